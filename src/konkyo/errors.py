@@ -1,0 +1,35 @@
+"""The one family of errors and warnings: each names what was expected, what came, and what is on offer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class KonkyoError(Exception):
+    """Something the caller can mend; the message says how."""
+
+
+class ImageError(KonkyoError):
+    """A file that cannot be used as an image, and why."""
+
+
+class NotApplicable(KonkyoError):  # noqa: N818 - it is said of a method: "cam: not applicable to this model"
+    """A method that cannot be defined for this model or layer; others can."""
+
+
+class KonkyoWarning(UserWarning):
+    """A result that exists but should not be trusted as it is."""
+
+
+def unknown(kind: str, name: object, offer: Iterable[str]) -> KonkyoError:
+    """The error for a name that is not on offer, with the near ones first.
+
+    >>> print(unknown("method", "gradcam", ["grad_cam", "score_cam"]))
+    unknown method 'gradcam'; did you mean 'grad_cam'? On offer: grad_cam, score_cam
+    """
+    names = list(offer)
+    near = get_close_matches(str(name), names, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else "."
+    shown = ", ".join(names[:60]) + (f", ... ({len(names)} in all)" if len(names) > 60 else "")
+    return KonkyoError(f"unknown {kind} {name!r}{hint} On offer: {shown}")
