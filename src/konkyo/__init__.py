@@ -1,3 +1,83 @@
-"""konkyo: what in an image a vision model decided on."""
+"""konkyo: what in an image a vision model decided on, and whether that answer can be trusted."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from konkyo import data
+    from konkyo.diagnosis import Diagnosis
+    from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable
+    from konkyo.explain import compare, explain, explanations
+    from konkyo.explanation import Explanation
+    from konkyo.layer import Layer
+    from konkyo.method import Method, method, methods
+    from konkyo.models import Model, Preprocess, load
+    from konkyo.target import ClassTarget, ContrastTarget, Each, Target, TopK
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "konkyo.diagnosis": ("Diagnosis",),
+    "konkyo.errors": ("KonkyoError", "KonkyoWarning", "NotApplicable"),
+    "konkyo.explain": ("compare", "explain", "explanations"),
+    "konkyo.explanation": ("Explanation",),
+    "konkyo.layer": ("Layer",),
+    "konkyo.method": ("Method", "method", "methods"),
+    "konkyo.models": ("Model", "Preprocess", "load"),
+    "konkyo.target": ("ClassTarget", "ContrastTarget", "Each", "Target", "TopK"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ClassTarget",
+    "ContrastTarget",
+    "Diagnosis",
+    "Each",
+    "Explanation",
+    "KonkyoError",
+    "KonkyoWarning",
+    "Layer",
+    "Method",
+    "Model",
+    "NotApplicable",
+    "Preprocess",
+    "Target",
+    "TopK",
+    "compare",
+    "data",
+    "explain",
+    "explanations",
+    "load",
+    "method",
+    "methods",
+]
+
+
+class _Package(ModuleType):
+    """Public names are imported when first used, so that `konkyo --help` does not wait seconds for torch.
+
+    Importing the submodule `konkyo.explain` would put it in the place of the function `explain`; it must not.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "data":
+            return import_module("konkyo.data")
+        if name not in _HOME:
+            raise AttributeError(f"module 'konkyo' has no attribute {name!r}")
+        value = getattr(import_module(_HOME[name]), name)
+        setattr(self, name, value)
+        return value
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

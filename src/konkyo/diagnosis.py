@@ -1,0 +1,88 @@
+"""Why a map says nothing, and which layer or score would."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+Kind: TypeAlias = Literal["ok", "not finite", "zero gradient", "saturated", "all negative", "constant"]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Whether a map is meaningful: `kind` is "ok", or says what is wrong; `message` gives the cause and a way out."""
+
+    kind: Kind
+    message: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the map can be read as it is."""
+        return self.kind == "ok"
+
+
+OK = Diagnosis("ok")
+SATURATED = 1 - 1e-4
+"""A softmax probability above this has a gradient below a ten-thousandth of its logit's."""
+
+
+def diagnose(
+    signed: Tensor,
+    *,
+    rectified: bool,
+    largest_gradient: Tensor | None,
+    probabilities: Sequence[Tensor | None],
+    way_out: str,
+) -> tuple[Diagnosis, ...]:
+    """What is wrong with each of the signed maps (R, *grid), from the values that their method has seen anyway.
+
+    `largest_gradient` (R,) absolute, where the method asked for gradients; `probabilities`: of every row whose score is a softmax
+    probability, that probability; `way_out` names a layer that works. One transfer from the device for all maps.
+    """
+    flat = signed.flatten(1)
+    seen = [flat.isfinite().all(1), flat.amin(1), flat.amax(1)]
+    seen.append(flat.new_ones(len(flat)) if largest_gradient is None else largest_gradient)
+    seen.append(
+        torch.stack([signed.new_zeros(()) if p is None else p.to(signed) for p in probabilities])
+        if len(probabilities)
+        else flat.new_zeros(len(flat))
+    )
+    table = torch.stack([column.to(signed.dtype) for column in seen], dim=1).tolist()
+    return tuple(_judge(row, rectified, way_out) for row in table)
+
+
+def _judge(row: list[float], rectified: bool, way_out: str) -> Diagnosis:
+    finite, low, high, gradient, probability = row
+    if not finite:
+        return Diagnosis(
+            "not finite",
+            "the map holds NaN or infinity: look for them in the image and the weights; half-precision overflow is "
+            'usual (precision="fp32"), and Grad-CAM++ and XGrad-CAM divide by sums that signed activations can make 0',
+        )
+    if probability > SATURATED and low > -1e-3 and high < 1e-3:
+        return Diagnosis(
+            "saturated",
+            f"the softmax probability is {probability:.6f}, so its gradient has all but vanished; explain the logit: "
+            'ClassTarget(index, score="logit")',
+        )
+    if gradient == 0:
+        return Diagnosis(
+            "zero gradient",
+            f"the gradient is exactly 0: the score does not depend on this layer for this image; {way_out}",
+        )
+    if low == high:
+        return Diagnosis(
+            "constant",
+            f"the map has the same value {low:g} everywhere: it points at nothing; {way_out}",
+        )
+    if rectified and high <= 0:
+        return Diagnosis(
+            "all negative",
+            "every value is negative before the ReLU: at this layer everything speaks against the target, and the map is "
+            f"blank. `signed` keeps the values; hires_cam shows both signs; {way_out}",
+        )
+    return OK

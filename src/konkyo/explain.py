@@ -1,0 +1,245 @@
+"""explain() and compare(): where models and methods meet."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import konkyo.methods  # noqa: F401 - registers every method
+from konkyo.diagnosis import Diagnosis, diagnose
+from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable
+from konkyo.explanation import Explanation
+from konkyo.layer import INPUT, Layer, untouched
+from konkyo.method import Method, find
+from konkyo.models import Model, as_model
+from konkyo.probe import Pass, Precision, Probe
+from konkyo.target import ClassTarget, Target
+from konkyo.tensors import fuse
+
+Images: TypeAlias = "Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image]"
+Where: TypeAlias = "str | nn.Module | Layer | None | Sequence[str | nn.Module | Layer]"
+
+SEVEN_CAMS = ("cam", "grad_cam", "grad_cam_pp", "score_cam", "eigen_cam", "ablation_cam", "layer_cam")
+"""The class activation maps of the founding survey, in its order."""
+
+
+def explain(
+    model: Model | nn.Module,
+    images: Images,
+    *,
+    method: str | Method = "grad_cam",
+    target: Any = None,
+    layer: Where = None,
+    seed: int = 0,
+    precision: Precision | None = None,
+    **options: Any,
+) -> Explanation:
+    """Maps of what in the images a score was decided on: one row per image and target.
+
+    `images`: a path, a picture, a list of them (prepared as the model wants), or a prepared tensor (N, C, H, W).
+    `target`: None (the model's own decision), a class index, a class name, a list with one entry per image, `TopK(k)`,
+    `Each(...)`, or any callable output -> (N,) scores. `layer`: None (the last feature grid that the decision depends
+    on, or the input for methods defined there), a dotted name, a module, "input", or a list of them, shallow to deep,
+    which are fused as in LayerCAM. `precision`: "bf16" or "fp16" runs the model's forwards under autocast; None leaves
+    autocast as it is. `options`: the method's own.
+
+    The model comes back as it was, also after an exception. KonkyoWarning (once a call): a map that says nothing.
+    KonkyoError: anything unknown or of the wrong form; NotApplicable: a method that this model has no place for.
+    """
+    return compare(
+        model, images, (method,), target=target, layer=layer, seed=seed, precision=precision, options=options
+    )[find(method).name]
+
+
+def compare(
+    model: Model | nn.Module,
+    images: Images,
+    methods: Sequence[str | Method] = SEVEN_CAMS,
+    *,
+    target: Any = None,
+    layer: Where = None,
+    seed: int = 0,
+    precision: Precision | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Explanation]:
+    """The same images explained by several methods, which share one forward and one backward: name -> Explanation.
+
+    Parameters as in `explain`; each of `options` goes to the methods that have it. NotApplicable: a method that this
+    model has no place for (`explanations` goes on with the others).
+    """
+    found = {}
+    for name, result in explanations(
+        model, images, methods, target=target, layer=layer, seed=seed, precision=precision, options=options
+    ):
+        if isinstance(result, NotApplicable):
+            raise result
+        found[name] = result
+    return found
+
+
+def explanations(
+    model: Model | nn.Module,
+    images: Images,
+    methods: Sequence[str | Method],
+    *,
+    target: Any = None,
+    layer: Where = None,
+    seed: int = 0,
+    precision: Precision | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[str, Explanation | NotApplicable]]:
+    """`compare`, one method after the other as they are done, with the reason in place of a map that cannot be."""
+    chosen, options = [find(m) for m in methods], dict(options or {})
+    for name in options:
+        if not any(name in m.options for m in chosen):
+            offer = sorted({o for m in chosen for o in m.options}) or ["(none)"]
+            raise KonkyoError(
+                f"no option {name!r} in {', '.join(m.name for m in chosen)}; options there: {', '.join(offer)}"
+            )
+    adapted = as_model(model)
+    tensor, pictures = _prepare(adapted, images)
+    layers = {m: _layers(adapted, m, layer, tuple(tensor.shape[1:])) for m in chosen}
+    wanted = list(dict.fromkeys(item for group in layers.values() for item in group))
+    graph = list(dict.fromkeys(item for m in chosen if "gradients" in m.needs for item in layers[m]))
+    with untouched(adapted.module):
+        pass_ = Pass(adapted, tensor, wanted, differentiable=graph, precision=precision)
+    warned = False
+    for m in chosen:
+        own = {name: value for name, value in options.items() if name in m.options}
+        try:
+            with untouched(adapted.module):
+                result = _run(adapted, pass_, m, layers[m], target, seed, own, pictures)
+        except NotApplicable as reason:
+            yield m.name, NotApplicable(f"{m.name}: {reason}")
+            continue
+        if not warned and (bad := next((d for d in result.diagnosis if not d.ok), None)) is not None:
+            warned = True
+            count = sum(not d.ok for d in result.diagnosis)
+            warnings.warn(f"{m.name}: {count} of {len(result)} maps: {bad.message}", KonkyoWarning, stacklevel=2)
+        yield m.name, result
+
+
+def _prepare(model: Model, images: Images) -> tuple[Tensor, tuple[Image.Image, ...] | Tensor]:
+    """(prepared images (N, C, ...), what the model saw of them)."""
+    if isinstance(images, Tensor):
+        tensor = model.prepared(images)
+        if model.preprocess is not None:
+            return tensor, model.preprocess.undo(tensor.detach())
+        flat = tensor.detach().flatten(1)
+        low, high = flat.amin(1), flat.amax(1)
+        shape = (-1, *[1] * (tensor.ndim - 1))
+        return tensor, (tensor.detach() - low.view(shape)) / (high - low).clamp_min(1e-12).view(shape)
+    listed = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
+    if not listed:
+        raise KonkyoError("no images: an empty list came")
+    for item in listed:
+        if not isinstance(item, (str, Path, Image.Image)):
+            raise KonkyoError(
+                f"images are a path, a picture, a list of them, or a tensor (N, C, H, W); got {type(item).__name__}"
+            )
+    if model.preprocess is None:
+        raise KonkyoError(
+            f"{model.name} does not say how to prepare a picture; give a prepared tensor (N, C, H, W), or "
+            "konkyo.Model(module, preprocess=konkyo.Preprocess(...))"
+        )
+    from konkyo.data.images import open_image
+
+    opened = [item if isinstance(item, Image.Image) else open_image(item) for item in listed]
+    prepared = [model.preprocess(picture) for picture in opened]
+    if len({t.shape for t in prepared}) > 1:
+        raise KonkyoError(
+            "the pictures differ in size after preprocessing; give the Preprocess a crop, or explain them one by one"
+        )
+    return model.prepared(torch.stack(prepared)), tuple(model.preprocess.view(picture) for picture in opened)
+
+
+def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) -> list[Layer]:
+    if layer is None and method.layer is not None:
+        layer = method.layer
+    several = layer if isinstance(layer, (list, tuple)) else [layer]
+    if not several:
+        raise KonkyoError("layer=[] names no layer")
+    needs_gradient = method.needs_gradient()
+    found = [model.layer(item, shape, needs_gradient=needs_gradient) for item in several]
+    if "class_weights" in method.needs and any(item.name == INPUT for item in found):
+        raise KonkyoError(f"{method.name} needs a feature layer; the input is none")
+    return found
+
+
+def _run(
+    model: Model,
+    pass_: Pass,
+    method: Method,
+    layers: Sequence[Layer],
+    target: Any,
+    seed: int,
+    options: Mapping[str, Any],
+    pictures: tuple[Image.Image, ...] | Tensor,
+) -> Explanation:
+    per_image = model.targets(target, pass_.output.detach(), score=method.score)
+    columns = list(zip(*per_image, strict=True))  # one tuple of targets over all images per target asked for
+    maps, gradients, scores = [], [], []
+    for column in columns:
+        probes = [Probe(pass_, column, layer, seed=seed) for layer in layers]
+        signed = [method(probe, **options) for probe in probes]
+        if len(signed) > 1:
+            signed = [fuse([m.relu() if method.rectified else m for m in signed])]
+        maps.append(signed[0].float())
+        scores.append(probes[0].score.float())
+        if "gradients" in method.needs:
+            gradients.append(probes[-1].gradients.flatten(1).abs().amax(1))
+    images, targets = len(per_image), [t for row in per_image for t in row]
+    signed_rows = _by_image(maps)
+    rows = _by_image(scores)
+    return Explanation(
+        signed=signed_rows,
+        rectified=method.rectified,
+        scores=rows,
+        image_index=torch.arange(images, device=rows.device).repeat_interleave(len(columns)),
+        targets=tuple(targets),
+        labels=tuple(model.label(t) for t in targets),
+        method=method.name,
+        layer="+".join(item.name if item.call == -1 else f"{item.name}#{item.call}" for item in layers),
+        model=model.name,
+        options=options,
+        seed=seed,
+        diagnosis=_diagnose(model, method, layers, signed_rows, rows, targets, gradients, pass_),
+        images=pictures,
+    )
+
+
+def _by_image(columns: list[Tensor]) -> Tensor:
+    """One tensor (N, ...) per target -> rows (N * targets, ...), image after image."""
+    return torch.stack(columns, dim=1).flatten(0, 1)
+
+
+def _diagnose(
+    model: Model,
+    method: Method,
+    layers: Sequence[Layer],
+    signed: Tensor,
+    scores: Tensor,
+    targets: Sequence[Target],
+    gradients: list[Tensor],
+    pass_: Pass,
+) -> tuple[Diagnosis, ...]:
+    probable = [isinstance(t, ClassTarget) and t.score == "probability" for t in targets]
+    automatic = model.automatic_layer(tuple(pass_.images.shape[1:]))
+    way_out = (
+        "try another layer: `konkyo layers` lists them"
+        if automatic is None or any(layer.name in (automatic.name, INPUT) for layer in layers)
+        else f"try layer={automatic.name!r}"
+    )
+    return diagnose(
+        signed,
+        rectified=method.rectified,
+        largest_gradient=_by_image(gradients) if gradients else None,
+        probabilities=[s if p else None for s, p in zip(scores, probable, strict=True)] if any(probable) else (),
+        way_out=way_out,
+    )

@@ -1,0 +1,422 @@
+"""Layers: what a module puts out seen as a feature grid, and the only place where hooks and stubs touch a model.
+
+`capture` reads grids in one forward, `Replay` runs a forward with other values in a layer's place, `trace` lists every
+grid of a network. Each leaves the network as it was, also when an exception flies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from konkyo.errors import KonkyoError
+
+INPUT = "input"
+MAX_PREFIX_TOKENS = 8  # class token, distillation token, registers
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module whose output is a feature grid; `module=None` is the image itself.
+
+    `fold` turns what the module puts out into (N, C, *grid), `unfold` turns such a grid back. Channels first, channels
+    last and tokens differ here and nowhere else.
+    """
+
+    name: str
+    module: nn.Module | None
+    channel_axis: int = 1
+    """Where the channels are: 1 for (N, C, h, w), -1 for (N, h, w, C) and for tokens (N, L, C)."""
+    tokens: tuple[int, ...] | None = None
+    """The grid that the tokens form, when the module puts out tokens."""
+    prefix: int = 0
+    """How many tokens (class, distillation, registers) stand before the grid."""
+    call: int = -1
+    """Which call of the module in one forward is meant; -1 is the last."""
+
+    def fold(self, raw: Tensor) -> Tensor:
+        """The module's output as (N, C, *grid)."""
+        if self.tokens is not None:
+            raw = raw[:, self.prefix :].unflatten(1, self.tokens)
+        return raw.movedim(self.channel_axis, 1)
+
+    def unfold(self, grid: Tensor, raw: Tensor) -> Tensor:
+        """A grid (V, C, *grid) in the module's own form; prefix tokens come from `raw`, its output for one image."""
+        out = grid.movedim(1, self.channel_axis)
+        if self.tokens is not None:
+            prefix = raw[:, : self.prefix].expand(len(grid), -1, -1)
+            out = torch.cat([prefix, out.flatten(1, len(self.tokens))], dim=1)
+        return out
+
+
+def main_tensor(output: Any) -> Tensor | None:
+    """The first tensor of what a module puts out: itself, or the first in a tuple, list or mapping."""
+    if isinstance(output, Tensor):
+        return output
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    return next((v for v in values if isinstance(v, Tensor)), None)
+
+
+def _with_main_tensor(output: Any, tensor: Tensor) -> Any:
+    first = main_tensor(output)
+    return tree_map(lambda leaf: tensor if leaf is first else leaf, output)
+
+
+# --- capture: read grids in one forward ------------------------------------------------------------------------------
+
+
+class Captured:
+    """What the layers put out in one forward, in the modules' own form."""
+
+    def __init__(self) -> None:
+        self.calls: dict[Layer, list[Tensor]] = {}
+
+    def raw(self, layer: Layer) -> Tensor:
+        """The output of the layer's call that is meant; an error if the forward never made that call."""
+        calls = self.calls.get(layer, [])
+        try:
+            return calls[layer.call]
+        except IndexError:
+            raise KonkyoError(
+                f"layer {layer.name!r} was called {len(calls)} times in this forward; call {layer.call} was asked for"
+            ) from None
+
+
+@contextmanager
+def capture(layers: Sequence[Layer], *, leaves: Sequence[Layer] = ()) -> Iterator[Captured]:
+    """Within the context a forward fills the `Captured`; run it under `no_grad`.
+
+    The first of `leaves` to be reached becomes the leaf of the graph: what comes before it runs without one, whatever
+    the weights' `requires_grad`, and what follows is differentiable. Downstream gets a clone, so that an in-place
+    operation right after the layer cannot rewrite what was captured.
+    """
+    captured = Captured()
+
+    def hook(layer: Layer) -> Callable[..., Any]:
+        def keep(_module: nn.Module, _args: Any, output: Any) -> Any:
+            tensor = main_tensor(output)
+            if tensor is None:
+                raise KonkyoError(f"layer {layer.name!r} puts out no tensor but {type(output).__name__}")
+            if layer in leaves:
+                torch.set_grad_enabled(True)
+                if not tensor.requires_grad or tensor.is_leaf:
+                    tensor = tensor.detach().requires_grad_()
+            captured.calls.setdefault(layer, []).append(tensor)
+            return _with_main_tensor(output, tensor.clone())
+
+        return keep
+
+    with ExitStack() as undo:
+        undo.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the hook's switch ends here
+        for layer in layers:
+            if layer.module is not None:
+                undo.callback(layer.module.register_forward_hook(hook(layer)).remove)
+        yield captured
+
+
+# --- replay: other values in a layer's place -------------------------------------------------------------------------
+
+
+@dataclass
+class _Call:
+    """A module's call in progress or finished, and the finished calls it made itself."""
+
+    module: nn.Module | None
+    output: Any = None
+    finished: list[_Call] = field(default_factory=list)
+
+
+class Replay:
+    """Reruns only what follows a layer, for variants of its output on one image.
+
+    Source of the idea: whatever finished before the layer did cannot depend on it. The largest such modules are
+    recorded once, and stubbed while variants run: each hands back its recorded output at once. The modules that are
+    still running when the layer finishes (its ancestors) run for real, and so does everything after it.
+
+    `layer.call` counts from 0 here (the number of the call in one forward). Recorded outputs have batch size 1.
+    Residual sums broadcast them; where that is not enough (concatenation) they are expanded to the variants' batch;
+    where a model defeats both, the whole network runs on the variants' batch. Which of the three holds is found by
+    replaying the layer's own output and comparing with what the network put out.
+    """
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], layer: Layer, root: nn.Module, image: Tensor) -> None:
+        self._forward, self._layer, self._image = forward, layer, image
+        self._stubs: dict[nn.Module, list[Any]] = {}
+        self.raw, output = self._record(root)
+        self._mode = next(m for m in ("broadcast", "expand", "whole") if m == "whole" or self._faithful(m, output))
+
+    def __call__(self, variants: Tensor) -> Tensor:
+        """The network's output (V, ...) with the layer's output replaced by `variants` (V, C, *grid)."""
+        return self._run(self._layer.unfold(variants, self.raw), self._mode)
+
+    def _record(self, root: nn.Module) -> tuple[Tensor, Tensor]:
+        layer, stack, seen = self._layer, [_Call(None)], 0
+        raw: Tensor | None = None
+
+        def start(module: nn.Module, _args: Any) -> None:
+            if raw is None:
+                stack.append(_Call(module))
+
+        def end(module: nn.Module, _args: Any, output: Any) -> None:
+            nonlocal raw, seen
+            if raw is not None:
+                return
+            call = stack.pop()
+            call.output, call.finished = output, []  # what it called is covered by its own output
+            stack[-1].finished.append(call)
+            if module is layer.module:
+                seen += 1
+                if seen == layer.call + 1 and (tensor := main_tensor(output)) is not None:
+                    raw = tensor.detach().clone()
+
+        with ExitStack() as undo, torch.no_grad():
+            for module in root.modules():
+                undo.callback(module.register_forward_pre_hook(start).remove)
+                undo.callback(module.register_forward_hook(end).remove)
+            output = self._forward(self._image)
+        for call in stack:
+            for done in call.finished:
+                assert done.module is not None
+                self._stubs.setdefault(done.module, []).append(done.output)
+        assert raw is not None
+        return raw, output
+
+    def _faithful(self, mode: str, expected: Tensor) -> bool:
+        recorded = [t for outputs in self._stubs.values() for o in outputs if isinstance(t := main_tensor(o), Tensor)]
+        versions = [t._version for t in recorded]
+        try:
+            with torch.no_grad():
+                again = self._run(torch.cat([self.raw, self.raw]), mode)
+        except RuntimeError:  # shapes that do not broadcast, a view of an expanded tensor, ...
+            return False
+        untouched = versions == [t._version for t in recorded]
+        tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) and self.raw.element_size() > 2 else 2e-2
+        scale = expected.abs().amax().clamp_min(1e-12)
+        return untouched and again.shape[0] == 2 and bool(((again - expected).abs() <= tolerance * scale).all())
+
+    def _run(self, values: Tensor, mode: str) -> Tensor:
+        image = self._image
+        if mode == "whole":
+            image = image.expand(len(values), *image.shape[1:])
+        with ExitStack() as undo:
+            for module, outputs in self._stubs.items():
+                if mode != "whole":
+                    undo.enter_context(_stubbed(module, self._answers(module, outputs, values, mode)))
+                elif module is self._layer.module:
+                    undo.enter_context(_replaced(module, self._layer.call, values))
+            return self._forward(image)
+
+    def _answers(self, module: nn.Module, outputs: list[Any], values: Tensor, mode: str) -> list[Any]:
+        answers = outputs
+        if mode == "expand":
+            size = len(values)
+            answers = tree_map(
+                lambda t: t.expand(size, *t.shape[1:]) if isinstance(t, Tensor) and t.ndim and len(t) == 1 else t,
+                outputs,
+            )
+        if module is self._layer.module:
+            answers = [*answers[:-1], _with_main_tensor(outputs[-1], values)]
+        return answers
+
+
+@contextmanager
+def _stubbed(module: nn.Module, answers: Sequence[Any]) -> Iterator[None]:
+    """The module's first calls are answered with `answers`, in order, without running it; later calls run it."""
+    run, left = module.forward, list(answers)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return left.pop(0) if left else run(*args, **kwargs)
+
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = own
+
+
+@contextmanager
+def _replaced(module: nn.Module, call: int, values: Tensor) -> Iterator[None]:
+    """The module runs, but its given call's main tensor is replaced by `values`."""
+    calls = 0
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return _with_main_tensor(output, values) if calls == call + 1 else output
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# --- trace: every grid of a network ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Site:
+    """One module's last output in a traced forward, and whether the decision depends on its grid."""
+
+    name: str
+    kind: str
+    """The module's class name."""
+    shape: tuple[int, ...]
+    """What the module puts out, without the batch."""
+    layer: Layer | None
+    """How to read it as a grid (its `module` left out, so that a stored trace keeps no model alive); None: no grid."""
+    grid: tuple[int, ...]
+    gradient: float
+    """Norm of d(top score)/d(grid) on a noise image; 0 when the decision does not depend on the grid."""
+    before_head: bool
+    """Whether a module with weights runs after it: otherwise it is the decision, no longer a feature."""
+
+
+_PASS_THROUGH = (
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity, nn.Flatten),
+)
+
+
+def trace(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -> list[Site]:
+    """Every module's last output, in the order in which they finish, from one forward and backward on `image` (1, ...).
+
+    The gradient is that of the largest output. Modules that only pool, drop or pass on are left out.
+    """
+    names = {module: name for name, module in root.named_modules() if name}
+    outputs: dict[str, Tensor] = {}
+    last_weights = 0
+    finished: dict[str, int] = {}
+    clock = 0
+
+    def hook(module: nn.Module, _args: Any, output: Any) -> Any:
+        nonlocal clock, last_weights
+        tensor, name = main_tensor(output), names[module]
+        clock += 1
+        if not any(module.children()) and any(True for _ in module.parameters(recurse=False)):
+            last_weights = clock
+        if tensor is None or not tensor.is_floating_point() or isinstance(module, _PASS_THROUGH):
+            return output
+        outputs.pop(name, None)  # order by the last call
+        outputs[name], finished[name] = tensor, clock
+        return _with_main_tensor(output, tensor.clone())
+
+    with ExitStack() as undo:
+        undo.enter_context(torch.enable_grad())
+        for module in names:
+            undo.callback(module.register_forward_hook(hook).remove)
+        score = forward(image.detach().clone().requires_grad_())
+        spatial, seen, layers = tuple(image.shape[2:]), list[tuple[int, ...]](), dict[str, Layer | None]()
+        for name, tensor in outputs.items():
+            layers[name] = layer = _read(name, tuple(tensor.shape), spatial, seen)
+            if layer is not None and layer.tokens is None:
+                seen.append(tuple(layer.fold(tensor).shape[2:]))
+        wanted = [name for name in outputs if layers[name] is not None and outputs[name].requires_grad]
+        top = score.flatten(1).amax(1).sum() if score.requires_grad else None
+        found = torch.autograd.grad(top, [outputs[n] for n in wanted], allow_unused=True) if top is not None else ()
+    gradients = dict(zip(wanted, found, strict=False))
+    sites = []
+    for name, tensor in outputs.items():
+        layer, gradient = layers[name], gradients.get(name)
+        grid = tuple(layer.fold(tensor).shape[2:]) if layer is not None else ()
+        norm = layer.fold(gradient).float().norm().item() if layer is not None and gradient is not None else 0.0
+        kind = type(root.get_submodule(name)).__name__
+        sites.append(Site(name, kind, tuple(tensor.shape[1:]), layer, grid, norm, finished[name] < last_weights))
+    return sites
+
+
+def _read(name: str, shape: tuple[int, ...], spatial: tuple[int, ...], seen: list[tuple[int, ...]]) -> Layer | None:
+    """How an output of this shape is a grid over an input of size `spatial`; None if it is none (or one cell only)."""
+    layer = None
+    if len(shape) == len(spatial) + 2:
+        first, last = shape[2:], shape[1:-1]
+        channels_last = not _covers(first, spatial) and _covers(last, spatial)
+        layer = Layer(name, None, channel_axis=-1 if channels_last else 1)
+        grid = last if channels_last else first
+    elif len(shape) == 3 and len(spatial) == 2:
+        found = _token_grid(shape[1], spatial, seen)
+        if found is not None:
+            prefix, grid = found
+            layer = Layer(name, None, channel_axis=-1, tokens=grid, prefix=prefix)
+    return layer if layer is not None and math.prod(grid) > 1 else None
+
+
+def _covers(grid: Sequence[int], spatial: Sequence[int]) -> bool:
+    """Whether the grid could be the input divided by one stride, up to rounding."""
+    if any(g > s or g < 1 for g, s in zip(grid, spatial, strict=True)):
+        return False
+    stride = max(spatial) / grid[spatial.index(max(spatial))]
+    return all(abs(g - s / stride) <= 1 for g, s in zip(grid, spatial, strict=True))
+
+
+def _token_grid(
+    length: int, spatial: tuple[int, ...], seen: list[tuple[int, ...]]
+) -> tuple[int, tuple[int, ...]] | None:
+    """(prefix, grid) of `length` tokens: an earlier convolution's grid if one fits, else one of the input's shape."""
+    for grid in reversed(seen):
+        if 0 <= length - math.prod(grid) <= MAX_PREFIX_TOKENS and math.prod(grid) > 1:
+            return length - math.prod(grid), grid
+    height, width = spatial
+    for prefix in range(min(MAX_PREFIX_TOKENS, length - 1) + 1):
+        rows = round(math.sqrt((length - prefix) * height / width))
+        if rows and (length - prefix) % rows == 0 and _covers((rows, (length - prefix) // rows), spatial):
+            return prefix, (rows, (length - prefix) // rows)
+    return None
+
+
+def bind(layer: Layer, root: nn.Module) -> Layer:
+    """The layer with its module, looked up by name in `root`."""
+    return replace(layer, module=root.get_submodule(layer.name))
+
+
+@dataclass
+class OutputBytes:
+    """Memory of the module outputs of a forward."""
+
+    largest: int = 0
+    total: int = 0
+
+
+@contextmanager
+def measured_outputs(root: nn.Module) -> Iterator[OutputBytes]:
+    """Within the context a forward adds up the bytes of what the innermost modules put out."""
+    measured = OutputBytes()
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        tensor = main_tensor(output)
+        if tensor is not None:
+            size = tensor.numel() * tensor.element_size()
+            measured.largest = max(measured.largest, size)
+            measured.total += size
+
+    with ExitStack() as undo:
+        for module in root.modules():
+            if not any(module.children()):
+                undo.callback(module.register_forward_hook(hook).remove)
+        yield measured
+
+
+@contextmanager
+def untouched(root: nn.Module) -> Iterator[None]:
+    """Within the context the network is in eval mode; after it every module's mode and the random state are back."""
+    modes = [(module, module.training) for module in root.modules()]
+    device = next((p.device for p in root.parameters()), torch.device("cpu"))
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        try:
+            root.eval()
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode

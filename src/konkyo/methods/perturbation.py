@@ -1,0 +1,71 @@
+"""Maps from how the score changes when the input or a channel is changed."""
+
+import torch
+from torch import Tensor
+
+from konkyo.method import method
+from konkyo.probe import Rescore
+from konkyo.tensors import resize, safe_divide, unit, weigh
+
+
+@method(rectified=True)
+def score_cam(inputs: Tensor, activations: Tensor, rescore: Rescore) -> Tensor:
+    """Score-CAM (Wang et al., 2020, Alg. 1): channels weighted by the score of the image seen through them.
+
+    map = ReLU(sum_k w_k A_k), w = softmax_k(score(x * unit(up(A_k))) - score(baseline)); the baseline's score is the
+    same for every channel and cancels in the softmax. A constant channel has no mask: its weight is 0, and it costs
+    no forward. One forward per channel; masks are made on the device, a chunk at a time.
+    """
+    size, flat = tuple(inputs.shape[2:]), activations.flatten(2)
+
+    def masked(image: int, channels: Tensor) -> Tensor:
+        return unit(resize(activations[image, channels], size))[:, None] * inputs[image]
+
+    scores = rescore(activations.shape[1], inputs=masked, where=flat.amin(2) < flat.amax(2))
+    return weigh(scores.softmax(1).nan_to_num(), activations)
+
+
+@method(rectified=True)
+def ablation_cam(activations: Tensor, score: Tensor, ablated_score: Tensor) -> Tensor:
+    """Ablation-CAM (Ramaswamy, 2020, Eq. 4-5): channels weighted by the drop in score when they are set to zero.
+
+    map = ReLU(sum_k w_k A_k), w_k = (y - y_k) / |y|. The paper divides by y, which it takes to be positive; dividing
+    a negative score by itself would swap evidence for and against.
+    """
+    return weigh(safe_divide(score[:, None] - ablated_score, score.abs()[:, None]), activations)
+
+
+@method(layer="input", score="probability")
+def rise(
+    inputs: Tensor,
+    rescore: Rescore,
+    generator: torch.Generator,
+    *,
+    masks: int = 4000,
+    cells: int = 7,
+    keep: float = 0.5,
+) -> Tensor:
+    """RISE (Petsiuk et al., 2018, Eq. 6): the mean of random masks, weighted by the score of the masked image.
+
+    map = 1 / (masks * keep) sum_i score(x * M_i) M_i. A mask is a coarse grid of `cells` per side, each kept with
+    probability `keep`, enlarged bilinearly and shifted at random by less than a cell. All images see the same masks.
+    """
+    size = inputs.shape[2:]
+    stride = [-(-s // cells) for s in size]
+    coarse = (torch.rand(masks, *[cells + 1] * len(size), generator=generator) < keep).to(inputs)
+    shifts = torch.stack([torch.randint(s, (masks,), generator=generator) for s in stride], dim=1)
+
+    def mask(indices: Tensor) -> Tensor:
+        large = resize(coarse[indices], tuple((cells + 1) * s for s in stride))
+        for axis, (extent, moves) in enumerate(zip(size, shifts[indices.cpu()].T, strict=True), start=1):
+            window = moves[:, None] + torch.arange(extent)
+            window = window.view(-1, *[1] * (axis - 1), extent, *[1] * (len(size) - axis)).to(large.device)
+            shape = [*large.shape[:axis], extent, *large.shape[axis + 1 :]]
+            large = large.gather(axis, window.expand(shape))
+        return large
+
+    scores = rescore(masks, inputs=lambda image, k: mask(k)[:, None] * inputs[image])
+    chunks = torch.arange(masks, device=inputs.device).split(64)
+    return sum((torch.tensordot(scores[:, k].to(inputs), mask(k), 1) for k in chunks), inputs.new_zeros(())) / (
+        masks * keep
+    )

@@ -1,0 +1,63 @@
+"""Models by name: one adapter file per library, found by the part of the name before the slash."""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+from torch import nn
+
+from konkyo.errors import KonkyoError, unknown
+from konkyo.models.base import ADAPTERS, Model, as_model
+from konkyo.models.preprocess import Preprocess
+
+__all__ = ["Model", "Preprocess", "as_model", "load"]
+
+
+def load(name: str, *, weights: str | Path | None = "default", device: str | None = None) -> Model:
+    """A model by name, in eval mode, with its preprocessing and class names.
+
+    `name`: "konkyo/scenes-classifier" (ships with the library), "torchvision/NAME", or "FILE.py:FUNCTION", a function
+    of yours that takes nothing and returns an nn.Module or a konkyo.Model (the file is run). `weights`: "default" (the
+    library's own pretrained weights), None (random), or a file (safetensors, or .pth of plain tensors). KonkyoError: an
+    unknown name, or weights that are missing or do not fit.
+    """
+    if ".py:" in name:
+        model = _from_file(name, weights)
+    else:
+        for module in iter_modules(__path__):
+            import_module(f"{__name__}.{module.name}")
+        prefix, slash, rest = name.partition("/")
+        if not slash or prefix not in ADAPTERS:
+            raise unknown("model", name, [f"{p}/NAME" for p in sorted(ADAPTERS)] + ["FILE.py:FUNCTION"])
+        model = ADAPTERS[prefix](rest, weights)
+    if device is not None:
+        try:
+            model.module.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise KonkyoError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return model
+
+
+def _from_file(name: str, weights: str | Path | None) -> Model:
+    path, _, function = name.rpartition(":")
+    if weights != "default":
+        raise KonkyoError("weights= goes with a library's model; a function of yours loads its own")
+    if not Path(path).is_file():
+        raise KonkyoError(f"no file {path!r} for model {name!r}")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    source = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(source)
+    build = getattr(source, function, None)
+    if not callable(build):
+        raise unknown(f"function in {path}", function, [n for n, v in vars(source).items() if callable(v)])
+    built = build()
+    if not isinstance(built, (nn.Module, Model)):
+        raise KonkyoError(f"{name} must return an nn.Module or a konkyo.Model; got {type(built).__name__}")
+    model = as_model(built)
+    model.module.eval()
+    return model

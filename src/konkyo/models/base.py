@@ -1,0 +1,240 @@
+"""Model: a network and what explaining it needs. Adapters build it; a plain nn.Module becomes one as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from konkyo.errors import KonkyoError, unknown
+from konkyo.layer import INPUT, Layer, Site, bind, main_tensor, trace, untouched
+from konkyo.models.preprocess import Preprocess
+from konkyo.target import ClassTarget, Each, Score, Target, TopK
+
+Adapter: TypeAlias = Callable[[str, str | Path | None], "Model"]
+ADAPTERS: dict[str, Adapter] = {}
+"""What `load` knows: the part of a model's name before the slash -> (the rest, weights) -> Model."""
+
+_TRACES: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], list[Site]]] = WeakKeyDictionary()
+
+
+def adapter(prefix: str) -> Callable[[Adapter], Adapter]:
+    """Registers the loader of all models named `prefix/...`."""
+
+    def register(load: Adapter) -> Adapter:
+        ADAPTERS[prefix] = load
+        return load
+
+    return register
+
+
+def select_logits(output: Any) -> Tensor:
+    """The logits in what a classifier returns: a tensor, a tuple's first, or a mapping's "logits", "out" or first."""
+    if isinstance(output, Mapping):
+        output = output.get("logits", output.get("out", output))
+    found = main_tensor(output)
+    if found is None:
+        raise KonkyoError(
+            f"no tensor in the model's output, a {type(output).__name__}; say where the logits are: "
+            "konkyo.Model(module, select=lambda output: ...)"
+        )
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network, how to prepare its images, and the names of its classes. Callable: images (N, C, H, W) -> output.
+
+    `preprocess` is needed for paths and pictures, not for tensors; `classes` for targets by name; `select` finds the
+    logits in what the module returns. Wrappers (DataParallel, DistributedDataParallel, torch.compile) are taken off.
+    """
+
+    module: nn.Module
+    preprocess: Preprocess | None = None
+    classes: tuple[str, ...] = ()
+    name: str = ""
+    select: Callable[[Any], Tensor] = select_logits
+
+    def __post_init__(self) -> None:
+        module = self.module
+        if not isinstance(module, nn.Module):
+            raise KonkyoError(f"a model is a torch.nn.Module, a konkyo.Model or a name for konkyo.load; got {module!r}")
+        while True:
+            if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+                module = module.module
+            elif type(module).__name__ == "OptimizedModule":  # torch.compile; its class takes seconds to import
+                module = module.get_submodule("_orig_mod")
+            else:
+                break
+        if isinstance(module, torch.jit.ScriptModule):
+            raise KonkyoError("a TorchScript module hides its layers; give the eager module that it was made from")
+        object.__setattr__(self, "module", module)
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "name", self.name or type(module).__name__)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.select(self.module(images))
+
+    def _like(self) -> Tensor:
+        """A tensor with the device and dtype of the weights."""
+        return next((p for p in self.module.parameters() if p.is_floating_point()), torch.zeros(()))
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Preprocessed images with the device and dtype of the weights. KonkyoError: not a floating (N, C, ...)."""
+        if images.ndim < 3 or not images.is_floating_point() or not images.numel():
+            raise KonkyoError(
+                f"preprocessed images are a floating tensor (N, C, H, W) with N >= 1; got {tuple(images.shape)} "
+                f"{images.dtype}"
+            )
+        return images.to(self._like().device, self._like().dtype)
+
+    # --- layers -------------------------------------------------------------------------------------------------------
+
+    def sites(self, shape: Sequence[int]) -> list[Site]:
+        """Every module's output in one traced forward for images of this shape (C, H, W), as `konkyo layers` shows.
+
+        Traced once per network and shape, on one seeded noise image.
+        """
+        traces = _TRACES.setdefault(self.module, {})
+        if tuple(shape) not in traces:
+            noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+            with untouched(self.module), torch.inference_mode(False):
+                traces[tuple(shape)] = trace(self, self.module, self.prepared(noise))
+        return traces[tuple(shape)]
+
+    def automatic_layer(self, shape: Sequence[int]) -> Layer | None:
+        """The last feature grid that the decision depends on and that a module with weights follows, if there is one."""
+        sites = self.sites(shape)
+        grids = [s for s in sites if s.layer is not None]
+        features = [s for s in grids if s.before_head] or grids
+        chosen = next((s for s in reversed(features) if s.gradient), features[-1] if features else None)
+        return None if chosen is None or chosen.layer is None else bind(chosen.layer, self.module)
+
+    def layer(
+        self, which: str | nn.Module | Layer | None, shape: Sequence[int], *, needs_gradient: bool = True
+    ) -> Layer:
+        """The layer meant by a dotted name (`"block.relu#1"`: its second call), a module, "input" or None.
+
+        None: the automatic layer. KonkyoError: no such layer, no grid there, or a grid that the decision does not
+        depend on (where that blanks the map).
+        """
+        if isinstance(which, Layer):
+            return which
+        if which == INPUT:
+            return Layer(INPUT, None)
+        sites, automatic = self.sites(shape), self.automatic_layer(shape)
+        if which is None:
+            if automatic is None:
+                raise KonkyoError(
+                    f"{self.name}: no layer puts out a feature grid for images of shape {tuple(shape)}; "
+                    'only layer="input" is on offer'
+                )
+            return automatic
+        name, _, call = (self._name_of(which) if isinstance(which, nn.Module) else which).partition("#")
+        site = next((s for s in sites if s.name == name), None)
+        if site is None or site.layer is None:
+            self._refuse(name, site, sites)
+        assert site is not None
+        assert site.layer is not None
+        if needs_gradient and site.gradient == 0 and any(s.gradient for s in sites) and automatic is not None:
+            raise KonkyoError(
+                f"the decision of {self.name} does not depend on the grid at layer {name!r} (its gradient is exactly 0), "
+                f"so the map would be blank; a layer that works: {automatic.name!r}"
+            )
+        if call and not call.lstrip("-").isdigit():
+            raise KonkyoError(f"a call of a layer is a number, as in {name + '#0'!r}; got {which!r}")
+        return bind(replace(site.layer, call=int(call)) if call else site.layer, self.module)
+
+    def _name_of(self, module: nn.Module) -> str:
+        for name, found in self.module.named_modules():
+            if found is module and name:
+                return name
+        raise KonkyoError(f"the module given as layer ({type(module).__name__}) is not part of {self.name}")
+
+    def _refuse(self, name: str, site: Site | None, sites: list[Site]) -> None:
+        grids = [s.name for s in sites if s.layer is not None]
+        if site is not None:
+            raise KonkyoError(
+                f"layer {name!r} puts out shape {site.shape} per image, which is no feature grid; layers with one, from "
+                f"the last: {', '.join(grids[::-1][:8])}"
+            )
+        if name in dict(self.module.named_modules()):
+            raise KonkyoError(
+                f"layer {name!r} only passes its input on, or is not run as a module in a forward; "
+                f"layers with a grid, from the last: {', '.join(grids[::-1][:8])}"
+            )
+        raise unknown("layer", name, [INPUT, *grids[::-1]])
+
+    # --- decisions and targets ----------------------------------------------------------------------------------------
+
+    def decisions(self, output: Tensor, k: int = 1, *, score: Score = "logit") -> list[list[Target]]:
+        """What the model itself decided: the k highest classes of every image, highest first."""
+        if output.ndim != 2:
+            raise KonkyoError(
+                f"no class to explain in an output of shape {tuple(output.shape)}, (N, classes) was expected; give a "
+                "target: a callable output -> (N,) scores"
+            )
+        if k > output.shape[1]:
+            raise KonkyoError(f"TopK({k}) of a model with {output.shape[1]} classes")
+        ranked = output.topk(k, dim=1).indices.tolist()
+        return [[ClassTarget(index, score) for index in row] for row in ranked]
+
+    def targets(self, target: Any, output: Tensor, *, score: Score = "logit") -> list[list[Target]]:
+        """The targets of every image, all images with the same number of them.
+
+        `target`: None, `TopK`, `Each`, an int, a class name, a Target, or a list (or integer tensor) of these with one
+        entry per image. KonkyoError: an unknown class, a list of the wrong length.
+        """
+        count = len(output)
+        if target is None:
+            return self.decisions(output, score=score)
+        if isinstance(target, TopK):
+            return self.decisions(output, target.k, score=score)
+        if isinstance(target, Each):
+            return [[self._target(t, score) for t in target.targets]] * count
+        entries = target.tolist() if isinstance(target, Tensor) else target
+        if isinstance(entries, (list, tuple)):
+            if len(entries) != count:
+                raise KonkyoError(
+                    f"a list of targets has one entry per image: {count} expected, {len(entries)} came; "
+                    "several targets for every image: Each(...) or TopK(k)"
+                )
+            return [[self._target(t, score)] for t in entries]
+        return [[self._target(entries, score)]] * count
+
+    def _target(self, target: int | str | Target, score: Score) -> Target:
+        if isinstance(target, str):
+            return ClassTarget(self.class_index(target), score)
+        if isinstance(target, int) and not isinstance(target, bool):
+            return ClassTarget(target, score)
+        if isinstance(target, (TopK, Each)) or not callable(target):
+            raise KonkyoError(f"a target is a class index, a class name or a callable output -> (N,); got {target!r}")
+        return target
+
+    def class_index(self, name: str) -> int:
+        """The index of a class name (case does not matter). KonkyoError: unknown, or the name of several classes."""
+        if not self.classes:
+            raise KonkyoError(f"{self.name} has no class names, so {name!r} means nothing to it; give the class's index")
+        found = [i for i, c in enumerate(self.classes) if c.lower() == name.lower()]
+        if not found:
+            raise unknown("class", name, self.classes)
+        if len(found) > 1:
+            raise KonkyoError(f"{name!r} is the name of classes {found}; give the index of the one you mean")
+        return found[0]
+
+    def label(self, target: Target) -> str:
+        """What a target is called in pictures."""
+        if isinstance(target, ClassTarget):
+            known = target.index < len(self.classes)
+            return self.classes[target.index] if known else f"class {target.index}"
+        return getattr(target, "__name__", repr(target))
+
+
+def as_model(model: Model | nn.Module) -> Model:
+    """The model itself, or a plain nn.Module made into one."""
+    return model if isinstance(model, Model) else Model(model)

@@ -1,0 +1,86 @@
+"""Weights from files that are not trusted: safetensors, or .pth read with `weights_only=True`."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from konkyo.errors import KonkyoError
+
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+_NESTS = ("state_dict", "model_state_dict", "model", "model_ema", "ema", "net")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, prefixes of wrappers (`module.`, `_orig_mod.`) taken off.
+
+    KonkyoError: a missing or broken file, or a pickle that holds more than weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise KonkyoError(f"no weights file {str(path)!r}")
+    if path.suffix == ".safetensors":
+        try:
+            state: Any = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise KonkyoError(f"{path.name} is not a readable safetensors file: {error}") from error
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise KonkyoError(
+                f"{path.name} is no file of plain weights (it holds Python objects, or is broken), and such files can "
+                "run code: save the state dict alone, best as safetensors"
+            ) from error
+        except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+            raise KonkyoError(f"{path.name} cannot be read as PyTorch weights: {str(error).splitlines()[0]}") from error
+    for nest in _NESTS:
+        if isinstance(state, Mapping) and isinstance(state.get(nest), Mapping):
+            state = state[nest]
+            break
+    tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
+    if not tensors:
+        raise KonkyoError(f"{path.name} holds no named tensors")
+    for wrapper in _WRAPPERS:
+        if all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def build_with(path: str | Path, build: Callable[[int | None], nn.Module]) -> nn.Module:
+    """The network with the weights of a file; `build(classes)` makes it, with its usual number of classes for None.
+
+    A file with another number of classes (a fine-tuned model) builds the network with that number. KonkyoError names
+    what does not fit.
+    """
+    state = read_weights(path)
+    module = build(None)
+    own = module.state_dict()
+    counts = {state[k].shape[0] for k in own if k in state and _only_first_differs(state[k], own[k])}
+    if len(counts) == 1:
+        module = build(counts.pop())
+        own = module.state_dict()
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    extra = [k for k in state if k not in own]
+    shapes = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own if _misfit(k, state, own)]
+    if missing or shapes:
+        parts = [("missing", missing), ("unexpected", extra), ("of another shape", shapes)]
+        told = "; ".join(f"{len(names)} {what} ({', '.join(names[:3])} ...)" for what, names in parts if names)
+        raise KonkyoError(f"the weights in {Path(path).name} do not fit {type(module).__name__}: {told}")
+    module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+    return module
+
+
+def _only_first_differs(new: Tensor, own: Tensor) -> bool:
+    return new.ndim == own.ndim > 0 and new.shape[0] != own.shape[0] and new.shape[1:] == own.shape[1:]
+
+
+def _misfit(name: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    return name in state and state[name].shape != own[name].shape

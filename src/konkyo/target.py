@@ -1,0 +1,70 @@
+"""Targets: which number of the model's output is explained. A target is a callable `output -> (N,)` scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
+
+from konkyo.errors import KonkyoError
+
+Target: TypeAlias = Callable[[Any], Tensor]
+Score: TypeAlias = Literal["logit", "probability"]
+
+
+@dataclass(frozen=True)
+class ClassTarget:
+    """The score of one class: its logit, or its softmax probability. output (N, K) -> (N,)."""
+
+    index: int
+    score: Score = "logit"
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """The class's score of every image. KonkyoError: an output that is not (N, K), or has no such class."""
+        if output.ndim != 2:
+            raise KonkyoError(
+                f"a class needs an output of shape (N, classes); got {tuple(output.shape)}. For other outputs give a "
+                "target of your own: a callable output -> (N,) scores"
+            )
+        if not 0 <= self.index < output.shape[1]:
+            raise KonkyoError(
+                f"class {self.index} of a model with {output.shape[1]} classes (0 to {output.shape[1] - 1})"
+            )
+        return (output.softmax(1) if self.score == "probability" else output)[:, self.index]
+
+
+@dataclass(frozen=True)
+class ContrastTarget:
+    """Why this and not that: the difference of two targets. -> (N,)"""
+
+    this: Target
+    that: Target
+
+    def __call__(self, output: Any) -> Tensor:
+        """The difference of the two scores of every image."""
+        return self.this(output) - self.that(output)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Ask `explain` for the k highest classes of every image, one row each, from one forward."""
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise KonkyoError(f"TopK needs k >= 1; got {self.k}")
+
+
+@dataclass(frozen=True, init=False)
+class Each:
+    """Ask `explain` for every one of these targets (class names, indices or Targets) on every image, one row each."""
+
+    targets: tuple[int | str | Target, ...]
+
+    def __init__(self, *targets: int | str | Target) -> None:
+        if not targets:
+            raise KonkyoError('Each needs at least one target, as in Each("cat", "dog")')
+        object.__setattr__(self, "targets", targets)
