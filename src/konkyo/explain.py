@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import konkyo.methods  # noqa: F401 - registers every method
+from konkyo.data.images import open_image
 from konkyo.diagnosis import Diagnosis, diagnose
-from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable
+from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable, unknown
 from konkyo.explanation import Explanation
 from konkyo.layer import INPUT, Layer, untouched
 from konkyo.method import Method, find
@@ -99,9 +101,7 @@ def explanations(
     for name in options:
         if not any(name in m.options for m in chosen):
             offer = sorted({o for m in chosen for o in m.options}) or ["(none)"]
-            raise KonkyoError(
-                f"no option {name!r} in {', '.join(m.name for m in chosen)}; options there: {', '.join(offer)}"
-            )
+            raise unknown(f"option of {', '.join(m.name for m in chosen)}", name, offer)
     adapted = as_model(model)
     tensor, pictures = _prepare(adapted, images)
     layers = {m: _layers(adapted, m, layer, tuple(tensor.shape[1:])) for m in chosen}
@@ -121,20 +121,23 @@ def explanations(
         if not warned and (bad := next((d for d in result.diagnosis if not d.ok), None)) is not None:
             warned = True
             count = sum(not d.ok for d in result.diagnosis)
-            warnings.warn(f"{m.name}: {count} of {len(result)} maps: {bad.message}", KonkyoWarning, stacklevel=2)
+            _warn(f"{m.name}: {count} of {len(result)} maps: {bad.message}")
         yield m.name, result
+
+
+def _warn(message: str) -> None:
+    """A warning that points at the caller's line, however deep in the package it comes from."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "konkyo":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, KonkyoWarning, stacklevel=level)
 
 
 def _prepare(model: Model, images: Images) -> tuple[Tensor, tuple[Image.Image, ...] | Tensor]:
     """(prepared images (N, C, ...), what the model saw of them)."""
     if isinstance(images, Tensor):
         tensor = model.prepared(images)
-        if model.preprocess is not None:
-            return tensor, model.preprocess.undo(tensor.detach())
-        flat = tensor.detach().flatten(1)
-        low, high = flat.amin(1), flat.amax(1)
-        shape = (-1, *[1] * (tensor.ndim - 1))
-        return tensor, (tensor.detach() - low.view(shape)) / (high - low).clamp_min(1e-12).view(shape)
+        return tensor, tensor.detach() if model.preprocess is None else model.preprocess.undo(tensor.detach())
     listed = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
     if not listed:
         raise KonkyoError("no images: an empty list came")
@@ -148,8 +151,6 @@ def _prepare(model: Model, images: Images) -> tuple[Tensor, tuple[Image.Image, .
             f"{model.name} does not say how to prepare a picture; give a prepared tensor (N, C, H, W), or "
             "konkyo.Model(module, preprocess=konkyo.Preprocess(...))"
         )
-    from konkyo.data.images import open_image
-
     opened = [item if isinstance(item, Image.Image) else open_image(item) for item in listed]
     prepared = [model.preprocess(picture) for picture in opened]
     if len({t.shape for t in prepared}) > 1:

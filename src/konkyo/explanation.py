@@ -54,7 +54,7 @@ class Explanation:
     boxes: Tensor | None = None
     """(R, 4) xyxy pixels where a row explains a detection."""
     images: tuple[Image.Image, ...] | Tensor | None = None
-    """What the model saw: pictures, or colours (N, 3, H, W) in [0, 1]. Not saved."""
+    """What the model saw: pictures, or a tensor (N, 1 or 3, H, W), drawn as it is where it lies in [0, 1]. Not saved."""
 
     @property
     def maps(self) -> Tensor:
@@ -81,6 +81,8 @@ class Explanation:
             colours = self.images[index].float()
             if colours.ndim != 3 or colours.shape[0] not in (1, 3):
                 raise KonkyoError(f"only images (1 or 3, H, W) can be drawn; got {tuple(colours.shape)}; pass image=")
+            if colours.amin() < 0 or colours.amax() > 1:  # normalised by means that nobody told
+                colours = unit(colours[None])[0]
             pixels = (colours.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
             return Image.fromarray(pixels)
         return self.images[index]

@@ -154,7 +154,7 @@ class Replay:
 
     def __call__(self, variants: Tensor) -> Tensor:
         """The network's output (V, ...) with the layer's output replaced by `variants` (V, C, *grid)."""
-        return self._run(self._layer.unfold(variants, self.raw), self._mode)
+        return self._run(self._layer.unfold(variants.to(self.raw.dtype), self.raw), self._mode)
 
     def _record(self, root: nn.Module) -> tuple[Tensor, Tensor]:
         layer, stack, seen = self._layer, [_Call(None)], 0
@@ -323,8 +323,8 @@ def trace(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -
             if layer is not None and layer.tokens is None:
                 seen.append(tuple(layer.fold(tensor).shape[2:]))
         wanted = [name for name in outputs if layers[name] is not None and outputs[name].requires_grad]
-        top = score.flatten(1).amax(1).sum() if score.requires_grad else None
-        found = torch.autograd.grad(top, [outputs[n] for n in wanted], allow_unused=True) if top is not None else ()
+        top, grids = score.flatten(1).amax(1).sum(), [outputs[name] for name in wanted]
+        found = torch.autograd.grad(top, grids, allow_unused=True) if grids and top.requires_grad else ()
     gradients = dict(zip(wanted, found, strict=False))
     sites = []
     for name, tensor in outputs.items():

@@ -98,13 +98,14 @@ class Pass:
     @contextmanager
     def forwards(self) -> Iterator[None]:
         """The state in which this Pass runs the network: its autocast, without a cache that would outlive it."""
-        with torch.inference_mode(False), torch.autocast(**self._autocast):  # type: ignore[arg-type]
+        grad = torch.is_grad_enabled()  # leaving inference mode would switch it on
+        with torch.inference_mode(False), torch.set_grad_enabled(grad), torch.autocast(**self._autocast):  # type: ignore[arg-type]
             yield
 
     def forward(self, images: Tensor) -> Tensor:
         """The network's output on other images, in the state of this Pass."""
         with self.forwards():
-            return real(self.network(images))
+            return real(self.network(images.to(self.images.dtype)))
 
     def activations(self, layer: Layer) -> Tensor:
         """What the layer put out, (N, C, *grid), detached."""
@@ -205,7 +206,7 @@ class Probe:
         """Scores (N, count) of `count` variants of every image, or of its activations.
 
         `inputs(i, k)` builds the variants `k` (indices) of image `i` when their chunk's turn comes, so that no more
-        than a chunk is ever held. Variants of activations replay only what follows the layer. `where` (N, count) bool
+        than a chunk is ever held; the network may overwrite them. Variants of activations replay only what follows the layer. `where` (N, count) bool
         leaves variants out: their score is -inf.
         """
         result = self.score.new_full((len(self.inputs), count), -torch.inf)

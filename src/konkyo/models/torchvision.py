@@ -10,7 +10,7 @@ from torch import nn
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models.base import Model, adapter
 from konkyo.models.preprocess import Preprocess
-from konkyo.models.weights import build_with
+from konkyo.models.checkpoints import build_with
 
 
 def names() -> list[str]:
