@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+import konkyo
+from konkyo.layer import Layer, capture
+from konkyo.probe import Pass, Probe
 from networks import (
     Attention,
     InPlaceAfter,
@@ -19,11 +24,6 @@ from networks import (
     images,
     seeded,
 )
-from torch import Tensor, nn
-
-import konkyo
-from konkyo.layer import Layer, capture
-from konkyo.probe import Pass, Probe
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 OPTIONS: dict[str, dict[str, Any]] = {"rise": {"masks": 6}, "integrated_gradients": {"steps": 3}}
@@ -49,7 +49,9 @@ def state_of(network: nn.Module) -> dict[str, Any]:
         "versions": [t._version for t in network.state_dict().values()],
         "grads": [None if p.grad is None else p.grad.clone() for p in network.parameters()],
         "requires": [p.requires_grad for p in network.parameters()],
-        "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in network.modules()],
+        "hooks": [
+            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in network.modules()
+        ],
         "attributes": [sorted(m.__dict__) for m in network.modules()],
         "rng": torch.get_rng_state(),
     }
@@ -228,7 +230,9 @@ def test_a_layer_called_twice_in_one_pass(call: int, name: str) -> None:
         lambda f: network.head(f.relu().mean((2, 3))),
     ]
     features = (first, last)[call]
-    close(run(network, x, "grad_cam", target=1, layer=name).signed[0].double(), by_hand(network, tails[call], features, 1))
+    close(
+        run(network, x, "grad_cam", target=1, layer=name).signed[0].double(), by_hand(network, tails[call], features, 1)
+    )
     weights = []
     with torch.no_grad():
         y = tails[call](features)[0, 1]
@@ -572,7 +576,9 @@ def test_diagnosis_of_saturation_recommends_the_logit() -> None:
 def test_good_maps_are_said_to_be_good() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert konkyo.explain(seeded(SmallResNet()), images(1), method="hires_cam").diagnosis == (konkyo.Diagnosis("ok"),)
+        assert konkyo.explain(seeded(SmallResNet()), images(1), method="hires_cam").diagnosis == (
+            konkyo.Diagnosis("ok"),
+        )
 
 
 # --- @method ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Every method against a slow, literal transcription of its formula, in double precision on a small residual network."""
+"""Every method against a slow, literal transcription of its formula, in double precision on a small network."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from networks import Dense, SmallResNet, images, seeded
 from torch import Tensor, nn
 from torch.nn import functional
 
 import konkyo
 from konkyo.tensors import fuse
+from networks import Dense, SmallResNet, images, seeded
 
 CLASSES = [3, 0, 4]
 LAYER = "stage3"
@@ -232,7 +232,7 @@ def test_integrated_gradients_at_a_layer_is_complete_too() -> None:
     )
     with torch.no_grad():
         features = network.stage2(network.stage1(network.stem(x)))
-        tail = lambda f: network.head(network.stage3(f).mean((2, 3)))[0, 1]  # noqa: E731
+        tail = lambda f: network.head(network.stage3(f).mean((2, 3)))[0, 1]
         difference = tail(features) - tail(torch.zeros_like(features))
     assert found.maps.shape[1:] == features.shape[2:]
     torch.testing.assert_close(found.maps.double().sum(), difference, rtol=2e-2, atol=1e-4)
@@ -306,6 +306,7 @@ def test_ablation_sets_signed_activations_to_zero() -> None:
     assert features[0].min() < 0
     weights = []
     for k in range(16):
+
         def zero(_m: nn.Module, _a: object, o: Tensor, k: int = k) -> Tensor:
             o = o.clone()
             o[:, k] = 0

@@ -40,8 +40,9 @@ def diagnose(
 ) -> tuple[Diagnosis, ...]:
     """What is wrong with each of the signed maps (R, *grid), from the values that their method has seen anyway.
 
-    `largest_gradient` (R,) absolute, where the method asked for gradients; `probabilities`: of every row whose score is a softmax
-    probability, that probability; `way_out` names a layer that works. One transfer from the device for all maps.
+    `largest_gradient` (R,) absolute, where the method asked for gradients; `probabilities`: of every row whose score
+    is a softmax probability, that probability; `way_out` names a layer that works. One transfer from the device for
+    all maps.
     """
     flat = signed.flatten(1)
     seen = [flat.isfinite().all(1), flat.amin(1), flat.amax(1)]
@@ -82,7 +83,7 @@ def _judge(row: list[float], rectified: bool, way_out: str) -> Diagnosis:
     if rectified and high <= 0:
         return Diagnosis(
             "all negative",
-            "every value is negative before the ReLU: at this layer everything speaks against the target, and the map is "
-            f"blank. `signed` keeps the values; hires_cam shows both signs; {way_out}",
+            "every value is negative before the ReLU: at this layer everything speaks against the target, and the map "
+            f"is blank. `signed` keeps the values; hires_cam shows both signs; {way_out}",
         )
     return OK

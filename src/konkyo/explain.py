@@ -25,7 +25,7 @@ from konkyo.target import ClassTarget, Target
 from konkyo.tensors import fuse
 
 Images: TypeAlias = "Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image]"
-Where: TypeAlias = "str | nn.Module | Layer | None | Sequence[str | nn.Module | Layer]"
+Where: TypeAlias = "str | nn.Module | Layer | Sequence[str | nn.Module | Layer] | None"
 
 SEVEN_CAMS = ("cam", "grad_cam", "grad_cam_pp", "score_cam", "eigen_cam", "ablation_cam", "layer_cam")
 """The class activation maps of the founding survey, in its order."""
@@ -127,10 +127,10 @@ def explanations(
 
 def _warn(message: str) -> None:
     """A warning that points at the caller's line, however deep in the package it comes from."""
-    level, frame = 1, sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "konkyo":
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, KonkyoWarning, stacklevel=level)
+    level = 1
+    while sys._getframe(level).f_globals.get("__name__", "").partition(".")[0] == "konkyo":
+        level += 1
+    warnings.warn(message, KonkyoWarning, stacklevel=level + 1)
 
 
 def _prepare(model: Model, images: Images) -> tuple[Tensor, tuple[Image.Image, ...] | Tensor]:
@@ -163,7 +163,8 @@ def _prepare(model: Model, images: Images) -> tuple[Tensor, tuple[Image.Image, .
 def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) -> list[Layer]:
     if layer is None and method.layer is not None:
         layer = method.layer
-    several = layer if isinstance(layer, (list, tuple)) else [layer]
+    several: Sequence[str | nn.Module | Layer | None]
+    several = [layer] if layer is None or isinstance(layer, (str, nn.Module, Layer)) else layer
     if not several:
         raise KonkyoError("layer=[] names no layer")
     needs_gradient = method.needs_gradient()

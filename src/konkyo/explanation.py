@@ -54,7 +54,7 @@ class Explanation:
     boxes: Tensor | None = None
     """(R, 4) xyxy pixels where a row explains a detection."""
     images: tuple[Image.Image, ...] | Tensor | None = None
-    """What the model saw: pictures, or a tensor (N, 1 or 3, H, W), drawn as it is where it lies in [0, 1]. Not saved."""
+    """What the model saw: pictures, or a tensor (N, 1 or 3, H, W), drawn as it is if it lies in [0, 1]. Not saved."""
 
     @property
     def maps(self) -> Tensor:
@@ -153,7 +153,8 @@ class Explanation:
 
 def _save_npz(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
     with path.open("wb") as file:  # a file object, so that numpy keeps the temporary name
-        np.savez_compressed(file, konkyo=np.array(text), **{n: t.numpy() for n, t in tensors.items()})
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+        np.savez_compressed(file, konkyo=np.array(text), **arrays)
 
 
 def _target_to_json(target: Target | str) -> Any:

@@ -44,7 +44,7 @@ class Layer:
     def fold(self, raw: Tensor) -> Tensor:
         """The module's output as (N, C, *grid)."""
         if self.tokens is not None:
-            raw = raw[:, self.prefix :].unflatten(1, self.tokens)
+            raw = raw[:, self.prefix :].reshape(len(raw), *self.tokens, -1)
         return raw.movedim(self.channel_axis, 1)
 
     def unfold(self, grid: Tensor, raw: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from importlib import import_module
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, overload
 
 import torch

@@ -118,10 +118,11 @@ class Pass:
             raws = [self._raw[layer] for layer in self._differentiable]
             with self.forwards(), torch.enable_grad():
                 score = scores(self.output, targets).sum()
+                found: Sequence[Tensor | None] = [None] * len(
+                    raws
+                )  # where nothing after the layers leads to the output
                 if score.requires_grad:
                     found = torch.autograd.grad(score, raws, retain_graph=True, allow_unused=True)
-                else:  # nothing after the layers leads to the output
-                    found = (None,) * len(raws)
             self._gradients[key] = tuple(
                 torch.zeros_like(raw) if gradient is None else gradient
                 for raw, gradient in zip(raws, found, strict=True)
@@ -206,8 +207,8 @@ class Probe:
         """Scores (N, count) of `count` variants of every image, or of its activations.
 
         `inputs(i, k)` builds the variants `k` (indices) of image `i` when their chunk's turn comes, so that no more
-        than a chunk is ever held; the network may overwrite them. Variants of activations replay only what follows the layer. `where` (N, count) bool
-        leaves variants out: their score is -inf.
+        than a chunk is ever held; the network may overwrite them. Variants of activations replay only what follows the
+        layer. `where` (N, count) bool leaves variants out: their score is -inf.
         """
         result = self.score.new_full((len(self.inputs), count), -torch.inf)
         for image, target in enumerate(self._targets):
@@ -283,7 +284,7 @@ class Probe:
                 found = run(first.contiguous())
         yield todo[:1], found
         needed = outputs.total if graph else _WORKING_COPIES * outputs.largest
-        for chunk in todo[1:].split(max(1, _free_bytes(first.device) // max(1, needed))):
+        for chunk in torch.split(todo[1:], max(1, _free_bytes(first.device) // max(1, needed))):
             yield chunk, run(make(chunk).contiguous(memory_format=memory_format))
 
     @cached_property

@@ -78,6 +78,7 @@ class Model:
         object.__setattr__(self, "name", self.name or type(module).__name__)
 
     def __call__(self, images: Tensor) -> Tensor:
+        """The output for prepared images; for a classifier the logits (N, K)."""
         return self.select(self.module(images))
 
     def _like(self) -> Tensor:
@@ -108,7 +109,7 @@ class Model:
         return traces[tuple(shape)]
 
     def automatic_layer(self, shape: Sequence[int]) -> Layer | None:
-        """The last feature grid that the decision depends on and that a module with weights follows, if there is one."""
+        """The last feature grid that the decision depends on and a module with weights follows, if there is one."""
         sites = self.sites(shape)
         grids = [s for s in sites if s.layer is not None]
         features = [s for s in grids if s.before_head] or grids
@@ -143,8 +144,8 @@ class Model:
         assert site.layer is not None
         if needs_gradient and site.gradient == 0 and any(s.gradient for s in sites) and automatic is not None:
             raise KonkyoError(
-                f"the decision of {self.name} does not depend on the grid at layer {name!r} (its gradient is exactly 0), "
-                f"so the map would be blank; a layer that works: {automatic.name!r}"
+                f"the decision of {self.name} does not depend on the grid at layer {name!r} (its gradient is exactly "
+                f"0), so the map would be blank; a layer that works: {automatic.name!r}"
             )
         if call and not call.lstrip("-").isdigit():
             raise KonkyoError(f"a call of a layer is a number, as in {name + '#0'!r}; got {which!r}")
@@ -153,15 +154,15 @@ class Model:
     def _name_of(self, module: nn.Module) -> str:
         for name, found in self.module.named_modules():
             if found is module and name:
-                return name
+                return str(name)
         raise KonkyoError(f"the module given as layer ({type(module).__name__}) is not part of {self.name}")
 
     def _refuse(self, name: str, site: Site | None, sites: list[Site]) -> None:
         grids = [s.name for s in sites if s.layer is not None]
         if site is not None:
             raise KonkyoError(
-                f"layer {name!r} puts out shape {site.shape} per image, which is no feature grid; layers with one, from "
-                f"the last: {', '.join(grids[::-1][:8])}"
+                f"layer {name!r} puts out shape {site.shape} per image, which is no feature grid; layers with one, "
+                f"from the last: {', '.join(grids[::-1][:8])}"
             )
         if name in dict(self.module.named_modules()):
             raise KonkyoError(
@@ -219,7 +220,9 @@ class Model:
     def class_index(self, name: str) -> int:
         """The index of a class name (case does not matter). KonkyoError: unknown, or the name of several classes."""
         if not self.classes:
-            raise KonkyoError(f"{self.name} has no class names, so {name!r} means nothing to it; give the class's index")
+            raise KonkyoError(
+                f"{self.name} has no class names, so {name!r} means nothing to it; give the class's index"
+            )
         found = [i for i, c in enumerate(self.classes) if c.lower() == name.lower()]
         if not found:
             raise unknown("class", name, self.classes)
@@ -232,7 +235,7 @@ class Model:
         if isinstance(target, ClassTarget):
             known = target.index < len(self.classes)
             return self.classes[target.index] if known else f"class {target.index}"
-        return getattr(target, "__name__", repr(target))
+        return str(getattr(target, "__name__", repr(target)))
 
 
 def as_model(model: Model | nn.Module) -> Model:

@@ -9,13 +9,13 @@ from torch import nn
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models.base import Model, adapter
-from konkyo.models.preprocess import Preprocess
 from konkyo.models.checkpoints import build_with
+from konkyo.models.preprocess import Preprocess
 
 
 def names() -> list[str]:
     """The names of all classifiers."""
-    return torchvision.models.list_models(module=torchvision.models)
+    return list(torchvision.models.list_models(module=torchvision.models))
 
 
 @adapter("torchvision")
@@ -30,7 +30,8 @@ def load(name: str, weights: str | Path | None) -> Model:
         if name in ("googlenet", "inception_v3"):
             # Their own initialisation warns and takes scipy; their published weights expect transformed input.
             extra |= {"init_weights": False, "transform_input": weights is not None}
-        return torchvision.models.get_model(name, weights=None, **extra)
+        network: nn.Module = torchvision.models.get_model(name, weights=None, **extra)
+        return network
 
     if weights is None:
         module = build(None)

@@ -1,0 +1,5 @@
+"""`python -m konkyo`."""
+
+from konkyo.apps.cli import main
+
+main()

@@ -1,0 +1,541 @@
+"""The command line. torch and matplotlib are imported by the commands that need them, so that --help is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, NotApplicable
+
+if TYPE_CHECKING:
+    from konkyo.explanation import Explanation
+    from konkyo.models import Model
+    from konkyo.report.figures import Row
+
+app = typer.Typer(
+    name="konkyo",
+    help="Shows what in an image a vision model decided on.",
+    epilog="Exit status: 0 all done, 1 nothing could be done (the reason is printed), 2 wrong usage, 3 some images skipped.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out, err = Console(), Console(stderr=True)
+
+Images = Annotated[list[str], typer.Argument(help="Image files, folders (searched through), or quoted globs.")]
+ModelName = Annotated[
+    str, typer.Option("--model", "-m", help="konkyo/NAME, torchvision/NAME, or FILE.py:FUNCTION returning an nn.Module.")
+]
+Weights = Annotated[str, typer.Option(help="A .safetensors or .pth file, 'default' (pretrained), or 'random'.")]
+Labels = Annotated[Path | None, typer.Option(help="Class names: a line each (after a tab, if any), or JSON.")]
+Resize = Annotated[str | None, typer.Option(help="Short side in pixels, HEIGHTxWIDTH, or 'none'.")]
+Crop = Annotated[str | None, typer.Option(help="Side of the centre crop in pixels, HEIGHTxWIDTH, or 'none'.")]
+Mean = Annotated[str | None, typer.Option(help="Mean per channel, as in 0.485,0.456,0.406; one value: grey images.")]
+Std = Annotated[str | None, typer.Option(help="Standard deviation per channel.")]
+Classes = Annotated[list[str] | None, typer.Option("--class", "-c", help="Class name or index to explain; repeatable.")]
+Top = Annotated[int, typer.Option(min=1, help="Explain the so many highest classes (without --class).")]
+Layers = Annotated[list[str] | None, typer.Option("--layer", "-l", help="Layer name; repeated: fused, shallow to deep.")]
+Options = Annotated[list[str] | None, typer.Option("--option", "-o", help="A method's option, as in steps=100; repeatable.")]
+Seed = Annotated[int, typer.Option(help="Seed of methods that draw at random.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; default: cuda where there is one.")]
+PrecisionName = Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16 for the model's forwards.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, nothing else.")]
+Colours = Annotated[str | None, typer.Option("--cmap", help="A matplotlib colour map for the overlays.")]
+
+
+@dataclass
+class Setup:
+    """A model as the options describe it."""
+
+    model: Model
+    settings: dict[str, Any]
+
+
+@app.command()
+def explain(
+    images: Images,
+    model: ModelName = "konkyo/scenes-classifier",
+    method: Annotated[str, typer.Option("--method", help="One or several, as in grad_cam,layer_cam.")] = "grad_cam",
+    classes: Classes = None,
+    top: Top = 1,
+    layer: Layers = None,
+    to: Annotated[Path, typer.Option("--out", help="Folder for pictures, maps and manifest.json.")] = Path("konkyo-out"),
+    maps: Annotated[str, typer.Option(help="Format of the raw maps: npz or safetensors.")] = "npz",
+    resume: Annotated[bool, typer.Option("--resume", help="Leave out images that the folder's manifest has.")] = False,
+    weights: Weights = "default",
+    labels: Labels = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    mean: Mean = None,
+    std: Std = None,
+    option: Options = None,
+    seed: Seed = 0,
+    device: Device = None,
+    precision: PrecisionName = None,
+    cmap: Colours = None,
+    as_json: Json = False,
+) -> None:
+    """Explain images: an overlay and a raw map per image, class and method, and a manifest of it all."""
+    if maps not in ("npz", "safetensors"):
+        raise KonkyoError(f"--maps is npz or safetensors; got {maps!r}")
+    files = _files(images)
+    setup = _setup(model, weights, labels, (resize, crop, mean, std), device)
+    names, request = _request(method, classes, top, layer, option, seed, precision)
+    settings = {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}}
+    manifest = _Manifest(to / "manifest.json", settings, resume=resume)
+    names_on_disk = _unique_names(files)
+    for file in _progress(files, "explaining"):
+        if manifest.has(file):
+            continue
+        with manifest.image(file) as entry:
+            for name, result in _explained(setup.model, file, names, request, entry):
+                if isinstance(result, NotApplicable):
+                    entry.setdefault("not_applicable", []).append(str(result))
+                else:
+                    _write(result, to / f"{names_on_disk[file]}.{name}", maps, cmap, entry)
+    _report(manifest, as_json, [f"pictures, maps and manifest in {to}"])
+
+
+@app.command()
+def compare(
+    images: Images,
+    model: ModelName = "konkyo/scenes-classifier",
+    method: Annotated[str, typer.Option("--method", help="Several, as in grad_cam,layer_cam; default: the seven CAMs.")] = "",
+    classes: Classes = None,
+    top: Top = 1,
+    layer: Layers = None,
+    to: Annotated[Path, typer.Option("--out", help="The contact sheet: .png, .jpg or .webp.")] = Path("konkyo.png"),
+    shared: Annotated[bool, typer.Option("--shared", help="One colour scale per row instead of one per map.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many images.")] = 40,
+    weights: Weights = "default",
+    labels: Labels = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    mean: Mean = None,
+    std: Std = None,
+    option: Options = None,
+    seed: Seed = 0,
+    device: Device = None,
+    precision: PrecisionName = None,
+    as_json: Json = False,
+) -> None:
+    """Compare methods on a contact sheet: a row per image and class, a column per method."""
+    from konkyo.explain import SEVEN_CAMS
+    from konkyo.report.figures import contact_sheet, save_image
+
+    files = _files(images)
+    setup = _setup(model, weights, labels, (resize, crop, mean, std), device)
+    names, request = _request(method or ",".join(SEVEN_CAMS), classes, top, layer, option, seed, precision)
+    manifest = _Manifest(None, {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}})
+    rows: list[Row] = []
+    for file in _progress(files[:limit], "comparing"):
+        with manifest.image(file) as entry:
+            rows += _rows(dict(_explained(setup.model, file, names, request, entry)), file.name, entry)
+    if len(files) > limit:
+        err.print(f"{len(files) - limit} of {len(files)} images left out (--limit {limit})")
+    notes = []
+    if rows:
+        save_image(contact_sheet(rows, names, title=setup.model.name, shared=shared), to)
+        manifest.values["sheet"] = str(to)
+        notes.append(f"contact sheet: {to}")
+    _report(manifest, as_json, notes)
+
+
+@app.command(name="methods")
+def list_methods(as_json: Json = False) -> None:
+    """List the methods with what they need and their options."""
+    from konkyo.method import methods
+
+    found = methods()
+    if as_json:
+        table: dict[str, Any] = {
+            name: {
+                "summary": m.summary,
+                "needs": m.needs,
+                "layer": m.layer or "feature grid",
+                "options": {o: repr(p.default) for o, p in m.options.items()},
+            }
+            for name, m in found.items()
+        }
+        print(json.dumps(table, indent=2))  # noqa: T201 - standard output is what was asked for
+        return
+    rows = [(n, m.summary, ", ".join(f"{o}={p.default!r}" for o, p in m.options.items())) for n, m in found.items()]
+    _table(["method", "what it gives", "options"], rows)
+
+
+@app.command()
+def layers(
+    model: Annotated[str, typer.Argument(help="As --model elsewhere.")],
+    size: Annotated[str | None, typer.Option(help="Image size in pixels, or HEIGHTxWIDTH; default: the model's own.")] = None,
+    channels: Annotated[int | None, typer.Option(help="Channels of the image; default: the model's own, or 3.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Also the modules whose output is no grid.")] = False,
+    weights: Weights = "default",
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """List the layers of a model that can be explained, with shapes and gradient norms; an arrow marks the automatic one."""
+    setup = _setup(model, weights, None, (None, None, None, None), device)
+    own = setup.model.preprocess
+    side = _size(size) if size else (own.crop or own.resize if own else None) or 224
+    height, width = side if isinstance(side, tuple) else (side, side)
+    shape = (channels or (len(own.mean) if own else 3), height, width)
+    automatic = setup.model.automatic_layer(shape)
+    sites = [s for s in setup.model.sites(shape) if every or s.layer is not None]
+    if as_json:
+        listed = [
+            {"name": s.name, "kind": s.kind, "shape": s.shape, "grid": s.grid, "gradient": s.gradient} for s in sites
+        ]
+        print(json.dumps({"automatic": automatic and automatic.name, "layers": listed}, indent=2))  # noqa: T201
+        return
+    rows = [
+        (
+            ("→ " if automatic and s.name == automatic.name else "  ") + s.name,
+            s.kind,
+            "x".join(map(str, s.shape)),
+            "x".join(map(str, s.grid)),
+            "0" if s.gradient == 0 else f"{s.gradient:.2g}",
+        )
+        for s in sites
+    ]
+    _table(["layer", "module", "output", "grid", "gradient norm"], rows)
+
+
+@app.command()
+def demo(
+    to: Annotated[Path, typer.Option("--out", help="Folder for images and contact sheet.")] = Path("out/demo"),
+) -> None:
+    """Explain shipped scenes with the shipped classifier by the seven class activation maps."""
+    from konkyo.data.scenes import CLASSES, Scenes
+    from konkyo.explain import SEVEN_CAMS
+    from konkyo.report.figures import contact_sheet, save_image
+    from konkyo.target import Each
+
+    setup = _setup("konkyo/scenes-classifier", "default", None, (None, None, None, None), None)
+    scenes = Scenes(6, seed=DEMO_SEED, size=256, objects=(1, 2))
+    rows: list[Row] = []
+    for index, scene in enumerate(_progress(scenes, "explaining", total=len(scenes))):
+        path = save_image(scene.image, to / f"scene-{index}.png")
+        names = [CLASSES[label] for label in dict.fromkeys(scene.labels.tolist())]
+        found = dict(_explained(setup.model, path, list(SEVEN_CAMS), {"target": Each(*names)}, {}))
+        rows += _rows(found, path.name, {})
+    title = "What the scenes classifier looks at: one row per image and class, one column per method"
+    sheet = save_image(contact_sheet(rows, SEVEN_CAMS, title=title), to / "contact-sheet.png")
+    out.print(f"{len(scenes)} scenes, {len(rows)} classes, {len(SEVEN_CAMS)} methods; contact sheet: {sheet}", soft_wrap=True)
+
+
+DEMO_SEED = 2026
+"""Scenes of this seed were never trained on: training draws from other seeds."""
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from konkyo import __version__
+
+        out.print(f"konkyo {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The `konkyo` command: errors of the user's making are told in a line, without a traceback."""
+    warnings.simplefilter("ignore", KonkyoWarning)  # told with each image
+    try:
+        app()
+    except KonkyoError as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def _files(images: list[str]) -> list[Path]:
+    from konkyo.data.images import find_images
+
+    return find_images(images)
+
+
+def _setup(
+    name: str,
+    weights: str,
+    labels: Path | None,
+    preparation: tuple[str | None, str | None, str | None, str | None],
+    device: str | None,
+) -> Setup:
+    from dataclasses import replace
+
+    import torch
+
+    import konkyo
+    from konkyo.models import Preprocess, load
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load(name, weights=None if weights == "random" else weights, device=device)
+    resize, crop, mean, std = preparation
+    changes: dict[str, Any] = {}
+    if resize is not None:
+        changes["resize"] = _size(resize)
+    if crop is not None:
+        changes["crop"] = _size(crop)
+    if mean is not None:
+        changes["mean"] = _numbers(mean)
+    if std is not None:
+        changes["std"] = _numbers(std)
+    if changes or model.preprocess is None:
+        model = replace(model, preprocess=replace(model.preprocess or Preprocess(), **changes))
+    if labels is not None:
+        model = replace(model, classes=_labels(labels))
+    settings = {
+        "model": name,
+        "weights": weights,
+        "preprocess": repr(model.preprocess),
+        "device": device,
+        "versions": {"konkyo": konkyo.__version__, "torch": torch.__version__},
+    }
+    return Setup(model, settings)
+
+
+def _request(
+    method: str,
+    classes: list[str] | None,
+    top: int,
+    layer: list[str] | None,
+    option: list[str] | None,
+    seed: int,
+    precision: str | None,
+) -> tuple[list[str], dict[str, Any]]:
+    """(method names, arguments of `explanations`)"""
+    import konkyo.methods  # noqa: F401 - registers them
+    from konkyo.method import find
+    from konkyo.target import Each, TopK
+
+    names = [find(name.strip()).name for name in method.split(",") if name.strip()]
+    if not names:
+        raise KonkyoError("--method names no method; `konkyo methods` lists them")
+    target: Any = TopK(top)
+    if classes:
+        target = Each(*[int(c) if c.lstrip("-").isdigit() else c for c in classes])
+    options = {}
+    for item in option or ():
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise KonkyoError(f"--option is NAME=VALUE, as in steps=100; got {item!r}")
+        options[key.strip()] = _value(value.strip())
+    layers: Any = layer[0] if layer and len(layer) == 1 else layer or None
+    return names, {"target": target, "layer": layers, "seed": seed, "precision": precision, "options": options}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _size(text: str) -> int | tuple[int, int] | None:
+    if text.lower() == "none":
+        return None
+    try:
+        sides = [int(part) for part in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) == 1:
+        return sides[0]
+    if len(sides) == 2:
+        return sides[0], sides[1]
+    raise KonkyoError(f"a size is a number of pixels, HEIGHTxWIDTH, or 'none'; got {text!r}")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise KonkyoError(f"numbers separated by commas were expected, as in 0.5,0.5,0.5; got {text!r}") from None
+
+
+def _labels(path: Path) -> tuple[str, ...]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise KonkyoError(f"labels cannot be read from {path}: {error}") from error
+    if path.suffix == ".json":
+        try:
+            names = json.loads(text)
+            if isinstance(names, dict):
+                names = [names[str(i)] for i in range(len(names))]
+        except (ValueError, KeyError) as error:
+            raise KonkyoError(f'{path} is no JSON list of names, nor an object {{"0": name, ...}}: {error}') from error
+        return tuple(str(name[-1] if isinstance(name, list) else name) for name in names)
+    return tuple(line.split("\t")[-1].strip() for line in text.splitlines() if line.strip())
+
+
+# --- work -------------------------------------------------------------------------------------------------------------
+
+
+def _explained(
+    model: Model, file: Path, names: list[str], request: Mapping[str, Any], entry: dict[str, Any]
+) -> Iterator[tuple[str, Explanation | NotApplicable]]:
+    from konkyo.data.images import open_image
+    from konkyo.explain import explanations
+
+    picture = open_image(file)
+    if notes := picture.info.get("konkyo"):
+        entry["notes"] = list(notes)
+    yield from explanations(model, picture, names, **request)
+
+
+def _write(result: Explanation, stem: Path, maps: str, cmap: str | None, entry: dict[str, Any]) -> None:
+    from konkyo.report.figures import save_image
+
+    raw = result.save(stem.with_name(f"{stem.name}.{maps}"))
+    for row, label in enumerate(result.labels):
+        number = f".{row + 1}" if len(result) > 1 else ""
+        overlay = save_image(result.overlay(row, cmap=cmap), stem.with_name(f"{stem.name}{number}.png"))
+        entry.setdefault("maps", []).append(
+            {
+                "method": result.method,
+                "label": label,
+                "score": round(result.scores[row].item(), 6),
+                "layer": result.layer,
+                "overlay": overlay.name,
+                "map": raw.name,
+                "row": row,
+                "diagnosis": result.diagnosis[row].kind,
+                "message": result.diagnosis[row].message,
+            }
+        )
+
+
+def _rows(found: Mapping[str, Explanation | NotApplicable], title: str, entry: dict[str, Any]) -> list[Row]:
+    """A row of the contact sheet per target."""
+    from konkyo.report.figures import Cell, Row
+
+    done = {name: result for name, result in found.items() if not isinstance(result, NotApplicable)}
+    entry["not_applicable"] = [str(result) for result in found.values() if isinstance(result, NotApplicable)]
+    if not done:
+        raise KonkyoError("; ".join(entry["not_applicable"]))
+    one = next(iter(done.values()))
+    rows = []
+    for row, label in enumerate(one.labels):
+        cells = []
+        for name, result in found.items():
+            if isinstance(result, NotApplicable):
+                cells.append(Cell(None, f"not applicable: {str(result).partition(': ')[2]}"))
+            else:
+                diagnosis = result.diagnosis[row]
+                cells.append(Cell(result.maps[row], "" if diagnosis.ok else diagnosis.kind))
+                entry.setdefault("maps", []).append(
+                    {"method": name, "label": label, "layer": result.layer, "diagnosis": diagnosis.kind}
+                )
+        rows.append(Row(one.picture(row), title, f"{label} ({one.scores[row].item():.2f})", cells))
+    return rows
+
+
+class _Manifest:
+    """What was done, written after every image, so that an interrupted run can be resumed."""
+
+    def __init__(self, path: Path | None, settings: dict[str, Any], *, resume: bool = False) -> None:
+        self._path = path
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.values: dict[str, Any] = {"settings": settings, "started": now, "images": [], "skipped": []}
+        if resume and path is not None and path.is_file():
+            try:
+                before = json.loads(path.read_text(encoding="utf-8"))
+                same, images = before["settings"] == settings, before["images"]
+            except (ValueError, KeyError) as error:
+                raise KonkyoError(f"{path} is no manifest to resume from: {error}") from error
+            if not same:
+                raise KonkyoError(f"{path} was made with other settings; resume with the same, or choose another --out")
+            self.values["images"] = images
+
+    def has(self, file: Path) -> bool:
+        return any(entry["file"] == str(file) for entry in self.values["images"])
+
+    def image(self, file: Path) -> _Entry:
+        return _Entry(self, file)
+
+    def write(self) -> None:
+        from konkyo.files import replacing
+
+        if self._path is not None:
+            with replacing(self._path) as temporary:
+                temporary.write_text(json.dumps(self.values, indent=2), encoding="utf-8")
+
+
+class _Entry:
+    """One image's part of the manifest; an image that cannot be used is told and left out, the others go on."""
+
+    def __init__(self, manifest: _Manifest, file: Path) -> None:
+        self._manifest, self._file = manifest, file
+        self._values: dict[str, Any] = {"file": str(file)}
+
+    def __enter__(self) -> dict[str, Any]:
+        return self._values
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        if error is None:
+            self._manifest.values["images"].append(self._values)
+        elif isinstance(error, ImageError):
+            self._manifest.values["skipped"].append({"file": str(self._file), "reason": str(error)})
+            err.print(f"[yellow]skipped[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        else:
+            return False
+        self._manifest.write()
+        return True
+
+
+def _report(manifest: _Manifest, as_json: bool, notes: list[str]) -> None:
+    images, skipped = manifest.values["images"], manifest.values["skipped"]
+    if as_json:
+        print(json.dumps(manifest.values, indent=2))  # noqa: T201 - standard output is what was asked for
+    else:
+        applicable = {reason for entry in images for reason in entry.get("not_applicable", ())}
+        doubtful = Counter(m["diagnosis"] for e in images for m in e.get("maps", ()) if m["diagnosis"] != "ok")
+        notes = [f"{len(images)} images explained, {len(skipped)} skipped", *notes, *sorted(applicable)]
+        notes += [f"{count} maps: {kind}" for kind, count in doubtful.items()]
+        for note in notes:
+            out.print(escape(note), soft_wrap=True, highlight=False)
+    if not any(entry.get("maps") for entry in images):
+        raise typer.Exit(1)
+    if skipped:
+        raise typer.Exit(3)
+
+
+def _unique_names(files: list[Path]) -> dict[Path, str]:
+    """File name stems, numbered where two files share one."""
+    seen, names = Counter[str](), {}
+    for file in files:
+        seen[file.stem] += 1
+        names[file] = file.stem if seen[file.stem] == 1 else f"{file.stem}-{seen[file.stem]}"
+    return names
+
+
+def _progress(items: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:
+    listed = items if total is not None else list(items)
+    count = total if total is not None else len(list(listed))
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
+        yield from bar.track(listed, total=count, description=what)
+
+
+def _table(columns: list[str], rows: Iterable[tuple[str, ...]]) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
+
+

@@ -1,0 +1,156 @@
+"""A map drawn over its picture."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from konkyo.errors import KonkyoError, unknown
+
+Map: TypeAlias = "Tensor | NDArray[np.generic]"
+Limits: TypeAlias = "tuple[float, float]"
+
+SEQUENTIAL = "plasma"
+"""Colours of non-negative maps: perceptually uniform, and of hues (violet to yellow) that photographs seldom hold."""
+DIVERGING = "coolwarm"
+"""Colours of signed maps: blue below zero, red above, equally bright on both sides."""
+OPACITY = 0.7
+"""How much of a map's colour covers the picture where the map is strong."""
+
+_STRONG = 0.5  # from half of the highest value on, colour alone tells values apart; below, the picture shows through
+_PALE = 0.5  # the inner half of a diverging colour map is nearly white and would look like fog
+_TOP = 254  # levels 0.._TOP: an odd number of them, so that zero has its own
+
+
+def colourise(map_: Map, *, cmap: str | None = None, limits: Limits | None = None) -> Image.Image:
+    """The map (h, w) as an RGB picture of w x h pixels; pixels that are not finite are hatched grey.
+
+    Scale and colours as in `overlay`: non-negative maps from their lowest to their highest value, maps with a value
+    below zero by their largest magnitude, with zero in the middle. `cmap` is any name that matplotlib knows.
+    """
+    values = _values(map_)
+    signed = is_signed(values, limits)
+    levels, missing = _levels(_scaled(values, signed, limits), signed, tuple(values.shape))
+    return _hatched(Image.fromarray(_colours(cmap, signed)[levels]), missing)
+
+
+def overlay(
+    image: Image.Image,
+    map_: Map,
+    *,
+    signed: bool | None = None,
+    limits: Limits | None = None,
+    cmap: str | None = None,
+    opacity: float = OPACITY,
+) -> Image.Image:
+    """The picture with the map (h, w) over it, at the picture's size: RGB.
+
+    The map is enlarged linearly, cell centres in place. Where it is zero (or lowest, if non-negative) the picture is
+    unchanged; towards half of the highest value it gives way to grey under the map's colour, up to `opacity`; beyond
+    that the colour alone changes. A pixel depends on its own value only: pictures with the same `limits` compare.
+
+    Without `limits` a non-negative map runs from its lowest to its highest value, and a constant one leaves the picture
+    as it is; a signed one runs over plus and minus its largest magnitude. `signed`: None for "if a value (or the lower
+    limit) is below zero". `cmap`: any name that matplotlib knows. Pixels that are not finite are hatched grey.
+    """
+    if not 0 <= opacity <= 1:
+        raise KonkyoError(f"opacity lies between 0 and 1; got {opacity}")
+    values = _values(map_)
+    if signed is None:
+        signed = is_signed(values, limits)
+    levels, missing = _levels(_scaled(values, signed, limits), signed, (image.height, image.width))
+    strength = np.abs(np.linspace(-1 if signed else 0, 1, _TOP + 1))
+    covered = np.minimum(strength / _STRONG, 1) * 255
+    picture = image.convert("RGB")
+    picture = Image.composite(picture.convert("L").convert("RGB"), picture, _mask(covered, levels))
+    colours = Image.fromarray(_colours(cmap, signed, skip=_PALE)[levels])
+    return _hatched(Image.composite(colours, picture, _mask(covered * opacity, levels)), missing)
+
+
+def is_signed(map_: Map, limits: Limits | None = None) -> bool:
+    """Whether a map is drawn around zero: the lower limit, or else any finite value, is below zero."""
+    if limits is not None:
+        return limits[0] < 0
+    values = _values(map_)
+    return bool((values[values.isfinite()] < 0).any())
+
+
+def _values(map_: Map) -> Tensor:
+    """(h, w) float64 on the CPU."""
+    values = map_.detach() if isinstance(map_, Tensor) else torch.from_numpy(np.array(map_, dtype=np.float64))
+    if values.ndim != 2 or not values.numel():
+        raise KonkyoError(f"a map to be drawn has the shape (h, w); got {tuple(values.shape)}")
+    return values.cpu().double()
+
+
+def _scaled(values: Tensor, signed: bool, limits: Limits | None) -> Tensor:
+    """Into [0, 1], or [-1, 1] if signed; what is not finite stays NaN."""
+    finite = values.isfinite()
+    known = values[finite]
+    if limits is None:
+        limits = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    low, high = map(float, limits)
+    if not (np.isfinite(low) and np.isfinite(high) and low <= high):
+        raise KonkyoError(f"limits are two finite numbers, the lower one first; got {limits}")
+    if signed:
+        low, high = 0.0, max(abs(low), abs(high))
+    scaled = (values - low) / (high - low) if high > low else torch.zeros_like(values)
+    return scaled.clamp(-1 if signed else 0, 1).where(finite, torch.nan)
+
+
+def _levels(scaled: Tensor, signed: bool, size: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Steps of the colour scale, enlarged to (H, W) before rounding, and where nothing is known."""
+    if tuple(scaled.shape) != size:
+        shrunk = scaled.shape[0] > size[0] or scaled.shape[1] > size[1]
+
+        def enlarge(grid: Tensor) -> Tensor:
+            return interpolate(
+                grid[None, None].float(), size=size, mode="bilinear", align_corners=False, antialias=shrunk
+            )[0, 0]
+
+        known = scaled.isfinite()
+        if known.all():
+            scaled = enlarge(scaled)
+        else:  # the mean over known neighbours only
+            nearest = interpolate(known[None, None].float(), size=size, mode="nearest-exact")[0, 0] > 0
+            scaled = enlarge(scaled.nan_to_num(0)) / enlarge(known.double()).clamp(min=1e-6)
+            scaled = scaled.where(nearest, torch.nan)
+    position = scaled.numpy()
+    missing = np.isnan(position)
+    position = np.where(missing, 0, position)
+    half = _TOP // 2
+    steps = np.rint(position * half) + half if signed else np.rint(position * _TOP)
+    return steps.clip(0, _TOP).astype(np.uint8), missing
+
+
+def _colours(cmap: str | None, signed: bool, skip: float = 0.0) -> NDArray[np.uint8]:
+    """RGB of every level; of a signed scale the share `skip` around the middle is left out."""
+    import matplotlib  # drawing only: `import konkyo` stays light
+
+    name = cmap or (DIVERGING if signed else SEQUENTIAL)
+    if name not in matplotlib.colormaps:
+        raise unknown("colour map", name, matplotlib.colormaps)
+    where = np.linspace(0, 1, _TOP + 1)
+    if signed:
+        around = 2 * where - 1
+        where = (1 + np.sign(around) * skip + around * (1 - skip)) / 2
+    return np.asarray(matplotlib.colormaps[name](where, bytes=True)[:, :3], dtype=np.uint8)
+
+
+def _mask(per_level: NDArray[np.float64], levels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(per_level.round().astype(np.uint8)[levels])
+
+
+def _hatched(picture: Image.Image, missing: NDArray[np.bool_]) -> Image.Image:
+    if not missing.any():
+        return picture
+    diagonals = np.add.outer(np.arange(missing.shape[0]), np.arange(missing.shape[1]))
+    stripes = np.where(diagonals % 8 < 4, 110, 150).astype(np.uint8)
+    picture.paste(Image.fromarray(stripes).convert("RGB"), mask=Image.fromarray(missing.astype(np.uint8) * 255))
+    return picture
