@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -73,12 +73,13 @@ def compare(
     """The same images explained by several methods, which share one forward and one backward: name -> Explanation.
 
     Parameters as in `explain`; each of `options` goes to the methods that have it. NotApplicable: a method that this
-    model has no place for (`explanations` goes on with the others).
+    model has no place for (`explanations` gives the others all the same).
     """
-    found = {}
-    for name, result in explanations(
+    results = explanations(
         model, images, methods, target=target, layer=layer, seed=seed, precision=precision, options=options
-    ):
+    )
+    found = {}
+    for name, result in results.items():
         if isinstance(result, NotApplicable):
             raise result
         found[name] = result
@@ -95,8 +96,8 @@ def explanations(
     seed: int = 0,
     precision: Precision | None = None,
     options: Mapping[str, Any] | None = None,
-) -> Iterator[tuple[str, Explanation | NotApplicable]]:
-    """`compare`, one method after the other as they are done, with the reason in place of a map that cannot be."""
+) -> dict[str, Explanation | NotApplicable]:
+    """`compare`, with the reason in place of the maps of a method that this model has no place for."""
     chosen, options = [find(m) for m in methods], dict(options or {})
     for name in options:
         if not any(name in m.options for m in chosen):
@@ -107,22 +108,21 @@ def explanations(
     layers = {m: _layers(adapted, m, layer, tuple(tensor.shape[1:])) for m in chosen}
     wanted = list(dict.fromkeys(item for group in layers.values() for item in group))
     graph = list(dict.fromkeys(item for m in chosen if "gradients" in m.needs for item in layers[m]))
+    found: dict[str, Explanation | NotApplicable] = {}
     with untouched(adapted.module):
         pass_ = Pass(adapted, tensor, wanted, differentiable=graph, precision=precision)
-    warned = False
-    for m in chosen:
-        own = {name: value for name, value in options.items() if name in m.options}
-        try:
-            with untouched(adapted.module):
-                result = _run(adapted, pass_, m, layers[m], target, seed, own, pictures)
-        except NotApplicable as reason:
-            yield m.name, NotApplicable(f"{m.name}: {reason}")
-            continue
-        if not warned and (bad := next((d for d in result.diagnosis if not d.ok), None)) is not None:
-            warned = True
-            count = sum(not d.ok for d in result.diagnosis)
-            _warn(f"{m.name}: {count} of {len(result)} maps: {bad.message}")
-        yield m.name, result
+        for m in chosen:
+            own = {name: value for name, value in options.items() if name in m.options}
+            try:
+                found[m.name] = _run(adapted, pass_, m, layers[m], target, seed, own, pictures)
+            except NotApplicable as reason:
+                found[m.name] = NotApplicable(f"{m.name}: {reason}")
+    doubtful = [(r.method, r, d) for r in found.values() if isinstance(r, Explanation) for d in r.diagnosis if not d.ok]
+    if doubtful:
+        name, result, diagnosis = doubtful[0]
+        count = sum(r is result for _, r, _ in doubtful)
+        _warn(f"{name}: {count} of {len(result)} maps: {diagnosis.message}")
+    return found
 
 
 def _warn(message: str) -> None:

@@ -415,8 +415,10 @@ def untouched(root: nn.Module) -> Iterator[None]:
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         try:
-            root.eval()
+            if any(mode for _, mode in modes):
+                root.eval()
             yield
         finally:
             for module, mode in modes:
-                module.training = mode
+                if module.training != mode:
+                    module.training = mode

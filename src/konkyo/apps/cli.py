@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="konkyo",
     help="Shows what in an image a vision model decided on.",
-    epilog="Exit status: 0 all done, 1 nothing could be done (the reason is printed), 2 wrong usage, 3 some images skipped.",
+    epilog="Exit status: 0 all done, 1 nothing could be done (and why), 2 wrong usage, 3 some images skipped.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,7 +37,8 @@ out, err = Console(), Console(stderr=True)
 
 Images = Annotated[list[str], typer.Argument(help="Image files, folders (searched through), or quoted globs.")]
 ModelName = Annotated[
-    str, typer.Option("--model", "-m", help="konkyo/NAME, torchvision/NAME, or FILE.py:FUNCTION returning an nn.Module.")
+    str,
+    typer.Option("--model", "-m", help="konkyo/NAME, torchvision/NAME, or FILE.py:FUNCTION returning an nn.Module."),
 ]
 Weights = Annotated[str, typer.Option(help="A .safetensors or .pth file, 'default' (pretrained), or 'random'.")]
 Labels = Annotated[Path | None, typer.Option(help="Class names: a line each (after a tab, if any), or JSON.")]
@@ -47,8 +48,12 @@ Mean = Annotated[str | None, typer.Option(help="Mean per channel, as in 0.485,0.
 Std = Annotated[str | None, typer.Option(help="Standard deviation per channel.")]
 Classes = Annotated[list[str] | None, typer.Option("--class", "-c", help="Class name or index to explain; repeatable.")]
 Top = Annotated[int, typer.Option(min=1, help="Explain the so many highest classes (without --class).")]
-Layers = Annotated[list[str] | None, typer.Option("--layer", "-l", help="Layer name; repeated: fused, shallow to deep.")]
-Options = Annotated[list[str] | None, typer.Option("--option", "-o", help="A method's option, as in steps=100; repeatable.")]
+Layers = Annotated[
+    list[str] | None, typer.Option("--layer", "-l", help="Layer name; repeated: fused, shallow to deep.")
+]
+Options = Annotated[
+    list[str] | None, typer.Option("--option", "-o", help="A method's option, as in steps=100; repeatable.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of methods that draw at random.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; default: cuda where there is one.")]
 PrecisionName = Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16 for the model's forwards.")]
@@ -72,7 +77,9 @@ def explain(
     classes: Classes = None,
     top: Top = 1,
     layer: Layers = None,
-    to: Annotated[Path, typer.Option("--out", help="Folder for pictures, maps and manifest.json.")] = Path("konkyo-out"),
+    to: Annotated[Path, typer.Option("--out", help="Folder for pictures, maps and manifest.json.")] = Path(
+        "konkyo-out"
+    ),
     maps: Annotated[str, typer.Option(help="Format of the raw maps: npz or safetensors.")] = "npz",
     resume: Annotated[bool, typer.Option("--resume", help="Leave out images that the folder's manifest has.")] = False,
     weights: Weights = "default",
@@ -101,7 +108,7 @@ def explain(
         if manifest.has(file):
             continue
         with manifest.image(file) as entry:
-            for name, result in _explained(setup.model, file, names, request, entry):
+            for name, result in _explained(setup.model, file, names, request, entry).items():
                 if isinstance(result, NotApplicable):
                     entry.setdefault("not_applicable", []).append(str(result))
                 else:
@@ -113,7 +120,9 @@ def explain(
 def compare(
     images: Images,
     model: ModelName = "konkyo/scenes-classifier",
-    method: Annotated[str, typer.Option("--method", help="Several, as in grad_cam,layer_cam; default: the seven CAMs.")] = "",
+    method: Annotated[
+        str, typer.Option("--method", help="Several, as in grad_cam,layer_cam; default: the seven CAMs.")
+    ] = "",
     classes: Classes = None,
     top: Top = 1,
     layer: Layers = None,
@@ -143,7 +152,7 @@ def compare(
     rows: list[Row] = []
     for file in _progress(files[:limit], "comparing"):
         with manifest.image(file) as entry:
-            rows += _rows(dict(_explained(setup.model, file, names, request, entry)), file.name, entry)
+            rows += _rows(_explained(setup.model, file, names, request, entry), file.name, entry)
     if len(files) > limit:
         err.print(f"{len(files) - limit} of {len(files)} images left out (--limit {limit})")
     notes = []
@@ -179,17 +188,19 @@ def list_methods(as_json: Json = False) -> None:
 @app.command()
 def layers(
     model: Annotated[str, typer.Argument(help="As --model elsewhere.")],
-    size: Annotated[str | None, typer.Option(help="Image size in pixels, or HEIGHTxWIDTH; default: the model's own.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Image size in pixels, or HEIGHTxWIDTH; default: the model's own.")
+    ] = None,
     channels: Annotated[int | None, typer.Option(help="Channels of the image; default: the model's own, or 3.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Also the modules whose output is no grid.")] = False,
     weights: Weights = "default",
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """List the layers of a model that can be explained, with shapes and gradient norms; an arrow marks the automatic one."""
+    """List the layers that can be explained, with shapes and gradient norms; an arrow marks the automatic one."""
     setup = _setup(model, weights, None, (None, None, None, None), device)
     own = setup.model.preprocess
-    side = _size(size) if size else (own.crop or own.resize if own else None) or 224
+    side = (_size(size) if size else None) or (own and (own.crop or own.resize)) or 224
     height, width = side if isinstance(side, tuple) else (side, side)
     shape = (channels or (len(own.mean) if own else 3), height, width)
     automatic = setup.model.automatic_layer(shape)
@@ -229,11 +240,13 @@ def demo(
     for index, scene in enumerate(_progress(scenes, "explaining", total=len(scenes))):
         path = save_image(scene.image, to / f"scene-{index}.png")
         names = [CLASSES[label] for label in dict.fromkeys(scene.labels.tolist())]
-        found = dict(_explained(setup.model, path, list(SEVEN_CAMS), {"target": Each(*names)}, {}))
+        found = _explained(setup.model, path, list(SEVEN_CAMS), {"target": Each(*names)}, {})
         rows += _rows(found, path.name, {})
     title = "What the scenes classifier looks at: one row per image and class, one column per method"
     sheet = save_image(contact_sheet(rows, SEVEN_CAMS, title=title), to / "contact-sheet.png")
-    out.print(f"{len(scenes)} scenes, {len(rows)} classes, {len(SEVEN_CAMS)} methods; contact sheet: {sheet}", soft_wrap=True)
+    out.print(
+        f"{len(scenes)} scenes, {len(rows)} classes, {len(SEVEN_CAMS)} methods; contact sheet: {sheet}", soft_wrap=True
+    )
 
 
 DEMO_SEED = 2026
@@ -387,14 +400,14 @@ def _labels(path: Path) -> tuple[str, ...]:
 
 def _explained(
     model: Model, file: Path, names: list[str], request: Mapping[str, Any], entry: dict[str, Any]
-) -> Iterator[tuple[str, Explanation | NotApplicable]]:
+) -> dict[str, Explanation | NotApplicable]:
     from konkyo.data.images import open_image
     from konkyo.explain import explanations
 
     picture = open_image(file)
     if notes := picture.info.get("konkyo"):
         entry["notes"] = list(notes)
-    yield from explanations(model, picture, names, **request)
+    return explanations(model, picture, names, **request)
 
 
 def _write(result: Explanation, stem: Path, maps: str, cmap: str | None, entry: dict[str, Any]) -> None:
@@ -537,5 +550,3 @@ def _table(columns: list[str], rows: Iterable[tuple[str, ...]]) -> None:
     for row in rows:
         table.add_row(*map(escape, row))
     out.print(table)
-
-

@@ -47,13 +47,14 @@ def _first_component(values: Tensor, centred: bool) -> Tensor:
     if centred:
         matrix = matrix - matrix.mean(1, keepdim=True)
     pixels, channels = matrix.shape[1:]
+    projection: Tensor
     if pixels <= channels:
         eigenvalues, vectors = torch.linalg.eigh(matrix @ matrix.mT)
         projection = vectors[..., -1] * eigenvalues[:, -1:].clamp_min(0).sqrt()  # U_1 s_1 = A V_1
     else:
         _, vectors = torch.linalg.eigh(matrix.mT @ matrix)
-        projection = (matrix @ vectors[..., -1:])[..., 0]
-    return projection.view(len(values), *values.shape[2:])
+        projection = torch.einsum("npc,nc->np", matrix, vectors[..., -1])
+    return projection.reshape(len(values), *values.shape[2:])
 
 
 def _oriented(maps: Tensor, positive: Tensor) -> Tensor:

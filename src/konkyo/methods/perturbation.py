@@ -65,7 +65,7 @@ def rise(
         return large
 
     scores = rescore(masks, inputs=lambda image, k: mask(k)[:, None] * inputs[image])
-    chunks = torch.arange(masks, device=inputs.device).split(64)
-    return sum((torch.tensordot(scores[:, k].to(inputs), mask(k), 1) for k in chunks), inputs.new_zeros(())) / (
-        masks * keep
-    )
+    total = inputs.new_zeros(len(inputs), *size)
+    for k in torch.split(torch.arange(masks, device=inputs.device), 64):
+        total += torch.tensordot(scores[:, k].to(total), mask(k), 1)
+    return total / (masks * keep)

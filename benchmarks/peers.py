@@ -1,0 +1,302 @@
+"""Time and memory of konkyo beside pytorch-grad-cam, torch-cam and captum, in one process, interleaved.
+
+Every number is a ratio to the model's plain forward under `inference_mode`, measured in the same rounds: the contenders
+of a section take turns, and the medians over the rounds are divided. CPU time counts both cores, so it hardly feels
+other work on the machine; wall time is what a user waits. MB is the peak of memory above the level before the call.
+
+    python benchmarks/peers.py            # everything; about a quarter of an hour on 2 cores
+    python benchmarks/peers.py --only gradient --rounds 15
+
+Results go to benchmarks/results.json, from which the docs' tables are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not count as work
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import konkyo
+from konkyo.files import replacing
+
+RESULTS = Path(__file__).with_name("results.json")
+GRADIENT = ["grad_cam", "grad_cam_pp", "layer_cam", "hires_cam", "xgrad_cam", "grad_cam_elementwise"]
+PGC = {
+    "grad_cam": "GradCAM",
+    "grad_cam_pp": "GradCAMPlusPlus",
+    "layer_cam": "LayerCAM",
+    "hires_cam": "HiResCAM",
+    "xgrad_cam": "XGradCAM",
+    "grad_cam_elementwise": "GradCAMElementWise",
+    "eigen_cam": "EigenCAM",
+    "ablation_cam": "AblationCAM",
+    "score_cam": "ScoreCAM",
+}
+TORCHCAM = {"grad_cam": "GradCAM", "layer_cam": "LayerCAM", "xgrad_cam": "XGradCAM", "score_cam": "ScoreCAM"}
+Contender = Callable[[], object]
+
+
+# --- contenders -------------------------------------------------------------------------------------------------------
+
+
+def ours(model: nn.Module, x: Tensor, method: str, **options: object) -> Contender:
+    return lambda: konkyo.explain(model, x, method=method, **options)
+
+
+def pytorch_grad_cam(model: nn.Module, x: Tensor, method: str, layer: nn.Module, target: int | None = 0) -> Contender:
+    import pytorch_grad_cam as pgc
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    def call() -> object:
+        with getattr(pgc, PGC[method])(model=model, target_layers=[layer]) as cam:
+            return cam(x, None if target is None else [ClassifierOutputTarget(target)])
+
+    return call
+
+
+def torch_cam(model: nn.Module, x: Tensor, method: str, layer: str) -> Contender:
+    from torchcam import methods
+
+    def call() -> object:
+        with getattr(methods, TORCHCAM[method])(model, layer) as extractor:
+            if method == "score_cam":
+                with torch.no_grad():
+                    scores = model(x)
+            else:
+                scores = model(x.detach().requires_grad_())
+            return extractor([0], scores)
+
+    return call
+
+
+def captum(model: nn.Module, x: Tensor, layer: nn.Module) -> Contender:
+    from captum.attr import LayerGradCam
+
+    return lambda: LayerGradCam(model, layer).attribute(x, target=0)
+
+
+def bare(model: nn.Module, x: Tensor, count: int, batch: int, dtype: torch.dtype | None = None) -> Contender:
+    """`count` channels_last forwards and nothing else: what a method of that many forwards cannot be faster than."""
+    images = x.expand(batch, *x.shape[1:]).contiguous(memory_format=torch.channels_last)
+
+    def call() -> None:
+        with torch.inference_mode(), torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
+            for start in range(0, count, batch):
+                model(images[: min(batch, count - start)])
+
+    return call
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def once(call: Contender) -> tuple[float, float]:
+    """(wall seconds, CPU seconds of all threads)"""
+    synchronise()
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    synchronise()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def peak_megabytes(call: Contender) -> float | None:
+    """Peak memory during the call above the level before it; None where the system does not tell."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        call()
+        return (_status("VmHWM") - before) / 1024
+    except OSError:
+        return None
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key + ":")).split()[1])
+
+
+def section(
+    title: str, forward: Contender, contenders: dict[str, Contender], rounds: int, slow: tuple[str, ...] = ()
+) -> dict[str, object]:
+    """Medians over the rounds; contenders named in `slow` run in the first round only."""
+    print(f"\n{title}", flush=True)
+    peaks = {}
+    for name, call in contenders.items():
+        if name not in slow:
+            call()  # warm
+        peaks[name] = peak_megabytes(call) if name not in slow else None
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ("forward", *contenders)}
+    for turn in range(rounds):
+        for name, call in {"forward": forward, **contenders}.items():
+            if name in slow and turn:
+                continue
+            if name in slow:
+                result: list[tuple[float, float]] = []
+                peaks[name] = peak_megabytes(lambda call=call, result=result: result.append(once(call)))
+                times[name] += result
+            else:
+                times[name] += [once(call) for _ in range(5 if name == "forward" else 1)]
+    middle = {name: tuple(statistics.median(column) for column in zip(*t, strict=True)) for name, t in times.items()}
+    rows = {}
+    for name in contenders:
+        wall, cpu = (middle[name][i] / middle["forward"][i] for i in (0, 1))
+        rows[name] = {"wall": wall, "cpu": cpu, "mb": peaks[name], "rounds": len(times[name])}
+        memory = "" if peaks[name] is None else f"{peaks[name]:7.0f} MB"
+        print(f"  {name:42s} wall {wall:8.2f}  cpu {cpu:8.2f}  {memory}", flush=True)
+    return {"title": title, "rounds": rounds, "forward_ms": middle["forward"][0] * 1e3, "rows": rows}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings, and no progress bars of peers."""
+    import tqdm
+
+    show = tqdm.tqdm.__init__
+
+    def hide(self: object, *args: object, **kwargs: object) -> None:
+        show(self, *args, **{**kwargs, "disable": True})
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tqdm.tqdm.__init__ = hide
+        try:
+            yield
+        finally:
+            tqdm.tqdm.__init__ = show
+
+
+# --- sections ---------------------------------------------------------------------------------------------------------
+
+
+def network(name: str, device: str) -> tuple[nn.Module, Tensor, Contender]:
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None).eval().to(device)
+    x = torch.randn(1, 3, 224, 224, device=device)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(x)
+
+    for _ in range(5):
+        forward()
+    return model, x, forward
+
+
+def gradient(device: str, rounds: int) -> Iterator[dict[str, object]]:
+    for name in ("resnet18", "resnet50"):
+        model, x, forward = network(name, device)
+        contenders: dict[str, Contender] = {}
+        for method in ("grad_cam", "grad_cam_pp", "layer_cam"):
+            contenders[f"konkyo {method}"] = ours(model, x, method, target=0)
+            contenders[f"pytorch-grad-cam {method}"] = pytorch_grad_cam(model, x, method, model.layer4)
+            if method in TORCHCAM:
+                contenders[f"torch-cam {method}"] = torch_cam(model, x, method, "layer4")
+        contenders["captum grad_cam"] = captum(model, x, model.layer4)
+        yield section(f"{name}: one gradient CAM at the last block", forward, contenders, rounds)
+        every = [pytorch_grad_cam(model, x, m, model.layer4) for m in GRADIENT]
+        ten = [pytorch_grad_cam(model, x, "grad_cam", model.layer4, target=c) for c in range(10)]
+        contenders = {
+            "konkyo six gradient CAMs": lambda model=model, x=x: konkyo.compare(model, x, GRADIENT, target=0),
+            "pytorch-grad-cam six gradient CAMs": lambda every=every: [call() for call in every],
+            "konkyo grad_cam, top ten classes": ours(model, x, "grad_cam", target=konkyo.TopK(10)),
+            "pytorch-grad-cam grad_cam, ten classes": lambda ten=ten: [call() for call in ten],
+            "konkyo eigen_cam": ours(model, x, "eigen_cam"),
+            "pytorch-grad-cam eigen_cam": pytorch_grad_cam(model, x, "eigen_cam", model.layer4),
+        }
+        yield section(f"{name}: several at once, and Eigen-CAM", forward, contenders, rounds)
+
+
+def ablation(device: str, rounds: int) -> Iterator[dict[str, object]]:
+    model, x, forward = network("resnet18", device)
+    contenders = {
+        "konkyo ablation_cam, layer4": ours(model, x, "ablation_cam", target=0),
+        "pytorch-grad-cam ablation_cam, layer4": pytorch_grad_cam(model, x, "ablation_cam", model.layer4),
+        "konkyo ablation_cam, layer3": ours(model, x, "ablation_cam", target=0, layer="layer3"),
+        "pytorch-grad-cam ablation_cam, layer3": pytorch_grad_cam(model, x, "ablation_cam", model.layer3),
+    }
+    slow = tuple(name for name in contenders if "pytorch" in name)
+    yield section("resnet18: Ablation-CAM (512 and 256 channels)", forward, contenders, min(rounds, 5), slow)
+    model, x, forward = network("resnet50", device)
+    contenders = {"konkyo ablation_cam, layer4": ours(model, x, "ablation_cam", target=0)}
+    yield section("resnet50: Ablation-CAM (2048 channels)", forward, contenders, rounds)
+
+
+def score(device: str, rounds: int) -> Iterator[dict[str, object]]:
+    model, x, forward = network("resnet18", device)
+    batch = 16 if device == "cpu" else 128
+    contenders = {
+        "bare 512 forwards, channels_last fp32": bare(model, x, 512, batch),
+        "konkyo score_cam": ours(model, x, "score_cam", target=0),
+        "bare 512 forwards, channels_last bf16": bare(model, x, 512, batch, torch.bfloat16),
+        'konkyo score_cam, precision="bf16"': ours(model, x, "score_cam", target=0, precision="bf16"),
+        "pytorch-grad-cam score_cam": pytorch_grad_cam(model, x, "score_cam", model.layer4),
+        "torch-cam score_cam": torch_cam(model, x, "score_cam", "layer4"),
+    }
+    slow = tuple(name for name in contenders if "cam score" in name and "konkyo" not in name)
+    result = section("resnet18: Score-CAM (512 channels)", forward, contenders, min(rounds, 3), slow)
+    full = konkyo.explain(model, x, method="score_cam", target=0).maps.flatten()
+    half = konkyo.explain(model, x, method="score_cam", target=0, precision="bf16").maps.flatten()
+    result["bf16 correlation"] = torch.corrcoef(torch.stack([full, half]))[0, 1].item()
+    print(f"  correlation of the bf16 map with the fp32 map: {result['bf16 correlation']:.4f}")
+    yield result
+    model, x, forward = network("resnet50", device)
+    contenders = {"konkyo score_cam": ours(model, x, "score_cam", target=0)}
+    yield section("resnet50: Score-CAM (2048 channels)", forward, contenders, 1, ("konkyo score_cam",))
+
+
+SECTIONS = {"gradient": gradient, "ablation": ablation, "score": score}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="a part of it; repeatable")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    chosen = arguments.only or list(SECTIONS)
+    kept = json.loads(arguments.out.read_text())["sections"] if arguments.out.is_file() and arguments.only else {}
+    for name in chosen:
+        with quiet():
+            kept[name] = list(SECTIONS[name](arguments.device, arguments.rounds))
+        machine = {
+            "device": torch.cuda.get_device_name() if arguments.device == "cuda" else platform.machine() + " CPU",
+            "threads": torch.get_num_threads(),
+            "versions": {p: version(p) for p in ("torch", "torchvision", "konkyo", "grad-cam", "torchcam", "captum")},
+        }
+        with replacing(arguments.out) as temporary:
+            temporary.write_text(json.dumps({"machine": machine, "sections": kept}, indent=1) + "\n")
+    print(f"\nwritten to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Writes the parts of README.md and docs/*.md that come from the registry and from benchmarks/results.json.
+
+A part stands between `<!-- NAME -->` and `<!-- /NAME -->`. With --check nothing is written, and a part that is out of
+date is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import konkyo
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results.json"
+NEEDS = {
+    "class_weights": "a head of global average pooling + linear",
+    "ablated_score": "a replay per channel (closed form for pooling + linear)",
+    "rescore": "a forward per variant",
+    "regrad": "a forward and backward per variant",
+    "generator": "a seed",
+}
+
+
+def methods_table() -> str:
+    """One line a method."""
+    lines = ["| method | what it gives | at | options |", "|---|---|---|---|"]
+    for name, method in konkyo.methods().items():
+        options = ", ".join(f"`{o}={p.default!r}`" for o, p in method.options.items())
+        where = "the input" if method.layer == "input" else "a feature grid"
+        lines.append(f"| `{name}` | {method.summary} | {where} | {options} |")
+    return "\n".join(lines)
+
+
+def methods_pages() -> str:
+    """Every method with its whole documentation, by family."""
+    parts = []
+    families: dict[str, list[tuple[str, konkyo.Method]]] = {}
+    for name, method in konkyo.methods().items():
+        families.setdefault(method.function.__module__, []).append((name, method))
+    for family, members in families.items():
+        parts.append("## " + (sys.modules[family].__doc__ or family).partition("\n")[0].rstrip("."))
+        for name, method in members:
+            first, _, rest = (inspect.getdoc(method.function) or "").partition("\n\n")
+            body = "\n\n".join(block for block in (" ".join(first.split()), rest) if block)
+            needs = ", ".join(NEEDS.get(n, n) for n in method.needs)
+            facts = [f"needs: {needs}", f"ends in a ReLU: {'yes' if method.rectified else 'no, the map is signed'}"]
+            if method.layer:
+                facts.append(f"default layer: `{method.layer}`")
+            if method.score != "logit":
+                facts.append(f"explains the softmax {method.score} unless a target says otherwise")
+            parts.append(f"### {name}\n\n{body}\n\n*{'; '.join(facts)}.*")
+    return "\n\n".join(parts)
+
+
+def results() -> dict[str, Any]:
+    """The benchmark's results."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return found
+
+
+def benchmark_summary() -> str:
+    """What a reader of the README wants to know first."""
+    rows: dict[str, dict[str, Any]] = {}
+    for sections in results()["sections"].values():
+        for section in sections:
+            for name, row in section["rows"].items():
+                rows[f"{section['title'].partition(':')[0]} {name}"] = row
+
+    def cell(name: str) -> str:
+        row = rows.get(name)
+        return "" if row is None else f"{row['wall']:.3g}x" + (f", {row['mb']:.0f} MB" if row["mb"] else "")
+
+    lines = ["| | konkyo | pytorch-grad-cam | torch-cam | captum |", "|---|---|---|---|---|"]
+    for model in ("resnet18", "resnet50"):
+        for label, key in (
+            *(("Grad-CAM", "grad_cam"), ("Grad-CAM++", "grad_cam_pp"), ("Layer-CAM", "layer_cam")),
+            *(("six gradient CAMs", "six gradient CAMs"), ("Eigen-CAM", "eigen_cam")),
+        ):
+            peers = [cell(f"{model} {peer} {key}") for peer in ("konkyo", "pytorch-grad-cam", "torch-cam", "captum")]
+            lines.append(f"| {model}, {label} | " + " | ".join(peers) + " |")
+        ten = [
+            cell(f"{model} konkyo grad_cam, top ten classes"),
+            cell(f"{model} pytorch-grad-cam grad_cam, ten classes"),
+        ]
+        lines.append(f"| {model}, Grad-CAM of ten classes | {ten[0]} | {ten[1]} | | |")
+    for layer in ("layer4", "layer3"):
+        pair = [cell(f"resnet18 {who} ablation_cam, {layer}") for who in ("konkyo", "pytorch-grad-cam")]
+        lines.append(f"| resnet18, Ablation-CAM at {layer} | {pair[0]} | {pair[1]} | | |")
+    three = [cell(f"resnet18 {who} score_cam") for who in ("konkyo", "pytorch-grad-cam", "torch-cam")]
+    lines.append(f"| resnet18, Score-CAM | {three[0]} | {three[1]} | {three[2]} | |")
+    half = cell('resnet18 konkyo score_cam, precision="bf16"')
+    lines.append(f"| resnet18, Score-CAM in bf16 | {half} | | | |")
+    return "\n".join(lines)
+
+
+def benchmark_tables() -> str:
+    """Every section with every number."""
+    found = results()
+    machine = found["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    parts = [f"Measured on {machine['device']}, {machine['threads']} threads, with {versions}."]
+    for sections in found["sections"].values():
+        for section in sections:
+            parts.append(f"## {section['title']}")
+            lines = ["| | wall / forward | CPU / forward | peak MB | rounds |", "|---|---|---|---|---|"]
+            for name, row in section["rows"].items():
+                memory = "" if row["mb"] is None else f"{row['mb']:.0f}"
+                lines.append(f"| {name} | {row['wall']:.2f} | {row['cpu']:.2f} | {memory} | {row['rounds']} |")
+            if "bf16 correlation" in section:
+                value = section["bf16 correlation"]
+                lines.append(f"\nThe bf16 map correlates with the fp32 map at {value:.4f}.")
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+PARTS = {
+    "methods table": methods_table,
+    "methods": methods_pages,
+    "benchmark summary": benchmark_summary,
+    "benchmark tables": benchmark_tables,
+}
+
+
+def main() -> None:
+    """Rewrites the parts, or checks them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = page.read_text(encoding="utf-8")
+        new = text
+        for name, make in PARTS.items():
+            pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+            if pattern.search(new):
+                made = make()
+                new = pattern.sub(lambda m, made=made: f"{m[1]}{made}\n{m[2]}", new)
+        if new != text:
+            stale.append(page.relative_to(ROOT))
+            if not check:
+                page.write_text(new, encoding="utf-8")
+    if check and stale:
+        sys.exit(f"out of date: {', '.join(map(str, stale))}; run `make docs`")
+
+
+if __name__ == "__main__":
+    main()
