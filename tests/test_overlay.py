@@ -328,18 +328,21 @@ def test_cells_hold_the_overlay_of_the_row(monkeypatch):
     positive, negative = torch.rand(7, 7), -torch.rand(7, 7)
     seen = []
 
-    def spy(image, map_, *, limits=None):
-        seen.append((map_, limits))
-        return overlay(image, map_, limits=limits)
+    def spy(image, map_, *, limits=None, signed=None):
+        seen.append((signed, limits))
+        return overlay(image, map_, limits=limits, signed=signed)
 
     monkeypatch.setattr(figures, "overlay", spy)
     rows = [row(Cell(positive), Cell(negative))]
     contact_sheet(rows, ["a", "b"], colour_bar=False)
-    assert [limits for _, limits in seen] == [None, None]
+    assert seen == [(False, None), (True, None)]
+    seen.clear()
+    contact_sheet([row(Cell(positive), Cell(negative)), row(Cell(positive), Cell(positive))], ["a", "b"])
+    assert [signed for signed, _ in seen[:4]] == [False, True, False, True]  # a column looks the same throughout
     seen.clear()
     contact_sheet(rows, ["a", "b"], shared=True, colour_bar=False)
     low, high = float(negative.min()), float(positive.max())
-    assert [limits for _, limits in seen] == [pytest.approx((low, high))] * 2
+    assert seen == [(True, pytest.approx((low, high)))] * 2
 
 
 def test_the_colour_bar_has_the_colours_of_the_overlay():

@@ -161,7 +161,7 @@ def _prepare(model: Model, images: Images) -> tuple[Tensor, tuple[Image.Image, .
 
 
 def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) -> list[Layer]:
-    if layer is None and method.layer is not None:
+    if method.layer is not None and (layer is None or not method.needs_layer()):
         layer = method.layer
     several: Sequence[str | nn.Module | Layer | None]
     several = [layer] if layer is None or isinstance(layer, (str, nn.Module, Layer)) else layer

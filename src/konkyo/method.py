@@ -43,6 +43,10 @@ class Method:
         """Whether its map is blank wherever the score does not depend on the layer."""
         return bool({"gradients", "regrad", "ablated_score", "class_weights"} & set(self.needs))
 
+    def needs_layer(self) -> bool:
+        """Whether its map depends on the layer at all; RISE's does not."""
+        return "activations" in self.needs or self.needs_gradient()
+
     def __call__(self, probe: Probe, **options: Any) -> Tensor:
         """The signed maps (N, *grid) of a Probe, before the ReLU where the method has one."""
         for name in options:

@@ -69,9 +69,10 @@ def contact_sheet(
     side = min(max(_WIDTH // (len(columns) + 1), _SIDES[0]), _SIDES[1])
     pictures = [_fitted(row.image, side) for row in rows]
     side = max(_SIDES[0], *(picture.width for picture in pictures))
-    strips = [_strip(row, picture, side, shared) for row, picture in zip(rows, pictures, strict=True)]
+    signed = _signed(rows, shared)
+    strips = [_strip(*parts, side, shared) for parts in zip(rows, pictures, signed, strict=True)]
     if colour_bar:
-        strips.append(_bars(rows, shared))
+        strips.append(_bars(signed, shared))
     left = [_MARGIN + i * (side + _GAP) for i in range(len(columns) + 1)]
     width = max(left[-1] + side, _MARGIN + strips[-1].width) + _MARGIN
     top = _MARGIN + (_HEADING + _GAP if title else 0)
@@ -106,7 +107,19 @@ def save_image(image: Image.Image, path: str | Path) -> Path:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _strip(row: Row, picture: Image.Image, side: int, shared: bool) -> Image.Image:
+def _signed(rows: Sequence[Row], shared: bool) -> list[list[bool | None]]:
+    """Which cells are drawn on the diverging scale, None where there is no map: whole rows if they share a scale,
+    otherwise whole columns, so that a method looks the same throughout."""
+    rows_of: list[list[Map | None]] = [[cell.map for cell in row.cells] for row in rows]
+    lines = rows_of if shared else [list(column) for column in zip(*rows_of, strict=True)]
+    kinds = [any(is_signed(map_) for map_ in line if map_ is not None) for line in lines]
+    return [
+        [None if map_ is None else kinds[i if shared else j] for j, map_ in enumerate(row)]
+        for i, row in enumerate(rows_of)
+    ]
+
+
+def _strip(row: Row, picture: Image.Image, signed: Sequence[bool | None], side: int, shared: bool) -> Image.Image:
     """A row: cells `side` wide, text below the pictures."""
     limits = _range([c.map for c in row.cells if c.map is not None]) if shared else None
     captions = [[(row.title, _INK)]]
@@ -124,10 +137,10 @@ def _strip(row: Row, picture: Image.Image, side: int, shared: bool) -> Image.Ima
     strip = Image.new("RGB", ((side + _GAP) * len(captions) - _GAP, tall + _GAP // 2 + lines * _LINE), "white")
     draw = ImageDraw.Draw(strip)
     strip.paste(picture, (0, 0))
-    for i, cell in enumerate(row.cells, start=1):
+    for i, (cell, diverging) in enumerate(zip(row.cells, signed, strict=True), start=1):
         x = i * (side + _GAP)
         if cell.map is not None:
-            strip.paste(overlay(picture, cell.map, limits=limits), (x, 0))
+            strip.paste(overlay(picture, cell.map, limits=limits, signed=diverging), (x, 0))
         else:
             _message(draw, cell.note or "no map", (x, 0, x + side - 1, tall - 1))
     for i, caption in enumerate(captions):
@@ -148,14 +161,9 @@ def _message(draw: ImageDraw.ImageDraw, text: str, box: tuple[int, int, int, int
         y += _LINE
 
 
-def _bars(rows: Sequence[Row], shared: bool) -> Image.Image:
+def _bars(signed: Sequence[Sequence[bool | None]], shared: bool) -> Image.Image:
     """The colours in use, as they look over grey, side by side."""
-    signed = []
-    for row in rows:
-        maps = [cell.map for cell in row.cells if cell.map is not None]
-        limits = _range(maps) if shared else None
-        signed += [is_signed(map_, limits) for map_ in maps]
-    kinds = [kind for kind in (False, True) if kind in signed]
+    kinds = [kind for kind in (False, True) if any(kind in row for row in signed)]
     font = _font(_TEXT)
     note = "one scale per row" if shared else "every map on its own scale"
     wide = _BAR[0] + 2 * _GAP
