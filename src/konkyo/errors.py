@@ -26,7 +26,7 @@ def unknown(kind: str, name: object, offer: Iterable[str]) -> KonkyoError:
     """The error for a name that is not on offer, with the near ones first.
 
     >>> print(unknown("method", "gradcam", ["grad_cam", "score_cam"]))
-    unknown method 'gradcam'; did you mean 'grad_cam'? On offer: grad_cam, score_cam
+    unknown method 'gradcam'; did you mean 'grad_cam' or 'score_cam'? On offer: grad_cam, score_cam
     """
     names = list(offer)
     near = get_close_matches(str(name), names, n=3, cutoff=0.5)

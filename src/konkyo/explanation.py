@@ -66,11 +66,18 @@ class Explanation:
 
     def at(self, size: Sequence[int]) -> Tensor:
         """The maps enlarged linearly (cell centres stay in place): (R, *size)."""
-        return resize(self.maps, tuple(size))
+        return resize(self.maps, self._sized(size))
 
     def unit(self, size: Sequence[int] | None = None) -> Tensor:
         """The maps scaled to [0, 1] each (a constant map becomes zeros), enlarged first where a size is given."""
-        return unit(self.maps if size is None else self.at(size))
+        scaled = unit(self.maps)  # before enlarging, whose rounding a constant map must not show
+        return scaled if size is None else unit(resize(scaled, self._sized(size)))
+
+    def _sized(self, size: Sequence[int]) -> tuple[int, ...]:
+        axes = self.signed.ndim - 1
+        if not isinstance(size, Sequence) or len(size) != axes or min(size) < 1:
+            raise KonkyoError(f"a size is {axes} positive numbers of pixels, one per axis of the map; got {size!r}")
+        return tuple(size)
 
     def picture(self, row: int) -> Image.Image:
         """The picture that a row explains, as the model saw it. KonkyoError where it is not known."""
@@ -124,8 +131,11 @@ class Explanation:
         }
         if path.suffix not in writers:
             raise KonkyoError(f"explanations are saved as {' or '.join(writers)}; got {path.name!r}")
-        with replacing(path) as temporary:
-            writers[path.suffix](temporary)
+        try:
+            with replacing(path) as temporary:
+                writers[path.suffix](temporary)
+        except SafetensorError as error:
+            raise KonkyoError(f"{path} cannot be written: {error}") from error
         return path
 
     @classmethod
@@ -138,7 +148,7 @@ class Explanation:
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                     text = (file.metadata() or {})["konkyo"]
             else:
-                with np.load(path, allow_pickle=False) as archive:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                     tensors = {n: torch.from_numpy(archive[n]) for n in archive.files if n != "konkyo"}
                     text = str(archive["konkyo"])
             values = json.loads(text)
@@ -147,7 +157,7 @@ class Explanation:
             values["labels"] = tuple(values["labels"])
             known = {f.name for f in fields(cls)}
             return cls(**{k: v for k, v in values.items() if k in known}, **tensors)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except Exception as error:  # damaged archives fail in every possible way
             raise KonkyoError(f"{path} is no saved explanation: {error}") from error
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -317,9 +317,15 @@ def trace(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -
         for module in names:
             undo.callback(module.register_forward_hook(hook).remove)
         score = forward(image.detach().clone().requires_grad_())
+        undo.close()  # the hooks, before another forward
         spatial, seen, layers = tuple(image.shape[2:]), list[tuple[int, ...]](), dict[str, Layer | None]()
+        wider = _last_axes(forward, root, image) if any(_ambiguous(t.shape, spatial) for t in outputs.values()) else {}
         for name, tensor in outputs.items():
-            layers[name] = layer = _read(name, tuple(tensor.shape), spatial, seen)
+            # A first dimension that is not the batch (windows of a picture, say) makes no grid per image.
+            layer = _read(name, tuple(tensor.shape), spatial, seen) if len(tensor) == len(image) else None
+            layers[name] = layer
+            if layer is not None and _ambiguous(tensor.shape, spatial) and wider.get(name) == tensor.shape[-1]:
+                layers[name] = layer = replace(layer, channel_axis=-1)
             if layer is not None and layer.tokens is None:
                 seen.append(tuple(layer.fold(tensor).shape[2:]))
         wanted = [name for name in outputs if layers[name] is not None and outputs[name].requires_grad]
@@ -350,6 +356,30 @@ def _read(name: str, shape: tuple[int, ...], spatial: tuple[int, ...], seen: lis
             prefix, grid = found
             layer = Layer(name, None, channel_axis=-1, tokens=grid, prefix=prefix)
     return layer if layer is not None and math.prod(grid) > 1 else None
+
+
+def _ambiguous(shape: Sequence[int], spatial: tuple[int, ...]) -> bool:
+    """Whether both (N, C, *grid) and (N, *grid, C) could be meant."""
+    return len(shape) == len(spatial) + 2 and _covers(shape[2:], spatial) and _covers(shape[1:-1], spatial)
+
+
+def _last_axes(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -> dict[str, int]:
+    """The last axis of every module's output for an image twice as wide: where it stays, it holds the channels.
+
+    Nothing for a network that takes images of one size only.
+    """
+    found: dict[str, int] = {}
+    with ExitStack() as undo, torch.no_grad(), suppress(RuntimeError, ValueError, AssertionError, IndexError):
+        for name, module in root.named_modules():
+
+            def keep(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+                tensor = main_tensor(output)
+                if tensor is not None and tensor.ndim:
+                    found[name] = tensor.shape[-1]
+
+            undo.callback(module.register_forward_hook(keep).remove)
+        forward(torch.cat([image, image], dim=-1))
+    return found
 
 
 def _covers(grid: Sequence[int], spatial: Sequence[int]) -> bool:

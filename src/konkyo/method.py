@@ -52,6 +52,12 @@ class Method:
         for name in options:
             if name not in self.options:
                 raise unknown(f"option of {self.name}", name, self.options or ["(none)"])
+            kind = self.options[name].annotation
+            accepted = (int, float) if kind is float else kind
+            if kind in (int, float, str, bool) and (
+                not isinstance(options[name], accepted) or (kind is not bool and isinstance(options[name], bool))
+            ):
+                raise KonkyoError(f"{name} of {self.name} is of type {kind.__name__}; got {options[name]!r}")
         device = probe.inputs.device.type
         # The caller's autocast is for the network; sums over maps are done in the tensors' own precision.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):

@@ -7,8 +7,10 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,20 +101,22 @@ def explain(
     if maps not in ("npz", "safetensors"):
         raise KonkyoError(f"--maps is npz or safetensors; got {maps!r}")
     files = _files(images)
+    files = [f for f in files if to.resolve() not in f.resolve().parents] or files  # not what an earlier run wrote
     setup = _setup(model, weights, labels, (resize, crop, mean, std), device)
     names, request = _request(method, classes, top, layer, option, seed, precision)
     settings = {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}}
     manifest = _Manifest(to / "manifest.json", settings, resume=resume)
-    names_on_disk = _unique_names(files)
+    names_on_disk = _unique_names(files, manifest)
     for file in _progress(files, "explaining"):
         if manifest.has(file):
             continue
         with manifest.image(file) as entry:
+            entry["name"] = names_on_disk[file]
             for name, result in _explained(setup.model, file, names, request, entry).items():
                 if isinstance(result, NotApplicable):
                     entry.setdefault("not_applicable", []).append(str(result))
                 else:
-                    _write(result, to / f"{names_on_disk[file]}.{name}", maps, cmap, entry)
+                    _write(result, to / f"{entry['name']}.{name}", maps, cmap, entry)
     _report(manifest, as_json, [f"pictures, maps and manifest in {to}"])
 
 
@@ -143,8 +147,9 @@ def compare(
 ) -> None:
     """Compare methods on a contact sheet: a row per image and class, a column per method."""
     from konkyo.explain import SEVEN_CAMS
-    from konkyo.report.figures import contact_sheet, save_image
+    from konkyo.report.figures import contact_sheet, picture_name, save_image
 
+    picture_name(to)
     files = _files(images)
     setup = _setup(model, weights, labels, (resize, crop, mean, std), device)
     names, request = _request(method or ",".join(SEVEN_CAMS), classes, top, layer, option, seed, precision)
@@ -191,7 +196,9 @@ def layers(
     size: Annotated[
         str | None, typer.Option(help="Image size in pixels, or HEIGHTxWIDTH; default: the model's own.")
     ] = None,
-    channels: Annotated[int | None, typer.Option(help="Channels of the image; default: the model's own, or 3.")] = None,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="Channels of the image; default: the model's own, or 3.")
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="Also the modules whose output is no grid.")] = False,
     weights: Weights = "default",
     device: Device = None,
@@ -203,7 +210,8 @@ def layers(
     side = (_size(size) if size else None) or (own and (own.crop or own.resize)) or 224
     height, width = side if isinstance(side, tuple) else (side, side)
     shape = (channels or (len(own.mean) if own else 3), height, width)
-    automatic = setup.model.automatic_layer(shape)
+    with _failures_of(setup.model):
+        automatic = setup.model.automatic_layer(shape)
     sites = [s for s in setup.model.sites(shape) if every or s.layer is not None]
     if as_json:
         listed = [
@@ -335,7 +343,7 @@ def _request(
     from konkyo.method import find
     from konkyo.target import Each, TopK
 
-    names = [find(name.strip()).name for name in method.split(",") if name.strip()]
+    names = list(dict.fromkeys(find(name.strip()).name for name in method.split(",") if name.strip()))
     if not names:
         raise KonkyoError("--method names no method; `konkyo methods` lists them")
     target: Any = TopK(top)
@@ -365,6 +373,8 @@ def _size(text: str) -> int | tuple[int, int] | None:
         sides = [int(part) for part in text.lower().split("x")]
     except ValueError:
         sides = []
+    if sides and min(sides) < 1:
+        raise KonkyoError(f"a size is at least 1 pixel; got {text!r}")
     if len(sides) == 1:
         return sides[0]
     if len(sides) == 2:
@@ -389,9 +399,11 @@ def _labels(path: Path) -> tuple[str, ...]:
             names = json.loads(text)
             if isinstance(names, dict):
                 names = [names[str(i)] for i in range(len(names))]
-        except (ValueError, KeyError) as error:
+            if not isinstance(names, list):
+                raise ValueError(type(names).__name__)
+            return tuple(str(name[-1] if isinstance(name, list) else name) for name in names)
+        except (ValueError, LookupError) as error:
             raise KonkyoError(f'{path} is no JSON list of names, nor an object {{"0": name, ...}}: {error}') from error
-        return tuple(str(name[-1] if isinstance(name, list) else name) for name in names)
     return tuple(line.split("\t")[-1].strip() for line in text.splitlines() if line.strip())
 
 
@@ -407,7 +419,18 @@ def _explained(
     picture = open_image(file)
     if notes := picture.info.get("konkyo"):
         entry["notes"] = list(notes)
-    return explanations(model, picture, names, **request)
+    with _failures_of(model):
+        return explanations(model, picture, names, **request)
+
+
+@contextmanager
+def _failures_of(model: Model) -> Iterator[None]:
+    """What a network says of input that it does not take, in a line."""
+    try:
+        yield
+    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise KonkyoError(f"{model.name} failed on this input: {type(error).__name__}: {reason}") from error
 
 
 def _write(result: Explanation, stem: Path, maps: str, cmap: str | None, entry: dict[str, Any]) -> None:
@@ -468,7 +491,8 @@ class _Manifest:
             try:
                 before = json.loads(path.read_text(encoding="utf-8"))
                 same, images = before["settings"] == settings, before["images"]
-            except (ValueError, KeyError) as error:
+                _ = [entry["file"] for entry in images]
+            except (ValueError, KeyError, TypeError) as error:
                 raise KonkyoError(f"{path} is no manifest to resume from: {error}") from error
             if not same:
                 raise KonkyoError(f"{path} was made with other settings; resume with the same, or choose another --out")
@@ -527,12 +551,14 @@ def _report(manifest: _Manifest, as_json: bool, notes: list[str]) -> None:
         raise typer.Exit(3)
 
 
-def _unique_names(files: list[Path]) -> dict[Path, str]:
-    """File name stems, numbered where two files share one."""
-    seen, names = Counter[str](), {}
+def _unique_names(files: list[Path], manifest: _Manifest) -> dict[Path, str]:
+    """File name stems, numbered where one is taken: by another file, or in the manifest that is resumed."""
+    taken, names = {str(entry.get("name")).casefold() for entry in manifest.values["images"]}, {}
     for file in files:
-        seen[file.stem] += 1
-        names[file] = file.stem if seen[file.stem] == 1 else f"{file.stem}-{seen[file.stem]}"
+        if not manifest.has(file):
+            tries = (file.stem if k == 1 else f"{file.stem}-{k}" for k in count(1))
+            names[file] = next(name for name in tries if name.casefold() not in taken)
+            taken.add(names[file].casefold())
     return names
 
 
@@ -549,4 +575,5 @@ def _table(columns: list[str], rows: Iterable[tuple[str, ...]]) -> None:
         table.add_column(column, no_wrap=index == 0)
     for row in rows:
         table.add_row(*map(escape, row))
-    out.print(table)
+    printer = out if out.is_terminal else Console(width=1000)  # in a pipe, names must not be cut
+    printer.print(table)

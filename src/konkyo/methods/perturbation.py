@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from konkyo.errors import KonkyoError
 from konkyo.method import method
 from konkyo.probe import Rescore
 from konkyo.tensors import resize, safe_divide, unit, weigh
@@ -50,6 +51,8 @@ def rise(
     map = 1 / (masks * keep) sum_i score(x * M_i) M_i. A mask is a coarse grid of `cells` per side, each kept with
     probability `keep`, enlarged bilinearly and shifted at random by less than a cell. All images see the same masks.
     """
+    if masks < 1 or cells < 1 or not 0 < keep <= 1:
+        raise KonkyoError(f"rise needs masks >= 1, cells >= 1 and 0 < keep <= 1; got {masks}, {cells}, {keep}")
     size = inputs.shape[2:]
     stride = [-(-s // cells) for s in size]
     coarse = (torch.rand(masks, *[cells + 1] * len(size), generator=generator) < keep).to(inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -47,15 +48,22 @@ def _from_file(name: str, weights: str | Path | None) -> Model:
         raise KonkyoError("weights= goes with a library's model; a function of yours loads its own")
     if not Path(path).is_file():
         raise KonkyoError(f"no file {path!r} for model {name!r}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    spec = importlib.util.spec_from_file_location(f"konkyo model {Path(path).resolve()}", path)
     assert spec is not None
     assert spec.loader is not None
     source = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(source)
-    build = getattr(source, function, None)
-    if not callable(build):
-        raise unknown(f"function in {path}", function, [n for n, v in vars(source).items() if callable(v)])
-    built = build()
+    sys.modules[spec.name] = source  # dataclasses look their module up
+    sys.path.insert(0, str(Path(path).resolve().parent))  # as when the file is run: it may import its neighbours
+    try:
+        spec.loader.exec_module(source)
+        build = getattr(source, function, None)
+        if not callable(build):
+            raise unknown(f"function in {path}", function, [n for n, v in vars(source).items() if callable(v)])
+        built = build()
+    except KonkyoError:
+        raise
+    except Exception as error:
+        raise KonkyoError(f"{name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(built, (nn.Module, Model)):
         raise KonkyoError(f"{name} must return an nn.Module or a konkyo.Model; got {type(built).__name__}")
     model = as_model(built)

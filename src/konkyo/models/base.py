@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +60,7 @@ class Model:
     classes: tuple[str, ...] = ()
     name: str = ""
     select: Callable[[Any], Tensor] = select_logits
+    _traces: dict[tuple[int, ...], list[Site]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         module = self.module
@@ -87,7 +89,8 @@ class Model:
 
     def prepared(self, images: Tensor) -> Tensor:
         """Preprocessed images with the device and dtype of the weights. KonkyoError: not a floating (N, C, ...)."""
-        if images.ndim < 3 or not images.is_floating_point() or not images.numel():
+        axes = 3 if self.preprocess is None else 4  # a network of signals is one without pictures to prepare
+        if images.ndim < axes or not images.is_floating_point() or not images.numel():
             raise KonkyoError(
                 f"preprocessed images are a floating tensor (N, C, H, W) with N >= 1; got {tuple(images.shape)} "
                 f"{images.dtype}"
@@ -101,7 +104,7 @@ class Model:
 
         Traced once per network and shape, on one seeded noise image.
         """
-        traces = _TRACES.setdefault(self.module, {})
+        traces = _TRACES.setdefault(self.module, {}) if self.select is select_logits else self._traces
         if tuple(shape) not in traces:
             noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
             with untouched(self.module), torch.inference_mode(False):
@@ -192,13 +195,17 @@ class Model:
         entry per image. KonkyoError: an unknown class, a list of the wrong length.
         """
         count = len(output)
+        if self.classes and output.ndim == 2 and len(self.classes) != output.shape[1]:
+            raise KonkyoError(
+                f"{len(self.classes)} class names for {self.name}, whose output has {output.shape[1]} classes"
+            )
         if target is None:
             return self.decisions(output, score=score)
         if isinstance(target, TopK):
             return self.decisions(output, target.k, score=score)
         if isinstance(target, Each):
             return [[self._target(t, score) for t in target.targets]] * count
-        entries = target.tolist() if isinstance(target, Tensor) else target
+        entries = target.tolist() if isinstance(target, (Tensor, np.ndarray, np.generic)) else target
         if isinstance(entries, (list, tuple)):
             if len(entries) != count:
                 raise KonkyoError(
@@ -223,7 +230,8 @@ class Model:
             raise KonkyoError(
                 f"{self.name} has no class names, so {name!r} means nothing to it; give the class's index"
             )
-        found = [i for i, c in enumerate(self.classes) if c.lower() == name.lower()]
+        found = [i for i, c in enumerate(self.classes) if c == name]
+        found = found or [i for i, c in enumerate(self.classes) if c.lower() == name.lower()]
         if not found:
             raise unknown("class", name, self.classes)
         if len(found) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,17 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             raise KonkyoError(f"{path.name} is not a readable safetensors file: {error}") from error
     else:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickle protocols that are read all the same
+                state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise KonkyoError(
                 f"{path.name} is no file of plain weights (it holds Python objects, or is broken), and such files can "
                 "run code: save the state dict alone, best as safetensors"
             ) from error
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-            raise KonkyoError(f"{path.name} cannot be read as PyTorch weights: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # damaged files fail in every possible way
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise KonkyoError(f"{path.name} cannot be read as PyTorch weights: {reason}") from error
     for nest in _NESTS:
         if isinstance(state, Mapping) and isinstance(state.get(nest), Mapping):
             state = state[nest]
@@ -48,9 +52,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
     if not tensors:
         raise KonkyoError(f"{path.name} holds no named tensors")
-    for wrapper in _WRAPPERS:
-        if all(name.startswith(wrapper) for name in tensors):
-            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+    while wrapper := next((w for w in _WRAPPERS if all(name.startswith(w) for name in tensors)), None):
+        tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     return tensors
 
 

@@ -75,8 +75,13 @@ class Preprocess:
         if self.crop is None:
             return 0, 0, width, height
         crop_height, crop_width = _pair(self.crop)
-        left, top = round((width - crop_width) / 2), round((height - crop_height) / 2)
+        left, top = _margin(width - crop_width), _margin(height - crop_height)
         return left, top, left + crop_width, top + crop_height
+
+
+def _margin(excess: int) -> int:
+    """Where a centre crop begins; before the picture if that is smaller. As torchvision rounds."""
+    return round(excess / 2) if excess > 0 else -(-excess // 2)
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

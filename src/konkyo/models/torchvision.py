@@ -25,7 +25,11 @@ def load(name: str, weights: str | Path | None) -> Model:
         raise unknown("torchvision classifier", name, names())
     metadata = torchvision.models.get_model_weights(name).DEFAULT
 
+    own_head = False
+
     def build(classes: int | None) -> nn.Module:
+        nonlocal own_head
+        own_head = classes is not None
         extra: dict[str, object] = {} if classes is None else {"num_classes": classes}
         if name in ("googlenet", "inception_v3"):
             # Their own initialisation warns and takes scipy; their published weights expect transformed input.
@@ -53,4 +57,6 @@ def load(name: str, weights: str | Path | None) -> Model:
         interpolation=transform.interpolation.value,
     )
     classes = tuple(metadata.meta["categories"])
+    if own_head:  # a fine-tuned one, of other classes
+        classes = ()
     return Model(module.eval(), preprocess, classes, f"torchvision/{name}")

@@ -93,14 +93,20 @@ def contact_sheet(
 
 def save_image(image: Image.Image, path: str | Path) -> Path:
     """Writes the picture in the format of the suffix, under a temporary name first. -> the path"""
-    path = Path(path)
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise KonkyoError(f"{path.name!r} does not say how to save a picture; end the name in .png, .jpg or .webp")
+    path = picture_name(path)
     try:
         with replacing(path) as temporary:
             image.save(temporary, quality=92)  # of the formats that lose something
     except ValueError as error:
         raise KonkyoError(f"{path} cannot be written: {error}") from error
+    return path
+
+
+def picture_name(path: str | Path) -> Path:
+    """The path, if its suffix says how to save a picture; KonkyoError otherwise."""
+    path = Path(path)
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise KonkyoError(f"{path.name!r} does not say how to save a picture; end the name in .png, .jpg or .webp")
     return path
 
 
