@@ -181,7 +181,7 @@ def test_rise_is_the_score_weighted_mean_of_its_masks() -> None:
     count, cells = 40, 4
     found = konkyo.explain(network, x, method="rise", target=1, seed=5, masks=count, cells=cells, keep=0.4)
     generator = torch.Generator().manual_seed(5)
-    coarse = (torch.rand(count, cells + 1, cells + 1, generator=generator) < 0.4).double()
+    coarse = (torch.rand(count, cells, cells, generator=generator) < 0.4).double()
     cell = math.ceil(32 / cells), math.ceil(40 / cells)
     down = torch.randint(cell[0], (count,), generator=generator)
     right = torch.randint(cell[1], (count,), generator=generator)

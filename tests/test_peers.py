@@ -39,7 +39,7 @@ def mine(method: str, **options: Any) -> Tensor:
 )
 def test_pytorch_grad_cam(method: str, peer: str) -> None:
     """It gives ReLU, min-max at low resolution, resize, min-max; so do we here."""
-    pgc = pytest.importorskip("pytorch_grad_cam")
+    import pytorch_grad_cam as pgc
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     other = copy.deepcopy(network())
@@ -55,7 +55,8 @@ def test_pytorch_grad_cam(method: str, peer: str) -> None:
     [("cam", "CAM"), ("grad_cam", "GradCAM"), ("layer_cam", "LayerCAM"), ("xgrad_cam", "XGradCAM")],
 )
 def test_torch_cam(method: str, peer: str) -> None:
-    torchcam = pytest.importorskip("torchcam.methods")
+    from torchcam import methods as torchcam
+
     other, x = network(), images()
     arguments = {"fc_layer": "head"} if peer == "CAM" else {}
     with getattr(torchcam, peer)(other, "stage3", **arguments) as extractor:
@@ -65,7 +66,8 @@ def test_torch_cam(method: str, peer: str) -> None:
 
 
 def test_captum() -> None:
-    captum = pytest.importorskip("captum.attr")
+    from captum import attr as captum
+
     other, x = network(), images()
     found = captum.LayerGradCam(other, other.stage3).attribute(x, target=CLASSES, relu_attributions=True)[:, 0]
     torch.testing.assert_close(mine("grad_cam"), found.detach(), rtol=1e-5, atol=1e-9)
@@ -89,7 +91,7 @@ def test_captum() -> None:
 
 def test_score_cam_of_pytorch_grad_cam() -> None:
     """It enlarges masks with aligned corners; with masks enlarged as ours it gives our weights."""
-    pgc = pytest.importorskip("pytorch_grad_cam")
+    import pytorch_grad_cam as pgc
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     class HalfPixel(nn.Upsample):
@@ -108,7 +110,6 @@ def test_score_cam_of_pytorch_grad_cam() -> None:
 
 
 def test_eigen_cam_of_pytorch_grad_cam_is_ours_centred_up_to_sign() -> None:
-    pytest.importorskip("pytorch_grad_cam")
     from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 
     other, x = network(), images(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -26,8 +26,8 @@ class Diagnosis:
 
 
 OK = Diagnosis("ok")
-SATURATED = 1 - 1e-4
-"""A softmax probability above this has a gradient below a ten-thousandth of its logit's."""
+SATURATED = 1e-4
+"""A softmax probability so near to 0 or 1 has a gradient below a ten-thousandth of its logit's."""
 
 
 def diagnose(
@@ -36,7 +36,7 @@ def diagnose(
     rectified: bool,
     largest_gradient: Tensor | None,
     probabilities: Sequence[Tensor | None],
-    way_out: str,
+    way_out: Callable[[], str],
 ) -> tuple[Diagnosis, ...]:
     """What is wrong with each of the signed maps (R, *grid), from the values that their method has seen anyway.
 
@@ -47,16 +47,18 @@ def diagnose(
     flat = signed.flatten(1)
     seen = [flat.isfinite().all(1), flat.amin(1), flat.amax(1)]
     seen.append(flat.new_ones(len(flat)) if largest_gradient is None else largest_gradient)
+    if largest_gradient is None:
+        probabilities = ()
     seen.append(
-        torch.stack([signed.new_zeros(()) if p is None else p.to(signed) for p in probabilities])
+        torch.stack([signed.new_full((), 0.5) if p is None else p.to(signed) for p in probabilities])
         if len(probabilities)
-        else flat.new_zeros(len(flat))
+        else flat.new_full((len(flat),), 0.5)
     )
     table = torch.stack([column.to(signed.dtype) for column in seen], dim=1).tolist()
     return tuple(_judge(row, rectified, way_out) for row in table)
 
 
-def _judge(row: list[float], rectified: bool, way_out: str) -> Diagnosis:
+def _judge(row: list[float], rectified: bool, way_out: Callable[[], str]) -> Diagnosis:
     finite, low, high, gradient, probability = row
     if not finite:
         return Diagnosis(
@@ -64,26 +66,27 @@ def _judge(row: list[float], rectified: bool, way_out: str) -> Diagnosis:
             "the map holds NaN or infinity: look for them in the image and the weights; half-precision overflow is "
             'usual (precision="fp32"), and Grad-CAM++ and XGrad-CAM divide by sums that signed activations can make 0',
         )
-    if probability > SATURATED and low > -1e-3 and high < 1e-3:
+    if min(probability, 1 - probability) < SATURATED and low > -1e-3 and high < 1e-3:
         return Diagnosis(
             "saturated",
-            f"the softmax probability is {probability:.6f}, so its gradient has all but vanished; explain the logit: "
+            f"the softmax probability is {probability:.6g}, so its gradient has all but vanished; explain the logit: "
             'ClassTarget(index, score="logit")',
         )
     if gradient == 0:
         return Diagnosis(
             "zero gradient",
-            f"the gradient is exactly 0: the score does not depend on this layer for this image; {way_out}",
+            "the gradient is exactly 0: the score does not depend on this layer for this image, or the model runs what "
+            f"lies between under a torch.no_grad() of its own; {way_out()}",
         )
     if low == high:
         return Diagnosis(
             "constant",
-            f"the map has the same value {low:g} everywhere: it points at nothing; {way_out}",
+            f"the map has the same value {low:g} everywhere: it points at nothing; {way_out()}",
         )
     if rectified and high <= 0:
         return Diagnosis(
             "all negative",
             "every value is negative before the ReLU: at this layer everything speaks against the target, and the map "
-            f"is blank. `signed` keeps the values; hires_cam shows both signs; {way_out}",
+            f"is blank. `signed` keeps the values; hires_cam shows both signs; {way_out()}",
         )
     return OK

@@ -20,9 +20,9 @@ from konkyo.explanation import Explanation
 from konkyo.layer import INPUT, Layer, untouched
 from konkyo.method import Method, find
 from konkyo.models import Model, as_model
-from konkyo.probe import Pass, Precision, Probe
+from konkyo.probe import Outputs, Pass, Precision, Probe
 from konkyo.target import ClassTarget, Target
-from konkyo.tensors import fuse
+from konkyo.tensors import fuse, resize
 
 Images: TypeAlias = "Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image]"
 Where: TypeAlias = "str | nn.Module | Layer | Sequence[str | nn.Module | Layer] | None"
@@ -105,13 +105,18 @@ def explanations(
             raise unknown(f"option of {', '.join(m.name for m in chosen)}", name, offer)
     adapted = as_model(model)
     tensor, pictures = _prepare(adapted, images)
-    layers = {m: _layers(adapted, m, layer, tuple(tensor.shape[1:])) for m in chosen}
-    wanted = list(dict.fromkeys(item for group in layers.values() for item in group))
-    graph = list(dict.fromkeys(item for m in chosen if "gradients" in m.needs for item in layers[m]))
     found: dict[str, Explanation | NotApplicable] = {}
+    layers: dict[Method, list[Layer]] = {}
+    for m in chosen:
+        try:
+            layers[m] = _layers(adapted, m, layer, tuple(tensor.shape[1:]))
+        except NotApplicable as reason:
+            found[m.name] = reason
+    wanted = list(dict.fromkeys(item for group in layers.values() for item in group))
+    graph = list(dict.fromkeys(item for m in layers if "gradients" in m.needs for item in layers[m]))
     with untouched(adapted.module):
         pass_ = Pass(adapted, tensor, wanted, differentiable=graph, precision=precision)
-        for m in chosen:
+        for m in layers:
             own = {name: value for name, value in options.items() if name in m.options}
             try:
                 found[m.name] = _run(adapted, pass_, m, layers[m], target, seed, own, pictures)
@@ -170,7 +175,7 @@ def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) 
     needs_gradient = method.needs_gradient()
     found = [model.layer(item, shape, needs_gradient=needs_gradient) for item in several]
     if "class_weights" in method.needs and any(item.name == INPUT for item in found):
-        raise KonkyoError(f"{method.name} needs a feature layer; the input is none")
+        raise NotApplicable(f"{method.name}: needs a feature layer; the input is none")
     return found
 
 
@@ -187,12 +192,13 @@ def _run(
     per_image = model.targets(target, pass_.output.detach(), score=method.score)
     columns = list(zip(*per_image, strict=True))  # one tuple of targets over all images per target asked for
     maps, gradients, scores = [], [], []
+    share = len(columns) > 1 and not method.varies_with_target()
+    stores: list[Outputs | None] = [{} if share else None for _ in layers]
     for column in columns:
-        probes = [Probe(pass_, column, layer, seed=seed) for layer in layers]
-        signed = [method(probe, **options) for probe in probes]
-        if len(signed) > 1:
-            signed = [fuse([m.relu() if method.rectified else m for m in signed])]
-        maps.append(signed[0].float())
+        probes = [
+            Probe(pass_, column, layer, seed=seed, outputs=store) for layer, store in zip(layers, stores, strict=True)
+        ]
+        maps.append(_fused([method(probe, **options) for probe in probes], method.rectified).float())
         scores.append(probes[0].score.float())
         if "gradients" in method.needs:
             gradients.append(probes[-1].gradients.flatten(1).abs().amax(1))
@@ -209,11 +215,23 @@ def _run(
         method=method.name,
         layer="+".join(item.name if item.call == -1 else f"{item.name}#{item.call}" for item in layers),
         model=model.name,
-        options=options,
+        options={name: parameter.default for name, parameter in method.options.items()} | dict(options),
         seed=seed,
         diagnosis=_diagnose(model, method, layers, signed_rows, rows, targets, gradients, pass_),
         images=pictures,
     )
+
+
+def _fused(signed: Sequence[Tensor], rectified: bool) -> Tensor:
+    """The signed maps of one layer, or of several fused: rectified first, as the method defines its map. Where that
+    leaves nothing, the deepest layer's map stays, so that what speaks against the target is not lost."""
+    if len(signed) == 1:
+        return signed[0]
+    if not rectified:
+        return fuse(signed)
+    maps = fuse([m.relu() for m in signed])
+    blank = maps.flatten(1).amax(1) == 0
+    return torch.where(blank.view(-1, *[1] * (maps.ndim - 1)), resize(signed[-1], tuple(maps.shape[1:])), maps)
 
 
 def _by_image(columns: list[Tensor]) -> Tensor:
@@ -232,12 +250,13 @@ def _diagnose(
     pass_: Pass,
 ) -> tuple[Diagnosis, ...]:
     probable = [isinstance(t, ClassTarget) and t.score == "probability" for t in targets]
-    automatic = model.automatic_layer(tuple(pass_.images.shape[1:]))
-    way_out = (
-        "try another layer: `konkyo layers` lists them"
-        if automatic is None or any(layer.name in (automatic.name, INPUT) for layer in layers)
-        else f"try layer={automatic.name!r}"
-    )
+
+    def way_out() -> str:
+        automatic = model.automatic_layer(tuple(pass_.images.shape[1:]))
+        if automatic is None or any(layer.name in (automatic.name, INPUT) for layer in layers):
+            return "try another layer: `konkyo layers` lists them"
+        return f"try layer={automatic.name!r}"
+
     return diagnose(
         signed,
         rectified=method.rectified,

@@ -66,7 +66,10 @@ def main_tensor(output: Any) -> Tensor | None:
 
 def _with_main_tensor(output: Any, tensor: Tensor) -> Any:
     first = main_tensor(output)
-    return tree_map(lambda leaf: tensor if leaf is first else leaf, output)
+    result = tree_map(lambda leaf: tensor if leaf is first else leaf, output)
+    if main_tensor(result) is not tensor:
+        raise KonkyoError(f"a layer's output of type {type(output).__name__} cannot be read; name a layer inside it")
+    return result
 
 
 # --- capture: read grids in one forward ------------------------------------------------------------------------------
@@ -150,11 +153,16 @@ class Replay:
         self._forward, self._layer, self._image = forward, layer, image
         self._stubs: dict[nn.Module, list[Any]] = {}
         self.raw, output = self._record(root)
-        self._mode = next(m for m in ("broadcast", "expand", "whole") if m == "whole" or self._faithful(m, output))
+        self._mode: str = next(m for m in ("broadcast", "expand", "whole") if m == "whole" or self._faithful(m, output))
 
     def __call__(self, variants: Tensor) -> Tensor:
         """The network's output (V, ...) with the layer's output replaced by `variants` (V, C, *grid)."""
         return self._run(self._layer.unfold(variants.to(self.raw.dtype), self.raw), self._mode)
+
+    @property
+    def stubbed(self) -> frozenset[nn.Module]:
+        """The modules that are answered from the record, whatever the number of variants."""
+        return frozenset() if self._mode == "whole" else frozenset(self._stubs)
 
     def _record(self, root: nn.Module) -> tuple[Tensor, Tensor]:
         layer, stack, seen = self._layer, [_Call(None)], 0
@@ -180,7 +188,7 @@ class Replay:
             for module in root.modules():
                 undo.callback(module.register_forward_pre_hook(start).remove)
                 undo.callback(module.register_forward_hook(end).remove)
-            output = self._forward(self._image)
+            output = self._forward(self._image.clone())  # networks may work in place on their input
         for call in stack:
             for done in call.finished:
                 assert done.module is not None
@@ -194,7 +202,7 @@ class Replay:
         try:
             with torch.no_grad():
                 again = self._run(torch.cat([self.raw, self.raw]), mode)
-        except RuntimeError:  # shapes that do not broadcast, a view of an expanded tensor, ...
+        except (RuntimeError, ValueError, AssertionError, IndexError, TypeError):  # shapes that do not go together, ...
             return False
         untouched = versions == [t._version for t in recorded]
         tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) and self.raw.element_size() > 2 else 2e-2
@@ -211,7 +219,7 @@ class Replay:
                     undo.enter_context(_stubbed(module, self._answers(module, outputs, values, mode)))
                 elif module is self._layer.module:
                     undo.enter_context(_replaced(module, self._layer.call, values))
-            return self._forward(image)
+            return self._forward(image.clone())
 
     def _answers(self, module: nn.Module, outputs: list[Any], values: Tensor, mode: str) -> list[Any]:
         answers = outputs
@@ -312,34 +320,43 @@ def trace(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -
         outputs[name], finished[name] = tensor, clock
         return _with_main_tensor(output, tensor.clone())
 
-    with ExitStack() as undo:
-        undo.enter_context(torch.enable_grad())
-        for module in names:
-            undo.callback(module.register_forward_hook(hook).remove)
-        score = forward(image.detach().clone().requires_grad_())
-        undo.close()  # the hooks, before another forward
-        spatial, seen, layers = tuple(image.shape[2:]), list[tuple[int, ...]](), dict[str, Layer | None]()
-        wider = _last_axes(forward, root, image) if any(_ambiguous(t.shape, spatial) for t in outputs.values()) else {}
-        for name, tensor in outputs.items():
-            # A first dimension that is not the batch (windows of a picture, say) makes no grid per image.
-            layer = _read(name, tuple(tensor.shape), spatial, seen) if len(tensor) == len(image) else None
-            layers[name] = layer
-            if layer is not None and _ambiguous(tensor.shape, spatial) and wider.get(name) == tensor.shape[-1]:
-                layers[name] = layer = replace(layer, channel_axis=-1)
-            if layer is not None and layer.tokens is None:
-                seen.append(tuple(layer.fold(tensor).shape[2:]))
+    with torch.enable_grad():
+        with ExitStack() as undo:
+            for module in names:
+                undo.callback(module.register_forward_hook(hook).remove)
+            score = forward(image.detach().clone().requires_grad_().clone())
+        layers = _layouts(outputs, forward, root, image)
         wanted = [name for name in outputs if layers[name] is not None and outputs[name].requires_grad]
         top, grids = score.flatten(1).amax(1).sum(), [outputs[name] for name in wanted]
         found = torch.autograd.grad(top, grids, allow_unused=True) if grids and top.requires_grad else ()
-    gradients = dict(zip(wanted, found, strict=False))
-    sites = []
+    gradients, sites, norms = dict(zip(wanted, found, strict=False)), [], []
     for name, tensor in outputs.items():
-        layer, gradient = layers[name], gradients.get(name)
+        layer, gradient, norm = layers[name], gradients.get(name), tensor.new_zeros(())
+        if layer is not None and gradient is not None:
+            norm = layer.fold(gradient).norm()
+        norms.append(norm.detach().float())
         grid = tuple(layer.fold(tensor).shape[2:]) if layer is not None else ()
-        norm = layer.fold(gradient).float().norm().item() if layer is not None and gradient is not None else 0.0
-        kind = type(root.get_submodule(name)).__name__
-        sites.append(Site(name, kind, tuple(tensor.shape[1:]), layer, grid, norm, finished[name] < last_weights))
-    return sites
+        kind, shape = type(root.get_submodule(name)).__name__, tuple(tensor.shape[1:])
+        sites.append(Site(name, kind, shape, layer, grid, 0.0, finished[name] < last_weights))
+    sizes = torch.stack(norms).tolist() if norms else []
+    return [replace(site, gradient=size) for site, size in zip(sites, sizes, strict=True)]
+
+
+def _layouts(
+    outputs: dict[str, Tensor], forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor
+) -> dict[str, Layer | None]:
+    """How each module's output is a grid, if it is one."""
+    spatial, seen, layers = tuple(image.shape[2:]), list[tuple[int, ...]](), dict[str, Layer | None]()
+    wider = _last_axes(forward, root, image) if any(_ambiguous(t.shape, spatial) for t in outputs.values()) else {}
+    for name, tensor in outputs.items():
+        # A first dimension that is not the batch (windows of a picture, say) makes no grid per image.
+        layer = _read(name, tuple(tensor.shape), spatial, seen) if len(tensor) == len(image) else None
+        if layer is not None and _ambiguous(tensor.shape, spatial) and wider.get(name) == tensor.shape[-1]:
+            layer = replace(layer, channel_axis=-1)
+        layers[name] = layer
+        if layer is not None and layer.tokens is None:
+            seen.append(tuple(layer.fold(tensor).shape[2:]))
+    return layers
 
 
 def _read(name: str, shape: tuple[int, ...], spatial: tuple[int, ...], seen: list[tuple[int, ...]]) -> Layer | None:
@@ -419,8 +436,8 @@ class OutputBytes:
 
 
 @contextmanager
-def measured_outputs(root: nn.Module) -> Iterator[OutputBytes]:
-    """Within the context a forward adds up the bytes of what the innermost modules put out."""
+def measured_outputs(root: nn.Module, outside: frozenset[nn.Module] = frozenset()) -> Iterator[OutputBytes]:
+    """Within the context a forward adds up the bytes of what the innermost modules, but those `outside`, put out."""
     measured = OutputBytes()
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -431,7 +448,7 @@ def measured_outputs(root: nn.Module) -> Iterator[OutputBytes]:
             measured.total += size
 
     with ExitStack() as undo:
-        for module in root.modules():
+        for module in set(root.modules()) - outside:
             if not any(module.children()):
                 undo.callback(module.register_forward_hook(hook).remove)
         yield measured
@@ -439,16 +456,27 @@ def measured_outputs(root: nn.Module) -> Iterator[OutputBytes]:
 
 @contextmanager
 def untouched(root: nn.Module) -> Iterator[None]:
-    """Within the context the network is in eval mode; after it every module's mode and the random state are back."""
-    modes = [(module, module.training) for module in root.modules()]
+    """Within the context the network is in eval mode and runs eagerly; after it all is as it was.
+
+    That is: every module's mode, what `module.compile()` left, the random state; and the caller's autocast keeps no
+    weights that were cast here without a graph.
+    """
+    modules = list(root.modules())
+    modes = [(module, module.training) for module in modules]
+    compiled = [(m, m.__dict__["_compiled_call_impl"]) for m in modules if m.__dict__.get("_compiled_call_impl")]
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         try:
             if any(mode for _, mode in modes):
                 root.eval()
+            for module, _ in compiled:
+                module.__dict__["_compiled_call_impl"] = None
             yield
         finally:
             for module, mode in modes:
                 if module.training != mode:
                     module.training = mode
+            for module, call in compiled:
+                module.__dict__["_compiled_call_impl"] = call
+            torch.clear_autocast_cache()

@@ -19,6 +19,9 @@ ON_OFFER = tuple(name for name in vars(Probe) if not name.startswith("_"))
 """What a method may name as positional parameters."""
 
 
+_OF_TARGET = {"gradients", "regrad", "ablated_score", "class_weights"}
+
+
 @dataclass(frozen=True, eq=False)
 class Method:
     """A registered method: its function's positional parameters are needs, its keyword-only parameters options."""
@@ -41,7 +44,11 @@ class Method:
 
     def needs_gradient(self) -> bool:
         """Whether its map is blank wherever the score does not depend on the layer."""
-        return bool({"gradients", "regrad", "ablated_score", "class_weights"} & set(self.needs))
+        return bool(_OF_TARGET & set(self.needs))
+
+    def varies_with_target(self) -> bool:
+        """Whether the variants that it rescores may depend on the target, and not on the images alone."""
+        return "rescore" in self.needs and bool({"score", *_OF_TARGET} & set(self.needs))
 
     def needs_layer(self) -> bool:
         """Whether its map depends on the layer at all; RISE's does not."""
@@ -106,6 +113,8 @@ def method(
 
     def register(function: Callable[..., Tensor]) -> Method:
         name = getattr(function, "__name__", type(function).__name__)
+        if not function.__module__.startswith("konkyo.methods."):
+            import_module("konkyo.methods")  # so that a name of theirs is seen to be taken
         parameters = inspect.signature(function).parameters
         needs = tuple(n for n, p in parameters.items() if p.kind is not p.KEYWORD_ONLY)
         options = {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}

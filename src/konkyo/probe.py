@@ -6,7 +6,7 @@ belongs to the Pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.layer import Layer, Replay, capture, measured_outputs
 from konkyo.target import Target
+from konkyo.tensors import grid_mean
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 Vary: TypeAlias = Callable[[int, Tensor], Tensor]
@@ -40,10 +41,14 @@ class Regrad(Protocol):
         """The weighted sum of variants' gradients (N, C, *grid)."""
 
 
-CPU_CHUNK_BYTES = 256 * 2**20
-"""Memory that the largest module output of a chunk of variants, with its working space, may take on the CPU, where
-larger batches are no faster; on a GPU half of what is free."""
+CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 256 * 2**20, 2 * 2**30
+"""Memory that the largest module output of a chunk of variants, with its working space, may take: beyond it larger
+batches are no faster. On a GPU no more than half of what is free."""
 _WORKING_COPIES = 6  # a convolution holds input, output and a workspace of the order of both
+
+
+Outputs: TypeAlias = dict[int, list[tuple[Tensor, Tensor]]]
+"""What the network put out for an image's variants: image index -> [(variant indices, output)]."""
 
 
 class Network(Protocol):
@@ -81,7 +86,7 @@ class Pass:
         self.network = network
         self._autocast = _autocast_arguments(images.device.type, precision)
         self._layers, self._differentiable = tuple(layers), tuple(differentiable)
-        self._gradients: dict[Hashable, tuple[Tensor, ...]] = {}
+        self._gradients: list[tuple[tuple[Target, ...], list[Tensor]]] = []
         with self.forwards(), torch.no_grad(), capture(self._layers, leaves=self._differentiable) as captured:
             self.images = images.clone() if images.is_inference() else images.detach()
             leaf = self.images
@@ -91,13 +96,13 @@ class Pass:
             output = network(leaf.clone())
             self._raw = {layer: leaf if layer.module is None else captured.raw(layer) for layer in self._layers}
             self.calls = {layer: len(captured.calls.get(layer, ())) for layer in self._layers}
-            self.output = real(output)
+            self.output, self.half = real(output), output.element_size() < 4
         if self.output.shape[0] != len(images):
             raise KonkyoError(f"{len(images)} images went in, but the output has shape {tuple(self.output.shape)}")
 
     @contextmanager
     def forwards(self) -> Iterator[None]:
-        """The state in which this Pass runs the network: its autocast, without a cache that would outlive it."""
+        """The state in which this Pass runs the network: its autocast, whatever the caller's is by then."""
         grad = torch.is_grad_enabled()  # leaving inference mode would switch it on
         with torch.inference_mode(False), torch.set_grad_enabled(grad), torch.autocast(**self._autocast):  # type: ignore[arg-type]
             yield
@@ -114,27 +119,41 @@ class Pass:
     def gradients(self, targets: Sequence[Target], layer: Layer) -> Tensor:
         """d score / d activations (N, C, *grid); one backward serves all differentiable layers of this Pass."""
         key = tuple(targets)
-        if key not in self._gradients:
-            raws = [self._raw[layer] for layer in self._differentiable]
-            with self.forwards(), torch.enable_grad():
-                score = scores(self.output, targets).sum()
-                found: Sequence[Tensor | None] = [None] * len(
-                    raws
-                )  # where nothing after the layers leads to the output
-                if score.requires_grad:
-                    found = torch.autograd.grad(score, raws, retain_graph=True, allow_unused=True)
-            self._gradients[key] = tuple(
-                torch.zeros_like(raw) if gradient is None else gradient
-                for raw, gradient in zip(raws, found, strict=True)
-            )
-        return real(layer.fold(self._gradients[key][self._differentiable.index(layer)]))
+        found = next((gradients for known, gradients in self._gradients if known == key), None)
+        if found is None:
+            found = self._differentiate(key)
+            self._gradients.append((key, found))
+        return real(layer.fold(found[self._differentiable.index(layer)]))
+
+    def _differentiate(self, targets: Sequence[Target]) -> list[Tensor]:
+        """d score / d output of every differentiable layer, in the modules' own form."""
+        raws = [self._raw[layer] for layer in self._differentiable]
+        found: Sequence[Tensor | None] = [None] * len(raws)  # where nothing after the layers leads to the output
+        with self.forwards(), torch.enable_grad():
+            score = scores(self.output, targets).sum()
+            if score.requires_grad:
+                found = torch.autograd.grad(score, raws, retain_graph=True, allow_unused=True)
+        return [torch.zeros_like(raw) if g is None else g for raw, g in zip(raws, found, strict=True)]
 
 
 class Probe:
-    """A Pass seen from one target per image, at one layer. Its public names are what a method may ask for."""
+    """A Pass seen from one target per image, at one layer. Its public names are what a method may ask for.
 
-    def __init__(self, pass_: Pass, targets: Sequence[Target], layer: Layer, *, seed: int = 0) -> None:
+    `outputs` is a store that Probes of other targets share, where a method's variants do not depend on the target: the
+    first of them fills it with what the network puts out for the variants, the others only score that.
+    """
+
+    def __init__(
+        self,
+        pass_: Pass,
+        targets: Sequence[Target],
+        layer: Layer,
+        *,
+        seed: int = 0,
+        outputs: Outputs | None = None,
+    ) -> None:
         self._pass, self._targets, self._layer, self._seed = pass_, tuple(targets), layer, seed
+        self._outputs = outputs
 
     @property
     def inputs(self) -> Tensor:
@@ -211,16 +230,18 @@ class Probe:
         layer. `where` (N, count) bool leaves variants out: their score is -inf.
         """
         result = self.score.new_full((len(self.inputs), count), -torch.inf)
+        store, self._outputs = self._outputs, None  # a second call's variants may follow from the first one's scores
         for image, target in enumerate(self._targets):
-            todo = torch.arange(count, device=result.device) if where is None else where[image].nonzero()[:, 0]
-            vary, run = self._variants(image, inputs, activations)
-
-            def rescored(variants: Tensor, run: Callable[[Tensor], Tensor] = run, target: Target = target) -> Tensor:
-                with torch.no_grad():
-                    return target(run(variants))
-
-            for chunk, found in self._chunked(todo, vary, rescored):
-                result[image, chunk] = found.to(result)
+            if store is not None and image in store:
+                outputs: Iterable[tuple[Tensor, Tensor]] = store[image]
+            else:
+                todo = torch.arange(count, device=result.device) if where is None else where[image].nonzero()[:, 0]
+                make, run, outside = self._variants(image, inputs, activations)
+                outputs = self._chunked(todo, make, torch.no_grad()(run), outside)
+                if store is not None:
+                    outputs = store[image] = list(outputs)
+            for chunk, output in outputs:
+                result[image, chunk] = target(output).to(result)
         return result
 
     def regrad(self, weights: Tensor, *, inputs: Vary | None = None, activations: Vary | None = None) -> Tensor:
@@ -230,7 +251,7 @@ class Probe:
         """
         totals = []
         for image, target in enumerate(self._targets):
-            vary, run = self._variants(image, inputs, activations)
+            make, run, outside = self._variants(image, inputs, activations)
 
             def gradients(variants: Tensor, run: Callable[[Tensor], Tensor] = run, target: Target = target) -> Tensor:
                 with torch.inference_mode(False), torch.enable_grad():
@@ -241,7 +262,7 @@ class Probe:
 
             total: Tensor | None = None
             todo = torch.arange(len(weights), device=self.inputs.device)
-            for chunk, found in self._chunked(todo, vary, gradients, graph=True):
+            for chunk, found in self._chunked(todo, make, gradients, outside, graph=True):
                 part = torch.einsum("v,v...->...", weights.to(found)[chunk], found)
                 total = part if total is None else total + part
             if total is None:
@@ -253,19 +274,26 @@ class Probe:
 
     def _variants(
         self, image: int, inputs: Vary | None, activations: Vary | None
-    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """(indices -> variants, variants -> output) of one image."""
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], frozenset[nn.Module]]:
+        """(indices -> variants, variants -> output, modules that do not run for variants) of one image."""
         vary = activations if inputs is None else inputs
         if vary is None or (inputs is not None and activations is not None):
             raise KonkyoError("rescore and regrad take either inputs= or activations=, exactly one of them")
         if inputs is not None or self._layer.module is None:
-            return partial(vary, image), self._pass.forward
+            return partial(vary, image), self._pass.forward, frozenset()
         once = replace(self._layer, call=self._layer.call % self._pass.calls[self._layer])
         root, picture = self._pass.network.module, self.inputs[image : image + 1]
-        return partial(vary, image), Replay(self._pass.forward, once, root, picture)
+        replay = Replay(self._pass.forward, once, root, picture)
+        return partial(vary, image), replay, replay.stubbed
 
     def _chunked(
-        self, todo: Tensor, make: Callable[[Tensor], Tensor], run: Callable[[Tensor], Tensor], *, graph: bool = False
+        self,
+        todo: Tensor,
+        make: Callable[[Tensor], Tensor],
+        run: Callable[[Tensor], Tensor],
+        outside: frozenset[nn.Module],
+        *,
+        graph: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """(indices, what `run` gives for their variants), one chunk after the other, as large as memory allows.
 
@@ -275,7 +303,7 @@ class Probe:
         if not len(todo):
             return
         first, memory_format = make(todo[:1]), torch.contiguous_format
-        with measured_outputs(self._pass.network.module) as outputs:
+        with measured_outputs(self._pass.network.module, outside) as outputs:
             try:
                 memory_format = torch.channels_last if first.ndim == 4 else torch.contiguous_format
                 found = run(first.contiguous(memory_format=memory_format))
@@ -283,8 +311,9 @@ class Probe:
                 memory_format = torch.contiguous_format
                 found = run(first.contiguous())
         yield todo[:1], found
-        needed = outputs.total if graph else _WORKING_COPIES * outputs.largest
-        for chunk in torch.split(todo[1:], max(1, _free_bytes(first.device) // max(1, needed))):
+        largest = max(outputs.largest, first.numel() * first.element_size())
+        needed = outputs.total if graph else _WORKING_COPIES * largest
+        for chunk in torch.split(todo[1:], max(1, _free_bytes(first.device) // needed)):
             yield chunk, run(make(chunk).contiguous(memory_format=memory_format))
 
     @cached_property
@@ -292,8 +321,8 @@ class Probe:
         """The weight (K, C) of the linear layer that follows the mean over the grid; None if the head is not that."""
         if self._layer.module is None or self._pass.output.ndim != 2:
             return None
-        means, output = self.activations.flatten(2).mean(2), self._pass.output.detach()
-        tolerance = 1e-4 if output.dtype == self._pass.images.dtype else 3e-2
+        means, output = grid_mean(self.activations), self._pass.output.detach()
+        tolerance = 3e-2 if self._pass.half else 1e-4
         for linear in reversed([m for m in self._pass.network.module.modules() if isinstance(m, nn.Linear)]):
             if (linear.out_features, linear.in_features) != (output.shape[1], means.shape[1]):
                 continue
@@ -323,11 +352,11 @@ def _autocast_arguments(device: str, precision: Precision | None) -> dict[str, o
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     else:
         enabled, dtype = precision in kinds, kinds.get(precision, torch.get_autocast_dtype(device))
-    return {"device_type": device, "dtype": dtype, "enabled": enabled, "cache_enabled": False}
+    return {"device_type": device, "dtype": dtype, "enabled": enabled}
 
 
 def _free_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         return CPU_CHUNK_BYTES
     reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0] + reusable) // 2
+    return min(GPU_CHUNK_BYTES, (torch.cuda.mem_get_info(device)[0] + reusable) // 2)

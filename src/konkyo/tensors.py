@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -45,7 +47,7 @@ def unit(maps: Tensor) -> Tensor:
     return safe_divide(maps - low.view(shape), (high - low).view(shape))
 
 
-def fuse(maps: list[Tensor], gamma: float = 2.0) -> Tensor:
+def fuse(maps: Sequence[Tensor], gamma: float = 2.0) -> Tensor:
     """The element-wise maximum of several layers' maps [(N, *grid), ...], shallow to deep, on the finest grid.
 
     As in LayerCAM (Jiang et al., 2021, Eq. 8-9): every map is divided by its largest absolute value, all but the

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import sys
 import warnings
 from collections import Counter
@@ -348,7 +350,7 @@ def _request(
         raise KonkyoError("--method names no method; `konkyo methods` lists them")
     target: Any = TopK(top)
     if classes:
-        target = Each(*[int(c) if c.lstrip("-").isdigit() else c for c in classes])
+        target = Each(*[int(c) if re.fullmatch("-?[0-9]+", c) else c for c in classes])
     options = {}
     for item in option or ():
         key, equals, value = item.partition("=")
@@ -444,7 +446,7 @@ def _write(result: Explanation, stem: Path, maps: str, cmap: str | None, entry: 
             {
                 "method": result.method,
                 "label": label,
-                "score": round(result.scores[row].item(), 6),
+                "score": round(score, 6) if math.isfinite(score := result.scores[row].item()) else None,
                 "layer": result.layer,
                 "overlay": overlay.name,
                 "map": raw.name,

@@ -34,7 +34,7 @@ def eigen_grad_cam(activations: Tensor, gradients: Tensor, *, centred: bool = Fa
 @method
 def random_cam(activations: Tensor, generator: torch.Generator) -> Tensor:
     """A control: channels weighted by random numbers in (-1, 1), the same for every image."""
-    weights = torch.rand(activations.shape[1], generator=generator) * 2 - 1
+    weights = torch.rand(activations.shape[1], generator=generator, device="cpu") * 2 - 1
     return weigh(weights.to(activations).expand(len(activations), -1), activations)
 
 
@@ -46,6 +46,8 @@ def _first_component(values: Tensor, centred: bool) -> Tensor:
     matrix = values.flatten(2).mT  # (N, P, C)
     if centred:
         matrix = matrix - matrix.mean(1, keepdim=True)
+    broken = ~matrix.isfinite().flatten(1).all(1)  # one image's NaN must not stop the others
+    matrix = matrix.masked_fill(broken[:, None, None], 0)
     pixels, channels = matrix.shape[1:]
     projection: Tensor
     if pixels <= channels:
@@ -54,7 +56,7 @@ def _first_component(values: Tensor, centred: bool) -> Tensor:
     else:
         _, vectors = torch.linalg.eigh(matrix.mT @ matrix)
         projection = torch.einsum("npc,nc->np", matrix, vectors[..., -1])
-    return projection.reshape(len(values), *values.shape[2:])
+    return projection.masked_fill(broken[:, None], torch.nan).reshape(len(values), *values.shape[2:])
 
 
 def _oriented(maps: Tensor, positive: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ def score_cam(inputs: Tensor, activations: Tensor, rescore: Rescore) -> Tensor:
     def masked(image: int, channels: Tensor) -> Tensor:
         return unit(resize(activations[image, channels], size))[:, None] * inputs[image]
 
-    scores = rescore(activations.shape[1], inputs=masked, where=flat.amin(2) < flat.amax(2))
-    return weigh(scores.softmax(1).nan_to_num(), activations)
+    alive = flat.amin(2) != flat.amax(2)
+    scores = rescore(activations.shape[1], inputs=masked, where=alive)
+    return weigh(torch.where(alive.any(1, keepdim=True), scores.softmax(1), 0.0), activations)
 
 
 @method(rectified=True)
@@ -49,26 +50,28 @@ def rise(
     """RISE (Petsiuk et al., 2018, Eq. 6): the mean of random masks, weighted by the score of the masked image.
 
     map = 1 / (masks * keep) sum_i score(x * M_i) M_i. A mask is a coarse grid of `cells` per side, each kept with
-    probability `keep`, enlarged bilinearly and shifted at random by less than a cell. All images see the same masks.
+    probability `keep`, enlarged bilinearly to one cell more than the image and cropped at random. All images see the
+    same masks.
     """
     if masks < 1 or cells < 1 or not 0 < keep <= 1:
         raise KonkyoError(f"rise needs masks >= 1, cells >= 1 and 0 < keep <= 1; got {masks}, {cells}, {keep}")
     size = inputs.shape[2:]
     stride = [-(-s // cells) for s in size]
-    coarse = (torch.rand(masks, *[cells + 1] * len(size), generator=generator) < keep).to(inputs)
-    shifts = torch.stack([torch.randint(s, (masks,), generator=generator) for s in stride], dim=1)
+    drawn = torch.rand(masks, *[cells] * len(size), generator=generator, device="cpu") < keep
+    coarse = drawn.to(inputs.device, torch.promote_types(inputs.dtype, torch.float32))
+    moves = [torch.randint(s, (masks,), generator=generator, device="cpu").to(inputs.device) for s in stride]
 
     def mask(indices: Tensor) -> Tensor:
         large = resize(coarse[indices], tuple((cells + 1) * s for s in stride))
-        for axis, (extent, moves) in enumerate(zip(size, shifts[indices.cpu()].T, strict=True), start=1):
-            window = moves[:, None] + torch.arange(extent)
-            window = window.view(-1, *[1] * (axis - 1), extent, *[1] * (len(size) - axis)).to(large.device)
+        for axis, (extent, move) in enumerate(zip(size, moves, strict=True), start=1):
+            window = move[indices, None] + torch.arange(extent, device=large.device)
+            window = window.view(-1, *[1] * (axis - 1), extent, *[1] * (len(size) - axis))
             shape = [*large.shape[:axis], extent, *large.shape[axis + 1 :]]
             large = large.gather(axis, window.expand(shape))
         return large
 
     scores = rescore(masks, inputs=lambda image, k: mask(k)[:, None] * inputs[image])
-    total = inputs.new_zeros(len(inputs), *size)
+    total = coarse.new_zeros(len(inputs), *size)
     for k in torch.split(torch.arange(masks, device=inputs.device), 64):
         total += torch.tensordot(scores[:, k].to(total), mask(k), 1)
     return total / (masks * keep)

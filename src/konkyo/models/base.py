@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
@@ -83,9 +84,10 @@ class Model:
         """The output for prepared images; for a classifier the logits (N, K)."""
         return self.select(self.module(images))
 
-    def _like(self) -> Tensor:
-        """A tensor with the device and dtype of the weights."""
-        return next((p for p in self.module.parameters() if p.is_floating_point()), torch.zeros(()))
+    def _like(self) -> Tensor | None:
+        """A tensor with the device and dtype of the weights, if there are any."""
+        tensors = chain(self.module.parameters(), self.module.buffers())
+        return next((t for t in tensors if t.is_floating_point()), None)
 
     def prepared(self, images: Tensor) -> Tensor:
         """Preprocessed images with the device and dtype of the weights. KonkyoError: not a floating (N, C, ...)."""
@@ -95,7 +97,8 @@ class Model:
                 f"preprocessed images are a floating tensor (N, C, H, W) with N >= 1; got {tuple(images.shape)} "
                 f"{images.dtype}"
             )
-        return images.to(self._like().device, self._like().dtype)
+        like = self._like()
+        return images if like is None else images.to(like.device, like.dtype)
 
     # --- layers -------------------------------------------------------------------------------------------------------
 
@@ -105,11 +108,14 @@ class Model:
         Traced once per network and shape, on one seeded noise image.
         """
         traces = _TRACES.setdefault(self.module, {}) if self.select is select_logits else self._traces
-        if tuple(shape) not in traces:
-            noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+        found = traces.get(tuple(shape))
+        if found is None or not _still_there(found, self.module):
+            noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), device="cpu")
             with untouched(self.module), torch.inference_mode(False):
-                traces[tuple(shape)] = trace(self, self.module, self.prepared(noise))
-        return traces[tuple(shape)]
+                found = trace(self, self.module, self.prepared(noise))
+            if any(s.gradient for s in found):  # of an untrained head's zeros nothing can be learned for later
+                traces[tuple(shape)] = found
+        return found
 
     def automatic_layer(self, shape: Sequence[int]) -> Layer | None:
         """The last feature grid that the decision depends on and a module with weights follows, if there is one."""
@@ -128,27 +134,29 @@ class Model:
         depend on (where that blanks the map).
         """
         if isinstance(which, Layer):
-            return which
+            return which if which.module is not None or which.name == INPUT else bind(which, self.module)
         if which == INPUT:
             return Layer(INPUT, None)
-        sites, automatic = self.sites(shape), self.automatic_layer(shape)
         if which is None:
+            automatic = self.automatic_layer(shape)
             if automatic is None:
                 raise KonkyoError(
                     f"{self.name}: no layer puts out a feature grid for images of shape {tuple(shape)}; "
                     'only layer="input" is on offer'
                 )
             return automatic
+        sites = self.sites(shape)
         name, _, call = (self._name_of(which) if isinstance(which, nn.Module) else which).partition("#")
         site = next((s for s in sites if s.name == name), None)
         if site is None or site.layer is None:
             self._refuse(name, site, sites)
         assert site is not None
         assert site.layer is not None
-        if needs_gradient and site.gradient == 0 and any(s.gradient for s in sites) and automatic is not None:
+        if needs_gradient and site.gradient == 0 and any(s.gradient for s in sites):
+            works = self.automatic_layer(shape)
             raise KonkyoError(
                 f"the decision of {self.name} does not depend on the grid at layer {name!r} (its gradient is exactly "
-                f"0), so the map would be blank; a layer that works: {automatic.name!r}"
+                f"0), so the map would be blank; a layer that works: {works.name if works else INPUT!r}"
             )
         if call and not call.lstrip("-").isdigit():
             raise KonkyoError(f"a call of a layer is a number, as in {name + '#0'!r}; got {which!r}")
@@ -249,3 +257,9 @@ class Model:
 def as_model(model: Model | nn.Module) -> Model:
     """The model itself, or a plain nn.Module made into one."""
     return model if isinstance(model, Model) else Model(model)
+
+
+def _still_there(sites: list[Site], module: nn.Module) -> bool:
+    """Whether the network still has the modules that were traced."""
+    names = {name for name, _ in module.named_modules()}
+    return all(site.name in names for site in sites)

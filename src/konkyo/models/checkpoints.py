@@ -57,17 +57,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def build_with(path: str | Path, build: Callable[[int | None], nn.Module]) -> nn.Module:
-    """The network with the weights of a file; `build(classes)` makes it, with its usual number of classes for None.
+def build_with(path: str | Path, build: Callable[[int | None], nn.Module]) -> tuple[nn.Module, bool]:
+    """(the network with the weights of a file, whether its classes are the usual ones).
 
-    A file with another number of classes (a fine-tuned model) builds the network with that number. KonkyoError names
-    what does not fit.
+    `build(classes)` makes the network, with its usual number of classes for None; a file with another number (a
+    fine-tuned model) builds it with that. KonkyoError names what does not fit.
     """
     state = read_weights(path)
     module = build(None)
     own = module.state_dict()
     counts = {state[k].shape[0] for k in own if k in state and _only_first_differs(state[k], own[k])}
-    if len(counts) == 1:
+    usual = len(counts) != 1
+    if not usual:
         module = build(counts.pop())
         own = module.state_dict()
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
@@ -78,7 +79,7 @@ def build_with(path: str | Path, build: Callable[[int | None], nn.Module]) -> nn
         told = "; ".join(f"{len(names)} {what} ({', '.join(names[:3])} ...)" for what, names in parts if names)
         raise KonkyoError(f"the weights in {Path(path).name} do not fit {type(module).__name__}: {told}")
     module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
-    return module
+    return module, usual
 
 
 def _only_first_differs(new: Tensor, own: Tensor) -> bool:

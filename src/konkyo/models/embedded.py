@@ -75,11 +75,13 @@ def load(name: str, weights: str | Path | None) -> Model:
     """`konkyo/scenes-classifier`. `weights`: "default" (shipped), None (random) or a file."""
     if name != "scenes-classifier":
         raise unknown("shipped model", name, ["scenes-classifier"])
+    module: nn.Module
+    usual = True
     if weights is None:
-        module: nn.Module = ScenesResNet()
+        module = ScenesResNet()
     elif weights == "default":
         module = scenes_classifier()
     else:
-        module = build_with(weights, lambda classes: ScenesResNet(classes or len(CLASSES)))
+        module, usual = build_with(weights, lambda classes: ScenesResNet(classes or len(CLASSES)))
     preprocess = Preprocess(SCENES_SIZE, SCENES_SIZE, SCENES_MEAN, SCENES_STD)
-    return Model(module.eval(), preprocess, CLASSES, f"konkyo/{name}")
+    return Model(module.eval(), preprocess, CLASSES if usual else (), f"konkyo/{name}")

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from konkyo.errors import KonkyoError
+from konkyo.data.images import MAX_PIXELS
+from konkyo.errors import ImageError, KonkyoError
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -42,6 +43,8 @@ class Preprocess:
         """The picture as the model wants it: float32 (C, height, width)."""
         image = image.convert("L" if len(self.mean) == 1 else "RGB")
         width, height = self._resized(image)
+        if width * height > MAX_PIXELS:
+            raise ImageError(f"a picture of {image.width} x {image.height} would become {width} x {height} pixels")
         image = image.resize((width, height), _FILTERS[self.interpolation])
         image = image.crop(self._crop_box(width, height))
         pixels = torch.from_numpy(np.array(image, dtype=np.float32)).view(image.height, image.width, -1) / 255

@@ -25,11 +25,7 @@ def load(name: str, weights: str | Path | None) -> Model:
         raise unknown("torchvision classifier", name, names())
     metadata = torchvision.models.get_model_weights(name).DEFAULT
 
-    own_head = False
-
     def build(classes: int | None) -> nn.Module:
-        nonlocal own_head
-        own_head = classes is not None
         extra: dict[str, object] = {} if classes is None else {"num_classes": classes}
         if name in ("googlenet", "inception_v3"):
             # Their own initialisation warns and takes scipy; their published weights expect transformed input.
@@ -37,6 +33,7 @@ def load(name: str, weights: str | Path | None) -> Model:
         network: nn.Module = torchvision.models.get_model(name, weights=None, **extra)
         return network
 
+    usual = True
     if weights is None:
         module = build(None)
     elif weights == "default":
@@ -47,7 +44,7 @@ def load(name: str, weights: str | Path | None) -> Model:
                 f"the weights of torchvision/{name} could not be downloaded ({error}); give a file: weights=..."
             ) from error
     else:
-        module = build_with(weights, build)
+        module, usual = build_with(weights, build)
     transform = metadata.transforms()
     preprocess = Preprocess(
         resize=transform.resize_size[0],
@@ -56,7 +53,5 @@ def load(name: str, weights: str | Path | None) -> Model:
         std=tuple(transform.std),
         interpolation=transform.interpolation.value,
     )
-    classes = tuple(metadata.meta["categories"])
-    if own_head:  # a fine-tuned one, of other classes
-        classes = ()
+    classes = tuple(metadata.meta["categories"]) if usual else ()
     return Model(module.eval(), preprocess, classes, f"torchvision/{name}")
