@@ -409,6 +409,18 @@ def test_replay_runs_only_what_follows() -> None:
     assert sum(sizes["stage3"]) == 1 + 1 + 2 + 16  # the same, the check of two, and the variants
 
 
+def test_ablation_leaves_out_channels_that_are_zero_already() -> None:
+    network, x = seeded(SmallResNet(deep_head=True)), images(1)
+    with torch.no_grad():
+        network.stage2.bn2.bias[:5] = -1e3
+    run(network, x, "random_cam")
+    sizes: list[int] = []
+    network.stage3.conv1.register_forward_hook(lambda _m, _a, out: sizes.append(len(out)))
+    found = run(network, x, "ablation_cam", target=1, layer="stage2")
+    assert sum(sizes) == 1 + 1 + 2 + 11
+    assert found.signed.isfinite().all()
+
+
 # --- targets ---------------------------------------------------------------------------------------------------------
 
 

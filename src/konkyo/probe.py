@@ -209,7 +209,10 @@ class Probe:
                 variants[torch.arange(len(channels), device=variants.device), channels] = 0
                 return variants
 
-            return self.rescore(count, activations=without)
+            alive = activations.flatten(2).any(2)  # the others are zero already
+            return torch.where(
+                alive, self.rescore(count, activations=without, where=alive), self.score.to(activations)[:, None]
+            )
         # The output is linear in the channels' means, so each channel's share is known without a forward.
         means, output = activations.flatten(2).mean(2), self._pass.output.detach()
         share = real(head).T  # (C, K)
