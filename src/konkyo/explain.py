@@ -127,7 +127,7 @@ def explanations(
         name, result, diagnosis = doubtful[0]
         count = sum(r is result for _, r, _ in doubtful)
         _warn(f"{name}: {count} of {len(result)} maps: {diagnosis.message}")
-    return found
+    return {m.name: found[m.name] for m in chosen}
 
 
 def _warn(message: str) -> None:

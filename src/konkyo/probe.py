@@ -214,7 +214,7 @@ class Probe:
                 alive, self.rescore(count, activations=without, where=alive), self.score.to(activations)[:, None]
             )
         # The output is linear in the channels' means, so each channel's share is known without a forward.
-        means, output = activations.flatten(2).mean(2), self._pass.output.detach()
+        means, output = grid_mean(activations), self._pass.output.detach()
         share = real(head).T  # (C, K)
         return torch.stack([self._targets[i](output[i] - means[i, :, None] * share) for i in range(len(means))])
 

@@ -237,6 +237,7 @@ def layers(
 @app.command()
 def demo(
     to: Annotated[Path, typer.Option("--out", help="Folder for images and contact sheet.")] = Path("out/demo"),
+    number: Annotated[int, typer.Option("--scenes", min=1, help="How many scenes.")] = 6,
 ) -> None:
     """Explain shipped scenes with the shipped classifier by the seven class activation maps."""
     from konkyo.data.scenes import CLASSES, Scenes
@@ -245,18 +246,26 @@ def demo(
     from konkyo.target import Each
 
     setup = _setup("konkyo/scenes-classifier", "default", None, (None, None, None, None), None)
-    scenes = Scenes(6, seed=DEMO_SEED, size=256, objects=(1, 2))
     rows: list[Row] = []
-    for index, scene in enumerate(_progress(scenes, "explaining", total=len(scenes))):
+    on_object = Counter[str]()
+    for index, scene in enumerate(_progress(Scenes(number, seed=DEMO_SEED, size=256, objects=(1, 2)), "explaining")):
         path = save_image(scene.image, to / f"scene-{index}.png")
-        names = [CLASSES[label] for label in dict.fromkeys(scene.labels.tolist())]
-        found = _explained(setup.model, path, list(SEVEN_CAMS), {"target": Each(*names)}, {})
+        labels = list(dict.fromkeys(scene.labels.tolist()))
+        found = _explained(
+            setup.model, path, list(SEVEN_CAMS), {"target": Each(*[CLASSES[label] for label in labels])}, {}
+        )
         rows += _rows(found, path.name, {})
+        for name, result in found.items():
+            if not isinstance(result, NotApplicable):
+                for maps, label in zip(result.at((256, 256)), labels, strict=True):
+                    objects = scene.masks[scene.labels == label].any(0)
+                    on_object[name] += bool(objects.flatten()[maps.cpu().argmax()])
     title = "What the scenes classifier looks at: one row per image and class, one column per method"
     sheet = save_image(contact_sheet(rows, SEVEN_CAMS, title=title), to / "contact-sheet.png")
-    out.print(
-        f"{len(scenes)} scenes, {len(rows)} classes, {len(SEVEN_CAMS)} methods; contact sheet: {sheet}", soft_wrap=True
-    )
+    peaks = ", ".join(f"{name} {on_object[name]}" for name in SEVEN_CAMS)
+    out.print(f"{number} scenes, {len(rows)} rows of an image and a class, {len(SEVEN_CAMS)} methods")
+    out.print(f"rows whose map is highest on the class's own object: {peaks}", soft_wrap=True, highlight=False)
+    out.print(f"contact sheet: {sheet}", soft_wrap=True, highlight=False)
 
 
 DEMO_SEED = 2026
@@ -564,11 +573,10 @@ def _unique_names(files: list[Path], manifest: _Manifest) -> dict[Path, str]:
     return names
 
 
-def _progress(items: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:
-    listed = items if total is not None else list(items)
-    count = total if total is not None else len(list(listed))
+def _progress(items: Iterable[Any], what: str) -> Iterator[Any]:
+    listed = list(items)
     with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
-        yield from bar.track(listed, total=count, description=what)
+        yield from bar.track(listed, description=what)
 
 
 def _table(columns: list[str], rows: Iterable[tuple[str, ...]]) -> None:
