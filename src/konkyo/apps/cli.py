@@ -268,7 +268,7 @@ def demo(
     out.print(f"contact sheet: {sheet}", soft_wrap=True, highlight=False)
 
 
-DEMO_SEED = 2026
+DEMO_SEED = 2033
 """Scenes of this seed were never trained on: training draws from other seeds."""
 
 
