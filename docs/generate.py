@@ -50,6 +50,8 @@ def methods_pages() -> str:
             body = "\n\n".join(block for block in (" ".join(first.split()), rest) if block)
             needs = ", ".join(NEEDS.get(n, n) for n in method.needs)
             facts = [f"needs: {needs}", f"ends in a ReLU: {'yes' if method.rectified else 'no, the map is signed'}"]
+            if method.options:
+                facts.append("options: " + ", ".join(f"`{o}={p.default!r}`" for o, p in method.options.items()))
             if method.layer:
                 facts.append(f"default layer: `{method.layer}`")
             if method.score != "logit":

@@ -334,7 +334,7 @@ def test_grad_cam_pp_leaves_no_room_for_an_epsilon() -> None:
 
 
 def test_layers_are_fused_as_in_layer_cam() -> None:
-    """Eq. 8-9 of the paper, literally: tanh(2 M / max M) for all but the deepest, largest of the enlarged maps."""
+    """As the paper fuses, literally: tanh(2 M / max M) for all but the deepest, largest of the enlarged maps."""
     network, x = seeded(SmallResNet()), images(1)
     found = konkyo.explain(network, x, method="layer_cam", target=1, layer=["stage1", "stage2", "stage3"])
     expected = torch.zeros(16, 20, dtype=torch.double)

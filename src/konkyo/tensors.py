@@ -50,7 +50,7 @@ def unit(maps: Tensor) -> Tensor:
 def fuse(maps: Sequence[Tensor], gamma: float = 2.0) -> Tensor:
     """The element-wise maximum of several layers' maps [(N, *grid), ...], shallow to deep, on the finest grid.
 
-    As in LayerCAM (Jiang et al., 2021, Eq. 8-9): every map is divided by its largest absolute value, all but the
+    As in LayerCAM (Jiang et al., 2021): every map is divided by its largest absolute value, all but the
     deepest are stretched by tanh(gamma M), which lifts the small values of shallow layers.
     """
     finest = max((tuple(m.shape[1:]) for m in maps), key=lambda size: torch.Size(size).numel())

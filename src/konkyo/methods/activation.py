@@ -9,7 +9,7 @@ from konkyo.tensors import weigh
 
 @method
 def eigen_cam(activations: Tensor, *, centred: bool = False) -> Tensor:
-    """Eigen-CAM (Muhammad & Yeasin, 2020, Eq. 3-4): the activations' projection on their first principal component.
+    """Eigen-CAM (Muhammad & Yeasin, 2020): the activations' projection on their first principal component.
 
     map = A V_1, with A as a (pixels, channels) matrix and V_1 its first right singular vector. The same for every
     class. `centred` subtracts each channel's mean first (pytorch-grad-cam does). The sign of a singular vector is

@@ -29,7 +29,7 @@ def grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
 @method(rectified=True)
 def grad_cam_pp(activations: Tensor, gradients: Tensor) -> Tensor:
-    """Grad-CAM++ (Chattopadhay et al., 2018, Eq. 10, 19): channels weighted by their positive gradients, evened out.
+    """Grad-CAM++ (Chattopadhay et al., 2018, Eq. 19): channels weighted by their positive gradients, evened out.
 
     map = ReLU(sum_k w_k A_k), w_k = sum alpha_k ReLU(G_k), alpha_k = G_k^2 / (2 G_k^2 + sum(A_k) G_k^3), reduced to
     1 / (2 + sum(A_k) G_k), which is exact wherever G_k > 0 and needs no epsilon. The factor exp(score) that the paper's
@@ -42,16 +42,16 @@ def grad_cam_pp(activations: Tensor, gradients: Tensor) -> Tensor:
 
 @method(rectified=True)
 def layer_cam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """LayerCAM (Jiang et al., 2021, Eq. 5-6): every activation weighted by its own positive gradient.
+    """LayerCAM (Jiang et al., 2021): every activation weighted by its own positive gradient.
 
-    map = ReLU(sum_k ReLU(G_k) A_k). Several layers are fused as in the paper (Eq. 8-9): see `explain`.
+    map = ReLU(sum_k ReLU(G_k) A_k). Several layers are fused as in the paper: see `explain`.
     """
     return (gradients.relu() * activations).sum(1)
 
 
 @method
 def hires_cam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """HiResCAM (Draelos & Carin, 2020, Eq. 4): gradient times activation, summed over channels.
+    """HiResCAM (Draelos & Carin, 2020): gradient times activation, summed over channels.
 
     map = sum_k G_k A_k: where the head is linear in A, the map's sum is the score without its bias.
     """
@@ -60,7 +60,7 @@ def hires_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
 @method(rectified=True)
 def xgrad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """XGrad-CAM (Fu et al., 2020, Eq. 8): channels weighted by their gradient averaged with the activation as weight.
+    """XGrad-CAM (Fu et al., 2020): channels weighted by their gradient averaged with the activation as weight.
 
     map = ReLU(sum_k w_k A_k), w_k = sum(G_k A_k) / sum(A_k); 0 for a channel whose sum is 0.
     """

@@ -29,7 +29,7 @@ def score_cam(inputs: Tensor, activations: Tensor, rescore: Rescore) -> Tensor:
 
 @method(rectified=True)
 def ablation_cam(activations: Tensor, score: Tensor, ablated_score: Tensor) -> Tensor:
-    """Ablation-CAM (Ramaswamy, 2020, Eq. 4-5): channels weighted by the drop in score when they are set to zero.
+    """Ablation-CAM (Ramaswamy, 2020): channels weighted by the drop in score when they are set to zero.
 
     map = ReLU(sum_k w_k A_k), w_k = (y - y_k) / |y|. The paper divides by y, which it takes to be positive; dividing
     a negative score by itself would swap evidence for and against.
