@@ -870,3 +870,15 @@ def test_the_data_package_is_there_at_once() -> None:
     program = "import konkyo; print(len(konkyo.data.scenes.CLASSES), konkyo.data.images.MAX_PIXELS)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["10", "64000000"]
+
+
+def test_an_output_of_one_number_per_image() -> None:
+    class Squeezed(SmallResNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[:, 1]
+
+    network, x = seeded(Squeezed()), images(2)
+    expected = run(seeded(SmallResNet()), x, "grad_cam", target=1)
+    close(run(network, x, "grad_cam", target=lambda output: output).signed, expected.signed)
+    with pytest.raises(konkyo.KonkyoError, match=r"\(2,\)"):
+        run(network, x, "grad_cam")

@@ -327,7 +327,7 @@ def trace(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -
             score = forward(image.detach().clone().requires_grad_().clone())
         layers = _layouts(outputs, forward, root, image)
         wanted = [name for name in outputs if layers[name] is not None and outputs[name].requires_grad]
-        top, grids = score.flatten(1).amax(1).sum(), [outputs[name] for name in wanted]
+        top, grids = score.reshape(len(image), -1).amax(1).sum(), [outputs[name] for name in wanted]
         found = torch.autograd.grad(top, grids, allow_unused=True) if grids and top.requires_grad else ()
     gradients, sites, norms = dict(zip(wanted, found, strict=False)), [], []
     for name, tensor in outputs.items():
