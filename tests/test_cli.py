@@ -351,7 +351,7 @@ def test_resume_overwrites_no_map_of_another_image(run: Run, photos: Path) -> No
         (("--layer", "conv"), "unknown layer 'conv'"),
         (("--layer", "6"), "no feature grid"),
         (("--option", "steps"), "NAME=VALUE"),
-        (("--option", "steps=3"), "unknown option of grad_cam 'steps'"),
+        (("--option", "steps=3"), "unknown option 'steps': grad_cam has no options"),
         (("--precision", "int8"), "fp32"),
         (("--device", "cuda:99"), "cannot be used"),
         (("--maps", "pt"), "npz or safetensors"),

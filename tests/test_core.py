@@ -623,7 +623,7 @@ def test_a_users_method_is_a_function_of_what_it_names() -> None:
 
 
 def test_a_need_that_nothing_offers_fails_at_registration() -> None:
-    with pytest.raises(konkyo.KonkyoError, match=r"did you mean 'activations'.*On offer: inputs, score, activations"):
+    with pytest.raises(konkyo.KonkyoError, match=r"did you mean 'activations'.*On offer: inputs, output, .*score, activations"):
 
         @konkyo.method
         def broken(activation: Tensor) -> Tensor:

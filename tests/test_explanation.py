@@ -183,7 +183,7 @@ def test_a_file_gives_back_what_was_saved(model: konkyo.Model, tmp_path: Path, s
     for name in ("method", "layer", "model", "seed", "labels", "diagnosis", "rectified", "boxes"):
         assert getattr(found, name) == getattr(saved, name), name
     assert found.layer == "stage2+stage3"
-    assert dict(found.options) == {"centred": True}
+    assert dict(found.options) == {"centred": True, "fuse": "layer_cam"}
     assert found.targets[:2] == (konkyo.ClassTarget(2), konkyo.ClassTarget(1, "probability"))
     assert found.targets[2] == "my_score"
     assert isinstance(found.targets[3], str)

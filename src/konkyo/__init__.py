@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from konkyo.layer import Layer
     from konkyo.method import Method, method, methods
     from konkyo.models import Model, Preprocess, load
-    from konkyo.target import ClassTarget, ContrastTarget, Each, Target, TopK
+    from konkyo.methods.wrappers import augmented, first_component
+    from konkyo.target import Against, ClassTarget, ContrastTarget, Each, Target, TopK
 
 __version__ = "0.1.0"
 
@@ -28,11 +29,13 @@ _HOMES = {
     "konkyo.layer": ("Layer",),
     "konkyo.method": ("Method", "method", "methods"),
     "konkyo.models": ("Model", "Preprocess", "load"),
-    "konkyo.target": ("ClassTarget", "ContrastTarget", "Each", "Target", "TopK"),
+    "konkyo.methods.wrappers": ("augmented", "first_component"),
+    "konkyo.target": ("Against", "ClassTarget", "ContrastTarget", "Each", "Target", "TopK"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Against",
     "ClassTarget",
     "ContrastTarget",
     "Diagnosis",
@@ -47,10 +50,12 @@ __all__ = [
     "Preprocess",
     "Target",
     "TopK",
+    "augmented",
     "compare",
     "data",
     "explain",
     "explanations",
+    "first_component",
     "load",
     "method",
     "methods",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,18 +14,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 import konkyo.methods  # noqa: F401 - registers every method
+from konkyo.backward import bias_terms
 from konkyo.data.images import open_image
 from konkyo.diagnosis import Diagnosis, diagnose
 from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable, unknown
 from konkyo.explanation import Explanation
-from konkyo.layer import INPUT, Layer, untouched
-from konkyo.method import Method, find
+from konkyo.layer import INPUT, STAGES, Layer, untouched
+from konkyo.method import Attribution, Method, find
 from konkyo.models import Model, as_model
-from konkyo.probe import Outputs, Pass, Precision, Probe
+from konkyo.probe import Effort, Outputs, Pass, Precision, Probe, Progress
 from konkyo.target import ClassTarget, Target
-from konkyo.tensors import fuse, resize
+from konkyo.tensors import FUSES, Fuse, fuse, resize
 
 Images: TypeAlias = "Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image]"
+Which: TypeAlias = "str | Method | Attribution"
 Where: TypeAlias = "str | nn.Module | Layer | Sequence[str | nn.Module | Layer] | None"
 
 SEVEN_CAMS = ("cam", "grad_cam", "grad_cam_pp", "score_cam", "eigen_cam", "ablation_cam", "layer_cam")
@@ -35,73 +38,106 @@ def explain(
     model: Model | nn.Module,
     images: Images,
     *,
-    method: str | Method = "grad_cam",
+    method: Which = "grad_cam",
     target: Any = None,
     layer: Where = None,
+    fuse: Fuse | None = None,
     seed: int = 0,
     precision: Precision | None = None,
+    budget: int | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Explanation:
     """Maps of what in the images a score was decided on: one row per image and target.
 
     `images`: a path, a picture, a list of them (prepared as the model wants), or a prepared tensor (N, C, H, W).
+    `method`: a name, a `Method`, "augmented(NAME)" or "first_component(NAME)", or an attribution object of Captum's.
     `target`: None (the model's own decision), a class index, a class name, a list with one entry per image, `TopK(k)`,
-    `Each(...)`, or any callable output -> (N,) scores. `layer`: None (the last feature grid that the decision depends
-    on, or the input for methods defined there), a dotted name, a module, "input", or a list of them, shallow to deep,
-    which are fused as in LayerCAM. `precision`: "bf16" or "fp16" runs the model's forwards under autocast; None leaves
-    autocast as it is. `options`: the method's own.
+    `Each(...)`, `ContrastTarget(this, that)`, `Against(it)`, or any callable output -> (N,) scores. `layer`: None (the
+    last feature grid that the decision depends on, or where the method is defined), a dotted name, a module, "input",
+    "stages" (the last layer of every grid size), or a list, shallow to deep. Several layers share the one pass and are
+    fused: `fuse` "layer_cam" (as in the paper), "max", "mean", "sum" or "product"; None: as the method is defined.
+    `precision`: "bf16" or "fp16" runs the model's forwards under autocast; None leaves autocast as it is. `budget`: at
+    most so many variants of an image are run by methods that perturb, the most important first; `progress(done, total)`
+    is called meanwhile, and ends it with what has been found by then when it returns True. `options`: the method's own.
 
     The model comes back as it was, also after an exception. KonkyoWarning (once a call): a map that says nothing.
     KonkyoError: anything unknown or of the wrong form; NotApplicable: a method that this model has no place for.
     """
+    chosen = find(method)
     return compare(
-        model, images, (method,), target=target, layer=layer, seed=seed, precision=precision, options=options
-    )[find(method).name]
+        model,
+        images,
+        (chosen,),
+        target=target,
+        layer=layer,
+        fuse=fuse,
+        seed=seed,
+        precision=precision,
+        budget=budget,
+        progress=progress,
+        options=options,
+    )[chosen.name]
 
 
 def compare(
     model: Model | nn.Module,
     images: Images,
-    methods: Sequence[str | Method] = SEVEN_CAMS,
-    *,
-    target: Any = None,
-    layer: Where = None,
-    seed: int = 0,
-    precision: Precision | None = None,
-    options: Mapping[str, Any] | None = None,
+    methods: Sequence[Which] = SEVEN_CAMS,
+    **settings: Any,
 ) -> dict[str, Explanation]:
     """The same images explained by several methods, which share one forward and one backward: name -> Explanation.
 
-    Parameters as in `explain`; each of `options` goes to the methods that have it. NotApplicable: a method that this
-    model has no place for (`explanations` gives the others all the same).
+    `settings`: `target`, `layer`, `fuse`, `seed`, `precision`, `budget`, `progress` as in `explain`, and `options`, a
+    dictionary of which each method takes those that it has. NotApplicable: a method that this model has no place for
+    (`explanations` gives the others all the same).
     """
-    results = explanations(
-        model, images, methods, target=target, layer=layer, seed=seed, precision=precision, options=options
-    )
     found = {}
-    for name, result in results.items():
+    for name, result in explanations(model, images, methods, **settings).items():
         if isinstance(result, NotApplicable):
             raise result
         found[name] = result
     return found
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What `explain` was asked for, besides methods and images."""
+
+    target: Any = None
+    layer: Where = None
+    fuse: Fuse | None = None
+    seed: int = 0
+    precision: Precision | None = None
+    budget: int | None = None
+    progress: Progress | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        budget = self.budget
+        if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget < 1):
+            raise KonkyoError(f"budget is a number of forwards, 1 or more, or None; got {budget!r}")
+        if self.fuse is not None and not callable(self.fuse) and self.fuse not in FUSES:
+            raise unknown("way to fuse layers", self.fuse, FUSES)
+
+
 def explanations(
-    model: Model | nn.Module,
-    images: Images,
-    methods: Sequence[str | Method],
-    *,
-    target: Any = None,
-    layer: Where = None,
-    seed: int = 0,
-    precision: Precision | None = None,
-    options: Mapping[str, Any] | None = None,
+    model: Model | nn.Module, images: Images, methods: Sequence[Which], **settings: Any
 ) -> dict[str, Explanation | NotApplicable]:
     """`compare`, with the reason in place of the maps of a method that this model has no place for."""
-    chosen, options = [find(m) for m in methods], dict(options or {})
-    for name in options:
+    for name in settings:
+        if name not in (known := [f.name for f in fields(_Request)]):
+            raise unknown("setting", name, known)
+    if isinstance(methods, (str, Method)):
+        raise KonkyoError(f"methods is a list of methods, as in [{methods!r}]; got {methods!r}")
+    chosen, request = [find(m) for m in methods], _Request(**settings)
+    if not chosen:
+        raise KonkyoError("methods is an empty list; `konkyo.methods()` has those on offer")
+    for name in request.options or ():
         if not any(name in m.options for m in chosen):
-            offer = sorted({o for m in chosen for o in m.options}) or ["(none)"]
+            offer = sorted({o for m in chosen for o in m.options})
+            if not offer:
+                raise KonkyoError(f"unknown option {name!r}: {', '.join(m.name for m in chosen)} has no options")
             raise unknown(f"option of {', '.join(m.name for m in chosen)}", name, offer)
     adapted = as_model(model)
     tensor, pictures = _prepare(adapted, images)
@@ -109,17 +145,26 @@ def explanations(
     layers: dict[Method, list[Layer]] = {}
     for m in chosen:
         try:
-            layers[m] = _layers(adapted, m, layer, tuple(tensor.shape[1:]))
+            layers[m] = _layers(adapted, m, request.layer, tuple(tensor.shape[1:]))
         except NotApplicable as reason:
             found[m.name] = reason
     wanted = list(dict.fromkeys(item for group in layers.values() for item in group))
-    graph = list(dict.fromkeys(item for m in layers if "gradients" in m.needs for item in layers[m]))
+    graph = list(dict.fromkeys(item for m in layers if m.needs_graph() for item in layers[m]))
+    within = []
+    if any("full_gradients" in m.needs for m in layers):
+        wanted, graph, within = [*wanted, Layer(INPUT, None)], [*graph, Layer(INPUT, None)], [bias_terms]
     with untouched(adapted.module):
-        pass_ = Pass(adapted, tensor, wanted, differentiable=graph, precision=precision)
+        pass_ = Pass(
+            adapted,
+            tensor,
+            list(dict.fromkeys(wanted)),
+            differentiable=list(dict.fromkeys(graph)),
+            precision=request.precision,
+            within=within,
+        )
         for m in layers:
-            own = {name: value for name, value in options.items() if name in m.options}
             try:
-                found[m.name] = _run(adapted, pass_, m, layers[m], target, seed, own, pictures)
+                found[m.name] = _run(adapted, pass_, m, layers[m], request, pictures)
             except NotApplicable as reason:
                 found[m.name] = NotApplicable(f"{m.name}: {reason}")
     doubtful = [(r.method, r, d) for r in found.values() if isinstance(r, Explanation) for d in r.diagnosis if not d.ok]
@@ -168,11 +213,15 @@ def _prepare(model: Model, images: Images) -> tuple[Tensor, tuple[Image.Image, .
 def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) -> list[Layer]:
     if method.layer is not None and (layer is None or not method.needs_layer()):
         layer = method.layer
+    needs_gradient = method.needs_gradient()
+    if isinstance(layer, str) and layer == STAGES:
+        return model.stages(shape)
     several: Sequence[str | nn.Module | Layer | None]
     several = [layer] if layer is None or isinstance(layer, (str, nn.Module, Layer)) else layer
+    if not isinstance(several, (list, tuple)):
+        raise KonkyoError(f"a layer is a dotted name, a module, 'input', 'stages' or a list of them; got {layer!r}")
     if not several:
         raise KonkyoError("layer=[] names no layer")
-    needs_gradient = method.needs_gradient()
     found = [model.layer(item, shape, needs_gradient=needs_gradient) for item in several]
     if "class_weights" in method.needs and any(item.name == INPUT for item in found):
         raise NotApplicable(f"{method.name}: needs a feature layer; the input is none")
@@ -184,52 +233,62 @@ def _run(
     pass_: Pass,
     method: Method,
     layers: Sequence[Layer],
-    target: Any,
-    seed: int,
-    options: Mapping[str, Any],
+    request: _Request,
     pictures: tuple[Image.Image, ...] | Tensor,
 ) -> Explanation:
-    per_image = model.targets(target, pass_.output.detach(), score=method.score)
+    options = {name: value for name, value in request.options.items() if name in method.options}
+    effort = Effort(request.budget, request.progress)
+    per_image = model.targets(request.target, pass_.output.detach(), score=method.score)
     columns = list(zip(*per_image, strict=True))  # one tuple of targets over all images per target asked for
     maps, gradients, scores = [], [], []
     share = len(columns) > 1 and not method.varies_with_target()
     stores: list[Outputs | None] = [{} if share else None for _ in layers]
     for column in columns:
         probes = [
-            Probe(pass_, column, layer, seed=seed, outputs=store) for layer, store in zip(layers, stores, strict=True)
+            Probe(pass_, column, layer, seed=request.seed, outputs=store, effort=effort)
+            for layer, store in zip(layers, stores, strict=True)
         ]
-        maps.append(_fused([method(probe, **options) for probe in probes], method.rectified).float())
+        signed = [method(probe, **options).detach() for probe in probes]
+        maps.append(_fused(signed, method, request.fuse).float())
         scores.append(probes[0].score.float())
         if "gradients" in method.needs:
             gradients.append(probes[-1].gradients.flatten(1).abs().amax(1))
     images, targets = len(per_image), [t for row in per_image for t in row]
+    classes = pass_.output.shape[1] if pass_.output.ndim == 2 else None
     signed_rows = _by_image(maps)
     rows = _by_image(scores)
+    used = {name: parameter.default for name, parameter in method.options.items()} | options
+    if len(layers) > 1:
+        how = request.fuse or method.fuse
+        used["fuse"] = getattr(how, "__name__", how)
+    if request.budget is not None and "rescore" in method.needs:
+        used["budget"] = request.budget
     return Explanation(
         signed=signed_rows,
         rectified=method.rectified,
         scores=rows,
         image_index=torch.arange(images, device=rows.device).repeat_interleave(len(columns)),
         targets=tuple(targets),
-        labels=tuple(model.label(t) for t in targets),
+        labels=tuple(model.label(t, classes) for t in targets),
         method=method.name,
         layer="+".join(item.name if item.call == -1 else f"{item.name}#{item.call}" for item in layers),
         model=model.name,
-        options={name: parameter.default for name, parameter in method.options.items()} | dict(options),
-        seed=seed,
+        options=used,
+        seed=request.seed,
         diagnosis=_diagnose(model, method, layers, signed_rows, rows, targets, gradients, pass_),
         images=pictures,
     )
 
 
-def _fused(signed: Sequence[Tensor], rectified: bool) -> Tensor:
+def _fused(signed: Sequence[Tensor], method: Method, how: Fuse | None) -> Tensor:
     """The signed maps of one layer, or of several fused: rectified first, as the method defines its map. Where that
     leaves nothing, the deepest layer's map stays, so that what speaks against the target is not lost."""
+    how = method.fuse if how is None else how
     if len(signed) == 1:
-        return signed[0]
-    if not rectified:
-        return fuse(signed)
-    maps = fuse([m.relu() for m in signed])
+        return signed[0] if not callable(how) else how([signed[0].relu() if method.rectified else signed[0]])
+    if not method.rectified:
+        return fuse(signed, how)
+    maps = fuse([m.relu() for m in signed], how)
     blank = maps.flatten(1).amax(1) == 0
     return torch.where(blank.view(-1, *[1] * (maps.ndim - 1)), resize(signed[-1], tuple(maps.shape[1:])), maps)
 

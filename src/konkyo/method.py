@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, overload
+from typing import Any, Literal, Protocol, get_args, get_origin, overload, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from konkyo.errors import KonkyoError, unknown
+from konkyo.errors import KonkyoError, NotApplicable, unknown
+from konkyo.layer import INPUT
 from konkyo.probe import Probe
-from konkyo.target import Score
+from konkyo.target import ClassTarget, Score, Target
+from konkyo.tensors import Fuse
 
 ON_OFFER = tuple(name for name in vars(Probe) if not name.startswith("_"))
 """What a method may name as positional parameters."""
 
 
-_OF_TARGET = {"gradients", "regrad", "ablated_score", "class_weights"}
+_OF_TARGET = {
+    *("gradients", "regrad", "ablate", "class_weights", "differentiate", "curvature", "revisit", "relevance"),
+    *("attention_gradients", "block_gradients"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +36,16 @@ class Method:
     rectified: bool
     """Whether the map is the function's result after a ReLU."""
     layer: str | None
-    """The layer it is defined at ("input"), or None: a feature layer, the model's automatic one by default."""
+    """Where it is defined: "input"; "stages", the last layer of every grid size; or None, a feature layer, the model's
+    automatic one by default."""
     score: Score
     """What it explains of a class unless a Target says otherwise."""
     needs: tuple[str, ...]
     options: Mapping[str, inspect.Parameter]
+    fuse: Fuse = "layer_cam"
+    """How the maps of several layers become one unless the caller says otherwise."""
+    inner: Method | None = None
+    """The method that this one wraps."""
 
     @property
     def summary(self) -> str:
@@ -44,37 +54,63 @@ class Method:
 
     def needs_gradient(self) -> bool:
         """Whether its map is blank wherever the score does not depend on the layer."""
-        return bool(_OF_TARGET & set(self.needs))
+        return bool(_OF_TARGET & set(self.needs)) or (self.inner is not None and self.inner.needs_gradient())
+
+    def needs_graph(self) -> bool:
+        """Whether the layer must be a leaf of the graph of the one forward that all methods share."""
+        return bool({"gradients", "differentiate"} & set(self.needs)) or (
+            self.inner is not None and "probe" in self.needs and self.inner.needs_graph()
+        )
 
     def varies_with_target(self) -> bool:
         """Whether the variants that it rescores may depend on the target, and not on the images alone."""
-        return "rescore" in self.needs and bool({"score", *_OF_TARGET} & set(self.needs))
+        of_target = {"score", "targets", "on", "probe", *_OF_TARGET}
+        return "rescore" in self.needs and bool(of_target & set(self.needs))
 
     def needs_layer(self) -> bool:
         """Whether its map depends on the layer at all; RISE's does not."""
-        return "activations" in self.needs or self.needs_gradient()
+        inner = self.inner is not None and self.inner.needs_layer()
+        return "activations" in self.needs or self.needs_gradient() or inner
 
     def __call__(self, probe: Probe, **options: Any) -> Tensor:
         """The signed maps (N, *grid) of a Probe, before the ReLU where the method has one."""
-        for name in options:
+        found = self._run(probe, options)
+        # As many axes as the images: evidence per channel. (A layer's grid has the axes of the image.)
+        maps = found.sum(1) if self._per_channel(found, probe) else found
+        if maps.ndim < 2 or len(maps) != len(probe.inputs):
+            raise KonkyoError(
+                f"method {self.name} must give one map per image, shape ({len(probe.inputs)}, *grid), or one per "
+                f"channel, as many axes as the activations; got {tuple(found.shape)}"
+            )
+        return maps
+
+    def evidence(self, probe: Probe, **options: Any) -> Tensor:
+        """What each channel adds to the map (N, C, *grid). NotApplicable: a method that is no sum over channels."""
+        found = self._run(probe, options)
+        if not self._per_channel(found, probe):
+            raise NotApplicable(f"{self.name} is no sum over channels, so there is nothing to take the component of")
+        return found
+
+    def _per_channel(self, found: Tensor, probe: Probe) -> bool:
+        return "activations" in self.needs and found.ndim == probe.activations.ndim
+
+    def _run(self, probe: Probe, options: Mapping[str, Any]) -> Tensor:
+        for name, value in options.items():
             if name not in self.options:
                 raise unknown(f"option of {self.name}", name, self.options or ["(none)"])
             kind = self.options[name].annotation
             accepted = (int, float) if kind is float else kind
             if kind in (int, float, str, bool) and (
-                not isinstance(options[name], accepted) or (kind is not bool and isinstance(options[name], bool))
+                not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool))
             ):
-                raise KonkyoError(f"{name} of {self.name} is of type {kind.__name__}; got {options[name]!r}")
+                raise KonkyoError(f"{name} of {self.name} is of type {kind.__name__}; got {value!r}")
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                offer = ", ".join(map(repr, get_args(kind)))
+                raise KonkyoError(f"{name} of {self.name} is one of {offer}; got {value!r}")
         device = probe.inputs.device.type
         # The caller's autocast is for the network; sums over maps are done in the tensors' own precision.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-            maps = self.function(*(getattr(probe, need) for need in self.needs), **options)
-        if maps.ndim < 2 or len(maps) != len(probe.inputs):
-            raise KonkyoError(
-                f"method {self.name} must give one map per image, shape ({len(probe.inputs)}, *grid); "
-                f"got {tuple(maps.shape)}"
-            )
-        return maps
+            return self.function(*(getattr(probe, need) for need in self.needs), **options)
 
 
 METHODS: dict[str, Method] = {}
@@ -85,7 +121,7 @@ METHODS: dict[str, Method] = {}
 def method(function: Callable[..., Tensor], /) -> Method: ...
 @overload
 def method(
-    *, rectified: bool = ..., layer: str | None = ..., score: Score = ...
+    *, rectified: bool = ..., layer: str | None = ..., score: Score = ..., fuse: Fuse = ...
 ) -> Callable[[Callable[..., Tensor]], Method]: ...
 def method(
     function: Callable[..., Tensor] | None = None,
@@ -94,13 +130,15 @@ def method(
     rectified: bool = False,
     layer: str | None = None,
     score: Score = "logit",
+    fuse: Fuse = "layer_cam",
 ) -> Any:
     """Registers a function of tensors as a method under its own name.
 
     Its positional parameters name what it needs of a `Probe`, its keyword-only parameters are the user's options. It
-    returns signed maps (N, *grid); `rectified` says that the method's definition ends in a ReLU, which is applied to
-    the result's `maps`, while `signed` keeps the map before it. KonkyoError: a name that no Probe offers, or a taken
-    name.
+    returns signed maps (N, *grid), or what each channel adds to them (N, C, *grid). `rectified` says that the method's
+    definition ends in a ReLU, which is applied to the result's `maps`, while `signed` keeps the map before it. `layer`:
+    "input" for a method defined there, "stages" for one made of a map from the last layer of every grid size, which
+    `fuse` makes one. KonkyoError: a name that no Probe offers, or a taken name.
 
     >>> @method(rectified=True)
     ... def my_cam(activations, gradients, *, power=1):
@@ -123,19 +161,62 @@ def method(
                 raise unknown(f"need of method {name}:", need, ON_OFFER)
         if name in METHODS and METHODS[name].function.__module__ != function.__module__:
             raise KonkyoError(f"a method named {name!r} is registered already; choose another name")
-        METHODS[name] = Method(name, function, rectified, layer, score, needs, options)
+        METHODS[name] = Method(name, function, rectified, layer, score, needs, options, fuse)
         return METHODS[name]
 
     return register if function is None else register(function)
 
 
-def find(name: str | Method) -> Method:
-    """The method of this name; KonkyoError with the near names otherwise."""
-    if isinstance(name, Method):
-        return name
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
-    return METHODS[name]
+WRAPPERS: dict[str, Callable[[Method], Method]] = {}
+"""Methods made of another method, by name: "augmented(grad_cam)"."""
+
+
+def find(which: str | Method | Attribution) -> Method:
+    """The method of this name, or made of an attribution of Captum's. KonkyoError with the near names otherwise."""
+    if isinstance(which, Method):
+        return which
+    if not isinstance(which, str) and isinstance(which, Attribution):
+        return of_attribution(which)
+    wrapper, bracket, rest = which.partition("(") if isinstance(which, str) else (which, "", "")
+    if bracket and rest.endswith(")") and wrapper in WRAPPERS:
+        return WRAPPERS[wrapper](find(rest[:-1]))
+    if which not in METHODS:
+        raise unknown("method", which, [*METHODS, *(f"{name}(METHOD)" for name in WRAPPERS)])
+    return METHODS[which]
+
+
+@runtime_checkable
+class Attribution(Protocol):
+    """What Captum's attribution objects have in common."""
+
+    attribute: Callable[..., Any]
+
+
+def of_attribution(attribution: Attribution) -> Method:
+    """An attribution object of Captum's as a method: its attributions, summed over channels.
+
+    Made around the same network that is explained; it runs that network by itself, so nothing is shared. Options are
+    those of its `attribute`. KonkyoError, when it runs: a target that is not a class, or attributions without a grid.
+    """
+    name = type(attribution).__name__
+
+    def function(inputs: Tensor, targets: Sequence[Target], generator: torch.Generator, **options: Any) -> Tensor:
+        if not all(isinstance(target, ClassTarget) and target.score == "logit" for target in targets):
+            raise KonkyoError(f"{name} of Captum explains the network's outputs by index; a class was expected")
+        indices = [target.index for target in targets if isinstance(target, ClassTarget)]
+        torch.manual_seed(generator.initial_seed())  # the caller's random state is given back at the end
+        with torch.enable_grad():
+            found = attribution.attribute(inputs.clone().requires_grad_(), target=indices, **options)
+        found = found[0] if isinstance(found, tuple) else found
+        if not isinstance(found, Tensor) or found.ndim < 3 or len(found) != len(inputs):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise KonkyoError(f"{name} was expected to give attributions (N, C, *grid); got {shape}")
+        maps: Tensor = found.detach().sum(1)
+        return maps
+
+    parameters = inspect.signature(attribution.attribute).parameters
+    options = {n: p for n, p in parameters.items() if n not in ("self", "inputs", "target", "kwargs", "args")}
+    return Method(name, function, False, INPUT, "logit", ("inputs", "targets", "generator"), options)
 
 
 def methods() -> dict[str, Method]:

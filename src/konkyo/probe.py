@@ -7,18 +7,20 @@ belongs to the Pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from konkyo.backward import BiasTerm, bias_terms, guided_relus, positive_relevance
 from konkyo.errors import KonkyoError, NotApplicable
-from konkyo.layer import Layer, Replay, capture, measured_outputs
-from konkyo.target import Target
-from konkyo.tensors import grid_mean
+from konkyo.layer import INPUT, Layer, Replay, capture, measured_outputs
+from konkyo.target import ClassTarget, Target
+from konkyo.tensors import grid_mean, safe_divide
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 Vary: TypeAlias = Callable[[int, Tensor], Tensor]
@@ -29,9 +31,48 @@ class Rescore(Protocol):
     """`Probe.rescore`, as a method's parameter."""
 
     def __call__(
-        self, count: int, *, inputs: Vary | None = ..., activations: Vary | None = ..., where: Tensor | None = ...
+        self, count: int, *, inputs: Vary | None = ..., activations: Vary | None = ..., priority: Tensor | None = ...
     ) -> Tensor:
         """Scores of variants (N, count)."""
+
+
+class Ablate(Protocol):
+    """`Probe.ablate`, as a method's parameter."""
+
+    def __call__(self, priority: Tensor | None = ...) -> Tensor:
+        """The score without each channel (N, C)."""
+
+
+OtherScore: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""(output (N, K), explained score (N,)) -> another score (N,), differentiable."""
+
+
+class Differentiate(Protocol):
+    """`Probe.differentiate`, as a method's parameter."""
+
+    def __call__(self, score: OtherScore) -> Tensor:
+        """The other score's gradient (N, C, *grid)."""
+
+
+class Curvature(Protocol):
+    """`Probe.curvature`, as a method's parameter."""
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """The Hessian times the vectors (N, C, *grid)."""
+
+
+class Revisit(Protocol):
+    """`Probe.revisit`, as a method's parameter."""
+
+    def __call__(self, count: int, *, inputs: Vary) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """(image, variant indices (v,), activations (v, C, *grid), gradients (v, C, *grid)), chunk by chunk."""
+
+
+class On(Protocol):
+    """`Probe.on`, as a method's parameter."""
+
+    def __call__(self, images: Tensor, layer: str | None = ...) -> Probe:
+        """A Probe of the same targets on other images."""
 
 
 class Regrad(Protocol):
@@ -49,6 +90,19 @@ _WORKING_COPIES = 6  # a convolution holds input, output and a workspace of the 
 
 Outputs: TypeAlias = dict[int, list[tuple[Tensor, Tensor]]]
 """What the network put out for an image's variants: image index -> [(variant indices, output)]."""
+
+Progress: TypeAlias = Callable[[int, int], object]
+"""Called with (variants done, variants in all); what is exactly True stops the run."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many variants of an image `rescore` may run (None: all), and who is told after each chunk."""
+
+    budget: int | None = None
+    progress: Progress | None = None
 
 
 class Network(Protocol):
@@ -72,6 +126,7 @@ class Pass:
 
     Everything before the first of `differentiable` runs without a graph. `precision=None` keeps the caller's autocast
     state; "bf16" and "fp16" run every forward of this Pass under autocast. Methods always compute in fp32 or better.
+    `within` is entered for the forward; what it yields is kept as `recorded`.
     """
 
     def __init__(
@@ -82,12 +137,20 @@ class Pass:
         *,
         differentiable: Sequence[Layer] = (),
         precision: Precision | None = None,
+        within: Sequence[Callable[[nn.Module], AbstractContextManager[object]]] = (),
     ) -> None:
         self.network = network
         self._autocast = _autocast_arguments(images.device.type, precision)
         self._layers, self._differentiable = tuple(layers), tuple(differentiable)
         self._gradients: list[tuple[tuple[Target, ...], list[Tensor]]] = []
-        with self.forwards(), torch.no_grad(), capture(self._layers, leaves=self._differentiable) as captured:
+        self._others: dict[object, Pass] = {}
+        with (
+            self.forwards(),
+            torch.no_grad(),
+            capture(self._layers, leaves=self._differentiable) as captured,
+            ExitStack() as entered,
+        ):
+            self.recorded = {enter: entered.enter_context(enter(network.module)) for enter in within}
             self.images = images.clone() if images.is_inference() else images.detach()
             leaf = self.images
             if any(layer.module is None for layer in self._differentiable):
@@ -112,6 +175,27 @@ class Pass:
         with self.forwards():
             return real(self.network(images.to(self.images.dtype)))
 
+    def other(
+        self,
+        key: object,
+        layer: Layer,
+        within: Callable[[nn.Module], AbstractContextManager[object]],
+        images: Tensor | None = None,
+    ) -> Pass:
+        """A Pass on the same images (or others) run another way, with `layer` its leaf; one per `key` is kept."""
+        kept = self._others.get((key, layer))
+        if kept is None or (images is not None and not torch.equal(images, kept.images)):
+            with self.forwards():
+                kept = Pass(
+                    self.network,
+                    self.images if images is None else images,
+                    (layer,),
+                    differentiable=(layer,),
+                    within=(within,),
+                )
+            self._others[key, layer] = kept
+        return kept
+
     def activations(self, layer: Layer) -> Tensor:
         """What the layer put out, (N, C, *grid), detached."""
         return real(layer.fold(self._raw[layer].detach()))
@@ -125,14 +209,35 @@ class Pass:
             self._gradients.append((key, found))
         return real(layer.fold(found[self._differentiable.index(layer)]))
 
+    def gradients_of(self, score: Callable[[Tensor], Tensor], layer: Layer) -> Tensor:
+        """d score(output) / d activations (N, C, *grid) of any function of the output."""
+        return real(layer.fold(self._backward(score, [self._raw[layer]])[0]))
+
+    def curvature(self, targets: Sequence[Target], layer: Layer, vectors: Tensor) -> Tensor:
+        """The Hessian of the score with respect to the layer's activations, times `vectors` (N, C, *grid)."""
+        raw = self._raw[layer]
+        with torch.enable_grad():
+            (gradient,) = self._backward(lambda output: scores(output, targets), [raw], create_graph=True)
+            slope = (layer.fold(gradient) * vectors).sum()
+            found = torch.autograd.grad(slope, raw, allow_unused=True, retain_graph=True)[0] if slope.grad_fn else None
+        return real(layer.fold(torch.zeros_like(raw) if found is None else found))
+
     def _differentiate(self, targets: Sequence[Target]) -> list[Tensor]:
         """d score / d output of every differentiable layer, in the modules' own form."""
-        raws = [self._raw[layer] for layer in self._differentiable]
+        return self._backward(
+            lambda output: scores(output, targets), [self._raw[item] for item in self._differentiable]
+        )
+
+    def _backward(
+        self, score: Callable[[Tensor], Tensor], raws: Sequence[Tensor], *, create_graph: bool = False
+    ) -> list[Tensor]:
         found: Sequence[Tensor | None] = [None] * len(raws)  # where nothing after the layers leads to the output
         with self.forwards(), torch.enable_grad():
-            score = scores(self.output, targets).sum()
-            if score.requires_grad:
-                found = torch.autograd.grad(score, raws, retain_graph=True, allow_unused=True)
+            total = score(self.output).sum()
+            if total.requires_grad:
+                found = torch.autograd.grad(
+                    total, raws, retain_graph=True, allow_unused=True, create_graph=create_graph
+                )
         return [torch.zeros_like(raw) if g is None else g for raw, g in zip(raws, found, strict=True)]
 
 
@@ -151,19 +256,36 @@ class Probe:
         *,
         seed: int = 0,
         outputs: Outputs | None = None,
+        effort: Effort = Effort(),
     ) -> None:
-        self._pass, self._targets, self._layer, self._seed = pass_, tuple(targets), layer, seed
-        self._outputs = outputs
+        self._pass, self._layer, self._seed, self._effort = pass_, layer, seed, effort
+        self._targets = tuple(targets)
+        self._outputs, self._spent, self._stopped = outputs, 0, False
 
     @property
     def inputs(self) -> Tensor:
         """The preprocessed images (N, C, *size)."""
         return self._pass.images
 
+    @property
+    def output(self) -> Tensor:
+        """What the network put out (N, ...), detached."""
+        return self._pass.output.detach()
+
+    @property
+    def probe(self) -> Probe:
+        """This Probe itself, for methods that are made of other methods."""
+        return self
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What is explained: one target per image."""
+        return self._targets
+
     @cached_property
     def score(self) -> Tensor:
         """The explained score of every image (N,)."""
-        return scores(self._pass.output.detach(), self._targets)
+        return scores(self._pass.output.detach(), self.targets)
 
     @cached_property
     def activations(self) -> Tensor:
@@ -173,7 +295,7 @@ class Probe:
     @cached_property
     def gradients(self) -> Tensor:
         """d score / d activations (N, C, *grid)."""
-        return self._pass.gradients(self._targets, self._layer)
+        return self._pass.gradients(self.targets, self._layer)
 
     @property
     def generator(self) -> torch.Generator:
@@ -194,12 +316,14 @@ class Probe:
             )
         output = self._pass.output.detach().requires_grad_()
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(scores(output, self._targets).sum(), output)
+            (gradient,) = torch.autograd.grad(scores(output, self.targets).sum(), output)
         return gradient @ real(head)
 
-    @cached_property
-    def ablated_score(self) -> Tensor:
-        """The score with one channel of the activations set to zero, for every channel (N, C)."""
+    def ablate(self, priority: Tensor | None = None) -> Tensor:
+        """The score with one channel of the activations set to zero, for every channel (N, C).
+
+        `priority` (N, C) as in `rescore`: a channel that is left out keeps the whole score, as if it did not matter.
+        """
         head, activations = self._linear_head, self.activations
         count = activations.shape[1]
         if head is None:
@@ -210,13 +334,13 @@ class Probe:
                 return variants
 
             alive = activations.flatten(2).any(2)  # the others are zero already
-            return torch.where(
-                alive, self.rescore(count, activations=without, where=alive), self.score.to(activations)[:, None]
-            )
+            priority = alive if priority is None else priority * alive
+            found = self.rescore(count, activations=without, priority=priority)
+            return torch.where(found == -torch.inf, self.score.to(found)[:, None], found)
         # The output is linear in the channels' means, so each channel's share is known without a forward.
         means, output = grid_mean(activations), self._pass.output.detach()
         share = real(head).T  # (C, K)
-        return torch.stack([self._targets[i](output[i] - means[i, :, None] * share) for i in range(len(means))])
+        return torch.stack([self.targets[i](output[i] - means[i, :, None] * share) for i in range(len(means))])
 
     def rescore(
         self,
@@ -224,28 +348,56 @@ class Probe:
         *,
         inputs: Vary | None = None,
         activations: Vary | None = None,
-        where: Tensor | None = None,
+        priority: Tensor | None = None,
     ) -> Tensor:
         """Scores (N, count) of `count` variants of every image, or of its activations.
 
         `inputs(i, k)` builds the variants `k` (indices) of image `i` when their chunk's turn comes, so that no more
         than a chunk is ever held; the network may overwrite them. Variants of activations replay only what follows the
-        layer. `where` (N, count) bool leaves variants out: their score is -inf.
+        layer. `priority` (N, count), bool or numbers: variants run in falling order of it, and those with 0 or less
+        are left out. Left-out variants, and those beyond the call's budget, score -inf.
         """
         result = self.score.new_full((len(self.inputs), count), -torch.inf)
         store, self._outputs = self._outputs, None  # a second call's variants may follow from the first one's scores
-        for image, target in enumerate(self._targets):
+        orders = (
+            [self._order(count, None if priority is None else row) for row in priority]
+            if priority is not None
+            else [self._order(count, None)] * len(result)
+        )
+        self._spent += max(map(len, orders), default=0)
+        done, total = 0, sum(map(len, orders))
+        for image, (target, todo) in enumerate(zip(self.targets, orders, strict=True)):
             if store is not None and image in store:
                 outputs: Iterable[tuple[Tensor, Tensor]] = store[image]
+            elif self._stopped:
+                break
             else:
-                todo = torch.arange(count, device=result.device) if where is None else where[image].nonzero()[:, 0]
                 make, run, outside = self._variants(image, inputs, activations)
                 outputs = self._chunked(todo, make, torch.no_grad()(run), outside)
-                if store is not None:
-                    outputs = store[image] = list(outputs)
+            kept = []
             for chunk, output in outputs:
                 result[image, chunk] = target(output).to(result)
+                done += len(chunk)
+                kept.append((chunk, output))
+                if self._told(done, total):
+                    break
+            if store is not None:
+                store[image] = kept
         return result
+
+    def _order(self, count: int, priority: Tensor | None) -> Tensor:
+        """The indices of an image's variants that are run, the first first."""
+        if priority is None:
+            order = torch.arange(count, device=self.inputs.device)
+        else:
+            order = priority.to(torch.float32).argsort(descending=True, stable=True)[: int((priority > 0).sum())]
+        return order if self._effort.budget is None else order[: max(0, self._effort.budget - self._spent)]
+
+    def _told(self, done: int, total: int) -> bool:
+        """Whether the caller, told how far the run is, wants no more of it."""
+        if self._effort.progress is not None and not self._stopped:
+            self._stopped = self._effort.progress(done, total) is True
+        return self._stopped
 
     def regrad(self, weights: Tensor, *, inputs: Vary | None = None, activations: Vary | None = None) -> Tensor:
         """The weighted sum over variants of d score / d variant (N, C, *grid).
@@ -253,7 +405,7 @@ class Probe:
         `weights` (count,) weighs the `count` variants; the rest is as in `rescore`.
         """
         totals = []
-        for image, target in enumerate(self._targets):
+        for image, target in enumerate(self.targets):
             make, run, outside = self._variants(image, inputs, activations)
 
             def gradients(variants: Tensor, run: Callable[[Tensor], Tensor] = run, target: Target = target) -> Tensor:
@@ -271,7 +423,96 @@ class Probe:
             if total is None:
                 raise KonkyoError("regrad needs at least one variant")
             totals.append(total)
+            self._told(image + 1, len(self.targets))
         return torch.stack(totals)
+
+    # --- other ways through the network -------------------------------------------------------------------------------
+
+    def differentiate(self, score: OtherScore) -> Tensor:
+        """The gradient (N, C, *grid) of another score: `score(output (N, K), explained score (N,))` -> (N,)."""
+        return self._pass.gradients_of(lambda output: score(output, scores(output, self.targets)), self._layer)
+
+    def curvature(self, vectors: Tensor) -> Tensor:
+        """The Hessian of the score at the layer times `vectors`: d sum(gradients * vectors) / d activations.
+
+        Costs one more forward, whose attentions (if any) are of the kind that can be differentiated twice.
+        """
+        pass_ = self._pass.other("curvature", self._layer, lambda _: sdpa_kernel(SDPBackend.MATH))
+        return pass_.curvature(self.targets, self._layer, vectors)
+
+    def revisit(self, count: int, *, inputs: Vary) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Activations and gradients at the layer for `count` variants of every input image, chunk by chunk.
+
+        -> (image index, variant indices (v,), activations (v, C, *grid), gradients (v, C, *grid)). `inputs` as in
+        `rescore`.
+        """
+        layer, todo = self._layer, torch.arange(count, device=self.inputs.device)
+        for image, target in enumerate(self.targets):
+
+            def visit(variants: Tensor, target: Target = target) -> tuple[Tensor, Tensor]:
+                with self._pass.forwards():
+                    pass_ = Pass(self._pass.network, variants, (layer,), differentiable=(layer,))
+                return pass_.activations(layer), pass_.gradients([target] * len(variants), layer)
+
+            for chunk, found in self._chunked(todo, partial(inputs, image), visit, frozenset(), graph=True):
+                yield image, chunk, *found
+            self._told(image + 1, len(self.targets))
+
+    def on(self, images: Tensor, layer: str | None = None) -> Probe:
+        """A Probe of the same targets on other images (M, C, *size), M a multiple of N: view after view of them all.
+
+        Its layer is this one's, or the input for `layer="input"`. One forward serves all targets that ask for the
+        same images.
+        """
+        views, rest = divmod(len(images), len(self.inputs))
+        if rest or not views:
+            raise KonkyoError(f"a multiple of {len(self.inputs)} images was expected; got {len(images)}")
+        where = Layer(INPUT, None) if layer == INPUT else self._layer
+        pass_ = self._pass.other("on", where, _nothing, images)
+        return Probe(pass_, self.targets * views, where, seed=self._seed, effort=self._effort)
+
+    @cached_property
+    def guided_gradients(self) -> Tensor:
+        """d score / d inputs (N, C, *size) where every ReLU lets only positive gradients back.
+
+        NotApplicable: the network has no ReLU. Costs one more forward and a whole backward.
+        """
+        layer = Layer(INPUT, None)
+        pass_ = self._pass.other("guided", layer, guided_relus)
+        if not pass_.recorded[guided_relus].used:  # type: ignore[attr-defined]
+            raise NotApplicable("guided backpropagation changes how ReLUs are passed, and this network has none")
+        return pass_.gradients(self.targets, layer)
+
+    @cached_property
+    def relevance(self) -> Tensor:
+        """Contrastive relevance of the layer's activations (N, C, *grid), by the z+ rule down from the output.
+
+        The output's relevance is 1 for the explained class and -1 / K for each of the others. NotApplicable: a target
+        that is no class, or a module after the layer that has no rule.
+        """
+        if not all(isinstance(target, ClassTarget) for target in self.targets):
+            raise NotApplicable("relevance is handed down from one class against the others; the target is no class")
+        layer = self._layer
+        pass_ = self._pass.other("relevance", layer, positive_relevance)
+        classes = self.output.shape[1]
+        start = torch.full_like(self.output, -1 / classes)
+        for row, target in zip(start, self.targets, strict=True):
+            assert isinstance(target, ClassTarget)
+            row[target.index if classes > 1 else 0] = 1 if classes > 1 else 2 * target.index - 1
+        # Under the rules gradient times value is relevance, at the output too.
+        slope = safe_divide(start, pass_.output.detach())
+        return pass_.activations(layer) * pass_.gradients_of(lambda output: (output * slope).sum(1), layer)
+
+    @cached_property
+    def full_gradients(self) -> tuple[Tensor, ...]:
+        """Input times gradient (N, C, *size), then bias times gradient of every module that adds one.
+
+        Those are (N, C, *grid), or (N, C) without a grid. In a piecewise linear network they add up to the score.
+        """
+        layer = Layer(INPUT, None)
+        terms: list[BiasTerm] = self._pass.recorded[bias_terms]  # type: ignore[assignment]
+        gradient = self._pass.gradients_of(lambda output: scores(output, self.targets), layer)
+        return (self.inputs * gradient, *(term.value() for term in terms if term.gradient is not None))
 
     # --- how variants are run -----------------------------------------------------------------------------------------
 
@@ -293,11 +534,11 @@ class Probe:
         self,
         todo: Tensor,
         make: Callable[[Tensor], Tensor],
-        run: Callable[[Tensor], Tensor],
+        run: Callable[[Tensor], _T],
         outside: frozenset[nn.Module],
         *,
         graph: bool = False,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, _T]]:
         """(indices, what `run` gives for their variants), one chunk after the other, as large as memory allows.
 
         The first variant runs on its own: it shows how much memory a variant takes, and whether the network accepts
@@ -345,6 +586,11 @@ def scores(output: Tensor, targets: Sequence[Target]) -> Tensor:
     if found.shape != (len(output),):
         raise KonkyoError(f"a target gives one score per image, shape ({len(output)},); got {tuple(found.shape)}")
     return found
+
+
+@contextmanager
+def _nothing(_root: nn.Module) -> Iterator[None]:
+    yield
 
 
 def _autocast_arguments(device: str, precision: Precision | None) -> dict[str, object]:

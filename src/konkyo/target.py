@@ -6,17 +6,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError
 
 Target: TypeAlias = Callable[[Any], Tensor]
-Score: TypeAlias = Literal["logit", "probability"]
+Score: TypeAlias = Literal["logit", "probability", "sigmoid"]
+
+
+def class_logits(output: Tensor) -> Tensor:
+    """The output (N, K) itself; of one logit z per image (N, 1) the two logits -z and z, of classes 0 and 1."""
+    return torch.cat([-output, output], dim=1) if output.shape[1] == 1 else output
 
 
 @dataclass(frozen=True)
 class ClassTarget:
-    """The score of one class: its logit, or its softmax probability. output (N, K) -> (N,)."""
+    """The score of one class: its logit, or its probability. output (N, K) -> (N,).
+
+    A model with a single logit z has the classes 0 ("negative", logit -z) and 1 ("positive", logit z). The probability
+    is the softmax, for a single logit the sigmoid; "sigmoid" is that of a model whose classes do not exclude each
+    other.
+    """
 
     index: int
     score: Score = "logit"
@@ -28,16 +39,40 @@ class ClassTarget:
                 f"a class needs an output of shape (N, classes); got {tuple(output.shape)}. For other outputs give a "
                 "target of your own: a callable output -> (N,) scores"
             )
-        if not 0 <= self.index < output.shape[1]:
+        logits = class_logits(output)
+        if not 0 <= self.index < logits.shape[1]:
             raise KonkyoError(
-                f"class {self.index} of a model with {output.shape[1]} classes (0 to {output.shape[1] - 1})"
+                f"class {self.index} of a model with {logits.shape[1]} classes (0 to {logits.shape[1] - 1})"
             )
-        return (output.softmax(1) if self.score == "probability" else output)[:, self.index]
+        if self.score == "logit":
+            return logits[:, self.index]
+        if self.score == "sigmoid":
+            return logits[:, self.index].sigmoid()
+        # Of one logit: softmax((-z, z)) would be sigmoid(2 z).
+        return (
+            (output.sigmoid() if self.index else (-output).sigmoid())[:, 0]
+            if output.shape[1] == 1
+            else (logits.softmax(1)[:, self.index])
+        )
+
+
+@dataclass(frozen=True)
+class Against:
+    """What speaks against a target: its score with the sign turned. -> (N,)"""
+
+    target: Target
+
+    def __call__(self, output: Any) -> Tensor:
+        """The negated score of every image."""
+        return -self.target(output)
 
 
 @dataclass(frozen=True)
 class ContrastTarget:
-    """Why this and not that: the difference of two targets. -> (N,)"""
+    """Why this and not that: the difference of two targets. -> (N,)
+
+    For `explain` each of the two may also be a class index or name.
+    """
 
     this: Target
     that: Target

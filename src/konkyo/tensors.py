@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+
+from konkyo.errors import unknown
+
+FUSES = ("layer_cam", "max", "mean", "sum", "product")
+Fuse: TypeAlias = Literal["layer_cam", "max", "mean", "sum", "product"] | Callable[[Sequence[Tensor]], Tensor]
+"""How the maps of several layers become one."""
 
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -47,14 +54,55 @@ def unit(maps: Tensor) -> Tensor:
     return safe_divide(maps - low.view(shape), (high - low).view(shape))
 
 
-def fuse(maps: Sequence[Tensor], gamma: float = 2.0) -> Tensor:
-    """The element-wise maximum of several layers' maps [(N, *grid), ...], shallow to deep, on the finest grid.
+def normalised(maps: Tensor) -> Tensor:
+    """Each map divided by its largest absolute value; a map of zeros stays. (N, *grid) -> (N, *grid)"""
+    return safe_divide(maps, maps.flatten(1).abs().amax(1).view(-1, *[1] * (maps.ndim - 1)))
 
-    As in LayerCAM (Jiang et al., 2021): every map is divided by its largest absolute value, all but the
-    deepest are stretched by tanh(gamma M), which lifts the small values of shallow layers.
+
+def fuse(maps: Sequence[Tensor], how: Fuse = "layer_cam") -> Tensor:
+    """Several layers' maps [(N, *grid), ...], shallow to deep, as one on the finest grid.
+
+    Every map is divided by its largest absolute value, enlarged, and "max", "mean", "sum" or "product" is taken at
+    every place. "layer_cam" is the maximum as in LayerCAM (Jiang et al., 2021): before it all but the deepest are
+    stretched by tanh(2 M), which lifts the small values of shallow layers. A function of one's own gets the list of
+    maps as they are.
     """
+    if callable(how):
+        return how(maps)
+    if how not in FUSES:
+        raise unknown("way to fuse layers", how, FUSES)
+    scaled = [normalised(m) for m in maps]
+    if how == "layer_cam":
+        scaled = [torch.tanh(2 * m) for m in scaled[:-1]] + scaled[-1:]
     finest = max((tuple(m.shape[1:]) for m in maps), key=lambda size: torch.Size(size).numel())
-    shape = (-1, *[1] * len(finest))
-    scaled = [safe_divide(m, m.flatten(1).abs().amax(1).view(shape)) for m in maps]
-    scaled = [torch.tanh(gamma * m) for m in scaled[:-1]] + scaled[-1:]
-    return torch.stack([resize(m, finest) for m in scaled]).amax(0)
+    stack = torch.stack([resize(m, finest) for m in scaled])
+    if how in ("mean", "sum"):
+        return stack.mean(0) if how == "mean" else stack.sum(0)
+    return stack.prod(0) if how == "product" else stack.amax(0)
+
+
+def first_component(values: Tensor, *, centred: bool = False) -> Tensor:
+    """The projection of every pixel's channels on the first right singular vector. (N, C, *grid) -> (N, *grid)
+
+    Through the eigenvectors of the smaller of the two Gram matrices: of pixels (P, P) or of channels (C, C). The sign
+    is arbitrary. `centred` subtracts each channel's mean first: the first principal component.
+    """
+    matrix = values.flatten(2).mT  # (N, P, C)
+    if centred:
+        matrix = matrix - matrix.mean(1, keepdim=True)
+    broken = ~matrix.isfinite().flatten(1).all(1)  # one image's NaN must not stop the others
+    matrix = matrix.masked_fill(broken[:, None, None], 0)
+    pixels, channels = matrix.shape[1:]
+    projection: Tensor
+    if pixels <= channels:
+        eigenvalues, vectors = torch.linalg.eigh(matrix @ matrix.mT)
+        projection = vectors[..., -1] * eigenvalues[:, -1:].clamp_min(0).sqrt()  # U_1 s_1 = A V_1
+    else:
+        _, vectors = torch.linalg.eigh(matrix.mT @ matrix)
+        projection = torch.einsum("npc,nc->np", matrix, vectors[..., -1])
+    return projection.masked_fill(broken[:, None], torch.nan).reshape(len(values), *values.shape[2:])
+
+
+def oriented(maps: Tensor, positive: Tensor) -> Tensor:
+    """The maps, each with the sign that makes `positive` (N, 1) positive."""
+    return maps * torch.where(positive < 0, -1.0, 1.0).to(maps).view(-1, *[1] * (maps.ndim - 1))

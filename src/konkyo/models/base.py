@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from konkyo.errors import KonkyoError, unknown
 from konkyo.layer import INPUT, Layer, Site, bind, main_tensor, trace, untouched
 from konkyo.models.preprocess import Preprocess
-from konkyo.target import ClassTarget, Each, Score, Target, TopK
+from konkyo.target import Against, ClassTarget, ContrastTarget, Each, Score, Target, TopK, class_logits
 
 Adapter: TypeAlias = Callable[[str, str | Path | None], "Model"]
+SIDES = ("negative", "positive")
+"""The classes of a model with one logit, where it names none."""
 ADAPTERS: dict[str, Adapter] = {}
 """What `load` knows: the part of a model's name before the slash -> (the rest, weights) -> Model."""
 
@@ -61,6 +63,8 @@ class Model:
     classes: tuple[str, ...] = ()
     name: str = ""
     select: Callable[[Any], Tensor] = select_logits
+    multilabel: bool = False
+    """Whether the classes do not exclude each other: their probabilities are sigmoids."""
     _traces: dict[tuple[int, ...], list[Site]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -124,6 +128,19 @@ class Model:
         features = [s for s in grids if s.before_head] or grids
         chosen = next((s for s in reversed(features) if s.gradient), features[-1] if features else None)
         return None if chosen is None or chosen.layer is None else bind(chosen.layer, self.module)
+
+    def stages(self, shape: Sequence[int]) -> list[Layer]:
+        """The last layer of every grid size that the decision depends on, up to the automatic one, shallow to deep."""
+        last = self.automatic_layer(shape)
+        if last is None:
+            raise KonkyoError(f"{self.name}: no layer puts out a feature grid for images of shape {tuple(shape)}")
+        sites = self.sites(shape)
+        found: dict[tuple[int, ...], Layer] = {}
+        for site in sites[: 1 + next(i for i, s in enumerate(sites) if s.name == last.name)]:
+            if site.layer is not None and site.gradient:
+                found.pop(site.grid, None)
+                found[site.grid] = site.layer
+        return [bind(layer, self.module) for layer in found.values()] or [last]
 
     def layer(
         self, which: str | nn.Module | Layer | None, shape: Sequence[int], *, needs_gradient: bool = True
@@ -191,10 +208,14 @@ class Model:
                 f"no class to explain in an output of shape {tuple(output.shape)}, (N, classes) was expected; give a "
                 "target: a callable output -> (N,) scores"
             )
-        if k > output.shape[1]:
-            raise KonkyoError(f"TopK({k}) of a model with {output.shape[1]} classes")
-        ranked = output.topk(k, dim=1).indices.tolist()
-        return [[ClassTarget(index, score) for index in row] for row in ranked]
+        logits = class_logits(output)
+        if k > logits.shape[1]:
+            raise KonkyoError(f"TopK({k}) of a model with {logits.shape[1]} classes")
+        ranked = logits.topk(k, dim=1).indices.tolist()
+        return [[self._class_target(index, score) for index in row] for row in ranked]
+
+    def _class_target(self, index: int, score: Score) -> ClassTarget:
+        return ClassTarget(index, "sigmoid" if self.multilabel and score == "probability" else score)
 
     def targets(self, target: Any, output: Tensor, *, score: Score = "logit") -> list[list[Target]]:
         """The targets of every image, all images with the same number of them.
@@ -203,16 +224,17 @@ class Model:
         entry per image. KonkyoError: an unknown class, a list of the wrong length.
         """
         count = len(output)
-        if self.classes and output.ndim == 2 and len(self.classes) != output.shape[1]:
+        if self.classes and output.ndim == 2 and len(self.classes) != class_logits(output).shape[1]:
             raise KonkyoError(
-                f"{len(self.classes)} class names for {self.name}, whose output has {output.shape[1]} classes"
+                f"{len(self.classes)} class names for {self.name}, whose output has {class_logits(output).shape[1]} "
+                "classes (a single logit stands for two: the negative, the positive)"
             )
         if target is None:
             return self.decisions(output, score=score)
         if isinstance(target, TopK):
             return self.decisions(output, target.k, score=score)
         if isinstance(target, Each):
-            return [[self._target(t, score) for t in target.targets]] * count
+            return [[self._target(t, score, output) for t in target.targets]] * count
         entries = target.tolist() if isinstance(target, (Tensor, np.ndarray, np.generic)) else target
         if isinstance(entries, (list, tuple)):
             if len(entries) != count:
@@ -220,17 +242,24 @@ class Model:
                     f"a list of targets has one entry per image: {count} expected, {len(entries)} came; "
                     "several targets for every image: Each(...) or TopK(k)"
                 )
-            return [[self._target(t, score)] for t in entries]
-        return [[self._target(entries, score)]] * count
+            return [[self._target(t, score, output)] for t in entries]
+        return [[self._target(entries, score, output)]] * count
 
-    def _target(self, target: int | str | Target, score: Score) -> Target:
+    def _target(self, target: Any, score: Score, output: Tensor) -> Target:
+        if isinstance(target, ContrastTarget):
+            return ContrastTarget(self._target(target.this, score, output), self._target(target.that, score, output))
+        if isinstance(target, Against):
+            return Against(self._target(target.target, score, output))
         if isinstance(target, str):
-            return ClassTarget(self.class_index(target), score)
+            one_logit = output.ndim == 2 and output.shape[1] == 1
+            if one_logit and target not in self.classes and target in SIDES:
+                return ClassTarget(SIDES.index(target), score)
+            return self._class_target(self.class_index(target), score)
         if isinstance(target, int) and not isinstance(target, bool):
-            return ClassTarget(target, score)
+            return self._class_target(target, score)
         if isinstance(target, (TopK, Each)) or not callable(target):
             raise KonkyoError(f"a target is a class index, a class name or a callable output -> (N,); got {target!r}")
-        return target
+        return cast("Target", target)
 
     def class_index(self, name: str) -> int:
         """The index of a class name (case does not matter). KonkyoError: unknown, or the name of several classes."""
@@ -246,11 +275,16 @@ class Model:
             raise KonkyoError(f"{name!r} is the name of classes {found}; give the index of the one you mean")
         return found[0]
 
-    def label(self, target: Target) -> str:
-        """What a target is called in pictures."""
+    def label(self, target: Target, classes: int | None = None) -> str:
+        """What a target is called in pictures; `classes` is the number of the model's outputs, where it is known."""
+        if isinstance(target, ContrastTarget):
+            return f"{self.label(target.this, classes)}, not {self.label(target.that, classes)}"
+        if isinstance(target, Against):
+            return f"against {self.label(target.target, classes)}"
         if isinstance(target, ClassTarget):
-            known = target.index < len(self.classes)
-            return self.classes[target.index] if known else f"class {target.index}"
+            if target.index < len(self.classes):
+                return self.classes[target.index]
+            return SIDES[target.index] if classes == 1 else f"class {target.index}"
         return str(getattr(target, "__name__", repr(target)))
 
 

@@ -1,0 +1,77 @@
+"""Maps from other ways back through the network: guided ReLUs, relevance, and the gradients of every bias."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from konkyo.errors import KonkyoError
+from konkyo.method import method
+from konkyo.tensors import grid_mean, grid_sum, resize, safe_divide, unit
+
+Scale = Literal["layer", "channel"]
+
+
+@method(layer="input")
+def guided_backprop(guided_gradients: Tensor) -> Tensor:
+    """Guided backpropagation (Springenberg et al., 2015, Sec. 3.4): the gradient that only positive evidence reaches.
+
+    map = max_c |R_c|, R the gradient at the input where every ReLU passes back what is positive, to where it was on.
+    It draws edges well and hardly depends on the class or on the upper layers' weights (Adebayo et al., 2018): a
+    drawing of what the network can see, no evidence of what it used. For networks with ReLU or ReLU6.
+    """
+    return guided_gradients.abs().amax(1)
+
+
+@method
+def guided_grad_cam(guided_gradients: Tensor, activations: Tensor, gradients: Tensor) -> Tensor:
+    """Guided Grad-CAM (Selvaraju et al., 2017, Sec. 3.2): guided backpropagation where Grad-CAM lights up.
+
+    map = max_c |R_c| * up(ReLU(sum_k mean(G_k) A_k)), at the input's resolution. What is said of guided_backprop holds
+    inside the lit region; the region is Grad-CAM's.
+    """
+    weights = grid_mean(gradients).view(*gradients.shape[:2], *[1] * (gradients.ndim - 2))
+    maps = (weights * activations).sum(1).relu()
+    return guided_gradients.abs().amax(1) * resize(maps, tuple(guided_gradients.shape[2:]))
+
+
+@method(rectified=True)
+def relevance_cam(activations: Tensor, relevance: Tensor) -> Tensor:
+    """Relevance-CAM (Lee et al., 2021): channels weighted by the relevance that the output hands down to them.
+
+    map = ReLU(sum_k w_k A_k), w_k = sum of the relevance of channel k: 1 at the explained class and -1 / K at every
+    other, handed down by the z+ rule. Works at early layers too, where gradients are noisy. For networks of
+    convolutions, linear layers, batch norms, ReLUs and pooling; there is no rule for attention or layer norms.
+    """
+    return grid_sum(relevance).view(*relevance.shape[:2], *[1] * (relevance.ndim - 2)) * activations
+
+
+@method(layer="input")
+def full_grad(full_gradients: Sequence[Tensor], *, scale: Scale = "layer") -> Tensor:
+    """FullGrad (Srinivas & Fleuret, 2019, Eq. 7): input gradients and the gradients of every bias, each made a picture.
+
+    map = sum_c psi(x G)_c + sum over biases and channels psi(b G)_c, psi = up(unit(|.|)). unit is taken over all
+    channels of a layer, as the authors' code does; `scale="channel"` gives every channel the same weight
+    (pytorch-grad-cam). In a piecewise linear network the unscaled terms add up to the score; biases without a grid
+    (linear layers after pooling, tokens) count there, but have no place in the map. One forward and a whole backward.
+    """
+    if scale not in ("layer", "channel"):
+        raise KonkyoError(f"scale is 'layer' or 'channel'; got {scale!r}")
+    first = full_gradients[0]
+    total = torch.zeros_like(first[:, 0])
+    for term in full_gradients:
+        if term.ndim == first.ndim and len(term) == len(first):
+            sizes = term.abs()
+            if scale == "layer":
+                flat = sizes.flatten(1)
+                low, high = flat.amin(1), flat.amax(1)
+                # unit() of every value, summed over channels before it is enlarged: enlarging is linear.
+                maps = safe_divide(
+                    sizes.sum(1) - sizes.shape[1] * low.view(-1, *[1] * (sizes.ndim - 2)),
+                    (high - low).view(-1, *[1] * (sizes.ndim - 2)),
+                )
+            else:
+                maps = unit(sizes.flatten(0, 1)).view_as(sizes).sum(1)
+            total += resize(maps, tuple(first.shape[2:]))
+    return total

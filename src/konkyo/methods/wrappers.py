@@ -1,0 +1,57 @@
+"""Methods made of another method: averaged over augmented views, or reduced to a first component."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from konkyo.method import WRAPPERS, Method, find
+from konkyo.probe import On, Probe
+from konkyo.tensors import first_component as project
+from konkyo.tensors import oriented
+
+
+def augmented(method: str | Method, *, scales: Sequence[float] = (0.9, 1.0, 1.1), flip: bool = True) -> Method:
+    """The method's map averaged over views of the image: with its values scaled, and each of those mirrored too.
+
+    map = mean_v v^-1(method(v(x))). The views run as one batch, and all explain the class that was chosen on the image
+    itself. The six views by default are pytorch-grad-cam's `aug_smooth`. Cost: a forward (and the method) per view.
+    """
+    inner, sizes = find(method), tuple(scales)
+
+    def function(inputs: Tensor, on: On, **options: Any) -> Tensor:
+        views = torch.cat([inputs * scale for scale in sizes])
+        maps = inner(on(torch.cat([views, views.flip(-1)]) if flip else views), **options)
+        if flip:
+            maps = torch.cat([maps[: len(views)], maps[len(views) :].flip(-1)])
+        maps = maps.relu() if inner.rectified else maps
+        return maps.view(-1, len(inputs), *maps.shape[1:]).mean(0)
+
+    return _wrapped(inner, "augmented", function, ("inputs", "on"))
+
+
+def first_component(method: str | Method) -> Method:
+    """The first component of what the channels add to the method's map, in place of their sum.
+
+    map = projection of every place's evidence (w_k A_k)_k on the first right singular vector; its sign is the one that
+    agrees with the sum. It takes noise out of a map, and with it what few channels say: pytorch-grad-cam's
+    `eigen_smooth`, without its centring. For methods that are sums over channels.
+    """
+    inner = find(method)
+
+    def function(probe: Probe, **options: Any) -> Tensor:
+        evidence = inner.evidence(probe, **options)
+        maps = project(evidence)
+        return oriented(maps, (maps * evidence.sum(1)).flatten(1).sum(1, keepdim=True))
+
+    return _wrapped(inner, "first_component", function, ("probe",))
+
+
+def _wrapped(inner: Method, wrapper: str, function: Callable[..., Tensor], needs: tuple[str, ...]) -> Method:
+    return replace(inner, name=f"{wrapper}({inner.name})", function=function, needs=needs, inner=inner)
+
+
+WRAPPERS["augmented"] = augmented
+WRAPPERS["first_component"] = first_component
