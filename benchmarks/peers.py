@@ -47,6 +47,7 @@ PGC = {
     "eigen_cam": "EigenCAM",
     "ablation_cam": "AblationCAM",
     "score_cam": "ScoreCAM",
+    "full_grad": "FullGrad",
 }
 TORCHCAM = {"grad_cam": "GradCAM", "layer_cam": "LayerCAM", "xgrad_cam": "XGradCAM", "score_cam": "ScoreCAM"}
 Contender = Callable[[], object]
@@ -59,13 +60,17 @@ def ours(model: nn.Module, x: Tensor, method: str, **options: object) -> Contend
     return lambda: konkyo.explain(model, x, method=method, **options)
 
 
-def pytorch_grad_cam(model: nn.Module, x: Tensor, method: str, layer: nn.Module, target: int | None = 0) -> Contender:
+def pytorch_grad_cam(
+    model: nn.Module, x: Tensor, method: str, layer: nn.Module, target: int | None = 0, **options: object
+) -> Contender:
     import pytorch_grad_cam as pgc
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
+    reshape = options.pop("reshape_transform", None)
+
     def call() -> object:
-        with getattr(pgc, PGC[method])(model=model, target_layers=[layer]) as cam:
-            return cam(x, None if target is None else [ClassifierOutputTarget(target)])
+        with getattr(pgc, PGC[method])(model=model, target_layers=[layer], reshape_transform=reshape) as cam:
+            return cam(x, None if target is None else [ClassifierOutputTarget(target)], **options)
 
     return call
 
@@ -89,6 +94,14 @@ def captum(model: nn.Module, x: Tensor, layer: nn.Module) -> Contender:
     from captum.attr import LayerGradCam
 
     return lambda: LayerGradCam(model, layer).attribute(x, target=0)
+
+
+def captum_layer_ig(model: nn.Module, x: Tensor, layer: nn.Module, steps: int) -> Contender:
+    from captum.attr import LayerIntegratedGradients
+
+    return lambda: LayerIntegratedGradients(model, layer).attribute(
+        x, target=0, n_steps=steps, method="riemann_right", internal_batch_size=10
+    )
 
 
 def bare(model: nn.Module, x: Tensor, count: int, batch: int, dtype: torch.dtype | None = None) -> Contender:
@@ -272,7 +285,70 @@ def score(device: str, rounds: int) -> Iterator[dict[str, object]]:
     yield section("resnet50: Score-CAM (2048 channels)", forward, contenders, 1, ("konkyo score_cam",))
 
 
-SECTIONS = {"gradient": gradient, "ablation": ablation, "score": score}
+def transformer(device: str, rounds: int) -> Iterator[dict[str, object]]:
+    model, x, forward = network("vit_b_16", device)
+    nn.init.normal_(model.heads.head.weight, std=0.03)  # torchvision's is zero, and so would be every gradient
+    layer = model.encoder.layers[-1].ln_1
+
+    def grid(tokens: Tensor) -> Tensor:
+        return tokens[:, 1:].reshape(len(tokens), 14, 14, -1).permute(0, 3, 1, 2)
+
+    contenders: dict[str, Contender] = {}
+    for method in ("grad_cam", "layer_cam"):
+        contenders[f"konkyo {method}"] = ours(model, x, method, target=0)
+        contenders[f"pytorch-grad-cam {method}"] = pytorch_grad_cam(model, x, method, layer, reshape_transform=grid)
+    contenders["konkyo six gradient CAMs"] = lambda: konkyo.compare(model, x, GRADIENT, target=0)
+    for method in ("attention_rollout", "transformer_attribution", "le_grad"):
+        contenders[f"konkyo {method}"] = ours(model, x, method, target=0)
+    yield section("vit_b_16: gradient CAMs at the last ln_1, and attention", forward, contenders, rounds)
+
+
+def whole(device: str, rounds: int) -> Iterator[dict[str, object]]:
+    for name in ("resnet18", "resnet50"):
+        model, x, forward = network(name, device)
+        contenders = {
+            "konkyo full_grad": ours(model, x, "full_grad", target=0),
+            "konkyo full_grad and six gradient CAMs": lambda model=model, x=x: konkyo.compare(
+                model, x, ["full_grad", *GRADIENT], target=0
+            ),
+            "pytorch-grad-cam full_grad": pytorch_grad_cam(model, x, "full_grad", model.layer4),
+        }
+        yield section(f"{name}: FullGrad", forward, contenders, rounds, ("pytorch-grad-cam full_grad",))
+
+
+def path(device: str, rounds: int) -> Iterator[dict[str, object]]:
+    model, x, forward = network("resnet18", device)
+    contenders = {}
+    for layer in ("layer2", "layer3"):
+        contenders[f"konkyo integrated_gradients, {layer}"] = ours(
+            model, x, "integrated_gradients", target=0, layer=layer, steps=50
+        )
+        contenders[f"captum layer IG, {layer}"] = captum_layer_ig(model, x, getattr(model, layer), 50)
+    yield section("resnet18: Integrated Gradients at a layer, 50 steps", forward, contenders, min(rounds, 5))
+
+
+def augmentation(device: str, rounds: int) -> Iterator[dict[str, object]]:
+    for name in ("resnet18", "resnet50"):
+        model, x, _ = network(name, device)
+
+        def six(model: nn.Module = model, x: Tensor = x) -> None:
+            with torch.inference_mode():
+                for _ in range(6):
+                    model(x)
+
+        contenders = {
+            "konkyo augmented(grad_cam)": ours(model, x, "augmented(grad_cam)", target=0),
+            "pytorch-grad-cam grad_cam, aug_smooth": pytorch_grad_cam(
+                model, x, "grad_cam", model.layer4, aug_smooth=True
+            ),
+        }
+        yield section(f"{name}: six augmented views, against six forwards", six, contenders, rounds)
+
+
+SECTIONS = {
+    **{"gradient": gradient, "transformer": transformer, "whole": whole, "path": path},
+    **{"augmentation": augmentation, "ablation": ablation, "score": score},
+}
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -46,7 +47,7 @@ def diagnose(
     """
     flat = signed.flatten(1)
     seen = [flat.isfinite().all(1), flat.amin(1), flat.amax(1)]
-    seen.append(flat.new_ones(len(flat)) if largest_gradient is None else largest_gradient)
+    seen.append(flat.new_full((len(flat),), math.inf) if largest_gradient is None else largest_gradient)
     if largest_gradient is None:
         probabilities = ()
     seen.append(
@@ -77,6 +78,12 @@ def _judge(row: list[float], rectified: bool, way_out: Callable[[], str]) -> Dia
             "zero gradient",
             "the gradient is exactly 0: the score does not depend on this layer for this image, or the model runs what "
             f"lies between under a torch.no_grad() of its own; {way_out()}",
+        )
+    if low == high == 0 and rectified and not math.isinf(gradient):
+        return Diagnosis(
+            "all negative",
+            "nothing at this layer speaks for the target: no gradient (or channel) is positive, and the map is blank. "
+            f"hires_cam shows what speaks against it; {way_out()}",
         )
     if low == high:
         return Diagnosis(

@@ -188,6 +188,10 @@ def _prepare(model: Model, images: Images) -> tuple[Tensor, tuple[Image.Image, .
     if isinstance(images, Tensor):
         tensor = model.prepared(images)
         return tensor, tensor.detach() if model.preprocess is None else model.preprocess.undo(tensor.detach())
+    if not isinstance(images, (str, Path, Image.Image, Sequence)):
+        raise KonkyoError(
+            f"images are a path, a picture, a list of them, or a tensor (N, C, H, W); got {type(images).__name__}"
+        )
     listed = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
     if not listed:
         raise KonkyoError("no images: an empty list came")
@@ -222,6 +226,9 @@ def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) 
         raise KonkyoError(f"a layer is a dotted name, a module, 'input', 'stages' or a list of them; got {layer!r}")
     if not several:
         raise KonkyoError("layer=[] names no layer")
+    for item in several:
+        if item is not None and not isinstance(item, (str, nn.Module, Layer)):
+            raise KonkyoError(f"a layer is a dotted name, a module, 'input' or 'stages'; got {item!r}")
     found = [model.layer(item, shape, needs_gradient=needs_gradient) for item in several]
     if "class_weights" in method.needs and any(item.name == INPUT for item in found):
         raise NotApplicable(f"{method.name}: needs a feature layer; the input is none")

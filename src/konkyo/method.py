@@ -180,7 +180,7 @@ def find(which: str | Method | Attribution) -> Method:
     wrapper, bracket, rest = which.partition("(") if isinstance(which, str) else (which, "", "")
     if bracket and rest.endswith(")") and wrapper in WRAPPERS:
         return WRAPPERS[wrapper](find(rest[:-1]))
-    if which not in METHODS:
+    if not isinstance(which, str) or which not in METHODS:
         raise unknown("method", which, [*METHODS, *(f"{name}(METHOD)" for name in WRAPPERS)])
     return METHODS[which]
 

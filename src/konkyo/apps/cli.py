@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -53,7 +53,17 @@ Std = Annotated[str | None, typer.Option(help="Standard deviation per channel.")
 Classes = Annotated[list[str] | None, typer.Option("--class", "-c", help="Class name or index to explain; repeatable.")]
 Top = Annotated[int, typer.Option(min=1, help="Explain the so many highest classes (without --class).")]
 Layers = Annotated[
-    list[str] | None, typer.Option("--layer", "-l", help="Layer name; repeated: fused, shallow to deep.")
+    list[str] | None,
+    typer.Option("--layer", "-l", help="Layer name, 'input', or 'stages'; repeated: fused, shallow to deep."),
+]
+FuseName = Annotated[
+    str | None, typer.Option("--fuse", help="How several layers become one: layer_cam, max, mean, sum or product.")
+]
+Not = Annotated[
+    str | None, typer.Option("--not", help="Contrast: why each --class (or the highest) and not this class.")
+]
+Budget = Annotated[
+    int | None, typer.Option(min=1, help="Most forwards per image for methods that perturb; important ones first.")
 ]
 Options = Annotated[
     list[str] | None, typer.Option("--option", "-o", help="A method's option, as in steps=100; repeatable.")
@@ -77,10 +87,14 @@ class Setup:
 def explain(
     images: Images,
     model: ModelName = "konkyo/scenes-classifier",
-    method: Annotated[str, typer.Option("--method", help="One or several, as in grad_cam,layer_cam.")] = "grad_cam",
+    method: Annotated[
+        str, typer.Option("--method", help="One or several, as in grad_cam,layer_cam, or 'all'.")
+    ] = "grad_cam",
     classes: Classes = None,
     top: Top = 1,
+    against: Not = None,
     layer: Layers = None,
+    fuse: FuseName = None,
     to: Annotated[Path, typer.Option("--out", help="Folder for pictures, maps and manifest.json.")] = Path(
         "konkyo-out"
     ),
@@ -93,6 +107,7 @@ def explain(
     mean: Mean = None,
     std: Std = None,
     option: Options = None,
+    budget: Budget = None,
     seed: Seed = 0,
     device: Device = None,
     precision: PrecisionName = None,
@@ -105,20 +120,28 @@ def explain(
     files = _files(images)
     files = [f for f in files if to.resolve() not in f.resolve().parents] or files  # not what an earlier run wrote
     setup = _setup(model, weights, labels, (resize, crop, mean, std), device)
-    names, request = _request(method, classes, top, layer, option, seed, precision)
+    names, request = _request(method, _target(classes, top, against), layer, option)
+    request |= {"fuse": fuse, "budget": budget, "seed": seed, "precision": precision}
     settings = {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}}
     manifest = _Manifest(to / "manifest.json", settings, resume=resume)
     names_on_disk = _unique_names(files, manifest)
-    for file in _progress(files, "explaining"):
+    for file, told in _progress(files, "explaining"):
         if manifest.has(file):
             continue
         with manifest.image(file) as entry:
             entry["name"] = names_on_disk[file]
-            for name, result in _explained(setup.model, file, names, request, entry).items():
+            for name, result in _explained(setup.model, file, names, {**request, "progress": told}, entry).items():
                 if isinstance(result, NotApplicable):
                     entry.setdefault("not_applicable", []).append(str(result))
                 else:
-                    _write(result, to / f"{entry['name']}.{name}", maps, cmap, entry)
+                    plain = name.replace("(", "-").replace(")", "")
+                    _write(result, to / f"{entry['name']}.{plain}", maps, cmap, entry)
+            explained = {m["label"]: m["score"] for m in entry.get("maps", ())}
+            told_of = ", ".join(
+                label if score is None else f"{label} ({score:.2f})" for label, score in explained.items()
+            )
+            if not as_json:
+                out.print(escape(f"{file.name}: {told_of}"), soft_wrap=True, highlight=False)
     _report(manifest, as_json, [f"pictures, maps and manifest in {to}"])
 
 
@@ -127,11 +150,13 @@ def compare(
     images: Images,
     model: ModelName = "konkyo/scenes-classifier",
     method: Annotated[
-        str, typer.Option("--method", help="Several, as in grad_cam,layer_cam; default: the seven CAMs.")
+        str, typer.Option("--method", help="Several, as in grad_cam,layer_cam, or 'all'; default: the seven CAMs.")
     ] = "",
     classes: Classes = None,
     top: Top = 1,
+    against: Not = None,
     layer: Layers = None,
+    fuse: FuseName = None,
     to: Annotated[Path, typer.Option("--out", help="The contact sheet: .png, .jpg or .webp.")] = Path("konkyo.png"),
     shared: Annotated[bool, typer.Option("--shared", help="One colour scale per row instead of one per map.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="At most so many images.")] = 40,
@@ -142,6 +167,7 @@ def compare(
     mean: Mean = None,
     std: Std = None,
     option: Options = None,
+    budget: Budget = None,
     seed: Seed = 0,
     device: Device = None,
     precision: PrecisionName = None,
@@ -154,12 +180,14 @@ def compare(
     picture_name(to)
     files = _files(images)
     setup = _setup(model, weights, labels, (resize, crop, mean, std), device)
-    names, request = _request(method or ",".join(SEVEN_CAMS), classes, top, layer, option, seed, precision)
+    names, request = _request(method or ",".join(SEVEN_CAMS), _target(classes, top, against), layer, option)
+    request |= {"fuse": fuse, "budget": budget, "seed": seed, "precision": precision}
     manifest = _Manifest(None, {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}})
     rows: list[Row] = []
-    for file in _progress(files[:limit], "comparing"):
+    for file, told in _progress(files[:limit], "comparing"):
         with manifest.image(file) as entry:
-            rows += _rows(_explained(setup.model, file, names, request, entry), file.name, entry)
+            found = _explained(setup.model, file, names, {**request, "progress": told}, entry)
+            rows += _rows(found, file.name, entry)
     if len(files) > limit:
         err.print(f"{len(files) - limit} of {len(files)} images left out (--limit {limit})")
     notes = []
@@ -248,7 +276,8 @@ def demo(
     setup = _setup("konkyo/scenes-classifier", "default", None, (None, None, None, None), None)
     rows: list[Row] = []
     on_object = Counter[str]()
-    for index, scene in enumerate(_progress(Scenes(number, seed=DEMO_SEED, size=256, objects=(1, 2)), "explaining")):
+    scenes = Scenes(number, seed=DEMO_SEED, size=256, objects=(1, 2))
+    for index, (scene, _) in enumerate(_progress(scenes, "explaining")):
         path = save_image(scene.image, to / f"scene-{index}.png")
         labels = list(dict.fromkeys(scene.labels.tolist()))
         found = _explained(
@@ -340,26 +369,35 @@ def _setup(
     return Setup(model, settings)
 
 
+def _target(classes: list[str] | None, top: int, against: str | None) -> Any:
+    """What `--class`, `--top` and `--not` ask for."""
+    from konkyo.target import ContrastTarget, Each, TopK
+
+    if against is not None and not classes:
+        raise KonkyoError("--not goes with --class: why this class and not that")
+    if not classes:
+        return TopK(top)
+    targets: list[Any] = [_class(c) for c in classes]
+    if against is not None:
+        targets = [ContrastTarget(target, _class(against)) for target in targets]  # type: ignore[arg-type] # by name
+    return Each(*targets)
+
+
+def _class(text: str) -> int | str:
+    return int(text) if re.fullmatch("-?[0-9]+", text) else text
+
+
 def _request(
-    method: str,
-    classes: list[str] | None,
-    top: int,
-    layer: list[str] | None,
-    option: list[str] | None,
-    seed: int,
-    precision: str | None,
+    method: str, target: Any, layer: list[str] | None, option: list[str] | None
 ) -> tuple[list[str], dict[str, Any]]:
     """(method names, arguments of `explanations`)"""
-    import konkyo.methods  # noqa: F401 - registers them
-    from konkyo.method import find
-    from konkyo.target import Each, TopK
+    from konkyo.method import find, methods
 
-    names = list(dict.fromkeys(find(name.strip()).name for name in method.split(",") if name.strip()))
+    every = methods()
+    wanted = list(every) if method.strip() == "all" else [name for name in method.split(",") if name.strip()]
+    names = list(dict.fromkeys(find(name.strip()).name for name in wanted))
     if not names:
         raise KonkyoError("--method names no method; `konkyo methods` lists them")
-    target: Any = TopK(top)
-    if classes:
-        target = Each(*[int(c) if re.fullmatch("-?[0-9]+", c) else c for c in classes])
     options = {}
     for item in option or ():
         key, equals, value = item.partition("=")
@@ -367,7 +405,7 @@ def _request(
             raise KonkyoError(f"--option is NAME=VALUE, as in steps=100; got {item!r}")
         options[key.strip()] = _value(value.strip())
     layers: Any = layer[0] if layer and len(layer) == 1 else layer or None
-    return names, {"target": target, "layer": layers, "seed": seed, "precision": precision, "options": options}
+    return names, {"target": target, "layer": layers, "options": options}
 
 
 def _value(text: str) -> Any:
@@ -573,10 +611,17 @@ def _unique_names(files: list[Path], manifest: _Manifest) -> dict[Path, str]:
     return names
 
 
-def _progress(items: Iterable[Any], what: str) -> Iterator[Any]:
+def _progress(items: Iterable[Any], what: str) -> Iterator[tuple[Any, Callable[[int, int], None]]]:
+    """Every item, and whom to tell how far the work on it is."""
     listed = list(items)
     with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
-        yield from bar.track(listed, description=what)
+        variants = bar.add_task("variants", visible=False)
+
+        def told(done: int, total: int) -> None:
+            bar.update(variants, completed=done, total=total, visible=done < total)
+
+        for item in bar.track(listed, description=what):
+            yield item, told
 
 
 def _table(columns: list[str], rows: Iterable[tuple[str, ...]]) -> None:
