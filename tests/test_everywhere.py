@@ -1,0 +1,127 @@
+"""The methods on a transformer of tokens and on a Swin: the same literal formulas as on a residual network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import SwinTransformer
+
+import konkyo
+from networks import Attention, images, seeded
+from test_methods import OPTIONS, Literal
+
+pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
+
+Fold = Callable[[Tensor], Tensor]
+
+
+class LiteralAt(Literal):
+    """Literal formulas at any module: its output is read and replaced by hooks of the test's own."""
+
+    def __init__(self, network: nn.Module, image: Tensor, label: int, module: nn.Module, fold: Fold) -> None:
+        self.network, self.image, self.label = network, image, label
+        raws: list[Tensor] = []
+        with torch.no_grad():
+            handle = module.register_forward_hook(lambda _m, _a, out: raws.append(out.clone()))
+            network(image)
+            handle.remove()
+        raw = raws[-1]
+        self.A = fold(raw)[0]
+
+        def tail(activation: Tensor) -> Tensor:
+            places = fold(torch.arange(raw.numel()).view(raw.shape))[0]  # where each value of the grid is in the raw
+            replaced = raw.flatten().index_put((places.flatten(),), activation.flatten()).view(raw.shape)
+            handle = module.register_forward_hook(lambda *_: replaced)
+            try:
+                return network(image)[0]
+            finally:
+                handle.remove()
+
+        self.tail = tail
+        leaf = self.A.clone().requires_grad_()
+        y = tail(leaf)[label]
+        (self.G,) = torch.autograd.grad(y, leaf)
+        self.y = y.detach()
+
+
+def swin() -> nn.Module:
+    network = SwinTransformer([4, 4], 12, [2, 2], [2, 2], [2, 2], stochastic_depth_prob=0.0, num_classes=5)
+    return seeded(network)
+
+
+def references(kind: str, x: Tensor, label: int) -> tuple[nn.Module, str, LiteralAt]:
+    """(the network, its automatic layer, literal formulas there)"""
+    if kind == "vit":
+        network = seeded(Attention(prefix=2))
+        fold = lambda raw: raw[:, 2:].unflatten(1, (4, 5)).movedim(-1, 1)
+        return network, "norm", LiteralAt(network, x, label, network.norm, fold)
+    network = swin()
+    return network, "permute", LiteralAt(network, x, label, network.permute, lambda raw: raw)
+
+
+@pytest.mark.parametrize(
+    "method", [name for name in vars(Literal) if name in konkyo.methods() and name not in ("cam", "grad_cam_pp")]
+)
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_method_equals_its_formula(kind: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = images(2), [2, 4]
+    network, layer, _ = references(kind, x[:1], 0)
+    found = konkyo.explain(network, x, method=method, target=labels, **OPTIONS.get(method, {}))
+    assert found.layer in (layer, "input")
+    for i, label in enumerate(labels):
+        literal = references(kind, x[i : i + 1], label)[2]
+        with monkeypatch.context() as without:
+            if found.rectified:  # compared before the last ReLU, which may leave nothing
+                without.setattr(Tensor, "relu", lambda values: values)
+            expected = getattr(literal, method)()
+        scale = expected.abs().max()
+        assert scale > 0
+        torch.testing.assert_close(found.signed[i].double(), expected, rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_grad_cam_pp_on_signed_activations(kind: str) -> None:
+    """Taken at its word where 2 + sum(A) G is not 0, as the reduced formula is."""
+    x = images(1)
+    network, _, literal = references(kind, x, 3)
+    found = konkyo.explain(network, x, method="grad_cam_pp", target=3)
+    total = literal.A.sum((1, 2), keepdim=True)
+    weights = (literal.G.relu() / (2 + total * literal.G)).sum((1, 2))
+    expected = literal.weighted(list(weights)).relu()
+    torch.testing.assert_close(found.maps[0].double(), expected, rtol=1e-5, atol=1e-5 * expected.max())
+
+
+def test_cam_on_a_swin_and_where_a_class_token_decides() -> None:
+    x = images(1)
+    network, _, literal = references("swin", x, 3)
+    found = konkyo.explain(network, x, method="cam", target=3)
+    expected = literal.weighted(list(network.head.weight[3].detach()))
+    torch.testing.assert_close(found.maps[0].double(), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(konkyo.NotApplicable, match="global average pooling"):
+        konkyo.explain(seeded(Attention()), x, method="cam")
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_random_cam_and_rise_do_not_depend_on_the_kind_of_network(kind: str) -> None:
+    x = images(1)
+    network, _, literal = references(kind, x, 1)
+    weights = torch.rand(len(literal.A), generator=torch.Generator().manual_seed(3)) * 2 - 1
+    found = konkyo.explain(network, x, method="random_cam", seed=3)
+    torch.testing.assert_close(found.maps[0].double(), literal.weighted(list(weights.double())), rtol=1e-5, atol=1e-6)
+    maps = konkyo.explain(network, x, method="rise", target=1, masks=6, keep=1.0).maps  # masks of ones alone
+    score = network(x).softmax(1)[0, 1].detach()
+    torch.testing.assert_close(maps.double(), score.expand(1, 32, 40), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_methods_of_relus_say_that_they_have_no_place(kind: str) -> None:
+    x = images(1)
+    network, _, _ = references(kind, x, 1)
+    for method in ("guided_backprop", "guided_grad_cam"):
+        with pytest.raises(konkyo.NotApplicable, match="ReLU"):
+            konkyo.explain(network, x, method=method)
+    with pytest.raises(konkyo.NotApplicable, match="no relevance rule for"):
+        konkyo.explain(network, x, method="relevance_cam", layer="patch" if kind == "vit" else "features.0")
