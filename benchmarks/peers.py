@@ -345,8 +345,21 @@ def augmentation(device: str, rounds: int) -> Iterator[dict[str, object]]:
         yield section(f"{name}: six augmented views, against six forwards", six, contenders, rounds)
 
 
+def costs(device: str, rounds: int) -> Iterator[dict[str, object]]:
+    """Every method once, with its defaults: what the methods page says that it costs."""
+    slow = {"rescore", "revisit", "regrad", "on", "ablate"}
+    for name in ("resnet18", "vit_b_16"):
+        model, x, forward = network(name, device)
+        if name == "vit_b_16":
+            nn.init.normal_(model.heads.head.weight, std=0.03)
+        chosen = {n: m for n, m in konkyo.methods().items() if ("attentions" in m.needs) == (name == "vit_b_16")}
+        contenders = {n: ours(model, x, n, target=0) for n in chosen}
+        once_only = tuple(n for n, m in chosen.items() if slow & set(m.needs) and n != "ablation_cam")
+        yield section(f"{name}: every method with its defaults", forward, contenders, min(rounds, 5), once_only)
+
+
 SECTIONS = {
-    **{"gradient": gradient, "transformer": transformer, "whole": whole, "path": path},
+    **{"costs": costs, "gradient": gradient, "transformer": transformer, "whole": whole, "path": path},
     **{"augmentation": augmentation, "ablation": ablation, "score": score},
 }
 

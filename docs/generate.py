@@ -18,22 +18,54 @@ import konkyo
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.json"
+PICTURES = ROOT / "docs" / "assets" / "methods"
 NEEDS = {
     "class_weights": "a head of global average pooling + linear",
-    "ablated_score": "a replay per channel (closed form for pooling + linear)",
+    "ablate": "a replay of what follows the layer per channel (closed form for pooling + linear)",
     "rescore": "a forward per variant",
     "regrad": "a forward and backward per variant",
+    "revisit": "a forward and backward per variant",
+    "on": "a forward and backward on other images",
     "generator": "a seed",
+    "curvature": "a second derivative",
+    "differentiate": "another score's gradient",
+    "guided_gradients": "ReLUs",
+    "relevance": "convolutions, batch norms, ReLUs and pooling after the layer",
+    "full_gradients": "a whole backward",
+    "attentions": "global attention",
+    "attention_gradients": "gradients of the attentions",
 }
+WHERE = {
+    "attentions": "transformers with global attention (ViT, DeiT, BEiT, ...)",
+    "guided_gradients": "networks with ReLU or ReLU6",
+    "relevance": "networks whose layers after the chosen one are convolutions, batch norms, ReLUs, pooling and linear",
+    "class_weights": "networks whose head is global average pooling and one linear layer",
+}
+
+
+def applies(method: konkyo.Method) -> str:
+    """Which networks a method is for."""
+    return next((where for need, where in WHERE.items() if need in method.needs), "any classifier with a feature grid")
+
+
+def cost(name: str) -> str:
+    """What a method costs, as measured."""
+    for section in results()["sections"].get("costs", ()):
+        row = section["rows"].get(name)
+        if row is not None:
+            network = section["title"].partition(":")[0]
+            memory = "" if row["mb"] is None else f", {row['mb']:.0f} MB at its peak"
+            return f"{row['wall']:.3g} forwards of {network}{memory}"
+    return "not measured"
 
 
 def methods_table() -> str:
     """One line a method."""
     lines = ["| method | what it gives | at | options |", "|---|---|---|---|"]
+    places = {None: "a feature grid", "input": "the input", "stages": "every grid size"}
     for name, method in konkyo.methods().items():
         options = ", ".join(f"`{o}={p.default!r}`" for o, p in method.options.items())
-        where = "the input" if method.layer == "input" else "a feature grid"
-        lines.append(f"| `{name}` | {method.summary} | {where} | {options} |")
+        lines.append(f"| `{name}` | {method.summary} | {places[method.layer]} | {options} |")
     return "\n".join(lines)
 
 
@@ -47,17 +79,28 @@ def methods_pages() -> str:
         parts.append("## " + (sys.modules[family].__doc__ or family).partition("\n")[0].rstrip("."))
         for name, method in members:
             first, _, rest = (inspect.getdoc(method.function) or "").partition("\n\n")
-            body = "\n\n".join(block for block in (" ".join(first.split()), rest) if block)
+            picture = PICTURES / f"{name}.jpg"
+            shown = f"![{name} on a scene]({picture.relative_to(ROOT / 'docs').as_posix()})" if picture.is_file() else ""
             needs = ", ".join(NEEDS.get(n, n) for n in method.needs)
-            facts = [f"needs: {needs}", f"ends in a ReLU: {'yes' if method.rectified else 'no, the map is signed'}"]
+            facts = [
+                ("needs", needs),
+                ("for", applies(method)),
+                ("cost", cost(name)),
+                ("ends in a ReLU", "yes" if method.rectified else "no"),
+            ]
             if method.options:
-                facts.append("options: " + ", ".join(f"`{o}={p.default!r}`" for o, p in method.options.items()))
+                facts.append(("options", ", ".join(f"`{o}={p.default!r}`" for o, p in method.options.items())))
             if method.layer:
-                facts.append(f"default layer: `{method.layer}`")
+                facts.append(("default layer", f"`{method.layer}`"))
             if method.score != "logit":
-                facts.append(f"explains the softmax {method.score} unless a target says otherwise")
-            parts.append(f"### {name}\n\n{body}\n\n*{'; '.join(facts)}.*")
+                facts.append(("explains", f"the class's {method.score}, unless a target says otherwise"))
+            table = "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts)])
+            blocks = (f"### {name}", " ".join(first.split()), rest, shown or NO_PICTURE, table)
+            parts.append("\n\n".join(block for block in blocks if block))
     return "\n\n".join(parts)
+
+
+NO_PICTURE = "*No picture: the network that ships has no place for it.*"
 
 
 def results() -> dict[str, Any]:
