@@ -80,7 +80,9 @@ def methods_pages() -> str:
         for name, method in members:
             first, _, rest = (inspect.getdoc(method.function) or "").partition("\n\n")
             picture = PICTURES / f"{name}.jpg"
-            shown = f"![{name} on a scene]({picture.relative_to(ROOT / 'docs').as_posix()})" if picture.is_file() else ""
+            shown = (
+                f"![{name} on a scene]({picture.relative_to(ROOT / 'docs').as_posix()})" if picture.is_file() else ""
+            )
             needs = ", ".join(NEEDS.get(n, n) for n in method.needs)
             facts = [
                 ("needs", needs),

@@ -1,6 +1,6 @@
 """Draws docs/assets/methods/NAME.jpg: every method on one scene, for both of its classes, with the model that ships.
 
-    python docs/pictures.py [NAME ...]
+python docs/pictures.py [NAME ...]
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from konkyo.explanation import Explanation
     from konkyo.layer import Layer
     from konkyo.method import Method, method, methods
-    from konkyo.models import Model, Preprocess, load
     from konkyo.methods.wrappers import augmented, first_component
+    from konkyo.models import Model, Preprocess, load
     from konkyo.target import Against, ClassTarget, ContrastTarget, Each, Target, TopK
 
 __version__ = "0.1.0"

@@ -289,15 +289,15 @@ def _run(
 
 def _fused(signed: Sequence[Tensor], method: Method, how: Fuse | None) -> Tensor:
     """The signed maps of one layer, or of several fused: rectified first, as the method defines its map. Where that
-    leaves nothing, the deepest layer's map stays, so that what speaks against the target is not lost."""
+    leaves nothing, `signed` keeps what speaks against the target at the deepest layer."""
     how = method.fuse if how is None else how
-    if len(signed) == 1:
-        return signed[0] if not callable(how) else how([signed[0].relu() if method.rectified else signed[0]])
+    if len(signed) == 1 and not callable(how):
+        return signed[0]
     if not method.rectified:
         return fuse(signed, how)
     maps = fuse([m.relu() for m in signed], how)
-    blank = maps.flatten(1).amax(1) == 0
-    return torch.where(blank.view(-1, *[1] * (maps.ndim - 1)), resize(signed[-1], tuple(maps.shape[1:])), maps)
+    blank = (maps.flatten(1).amax(1) == 0).view(-1, *[1] * (maps.ndim - 1))
+    return torch.where(blank, resize(signed[-1], tuple(maps.shape[1:])).clamp(max=0), maps)
 
 
 def _by_image(columns: list[Tensor]) -> Tensor:

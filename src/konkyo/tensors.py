@@ -27,6 +27,11 @@ def grid_sum(values: Tensor) -> Tensor:
     return values.flatten(2).sum(2)
 
 
+def channels(values: Tensor, like: Tensor) -> Tensor:
+    """One value per channel (N, C), shaped to multiply the grid of `like` (N, C, *grid)."""
+    return values.reshape(*values.shape, *[1] * (like.ndim - 2))
+
+
 def weigh(weights: Tensor, activations: Tensor) -> Tensor:
     """The sum of channels with weights (N, C). (N, C, *grid) -> (N, *grid)"""
     return torch.einsum("nc,nc...->n...", weights, activations)

@@ -1,10 +1,18 @@
-"""Class activation maps from principal components, and a random control."""
+"""Class activation maps from the activations' statistics and principal components, and two controls."""
+
+import math
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.method import method
-from konkyo.tensors import weigh
+from konkyo.tensors import channels, first_component, oriented
+
+KERNEL_PLACES = 4096
+"""The largest grid (64 x 64) of which `kpca_cam` compares every two places."""
 
 
 @method
@@ -15,9 +23,7 @@ def eigen_cam(activations: Tensor, *, centred: bool = False) -> Tensor:
     class. `centred` subtracts each channel's mean first (pytorch-grad-cam does). The sign of a singular vector is
     arbitrary: the map's largest absolute value is made positive.
     """
-    maps = _first_component(activations, centred)
-    flat = maps.flatten(1)
-    return _oriented(maps, flat.gather(1, flat.abs().argmax(1, keepdim=True)))
+    return _peak_positive(first_component(activations, centred=centred))
 
 
 @method
@@ -27,38 +33,91 @@ def eigen_grad_cam(activations: Tensor, gradients: Tensor, *, centred: bool = Fa
     The sign is the one that agrees with the sum over channels, so that evidence for the class stays positive.
     """
     evidence = gradients * activations
-    maps = _first_component(evidence, centred)
-    return _oriented(maps, (maps * evidence.sum(1)).flatten(1).sum(1, keepdim=True))
+    maps = first_component(evidence, centred=centred)
+    return oriented(maps, (maps * evidence.sum(1)).flatten(1).sum(1, keepdim=True))
+
+
+@method
+def seg_eigen_cam(activations: Tensor, gradients: Tensor, *, centred: bool = True) -> Tensor:
+    """Seg-Eigen-CAM (Chung & Ying, 2025): Eigen-CAM of the activations times their absolute gradients.
+
+    map = (|G| A) V_1, V_1 the first right singular vector of |G| A as a (pixels, channels) matrix, each channel's mean
+    subtracted first unless `centred` is False. The map's largest absolute value is made positive. Made for
+    segmentation: the target is then the sum of a class's scores over pixels. Evidence for and against look alike.
+    """
+    return _peak_positive(first_component(gradients.abs() * activations, centred=centred))
+
+
+@method
+def kpca_cam(
+    activations: Tensor, *, kernel: Literal["sigmoid", "rbf", "linear"] = "sigmoid", gamma: float = 0.0
+) -> Tensor:
+    """KPCA-CAM (Karmani et al., 2024): Eigen-CAM with a kernel, the first component of a kernel PCA of the pixels.
+
+    map = sqrt(l_1) u_1 of the centred kernel matrix K_pq = tanh(gamma a_p . a_q + 1) of the pixels' channels a_p, each
+    channel's mean subtracted first. "rbf" is exp(-gamma |a_p - a_q|^2), "linear" a_p . a_q (`eigen_cam` centred).
+    gamma 0: 1 / channels. The same for every class; the sign as in `eigen_cam`. Large activations saturate the sigmoid.
+    Cost: the eigenvectors of a (pixels, pixels) matrix.
+    """
+    if not 0 <= gamma < math.inf:
+        raise KonkyoError(f"kpca_cam needs gamma >= 0 (0: 1 / channels); got {gamma}")
+    places = activations.flatten(2).mT  # (N, P, C)
+    if places.shape[1] > KERNEL_PLACES:
+        raise NotApplicable(f"compares every two of {places.shape[1]} places; take a layer of at most {KERNEL_PLACES}")
+    broken = ~places.isfinite().flatten(1).all(1)
+    places = (places - places.mean(1, keepdim=True)).masked_fill(broken[:, None, None], 0)
+    gram, scale = places @ places.mT, gamma or 1 / places.shape[2]
+    if kernel == "sigmoid":
+        gram = torch.tanh(scale * gram + 1)
+    elif kernel == "rbf":
+        gram = torch.exp(-scale * torch.cdist(places, places) ** 2)
+    means = gram.mean(1, keepdim=True)
+    values, vectors = torch.linalg.eigh(gram - means - means.mT + means.mean(2, keepdim=True))
+    maps = (vectors[..., -1] * values[:, -1:].clamp_min(0).sqrt()).masked_fill(broken[:, None], torch.nan)
+    return _peak_positive(maps.reshape(len(maps), *activations.shape[2:]))
+
+
+@method
+def fem(activations: Tensor, *, sigma: float = 2.0) -> Tensor:
+    """FEM (Fuad et al., 2020): where channels are unusually strong, weighted by their means.
+
+    map = sum_k mean(A_k) [A_k > mean(A_k) + sigma std(A_k)]. The same for every class. Made for activations after a
+    ReLU; on small grids few values lie that far out, and the map has few levels (of P places, values beyond
+    sqrt(P - 1) standard deviations do not exist).
+    """
+    if not 0 <= sigma < math.inf:
+        raise KonkyoError(f"fem needs sigma >= 0; got {sigma}")
+    flat = activations.flatten(2)
+    mean, deviation = flat.mean(2), flat.std(2, correction=0)
+    return (activations > channels(mean + sigma * deviation, activations)) * channels(mean, activations)
 
 
 @method
 def random_cam(activations: Tensor, generator: torch.Generator) -> Tensor:
     """A control: channels weighted by random numbers in (-1, 1), the same for every image."""
     weights = torch.rand(activations.shape[1], generator=generator, device="cpu") * 2 - 1
-    return weigh(weights.to(activations).expand(len(activations), -1), activations)
+    return channels(weights.to(activations)[None], activations) * activations
 
 
-def _first_component(values: Tensor, centred: bool) -> Tensor:
-    """The projection of every pixel's channels on the first right singular vector. (N, C, *grid) -> (N, *grid)
+@method(layer="input")
+def edge_map(inputs: Tensor) -> Tensor:
+    """A control: the picture's own edges, without a look at the model.
 
-    Through the eigenvectors of the smaller of the two Gram matrices: of pixels (P, P) or of channels (C, C).
+    map = the length of the Sobel gradient of the mean over the (preprocessed) image's channels, borders repeated. A
+    method whose maps look like this one's may be explaining the picture rather than the model.
     """
-    matrix = values.flatten(2).mT  # (N, P, C)
-    if centred:
-        matrix = matrix - matrix.mean(1, keepdim=True)
-    broken = ~matrix.isfinite().flatten(1).all(1)  # one image's NaN must not stop the others
-    matrix = matrix.masked_fill(broken[:, None, None], 0)
-    pixels, channels = matrix.shape[1:]
-    projection: Tensor
-    if pixels <= channels:
-        eigenvalues, vectors = torch.linalg.eigh(matrix @ matrix.mT)
-        projection = vectors[..., -1] * eigenvalues[:, -1:].clamp_min(0).sqrt()  # U_1 s_1 = A V_1
-    else:
-        _, vectors = torch.linalg.eigh(matrix.mT @ matrix)
-        projection = torch.einsum("npc,nc->np", matrix, vectors[..., -1])
-    return projection.masked_fill(broken[:, None], torch.nan).reshape(len(values), *values.shape[2:])
+    grey = inputs.mean(1, keepdim=True)
+    padded = functional.pad(grey, (1, 1) * (grey.ndim - 2), mode="replicate")
+    squares = torch.zeros_like(grey)
+    for direction in range(2, grey.ndim):
+        slope = padded
+        for axis in range(2, grey.ndim):
+            before, middle, after = (slope.narrow(axis, start, grey.shape[axis]) for start in (0, 1, 2))
+            slope = after - before if axis == direction else before + 2 * middle + after
+        squares += slope**2
+    return squares.sqrt()[:, 0]
 
 
-def _oriented(maps: Tensor, positive: Tensor) -> Tensor:
-    """The maps, each with the sign that makes `positive` (N, 1) positive."""
-    return maps * torch.where(positive < 0, -1.0, 1.0).to(maps).view(-1, *[1] * (maps.ndim - 1))
+def _peak_positive(maps: Tensor) -> Tensor:
+    flat = maps.flatten(1)
+    return oriented(maps, flat.gather(1, flat.abs().argmax(1, keepdim=True)))

@@ -6,9 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.errors import KonkyoError
 from konkyo.method import method
-from konkyo.tensors import grid_mean, grid_sum, resize, safe_divide, unit
+from konkyo.tensors import channels, grid_mean, grid_sum, resize, safe_divide, unit, weigh
 
 Scale = Literal["layer", "channel"]
 
@@ -31,8 +30,7 @@ def guided_grad_cam(guided_gradients: Tensor, activations: Tensor, gradients: Te
     map = max_c |R_c| * up(ReLU(sum_k mean(G_k) A_k)), at the input's resolution. What is said of guided_backprop holds
     inside the lit region; the region is Grad-CAM's.
     """
-    weights = grid_mean(gradients).view(*gradients.shape[:2], *[1] * (gradients.ndim - 2))
-    maps = (weights * activations).sum(1).relu()
+    maps = weigh(grid_mean(gradients), activations).relu()
     return guided_gradients.abs().amax(1) * resize(maps, tuple(guided_gradients.shape[2:]))
 
 
@@ -44,7 +42,7 @@ def relevance_cam(activations: Tensor, relevance: Tensor) -> Tensor:
     other, handed down by the z+ rule. Works at early layers too, where gradients are noisy. For networks of
     convolutions, linear layers, batch norms, ReLUs and pooling; there is no rule for attention or layer norms.
     """
-    return grid_sum(relevance).view(*relevance.shape[:2], *[1] * (relevance.ndim - 2)) * activations
+    return channels(grid_sum(relevance), activations) * activations
 
 
 @method(layer="input")
@@ -56,8 +54,6 @@ def full_grad(full_gradients: Sequence[Tensor], *, scale: Scale = "layer") -> Te
     (pytorch-grad-cam). In a piecewise linear network the unscaled terms add up to the score; biases without a grid
     (linear layers after pooling, tokens) count there, but have no place in the map. One forward and a whole backward.
     """
-    if scale not in ("layer", "channel"):
-        raise KonkyoError(f"scale is 'layer' or 'channel'; got {scale!r}")
     first = full_gradients[0]
     total = torch.zeros_like(first[:, 0])
     for term in full_gradients:

@@ -1,12 +1,21 @@
 """Class activation maps from gradients, and their relatives at the input.
 
-A: activations (N, C, *grid), G: d score / d A. All maps are (N, *grid), signed.
+A: activations (N, C, *grid), G: d score / d A. Maps are signed; where they are a sum over channels, what each channel
+adds to them is returned (N, C, *grid).
 """
 
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
 from torch import Tensor
 
+from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.method import method
-from konkyo.tensors import grid_mean, grid_sum, safe_divide, weigh
+from konkyo.probe import Curvature, Differentiate
+from konkyo.target import ClassTarget, Target
+from konkyo.tensors import channels, grid_mean, grid_sum, safe_divide
 
 
 @method
@@ -15,7 +24,7 @@ def cam(class_weights: Tensor, activations: Tensor) -> Tensor:
 
     map = sum_k w_k A_k. The head must be global average pooling and one linear layer.
     """
-    return weigh(class_weights, activations)
+    return channels(class_weights, activations) * activations
 
 
 @method(rectified=True)
@@ -24,7 +33,7 @@ def grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
     map = ReLU(sum_k mean(G_k) A_k).
     """
-    return weigh(grid_mean(gradients), activations)
+    return channels(grid_mean(gradients), activations) * activations
 
 
 @method(rectified=True)
@@ -35,9 +44,8 @@ def grad_cam_pp(activations: Tensor, gradients: Tensor) -> Tensor:
     1 / (2 + sum(A_k) G_k), which is exact wherever G_k > 0 and needs no epsilon. The factor exp(score) that the paper's
     derivation adds to every gradient is one number per image and is left out. Made for activations after a ReLU.
     """
-    total = grid_sum(activations).view(*activations.shape[:2], *[1] * (activations.ndim - 2))
-    alpha = safe_divide(gradients.new_ones(()), 2 + total * gradients)
-    return weigh(grid_sum(alpha * gradients.relu()), activations)
+    alpha = safe_divide(gradients.new_ones(()), 2 + channels(grid_sum(activations), activations) * gradients)
+    return channels(grid_sum(alpha * gradients.relu()), activations) * activations
 
 
 @method(rectified=True)
@@ -46,7 +54,7 @@ def layer_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
     map = ReLU(sum_k ReLU(G_k) A_k). Several layers are fused as in the paper: see `explain`.
     """
-    return (gradients.relu() * activations).sum(1)
+    return gradients.relu() * activations
 
 
 @method
@@ -55,7 +63,7 @@ def hires_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
     map = sum_k G_k A_k: where the head is linear in A, the map's sum is the score without its bias.
     """
-    return (gradients * activations).sum(1)
+    return gradients * activations
 
 
 @method(rectified=True)
@@ -64,7 +72,8 @@ def xgrad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
     map = ReLU(sum_k w_k A_k), w_k = sum(G_k A_k) / sum(A_k); 0 for a channel whose sum is 0.
     """
-    return weigh(safe_divide(grid_sum(gradients * activations), grid_sum(activations)), activations)
+    weights = safe_divide(grid_sum(gradients * activations), grid_sum(activations))
+    return channels(weights, activations) * activations
 
 
 @method
@@ -73,7 +82,51 @@ def grad_cam_elementwise(activations: Tensor, gradients: Tensor) -> Tensor:
 
     map = sum_k ReLU(G_k A_k).
     """
-    return (gradients * activations).relu().sum(1)
+    return (gradients * activations).relu()
+
+
+@method(rectified=True)
+def finer_cam(
+    activations: Tensor,
+    output: Tensor,
+    targets: Sequence[Target],
+    differentiate: Differentiate,
+    *,
+    gamma: float = 0.6,
+    classes: int = 3,
+    weights: Literal["mean", "softmax"] = "mean",
+) -> Tensor:
+    """Finer-CAM (Zhang et al., 2025): Grad-CAM of what a class has over the classes that it is most easily taken for.
+
+    map = ReLU(sum_k mean(dF/dA_k) A_k), F = y_c - gamma sum_t w_t y_t over the `classes` other classes t whose logits
+    are nearest to y_c. `weights` are 1 / `classes`, or the softmax of those classes' logits, held fixed (the authors'
+    code lets their gradient in). gamma = 0 is Grad-CAM; near 1 only the differences are left. Needs a class's logit as
+    target and at least two classes.
+    """
+    if not 0 <= gamma < math.inf or classes < 1:
+        raise KonkyoError(f"finer_cam needs gamma >= 0 and classes >= 1; got {gamma}, {classes}")
+    own = [target.index for target in targets if isinstance(target, ClassTarget) and target.score == "logit"]
+    if output.ndim != 2 or output.shape[1] < 2 or len(own) < len(targets):
+        raise NotApplicable("compares a class's logit with other classes'; needs such a target, and two classes")
+    rows = torch.arange(len(own), device=output.device)
+    distance = (output - output[rows, own][:, None]).abs()
+    distance[rows, own] = math.inf
+    near = distance.topk(min(classes, output.shape[1] - 1), largest=False).indices
+    share = output.gather(1, near).softmax(1) if weights == "softmax" else output.new_tensor(1 / near.shape[1])
+    gradients = differentiate(lambda out, score: score - gamma * (share * out.gather(1, near)).sum(1))
+    return channels(grid_mean(gradients), activations) * activations
+
+
+@method(rectified=True)
+def shapley_cam(activations: Tensor, gradients: Tensor, curvature: Curvature) -> Tensor:
+    """ShapleyCAM (Cai, 2025): Grad-CAM with gradients corrected by the score's curvature.
+
+    map = ReLU(sum_k mean(G_k - (H A)_k / 2) A_k) with H the Hessian of the score at the layer: the Shapley values of
+    the channels in a second-order expansion. H of a logit is 0 where what follows is piecewise linear (Grad-CAM then);
+    the paper's utility ReST has one: `target=lambda out: out[:, c] + out.log_softmax(1)[:, c]`. A is the grid alone: a
+    class token stays out of H A (in the authors' code it is in). Cost: a forward and two backwards more.
+    """
+    return channels(grid_mean(gradients - curvature(activations) / 2), activations) * activations
 
 
 @method(layer="input")
@@ -91,4 +144,4 @@ def input_x_gradient(activations: Tensor, gradients: Tensor) -> Tensor:
 
     map = sum_c x_c G_c, HiResCAM's formula at the input.
     """
-    return (activations * gradients).sum(1)
+    return activations * gradients

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError
 from konkyo.method import method
-from konkyo.probe import Regrad
+from konkyo.probe import On, Regrad, Revisit
+from konkyo.tensors import grid_mean, weigh
 
 Rule = Literal["right", "midpoint"]
 
@@ -22,14 +23,49 @@ def integrated_gradients(
     approaches score(x) - score(b). `baseline` is a value of the preprocessed image (0: the mean colour). `rule`
     "right" takes the paper's right-hand nodes, "midpoint" the middles, which need fewer steps.
     """
-    if steps < 1 or rule not in ("right", "midpoint"):
-        raise KonkyoError(
-            f"integrated_gradients needs steps >= 1 and rule 'right' or 'midpoint'; got {steps}, {rule!r}"
-        )
-    nodes = (torch.arange(1, steps + 1) - (0.5 if rule == "midpoint" else 0.0)).to(activations) / steps
+    nodes = _nodes("integrated_gradients", steps, rule).to(activations)
     way = activations - baseline
 
     def points(image: int, k: Tensor) -> Tensor:
         return baseline + nodes[k].view(-1, *[1] * (way.ndim - 1)) * way[image]
 
-    return (way * regrad(torch.full_like(nodes, 1 / steps), activations=points)).sum(1)
+    return way * regrad(torch.full_like(nodes, 1 / steps), activations=points)
+
+
+@method(rectified=True)
+def integrated_grad_cam(
+    inputs: Tensor,
+    activations: Tensor,
+    on: On,
+    revisit: Revisit,
+    *,
+    steps: int = 20,
+    baseline: float = 0.0,
+    rule: Rule = "right",
+    rectify: Literal["nodes", "sum"] = "nodes",
+) -> Tensor:
+    """Integrated Grad-CAM (Sattarzadeh et al., 2021): Grad-CAM averaged on the way from a baseline image.
+
+    map = (1 / steps) sum_t ReLU(sum_k mean(G_k(x_t)) (A_k(x_t) - A_k(b))), x_t = b + t / steps (x - b), t = 1 ...
+    steps. `baseline` is a value of the preprocessed image (0: the mean colour; the paper's is black). `rule` as in
+    `integrated_gradients`. `rectify` "sum" puts the ReLU outside the sum, so that what speaks against the class along
+    the way is weighed up and stays in `signed`. Cost: `steps` forwards and backwards, and a forward for the baseline.
+    """
+    nodes = _nodes("integrated_grad_cam", steps, rule).to(inputs)
+    way, start = inputs - baseline, on(torch.full_like(inputs, baseline)).activations
+
+    def points(image: int, k: Tensor) -> Tensor:
+        return baseline + nodes[k].view(-1, *[1] * (way.ndim - 1)) * way[image]
+
+    maps = activations.new_zeros(len(activations), *activations.shape[2:])
+    for image, _, found, gradients in revisit(steps, inputs=points):
+        each = weigh(grid_mean(gradients), found - start[image])
+        maps[image] += (each.relu() if rectify == "nodes" else each).sum(0) / steps
+    return maps
+
+
+def _nodes(name: str, steps: int, rule: Rule) -> Tensor:
+    """The nodes' places on the way, from above 0 to 1."""
+    if steps < 1:
+        raise KonkyoError(f"{name} needs steps >= 1; got {steps}")
+    return (torch.arange(1, steps + 1) - (0.5 if rule == "midpoint" else 0.0)) / steps

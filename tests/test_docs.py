@@ -1,0 +1,29 @@
+"""The examples of the documentation run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import konkyo
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
+@pytest.mark.parametrize("page", ["index.md", "extending.md"])
+def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from konkyo.method import METHODS
+
+    monkeypatch.chdir(tmp_path)
+    before = konkyo.methods()
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    try:
+        exec(compile("\n".join(blocks), page, "exec"), {"__name__": "docs"})
+    finally:
+        METHODS.clear()
+        METHODS.update(before)
+    assert any(tmp_path.iterdir())  # each page saves a picture
