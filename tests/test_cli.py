@@ -475,3 +475,40 @@ def test_layers_of_images_that_cannot_be(run: Run, words: tuple[str, ...]) -> No
     assert found.code in (1, 2)
     assert "Traceback" not in found.err
     assert found.out == ""
+
+
+# --- contrast, layers, budgets, wrappers ------------------------------------------------------------------------------
+
+
+def test_why_this_and_not_that(run: Run, photos: Path) -> None:
+    found = run("compare", photos / "one.png", "--method", "hires_cam", "--class", "cat", "--not", "dog", "--json")
+    assert [m["label"] for m in found.json["images"][0]["maps"]] == ["cat, not dog"]
+    assert_told(run("explain", photos / "one.png", "--not", "dog"), "--not goes with --class")
+    assert_told(run("explain", photos / "one.png", "--class", "cat", "--not", "wolf"), "unknown class 'wolf'")
+
+
+def test_layers_fused_another_way_and_a_budget(run: Run, photos: Path) -> None:
+    words = ("--layer", "1", "--layer", "3", "--fuse", "product", "--budget", "3", "--method", "score_cam")
+    assert run("explain", photos / "one.png", *words, "--out", "o").code == 0
+    result = konkyo.Explanation.load("o/one.score_cam.npz")
+    assert result.layer == "1+3"
+    assert (result.options["fuse"], result.options["budget"]) == ("product", 3)
+    assert manifest("o")["settings"]["budget"] == "3"
+    assert_told(run("explain", photos / "one.png", "--fuse", "meann"), "did you mean 'mean'")
+
+
+def test_all_methods_and_wrappers(run: Run, photos: Path) -> None:
+    found = run("compare", photos / "one.png", "--method", "all", "--budget", "4", "--out", "all.png", "--json")
+    assert found.code == 0
+    entry = found.json["images"][0]
+    told = {m["method"] for m in entry["maps"]} | {reason.partition(":")[0] for reason in entry["not_applicable"]}
+    assert told == set(konkyo.methods())
+    run("explain", photos / "one.png", "--method", "augmented(grad_cam)", "--out", "o")
+    assert "one.augmented-grad_cam.png" in names("o")
+
+
+def test_the_explained_class_is_told(run: Run, photos: Path) -> None:
+    found = run("explain", photos / "one.png", "--top", "2", "--out", "o")
+    maps = manifest("o")["images"][0]["maps"]
+    expected = ", ".join(f"{m['label']} ({m['score']:.2f})" for m in maps)
+    assert found.out.splitlines()[0] == f"one.png: {expected}"
