@@ -352,7 +352,8 @@ def costs(device: str, rounds: int) -> Iterator[dict[str, object]]:
         model, x, forward = network(name, device)
         if name == "vit_b_16":
             nn.init.normal_(model.heads.head.weight, std=0.03)
-        chosen = {n: m for n, m in konkyo.methods().items() if ("attentions" in m.needs) == (name == "vit_b_16")}
+        tokens = {"attentions", "block_gradients"}
+        chosen = {n: m for n, m in konkyo.methods().items() if bool(tokens & set(m.needs)) == (name == "vit_b_16")}
         contenders = {n: ours(model, x, n, target=0) for n in chosen}
         once_only = tuple(n for n, m in chosen.items() if slow & set(m.needs) and n != "ablation_cam")
         yield section(f"{name}: every method with its defaults", forward, contenders, min(rounds, 5), once_only)

@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,14 @@ NEEDS = {
     "full_gradients": "a whole backward",
     "attentions": "global attention",
     "attention_gradients": "gradients of the attentions",
+    "block_gradients": "gradients of every block's own score at its attention",
+    "readout": "the tokens that the head reads",
+    "on_grid": "a grid of tokens",
+    "probe": "other methods",
 }
 WHERE = {
     "attentions": "transformers with global attention (ViT, DeiT, BEiT, ...)",
+    "block_gradients": "transformers with global attention whose blocks are modules",
     "guided_gradients": "networks with ReLU or ReLU6",
     "relevance": "networks whose layers after the chosen one are convolutions, batch norms, ReLUs, pooling and linear",
     "class_weights": "networks whose head is global average pooling and one linear layer",
@@ -166,11 +172,26 @@ def benchmark_tables() -> str:
     return "\n\n".join(parts)
 
 
+def demands_table() -> str:
+    """Every demand with its tests and their result, from the run that wrote docs/demands.json."""
+    rows = json.loads((ROOT / "docs" / "demands.json").read_text(encoding="utf-8"))
+    lines = ["| | demand | what konkyo does | shown by | result |", "|---|---|---|---|---|"]
+    for number, row in rows.items():
+        cases = Counter(test.partition("[")[0] for test in row["tests"])
+        tests = "<br>".join(f"`{test}`" + (f" ({count} cases)" if count > 1 else "") for test, count in cases.items())
+        result = {True: "passed", False: "**failed**", None: "not yet"}[row["passed"]]
+        if row["passed"] and row["missing"]:
+            result += f", in part; not yet: {row['missing']}"
+        lines.append(f"| {number} | {row['demand']} | {row['answer']} | {tests} | {result} |")
+    return "\n".join(lines)
+
+
 PARTS = {
     "methods table": methods_table,
     "methods": methods_pages,
     "benchmark summary": benchmark_summary,
     "benchmark tables": benchmark_tables,
+    "demands table": demands_table,
 }
 
 

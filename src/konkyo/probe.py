@@ -6,6 +6,7 @@ belongs to the Pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from konkyo.attention import Attentions, Block, explicit_attention, per_head
 from konkyo.backward import BiasTerm, bias_terms, guided_relus, positive_relevance
 from konkyo.errors import KonkyoError, NotApplicable
-from konkyo.layer import INPUT, Layer, Replay, capture, measured_outputs
+from konkyo.layer import INPUT, MAX_PREFIX_TOKENS, Layer, Replay, capture, measured_outputs
 from konkyo.target import ClassTarget, Target
 from konkyo.tensors import grid_mean, safe_divide
 
@@ -73,6 +75,21 @@ class On(Protocol):
 
     def __call__(self, images: Tensor, layer: str | None = ...) -> Probe:
         """A Probe of the same targets on other images."""
+
+
+ReadTokens: TypeAlias = Literal["mean", "head"]
+"""How a block's tokens are scored: their mean in every token's place, or as they stand."""
+
+
+class BlockGradients(Protocol):
+    """`Probe.block_gradients`, as a method's parameter."""
+
+    def __call__(self, tokens: ReadTokens = ...) -> tuple[Tensor, ...]:
+        """The gradient of every block's own score at its attention (N, heads, L, L)."""
+
+
+OnGrid: TypeAlias = Callable[[Tensor], Tensor]
+"""`Probe.on_grid`: values per token (N, L) -> (N, *grid)."""
 
 
 class Regrad(Protocol):
@@ -178,19 +195,23 @@ class Pass:
     def other(
         self,
         key: object,
-        layer: Layer,
+        layer: Layer | None,
         within: Callable[[nn.Module], AbstractContextManager[object]],
         images: Tensor | None = None,
     ) -> Pass:
-        """A Pass on the same images (or others) run another way, with `layer` its leaf; one per `key` is kept."""
+        """A Pass on the same images (or others) run another way, with `layer` its leaf; one per `key` is kept.
+
+        `layer=None`: `within` makes the leaf.
+        """
         kept = self._others.get((key, layer))
         if kept is None or (images is not None and not torch.equal(images, kept.images)):
+            layers = () if layer is None else (layer,)
             with self.forwards():
                 kept = Pass(
                     self.network,
                     self.images if images is None else images,
-                    (layer,),
-                    differentiable=(layer,),
+                    layers,
+                    differentiable=layers,
                     within=(within,),
                 )
             self._others[key, layer] = kept
@@ -208,6 +229,10 @@ class Pass:
             found = self._differentiate(key)
             self._gradients.append((key, found))
         return real(layer.fold(found[self._differentiable.index(layer)]))
+
+    def gradients_at(self, score: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+        """d score(output) / d tensors of the graph, of any function of the output; 0 where it depends on none."""
+        return self._backward(score, tensors)
 
     def gradients_of(self, score: Callable[[Tensor], Tensor], layer: Layer) -> Tensor:
         """d score(output) / d activations (N, C, *grid) of any function of the output."""
@@ -514,6 +539,99 @@ class Probe:
         gradient = self._pass.gradients_of(lambda output: scores(output, self.targets), layer)
         return (self.inputs * gradient, *(term.value() for term in terms if term.gradient is not None))
 
+    # --- attention ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _attended(self) -> tuple[Pass, Attentions]:
+        """A forward with every attention explicit, the first one the leaf; one serves all targets."""
+        pass_ = self._pass.other("attention", None, explicit_attention)
+        attended = pass_.recorded[explicit_attention]
+        assert isinstance(attended, Attentions)
+        return pass_, attended
+
+    @cached_property
+    def attentions(self) -> tuple[Tensor, ...]:
+        """The probabilities of every self-attention (N, heads, L, L), first block to last; rows are queries.
+
+        NotApplicable: a network without attention, with attention within windows, or one that merges tokens.
+        """
+        count = len(self.inputs)
+        return tuple(real(per_head(p.detach(), count)) for p in self._attended[1].among_tokens(count))
+
+    @cached_property
+    def attention_gradients(self) -> tuple[Tensor, ...]:
+        """d score / d probabilities of every self-attention (N, heads, L, L), first block to last."""
+        (pass_, attended), count = self._attended, len(self.inputs)
+        found = pass_.gradients_at(lambda output: scores(output, self.targets), attended.among_tokens(count))
+        return tuple(real(per_head(g, count)) for g in found)
+
+    @cached_property
+    def readout(self) -> Tensor:
+        """The share of every token in what the head reads (N, L): the class token, or all patches alike, or others.
+
+        Those are the tokens whose queries in the last block reach the output. Where the head reads by an attention of
+        its own, its probabilities are the shares.
+        """
+        (pass_, attended), count = self._attended, len(self.inputs)
+        last = attended.among_tokens(count)[-1]
+        if attended.pooling is not None:
+            return real(per_head(attended.pooling.detach(), count)).mean((1, 2))
+        noise = torch.randn(pass_.output.shape[1:], generator=torch.Generator().manual_seed(0)).to(pass_.output)
+        (slope,) = pass_.gradients_at(lambda output: (output * noise).flatten(1).sum(1), [last])
+        read = (per_head(slope, count) != 0).to(slope.dtype).amax((1, 3))
+        return safe_divide(read, read.sum(1, keepdim=True))
+
+    def on_grid(self, tokens: Tensor) -> Tensor:
+        """Values per token (N, L) as maps (N, *grid): class token, registers and the like are left out.
+
+        NotApplicable: the layer's grid is not the tokens'.
+        """
+        grid = self.activations.shape[2:]
+        prefix = tokens.shape[1] - math.prod(grid)
+        if not 0 <= prefix <= MAX_PREFIX_TOKENS or (self._layer.tokens is not None and prefix != self._layer.prefix):
+            raise NotApplicable(
+                f"{tokens.shape[1]} tokens do not lie on the grid {tuple(grid)} of layer {self._layer.name!r}; "
+                "name a layer that puts out the blocks' tokens"
+            )
+        return tokens[:, prefix:].reshape(len(tokens), *grid)
+
+    def block_gradients(self, tokens: ReadTokens = "mean") -> tuple[Tensor, ...]:
+        """d s_l / d probabilities of block l (N, heads, L, L), first block to last.
+
+        s_l is the target's score of what the network puts out for the tokens of block l in place of the last block's:
+        their mean in every token's place ("mean"), or the tokens as they stand ("head"). NotApplicable: blocks that are
+        no modules. Costs another forward of every image, and once back through every block.
+        """
+        attended, count = self._attended[1], len(self.inputs)
+        blocks = attended.blocks(count)
+        slopes = []
+        for target, (leaf, output) in zip(self.targets, self._tails(attended, blocks, tokens), strict=True):
+            with self._pass.forwards(), torch.enable_grad():
+                total = target(output).sum()
+                found = torch.autograd.grad(total, leaf, retain_graph=True) if total.requires_grad else [leaf * 0]
+            slopes.append(found[0].detach())
+        gradients = [
+            torch.autograd.grad(b.tokens, b.probabilities, slope.to(b.tokens.dtype), retain_graph=True)[0]
+            for b, slope in zip(blocks, torch.stack(slopes, 1), strict=True)
+        ]
+        return tuple(real(per_head(g, count)) for g in gradients)
+
+    def _tails(self, attended: Attentions, blocks: Sequence[Block], tokens: ReadTokens) -> list[tuple[Tensor, Tensor]]:
+        """Of every image: (the blocks' tokens (blocks, L, C), a leaf; what the network puts out for them)."""
+        if tokens not in attended.tails:
+            last = Layer("the last block", blocks[-1].module, call=blocks[-1].call)
+            tails = []
+            for image in range(len(self.inputs)):
+                replay = Replay(self._pass.forward, last, self._pass.network.module, self.inputs[image : image + 1])
+                leaf = torch.stack([block.tokens[image].detach() for block in blocks]).requires_grad_()
+                if replay.raw.shape != (1, *leaf.shape[1:]):
+                    raise NotApplicable("needs blocks that are modules, each handing tokens (N, L, C) on to the next")
+                with torch.enable_grad():
+                    read = leaf if tokens == "head" else leaf.mean(1, keepdim=True).expand_as(leaf)
+                    tails.append((leaf, replay(read.clone())))  # networks may work in place on it
+            attended.tails[tokens] = tails
+        return attended.tails[tokens]
+
     # --- how variants are run -----------------------------------------------------------------------------------------
 
     def _variants(
@@ -555,6 +673,8 @@ class Probe:
                 memory_format = torch.contiguous_format
                 found = run(first.contiguous())
         yield todo[:1], found
+        if len(todo) == 1:
+            return
         largest = max(outputs.largest, first.numel() * first.element_size())
         needed = outputs.total if graph else _WORKING_COPIES * largest
         for chunk in torch.split(todo[1:], max(1, _free_bytes(first.device) // needed)):

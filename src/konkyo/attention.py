@@ -1,0 +1,277 @@
+"""Attention made explicit: while a forward runs, the probabilities of every attention are computed and kept.
+
+Fused kernels never hold them. Within `explicit_attention` each attention, however it is written (PyTorch's fused
+function, `nn.MultiheadAttention`, a softmax by hand), becomes a product, a softmax and a product, and its probabilities
+are part of the graph. Nothing stays behind on the network.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from konkyo.errors import NotApplicable
+
+_SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
+_MULTI_HEAD = inspect.signature(functional.multi_head_attention_forward)
+
+
+@dataclass(eq=False)
+class _Call:
+    """A module's call in one forward."""
+
+    module: nn.Module
+    number: int
+    """Which of the module's calls, from 0."""
+    given: Tensor | None
+    """The first tensor that it was called with."""
+    attentions: int = 0
+    """How many attentions were computed within."""
+    out: Tensor | None = None
+    """What it put out, where that is of three axes and one attention was computed within."""
+    handed_on: Tensor | None = None
+    """The copy of `out` that the network went on with."""
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A module that turns tokens into tokens with one self-attention in it."""
+
+    module: nn.Module
+    call: int
+    """Which of the module's calls, from 0."""
+    tokens: Tensor
+    """What it put out (N, L, C), in the graph."""
+    probabilities: Tensor
+    """Of its attention, as in `Attentions.probabilities`."""
+
+
+class Attentions(TorchFunctionMode):
+    """The attentions of one forward; see `explicit_attention`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.probabilities: list[Tensor] = []
+        """(N, heads, queries, keys) each, or (N * heads, queries, keys) where the network keeps them so; in the graph.
+        At least in single precision."""
+        self.tails: dict[object, list[tuple[Tensor, Tensor]]] = {}
+        """A place to keep what was computed from the blocks' tokens."""
+        self._stack: list[_Call] = []
+        self._paths: list[tuple[_Call, ...]] = []
+        self._counts: dict[nn.Module, int] = {}
+
+    # --- what was found -----------------------------------------------------------------------------------------------
+
+    def among_tokens(self, images: int) -> list[Tensor]:
+        """The probabilities of every self-attention over the tokens of whole images, first to last.
+
+        NotApplicable: none; attention within windows; or tokens that become fewer (or other ones) on the way.
+        """
+        found = [p for p in self.probabilities if p.shape[-1] == p.shape[-2]]
+        if not found:
+            raise NotApplicable("reads attention between tokens, and this network computes none that can be seen")
+        if any(p.ndim > 4 or len(p) % images or (p.ndim == 4 and len(p) != images) for p in found):
+            raise NotApplicable(
+                "needs attention between all tokens of an image; this network attends within windows or pieces"
+            )
+        others = [p for p in self.probabilities if p.shape[-1] != p.shape[-2]]
+        tokens = {p.shape[-1] for p in [*found, *others]}
+        if len(tokens) > 1 or len(others) > 1 or (others and others[0] is not self.probabilities[-1]):
+            raise NotApplicable(
+                "needs the same tokens in every block; in this network they are merged, or attention is between "
+                f"different ones (keys: {', '.join(map(str, sorted(tokens)))})"
+            )
+        return found
+
+    @property
+    def pooling(self) -> Tensor | None:
+        """The probabilities of an attention with other queries than tokens, by which the head reads them."""
+        last = self.probabilities[-1]
+        return last if last.shape[-1] != last.shape[-2] else None
+
+    def blocks(self, images: int) -> list[Block]:
+        """The modules around every self-attention that hand tokens on, one to the next.
+
+        NotApplicable: a network that is not made so; and what `among_tokens` says.
+        """
+        reason = "needs blocks that are modules, each handing tokens (N, L, C) on to the next"
+        found, count = list[Block](), len(self.among_tokens(images))
+        calls = list[_Call]()
+        for probabilities, path in zip(self.probabilities[:count], self._paths, strict=False):
+            # With a single attention nothing tells a block from the attention in it, but that it is around it.
+            inside = path[:-1] if count == 1 else path
+            call = next((call for call in inside if call.attentions == 1 and call.out is not None), None)
+            if call is None or call.out is None or call.out.shape[:2] != (images, probabilities.shape[-1]):
+                raise NotApplicable(reason)
+            calls.append(call)
+            found.append(Block(call.module, call.number, call.out, probabilities))
+        if any(after.given is not before.handed_on for before, after in pairwise(calls)):
+            raise NotApplicable(reason)
+        return found
+
+    # --- attention, explicitly ----------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs one function of torch, or in its place the explicit form, as the mode's protocol asks."""
+        kwargs = kwargs or {}
+        if function is functional.scaled_dot_product_attention:
+            return self._attention(*args, **kwargs)
+        if function is functional.multi_head_attention_forward:
+            given = _MULTI_HEAD.bind(*args, **kwargs)
+            given.apply_defaults()
+            return self._multi_head(**given.arguments)
+        if function in _SOFTMAX:
+            out: Tensor = function(*args, **kwargs)
+            axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            square = out.ndim >= 3 and out.shape[-1] == out.shape[-2]
+            if axis in (-1, out.ndim - 1) and (square or out.ndim == 4):
+                return self._keep(out.float() if out.element_size() < 4 else out).to(out.dtype)
+            return out
+        return function(*args, **kwargs)
+
+    def _keep(self, probabilities: Tensor) -> Tensor:
+        """Notes the probabilities; the first ones become the leaf of the graph."""
+        if not torch.is_grad_enabled() or not probabilities.requires_grad:
+            torch.set_grad_enabled(True)
+            probabilities = probabilities.detach().requires_grad_()
+        self.probabilities.append(probabilities)
+        self._paths.append(tuple(self._stack))
+        for call in self._stack:
+            call.attentions += 1
+        return probabilities
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """`scaled_dot_product_attention`, step by step."""
+        if enable_gqa:
+            key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+        scores = (query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)) @ key.mT
+        if is_causal:
+            scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), -torch.inf)
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+        elif attn_mask is not None:
+            scores = scores + attn_mask
+        kind = torch.float32 if scores.element_size() < 4 else scores.dtype
+        probabilities = functional.dropout(self._keep(scores.softmax(-1, dtype=kind)), dropout_p)
+        return probabilities.to(value.dtype) @ value
+
+    def _multi_head(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        num_heads: int,
+        in_proj_weight: Tensor | None,
+        in_proj_bias: Tensor | None,
+        dropout_p: float,
+        out_proj_weight: Tensor,
+        out_proj_bias: Tensor | None,
+        training: bool,
+        key_padding_mask: Tensor | None,
+        need_weights: bool,
+        attn_mask: Tensor | None,
+        average_attn_weights: bool,
+        is_causal: bool,
+        use_separate_proj_weight: bool,
+        **others: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`multi_head_attention_forward`: tokens (L, N, C) -> the same, and the weights where they are wanted."""
+        if query.ndim != 3 or any(others[name] is not None for name in ("bias_k", "bias_v", "static_k", "static_v")):
+            raise NotApplicable("cannot read an attention with keys of its own, or one without a batch")
+        if others["add_zero_attn"]:
+            raise NotApplicable("cannot read an attention with keys of its own")
+        if use_separate_proj_weight or in_proj_weight is None:
+            weights = tuple(others[f"{name}_proj_weight"] for name in "qkv")
+        else:
+            weights = in_proj_weight.chunk(3)
+        biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+
+        def heads(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            projected = functional.linear(tokens, weight, bias)  # (L, N, heads * width)
+            return projected.view(*projected.shape[:2], num_heads, -1).permute(1, 2, 0, 3)
+
+        q, k, v = (heads(*parts) for parts in zip((query, key, value), weights, biases, strict=True))
+        mask: Tensor | None = None
+        if attn_mask is not None:  # here True is what is left out
+            mask = _added(attn_mask, q)
+            mask = mask.view(-1, num_heads, *mask.shape[1:]) if mask.ndim == 3 else mask
+        if key_padding_mask is not None:
+            padding = _added(key_padding_mask, q)[:, None, None]
+            mask = padding if mask is None else mask + padding
+        out = self._attention(q, k, v, mask, dropout_p if training else 0.0, is_causal and mask is None)
+        out = functional.linear(out.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias)
+        if not need_weights:
+            return out, None
+        probabilities = self.probabilities[-1].to(out.dtype)
+        return out, probabilities.mean(1) if average_attn_weights else probabilities
+
+    # --- the modules around ------------------------------------------------------------------------------------------
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A module's call begins."""
+        given = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+        self._counts[module] = number = self._counts.get(module, -1) + 1
+        self._stack.append(_Call(module, number, given))
+
+    def leave(self, module: nn.Module, _args: Any, output: Any) -> Any:
+        """A module's call ends. Where it may be a block, its tokens are kept and the network goes on with a copy."""
+        call = self._stack.pop()
+        while call.module is not module:  # calls that ended in an exception which the network caught
+            call = self._stack.pop()
+        first = output[0] if type(output) in (tuple, list) and output else output
+        if call.attentions == 1 and isinstance(first, Tensor) and first.ndim == 3 and first.requires_grad:
+            call.out, call.handed_on = first, first.clone()
+            return call.handed_on if first is output else type(output)((call.handed_on, *output[1:]))
+        call.given = None
+        return output
+
+
+def _added(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask of `nn.MultiheadAttention` as numbers that are added to the scores."""
+    if mask.dtype != torch.bool:
+        return mask.to(like.dtype)
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -torch.inf)
+
+
+def per_head(values: Tensor, images: int) -> Tensor:
+    """(N, heads, queries, keys) of what is kept as that or as (N * heads, queries, keys)."""
+    return values if values.ndim == 4 else values.view(images, -1, *values.shape[1:])
+
+
+@contextmanager
+def explicit_attention(root: nn.Module) -> Iterator[Attentions]:
+    """Within the context a forward computes every attention step by step; run it under `no_grad`.
+
+    The first attention's probabilities become the leaf of the graph: what comes before runs without one, whatever the
+    weights' `requires_grad`, and what follows is differentiable. The network's output is what it always is.
+    """
+    found = Attentions()
+    with ExitStack() as undo:
+        undo.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the switch in `_keep` ends here
+        for module in root.modules():
+            undo.callback(module.register_forward_pre_hook(found.enter, with_kwargs=True).remove)
+            undo.callback(module.register_forward_hook(found.leave).remove)
+        undo.enter_context(found)
+        yield found
