@@ -26,7 +26,18 @@ from networks import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
-OPTIONS: dict[str, dict[str, Any]] = {"rise": {"masks": 6}, "integrated_gradients": {"steps": 3}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "rise": {"masks": 6},
+    "occlusion": {"window": 4, "stride": 4},
+    "ss_cam": {"samples": 2},
+    "is_cam": {"steps": 2},
+    "opti_cam": {"steps": 3},
+    "integrated_gradients": {"steps": 3},
+    "integrated_grad_cam": {"steps": 3},
+    "smooth_grad": {"samples": 3},
+    "var_grad": {"samples": 3},
+    "smooth_grad_cam_pp": {"samples": 3},
+}
 OF_ATTENTION = {"attentions", "block_gradients"}  # test_attention.py asks the same of these
 ALL = [name for name, method in konkyo.methods().items() if not OF_ATTENTION & set(method.needs)]
 

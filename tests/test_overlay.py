@@ -313,8 +313,9 @@ def test_sheets_of_any_size(rows, columns):
     names = [f"method {i}" for i in range(columns)]
     sheet = contact_sheet([row(*maps(columns))] * rows, names, title="t")
     assert sheet.mode == "RGB"
-    assert sheet.width >= (columns + 1) * 176
-    assert sheet.height >= rows * 88
+    lines = 2 if columns == 20 else 1  # many columns stand below each other
+    assert (columns // lines + 1) * 176 <= sheet.width <= 2300
+    assert sheet.height >= lines * rows * 88
     assert (np.asarray(sheet)[:, -10:] == 255).all()  # nothing reaches the margin
 
 

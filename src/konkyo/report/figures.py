@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +21,7 @@ _LINE = 17  # from one line of text to the next
 _GAP, _MARGIN = 10, 16
 _BAR = (180, 12)
 _LONGEST_NOTE = 4  # lines
+_ACROSS = 11  # more columns than that stand below each other
 _WIDTH = 1600  # of all cells together, as far as
 _SIDES = (176, 320)  # the smallest and the largest cell allow it
 
@@ -58,37 +59,58 @@ def contact_sheet(
     """An RGB sheet: each row its picture, then a cell under each of the column titles.
 
     `shared` gives the maps of a row one scale, which is written under its picture; otherwise each map has its own.
-    `colour_bar` adds the colours in use at the foot. Long names lose their middle. KonkyoError: no rows, or a row with
-    another number of cells than there are columns.
+    `colour_bar` adds the colours in use at the foot. Long names lose their middle; of many columns each row is told in
+    several lines. KonkyoError: no rows, or a row with another number of cells than there are columns.
     """
     if not rows:
         raise KonkyoError("a contact sheet needs at least one row")
     for row in rows:
         if len(row.cells) != len(columns):
             raise KonkyoError(f"row {row.title!r} has {len(row.cells)} cells for {len(columns)} columns")
-    side = min(max(_WIDTH // (len(columns) + 1), _SIDES[0]), _SIDES[1])
+    bands = _bands(len(columns))
+    across = max(len(band) for band in bands)
+    side = min(max(_WIDTH // (across + 1), _SIDES[0]), _SIDES[1])
     pictures = [_fitted(row.image, side) for row in rows]
     side = max(_SIDES[0], *(picture.width for picture in pictures))
     signed = _signed(rows, shared)
-    strips = [_strip(*parts, side, shared) for parts in zip(rows, pictures, signed, strict=True)]
+    names = [_names([columns[i] for i in band], side) for band in bands]
+    strips = [] if len(bands) > 1 or not columns else list(names)  # names once on top, or with every part of a row
+    for row, picture, kinds in zip(rows, pictures, signed, strict=True):
+        for band, heading in zip(bands, names, strict=True):
+            part = replace(row, cells=[row.cells[i] for i in band])
+            strips += [heading] if len(bands) > 1 else []
+            limits = _range([c.map for c in row.cells if c.map is not None]) if shared else None
+            strips.append(_strip(part, picture, [kinds[i] for i in band], side, limits))
     if colour_bar:
         strips.append(_bars(signed, shared))
-    left = [_MARGIN + i * (side + _GAP) for i in range(len(columns) + 1)]
-    width = max(left[-1] + side, _MARGIN + strips[-1].width) + _MARGIN
     top = _MARGIN + (_HEADING + _GAP if title else 0)
-    head = top + (_LINE + _GAP // 2 if columns else 0)
-    sheet = Image.new("RGB", (width, head + sum(s.height + _GAP for s in strips) - _GAP + _MARGIN), "white")
-    draw = ImageDraw.Draw(sheet)
+    gaps = [_GAP // 2 if strip in names else _GAP for strip in strips]
+    width = max((side + _GAP) * (across + 1) - _GAP, strips[-1].width) + 2 * _MARGIN
+    sheet = Image.new("RGB", (width, top + sum(s.height for s in strips) + sum(gaps[:-1]) + _MARGIN), "white")
     if title:
-        heading = _font(_HEADING, bold=True)
-        draw.text((_MARGIN, _MARGIN), _elided(title, heading, width - 2 * _MARGIN), _INK, heading)
-    bold = _font(_TEXT, bold=True)
-    for x, name in zip(left[1:], columns, strict=True):
-        draw.text((x, top), _elided(name, bold, side), _INK, bold)
-    for strip in strips:
-        sheet.paste(strip, (_MARGIN, head))
-        head += strip.height + _GAP
+        heading_font = _font(_HEADING, bold=True)
+        draw = ImageDraw.Draw(sheet)
+        draw.text((_MARGIN, _MARGIN), _elided(title, heading_font, width - 2 * _MARGIN), _INK, heading_font)
+    for strip, gap in zip(strips, gaps, strict=True):
+        sheet.paste(strip, (_MARGIN, top))
+        top += strip.height + gap
     return sheet
+
+
+def _bands(columns: int) -> list[range]:
+    """The columns that stand beside each other: all, or as many equal parts as keep a sheet readable."""
+    parts = max(1, -(-columns // _ACROSS))
+    across = max(1, -(-columns // parts))
+    return [range(start, min(start + across, columns)) for start in range(0, max(columns, 1), across)]
+
+
+def _names(columns: Sequence[str], side: int) -> Image.Image:
+    """The titles of columns, as a strip."""
+    bold = _font(_TEXT, bold=True)
+    strip = Image.new("RGB", ((side + _GAP) * (len(columns) + 1) - _GAP, _LINE), "white")
+    for i, name in enumerate(columns, start=1):
+        ImageDraw.Draw(strip).text((i * (side + _GAP), 0), _elided(name, bold, side), _INK, bold)
+    return strip
 
 
 def save_image(image: Image.Image, path: str | Path) -> Path:
@@ -125,9 +147,10 @@ def _signed(rows: Sequence[Row], shared: bool) -> list[list[bool | None]]:
     ]
 
 
-def _strip(row: Row, picture: Image.Image, signed: Sequence[bool | None], side: int, shared: bool) -> Image.Image:
+def _strip(
+    row: Row, picture: Image.Image, signed: Sequence[bool | None], side: int, limits: Limits | None
+) -> Image.Image:
     """A row: cells `side` wide, text below the pictures."""
-    limits = _range([c.map for c in row.cells if c.map is not None]) if shared else None
     captions = [[(row.title, _INK)]]
     if row.subtitle:
         captions[0].append((row.subtitle, _GREY))
