@@ -42,7 +42,11 @@ out, err = Console(), Console(stderr=True)
 Images = Annotated[list[str], typer.Argument(help="Image files, folders (searched through), or quoted globs.")]
 ModelName = Annotated[
     str,
-    typer.Option("--model", "-m", help="konkyo/NAME, torchvision/NAME, or FILE.py:FUNCTION returning an nn.Module."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="konkyo/NAME, torchvision/NAME, timm/NAME, hf/ID or hf/FOLDER, or FILE.py:FUNCTION returning an nn.Module.",
+    ),
 ]
 Weights = Annotated[str, typer.Option(help="A .safetensors or .pth file, 'default' (pretrained), or 'random'.")]
 Labels = Annotated[Path | None, typer.Option(help="Class names: a line each (after a tab, if any), or JSON.")]

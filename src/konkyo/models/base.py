@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.layer import INPUT, Layer, Site, bind, main_tensor, trace, untouched
@@ -55,7 +56,8 @@ class Model:
     """A network, how to prepare its images, and the names of its classes. Callable: images (N, C, H, W) -> output.
 
     `preprocess` is needed for paths and pictures, not for tensors; `classes` for targets by name; `select` finds the
-    logits in what the module returns. Wrappers (DataParallel, DistributedDataParallel, torch.compile) are taken off.
+    logits in what the module returns. Wrappers (DataParallel, DistributedDataParallel, AveragedModel, torch.compile)
+    are taken off. KonkyoError: not a module, or a TorchScript module.
     """
 
     module: nn.Module
@@ -72,14 +74,17 @@ class Model:
         if not isinstance(module, nn.Module):
             raise KonkyoError(f"a model is a torch.nn.Module, a konkyo.Model or a name for konkyo.load; got {module!r}")
         while True:
-            if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
                 module = module.module
             elif type(module).__name__ == "OptimizedModule":  # torch.compile; its class takes seconds to import
                 module = module.get_submodule("_orig_mod")
             else:
                 break
         if isinstance(module, torch.jit.ScriptModule):
-            raise KonkyoError("a TorchScript module hides its layers; give the eager module that it was made from")
+            raise KonkyoError(
+                "a TorchScript module hides its layers; give the eager module that it was made from: "
+                f"{module.original_name}"
+            )
         object.__setattr__(self, "module", module)
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "name", self.name or type(module).__name__)
@@ -126,6 +131,8 @@ class Model:
         sites = self.sites(shape)
         grids = [s for s in sites if s.layer is not None]
         features = [s for s in grids if s.before_head] or grids
+        # A Linear on a grid (query, key, value) only projects what another module put out.
+        features = [s for s in features if s.kind != "Linear" and s.gradient] or features
         chosen = next((s for s in reversed(features) if s.gradient), features[-1] if features else None)
         return None if chosen is None or chosen.layer is None else bind(chosen.layer, self.module)
 

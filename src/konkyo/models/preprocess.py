@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -11,9 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from konkyo.data.images import MAX_PIXELS
-from konkyo.errors import ImageError, KonkyoError
+from konkyo.errors import ImageError, KonkyoError, unknown
 
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+Interpolation: TypeAlias = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+Fit: TypeAlias = Literal["stretch", "cover", "contain"]
+Centre: TypeAlias = Literal["round", "floor"]
+
+_FILTERS = {found.name.lower(): found for found in Image.Resampling}
 
 
 @dataclass(frozen=True)
@@ -21,14 +25,19 @@ class Preprocess:
     """Resize, centre crop, scale to [0, 1], normalise: the evaluation preprocessing of image classifiers.
 
     `resize`: the short side, or (height, width), or None; `crop`: a square side, or (height, width), or None. One
-    value of `mean` and `std` per channel; a single one makes a grey picture.
+    value of `mean` and `std` per channel; a single one makes a grey picture. `fit`: how a picture of another shape
+    comes to (height, width): "stretch" it, "cover" with its shape kept, or "contain" it, with the mean colour around.
+    `centre`: whether a crop that cannot lie in the middle is rounded to the even pixel ("round", as torchvision does)
+    or up and left ("floor", as transformers does).
     """
 
     resize: int | tuple[int, int] | None = 256
     crop: int | tuple[int, int] | None = 224
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
+    fit: Fit = "stretch"
+    centre: Centre = "round"
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
@@ -38,6 +47,13 @@ class Preprocess:
         for name, size in (("resize", self.resize), ("crop", self.crop)):
             if size is not None and min(_pair(size)) < 1:
                 raise KonkyoError(f"{name} must be at least 1 pixel; got {size}")
+        for name, choice, offer in (
+            ("interpolation", self.interpolation, tuple(_FILTERS)),
+            ("fit", self.fit, get_args(Fit)),
+            ("centre", self.centre, get_args(Centre)),
+        ):
+            if choice not in offer:
+                raise unknown(name, choice, offer)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """The picture as the model wants it: float32 (C, height, width)."""
@@ -46,7 +62,7 @@ class Preprocess:
         if width * height > MAX_PIXELS:
             raise ImageError(f"a picture of {image.width} x {image.height} would become {width} x {height} pixels")
         image = image.resize((width, height), _FILTERS[self.interpolation])
-        image = image.crop(self._crop_box(width, height))
+        image = self._cropped(image, self._crop_box(width, height))
         pixels = torch.from_numpy(np.array(image, dtype=np.float32)).view(image.height, image.width, -1) / 255
         return ((pixels - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(2, 0, 1).contiguous()
 
@@ -55,9 +71,8 @@ class Preprocess:
         width, height = self._resized(image)
         across, down = image.width / width, image.height / height
         left, top, right, bottom = self._crop_box(width, height)
-        return image.convert("RGB").crop(
-            (round(left * across), round(top * down), round(right * across), round(bottom * down))
-        )
+        box = round(left * across), round(top * down), round(right * across), round(bottom * down)
+        return self._cropped(image.convert("RGB"), box)
 
     def undo(self, images: Tensor) -> Tensor:
         """Preprocessed images (N, C, H, W) as colours in [0, 1]."""
@@ -69,22 +84,38 @@ class Preprocess:
         if self.resize is None:
             return image.size
         if isinstance(self.resize, tuple):
-            return self.resize[1], self.resize[0]
+            height, width = self.resize
+            if self.fit == "stretch":
+                return width, height
+            ratios = image.height / height, image.width / width
+            ratio = min(ratios) if self.fit == "cover" else max(ratios)
+            return max(1, round(image.width / ratio)), max(1, round(image.height / ratio))
         short, long = min(image.size), max(image.size)
         side = max(1, int(self.resize * long / short))
         return (self.resize, side) if image.width <= image.height else (side, self.resize)
+
+    def _cropped(self, image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+        """The part of the picture in the box; what the picture does not reach is black, or has the mean colour."""
+        if self.fit != "contain":
+            return image.crop(box)
+        colour = tuple(round(255 * value) for value in self.mean) * (len(image.mode) // len(self.mean))
+        canvas = Image.new(image.mode, (box[2] - box[0], box[3] - box[1]), colour)
+        canvas.paste(image, (-box[0], -box[1]))
+        return canvas
 
     def _crop_box(self, width: int, height: int) -> tuple[int, int, int, int]:
         if self.crop is None:
             return 0, 0, width, height
         crop_height, crop_width = _pair(self.crop)
-        left, top = _margin(width - crop_width), _margin(height - crop_height)
+        left, top = (_margin(n, self.centre == "floor") for n in (width - crop_width, height - crop_height))
         return left, top, left + crop_width, top + crop_height
 
 
-def _margin(excess: int) -> int:
-    """Where a centre crop begins; before the picture if that is smaller. As torchvision rounds."""
-    return round(excess / 2) if excess > 0 else -(-excess // 2)
+def _margin(excess: int, floor: bool) -> int:
+    """Where a centre crop begins; before the picture if that is smaller."""
+    if excess < 0:
+        return -(-excess // 2)
+    return excess // 2 if floor else round(excess / 2)
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

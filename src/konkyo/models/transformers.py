@@ -1,0 +1,168 @@
+"""Hugging Face's image classifiers: `hf/ID` from the hub, or `hf/FOLDER`. The extra `konkyo[transformers]`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from konkyo.errors import KonkyoError
+from konkyo.models.base import Model, adapter
+from konkyo.models.checkpoints import read_weights
+from konkyo.models.preprocess import Preprocess
+from konkyo.models.timm import preprocessing as timm_preprocessing
+
+
+def _transformers() -> ModuleType:
+    """transformers, imported when one of its models is asked for."""
+    try:
+        return import_module("transformers")
+    except ImportError as error:
+        raise KonkyoError("hf/ID needs the library transformers: pip install 'konkyo[transformers]'") from error
+
+
+@adapter("hf")
+def load(name: str, weights: str | Path | None) -> Model:
+    """The image classifier with this id on the hub, or in this folder (as `save_pretrained` writes it, no network).
+
+    `weights`: "default" (its own), None (random, built from its config) or a file. Code that comes with a model is
+    never run. KonkyoError, in one line: transformers is not installed, an unknown id, no network, a model of another
+    kind, or weights that do not fit or hold no trained head.
+    """
+    transformers = _transformers()
+    settings = {"trust_remote_code": False, "local_files_only": Path(name).is_dir()}
+    auto, usual = transformers.AutoModelForImageClassification, True
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **settings)
+
+        def build(classes: int | None) -> Any:
+            own = deepcopy(config)
+            if classes is not None:
+                own.num_labels = classes
+            return auto.from_config(own, trust_remote_code=False)
+
+        if weights is None:
+            module = build(None)
+        elif weights == "default":
+            module, report = auto.from_pretrained(name, weights_only=True, output_loading_info=True, **settings)
+            _require_trained(name, module, report["missing_keys"])
+        else:
+            module, usual = _with_weights(name, build, read_weights(weights))
+    except KonkyoError:
+        raise
+    except Exception as error:  # hub, network, config and weights fail in their own ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise KonkyoError(
+            f"hf/{name} cannot be loaded as an image classifier: {reason} Give a model's id on the hub, or a folder "
+            "with its config.json and weights"
+        ) from error
+    return Model(
+        module.eval(),
+        _preprocess(transformers, name, settings),
+        _classes(config) if usual else (),
+        f"hf/{name}",
+        multilabel=config.problem_type == "multi_label_classification",
+    )
+
+
+def _with_weights(name: str, build: Callable[[int | None], Any], state: dict[str, Tensor]) -> tuple[Any, bool]:
+    """(the network with these weights, whether its classes are the usual ones). KonkyoError: they do not fit."""
+    usual, network = True, build(None)
+    for _ in range(2):
+        # transformers itself, as names in its files differ from those of its modules.
+        module, report = type(network).from_pretrained(
+            None, config=network.config, state_dict=dict(state), ignore_mismatched_sizes=True, output_loading_info=True
+        )
+        misfits = report["mismatched_keys"]
+        labels = (network.config.num_labels,)
+        counts = {new[0] for _, new, own in misfits if own[:1] == labels and new[1:] == own[1:]}
+        if not usual or len(counts) != 1:
+            break
+        usual, network = False, build(counts.pop())
+    if misfits:
+        key, new, own = min(misfits)
+        raise KonkyoError(f"the weights do not fit hf/{name}: {key} is {tuple(new)} for {tuple(own)}")
+    _require_trained(name, module, report["missing_keys"])
+    return module, usual
+
+
+def _require_trained(name: str, module: Any, missing: set[str]) -> None:
+    """KonkyoError where weights are missing: transformers starts them at random, and a map of those means nothing."""
+    absent = sorted(missing & {parameter for parameter, _ in module.named_parameters()})
+    if absent:
+        named = ", ".join(absent[:3])
+        raise KonkyoError(f"hf/{name} is no trained classifier: it lacks {len(absent)} weights ({named} ...)")
+
+
+def _classes(config: Any) -> tuple[str, ...]:
+    """The names of the classes; none where transformers made them up, or for the two sides of a single logit."""
+    names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
+    invented = all(text == f"LABEL_{index}" for index, text in enumerate(names))
+    return () if invented or len(names) == 1 else names
+
+
+def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool]) -> Preprocess | None:
+    """The model's own preprocessing; None where it has none, or one that a `Preprocess` cannot follow.
+
+    Processors are classes with steps of their own, of which the numbers in their config do not tell. So what was read
+    from the numbers is held against the processor, on a picture of noise.
+    """
+    random = np.random.default_rng(0)
+    picture = Image.fromarray(random.integers(0, 256, (70, 91, 3), dtype=np.uint8))
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil", **settings)
+        if type(processor).__name__ == "TimmWrapperImageProcessor":
+            found = timm_preprocessing(processor.data_config)
+        else:
+            found = _from_numbers(processor.to_dict())
+        expected = processor(picture, return_tensors="pt")["pixel_values"][0]
+    except Exception:  # no processor, one of another kind, or a setting that is not known here
+        return None
+    prepared = found(picture)
+    if prepared.shape != expected.shape:
+        return None
+    level = 1 / 255 / min(found.std)
+    return found if float((prepared - expected).abs().mean()) < level else None
+
+
+def _from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
+    """What an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
+    resize: int | tuple[int, int] | None = None
+    crop: int | tuple[int, int] | None = None
+    if numbers.get("do_center_crop"):
+        crop = numbers["crop_size"]["height"], numbers["crop_size"]["width"]
+    if numbers.get("do_resize"):
+        size = numbers["size"]
+        if size.keys() == {"height", "width"}:
+            resize = size["height"], size["width"]
+        elif size.keys() != {"shortest_edge"}:
+            raise KonkyoError(f"a size of {', '.join(size)} is not known")
+        elif "crop_pct" not in numbers:
+            resize = size["shortest_edge"]
+        elif crop is not None or size["shortest_edge"] < 384:
+            resize = int(size["shortest_edge"] / numbers["crop_pct"])
+            crop = crop or size["shortest_edge"]
+        else:  # ConvNeXt warps large pictures
+            resize = size["shortest_edge"], size["shortest_edge"]
+    # Pixels in [0, 1] become (255 factor p - offset - mean) / std; here as (p - mean) / std.
+    factor = 255 * numbers["rescale_factor"] if numbers.get("do_rescale") else 255.0
+    offset = 1.0 if numbers.get("rescale_offset") else 0.0
+    mean, std = (0.0,) * 3, (1.0,) * 3
+    if numbers.get("do_normalize"):
+        mean, std = numbers["image_mean"], numbers["image_std"]
+    again = numbers["image_std"] if numbers.get("include_top") else (1.0,) * 3  # EfficientNet divides twice
+    return Preprocess(
+        resize=resize,
+        crop=crop,
+        mean=tuple((offset + m) / factor for m in mean),
+        std=tuple(s * a / factor for s, a in zip(std, again, strict=True)),
+        interpolation=Image.Resampling(numbers.get("resample", Image.Resampling.BILINEAR)).name.lower(),  # type: ignore[arg-type]
+        centre="floor",
+    )
