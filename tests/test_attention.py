@@ -22,8 +22,9 @@ from transformers import (
 
 import konkyo
 from konkyo.attention import Attentions, explicit_attention
+from konkyo.forward import Pass
 from konkyo.models import as_model
-from konkyo.probe import Pass, Probe
+from konkyo.probe import Probe
 from networks import Attention, SmallResNet, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 import konkyo
 from konkyo.backward import bias_terms
+from konkyo.forward import Pass
 from konkyo.layer import INPUT, Layer
-from konkyo.probe import Pass, Probe
+from konkyo.probe import Probe
 from networks import Attention, Dense, InPlaceAfter, SmallResNet, images, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import konkyo
+from konkyo.forward import Pass
 from konkyo.layer import Layer, capture
-from konkyo.probe import Pass, Probe
+from konkyo.probe import Probe
 from networks import (
     Attention,
     InPlaceAfter,

@@ -19,10 +19,11 @@ from konkyo.data.images import open_image
 from konkyo.diagnosis import Diagnosis, diagnose
 from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable, unknown
 from konkyo.explanation import Explanation
+from konkyo.forward import Pass, Precision
 from konkyo.layer import INPUT, STAGES, Layer, untouched
 from konkyo.method import Attribution, Method, find
 from konkyo.models import Model, as_model
-from konkyo.probe import Effort, Outputs, Pass, Precision, Probe, Progress
+from konkyo.probe import Effort, Outputs, Probe, Progress
 from konkyo.target import ClassTarget, Target
 from konkyo.tensors import FUSES, Fuse, fuse, resize
 

@@ -1,0 +1,130 @@
+"""Maps from how the score changes when places are hidden: of the image, or of a layer's grid."""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from konkyo.errors import KonkyoError
+from konkyo.method import method
+from konkyo.probe import Rescore
+from konkyo.tensors import normalised, resize, safe_divide
+
+
+@method(layer="input", score="probability")
+def rise(
+    inputs: Tensor,
+    rescore: Rescore,
+    generator: torch.Generator,
+    *,
+    masks: int = 4000,
+    cells: int = 7,
+    keep: float = 0.5,
+) -> Tensor:
+    """RISE (Petsiuk et al., 2018, Eq. 6): the mean of random masks, weighted by the score of the masked image.
+
+    map = 1 / (masks * keep) sum_i score(x * M_i) M_i. A mask is a coarse grid of `cells` per side, each kept with
+    probability `keep`, enlarged bilinearly to one cell more than the image and cropped at random. All images see the
+    same masks. Cost: `masks` forwards; under a budget the mean is that of the masks that ran.
+    """
+    if masks < 1 or cells < 1 or not 0 < keep <= 1:
+        raise KonkyoError(f"rise needs masks >= 1, cells >= 1 and 0 < keep <= 1; got {masks}, {cells}, {keep}")
+    size = inputs.shape[2:]
+    stride = [-(-s // cells) for s in size]
+    drawn = torch.rand(masks, *[cells] * len(size), generator=generator, device="cpu") < keep
+    coarse = drawn.to(inputs.device, torch.promote_types(inputs.dtype, torch.float32))
+    moves = [torch.randint(s, (masks,), generator=generator, device="cpu").to(inputs.device) for s in stride]
+
+    def mask(indices: Tensor) -> Tensor:
+        large = resize(coarse[indices], tuple((cells + 1) * s for s in stride))
+        for axis, (extent, move) in enumerate(zip(size, moves, strict=True), start=1):
+            window = move[indices, None] + torch.arange(extent, device=large.device)
+            window = window.view(-1, *[1] * (axis - 1), extent, *[1] * (len(size) - axis))
+            shape = [*large.shape[:axis], extent, *large.shape[axis + 1 :]]
+            large = large.gather(axis, window.expand(shape))
+        return large
+
+    scores = rescore(masks, inputs=lambda image, k: mask(k)[:, None] * inputs[image])
+    ran = scores != -torch.inf
+    total = _blend(scores.masked_fill(~ran, 0).to(coarse), mask)
+    return safe_divide(total, (ran.sum(1) * keep).to(total).view(-1, *[1] * len(size)))
+
+
+@method(layer="input", score="probability")
+def occlusion(inputs: Tensor, rescore: Rescore, *, window: int = 16, stride: int = 8, baseline: float = 0.0) -> Tensor:
+    """Occlusion (Zeiler & Fergus, 2014): how far the score falls when a square that covers the pixel is hidden.
+
+    map = mean over the windows that cover a pixel of score(x) - score(x with the window set to `baseline`). A window is
+    `window` pixels wide in all directions, or as the image where that is less, and moves by `stride`; the last of a row
+    is cut at the border. `baseline` is a value of the preprocessed image (0: the mean colour). Cost: a forward per
+    window and one more, 730 for 224 x 224 pixels. Under a budget windows far apart come first; pixels that none of them
+    covered get 0. Evidence larger than the window, or there twice, is missed: hiding a part of it changes nothing.
+    """
+    size = inputs.shape[2:]
+    if not 1 <= stride <= window:
+        raise KonkyoError(f"occlusion needs 1 <= stride <= window; got {stride}, {window}")
+    counts = [1 + math.ceil(max(0, extent - window) / stride) for extent in size]
+    steps = torch.cartesian_prod(*map(torch.arange, counts)).view(-1, len(size))
+    corners = torch.cat([steps * stride, torch.tensor([size])]).to(inputs.device)  # the last window hides nothing
+
+    def hidden(indices: Tensor) -> Tensor:
+        inside = torch.ones(len(indices), *[1] * len(size), dtype=torch.bool, device=inputs.device)
+        for axis, extent in enumerate(size):
+            beyond = torch.arange(extent, device=inputs.device) - corners[indices, axis, None]
+            shape = [-1, *[1] * axis, extent, *[1] * (len(size) - axis - 1)]
+            inside = inside & ((beyond >= 0) & (beyond < window)).view(shape)
+        return inside
+
+    def occluded(image: int, indices: Tensor) -> Tensor:
+        return torch.where(hidden(indices)[:, None], baseline, inputs[image])
+
+    coarse = torch.where(steps == 0, 2**30, steps & -steps).amin(1)  # how many steps apart: 1, 2, 4, ...
+    order = torch.cat([coarse, torch.tensor([2**31])]).to(inputs.device).expand(len(inputs), -1)
+    scores = rescore(len(corners), inputs=occluded, priority=order)
+    ran = scores[:, :-1] != -torch.inf
+    drops = torch.where(ran, scores[:, -1:] - scores[:, :-1], 0.0)
+    return safe_divide(_blend(drops, hidden), _blend(ran.to(drops), hidden))
+
+
+@method(score="probability")
+def recipro_cam(activations: Tensor, rescore: Rescore, *, mask: Literal["cell", "gaussian"] = "cell") -> Tensor:
+    """Recipro-CAM (Byun & Lee, 2022): the score that remains when one place of the layer's grid is all there is.
+
+    map at p = score(A * M_p), M_p: 1 at p and 0 elsewhere. `mask` "gaussian" lets the neighbours shine through, with
+    1/4 at p falling to 1/16 at its corners, as ViT-ReciproCAM (Byun & Lee, 2023) does; "cell" is what the authors' code
+    does for convolutions. Tokens that stand before the grid stay as they are. Cost: a forward per place of what follows
+    the layer; under a budget the places with the largest activations come first, and the others get the lowest score.
+    A lone place is an input that the network never saw; what the layers after it combine is not credited.
+    """
+    grid = activations.shape[2:]
+    bands = [_band(extent, activations) for extent in grid]
+
+    def alone(image: int, places: Tensor) -> Tensor:
+        masks = torch.nn.functional.one_hot(places, math.prod(grid)).to(activations).view(-1, *grid)
+        if mask == "gaussian":
+            for axis, band in enumerate(bands, start=1):
+                masks = (masks.movedim(axis, -1) @ band).movedim(-1, axis)
+        return masks[:, None] * activations[image]
+
+    strength = normalised(activations.abs().amax(1)).flatten(1)  # 0 is a place like any other: it comes last
+    scores = rescore(math.prod(grid), activations=alone, priority=1 + strength)
+    ran = scores != -torch.inf
+    lowest = scores.masked_fill(~ran, torch.inf).amin(1, keepdim=True)
+    return torch.where(ran, scores, torch.where(lowest == torch.inf, 0.0, lowest)).view(-1, *grid)
+
+
+def _band(extent: int, like: Tensor) -> Tensor:
+    """(extent, extent): what 1/4, 1/2, 1/4 makes of every place on one axis."""
+    distance = (torch.arange(extent)[:, None] - torch.arange(extent)).abs()
+    return torch.where(distance <= 1, 0.5 / (1 + distance), 0.0).to(like)
+
+
+def _blend(values: Tensor, masks: Callable[[Tensor], Tensor]) -> Tensor:
+    """The sum of the masks (count, *size) with weights (N, count), a few masks at a time. -> (N, *size)"""
+    parts = torch.split(torch.arange(values.shape[1], device=values.device), 64)
+    total: Tensor = torch.tensordot(values[:, parts[0]], masks(parts[0]).to(values), 1)
+    for part in parts[1:]:
+        total += torch.tensordot(values[:, part], masks(part).to(values), 1)
+    return total
