@@ -25,6 +25,7 @@ OPACITY = 0.7
 
 _STRONG = 0.5  # from half of the highest value on, colour alone tells values apart; below, the picture shows through
 _PALE = 0.5  # the inner half of a diverging colour map is nearly white and would look like fog
+_FINE, _SHARE = 64 * 64, 0.99  # of maps with so many cells the highest hundredth shares the last colour
 _TOP = 254  # levels 0.._TOP: an odd number of them, so that zero has its own
 
 
@@ -56,7 +57,8 @@ def overlay(
     that the colour alone changes. A pixel depends on its own value only: pictures with the same `limits` compare.
 
     Without `limits` a non-negative map runs from its lowest to its highest value, and a constant one leaves the picture
-    as it is; a signed one runs over plus and minus its largest magnitude. `signed`: None for "if a value (or the lower
+    as it is; a signed one runs over plus and minus its largest magnitude. In a fine map (4096 cells or more), where a
+    few pixels can outshine all others, the highest hundredth counts as one. `signed`: None for "if a value (or the lower
     limit) is below zero". `cmap`: any name that matplotlib knows. Pixels that are not finite are hatched grey.
     """
     if not 0 <= opacity <= 1:
@@ -94,7 +96,7 @@ def _scaled(values: Tensor, signed: bool, limits: Limits | None) -> Tensor:
     finite = values.isfinite()
     known = values[finite]
     if limits is None:
-        limits = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+        limits = _limits(known.numpy(), signed)
     low, high = map(float, limits)
     if not (np.isfinite(low) and np.isfinite(high) and low <= high):
         raise KonkyoError(f"limits are two finite numbers, the lower one first; got {limits}")
@@ -102,6 +104,18 @@ def _scaled(values: Tensor, signed: bool, limits: Limits | None) -> Tensor:
         low, high = 0.0, max(abs(low), abs(high))
     scaled = (values - low) / (high - low) if high > low else torch.zeros_like(values)
     return scaled.clamp(-1 if signed else 0, 1).where(finite, torch.nan)
+
+
+def _limits(known: NDArray[np.float64], signed: bool) -> Limits:
+    """The range of the values; in a fine map a few pixels must not leave the others without colour."""
+    if not known.size:
+        return 0.0, 0.0
+    low, high = float(known.min()), float(known.max())
+    if known.size >= _FINE:
+        strong = float(np.quantile(np.abs(known) if signed else known, _SHARE))
+        high = strong if strong > max(low, 0.0) else high
+        low = -high if signed else low
+    return low, high
 
 
 def _levels(scaled: Tensor, signed: bool, size: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
