@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench demands docs clean
 
 demo: $(RUN)
 	$(BIN)/konkyo demo --out out/demo
@@ -23,6 +23,10 @@ check: $(DEV)
 
 bench: $(DEV)
 	$(BIN)/python benchmarks/peers.py
+
+demands: $(DEV)
+	$(BIN)/python -m pytest tests/test_demands.py --demands=docs/demands.json; status=$$?; \
+	$(BIN)/python docs/generate.py && exit $$status
 
 docs: $(DEV)
 	$(BIN)/python docs/generate.py

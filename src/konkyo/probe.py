@@ -240,11 +240,8 @@ class Probe:
         """
         result = self.score.new_full((len(self.inputs), count), -torch.inf)
         store, self._outputs = self._outputs, None  # a second call's variants may follow from the first one's scores
-        orders = (
-            [self._order(count, None if priority is None else row) for row in priority]
-            if priority is not None
-            else [self._order(count, None)] * len(result)
-        )
+        rows = [None] * len(result) if priority is None else list(priority)
+        orders = [self._order(count, row) for row in rows]
         self._spent += max(map(len, orders), default=0)
         done, total = 0, sum(map(len, orders))
         for image, (target, todo) in enumerate(zip(self.targets, orders, strict=True)):
@@ -259,7 +256,8 @@ class Probe:
             for chunk, output in outputs:
                 result[image, chunk] = target(output).to(result)
                 done += len(chunk)
-                kept.append((chunk, output))
+                if store is not None:
+                    kept.append((chunk, output))
                 if self._told(done, total):
                     break
             if store is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -39,7 +39,10 @@ def adapter(prefix: str) -> Callable[[Adapter], Adapter]:
 
 
 def select_logits(output: Any) -> Tensor:
-    """The logits in what a classifier returns: a tensor, a tuple's first, or a mapping's "logits", "out" or first."""
+    """The logits in what a classifier returns: a tensor, a tuple's first, a mapping's "logits", "out" or first, or a
+    dataclass's."""
+    if is_dataclass(output) and not isinstance(output, (Mapping, type)):
+        output = {f.name: getattr(output, f.name) for f in fields(output)}
     if isinstance(output, Mapping):
         output = output.get("logits", output.get("out", output))
     found = main_tensor(output)
@@ -65,6 +68,8 @@ class Model:
     classes: tuple[str, ...] = ()
     name: str = ""
     select: Callable[[Any], Tensor] = select_logits
+    call: Callable[[nn.Module, Tensor], Any] | None = None
+    """How the module is run on images (M, C, H, W), where it takes more than them; None: `module(images)`."""
     multilabel: bool = False
     """Whether the classes do not exclude each other: their probabilities are sigmoids."""
     _traces: dict[tuple[int, ...], list[Site]] = field(default_factory=dict, init=False, repr=False)
@@ -91,7 +96,7 @@ class Model:
 
     def __call__(self, images: Tensor) -> Tensor:
         """The output for prepared images; for a classifier the logits (N, K)."""
-        return self.select(self.module(images))
+        return self.select(self.module(images) if self.call is None else self.call(self.module, images))
 
     def _like(self) -> Tensor | None:
         """A tensor with the device and dtype of the weights, if there are any."""
@@ -116,7 +121,8 @@ class Model:
 
         Traced once per network and shape, on one seeded noise image.
         """
-        traces = _TRACES.setdefault(self.module, {}) if self.select is select_logits else self._traces
+        usual = self.select is select_logits and self.call is None
+        traces = _TRACES.setdefault(self.module, {}) if usual else self._traces
         found = traces.get(tuple(shape))
         if found is None or not _still_there(found, self.module):
             noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), device="cpu")

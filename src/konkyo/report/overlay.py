@@ -58,8 +58,8 @@ def overlay(
 
     Without `limits` a non-negative map runs from its lowest to its highest value, and a constant one leaves the picture
     as it is; a signed one runs over plus and minus its largest magnitude. In a fine map (4096 cells or more), where a
-    few pixels can outshine all others, the highest hundredth counts as one. `signed`: None for "if a value (or the lower
-    limit) is below zero". `cmap`: any name that matplotlib knows. Pixels that are not finite are hatched grey.
+    few pixels can outshine all others, the highest hundredth counts as one. `signed`: None for "if a value (or the
+    lower limit) is below zero". `cmap`: any name that matplotlib knows. Pixels that are not finite are hatched grey.
     """
     if not 0 <= opacity <= 1:
         raise KonkyoError(f"opacity lies between 0 and 1; got {opacity}")

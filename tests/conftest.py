@@ -1,0 +1,71 @@
+"""`--demands PATH`: writes which of the demands on a library of this kind the tests of this run show to be met.
+
+A test is marked `@pytest.mark.demand(number, missing="what is not there yet")`; the first line of its documentation is
+the demand, the rest is what konkyo does about it. (Of several tests of one demand, one is documented.)
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--demands", type=Path, metavar="PATH", help="write what the tests of demands have shown as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "demand(number, missing=None): shows that a demand of users is met")
+    if config.getoption("--demands") is not None:
+        config.pluginmanager.register(_Demands(config))
+
+
+def described(function: Any, marker: pytest.Mark) -> dict[str, Any]:
+    """What a marked test says of its demand: number, and where it is documented demand, answer and what is missing."""
+    demand, _, answer = (inspect.getdoc(function) or "").partition("\n")
+    found = {"number": marker.args[0], "demand": demand.rstrip("."), "answer": " ".join(answer.split())}
+    return found | {"missing": marker.kwargs.get("missing")} if demand else {"number": marker.args[0]}
+
+
+class _Demands:
+    """Collects the results of marked tests; works under xdist, whose workers run them and whose controller writes."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.path: Path | None = None if hasattr(config, "workerinput") else config.getoption("--demands").absolute()
+        self.said: dict[int, dict[str, Any]] = {}
+        self.passed: dict[int, dict[str, bool]] = {}
+
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        for marker in item.iter_markers("demand"):
+            item.user_properties.append(("demand", described(getattr(item, "function", None), marker)))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for _, said in (p for p in report.user_properties if p[0] == "demand"):
+            number, test = said["number"], report.nodeid.rpartition("::")[2]
+            self.said.setdefault(number, {}).update(said)
+            results = self.passed.setdefault(number, {})
+            results[test] = results.get(test, True) and report.passed  # of setup, call and teardown; a skip is no pass
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        if self.path is None or not finished or not self.passed:
+            return
+        rows = {
+            number: {**self.said[number], "tests": sorted(tests), "passed": all(tests.values())}
+            for number, tests in self.passed.items()
+        }
+        for number, (demand, answer) in importlib.import_module("test_demands").NOT_YET.items():
+            rows[number] = {"demand": demand, "answer": answer, "missing": None, "tests": [], "passed": None}
+        for row in rows.values():
+            row.pop("number", None)
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        text = json.dumps({n: rows[n] for n in sorted(rows)}, indent=2, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(self.path)
