@@ -66,12 +66,14 @@ def cost(name: str) -> str:
 
 
 def methods_table() -> str:
-    """One line a method."""
-    lines = ["| method | what it gives | at | options |", "|---|---|---|---|"]
-    places = {None: "a feature grid", "input": "the input", "stages": "every grid size"}
+    """One line a family."""
+    families: dict[str, list[str]] = {}
     for name, method in konkyo.methods().items():
-        options = ", ".join(f"`{o}={p.default!r}`" for o, p in method.options.items())
-        lines.append(f"| `{name}` | {method.summary} | {places[method.layer]} | {options} |")
+        families.setdefault(method.function.__module__, []).append(name)
+    lines = ["| | methods |", "|---|---|"]
+    for family, names in families.items():
+        title = (sys.modules[family].__doc__ or family).partition("\n")[0].rstrip(".")
+        lines.append(f"| {title} | {', '.join(f'`{name}`' for name in names)} |")
     return "\n".join(lines)
 
 
