@@ -184,6 +184,19 @@ def test_relevance_is_kept(layer: str, lost: float) -> None:
     close(probe.relevance.flatten(1).sum(1), torch.full((2,), 1 - 4 / 5, dtype=torch.double), lost)
 
 
+def test_relevance_at_a_module_that_has_a_rule_itself() -> None:
+    """A ReLU hands relevance on: before it and after it there is the same."""
+    network, x = seeded(SmallResNet()), images(2)
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    found = []
+    for layer in ("stem.1", "stem"):
+        where = konkyo.Model(network).layer(layer, (3, 32, 40))
+        found.append(Probe(Pass(konkyo.Model(network), x, [where]), [konkyo.ClassTarget(3)] * 2, where).relevance)
+    close(*found)
+
+
 def test_relevance_leaves_the_output_as_it_is() -> None:
     from konkyo.backward import positive_relevance
 
@@ -195,7 +208,7 @@ def test_relevance_leaves_the_output_as_it_is() -> None:
 
 
 def test_relevance_says_where_there_is_no_rule() -> None:
-    with pytest.raises(konkyo.NotApplicable, match="no relevance rule for LayerNorm"):
+    with pytest.raises(konkyo.NotApplicable, match="no relevance rule for MultiheadAttention"):
         konkyo.explain(seeded(Attention()), images(1), method="relevance_cam")
     with pytest.raises(konkyo.NotApplicable, match="no class"):
         konkyo.explain(seeded(SmallResNet()), images(1), method="relevance_cam", target=lambda out: out.sum(1))

@@ -96,8 +96,8 @@ def positive_relevance(root: nn.Module) -> Iterator[None]:
     """
 
     def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
-        if not (isinstance(out, Tensor) and out.requires_grad):
-            return out
+        if not (args and isinstance(args[0], Tensor) and args[0].requires_grad):
+            return out  # before the leaf, or the leaf itself
         if isinstance(module, _WITHOUT_RULE):
             raise NotApplicable(
                 f"there is no relevance rule for {type(module).__name__}, which runs after the layer; networks of "
