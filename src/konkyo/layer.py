@@ -402,7 +402,7 @@ def _gradients(run: _Run, grids: Sequence[GradientEdge]) -> Sequence[Tensor | No
     read = run.head_input
     if read is None or not read.requires_grad or (seen and torch.stack([s.float() for s in seen]).amax() != 0):
         return found
-    noise = torch.randn(read.shape, generator=torch.Generator().manual_seed(0)).to(read)
+    noise = torch.randn(read.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(read)
     return torch.autograd.grad((read * noise)[:1].sum(), grids, allow_unused=True)
 
 

@@ -430,7 +430,9 @@ class Probe:
         last = attended.among_tokens(count)[-1]
         if attended.pooling is not None:
             return real(per_head(attended.pooling.detach(), count)).mean((1, 2))
-        noise = torch.randn(pass_.output.shape[1:], generator=torch.Generator().manual_seed(0)).to(pass_.output)
+        noise = torch.randn(pass_.output.shape[1:], generator=torch.Generator().manual_seed(0), device="cpu").to(
+            pass_.output
+        )
         (slope,) = pass_.gradients_at(lambda output: (output * noise).flatten(1).sum(1), [last])
         read = (per_head(slope, count) != 0).to(slope.dtype).amax((1, 3))
         return safe_divide(read, read.sum(1, keepdim=True))

@@ -94,7 +94,7 @@ def _noisy(
 ) -> Vary:
     if samples < at_least or not 0 <= std < math.inf:
         raise KonkyoError(f"{name} needs samples >= {at_least} and std >= 0; got {samples}, {std}")
-    noise = torch.randn(samples, *inputs.shape[1:], generator=generator)
+    noise = torch.randn(samples, *inputs.shape[1:], generator=generator, device="cpu")
     spread = std * (inputs.flatten(1).amax(1) - inputs.flatten(1).amin(1))
 
     def noisy(image: int, k: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def ss_cam(
         raise KonkyoError(f"ss_cam needs samples >= 1 and std >= 0; got {samples}, {std}")
     size = tuple(inputs.shape[2:])
     planes = 1 if noise == "mask" else inputs.shape[1]
-    fields = std * torch.randn(samples, planes, *size, generator=generator).to(inputs)
+    fields = std * torch.randn(samples, planes, *size, generator=generator, device="cpu").to(inputs)
 
     def noisy(image: int, k: Tensor) -> Tensor:
         masks, field = unit(resize(activations[image, k // samples], size))[:, None], fields[k % samples]
