@@ -144,6 +144,32 @@ def benchmark_summary() -> str:
             cell(f"{model} pytorch-grad-cam grad_cam, ten classes"),
         ]
         lines.append(f"| {model}, Grad-CAM of ten classes | {ten[0]} | {ten[1]} | | |")
+    rows_of = (
+        ("vit_b_16, Grad-CAM", "vit_b_16", "grad_cam", "grad_cam", ""),
+        ("resnet50, FullGrad", "resnet50", "full_grad", "full_grad", ""),
+        (
+            "resnet18, layer-wise IG at layer3, 50 steps",
+            "resnet18",
+            "integrated_gradients, layer3",
+            "",
+            "layer IG, layer3",
+        ),
+        (
+            "resnet50, Grad-CAM of six views, against six forwards",
+            "resnet50",
+            "augmented(grad_cam)",
+            "grad_cam, aug_smooth",
+            "",
+        ),
+    )
+    for label, model, ours, pgc, captum in rows_of:
+        cells = [
+            cell(f"{model} konkyo {ours}"),
+            cell(f"{model} pytorch-grad-cam {pgc}"),
+            "",
+            cell(f"{model} captum {captum}"),
+        ]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
     for layer in ("layer4", "layer3"):
         pair = [cell(f"resnet18 {who} ablation_cam, {layer}") for who in ("konkyo", "pytorch-grad-cam")]
         lines.append(f"| resnet18, Ablation-CAM at {layer} | {pair[0]} | {pair[1]} | | |")
