@@ -799,9 +799,9 @@ def test_relevance_is_refused_where_it_has_no_rule() -> None:
     """Relevance propagation (LRP) for vision transformers
     Refused in plain words: `relevance_cam` has rules for convolutions, ReLUs and pooling, none for attention or layer
     norms. It gives no numbers without a meaning; on a network of convolutions it works."""
-    with pytest.raises(konkyo.NotApplicable, match="no relevance rule for LayerNorm"):
+    with pytest.raises(konkyo.NotApplicable, match="no relevance rule for MultiheadAttention"):
         konkyo.explain(seeded(Attention()), images(1), method="relevance_cam", target=1)
-    with pytest.raises(konkyo.NotApplicable, match="no relevance rule for LayerNorm"):
+    with pytest.raises(konkyo.NotApplicable, match="no relevance rule for MultiheadAttention"):
         konkyo.explain(small_vit(), images(1)[..., :32], method="relevance_cam", target=1)
     assert konkyo.explain(seeded(SmallResNet()), images(1), method="relevance_cam", target=1).diagnosis[0].ok
 
