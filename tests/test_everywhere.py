@@ -125,3 +125,30 @@ def test_methods_of_relus_say_that_they_have_no_place(kind: str) -> None:
             konkyo.explain(network, x, method=method)
     with pytest.raises(konkyo.NotApplicable, match="no relevance rule for"):
         konkyo.explain(network, x, method="relevance_cam", layer="patch" if kind == "vit" else "features.0")
+
+
+def test_full_grad_on_a_swin() -> None:
+    """The terms of every module with a bias, channels last or first, each made a picture by hand."""
+    x, network = images(1), swin()
+    found = konkyo.explain(network, x, method="full_grad", target=2)
+    outputs, handles = list[tuple[Tensor, nn.Module]](), []
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.LayerNorm)) and module.bias is not None:
+            handles.append(module.register_forward_hook(lambda m, _a, out: outputs.append((out, m))))
+    image = x.clone().requires_grad_()
+    score = network(image)[0, 2]
+    for handle in handles:
+        handle.remove()
+    slope, *slopes = torch.autograd.grad(score, [image, *(out for out, _ in outputs)])
+    terms = [(image * slope).abs()]
+    for (out, module), gradient in zip(outputs, slopes, strict=True):
+        if out.ndim == 4:
+            bias = module.bias.view(1, -1, 1, 1) if isinstance(module, nn.Conv2d) else module.bias
+            term = (gradient * bias).abs()
+            terms.append(term if isinstance(module, nn.Conv2d) else term.permute(0, 3, 1, 2))
+    assert len(terms) > 10
+    expected = torch.zeros(32, 40, dtype=torch.double)
+    for term in terms:
+        scaled = (term - term.amin()) / (term.amax() - term.amin())
+        expected += nn.functional.interpolate(scaled.detach(), (32, 40), mode="bilinear").sum(1)[0]
+    torch.testing.assert_close(found.maps[0].double(), expected, rtol=1e-5, atol=1e-5 * expected.max())
