@@ -291,7 +291,10 @@ def test_a_method_that_does_not_apply_leaves_the_others(run: Run, photos: Path) 
     assert names("o") == ["manifest.json", "one.grad_cam.npz", "one.grad_cam.png"]
     alone = run("explain", photos / "one.png", "--model", "nets.py:deep", "--method", "cam", "--out", "p")
     assert alone.code == 1
-    assert "cam: needs global average pooling" in alone.out
+    assert alone.out == ""
+    note, error = alone.err.splitlines()
+    assert note.startswith("note: nets.py:deep does not say how to prepare pictures; taken as usual: resize 256, crop")
+    assert "cam: needs global average pooling" in error
 
 
 # --- resume ----------------------------------------------------------------------------------------------------------
@@ -424,9 +427,9 @@ def test_compare_says_what_does_not_apply_and_what_is_broken(run: Run, photos: P
     assert found.code == 3
     assert "cam: needs global average pooling" in found.out
     assert Path("konkyo.png").is_file()
-    assert_told(
-        run("compare", photos / "one.png", "--model", "nets.py:deep", "--method", "cam"), "global average pooling"
-    )
+    whole = ("--resize", "40", "--crop", "32", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")
+    alone = run("compare", photos / "one.png", "--model", "nets.py:deep", "--method", "cam", *whole)
+    assert_told(alone, "global average pooling")
     assert_told(run("compare", photos / "one.png", "--out", "sheet.xyz"), "'sheet.xyz'")
 
 
@@ -510,5 +513,26 @@ def test_all_methods_and_wrappers(run: Run, photos: Path) -> None:
 def test_the_explained_class_is_told(run: Run, photos: Path) -> None:
     found = run("explain", photos / "one.png", "--top", "2", "--out", "o")
     maps = manifest("o")["images"][0]["maps"]
-    expected = ", ".join(f"{m['label']} ({m['score']:.2f})" for m in maps)
+    expected = ", ".join(f"{m['label']} (logit {m['score']:.2f})" for m in maps)
     assert found.out.splitlines()[0] == f"one.png: {expected}"
+    found = run("explain", photos / "one.png", "--method", "occlusion,grad_cam", "--out", "p")
+    assert "(probability 0." in found.out.splitlines()[0]
+    assert "(logit " in found.out.splitlines()[0]
+
+
+def test_an_interrupted_run_says_how_to_go_on(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    explained, calls = cli._explained, []
+
+    def stops(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return explained(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cli, "_explained", stops)
+        found = run("explain", photos / "one.png", photos / "two.jpg", photos / "sub", "--out", "o")
+    assert found.code == 130
+    assert "interrupted: 2 images are done; the same command with --resume goes on" in found.err
+    assert run("explain", photos / "one.png", photos / "two.jpg", photos / "sub", "--out", "o", "--resume").code == 0
+    assert len(manifest("o")["images"]) == 4

@@ -152,3 +152,33 @@ def test_full_grad_on_a_swin() -> None:
         scaled = (term - term.amin()) / (term.amax() - term.amin())
         expected += nn.functional.interpolate(scaled.detach(), (32, 40), mode="bilinear").sum(1)[0]
     torch.testing.assert_close(found.maps[0].double(), expected, rtol=1e-5, atol=1e-5 * expected.max())
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_full_grad_where_layer_norms_have_channels_first(side: int) -> None:
+    """A ConvNeXt whose second stage has as many channels (8) as its grid has columns, for images of 64 pixels."""
+    import timm
+
+    network = timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(4, 8, 8, 8), num_classes=5)
+    network, x = seeded(network), images(1)[..., :32].repeat(1, 1, side // 32, side // 32)
+    terms: list[tuple[Tensor, Tensor, int]] = []
+    for module in network.modules():
+        bias = getattr(module, "bias", None)
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.LayerNorm)) and bias is not None:
+            axis = 1 if isinstance(module, nn.Conv2d) or "2d" in type(module).__name__ else -1
+            module.register_forward_hook(lambda _m, _a, out, b=bias, axis=axis: terms.append((out, b, axis)))
+    image = x.clone().requires_grad_()
+    score = network(image)[0, 2]
+    found = list(terms)
+    slope, *slopes = torch.autograd.grad(score, [image, *(out for out, _, _ in found)])
+    expected = torch.zeros(side, side, dtype=torch.double)
+    for term in [
+        image * slope,
+        *(g.movedim(a, 1) * b.view(1, -1, *[1] * (g.ndim - 2)) for g, (_, b, a) in zip(slopes, found, strict=True)),
+    ]:
+        if term.ndim == 4 and term.shape[2:] != (1, 1):
+            size = term.abs()
+            size = ((size - size.amin()) / (size.amax() - size.amin())).detach()
+            expected += nn.functional.interpolate(size, (side, side), mode="bilinear").sum(1)[0]
+    maps = konkyo.explain(network, x, method="full_grad", target=2).maps
+    torch.testing.assert_close(maps[0].double(), expected, rtol=1e-5, atol=1e-5 * expected.max())

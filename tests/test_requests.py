@@ -253,6 +253,55 @@ def test_wrappers_refuse_what_they_cannot_wrap() -> None:
         konkyo.explain(network, x, method="augmented(grad_cam)", steps=3)
 
 
+def test_augmented_of_the_gradients_of_biases() -> None:
+    network, x = seeded(SmallResNet()), images(1)
+    found = konkyo.explain(network, x, method="augmented(full_grad)", target=1)
+    views = [x * s for s in (0.9, 1.0, 1.1)]
+    maps = [konkyo.explain(network, v, method="full_grad", target=1).maps for v in views]
+    maps += [konkyo.explain(network, v.flip(-1), method="full_grad", target=1).maps.flip(-1) for v in views]
+    close(found.maps[0], torch.cat(maps).mean(0))
+    with pytest.raises(konkyo.NotApplicable, match="no sum over channels"):
+        konkyo.explain(network, x, method="first_component(full_grad)")
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e-3, 1e25])
+def test_the_first_component_of_any_size_of_numbers(size: float) -> None:
+    values = torch.randn(2, 6, 4, 5, generator=torch.Generator().manual_seed(1))
+    found, expected = first_component(values * size), first_component(values)
+    sign = (found * expected).flatten(1).sum(1).sign().view(-1, 1, 1)
+    close(found / size * sign, expected, 1e-4)
+
+
+@pytest.mark.parametrize("method", ["first_component(score_cam)", "augmented(first_component(score_cam))"])
+def test_the_first_component_under_a_budget(method: str) -> None:
+    network, x = seeded(SmallResNet(), double=False), images(2, double=False)
+    for budget in (1, 3):
+        assert konkyo.explain(network, x, method=method, target=1, budget=budget).signed.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["augmentd(grad_cam)", "augmented(grad_cam", "(grad_cam)"])
+def test_a_misspelt_wrapper_is_told_the_wrappers(name: str) -> None:
+    with pytest.raises(konkyo.KonkyoError, match=r"On offer: augmented\(METHOD\), first_component\(METHOD\)"):
+        konkyo.explain(seeded(SmallResNet()), images(1), method=name)
+    spaced = konkyo.explain(seeded(SmallResNet()), images(1), method="augmented( grad_cam )")
+    assert spaced.method == "augmented(grad_cam)"
+
+
+def test_what_is_no_number_function_or_list_is_refused() -> None:
+    network, x = seeded(SmallResNet()), images(1)
+    for wrong in (2.5, True, "2"):
+        with pytest.raises(konkyo.KonkyoError, match="whole number"):
+            konkyo.TopK(wrong)
+    with pytest.raises(konkyo.KonkyoError, match="progress is a function"):
+        konkyo.explain(network, x, progress=5)
+    with pytest.raises(konkyo.KonkyoError, match="at least one"):
+        konkyo.augmented("grad_cam", scales=())
+    with pytest.raises(konkyo.KonkyoError, match="as in Each"):
+        konkyo.Each(["cat", "dog"])
+    mixed = konkyo.explain(network, x, layer=["stem", "stages"], target=1)
+    assert mixed.layer == "stem+stem+stage1+stage2+stage3"
+
+
 def test_a_wrapper_takes_its_methods_options() -> None:
     network, x = seeded(SmallResNet()), images(1)
     one = konkyo.augmented("eigen_cam", scales=(1.0,), flip=False)
@@ -292,6 +341,31 @@ def test_an_attribution_of_captums_is_a_method() -> None:
             assert torch.equal(noisy[seed], result.maps)
         noisy[seed] = result.maps
     assert not torch.equal(noisy[0], noisy[1])
+
+
+def test_an_attribution_made_around_something_else_is_refused() -> None:
+    from captum.attr import InputXGradient, Saliency
+
+    network, other, x = seeded(SmallResNet()), seeded(SmallResNet(), 5), images(2)
+    with pytest.raises(konkyo.KonkyoError, match="puts out something else than the model"):
+        konkyo.explain(network, x, method=InputXGradient(other), target=1)
+    turned = konkyo.Model(network, select=lambda output: -output)
+    with pytest.raises(konkyo.KonkyoError, match=r"as in InputXGradient\(model\)"):
+        konkyo.explain(turned, x, method=InputXGradient(network), target=1)
+    found = konkyo.explain(turned, x, method=InputXGradient(turned), target=1)
+    close(found.maps, konkyo.explain(turned, x, method="input_x_gradient", target=1).maps)
+    with pytest.raises(konkyo.KonkyoError, match="unknown method"):
+        konkyo.explain(network, x, method=Saliency)
+
+
+def test_an_attribution_of_one_logit() -> None:
+    from captum.attr import InputXGradient
+
+    network, x = seeded(SmallResNet(classes=1)), images(2)
+    found = konkyo.explain(network, x, method=InputXGradient(network), target="positive")
+    close(found.maps, konkyo.explain(network, x, method="input_x_gradient", target="positive").maps)
+    with pytest.raises(konkyo.KonkyoError, match="the class 'positive'"):
+        konkyo.explain(network, x, method=InputXGradient(network), target="negative")
 
 
 def test_attributions_beside_methods_of_ours() -> None:

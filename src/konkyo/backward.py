@@ -163,17 +163,27 @@ def bias_terms(root: nn.Module) -> Iterator[list[BiasTerm]]:
     """
     terms: list[BiasTerm] = []
 
-    def hook(module: nn.Module, _args: Any, out: Any) -> None:
+    def hook(module: nn.Module, args: Any, out: Any) -> None:
         bias = _bias(module)
         if bias is not None and isinstance(out, Tensor) and out.requires_grad:
-            spatial = isinstance(module, (*_CONVOLUTIONS, nn.GroupNorm)) or hasattr(module, "running_mean")
-            terms.append(BiasTerm(bias, 1 if spatial else -1))
+            terms.append(BiasTerm(bias, _channel_axis(module, args[0], out)))
             out.register_hook(terms[-1].keep)  # type: ignore[no-untyped-call] # of the value before in-place operations
 
     with ExitStack() as undo:
         for module in root.modules():
             undo.callback(module.register_forward_hook(hook).remove)
         yield terms
+
+
+def _channel_axis(module: nn.Module, x: Tensor, out: Tensor) -> int:
+    """Where a module's bias is added. Layer norms over the channels of (N, C, h, w) are classes of the libraries'."""
+    if isinstance(module, nn.LayerNorm):
+        shape = list(module.normalized_shape)
+        if list(x.shape[-1:]) != shape:
+            return 1
+        plain = functional.layer_norm(x, shape, module.weight, module.bias, module.eps)
+        return -1 if torch.allclose(plain, out, rtol=1e-3, atol=1e-4) else 1
+    return -1 if isinstance(module, nn.Linear) else 1
 
 
 def _bias(module: nn.Module) -> Tensor | None:

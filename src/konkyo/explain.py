@@ -118,6 +118,8 @@ class _Request:
         budget = self.budget
         if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget < 1):
             raise KonkyoError(f"budget is a number of forwards, 1 or more, or None; got {budget!r}")
+        if self.progress is not None and not callable(self.progress):
+            raise KonkyoError(f"progress is a function of (done, total), or None; got {self.progress!r}")
         if self.fuse is not None and not callable(self.fuse) and self.fuse not in FUSES:
             raise unknown("way to fuse layers", self.fuse, FUSES)
 
@@ -219,8 +221,6 @@ def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) 
     if method.layer is not None and (layer is None or not method.needs_layer()):
         layer = method.layer
     needs_gradient = method.needs_gradient()
-    if isinstance(layer, str) and layer == STAGES:
-        return model.stages(shape)
     several: Sequence[str | nn.Module | Layer | None]
     several = [layer] if layer is None or isinstance(layer, (str, nn.Module, Layer)) else layer
     if not isinstance(several, (list, tuple)):
@@ -230,7 +230,10 @@ def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) 
     for item in several:
         if item is not None and not isinstance(item, (str, nn.Module, Layer)):
             raise KonkyoError(f"a layer is a dotted name, a module, 'input' or 'stages'; got {item!r}")
-    found = [model.layer(item, shape, needs_gradient=needs_gradient) for item in several]
+    found = []
+    for item in several:
+        many = isinstance(item, str) and item == STAGES
+        found += model.stages(shape) if many else [model.layer(item, shape, needs_gradient=needs_gradient)]
     if "class_weights" in method.needs and any(item.name == INPUT for item in found):
         raise NotApplicable(f"{method.name}: needs a feature layer; the input is none")
     return found

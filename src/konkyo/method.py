@@ -175,11 +175,13 @@ def find(which: str | Method | Attribution) -> Method:
     """The method of this name, or made of an attribution of Captum's. KonkyoError with the near names otherwise."""
     if isinstance(which, Method):
         return which
-    if not isinstance(which, str) and isinstance(which, Attribution):
+    if not isinstance(which, (str, type)) and isinstance(which, Attribution):
         return of_attribution(which)
-    wrapper, bracket, rest = which.partition("(") if isinstance(which, str) else (which, "", "")
-    if bracket and rest.endswith(")") and wrapper in WRAPPERS:
-        return WRAPPERS[wrapper](find(rest[:-1]))
+    if isinstance(which, str) and "(" in which:
+        wrapper, _, rest = which.strip().partition("(")
+        if wrapper not in WRAPPERS or not rest.endswith(")"):
+            raise unknown("wrapper", which, [f"{name}(METHOD)" for name in WRAPPERS])
+        return WRAPPERS[wrapper](find(rest[:-1].strip()))
     if not isinstance(which, str) or which not in METHODS:
         raise unknown("method", which, [*METHODS, *(f"{name}(METHOD)" for name in WRAPPERS)])
     return METHODS[which]
@@ -195,15 +197,33 @@ class Attribution(Protocol):
 def of_attribution(attribution: Attribution) -> Method:
     """An attribution object of Captum's as a method: its attributions, summed over channels.
 
-    Made around the same network that is explained; it runs that network by itself, so nothing is shared. Options are
-    those of its `attribute`. KonkyoError, when it runs: a target that is not a class, or attributions without a grid.
+    Made around the model that is explained (or its network); it runs that by itself, so nothing is shared. Options are
+    those of its `attribute`. KonkyoError, when it runs: a target that is not a class, an object made around something
+    that puts out something else than the model, or attributions without a grid.
     """
     name = type(attribution).__name__
 
-    def function(inputs: Tensor, targets: Sequence[Target], generator: torch.Generator, **options: Any) -> Tensor:
+    def function(
+        inputs: Tensor, output: Tensor, targets: Sequence[Target], generator: torch.Generator, **options: Any
+    ) -> Tensor:
         if not all(isinstance(target, ClassTarget) and target.score == "logit" for target in targets):
             raise KonkyoError(f"{name} of Captum explains the network's outputs by index; a class was expected")
         indices = [target.index for target in targets if isinstance(target, ClassTarget)]
+        if output.shape[1] == 1:  # one logit stands for two classes
+            if not all(indices):
+                raise KonkyoError(f"{name} of Captum explains the one logit as it is: the class 'positive'")
+            indices = [0] * len(indices)
+        run = getattr(attribution, "forward_func", None)
+        again = output if run is None else run(inputs)
+        if (
+            not isinstance(again, Tensor)
+            or again.shape != output.shape
+            or not torch.allclose(again.to(output), output, rtol=1e-2, atol=1e-2)
+        ):
+            raise KonkyoError(
+                f"{name} of Captum was made around something that puts out something else than the model; make it "
+                f"around the konkyo.Model itself, as in {name}(model)"
+            )
         torch.manual_seed(generator.initial_seed())  # the caller's random state is given back at the end
         with torch.enable_grad():
             found = attribution.attribute(inputs.clone().requires_grad_(), target=indices, **options)
@@ -216,7 +236,7 @@ def of_attribution(attribution: Attribution) -> Method:
 
     parameters = inspect.signature(attribution.attribute).parameters
     options = {n: p for n, p in parameters.items() if n not in ("self", "inputs", "target", "kwargs", "args")}
-    return Method(name, function, False, INPUT, "logit", ("inputs", "targets", "generator"), options)
+    return Method(name, function, False, INPUT, "logit", ("inputs", "output", "targets", "generator"), options)
 
 
 def methods() -> dict[str, Method]:

@@ -388,9 +388,11 @@ class Probe:
 
         Those are (N, C, *grid), or (N, C) without a grid. In a piecewise linear network they add up to the score.
         """
-        layer = Layer(INPUT, None)
-        terms: list[BiasTerm] = self._pass.recorded[bias_terms]  # type: ignore[assignment]
-        gradient = self._pass.gradients_of(lambda output: scores(output, self.targets), layer)
+        layer, pass_ = Layer(INPUT, None), self._pass
+        if bias_terms not in pass_.recorded:  # asked for by a method that another one is made of
+            pass_ = pass_.other("biases", layer, bias_terms)
+        terms: list[BiasTerm] = pass_.recorded[bias_terms]  # type: ignore[assignment]
+        gradient = pass_.gradients_of(lambda output: scores(output, self.targets), layer)
         return (self.inputs * gradient, *(term.value() for term in terms if term.gradient is not None))
 
     # --- attention ----------------------------------------------------------------------------------------------------

@@ -89,8 +89,8 @@ class TopK:
     k: int
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise KonkyoError(f"TopK needs k >= 1; got {self.k}")
+        if not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1:
+            raise KonkyoError(f"TopK needs a whole number k >= 1; got {self.k!r}")
 
 
 @dataclass(frozen=True, init=False)
@@ -100,6 +100,6 @@ class Each:
     targets: tuple[int | str | Target, ...]
 
     def __init__(self, *targets: int | str | Target) -> None:
-        if not targets:
+        if not targets or isinstance(targets[0], (list, tuple)):
             raise KonkyoError('Each needs at least one target, as in Each("cat", "dog")')
         object.__setattr__(self, "targets", targets)

@@ -97,6 +97,8 @@ def first_component(values: Tensor, *, centred: bool = False) -> Tensor:
         matrix = matrix - matrix.mean(1, keepdim=True)
     broken = ~matrix.isfinite().flatten(1).all(1)  # one image's NaN must not stop the others
     matrix = matrix.masked_fill(broken[:, None, None], 0)
+    scale = matrix.abs().amax((1, 2), keepdim=True)  # squares of very large or small values leave the numbers' range
+    matrix = safe_divide(matrix, scale)
     pixels, channels = matrix.shape[1:]
     projection: Tensor
     if pixels <= channels:
@@ -105,7 +107,8 @@ def first_component(values: Tensor, *, centred: bool = False) -> Tensor:
     else:
         _, vectors = torch.linalg.eigh(matrix.mT @ matrix)
         projection = torch.einsum("npc,nc->np", matrix, vectors[..., -1])
-    return projection.masked_fill(broken[:, None], torch.nan).reshape(len(values), *values.shape[2:])
+    projection = (projection * scale[:, :, 0]).masked_fill(broken[:, None], torch.nan)
+    return projection.reshape(len(values), *values.shape[2:])
 
 
 def oriented(maps: Tensor, positive: Tensor) -> Tensor:

@@ -63,9 +63,7 @@ Layers = Annotated[
 FuseName = Annotated[
     str | None, typer.Option("--fuse", help="How several layers become one: layer_cam, max, mean, sum or product.")
 ]
-Not = Annotated[
-    str | None, typer.Option("--not", help="Contrast: why each --class (or the highest) and not this class.")
-]
+Not = Annotated[str | None, typer.Option("--not", help="Contrast: why each --class and not this one.")]
 Budget = Annotated[
     int | None, typer.Option(min=1, help="Most forwards per image for methods that perturb; important ones first.")
 ]
@@ -132,7 +130,7 @@ def explain(
     for file, told in _progress(files, "explaining"):
         if manifest.has(file):
             continue
-        with manifest.image(file) as entry:
+        with manifest.image(file) as entry, _interrupted(manifest):
             entry["name"] = names_on_disk[file]
             for name, result in _explained(setup.model, file, names, {**request, "progress": told}, entry).items():
                 if isinstance(result, NotApplicable):
@@ -140,11 +138,8 @@ def explain(
                 else:
                     plain = name.replace("(", "-").replace(")", "")
                     _write(result, to / f"{entry['name']}.{plain}", maps, cmap, entry)
-            explained = {m["label"]: m["score"] for m in entry.get("maps", ())}
-            told_of = ", ".join(
-                label if score is None else f"{label} ({score:.2f})" for label, score in explained.items()
-            )
-            if not as_json:
+            told_of = ", ".join(dict.fromkeys(m["explained"] for m in entry.get("maps", ())))
+            if told_of and not as_json:
                 out.print(escape(f"{file.name}: {told_of}"), soft_wrap=True, highlight=False)
     _report(manifest, as_json, [f"pictures, maps and manifest in {to}"])
 
@@ -301,6 +296,7 @@ def demo(
     out.print(f"contact sheet: {sheet}", soft_wrap=True, highlight=False)
 
 
+PREPARATION = ("resize", "crop", "mean", "std")
 DEMO_SEED = 2033
 """Scenes of this seed were never trained on: training draws from other seeds."""
 
@@ -359,6 +355,10 @@ def _setup(
         changes["mean"] = _numbers(mean)
     if std is not None:
         changes["std"] = _numbers(std)
+    if model.preprocess is None and len(changes) < 4:
+        missing = ", ".join(f"{key} {getattr(Preprocess(), key)}" for key in PREPARATION if key not in changes)
+        note = f"note: {name} does not say how to prepare pictures; taken as usual: {missing}"
+        err.print(escape(note), soft_wrap=True, highlight=False)
     if changes or model.preprocess is None:
         model = replace(model, preprocess=replace(model.preprocess or Preprocess(), **changes))
     if labels is not None:
@@ -497,6 +497,7 @@ def _write(result: Explanation, stem: Path, maps: str, cmap: str | None, entry: 
             {
                 "method": result.method,
                 "label": label,
+                "explained": _explained_score(result, row),
                 "score": round(score, 6) if math.isfinite(score := result.scores[row].item()) else None,
                 "layer": result.layer,
                 "overlay": overlay.name,
@@ -506,6 +507,12 @@ def _write(result: Explanation, stem: Path, maps: str, cmap: str | None, entry: 
                 "message": result.diagnosis[row].message,
             }
         )
+
+
+def _explained_score(result: Explanation, row: int) -> str:
+    """What a row explains, with its score: "cat (logit 3.55)"."""
+    target, score = result.targets[row], result.scores[row].item()
+    return f"{result.labels[row]} ({getattr(target, 'score', 'score')} {score:.2f})"
 
 
 def _rows(found: Mapping[str, Explanation | NotApplicable], title: str, entry: dict[str, Any]) -> list[Row]:
@@ -519,7 +526,7 @@ def _rows(found: Mapping[str, Explanation | NotApplicable], title: str, entry: d
     one = next(iter(done.values()))
     rows = []
     for row, label in enumerate(one.labels):
-        cells = []
+        cells: list[Cell] = []
         for name, result in found.items():
             if isinstance(result, NotApplicable):
                 cells.append(Cell(None, f"not applicable: {str(result).partition(': ')[2]}"))
@@ -529,8 +536,19 @@ def _rows(found: Mapping[str, Explanation | NotApplicable], title: str, entry: d
                 entry.setdefault("maps", []).append(
                     {"method": name, "label": label, "layer": result.layer, "diagnosis": diagnosis.kind}
                 )
-        rows.append(Row(one.picture(row), title, f"{label} ({one.scores[row].item():.2f})", cells))
+        rows.append(Row(one.picture(row), title, _explained_score(one, row), cells))
     return rows
+
+
+@contextmanager
+def _interrupted(manifest: _Manifest) -> Iterator[None]:
+    """Tells, when the user stops the run, what there is of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        done = len(manifest.values["images"])
+        err.print(f"interrupted: {done} images are done; the same command with --resume goes on from there")
+        raise
 
 
 class _Manifest:
@@ -589,6 +607,9 @@ class _Entry:
 
 def _report(manifest: _Manifest, as_json: bool, notes: list[str]) -> None:
     images, skipped = manifest.values["images"], manifest.values["skipped"]
+    reasons = {reason for entry in images for reason in entry.get("not_applicable", ())}
+    if reasons and not any(entry.get("maps") for entry in images) and not as_json:
+        raise KonkyoError("; ".join(sorted(reasons)))
     if as_json:
         print(json.dumps(manifest.values, indent=2))  # noqa: T201 - standard output is what was asked for
     else:

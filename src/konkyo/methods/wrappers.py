@@ -1,5 +1,6 @@
 """Methods made of another method: averaged over augmented views, or reduced to a first component."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from konkyo.errors import KonkyoError
 from konkyo.method import WRAPPERS, Method, find
 from konkyo.probe import On, Probe
 from konkyo.tensors import first_component as project
@@ -20,6 +22,8 @@ def augmented(method: str | Method, *, scales: Sequence[float] = (0.9, 1.0, 1.1)
     itself. The six views by default are pytorch-grad-cam's `aug_smooth`. Cost: a forward (and the method) per view.
     """
     inner, sizes = find(method), tuple(scales)
+    if not sizes or not all(math.isfinite(scale) for scale in sizes):
+        raise KonkyoError(f"augmented needs finite scales, at least one; got {scales!r}")
 
     def function(inputs: Tensor, on: On, **options: Any) -> Tensor:
         views = torch.cat([inputs * scale for scale in sizes])
