@@ -57,7 +57,7 @@ def full_grad(full_gradients: Sequence[Tensor], *, scale: Scale = "layer") -> Te
     first = full_gradients[0]
     total = torch.zeros_like(first[:, 0])
     for term in full_gradients:
-        if term.ndim == first.ndim and len(term) == len(first):
+        if term.ndim == first.ndim and len(term) == len(first) and term[0, 0].numel() > 1:
             sizes = term.abs()
             if scale == "layer":
                 flat = sizes.flatten(1)
