@@ -23,7 +23,7 @@ from konkyo.forward import Pass, Precision
 from konkyo.layer import INPUT, STAGES, Layer, untouched
 from konkyo.method import Attribution, Method, find
 from konkyo.models import Model, as_model
-from konkyo.probe import Effort, Outputs, Probe, Progress
+from konkyo.probe import Effort, Probe, Progress
 from konkyo.target import ClassTarget, Target
 from konkyo.tensors import FUSES, Fuse, fuse, resize
 
@@ -250,24 +250,16 @@ def _run(
     options = {name: value for name, value in request.options.items() if name in method.options}
     effort = Effort(request.budget, request.progress)
     per_image = model.targets(request.target, pass_.output.detach(), score=method.score)
-    columns = list(zip(*per_image, strict=True))  # one tuple of targets over all images per target asked for
-    maps, gradients, scores = [], [], []
-    share = len(columns) > 1 and not method.varies_with_target()
-    stores: list[Outputs | None] = [{} if share else None for _ in layers]
-    for column in columns:
-        probes = [
-            Probe(pass_, column, layer, seed=request.seed, outputs=store, effort=effort)
-            for layer, store in zip(layers, stores, strict=True)
-        ]
-        signed = [method(probe, **options).detach() for probe in probes]
-        maps.append(_fused(signed, method, request.fuse).float())
-        scores.append(probes[0].score.float())
-        if "gradients" in method.needs:
-            gradients.append(probes[-1].gradients.flatten(1).abs().amax(1))
-    images, targets = len(per_image), [t for row in per_image for t in row]
+    targets = [target for image in per_image for target in image]
+    rows = tuple(image for image, found in enumerate(per_image) for _ in found)
+    probes = [
+        Probe(pass_, targets, layer, rows=rows, seed=request.seed, alike=not method.varies_with_target(), effort=effort)
+        for layer in layers
+    ]
+    signed = _fused([method(probe, **options).detach() for probe in probes], method, request.fuse).float()
+    scores = probes[0].score.float()
+    gradients = probes[-1].gradients.flatten(1).abs().amax(1) if "gradients" in method.needs else None
     classes = pass_.output.shape[1] if pass_.output.ndim == 2 else None
-    signed_rows = _by_image(maps)
-    rows = _by_image(scores)
     used = {name: parameter.default for name, parameter in method.options.items()} | options
     if len(layers) > 1:
         how = request.fuse or method.fuse
@@ -275,10 +267,10 @@ def _run(
     if request.budget is not None and "rescore" in method.needs:
         used["budget"] = request.budget
     return Explanation(
-        signed=signed_rows,
+        signed=signed,
         rectified=method.rectified,
-        scores=rows,
-        image_index=torch.arange(images, device=rows.device).repeat_interleave(len(columns)),
+        scores=scores,
+        image_index=torch.tensor(rows, dtype=torch.int64, device=scores.device),
         targets=tuple(targets),
         labels=tuple(model.label(t, classes) for t in targets),
         method=method.name,
@@ -286,7 +278,7 @@ def _run(
         model=model.name,
         options=used,
         seed=request.seed,
-        diagnosis=_diagnose(model, method, layers, signed_rows, rows, targets, gradients, pass_),
+        diagnosis=_diagnose(model, method, layers, signed, scores, targets, gradients, pass_),
         images=pictures,
     )
 
@@ -304,11 +296,6 @@ def _fused(signed: Sequence[Tensor], method: Method, how: Fuse | None) -> Tensor
     return torch.where(blank, resize(signed[-1], tuple(maps.shape[1:])).clamp(max=0), maps)
 
 
-def _by_image(columns: list[Tensor]) -> Tensor:
-    """One tensor (N, ...) per target -> rows (N * targets, ...), image after image."""
-    return torch.stack(columns, dim=1).flatten(0, 1)
-
-
 def _diagnose(
     model: Model,
     method: Method,
@@ -316,7 +303,7 @@ def _diagnose(
     signed: Tensor,
     scores: Tensor,
     targets: Sequence[Target],
-    gradients: list[Tensor],
+    largest_gradient: Tensor | None,
     pass_: Pass,
 ) -> tuple[Diagnosis, ...]:
     probable = [isinstance(t, ClassTarget) and t.score == "probability" for t in targets]
@@ -330,7 +317,7 @@ def _diagnose(
     return diagnose(
         signed,
         rectified=method.rectified,
-        largest_gradient=_by_image(gradients) if gradients else None,
+        largest_gradient=largest_gradient,
         probabilities=[s if p else None for s, p in zip(scores, probable, strict=True)] if any(probable) else (),
         way_out=way_out,
     )

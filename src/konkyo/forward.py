@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import Literal, Protocol, TypeAlias
 
 import torch
@@ -38,6 +41,8 @@ class Pass:
     Everything before the first of `differentiable` runs without a graph. `precision=None` keeps the caller's autocast
     state; "bf16" and "fp16" run every forward of this Pass under autocast. Methods always compute in fp32 or better.
     `within` is entered for the forward; what it yields is kept as `recorded`.
+
+    What is asked of a Pass is asked for rows: row r is image `rows[r]` seen from a target of its own.
     """
 
     def __init__(
@@ -52,25 +57,31 @@ class Pass:
     ) -> None:
         self.network = network
         self._autocast = _autocast_arguments(images.device.type, precision)
-        self._layers, self._differentiable = tuple(layers), tuple(differentiable)
-        self._gradients: list[tuple[tuple[Target, ...], list[Tensor]]] = []
+        self._gradients: list[tuple[Rows, tuple[Target, ...], list[Tensor]]] = []
         self._others: dict[object, Pass] = {}
         with (
             self.forwards(),
             torch.no_grad(),
-            capture(self._layers, leaves=self._differentiable) as captured,
+            capture(layers, leaves=differentiable) as captured,
             ExitStack() as entered,
         ):
             self.recorded = {enter: entered.enter_context(enter(network.module)) for enter in within}
             self.images = images.clone() if images.is_inference() else images.detach()
             leaf = self.images
-            if any(layer.module is None for layer in self._differentiable):
+            if any(layer.module is None for layer in differentiable):
                 leaf = self.images.detach().requires_grad_()
                 torch.set_grad_enabled(True)
             output = network(leaf.clone())
-            self._raw = {layer: leaf if layer.module is None else captured.raw(layer) for layer in self._layers}
-            self.calls = {layer: len(captured.calls.get(layer, ())) for layer in self._layers}
+            self.calls = {layer: len(captured.calls.get(layer, ())) for layer in layers}
             self.output, self.half = real(output), output.element_size() < 4
+        self._levels: dict[Layer, tuple[Layer, ...]] = {}
+        self._raw: dict[Layer, Tensor] = {}
+        for layer in layers:
+            raws = [leaf] if layer.module is None else captured.raw(layer)
+            self._levels[layer] = (layer,) if layer.level is not None else _levels(layer, len(raws))
+            self._raw |= zip(self._levels[layer], raws, strict=True)
+            self.calls |= dict.fromkeys(self._levels[layer], self.calls[layer])
+        self._differentiable = [level for layer in differentiable for level in self._levels[layer]]
         if self.output.shape[0] != len(images):
             raise KonkyoError(f"{len(images)} images went in, but the output has shape {tuple(self.output.shape)}")
 
@@ -89,17 +100,17 @@ class Pass:
     def other(
         self,
         key: object,
-        layer: Layer | None,
+        layers: Sequence[Layer],
         within: Callable[[nn.Module], AbstractContextManager[object]],
         images: Tensor | None = None,
     ) -> Pass:
-        """A Pass on the same images (or others) run another way, with `layer` its leaf; one per `key` is kept.
+        """A Pass on the same images (or others) run another way, with `layers` its leaves; one per `key` is kept.
 
-        `layer=None`: `within` makes the leaf.
+        No layers: `within` makes the leaf.
         """
-        kept = self._others.get((key, layer))
+        at = (key, tuple(layers))
+        kept = self._others.get(at)
         if kept is None or (images is not None and not torch.equal(images, kept.images)):
-            layers = () if layer is None else (layer,)
             with self.forwards():
                 kept = Pass(
                     self.network,
@@ -108,56 +119,137 @@ class Pass:
                     differentiable=layers,
                     within=(within,),
                 )
-            self._others[key, layer] = kept
+            self._others[at] = kept
         return kept
+
+    def levels(self, layer: Layer) -> tuple[Layer, ...]:
+        """The layer itself, or the levels of a pyramid, each a layer of one map."""
+        return self._levels[layer]
 
     def activations(self, layer: Layer) -> Tensor:
         """What the layer put out, (N, C, *grid), detached."""
         return real(layer.fold(self._raw[layer].detach()))
 
-    def gradients(self, targets: Sequence[Target], layer: Layer) -> Tensor:
-        """d score / d activations (N, C, *grid); one backward serves all differentiable layers of this Pass."""
+    def gradients(self, rows: Rows, targets: Sequence[Target], layer: Layer) -> Tensor:
+        """d score / d activations (R, C, *grid); one backward serves all differentiable layers of this Pass."""
         key = tuple(targets)
-        found = next((gradients for known, gradients in self._gradients if known == key), None)
+        found = next((g for of, known, g in self._gradients if of == rows and known == key), None)
         if found is None:
-            found = self._differentiate(key)
-            self._gradients.append((key, found))
-        return real(layer.fold(found[self._differentiable.index(layer)]))
+            raws = [self._raw[item] for item in self._differentiable]
+            slopes = self.slopes(rows, lambda output: scores(output, targets), raws)
+            found = [
+                of_rows(rows, [item.fold(column[i]) for column in slopes])
+                for i, item in enumerate(self._differentiable)
+            ]
+            self._gradients.append((rows, key, found))
+        return real(found[self._differentiable.index(layer)])
 
-    def gradients_at(self, score: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
-        """d score(output) / d tensors of the graph, of any function of the output; 0 where it depends on none."""
-        return self._backward(score, tensors)
+    def gradients_of(self, rows: Rows, score: Callable[[Tensor], Tensor], layer: Layer) -> Tensor:
+        """d score(output of every row) / d activations (R, C, *grid) of any function of the output (R,)."""
+        slopes = self.slopes(rows, score, [self._raw[layer]])
+        return real(of_rows(rows, [layer.fold(column[0]) for column in slopes]))
 
-    def gradients_of(self, score: Callable[[Tensor], Tensor], layer: Layer) -> Tensor:
-        """d score(output) / d activations (N, C, *grid) of any function of the output."""
-        return real(layer.fold(self._backward(score, [self._raw[layer]])[0]))
+    def slopes(
+        self, rows: Rows, score: Callable[[Tensor], Tensor], tensors: Sequence[Tensor], *, create_graph: bool = False
+    ) -> list[list[Tensor]]:
+        """d score / d tensors of the graph, where `score` of the rows' outputs (R, ...) gives (R,).
 
-    def curvature(self, targets: Sequence[Target], layer: Layer, vectors: Tensor) -> Tensor:
-        """The Hessian of the score with respect to the layer's activations, times `vectors` (N, C, *grid)."""
-        raw = self._raw[layer]
-        with torch.enable_grad():
-            (gradient,) = self._backward(lambda output: scores(output, targets), [raw], create_graph=True)
-            slope = (layer.fold(gradient) * vectors).sum()
-            found = torch.autograd.grad(slope, raw, allow_unused=True, retain_graph=True)[0] if slope.grad_fn else None
-        return real(layer.fold(torch.zeros_like(raw) if found is None else found))
-
-    def _differentiate(self, targets: Sequence[Target]) -> list[Tensor]:
-        """d score / d output of every differentiable layer, in the modules' own form."""
-        return self._backward(
-            lambda output: scores(output, targets), [self._raw[item] for item in self._differentiable]
-        )
-
-    def _backward(
-        self, score: Callable[[Tensor], Tensor], raws: Sequence[Tensor], *, create_graph: bool = False
-    ) -> list[Tensor]:
-        found: Sequence[Tensor | None] = [None] * len(raws)  # where nothing after the layers leads to the output
+        A list of gradients for every column: the rows in columns, no image twice in one, as `of_rows` takes them apart.
+        0 where a score depends on none of the tensors.
+        """
+        split = columns(rows)
+        found: Sequence[Sequence[Tensor | None]] = [[None] * len(tensors)] * len(split)
         with self.forwards(), torch.enable_grad():
-            total = score(self.output).sum()
-            if total.requires_grad:
-                found = torch.autograd.grad(
-                    total, raws, retain_graph=True, allow_unused=True, create_graph=create_graph
+            values = score(pick(self.output, rows))
+            if values.requires_grad:
+                sums = [values[column].sum() for column in split]
+                # Down to the image a batch of gradients would hold every module's at once.
+                together = not create_graph and all(layer.module is not None for layer in self._differentiable)
+                found = _backwards(sums, tensors, together=together, create_graph=create_graph)
+        return [
+            [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, column, strict=True)] for column in found
+        ]
+
+    def curvature(self, rows: Rows, targets: Sequence[Target], layer: Layer, vectors: Tensor) -> Tensor:
+        """The Hessian of the score with respect to the layer's activations, times `vectors` (R, C, *grid)."""
+        raw, products = self._raw[layer], []
+        with torch.enable_grad():
+            first = self.slopes(rows, lambda output: scores(output, targets), [raw], create_graph=True)
+            for column, (gradient,) in zip(columns(rows), first, strict=True):
+                images = torch.tensor([rows[r] for r in column], device=raw.device)
+                slope = (layer.fold(gradient)[images] * vectors[column]).sum()
+                found = (
+                    torch.autograd.grad(slope, raw, allow_unused=True, retain_graph=True)[0] if slope.grad_fn else None
                 )
-        return [torch.zeros_like(raw) if g is None else g for raw, g in zip(raws, found, strict=True)]
+                products.append(layer.fold(torch.zeros_like(raw) if found is None else found))
+        return real(of_rows(rows, products))
+
+
+Rows: TypeAlias = tuple[int, ...]
+"""The image of every row."""
+
+
+def pick(values: Tensor, rows: Rows) -> Tensor:
+    """Values per image (N, ...) as values per row (R, ...); of a single image without a copy."""
+    if rows == tuple(range(len(values))):
+        return values
+    if len(values) == 1:
+        return values.expand(len(rows), *values.shape[1:])
+    return values[torch.tensor(rows, device=values.device, dtype=torch.int64)]
+
+
+def of_rows(rows: Rows, columns: Sequence[Tensor]) -> Tensor:
+    """Values per image of every column [(N, ...), ...] as values per row (R, ...)."""
+    if len(columns) == 1 and rows == tuple(range(len(columns[0]))):
+        return columns[0]
+    seen: Counter[int] = Counter()
+    found = []
+    for image in rows:
+        found.append(columns[seen[image]][image])
+        seen[image] += 1
+    return torch.stack(found)
+
+
+def columns(rows: Rows) -> list[list[int]]:
+    """The rows' indices, those that are the first of their image, the second, ..."""
+    seen: Counter[int] = Counter()
+    columns: list[list[int]] = []
+    for r, image in enumerate(rows):
+        if seen[image] == len(columns):
+            columns.append([])
+        columns[seen[image]].append(r)
+        seen[image] += 1
+    return columns
+
+
+_TOGETHER = 16  # gradients in one walk through the graph
+
+
+def _backwards(
+    sums: Sequence[Tensor], tensors: Sequence[Tensor], *, together: bool, create_graph: bool
+) -> Sequence[Sequence[Tensor | None]]:
+    """The gradients of every sum; `together` where the graph can be walked with a batch of them."""
+    if together and len(sums) > 1:
+        rows: list[list[Tensor | None]] = []
+        with suppress(RuntimeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of operators without a rule for batches, which run one by one
+            for part in (sums[i : i + _TOGETHER] for i in range(0, len(sums), _TOGETHER)):
+                stack = torch.stack(list(part))
+                each = torch.eye(len(part), device=stack.device, dtype=stack.dtype)
+                found = torch.autograd.grad(
+                    stack, tensors, each, retain_graph=True, allow_unused=True, is_grads_batched=True
+                )
+                rows += [[None if g is None else g[i] for g in found] for i in range(len(part))]
+            return rows
+    return [
+        torch.autograd.grad(total, tensors, retain_graph=True, allow_unused=True, create_graph=create_graph)
+        for total in sums
+    ]
+
+
+def _levels(layer: Layer, count: int) -> tuple[Layer, ...]:
+    """The levels of a pyramid; of one map alone the layer of that map."""
+    return tuple(replace(layer, level=level) for level in range(count))
 
 
 def scores(output: Tensor, targets: Sequence[Target]) -> Tensor:

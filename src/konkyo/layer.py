@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from konkyo.errors import KonkyoError
 
@@ -42,19 +42,24 @@ class Layer:
     """How many tokens (class, distillation, registers) stand before the grid."""
     call: int = -1
     """Which call of the module in one forward is meant; -1 is the last."""
+    level: int | None = 0
+    """Which of the maps that the module puts out; None: all of them, the levels of a pyramid."""
 
     def fold(self, raw: Tensor) -> Tensor:
         """The module's output as (N, C, *grid)."""
         if self.tokens is not None:
-            raw = raw[:, self.prefix :].reshape(len(raw), *self.tokens, -1)
+            end = self.prefix + math.prod(self.tokens)  # what follows are no places (a detector's queries)
+            raw = raw[:, self.prefix : end].reshape(len(raw), *self.tokens, -1)
         return raw.movedim(self.channel_axis, 1)
 
     def unfold(self, grid: Tensor, raw: Tensor) -> Tensor:
-        """A grid (V, C, *grid) in the module's own form; prefix tokens come from `raw`, its output for one image."""
+        """A grid (V, C, *grid) in the module's own form; other tokens come from `raw`, its output for one image."""
         out = grid.movedim(1, self.channel_axis)
         if self.tokens is not None:
-            prefix = raw[:, : self.prefix].expand(len(grid), -1, -1)
-            out = torch.cat([prefix, out.flatten(1, len(self.tokens))], dim=1)
+            before, _, after = raw.expand(len(grid), -1, -1).tensor_split(
+                (self.prefix, self.prefix + math.prod(self.tokens)), dim=1
+            )
+            out = torch.cat([before, out.flatten(1, len(self.tokens)), after], dim=1)
         return out
 
 
@@ -66,10 +71,32 @@ def main_tensor(output: Any) -> Tensor | None:
     return next((v for v in values if isinstance(v, Tensor)), None)
 
 
-def _with_main_tensor(output: Any, tensor: Tensor) -> Any:
-    first = main_tensor(output)
-    result = tree_map(lambda leaf: tensor if leaf is first else leaf, output)
-    if main_tensor(result) is not tensor:
+def maps_in(output: Any) -> list[Tensor]:
+    """The levels of a pyramid: the floating (N, C, *grid) in what a module puts out, however nested, in its order."""
+    return [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point() and t.ndim >= 3]
+
+
+def _of_layer(output: Any, layer: Layer) -> list[Tensor]:
+    """What a layer captures of its module's output: one tensor, or all levels of a pyramid."""
+    if layer.level == 0:
+        first = main_tensor(output)
+        return [] if first is None else [first]
+    levels = maps_in(output)
+    return levels if layer.level is None else levels[layer.level : layer.level + 1]
+
+
+def _with(output: Any, tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Any:
+    """The output with `others` in the places of `tensors`, which are in it."""
+    swap = {id(tensor): other for tensor, other in zip(tensors, others, strict=True)}
+    swapped = 0
+
+    def exchange(leaf: Any) -> Any:
+        nonlocal swapped
+        swapped += id(leaf) in swap
+        return swap.get(id(leaf), leaf)
+
+    result = tree_map(exchange, output)
+    if swapped < len(swap):
         raise KonkyoError(f"a layer's output of type {type(output).__name__} cannot be read; name a layer inside it")
     return result
 
@@ -81,10 +108,13 @@ class Captured:
     """What the layers put out in one forward, in the modules' own form."""
 
     def __init__(self) -> None:
-        self.calls: dict[Layer, list[Tensor]] = {}
+        self.calls: dict[Layer, list[list[Tensor]]] = {}
 
-    def raw(self, layer: Layer) -> Tensor:
-        """The output of the layer's call that is meant; an error if the forward never made that call."""
+    def raw(self, layer: Layer) -> list[Tensor]:
+        """What the layer's call that is meant put out: one tensor, or all levels of a pyramid.
+
+        KonkyoError: the forward never made that call.
+        """
         calls = self.calls.get(layer, [])
         try:
             return calls[layer.call]
@@ -106,15 +136,15 @@ def capture(layers: Sequence[Layer], *, leaves: Sequence[Layer] = ()) -> Iterato
 
     def hook(layer: Layer) -> Callable[..., Any]:
         def keep(_module: nn.Module, _args: Any, output: Any) -> Any:
-            tensor = main_tensor(output)
-            if tensor is None:
+            tensors = _of_layer(output, layer)
+            if not tensors:
                 raise KonkyoError(f"layer {layer.name!r} puts out no tensor but {type(output).__name__}")
+            kept = tensors
             if layer in leaves:
                 torch.set_grad_enabled(True)
-                if not tensor.requires_grad or tensor.is_leaf:
-                    tensor = tensor.detach().requires_grad_()
-            captured.calls.setdefault(layer, []).append(tensor)
-            return _with_main_tensor(output, tensor.clone())
+                kept = [t.detach().requires_grad_() if not t.requires_grad or t.is_leaf else t for t in tensors]
+            captured.calls.setdefault(layer, []).append(kept)
+            return _with(output, tensors, [t.clone() for t in kept])
 
         return keep
 
@@ -183,8 +213,8 @@ class Replay:
             stack[-1].finished.append(call)
             if module is layer.module:
                 seen += 1
-                if seen == layer.call + 1 and (tensor := main_tensor(output)) is not None:
-                    raw = tensor.detach().clone()
+                if seen == layer.call + 1 and (tensors := _of_layer(output, layer)):
+                    raw = tensors[0].detach().clone()
 
         with ExitStack() as undo, torch.no_grad():
             for module in root.modules():
@@ -220,7 +250,7 @@ class Replay:
                 if mode != "whole":
                     undo.enter_context(_stubbed(module, self._answers(module, outputs, values, mode)))
                 elif module is self._layer.module:
-                    undo.enter_context(_replaced(module, self._layer.call, values))
+                    undo.enter_context(_replaced(module, self._layer, values))
             return self._forward(image.clone())
 
     def _answers(self, module: nn.Module, outputs: list[Any], values: Tensor, mode: str) -> list[Any]:
@@ -232,7 +262,7 @@ class Replay:
                 outputs,
             )
         if module is self._layer.module:
-            answers = [*answers[:-1], _with_main_tensor(outputs[-1], values)]
+            answers = [*answers[:-1], _with(answers[-1], _of_layer(answers[-1], self._layer), [values])]
         return answers
 
 
@@ -256,14 +286,14 @@ def _stubbed(module: nn.Module, answers: Sequence[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(module: nn.Module, call: int, values: Tensor) -> Iterator[None]:
-    """The module runs, but its given call's main tensor is replaced by `values`."""
+def _replaced(module: nn.Module, layer: Layer, values: Tensor) -> Iterator[None]:
+    """The module runs, but what its call that is meant puts out is replaced by `values`."""
     calls = 0
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
         nonlocal calls
         calls += 1
-        return _with_main_tensor(output, values) if calls == call + 1 else output
+        return _with(output, _of_layer(output, layer), [values]) if calls == layer.call + 1 else output
 
     handle = module.register_forward_hook(hook)
     try:
@@ -378,7 +408,7 @@ def _traced_batch(forward: Callable[[Tensor], Tensor], root: nn.Module, images: 
         handed = tensor.clone()
         if handed.requires_grad:
             run.edges[name] = get_gradient_edge(handed)  # taken before an in-place operation makes it another's
-        return _with_main_tensor(output, handed)
+        return _with(output, [tensor], [handed])
 
     with ExitStack() as undo:
         for module in names:

@@ -21,6 +21,7 @@ ON_OFFER = tuple(name for name in vars(Probe) if not name.startswith("_"))
 """What a method may name as positional parameters."""
 
 
+_RUNS_VARIANTS = {"rescore", "ablate", "regrad", "revisit"}
 _OF_TARGET = {
     *("gradients", "regrad", "ablate", "class_weights", "differentiate", "curvature", "revisit", "relevance"),
     *("attention_gradients", "block_gradients"),
@@ -63,9 +64,9 @@ class Method:
         )
 
     def varies_with_target(self) -> bool:
-        """Whether the variants that it rescores may depend on the target, and not on the images alone."""
-        of_target = {"score", "targets", "on", "probe", *_OF_TARGET}
-        return "rescore" in self.needs and bool(of_target & set(self.needs))
+        """Whether the variants that it runs may depend on the target, and not on the images alone."""
+        of_target = {"score", "targets", "on", "probe", "guided_gradients", "full_gradients", *_OF_TARGET}
+        return bool((of_target - _RUNS_VARIANTS) & set(self.needs))
 
     def needs_layer(self) -> bool:
         """Whether its map depends on the layer at all; RISE's does not."""

@@ -7,7 +7,7 @@ belongs to the Pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from konkyo.attention import Attentions, Block, explicit_attention, per_head
 from konkyo.backward import BiasTerm, bias_terms, guided_relus, positive_relevance
 from konkyo.errors import KonkyoError, NotApplicable
-from konkyo.forward import Pass, real, scores
+from konkyo.forward import Pass, Rows, columns, of_rows, pick, real, scores
 from konkyo.layer import INPUT, MAX_PREFIX_TOKENS, Layer, Replay, measured_outputs
 from konkyo.target import ClassTarget, Target
 from konkyo.tensors import grid_mean, safe_divide
@@ -105,9 +105,6 @@ batches are no faster. On a GPU no more than half of what is free."""
 _WORKING_COPIES = 6  # a convolution holds input, output and a workspace of the order of both
 
 
-Outputs: TypeAlias = dict[int, list[tuple[Tensor, Tensor]]]
-"""What the network put out for an image's variants: image index -> [(variant indices, output)]."""
-
 Progress: TypeAlias = Callable[[int, int], object]
 """Called with (variants done, variants in all); what is exactly True stops the run."""
 
@@ -123,10 +120,10 @@ class Effort:
 
 
 class Probe:
-    """A Pass seen from one target per image, at one layer. Its public names are what a method may ask for.
+    """A Pass seen from targets, at one layer: R rows, each an image of the Pass and a target of it.
 
-    `outputs` is a store that Probes of other targets share, where a method's variants do not depend on the target: the
-    first of them fills it with what the network puts out for the variants, the others only score that.
+    Its public names are what a method may ask for. `rows` is the image of every row (None: one row per image). `alike`:
+    variants do not depend on the target, so that rows of one image share theirs.
     """
 
     def __init__(
@@ -135,23 +132,25 @@ class Probe:
         targets: Sequence[Target],
         layer: Layer,
         *,
+        rows: Rows | None = None,
         seed: int = 0,
-        outputs: Outputs | None = None,
+        alike: bool = False,
         effort: Effort = Effort(),
     ) -> None:
         self._pass, self._layer, self._seed, self._effort = pass_, layer, seed, effort
-        self._targets = tuple(targets)
-        self._outputs, self._spent, self._stopped = outputs, 0, False
+        self._targets, self._alike = tuple(targets), alike
+        self._rows: Rows = tuple(range(len(pass_.images))) if rows is None else rows
+        self._spent, self._stopped = 0, False
 
     @property
     def inputs(self) -> Tensor:
-        """The preprocessed images (N, C, *size)."""
-        return self._pass.images
+        """The preprocessed image of every row (N, C, *size)."""
+        return pick(self._pass.images, self._rows)
 
     @property
     def output(self) -> Tensor:
         """What the network put out (N, ...), detached."""
-        return self._pass.output.detach()
+        return pick(self._pass.output.detach(), self._rows)
 
     @property
     def probe(self) -> Probe:
@@ -160,23 +159,23 @@ class Probe:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """What is explained: one target per image."""
+        """What is explained: one target per row."""
         return self._targets
 
     @cached_property
     def score(self) -> Tensor:
-        """The explained score of every image (N,)."""
-        return scores(self._pass.output.detach(), self.targets)
+        """The explained score of every row (N,)."""
+        return scores(self.output, self.targets)
 
     @cached_property
     def activations(self) -> Tensor:
         """The layer's output as a grid (N, C, *grid)."""
-        return self._pass.activations(self._layer)
+        return pick(self._pass.activations(self._layer), self._rows)
 
     @cached_property
     def gradients(self) -> Tensor:
         """d score / d activations (N, C, *grid)."""
-        return self._pass.gradients(self.targets, self._layer)
+        return self._pass.gradients(self._rows, self.targets, self._layer)
 
     @property
     def generator(self) -> torch.Generator:
@@ -195,7 +194,7 @@ class Probe:
                 f"needs global average pooling and one linear layer right after the layer; "
                 f"what follows {self._layer.name!r} is something else (grad_cam works for any head)"
             )
-        output = self._pass.output.detach().requires_grad_()
+        output = self.output.clone().requires_grad_()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(scores(output, self.targets).sum(), output)
         return gradient @ real(head)
@@ -216,10 +215,11 @@ class Probe:
 
             alive = activations.flatten(2).any(2)  # the others are zero already
             priority = alive if priority is None else priority * alive
+            self._alike = True  # whatever else the method asks for: what is taken out does not depend on the target
             found = self.rescore(count, activations=without, priority=priority)
             return torch.where(found == -torch.inf, self.score.to(found)[:, None], found)
         # The output is linear in the channels' means, so each channel's share is known without a forward.
-        means, output = grid_mean(activations), self._pass.output.detach()
+        means, output = grid_mean(activations), self.output
         share = real(head).T  # (C, K)
         return torch.stack([self.targets[i](output[i] - means[i, :, None] * share) for i in range(len(means))])
 
@@ -231,41 +231,47 @@ class Probe:
         activations: Vary | None = None,
         priority: Tensor | None = None,
     ) -> Tensor:
-        """Scores (N, count) of `count` variants of every image, or of its activations.
+        """Scores (N, count) of `count` variants of every row's image, or of its activations.
 
-        `inputs(i, k)` builds the variants `k` (indices) of image `i` when their chunk's turn comes, so that no more
+        `inputs(i, k)` builds the variants `k` (indices) of row `i` when their chunk's turn comes, so that no more
         than a chunk is ever held; the network may overwrite them. Variants of activations replay only what follows the
         layer. `priority` (N, count), bool or numbers: variants run in falling order of it, and those with 0 or less
         are left out. Left-out variants, and those beyond the call's budget, score -inf.
         """
-        result = self.score.new_full((len(self.inputs), count), -torch.inf)
-        store, self._outputs = self._outputs, None  # a second call's variants may follow from the first one's scores
-        rows = [None] * len(result) if priority is None else list(priority)
-        orders = [self._order(count, row) for row in rows]
+        result = self.score.new_full((len(self._rows), count), -torch.inf)
+        groups = self._sharing(priority)
+        orders = [self._order(count, None if priority is None else priority[group[0]]) for group in groups]
         self._spent += max(map(len, orders), default=0)
         done, total = 0, sum(map(len, orders))
-        for image, (target, todo) in enumerate(zip(self.targets, orders, strict=True)):
-            if store is not None and image in store:
-                outputs: Iterable[tuple[Tensor, Tensor]] = store[image]
-            elif self._stopped:
+        for group, todo in zip(groups, orders, strict=True):
+            if self._stopped:
                 break
-            else:
-                make, run, outside = self._variants(image, inputs, activations)
-                outputs = self._chunked(todo, make, torch.no_grad()(run), outside)
-            kept = []
-            for chunk, output in outputs:
-                result[image, chunk] = target(output).to(result)
+            make, run, outside = self._variants(group[0], inputs, activations)
+            for chunk, output in self._chunked(todo, make, torch.no_grad()(run), outside):
+                for row in group:
+                    result[row, chunk] = self._targets[row](output).to(result)
                 done += len(chunk)
-                if store is not None:
-                    kept.append((chunk, output))
                 if self._told(done, total):
                     break
-            if store is not None:
-                store[image] = kept
         return result
 
+    def _sharing(self, priority: Tensor | None = None) -> list[list[int]]:
+        """The rows that have their variants in common. After the first call none: what it gave may decide the next."""
+        alike, self._alike = self._alike, False
+        groups = self._by_image()
+        if alike and (priority is None or all(bool((priority[g] == priority[g[0]]).all()) for g in groups)):
+            return groups
+        return [[row] for row in range(len(self._rows))]
+
+    def _by_image(self) -> list[list[int]]:
+        """The rows of every image."""
+        groups: dict[int, list[int]] = {}
+        for row, image in enumerate(self._rows):
+            groups.setdefault(image, []).append(row)
+        return list(groups.values())
+
     def _order(self, count: int, priority: Tensor | None) -> Tensor:
-        """The indices of an image's variants that are run, the first first."""
+        """The indices of a row's variants that are run, the first first."""
         if priority is None:
             order = torch.arange(count, device=self.inputs.device)
         else:
@@ -283,59 +289,72 @@ class Probe:
 
         `weights` (count,) weighs the `count` variants; the rest is as in `rescore`.
         """
-        totals = []
-        for image, target in enumerate(self.targets):
-            make, run, outside = self._variants(image, inputs, activations)
+        todo, total = torch.arange(len(weights), device=self.inputs.device), [torch.zeros(())] * len(self._rows)
+        if not len(todo):
+            raise KonkyoError("regrad needs at least one variant")
+        for done, group in enumerate(self._sharing()):
+            make, run, outside = self._variants(group[0], inputs, activations)
 
-            def gradients(variants: Tensor, run: Callable[[Tensor], Tensor] = run, target: Target = target) -> Tensor:
+            def gradients(
+                variants: Tensor, run: Callable[[Tensor], Tensor] = run, group: Sequence[int] = group
+            ) -> list[Tensor]:
                 with torch.inference_mode(False), torch.enable_grad():
                     leaf = variants.detach().requires_grad_()
-                    score = target(run(leaf.clone())).sum()
-                    (found,) = torch.autograd.grad(score, leaf, allow_unused=True)
-                return torch.zeros_like(leaf) if found is None else real(found)
+                    output, found = run(leaf.clone()), []
+                    for row in group:
+                        score = self._targets[row](output).sum()
+                        slope = None
+                        if score.requires_grad:
+                            (slope,) = torch.autograd.grad(
+                                score, leaf, allow_unused=True, retain_graph=row != group[-1]
+                            )
+                        found.append(torch.zeros_like(leaf) if slope is None else real(slope))
+                return found
 
-            total: Tensor | None = None
-            todo = torch.arange(len(weights), device=self.inputs.device)
-            for chunk, found in self._chunked(todo, make, gradients, outside, graph=True):
-                part = torch.einsum("v,v...->...", weights.to(found)[chunk], found)
-                total = part if total is None else total + part
-            if total is None:
-                raise KonkyoError("regrad needs at least one variant")
-            totals.append(total)
-            self._told(image + 1, len(self.targets))
-        return torch.stack(totals)
+            for chunk, slopes in self._chunked(todo, make, gradients, outside, graph=True):
+                for row, slope in zip(group, slopes, strict=True):
+                    total[row] = total[row].to(slope) + torch.einsum("v,v...->...", weights.to(slope)[chunk], slope)
+            self._told(done + 1, len(self._rows))
+        return torch.stack(total)
 
     # --- other ways through the network -------------------------------------------------------------------------------
 
     def differentiate(self, score: OtherScore) -> Tensor:
         """The gradient (N, C, *grid) of another score: `score(output (N, K), explained score (N,))` -> (N,)."""
-        return self._pass.gradients_of(lambda output: score(output, scores(output, self.targets)), self._layer)
+        return self._pass.gradients_of(
+            self._rows, lambda output: score(output, scores(output, self.targets)), self._layer
+        )
 
     def curvature(self, vectors: Tensor) -> Tensor:
         """The Hessian of the score at the layer times `vectors`: d sum(gradients * vectors) / d activations.
 
         Costs one more forward, whose attentions (if any) are of the kind that can be differentiated twice.
         """
-        pass_ = self._pass.other("curvature", self._layer, lambda _: sdpa_kernel(SDPBackend.MATH))
-        return pass_.curvature(self.targets, self._layer, vectors)
+        pass_ = self._pass.other("curvature", [self._layer], lambda _: sdpa_kernel(SDPBackend.MATH))
+        return pass_.curvature(self._rows, self.targets, self._layer, vectors)
 
     def revisit(self, count: int, *, inputs: Vary) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        """Activations and gradients at the layer for `count` variants of every input image, chunk by chunk.
+        """Activations and gradients at the layer for `count` variants of every row's image, chunk by chunk.
 
-        -> (image index, variant indices (v,), activations (v, C, *grid), gradients (v, C, *grid)). `inputs` as in
-        `rescore`.
+        -> (row, variant indices (v,), activations (v, C, *grid), gradients (v, C, *grid)). `inputs` as in `rescore`.
         """
         layer, todo = self._layer, torch.arange(count, device=self.inputs.device)
-        for image, target in enumerate(self.targets):
+        for done, group in enumerate(self._sharing()):
 
-            def visit(variants: Tensor, target: Target = target) -> tuple[Tensor, Tensor]:
+            def visit(variants: Tensor, group: Sequence[int] = group) -> tuple[Tensor, Iterator[Tensor]]:
                 with self._pass.forwards():
                     pass_ = Pass(self._pass.network, variants, (layer,), differentiable=(layer,))
-                return pass_.activations(layer), pass_.gradients([target] * len(variants), layer)
+                images = tuple(range(len(variants)))
+                return pass_.activations(layer), (
+                    pass_.gradients(images, [self._targets[row]] * len(variants), layer) for row in group
+                )
 
-            for chunk, found in self._chunked(todo, partial(inputs, image), visit, frozenset(), graph=True):
-                yield image, chunk, *found
-            self._told(image + 1, len(self.targets))
+            for chunk, (found, slopes) in self._chunked(
+                todo, partial(inputs, group[0]), visit, frozenset(), graph=True
+            ):
+                for row, gradients in zip(group, slopes, strict=True):
+                    yield row, chunk, found, gradients
+            self._told(done + 1, len(self._rows))
 
     def on(self, images: Tensor, layer: str | None = None) -> Probe:
         """A Probe of the same targets on other images (M, C, *size), M a multiple of N: view after view of them all.
@@ -343,12 +362,21 @@ class Probe:
         Its layer is this one's, or the input for `layer="input"`. One forward serves all targets that ask for the
         same images.
         """
-        views, rest = divmod(len(images), len(self.inputs))
+        count = len(self._rows)
+        views, rest = divmod(len(images), count)
         if rest or not views:
-            raise KonkyoError(f"a multiple of {len(self.inputs)} images was expected; got {len(images)}")
+            raise KonkyoError(f"a multiple of {count} images was expected; got {len(images)}")
+        rows = tuple(range(len(images)))
+        firsts = [group[0] for group in self._by_image()]
+        if len(firsts) < count:  # rows of one image see the same views of it, if the views do not depend on targets
+            own = [list(dict.fromkeys(self._rows)).index(image) for image in self._rows]
+            once = torch.cat([view[firsts] for view in torch.split(images, count)])
+            shared = tuple(v * len(firsts) + at for v in range(views) for at in own)
+            if torch.equal(once[list(shared)], images):
+                images, rows = once, shared
         where = Layer(INPUT, None) if layer == INPUT else self._layer
-        pass_ = self._pass.other("on", where, _nothing, images)
-        return Probe(pass_, self.targets * views, where, seed=self._seed, effort=self._effort)
+        pass_ = self._pass.other("on", [where], _nothing, images)
+        return Probe(pass_, self.targets * views, where, rows=rows, seed=self._seed, effort=self._effort)
 
     @cached_property
     def guided_gradients(self) -> Tensor:
@@ -357,10 +385,10 @@ class Probe:
         NotApplicable: the network has no ReLU. Costs one more forward and a whole backward.
         """
         layer = Layer(INPUT, None)
-        pass_ = self._pass.other("guided", layer, guided_relus)
+        pass_ = self._pass.other("guided", [layer], guided_relus)
         if not pass_.recorded[guided_relus].used:  # type: ignore[attr-defined]
             raise NotApplicable("guided backpropagation changes how ReLUs are passed, and this network has none")
-        return pass_.gradients(self.targets, layer)
+        return pass_.gradients(self._rows, self.targets, layer)
 
     @cached_property
     def relevance(self) -> Tensor:
@@ -372,15 +400,16 @@ class Probe:
         if not all(isinstance(target, ClassTarget) for target in self.targets):
             raise NotApplicable("relevance is handed down from one class against the others; the target is no class")
         layer = self._layer
-        pass_ = self._pass.other("relevance", layer, positive_relevance)
+        pass_ = self._pass.other("relevance", [layer], positive_relevance)
         classes = self.output.shape[1]
         start = torch.full_like(self.output, -1 / classes)
         for row, target in zip(start, self.targets, strict=True):
             assert isinstance(target, ClassTarget)
             row[target.index if classes > 1 else 0] = 1 if classes > 1 else 2 * target.index - 1
         # Under the rules gradient times value is relevance, at the output too.
-        slope = safe_divide(start, pass_.output.detach())
-        return pass_.activations(layer) * pass_.gradients_of(lambda output: (output * slope).sum(1), layer)
+        slope = safe_divide(start, pick(pass_.output.detach(), self._rows))
+        gradients = pass_.gradients_of(self._rows, lambda output: (output * slope).sum(1), layer)
+        return pick(pass_.activations(layer), self._rows) * gradients
 
     @cached_property
     def full_gradients(self) -> tuple[Tensor, ...]:
@@ -390,17 +419,23 @@ class Probe:
         """
         layer, pass_ = Layer(INPUT, None), self._pass
         if bias_terms not in pass_.recorded:  # asked for by a method that another one is made of
-            pass_ = pass_.other("biases", layer, bias_terms)
+            pass_ = pass_.other("biases", [layer], bias_terms)
         terms: list[BiasTerm] = pass_.recorded[bias_terms]  # type: ignore[assignment]
-        gradient = pass_.gradients_of(lambda output: scores(output, self.targets), layer)
-        return (self.inputs * gradient, *(term.value() for term in terms if term.gradient is not None))
+        parts: list[tuple[Tensor, ...]] = []
+        for column in (split := columns(self._rows)):  # a backward fills the terms in, the next one anew
+            rows, targets = tuple(self._rows[row] for row in column), [self._targets[row] for row in column]
+            gradient = pass_.gradients_of(rows, partial(scores, targets=targets), layer)
+            values = (pick(term.value(), rows) for term in terms if term.gradient is not None)
+            parts.append((pick(self._pass.images, rows) * gradient, *values))
+        order = torch.tensor([row for column in split for row in column]).argsort().to(self.inputs.device)
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(part)[order] for part in zip(*parts, strict=True))
 
     # --- attention ----------------------------------------------------------------------------------------------------
 
     @property
     def _attended(self) -> tuple[Pass, Attentions]:
         """A forward with every attention explicit, the first one the leaf; one serves all targets."""
-        pass_ = self._pass.other("attention", None, explicit_attention)
+        pass_ = self._pass.other("attention", [], explicit_attention)
         attended = pass_.recorded[explicit_attention]
         assert isinstance(attended, Attentions)
         return pass_, attended
@@ -411,15 +446,19 @@ class Probe:
 
         NotApplicable: a network without attention, with attention within windows, or one that merges tokens.
         """
-        count = len(self.inputs)
-        return tuple(real(per_head(p.detach(), count)) for p in self._attended[1].among_tokens(count))
+        (pass_, attended) = self._attended
+        count = len(pass_.images)
+        return tuple(pick(real(per_head(p.detach(), count)), self._rows) for p in attended.among_tokens(count))
 
     @cached_property
     def attention_gradients(self) -> tuple[Tensor, ...]:
         """d score / d probabilities of every self-attention (N, heads, L, L), first block to last."""
-        (pass_, attended), count = self._attended, len(self.inputs)
-        found = pass_.gradients_at(lambda output: scores(output, self.targets), attended.among_tokens(count))
-        return tuple(real(per_head(g, count)) for g in found)
+        pass_, attended = self._attended
+        count = len(pass_.images)
+        found = pass_.slopes(self._rows, lambda output: scores(output, self.targets), attended.among_tokens(count))
+        return tuple(
+            real(of_rows(self._rows, [per_head(g, count) for g in block])) for block in zip(*found, strict=True)
+        )
 
     @cached_property
     def readout(self) -> Tensor:
@@ -428,16 +467,17 @@ class Probe:
         Those are the tokens whose queries in the last block reach the output. Where the head reads by an attention of
         its own, its probabilities are the shares.
         """
-        (pass_, attended), count = self._attended, len(self.inputs)
+        pass_, attended = self._attended
+        count = len(pass_.images)
         last = attended.among_tokens(count)[-1]
         if attended.pooling is not None:
-            return real(per_head(attended.pooling.detach(), count)).mean((1, 2))
+            return pick(real(per_head(attended.pooling.detach(), count)).mean((1, 2)), self._rows)
         noise = torch.randn(pass_.output.shape[1:], generator=torch.Generator().manual_seed(0), device="cpu").to(
             pass_.output
         )
-        (slope,) = pass_.gradients_at(lambda output: (output * noise).flatten(1).sum(1), [last])
+        ((slope,),) = pass_.slopes(tuple(range(count)), lambda output: (output * noise).flatten(1).sum(1), [last])
         read = (per_head(slope, count) != 0).to(slope.dtype).amax((1, 3))
-        return safe_divide(read, read.sum(1, keepdim=True))
+        return pick(safe_divide(read, read.sum(1, keepdim=True)), self._rows)
 
     def on_grid(self, tokens: Tensor) -> Tensor:
         """Values per token (N, L) as maps (N, *grid): class token, registers and the like are left out.
@@ -460,27 +500,35 @@ class Probe:
         their mean in every token's place ("mean"), or the tokens as they stand ("head"). NotApplicable: blocks that are
         no modules. Costs another forward of every image, and once back through every block.
         """
-        attended, count = self._attended[1], len(self.inputs)
+        pass_, attended = self._attended
+        count = len(pass_.images)
         blocks = attended.blocks(count)
-        slopes = []
-        for target, (leaf, output) in zip(self.targets, self._tails(attended, blocks, tokens), strict=True):
+        tails, slopes = self._tails(attended, blocks, tokens), []
+        for image, target in zip(self._rows, self._targets, strict=True):
+            leaf, output = tails[image]
             with self._pass.forwards(), torch.enable_grad():
                 total = target(output).sum()
                 found = torch.autograd.grad(total, leaf, retain_graph=True) if total.requires_grad else [leaf * 0]
             slopes.append(found[0].detach())
-        gradients = [
-            torch.autograd.grad(b.tokens, b.probabilities, slope.to(b.tokens.dtype), retain_graph=True)[0]
-            for b, slope in zip(blocks, torch.stack(slopes, 1), strict=True)
-        ]
-        return tuple(real(per_head(g, count)) for g in gradients)
+        gradients: list[list[Tensor]] = []  # of every column, of every block
+        for column in columns(self._rows):
+            images = [self._rows[row] for row in column]
+            gradients.append([])
+            for at, block in enumerate(blocks):
+                slope = torch.zeros_like(block.tokens)
+                slope[images] = torch.stack([slopes[row][at] for row in column]).to(slope)
+                (found_at,) = torch.autograd.grad(block.tokens, block.probabilities, slope, retain_graph=True)
+                gradients[-1].append(per_head(found_at, count))
+        return tuple(real(of_rows(self._rows, list(block))) for block in zip(*gradients, strict=True))
 
     def _tails(self, attended: Attentions, blocks: Sequence[Block], tokens: ReadTokens) -> list[tuple[Tensor, Tensor]]:
         """Of every image: (the blocks' tokens (blocks, L, C), a leaf; what the network puts out for them)."""
         if tokens not in attended.tails:
             last = Layer("the last block", blocks[-1].module, call=blocks[-1].call)
             tails = []
-            for image in range(len(self.inputs)):
-                replay = Replay(self._pass.forward, last, self._pass.network.module, self.inputs[image : image + 1])
+            images = self._pass.images
+            for image in range(len(images)):
+                replay = Replay(self._pass.forward, last, self._pass.network.module, images[image : image + 1])
                 leaf = torch.stack([block.tokens[image].detach() for block in blocks]).requires_grad_()
                 if replay.raw.shape != (1, *leaf.shape[1:]):
                     raise NotApplicable("needs blocks that are modules, each handing tokens (N, L, C) on to the next")
@@ -493,18 +541,18 @@ class Probe:
     # --- how variants are run -----------------------------------------------------------------------------------------
 
     def _variants(
-        self, image: int, inputs: Vary | None, activations: Vary | None
+        self, row: int, inputs: Vary | None, activations: Vary | None
     ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], frozenset[nn.Module]]:
-        """(indices -> variants, variants -> output, modules that do not run for variants) of one image."""
+        """(indices -> variants, variants -> output, modules that do not run for variants) of one row."""
         vary = activations if inputs is None else inputs
         if vary is None or (inputs is not None and activations is not None):
             raise KonkyoError("rescore and regrad take either inputs= or activations=, exactly one of them")
         if inputs is not None or self._layer.module is None:
-            return partial(vary, image), self._pass.forward, frozenset()
+            return partial(vary, row), self._pass.forward, frozenset()
         once = replace(self._layer, call=self._layer.call % self._pass.calls[self._layer])
-        root, picture = self._pass.network.module, self.inputs[image : image + 1]
-        replay = Replay(self._pass.forward, once, root, picture)
-        return partial(vary, image), replay, replay.stubbed
+        image = self._rows[row]
+        replay = Replay(self._pass.forward, once, self._pass.network.module, self._pass.images[image : image + 1])
+        return partial(vary, row), replay, replay.stubbed
 
     def _chunked(
         self,
@@ -543,7 +591,7 @@ class Probe:
         """The weight (K, C) of the linear layer that follows the mean over the grid; None if the head is not that."""
         if self._layer.module is None or self._pass.output.ndim != 2:
             return None
-        means, output = grid_mean(self.activations), self._pass.output.detach()
+        means, output = grid_mean(self._pass.activations(self._layer)), self._pass.output.detach()
         tolerance = 3e-2 if self._pass.half else 1e-4
         for linear in reversed([m for m in self._pass.network.module.modules() if isinstance(m, nn.Linear)]):
             if (linear.out_features, linear.in_features) != (output.shape[1], means.shape[1]):
