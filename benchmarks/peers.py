@@ -345,15 +345,96 @@ def augmentation(device: str, rounds: int) -> Iterator[dict[str, object]]:
         yield section(f"{name}: six augmented views, against six forwards", six, contenders, rounds)
 
 
+def released_odam(module: nn.Module, x: Tensor, layer: nn.Module, queries: list[int]) -> Contender:
+    """ODAM as released: for every instance a fresh forward, a backward into every parameter, and the layer's gradient."""
+
+    def call() -> list[Tensor]:
+        maps = []
+        for query in queries:
+            held: list[Tensor] = []
+
+            def keep(_module: nn.Module, _args: object, output: object, held: list[Tensor] = held) -> object:
+                held.append(output.feature_maps[-1].requires_grad_())
+                held[0].retain_grad()
+                return output
+
+            handle = layer.register_forward_hook(keep)
+            try:
+                probabilities = module(pixel_values=x).logits.softmax(-1)[0, query, :-1]
+            finally:
+                handle.remove()
+            module.zero_grad()
+            probabilities.amax().backward()
+            maps.append((held[0].grad * held[0].detach()).sum(1).relu())
+        module.zero_grad()
+        return maps
+
+    return call
+
+
+def detection(device: str, rounds: int) -> Iterator[dict[str, object]]:
+    from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
+
+    torch.manual_seed(0)
+    config = DetrConfig(backbone_config=ResNetConfig(out_features=["stage4"]), use_timm_backbone=False)
+    module = DetrForObjectDetection(config).eval().to(device)
+    x, ten = torch.randn(1, 3, 480, 640, device=device), konkyo.Detections(threshold=0, top=10)
+    queries = [t.index for t in konkyo.explain(module, x, method="odam", target=ten).targets]
+
+    def forward() -> None:
+        with torch.inference_mode():
+            module(pixel_values=x)
+
+    backbone = next(m for m in module.modules() if type(m).__name__ == "ResNetBackbone")
+    contenders = {
+        "konkyo odam, 1 instance": ours(module, x, "odam", target=konkyo.Detections(threshold=0, top=1)),
+        "konkyo odam, 10 instances": ours(module, x, "odam", target=ten),
+        'konkyo odam, 10 instances, precision="bf16"': ours(module, x, "odam", target=ten, precision="bf16"),
+        "as released: odam, 10 instances": released_odam(module, x, backbone, queries),
+    }
+    slow = ("as released: odam, 10 instances",)
+    yield section("DETR R50, 640 x 480: ODAM", forward, contenders, min(rounds, 5), slow)
+
+    def many(count: int) -> Contender:
+        def call() -> None:
+            with torch.inference_mode():
+                for _ in range(count):
+                    module(pixel_values=x)
+
+        return call
+
+    contenders = {
+        "konkyo ig_odam, 10 instances": ours(module, x, "ig_odam", target=ten),
+        "konkyo adaptive_ig_odam, 10 instances": ours(module, x, "adaptive_ig_odam", target=ten),
+    }
+    title = "DETR R50, 640 x 480: paths of 32 nodes, against 32 forwards"
+    yield section(title, many(32), contenders, 1, tuple(contenders))
+    contenders = {"konkyo d_rise, 10 instances, 128 masks": ours(module, x, "d_rise", target=ten, masks=128)}
+    title = "DETR R50, 640 x 480: D-RISE, against its 128 forwards"
+    yield section(title, bare(module, x, 128, 8), contenders, min(rounds, 3), tuple(contenders))
+    torch.manual_seed(0)
+    module = torchvision.models.get_model("fasterrcnn_resnet50_fpn", weights=None, weights_backbone=None)
+    module = module.eval().to(device)
+    picture = torch.rand(1, 3, 480, 640, device=device)
+
+    def forward_rcnn() -> None:
+        with torch.inference_mode():
+            module(picture)
+
+    contenders = {"konkyo odam, 10 instances": ours(module, picture, "odam", target=ten)}
+    yield section("Faster R-CNN R50 FPN, 640 x 480: ODAM", forward_rcnn, contenders, min(rounds, 5))
+
+
 def costs(device: str, rounds: int) -> Iterator[dict[str, object]]:
     """Every method once, with its defaults: what the methods page says that it costs."""
-    slow = {"rescore", "revisit", "regrad", "on", "ablate"}
+    slow = {"rescore", "revisit", "regrad", "on", "ablate", "integrate"}
     for name in ("resnet18", "vit_b_16"):
         model, x, forward = network(name, device)
         if name == "vit_b_16":
             nn.init.normal_(model.heads.head.weight, std=0.03)
         tokens = {"attentions", "block_gradients"}
-        chosen = {n: m for n, m in konkyo.methods().items() if bool(tokens & set(m.needs)) == (name == "vit_b_16")}
+        every = {n: m for n, m in konkyo.methods().items() if m.score != "similarity"}  # those are detectors'
+        chosen = {n: m for n, m in every.items() if bool(tokens & set(m.needs)) == (name == "vit_b_16")}
         contenders = {n: ours(model, x, n, target=0) for n in chosen}
         once_only = tuple(n for n, m in chosen.items() if slow & set(m.needs) and n != "ablation_cam")
         yield section(f"{name}: every method with its defaults", forward, contenders, min(rounds, 5), once_only)
@@ -361,7 +442,7 @@ def costs(device: str, rounds: int) -> Iterator[dict[str, object]]:
 
 SECTIONS = {
     **{"costs": costs, "gradient": gradient, "transformer": transformer, "whole": whole, "path": path},
-    **{"augmentation": augmentation, "ablation": ablation, "score": score},
+    **{"augmentation": augmentation, "ablation": ablation, "score": score, "detection": detection},
 }
 
 

@@ -40,7 +40,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "smooth_grad_cam_pp": {"samples": 3},
 }
 OF_ATTENTION = {"attentions", "block_gradients"}  # test_attention.py asks the same of these
-ALL = [name for name, method in konkyo.methods().items() if not OF_ATTENTION & set(method.needs)]
+ALL = [
+    name
+    for name, method in konkyo.methods().items()
+    if not OF_ATTENTION & set(method.needs) and method.score != "similarity"  # those explain detections only
+]
 
 
 def run(network: nn.Module, x: Tensor, method: str, **more: Any) -> konkyo.Explanation:

@@ -64,11 +64,11 @@ def test_a_torchvision_model_has_its_names_and_preprocessing(model: konkyo.Model
     ("name", "message"),
     [
         ("torchvision/resnet5", "did you mean 'resnet5"),
-        ("torchvision/fcn_resnet50", "unknown torchvision classifier"),
+        ("torchvision/fcn_resnet50", "unknown torchvision model"),
         ("torchvison/resnet50", "did you mean 'torchvision/NAME'"),
         ("resnet50", r"hf/NAME, konkyo/NAME, timm/NAME, torchvision/NAME, FILE\.py:FUNCTION"),
         ("", "unknown model ''"),
-        ("torchvision/", "unknown torchvision classifier ''"),
+        ("torchvision/", "unknown torchvision model ''"),
     ],
 )
 def test_unknown_names_list_near_ones(name: str, message: str) -> None:

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable
     from konkyo.explain import compare, explain, explanations
     from konkyo.explanation import Explanation
+    from konkyo.instance import Detections, InstanceTarget
     from konkyo.layer import Layer
     from konkyo.method import Method, method, methods
     from konkyo.methods.wrappers import augmented, first_component
     from konkyo.models import Model, Preprocess, load
+    from konkyo.models.detectors import Detector
+    from konkyo.models.detectors.yolo import dense_detector
     from konkyo.target import Against, ClassTarget, ContrastTarget, Each, Target, TopK
 
 __version__ = "0.1.0"
@@ -26,9 +29,12 @@ _HOMES = {
     "konkyo.errors": ("KonkyoError", "KonkyoWarning", "NotApplicable"),
     "konkyo.explain": ("compare", "explain", "explanations"),
     "konkyo.explanation": ("Explanation",),
+    "konkyo.instance": ("Detections", "InstanceTarget"),
     "konkyo.layer": ("Layer",),
     "konkyo.method": ("Method", "method", "methods"),
     "konkyo.models": ("Model", "Preprocess", "load"),
+    "konkyo.models.detectors": ("Detector",),
+    "konkyo.models.detectors.yolo": ("dense_detector",),
     "konkyo.methods.wrappers": ("augmented", "first_component"),
     "konkyo.target": ("Against", "ClassTarget", "ContrastTarget", "Each", "Target", "TopK"),
 }
@@ -38,9 +44,12 @@ __all__ = [
     "Against",
     "ClassTarget",
     "ContrastTarget",
+    "Detections",
+    "Detector",
     "Diagnosis",
     "Each",
     "Explanation",
+    "InstanceTarget",
     "KonkyoError",
     "KonkyoWarning",
     "Layer",
@@ -53,6 +62,7 @@ __all__ = [
     "augmented",
     "compare",
     "data",
+    "dense_detector",
     "explain",
     "explanations",
     "first_component",

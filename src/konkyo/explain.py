@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,12 +22,14 @@ from konkyo.diagnosis import Diagnosis, diagnose
 from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable, unknown
 from konkyo.explanation import Explanation
 from konkyo.forward import Pass, Precision
+from konkyo.instance import SIDES_OF_BOX, InstanceTarget
 from konkyo.layer import INPUT, STAGES, Layer, untouched
 from konkyo.method import Attribution, Method, find
-from konkyo.models import Model, as_model
-from konkyo.probe import Effort, Probe, Progress
+from konkyo.models import Frame, Model, as_model
+from konkyo.path import PathTrace
+from konkyo.probe import Effort, Probe, Progress, Pyramid
 from konkyo.target import ClassTarget, Target
-from konkyo.tensors import FUSES, Fuse, fuse, resize
+from konkyo.tensors import FUSES, Fuse, fuse, resize, unit
 
 Images: TypeAlias = "Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image]"
 Which: TypeAlias = "str | Method | Attribution"
@@ -143,7 +147,7 @@ def explanations(
                 raise KonkyoError(f"unknown option {name!r}: {', '.join(m.name for m in chosen)} has no options")
             raise unknown(f"option of {', '.join(m.name for m in chosen)}", name, offer)
     adapted = as_model(model)
-    tensor, pictures = _prepare(adapted, images)
+    tensor, pictures, frames = _prepare(adapted, images)
     found: dict[str, Explanation | NotApplicable] = {}
     layers: dict[Method, list[Layer]] = {}
     for m in chosen:
@@ -167,7 +171,7 @@ def explanations(
         )
         for m in layers:
             try:
-                found[m.name] = _run(adapted, pass_, m, layers[m], request, pictures)
+                found[m.name] = _run(adapted, pass_, m, layers[m], request, pictures, frames)
             except NotApplicable as reason:
                 found[m.name] = NotApplicable(f"{m.name}: {reason}")
     doubtful = [(r.method, r, d) for r in found.values() if isinstance(r, Explanation) for d in r.diagnosis if not d.ok]
@@ -186,11 +190,12 @@ def _warn(message: str) -> None:
     warnings.warn(message, KonkyoWarning, stacklevel=level + 1)
 
 
-def _prepare(model: Model, images: Images) -> tuple[Tensor, tuple[Image.Image, ...] | Tensor]:
-    """(prepared images (N, C, ...), what the model saw of them)."""
+def _prepare(model: Model, images: Images) -> tuple[Tensor, tuple[Image.Image, ...] | Tensor, tuple[Frame, ...]]:
+    """(prepared images (N, C, ...), what the model saw of them, where that lies in the input)."""
     if isinstance(images, Tensor):
         tensor = model.prepared(images)
-        return tensor, tensor.detach() if model.preprocess is None else model.preprocess.undo(tensor.detach())
+        shown = tensor.detach() if model.preprocess is None else model.preprocess.undo(tensor.detach())
+        return tensor, shown, (Frame(),) * len(tensor)
     if not isinstance(images, (str, Path, Image.Image, Sequence)):
         raise KonkyoError(
             f"images are a path, a picture, a list of them, or a tensor (N, C, H, W); got {type(images).__name__}"
@@ -214,7 +219,8 @@ def _prepare(model: Model, images: Images) -> tuple[Tensor, tuple[Image.Image, .
         raise KonkyoError(
             "the pictures differ in size after preprocessing; give the Preprocess a crop, or explain them one by one"
         )
-    return model.prepared(torch.stack(prepared)), tuple(model.preprocess.view(picture) for picture in opened)
+    seen = tuple(model.preprocess.view(picture) for picture in opened)
+    return model.prepared(torch.stack(prepared)), seen, tuple(model.preprocess.frame(picture) for picture in opened)
 
 
 def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) -> list[Layer]:
@@ -246,20 +252,55 @@ def _run(
     layers: Sequence[Layer],
     request: _Request,
     pictures: tuple[Image.Image, ...] | Tensor,
+    frames: Sequence[Frame],
 ) -> Explanation:
     options = {name: value for name, value in request.options.items() if name in method.options}
     effort = Effort(request.budget, request.progress)
-    per_image = model.targets(request.target, pass_.output.detach(), score=method.score)
-    targets = [target for image in per_image for target in image]
-    rows = tuple(image for image, found in enumerate(per_image) for _ in found)
-    probes = [
-        Probe(pass_, targets, layer, rows=rows, seed=request.seed, alike=not method.varies_with_target(), effort=effort)
-        for layer in layers
-    ]
-    signed = _fused([method(probe, **options).detach() for probe in probes], method, request.fuse).float()
-    scores = probes[0].score.float()
-    gradients = probes[-1].gradients.flatten(1).abs().amax(1) if "gradients" in method.needs else None
+    per_image = model.targets(request.target, pass_.output.detach(), score=method.score, frames=frames)
+    whole = [target for image in per_image for target in image]
+    images = [image for image, found in enumerate(per_image) for _ in found]
+    parts = [_parts(target) for target in whole]
+    targets, rows = (
+        [part for group in parts for part in group],
+        tuple(image for image, group in zip(images, parts, strict=True) for _ in group),
+    )
+    signed, probes, pyramids = [], list[Probe](), list[Pyramid]()
+    for layer in layers:
+        pyramid = Pyramid(pass_.levels(layer))
+        pyramids.append(pyramid)
+        levels = [
+            Probe(
+                pass_,
+                targets,
+                level,
+                rows=rows,
+                seed=request.seed,
+                alike=not method.varies_with_target(),
+                effort=effort,
+                pyramid=pyramid,
+            )
+            for level in pyramid.levels
+        ]
+        probes += levels
+        if rows:
+            signed.append(_summed([method(probe, **options).detach() for probe in levels]))
+    if rows:
+        maps = _fused(signed, method, request.fuse).float()
+    else:  # a detector that keeps nothing
+        maps = probes[-1].activations.new_zeros(0, *probes[-1].activations.shape[2:]).float()
+    scores = probes[0].score.float() if rows else maps.new_zeros(0)
+    gradients = None
+    if rows and "gradients" in method.needs:
+        gradients = torch.stack([probe.gradients.flatten(1).abs().amax(1) for probe in probes]).amax(0)
+    if combined := len(rows) > len(images):
+        firsts = list(accumulate(map(len, parts[:-1]), initial=0))
+        maps = torch.stack(
+            [_combined(maps[at : at + len(part)], method) for at, part in zip(firsts, parts, strict=True)]
+        )
+        scores, gradients = scores[firsts], None if gradients is None else gradients[firsts]
     classes = pass_.output.shape[1] if pass_.output.ndim == 2 else None
+    bordered = any(frames[image].region != (0.0, 0.0, 1.0, 1.0) for image in images)
+    integrals = [integral for pyramid in pyramids for integral in pyramid.integrals]
     used = {name: parameter.default for name, parameter in method.options.items()} | options
     if len(layers) > 1:
         how = request.fuse or method.fuse
@@ -267,20 +308,59 @@ def _run(
     if request.budget is not None and "rescore" in method.needs:
         used["budget"] = request.budget
     return Explanation(
-        signed=signed,
+        signed=maps,
         rectified=method.rectified,
         scores=scores,
-        image_index=torch.tensor(rows, dtype=torch.int64, device=scores.device),
-        targets=tuple(targets),
-        labels=tuple(model.label(t, classes) for t in targets),
+        image_index=torch.tensor(images, dtype=torch.int64, device=scores.device),
+        targets=tuple(whole),
+        labels=tuple(model.label(t, classes) for t in whole),
         method=method.name,
         layer="+".join(item.name if item.call == -1 else f"{item.name}#{item.call}" for item in layers),
         model=model.name,
         options=used,
         seed=request.seed,
-        diagnosis=_diagnose(model, method, layers, signed, scores, targets, gradients, pass_),
+        diagnosis=_diagnose(model, method, layers, maps, scores, whole, gradients, pass_),
+        boxes=_boxes(whole, images, frames, scores),
+        regions=scores.new_tensor([frames[image].region for image in images]) if bordered else None,
+        path=_path(integrals[0].trace, [frames[image] for image in rows]) if integrals and not combined else None,
         images=pictures,
     )
+
+
+def _parts(target: Target) -> list[Target]:
+    """What is explained for a target: itself, or all that a combination is made of."""
+    if isinstance(target, InstanceTarget) and target.quantity == "combined":
+        return [replace(target, quantity=quantity) for quantity in ("probability", *SIDES_OF_BOX)]
+    return [target]
+
+
+def _combined(signed: Tensor, method: Method) -> Tensor:
+    """ODAM's combination of the maps of a class's probability and the sides of its box: the largest at every place."""
+    return unit(signed.relu() if method.rectified else signed).amax(0) if len(signed) > 1 else signed[0]
+
+
+def _path(trace: PathTrace, frames: Sequence[Frame]) -> PathTrace:
+    """The trace with its boxes in the pixels of the pictures."""
+    shown = [frame.shown(boxes) for frame, boxes in zip(frames, trace.boxes, strict=True)]
+    return replace(trace, boxes=torch.stack(shown))
+
+
+def _summed(maps: Sequence[Tensor]) -> Tensor:
+    """The signed maps of a pyramid's levels as one, on the finest grid: their sum, as over the channels of a layer."""
+    finest = max((tuple(m.shape[1:]) for m in maps), key=math.prod)
+    return torch.stack([resize(m, finest) for m in maps]).sum(0)
+
+
+def _boxes(targets: Sequence[Target], rows: Sequence[int], frames: Sequence[Frame], like: Tensor) -> Tensor | None:
+    """The boxes of detections in the pixels of their pictures, NaN for rows that explain something else."""
+    if targets and not any(isinstance(target, InstanceTarget) for target in targets):
+        return None
+    nothing = (math.nan,) * 4
+    boxes = [
+        frames[image].shown(like.new_tensor(target.box if isinstance(target, InstanceTarget) else nothing))
+        for image, target in zip(rows, targets, strict=True)
+    ]
+    return torch.stack(boxes) if boxes else None
 
 
 def _fused(signed: Sequence[Tensor], method: Method, how: Fuse | None) -> Tensor:

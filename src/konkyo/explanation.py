@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,15 @@ from torch import Tensor
 from konkyo.diagnosis import Diagnosis
 from konkyo.errors import KonkyoError
 from konkyo.files import replacing
+from konkyo.instance import InstanceTarget
+from konkyo.path import PathTrace
 from konkyo.target import ClassTarget, Target
 from konkyo.tensors import resize, unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_TENSORS = ("signed", "scores", "image_index", "boxes")
+_TENSORS = ("signed", "scores", "image_index", "boxes", "regions")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,11 @@ class Explanation:
     """Whether each row's map is meaningful, and what would help."""
     boxes: Tensor | None = None
     """(R, 4) xyxy pixels where a row explains a detection."""
+    path: PathTrace | None = None
+    """What happened along the path, of methods that integrate over one: nodes, priorities, scores, matched boxes."""
+    regions: Tensor | None = None
+    """(R, 4) the part of the map that lies on the picture, xyxy as shares of its width and height; None: all of it.
+    The rest lies on the border around a picture that was fitted into the model's input."""
     images: tuple[Image.Image, ...] | Tensor | None = None
     """What the model saw: pictures, or a tensor (N, 1 or 3, H, W), drawn as it is if it lies in [0, 1]. Not saved."""
 
@@ -65,13 +72,23 @@ class Explanation:
         return len(self.signed)
 
     def at(self, size: Sequence[int]) -> Tensor:
-        """The maps enlarged linearly (cell centres stay in place): (R, *size)."""
-        return resize(self.maps, self._sized(size))
+        """The maps enlarged linearly to their pictures' size (cell centres stay in place): (R, *size)."""
+        return self._placed(self.maps, self._sized(size))
 
     def unit(self, size: Sequence[int] | None = None) -> Tensor:
         """The maps scaled to [0, 1] each (a constant map becomes zeros), enlarged first where a size is given."""
         scaled = unit(self.maps)  # before enlarging, whose rounding a constant map must not show
-        return scaled if size is None else unit(resize(scaled, self._sized(size)))
+        return scaled if size is None else unit(self._placed(scaled, self._sized(size)))
+
+    def _placed(self, maps: Tensor, size: tuple[int, ...]) -> Tensor:
+        if self.regions is None:
+            return resize(maps, size)
+        placed = []
+        for map_, (left, top, right, bottom) in zip(maps, self.regions.tolist(), strict=True):
+            tall, wide = round(size[0] / (bottom - top)), round(size[1] / (right - left))
+            y, x = round(top * tall), round(left * wide)
+            placed.append(resize(map_[None], (tall, wide))[0, y : y + size[0], x : x + size[1]])
+        return torch.stack(placed) if placed else maps.new_zeros(0, *size)
 
     def _sized(self, size: Sequence[int]) -> tuple[int, ...]:
         axes = self.signed.ndim - 1
@@ -96,11 +113,14 @@ class Explanation:
 
     def overlay(self, row: int = 0, *, image: Image.Image | None = None, **style: Any) -> Image.Image:
         """The map drawn over its picture. `style`: see `konkyo.report.overlay.overlay`."""
-        from konkyo.report.overlay import overlay  # pictures are drawn only when asked for
+        from konkyo.report.overlay import boxed, overlay  # pictures are drawn only when asked for
 
         if not -len(self) <= row < len(self):
             raise KonkyoError(f"row {row} of an explanation with {len(self)} rows")
-        return overlay(self.picture(row) if image is None else image, self.maps[row], **style)
+        picture = self.picture(row) if image is None else image
+        map_ = self.maps[row] if self.regions is None else self.at((picture.height, picture.width))[row]
+        drawn = overlay(picture, map_, **style)
+        return drawn if self.boxes is None else boxed(drawn, self.boxes[row].tolist())
 
     # --- on disk ------------------------------------------------------------------------------------------------------
 
@@ -123,6 +143,8 @@ class Explanation:
         """Writes tensors and description to a .safetensors or .npz file, under a temporary name first. -> the path"""
         path = Path(path)
         tensors = {name: getattr(self, name) for name in _TENSORS}
+        if self.path is not None:
+            tensors |= {f"path.{f.name}": getattr(self.path, f.name) for f in fields(PathTrace)}
         tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if t is not None}
         text = json.dumps(self.description())
         writers: dict[str, Callable[[Path], Any]] = {
@@ -152,6 +174,8 @@ class Explanation:
                     tensors = {n: torch.from_numpy(archive[n]) for n in archive.files if n != "konkyo"}
                     text = str(archive["konkyo"])
             values = json.loads(text)
+            trace = {f.name: tensors.pop(f"path.{f.name}") for f in fields(PathTrace) if f"path.{f.name}" in tensors}
+            values["path"] = PathTrace(**trace) if trace else None
             values["targets"] = tuple(_target_from_json(t) for t in values["targets"])
             values["diagnosis"] = tuple(Diagnosis(**d) for d in values["diagnosis"])
             values["labels"] = tuple(values["labels"])
@@ -170,8 +194,15 @@ def _save_npz(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
 def _target_to_json(target: Target | str) -> Any:
     if isinstance(target, ClassTarget):
         return {"index": target.index, "score": target.score}
+    if isinstance(target, InstanceTarget):
+        return asdict(target)
     return target if isinstance(target, str) else getattr(target, "__name__", repr(target))
 
 
 def _target_from_json(value: Any) -> Target | str:
-    return ClassTarget(**value) if isinstance(value, dict) else str(value)
+    if not isinstance(value, dict):
+        return str(value)
+    if "box" in value:
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        return InstanceTarget(**values)
+    return ClassTarget(**value)

@@ -26,6 +26,10 @@ class Network(Protocol):
     def module(self) -> nn.Module:
         """The module tree that holds the layers."""
 
+    @property
+    def black(self) -> tuple[float, ...]:
+        """What a black pixel is in the images that go in, per channel; (0.0,) where that is not known."""
+
     def __call__(self, images: Tensor) -> Tensor:
         """The output for a batch of images."""
 
@@ -157,15 +161,26 @@ class Pass:
         A list of gradients for every column: the rows in columns, no image twice in one, as `of_rows` takes them apart.
         0 where a score depends on none of the tensors.
         """
-        split = columns(rows)
-        found: Sequence[Sequence[Tensor | None]] = [[None] * len(tensors)] * len(split)
         with self.forwards(), torch.enable_grad():
             values = score(pick(self.output, rows))
-            if values.requires_grad:
-                sums = [values[column].sum() for column in split]
-                # Down to the image a batch of gradients would hold every module's at once.
-                together = not create_graph and all(layer.module is not None for layer in self._differentiable)
-                found = _backwards(sums, tensors, together=together, create_graph=create_graph)
+            return self._backwards([values[column].sum() for column in columns(rows)], tensors, create_graph)
+
+    def gradients_of_each(self, targets: Sequence[Target], layers: Sequence[Layer]) -> list[list[Tensor]]:
+        """Of every target, which is that of all images, d score / d activations (N, C, *grid) of every layer."""
+        with self.forwards(), torch.enable_grad():
+            sums = [target(self.output).sum() for target in targets]
+            found = self._backwards(sums, [self._raw[layer] for layer in layers])
+        return [[real(layer.fold(g)) for layer, g in zip(layers, gradients, strict=True)] for gradients in found]
+
+    def _backwards(
+        self, sums: Sequence[Tensor], tensors: Sequence[Tensor], create_graph: bool = False
+    ) -> list[list[Tensor]]:
+        """d sum / d tensors of every sum, 0 where it depends on none."""
+        found: Sequence[Sequence[Tensor | None]] = [[None] * len(tensors)] * len(sums)
+        if any(total.requires_grad for total in sums):
+            # Down to the image a batch of gradients would hold every module's at once.
+            together = not create_graph and all(layer.module is not None for layer in self._differentiable)
+            found = _backwards(sums, tensors, together=together, create_graph=create_graph)
         return [
             [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, column, strict=True)] for column in found
         ]
@@ -243,6 +258,8 @@ def _backwards(
             return rows
     return [
         torch.autograd.grad(total, tensors, retain_graph=True, allow_unused=True, create_graph=create_graph)
+        if total.requires_grad
+        else [None] * len(tensors)
         for total in sums
     ]
 

@@ -209,7 +209,8 @@ class Replay:
             if raw is not None:
                 return
             call = stack.pop()
-            call.output, call.finished = output, []  # what it called is covered by its own output
+            call.output = tree_map(lambda leaf: leaf, output)  # of lists, which may be written to later, a copy
+            call.finished = []  # what it called is covered by its own output
             stack[-1].finished.append(call)
             if module is layer.module:
                 seen += 1

@@ -21,9 +21,10 @@ ON_OFFER = tuple(name for name in vars(Probe) if not name.startswith("_"))
 """What a method may name as positional parameters."""
 
 
-_RUNS_VARIANTS = {"rescore", "ablate", "regrad", "revisit"}
+_RUNS_VARIANTS = {"rescore", "ablate", "regrad", "revisit", "integrate"}
 _OF_TARGET = {
     *("gradients", "regrad", "ablate", "class_weights", "differentiate", "curvature", "revisit", "relevance"),
+    "integrate",
     *("attention_gradients", "block_gradients"),
 }
 

@@ -7,9 +7,9 @@ belongs to the Pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
@@ -21,7 +21,9 @@ from konkyo.attention import Attentions, Block, explicit_attention, per_head
 from konkyo.backward import BiasTerm, bias_terms, guided_relus, positive_relevance
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.forward import Pass, Rows, columns, of_rows, pick, real, scores
+from konkyo.instance import InstanceTarget
 from konkyo.layer import INPUT, MAX_PREFIX_TOKENS, Layer, Replay, measured_outputs
+from konkyo.path import Node, PathTrace, Sampling, Track, traced, trapezoid
 from konkyo.target import ClassTarget, Target
 from konkyo.tensors import grid_mean, safe_divide
 
@@ -43,6 +45,16 @@ class Ablate(Protocol):
 
     def __call__(self, priority: Tensor | None = ...) -> Tensor:
         """The score without each channel (N, C)."""
+
+
+Through: TypeAlias = Literal["alpha", "activations"]
+
+
+class Integrate(Protocol):
+    """`Probe.integrate`, as a method's parameter."""
+
+    def __call__(self, baseline: Tensor, sampling: Sampling, *, through: Through = ...) -> Tensor:
+        """The gradient at the layer, integrated along the path (N, C, *grid)."""
 
 
 OtherScore: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -119,11 +131,31 @@ class Effort:
     progress: Progress | None = None
 
 
+@dataclass(eq=False)
+class Pyramid:
+    """The levels of a layer, and what was integrated for all of them at once."""
+
+    levels: tuple[Layer, ...]
+    integrals: list[Integral] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Integral:
+    """What adds up along paths from a baseline."""
+
+    of: tuple[Sampling, bool]
+    baseline: Tensor
+    values: list[Tensor]
+    """(N, C, *grid) of every level."""
+    trace: PathTrace
+
+
 class Probe:
     """A Pass seen from targets, at one layer: R rows, each an image of the Pass and a target of it.
 
     Its public names are what a method may ask for. `rows` is the image of every row (None: one row per image). `alike`:
-    variants do not depend on the target, so that rows of one image share theirs.
+    variants do not depend on the target, so that rows of one image share theirs. `pyramid`: what the Probes of all
+    levels have in common.
     """
 
     def __init__(
@@ -136,11 +168,13 @@ class Probe:
         seed: int = 0,
         alike: bool = False,
         effort: Effort = Effort(),
+        pyramid: Pyramid | None = None,
     ) -> None:
         self._pass, self._layer, self._seed, self._effort = pass_, layer, seed, effort
         self._targets, self._alike = tuple(targets), alike
         self._rows: Rows = tuple(range(len(pass_.images))) if rows is None else rows
         self._spent, self._stopped = 0, False
+        self._pyramid = Pyramid((layer,)) if pyramid is None else pyramid
 
     @property
     def inputs(self) -> Tensor:
@@ -355,6 +389,96 @@ class Probe:
                 for row, gradients in zip(group, slopes, strict=True):
                     yield row, chunk, found, gradients
             self._told(done + 1, len(self._rows))
+
+    @property
+    def black(self) -> Tensor:
+        """Black images (N, C, *size), as prepared for the network; zeros where nobody told how that is done."""
+        inputs = self.inputs
+        pixel = inputs.new_tensor(self._pass.network.black)
+        return pixel.view(1, -1, *[1] * (inputs.ndim - 2)).expand_as(inputs)
+
+    def integrate(self, baseline: Tensor, sampling: Sampling, *, through: Through = "alpha") -> Tensor:
+        """The gradient at the layer, integrated on the straight path from `baseline` (N, C, *size) to the images.
+
+        -> (N, C, *grid): the integral of d score(I_alpha) / dA by the trapezoid rule, through "alpha", or through the
+        "activations": that of d score / dA dA, whose sum approaches score(I) - score(baseline). Rows of one image
+        share the forwards of uniform nodes; no backward goes below the layer.
+        """
+        known = self._pyramid.integrals
+        of = sampling, through == "activations"
+        found = next((i for i in known if i.of == of and torch.equal(i.baseline, baseline)), None)
+        if found is None:
+            found = self._integrated(baseline, sampling, of[1])
+            known.append(found)
+        return found.values[self._pyramid.levels.index(self._layer)]
+
+    def _integrated(self, baseline: Tensor, sampling: Sampling, by_activations: bool) -> Integral:
+        tracks = [Track() for _ in self._rows]
+        totals: list[list[Tensor]] = [[] for _ in self._rows]
+
+        def add(row: int, node: Node, before: Node | None, weight: float) -> None:
+            parts = [g * weight for g in node.gradients]
+            if by_activations:
+                earlier = node if before is None else before
+                pairs = zip(node.gradients, earlier.gradients, strict=True)
+                moved = zip(node.activations, earlier.activations, strict=True)
+                parts = [(g + h) / 2 * (a - b) for (g, h), (a, b) in zip(pairs, moved, strict=True)]
+            totals[row] = [t + p for t, p in zip(totals[row], parts, strict=True)] if totals[row] else parts
+
+        total = sampling.nodes * len(self._by_image())
+        for done, group in enumerate(self._by_image()):
+            weights = dict(zip(sampling.first, trapezoid(torch.tensor(sampling.first)).tolist(), strict=True))
+            while wanted := {row: found for row in group if (found := tracks[row].wanted(sampling))}:
+                before = None
+                for alpha, row, node in self._nodes(wanted, baseline, by_activations):
+                    if not sampling.adaptive:  # nodes come in order: nothing but the last one is kept
+                        last, before = next(reversed(tracks[row].nodes.items()), (0.0, None))
+                        add(row, node, before, weights[alpha])
+                    tracks[row].nodes[alpha] = node
+                    if not sampling.adaptive and before is not None:
+                        tracks[row].distance(last, alpha)
+                        before.gradients, before.activations = [], []
+                if self._told(done * sampling.nodes + len(tracks[group[0]].nodes), total):
+                    break
+            for row in group if sampling.adaptive else ():
+                track = tracks[row]
+                before = None
+                for alpha, weight in zip(track.alphas, trapezoid(torch.tensor(track.alphas)).tolist(), strict=True):
+                    add(row, track.nodes[alpha], before, weight)
+                    before = track.nodes[alpha]
+        values = [torch.stack(level) for level in zip(*totals, strict=True)]
+        return Integral((sampling, by_activations), baseline, values, traced(tracks, sampling))
+
+    def _nodes(
+        self, wanted: Mapping[int, Sequence[float]], baseline: Tensor, by_activations: bool
+    ) -> Iterator[tuple[float, int, Node]]:
+        """(alpha, row, node) of what rows of one image want, a forward for every alpha that any of them wants."""
+        levels, (one, *_) = self._pyramid.levels, wanted
+        alphas = sorted({alpha for those in wanted.values() for alpha in those})
+
+        def points(k: Tensor) -> Tensor:
+            share = self.inputs.new_tensor([alphas[i] for i in k.tolist()])
+            # lerp gives exactly the image at 1
+            return torch.lerp(baseline[one], self.inputs[one], share.view(-1, *[1] * (self.inputs.ndim - 1)))
+
+        def visit(variants: Tensor) -> Pass:
+            with self._pass.forwards():
+                return Pass(self._pass.network, variants, levels, differentiable=levels)
+
+        todo = torch.arange(len(alphas), device=self.inputs.device)
+        for chunk, pass_ in self._chunked(todo, points, visit, frozenset(), graph=True):
+            places = chunk.tolist()
+            rows = [row for row, those in wanted.items() if any(alphas[k] in those for k in places)]
+            targets = [self._targets[row] for row in rows]
+            activations = [pass_.activations(level) for level in levels] if by_activations else []
+            output = pass_.output.detach()
+            found = pass_.gradients_of_each(targets, levels)
+            for row, target, gradients in zip(rows, targets, found, strict=True):
+                scores_, boxes = target(output).tolist(), _matched(target, output)
+                for v, k in enumerate(places):
+                    if alphas[k] in wanted[row]:
+                        grids = [g[v] for g in gradients], [a[v] for a in activations]
+                        yield alphas[k], row, Node(*grids, scores_[v], boxes[v])
 
     def on(self, images: Tensor, layer: str | None = None) -> Probe:
         """A Probe of the same targets on other images (M, C, *size), M a multiple of N: view after view of them all.
@@ -601,6 +725,13 @@ class Probe:
             if ((again - output).abs() <= tolerance * output.abs().amax()).all():
                 return linear.weight.detach()
         return None
+
+
+def _matched(target: Target, output: Tensor) -> list[tuple[float, ...]]:
+    """The boxes of the candidates that a target is about, one per image; NaN for a target that is about none."""
+    if isinstance(target, InstanceTarget):
+        return [tuple(box) for box in target.match(output).box.tolist()]
+    return [(math.nan,) * 4] * len(output)
 
 
 @contextmanager

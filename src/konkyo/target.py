@@ -12,7 +12,8 @@ from torch import Tensor
 from konkyo.errors import KonkyoError
 
 Target: TypeAlias = Callable[[Any], Tensor]
-Score: TypeAlias = Literal["logit", "probability", "sigmoid"]
+Score: TypeAlias = Literal["logit", "probability", "sigmoid", "similarity"]
+"""What is explained of a decision; the "similarity" is that of detections only."""
 
 
 def class_logits(output: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
@@ -49,6 +50,23 @@ def resize(maps: Tensor, size: tuple[int, ...]) -> Tensor:
         return maps
     mode = _LINEAR[len(size)]
     return torch.nn.functional.interpolate(maps[:, None], size=size, mode=mode, align_corners=False)[:, 0]
+
+
+def blurred(values: Tensor, sigma: float, *, reach: int | None = None) -> Tensor:
+    """Every channel under a Gaussian, mirrored at the borders. (N, C, *grid) -> (N, C, *grid)
+
+    `sigma` is in cells; the Gaussian ends `reach` cells away (None: at 3 sigma), or at the grid's size.
+    """
+    wide = math.ceil(3 * sigma) if reach is None else reach
+    for axis in range(2, values.ndim):
+        far = min(wide, values.shape[axis] - 1)
+        steps = torch.arange(-far, far + 1).to(values)
+        kernel = torch.exp(-(steps**2) / (2 * sigma**2))
+        rows = values.movedim(axis, -1)
+        padded = torch.nn.functional.pad(rows.reshape(-1, 1, rows.shape[-1]), (far, far), mode="reflect")
+        smooth = torch.nn.functional.conv1d(padded, (kernel / kernel.sum())[None, None])
+        values = smooth.view(rows.shape).movedim(-1, axis)
+    return values
 
 
 def unit(maps: Tensor) -> Tensor:

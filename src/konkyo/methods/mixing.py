@@ -12,7 +12,7 @@ from konkyo.method import method
 from konkyo.methods.perturbation import contrast
 from konkyo.probe import Differentiate, On, Rescore
 from konkyo.target import ClassTarget, Target, class_logits
-from konkyo.tensors import channels, grid_mean, resize, unit, weigh
+from konkyo.tensors import blurred, channels, grid_mean, resize, unit, weigh
 
 
 @method(score="probability")
@@ -42,12 +42,12 @@ def group_cam(
     if variant == "paper":
         ordered = maps.flatten(2).sort(2).values
         maps = torch.where(maps > channels(ordered[..., int(0.7 * (ordered.shape[2] - 1))], maps), maps, 0.0)
-    size, blurred = tuple(inputs.shape[2:]), _blurred(inputs)
+    size, veiled = tuple(inputs.shape[2:]), blurred(inputs, 50.0, reach=25)
 
     def mixed(image: int, k: Tensor) -> Tensor:
         masks = unit(resize(maps[image, k - 1], size))  # k = 0 is the blurred image itself
         masks = torch.where(channels(k == 0, inputs), 0.0, masks)[:, None]
-        return masks * inputs[image] + (1 - masks) * blurred[image]
+        return masks * inputs[image] + (1 - masks) * veiled[image]
 
     strength = contrast(maps)
     priority = torch.cat([torch.full_like(strength[:, :1], torch.inf), strength], 1)
@@ -98,16 +98,3 @@ def _logits(output: Tensor, score: Tensor, targets: Sequence[Target]) -> Tensor:
         for i, target in enumerate(targets)
     ]
     return torch.cat(rows)
-
-
-def _blurred(images: Tensor, radius: int = 25, sigma: float = 50.0) -> Tensor:
-    """The images under a Gaussian of 2 * radius + 1 pixels, mirrored at the borders (a smaller one in small images)."""
-    for axis in range(2, images.ndim):
-        reach = min(radius, images.shape[axis] - 1)
-        steps = torch.arange(-reach, reach + 1).to(images)
-        kernel = torch.exp(-(steps**2) / (2 * sigma**2))
-        rows = images.movedim(axis, -1)
-        padded = torch.nn.functional.pad(rows.reshape(-1, 1, rows.shape[-1]), (reach, reach), mode="reflect")
-        smooth = torch.nn.functional.conv1d(padded, (kernel / kernel.sum())[None, None])
-        images = smooth.view(rows.shape).movedim(-1, axis)
-    return images

@@ -12,9 +12,9 @@ from torch import nn
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models.base import ADAPTERS, Model, as_model
-from konkyo.models.preprocess import Preprocess
+from konkyo.models.preprocess import Frame, Preprocess
 
-__all__ = ["Model", "Preprocess", "as_model", "load"]
+__all__ = ["Frame", "Model", "Preprocess", "as_model", "load"]
 
 
 def load(name: str, *, weights: str | Path | None = "default", device: str | None = None) -> Model:

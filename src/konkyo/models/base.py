@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -14,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from konkyo.errors import KonkyoError, unknown
+from konkyo.candidates import Candidates
+from konkyo.errors import KonkyoError, NotApplicable, unknown
+from konkyo.instance import Detections, InstanceTarget, overlap
 from konkyo.layer import INPUT, Layer, Site, bind, main_tensor, trace, untouched
-from konkyo.models.preprocess import Preprocess
+from konkyo.models.detectors import Detector
+from konkyo.models.preprocess import Frame, Preprocess
 from konkyo.target import Against, ClassTarget, ContrastTarget, Each, Score, Target, TopK, class_logits
 
 Adapter: TypeAlias = Callable[[str, str | Path | None], "Model"]
@@ -72,19 +76,12 @@ class Model:
     """How the module is run on images (M, C, H, W), where it takes more than them; None: `module(images)`."""
     multilabel: bool = False
     """Whether the classes do not exclude each other: their probabilities are sigmoids."""
+    detector: Detector | None = None
+    """How the network is a detector; None: it is none. Its output then are `Candidates` (N, Q, 4 B + K)."""
     _traces: dict[tuple[int, ...], list[Site]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        module = self.module
-        if not isinstance(module, nn.Module):
-            raise KonkyoError(f"a model is a torch.nn.Module, a konkyo.Model or a name for konkyo.load; got {module!r}")
-        while True:
-            if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
-                module = module.module
-            elif type(module).__name__ == "OptimizedModule":  # torch.compile; its class takes seconds to import
-                module = module.get_submodule("_orig_mod")
-            else:
-                break
+        module = _unwrapped(self.module)
         if isinstance(module, torch.jit.ScriptModule):
             raise KonkyoError(
                 "a TorchScript module hides its layers; give the eager module that it was made from: "
@@ -95,8 +92,16 @@ class Model:
         object.__setattr__(self, "name", self.name or type(module).__name__)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The output for prepared images; for a classifier the logits (N, K)."""
+        """The output for prepared images; for a classifier the logits (N, K), for a detector (N, Q, 4 B + K)."""
+        if self.detector is not None:
+            return self.detector.propose(self.module, images)
         return self.select(self.module(images) if self.call is None else self.call(self.module, images))
+
+    @property
+    def black(self) -> tuple[float, ...]:
+        """What a black pixel is in prepared images, per channel; (0.0,) where the preprocessing is not known."""
+        own = self.preprocess
+        return (0.0,) if own is None else tuple(-m / s for m, s in zip(own.mean, own.std, strict=True))
 
     def _like(self) -> Tensor | None:
         """A tensor with the device and dtype of the weights, if there are any."""
@@ -121,19 +126,35 @@ class Model:
 
         Traced once per network and shape, on one seeded noise image.
         """
-        usual = self.select is select_logits and self.call is None
+        usual = self.select is select_logits and self.call is None and self.detector is None
         traces = _TRACES.setdefault(self.module, {}) if usual else self._traces
         found = traces.get(tuple(shape))
         if found is None or not _still_there(found, self.module):
             noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), device="cpu")
             with untouched(self.module), torch.inference_mode(False):
-                found = trace(self, self.module, self.prepared(noise))
+                found = trace(self._decided, self.module, self.prepared(noise))
             if any(s.gradient for s in found):  # of an untrained head's zeros nothing can be learned for later
                 traces[tuple(shape)] = found
         return found
 
+    def _decided(self, images: Tensor) -> Tensor:
+        """The numbers among which the largest is the decision."""
+        output = self(images)
+        return output if self.detector is None else Candidates(output, self.detector.classes).probabilities
+
+    def _backbone_end(self, detector: Detector, shape: Sequence[int]) -> Layer:
+        if detector.patch is None:
+            return bind(Layer(detector.layer, None, level=None), self.module)
+        grid = tuple(side // detector.patch for side in shape[1:])
+        return bind(Layer(detector.layer, None, channel_axis=-1, tokens=grid, prefix=1), self.module)
+
     def automatic_layer(self, shape: Sequence[int]) -> Layer | None:
-        """The last feature grid that the decision depends on and a module with weights follows, if there is one."""
+        """The last feature grid that the decision depends on and a module with weights follows, if there is one.
+
+        Of a detector: where its adapter says, at the backbone's end.
+        """
+        if self.detector is not None and self.detector.layer:
+            return self._backbone_end(self.detector, shape)
         sites = self.sites(shape)
         grids = [s for s in sites if s.layer is not None]
         features = [s for s in grids if s.before_head] or grids
@@ -177,6 +198,8 @@ class Model:
             return automatic
         sites = self.sites(shape)
         name, _, call = (self._name_of(which) if isinstance(which, nn.Module) else which).partition("#")
+        if self.detector is not None and name == self.detector.layer and not call:
+            return self._backbone_end(self.detector, shape)
         site = next((s for s in sites if s.name == name), None)
         if site is None or site.layer is None:
             self._refuse(name, site, sites)
@@ -230,13 +253,19 @@ class Model:
     def _class_target(self, index: int, score: Score) -> ClassTarget:
         return ClassTarget(index, "sigmoid" if self.multilabel and score == "probability" else score)
 
-    def targets(self, target: Any, output: Tensor, *, score: Score = "logit") -> list[list[Target]]:
-        """The targets of every image, all images with the same number of them.
+    def targets(
+        self, target: Any, output: Tensor, *, score: Score = "logit", frames: Sequence[Frame] = ()
+    ) -> list[list[Target]]:
+        """The targets of every image.
 
         `target`: None, `TopK`, `Each`, an int, a class name, a Target, or a list (or integer tensor) of these with one
-        entry per image. KonkyoError: an unknown class, a list of the wrong length.
+        entry per image; for a detector `Detections` too. KonkyoError: an unknown class, a list of the wrong length.
         """
         count = len(output)
+        if self.detector is not None:
+            return self._instances(target, output, score, frames)
+        if isinstance(target, Detections) or score == "similarity":
+            raise NotApplicable(f"{self.name} is no detector: it has no detections to be explained")
         if self.classes and output.ndim == 2 and len(self.classes) != class_logits(output).shape[1]:
             raise KonkyoError(
                 f"{len(self.classes)} class names for {self.name}, whose output has {class_logits(output).shape[1]} "
@@ -274,6 +303,65 @@ class Model:
             raise KonkyoError(f"a target is a class index, a class name or a callable output -> (N,); got {target!r}")
         return cast("Target", target)
 
+    def _instances(self, target: Any, output: Tensor, score: Score, frames: Sequence[Frame]) -> list[list[Target]]:
+        """The targets of every image of a detector: detections, or Targets as they come."""
+        if isinstance(target, (list, tuple)):
+            if len(target) != len(output):
+                raise KonkyoError(
+                    f"a list of targets has one entry per image: {len(output)} expected, {len(target)} came; "
+                    "several targets for every image: Each(...) or Detections(...)"
+                )
+            each = [self._instances(t, output[i : i + 1], score, frames[i : i + 1]) for i, t in enumerate(target)]
+            return [row for (row,) in each]
+        if isinstance(target, Each):
+            parts = [self._instances(t, output, score, frames) for t in target.targets]
+            return [[t for part in image for t in part] for image in zip(*parts, strict=True)]
+        if isinstance(target, TopK):
+            target = Detections(top=target.k)
+        elif isinstance(target, str) or (isinstance(target, int) and not isinstance(target, bool)):
+            target = Detections(classes=(target,))
+        elif target is None:
+            target = Detections()
+        if not isinstance(target, Detections):
+            if not callable(target):
+                raise KonkyoError(f"a target of a detector is Detections(...), a class or a callable; got {target!r}")
+            return [[cast("Target", target)]] * len(output)
+        return self._detected(target, output, score, frames)
+
+    def _detected(
+        self, wanted: Detections, output: Tensor, score: Score, frames: Sequence[Frame]
+    ) -> list[list[Target]]:
+        assert self.detector is not None
+        classes = [self.class_index(c) if isinstance(c, str) else c for c in wanted.classes]
+        for index in classes:
+            if not 0 <= index < self.detector.classes:
+                raise KonkyoError(f"class {index} of a detector with {self.detector.classes} classes")
+        quantity = wanted.quantity or ("similarity" if score == "similarity" else "probability")
+        candidates, found = Candidates(output, self.detector.classes), list[list[Target]]()
+        for image, kept in enumerate(self.detector.keep(output, wanted.threshold)):
+            likeness = candidates.probabilities[image, kept.index].tolist()
+            pairs = list(zip(kept.index.tolist(), kept.label.tolist(), strict=True))
+            targets = [
+                InstanceTarget(
+                    label,
+                    tuple(candidates.boxes(label)[image, index].tolist()),
+                    tuple(alike),
+                    index,
+                    quantity,
+                    wanted.class_similarity,
+                    wanted.least,
+                )
+                for (index, label), alike in zip(pairs, likeness, strict=True)
+                if not classes or label in classes
+            ]
+            if wanted.boxes and targets:
+                boxes = output.new_tensor([target.box for target in targets])
+                boxes = frames[image].shown(boxes) if frames else boxes
+                best = [int(overlap(boxes, boxes.new_tensor(box)).argmax()) for box in wanted.boxes]
+                targets = [targets[at] for at in sorted(set(best))]
+            found.append(list(targets[: wanted.top]))
+        return found
+
     def class_index(self, name: str) -> int:
         """The index of a class name (case does not matter). KonkyoError: unknown, or the name of several classes."""
         if not self.classes:
@@ -294,6 +382,9 @@ class Model:
             return f"{self.label(target.this, classes)}, not {self.label(target.that, classes)}"
         if isinstance(target, Against):
             return f"against {self.label(target.target, classes)}"
+        if isinstance(target, InstanceTarget):
+            name = self.classes[target.label] if target.label < len(self.classes) else f"class {target.label}"
+            return name if target.quantity in ("probability", "logit") else f"{name}, {target.quantity}"
         if isinstance(target, ClassTarget):
             if target.index < len(self.classes):
                 return self.classes[target.index]
@@ -301,9 +392,37 @@ class Model:
         return str(getattr(target, "__name__", repr(target)))
 
 
+_DETECTORS_OF = {
+    "torchvision": "konkyo.models.detectors.torchvision",
+    "transformers": "konkyo.models.detectors.transformers",
+}
+"""Who knows the detectors of a library."""
+
+
 def as_model(model: Model | nn.Module) -> Model:
-    """The model itself, or a plain nn.Module made into one."""
-    return model if isinstance(model, Model) else Model(model)
+    """The model itself, or a plain nn.Module made into one: a detector where a library's adapter knows it for one."""
+    if isinstance(model, Model):
+        return model
+    module = _unwrapped(model)
+    libraries = dict.fromkeys(kind.__module__.partition(".")[0] for kind in type(module).__mro__)
+    for adapter in (_DETECTORS_OF[library] for library in libraries if library in _DETECTORS_OF):
+        if (detector := import_module(adapter).detector(module)) is not None:
+            return Model(module, detector=detector)
+    return Model(module)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside its wrappers. KonkyoError: no module."""
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
+            module = module.module
+        elif type(module).__name__ == "OptimizedModule":  # torch.compile; its class takes seconds to import
+            module = module.get_submodule("_orig_mod")
+        else:
+            break
+    if not isinstance(module, nn.Module):
+        raise KonkyoError(f"a model is a torch.nn.Module, a konkyo.Model or a name for konkyo.load; got {module!r}")
+    return module
 
 
 def _still_there(sites: list[Site], module: nn.Module) -> bool:

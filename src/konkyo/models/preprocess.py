@@ -21,6 +21,21 @@ _FILTERS = {found.name.lower(): found for found in Image.Resampling}
 
 
 @dataclass(frozen=True)
+class Frame:
+    """Where a picture lies in the input made of it: pixel x of the input is pixel x * scale + offset of the picture."""
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Across, down."""
+    offset: tuple[float, float] = (0.0, 0.0)
+    region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    """The part of the input that shows the picture, xyxy as shares of its width and height; the rest is border."""
+
+    def shown(self, boxes: Tensor) -> Tensor:
+        """Boxes (..., 4) xyxy in input pixels as boxes in the pixels of the picture."""
+        return boxes * boxes.new_tensor(self.scale * 2) + boxes.new_tensor(self.offset * 2)
+
+
+@dataclass(frozen=True)
 class Preprocess:
     """Resize, centre crop, scale to [0, 1], normalise: the evaluation preprocessing of image classifiers.
 
@@ -28,7 +43,9 @@ class Preprocess:
     value of `mean` and `std` per channel; a single one makes a grey picture. `fit`: how a picture of another shape
     comes to (height, width): "stretch" it, "cover" with its shape kept, or "contain" it, with the mean colour around.
     `centre`: whether a crop that cannot lie in the middle is rounded to the even pixel ("round", as torchvision does)
-    or up and left ("floor", as transformers does).
+    or up and left ("floor", as transformers does). `longest`: where `resize` is the short side, how long the other may
+    become; if it were longer, both shrink. `multiple`: sides that follow from the picture's shape are cut down to
+    multiples of it.
     """
 
     resize: int | tuple[int, int] | None = 256
@@ -38,6 +55,8 @@ class Preprocess:
     interpolation: Interpolation = "bilinear"
     fit: Fit = "stretch"
     centre: Centre = "round"
+    longest: int | None = None
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
@@ -47,6 +66,8 @@ class Preprocess:
         for name, size in (("resize", self.resize), ("crop", self.crop)):
             if size is not None and min(_pair(size)) < 1:
                 raise KonkyoError(f"{name} must be at least 1 pixel; got {size}")
+        if self.multiple < 1 or (self.longest is not None and self.longest < 1):
+            raise KonkyoError(f"longest and multiple must be at least 1; got {self.longest} and {self.multiple}")
         for name, choice, offer in (
             ("interpolation", self.interpolation, tuple(_FILTERS)),
             ("fit", self.fit, get_args(Fit)),
@@ -68,11 +89,37 @@ class Preprocess:
 
     def view(self, image: Image.Image) -> Image.Image:
         """The part of the picture that the model sees, at the picture's own resolution."""
+        return image.convert("RGB").crop(self._seen(image))
+
+    def frame(self, image: Image.Image) -> Frame:
+        """Where the `view` of the picture lies in the model's input."""
         width, height = self._resized(image)
-        across, down = image.width / width, image.height / height
         left, top, right, bottom = self._crop_box(width, height)
-        box = round(left * across), round(top * down), round(right * across), round(bottom * down)
-        return self._cropped(image.convert("RGB"), box)
+        across, down = image.width / width, image.height / height
+        x, y = self._seen(image)[:2]
+        wide, tall = right - left, bottom - top
+        return Frame(
+            (across, down),
+            (left * across - x, top * down - y),
+            (
+                max(0, -left) / wide,
+                max(0, -top) / tall,
+                (min(right, width) - left) / wide,
+                (min(bottom, height) - top) / tall,
+            ),
+        )
+
+    def _seen(self, image: Image.Image) -> tuple[int, int, int, int]:
+        """The box of the picture's own pixels that the model sees."""
+        width, height = self._resized(image)
+        left, top, right, bottom = self._crop_box(width, height)
+        across, down = image.width / width, image.height / height
+        return (
+            round(max(left, 0) * across),
+            round(max(top, 0) * down),
+            round(min(right, width) * across),
+            round(min(bottom, height) * down),
+        )
 
     def undo(self, images: Tensor) -> Tensor:
         """Preprocessed images (N, C, H, W) as colours in [0, 1]."""
@@ -91,8 +138,14 @@ class Preprocess:
             ratio = min(ratios) if self.fit == "cover" else max(ratios)
             return max(1, round(image.width / ratio)), max(1, round(image.height / ratio))
         short, long = min(image.size), max(image.size)
-        side = max(1, int(self.resize * long / short))
-        return (self.resize, side) if image.width <= image.height else (side, self.resize)
+        side, exact = self.resize, float(self.resize)
+        if self.longest is not None and long / short * side > self.longest:
+            exact = self.longest * short / long
+            side = round(exact)
+        # The other side follows from the exact one, not from the rounded: so transformers does it.
+        other = long if side == short else int(exact * long / short)
+        side, other = (max(self.multiple, n - n % self.multiple) for n in (side, other))
+        return (side, other) if image.width <= image.height else (other, side)
 
     def _cropped(self, image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
         """The part of the picture in the box; what the picture does not reach is black, or has the mean colour."""

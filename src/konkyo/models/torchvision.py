@@ -10,6 +10,7 @@ from torch import nn
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import build_with
+from konkyo.models.detectors.torchvision import detector
 from konkyo.models.preprocess import Preprocess
 
 
@@ -18,11 +19,18 @@ def names() -> list[str]:
     return list(torchvision.models.list_models(module=torchvision.models))
 
 
+def detector_names() -> list[str]:
+    """The names of all detectors."""
+    return list(torchvision.models.list_models(module=torchvision.models.detection))
+
+
 @adapter("torchvision")
 def load(name: str, weights: str | Path | None) -> Model:
-    """The classifier `name`. `weights`: "default" (downloaded once by torchvision), None (random) or a file."""
+    """The classifier or detector `name`. `weights`: "default" (downloaded once by torchvision), None or a file."""
+    if name in detector_names():
+        return _detector(name, weights)
     if name not in names():
-        raise unknown("torchvision classifier", name, names())
+        raise unknown("torchvision model", name, [*names(), *detector_names()])
     metadata = torchvision.models.get_model_weights(name).DEFAULT
 
     def build(classes: int | None) -> nn.Module:
@@ -37,12 +45,7 @@ def load(name: str, weights: str | Path | None) -> Model:
     if weights is None:
         module = build(None)
     elif weights == "default":
-        try:
-            module = torchvision.models.get_model(name, weights=metadata)
-        except OSError as error:
-            raise KonkyoError(
-                f"the weights of torchvision/{name} could not be downloaded ({error}); give a file: weights=..."
-            ) from error
+        module = _downloaded(name, metadata)
     else:
         module, usual = build_with(weights, build)
     transform = metadata.transforms()
@@ -55,3 +58,37 @@ def load(name: str, weights: str | Path | None) -> Model:
     )
     classes = tuple(metadata.meta["categories"]) if usual else ()
     return Model(module.eval(), preprocess, classes, f"torchvision/{name}")
+
+
+def _detector(name: str, weights: str | Path | None) -> Model:
+    """A detector, which resizes and normalises by itself: it takes pictures of any size, with colours in [0, 1]."""
+    metadata = torchvision.models.get_model_weights(name).DEFAULT
+
+    def build(classes: int | None) -> nn.Module:
+        extra = {} if classes is None else {"num_classes": classes}
+        network: nn.Module = torchvision.models.get_model(name, weights=None, weights_backbone=None, **extra)
+        return network
+
+    usual = True
+    if weights is None:
+        module = build(None)
+    elif weights == "default":
+        module = _downloaded(name, metadata)
+    else:
+        module, usual = build_with(weights, build)
+    found, classes = detector(module), list(metadata.meta["categories"])
+    assert found is not None
+    # The background is no class, where it has a column; names that stand for nothing are told apart.
+    classes = [c if c != "N/A" else f"N/A {i}" for i, c in enumerate(classes)][len(classes) - found.classes :]
+    preprocess = Preprocess(None, None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return Model(module.eval(), preprocess, tuple(classes) if usual else (), f"torchvision/{name}", detector=found)
+
+
+def _downloaded(name: str, weights: object) -> nn.Module:
+    try:
+        module: nn.Module = torchvision.models.get_model(name, weights=weights)
+    except OSError as error:
+        raise KonkyoError(
+            f"the weights of torchvision/{name} could not be downloaded ({error}); give a file: weights=..."
+        ) from error
+    return module

@@ -41,6 +41,8 @@ def load(name: str, weights: str | Path | None) -> Model:
     auto, usual = transformers.AutoModelForImageClassification, True
     try:
         config = transformers.AutoConfig.from_pretrained(name, **settings)
+        if (found := _detector(name, config, weights)) is not None:
+            return found
 
         def build(classes: int | None) -> Any:
             own = deepcopy(config)
@@ -70,6 +72,16 @@ def load(name: str, weights: str | Path | None) -> Model:
         f"hf/{name}",
         multilabel=config.problem_type == "multi_label_classification",
     )
+
+
+def _detector(name: str, config: Any, weights: str | Path | None) -> Model | None:
+    """The model, where its config is a detector's."""
+    from konkyo.models.detectors import transformers as detectors  # which is made of what is here
+
+    if not detectors.is_detector(config):
+        return None
+    module, preprocess, classes, detector = detectors.from_folder_or_hub(name, weights)
+    return Model(module, preprocess, classes, f"hf/{name}", detector=detector)
 
 
 def _with_weights(name: str, build: Callable[[int | None], Any], state: dict[str, Tensor]) -> tuple[Any, bool]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -73,6 +74,29 @@ def overlay(
     picture = Image.composite(picture.convert("L").convert("RGB"), picture, _mask(covered, levels))
     colours = Image.fromarray(_colours(cmap, signed, skip=_PALE)[levels])
     return _hatched(Image.composite(colours, picture, _mask(covered * opacity, levels)), missing)
+
+
+def boxed(
+    image: Image.Image, box: Sequence[float], *, width: int | None = None, colour: str = "white", edge: int | None = None
+) -> Image.Image:
+    """The picture with a box (x1, y1, x2, y2) in its pixels drawn on it, in `colour` between dark lines; NaN: no box.
+
+    Sides beyond the picture's border are drawn on the border. `width` of the line in pixels (None: by the picture's
+    size), `edge` that of the dark lines (None: the same).
+    """
+    if not all(np.isfinite(box)):
+        return image
+    drawn = image.copy()
+    line = width or max(1, round(max(image.size) / 250))
+    dark = line if edge is None else edge
+    draw = ImageDraw.Draw(drawn)
+    x1, x2 = (round(min(max(x, dark), image.width - 1 - dark)) for x in (box[0], box[2]))
+    y1, y2 = (round(min(max(y, dark), image.height - 1 - dark)) for y in (box[1], box[3]))
+    x2, y2 = max(x1, x2), max(y1, y2)
+    for ink, grown, thick in (("black", dark, line + 2 * dark), (colour, 0, line)):
+        if grown or ink == colour:
+            draw.rectangle((x1 - grown, y1 - grown, x2 + grown, y2 + grown), outline=ink, width=thick)
+    return drawn
 
 
 def is_signed(map_: Map, limits: Limits | None = None) -> bool:

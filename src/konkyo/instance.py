@@ -1,0 +1,154 @@
+"""Instances: one detection as a target, found again among the candidates of any other image by its likeness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from konkyo.candidates import Candidates
+from konkyo.errors import KonkyoError, unknown
+from konkyo.tensors import safe_divide
+
+Quantity: TypeAlias = Literal["probability", "logit", "x1", "y1", "x2", "y2", "similarity", "combined"]
+ClassSimilarity: TypeAlias = Literal["cosine", "probability", "difference", "same"]
+SIDES_OF_BOX: tuple[Quantity, ...] = ("x1", "y1", "x2", "y2")
+_ROUNDING = 1e-6  # of similarities: what differs by less is taken for equal
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """The candidate of every image that is most like an instance."""
+
+    index: Tensor
+    """(N,) int64, among the candidates."""
+    similarity: Tensor
+    """(N,) in [0, 1]"""
+    box: Tensor
+    """(N, 4) xyxy in input pixels; NaN where nothing is like it."""
+    found: Tensor
+    """(N,) bool"""
+
+
+@dataclass(frozen=True)
+class InstanceTarget:
+    """One detection. A detector's output (N, Q, 4 B + K) -> (N,): what the candidate most like the detection says.
+
+    The likeness of a candidate is IoU(its box, `box`) times the similarity of its class probabilities to `likeness`
+    (IG-ODAM, Eq. 1; D-RISE without objectness). On the detection's own image that is candidate `index` itself. Of equal
+    candidates the one with this index is taken, then the one with the larger probability of the class, then the first.
+    Candidates are all there are, below every threshold; ground truth has no part in it.
+
+    `quantity`: "probability" of the class `label`, its "logit" (the log-odds log(p / (1 - p)), which do not saturate),
+    a side of the box in input pixels, the "similarity" itself, or (for `explain`, which then takes the largest of the
+    scaled maps at every place) probability and sides "combined". Where no candidate is more similar than `least`, the
+    instance is absent, and the score is 0 with gradient 0. `class_similarity`: "cosine" of the class probabilities,
+    "probability" of the class, "difference" 1 - |p_t - p_j|, or "same": the probability where the class is the
+    candidate's best.
+    """
+
+    label: int
+    box: tuple[float, float, float, float]
+    """xyxy in pixels of the network's input"""
+    likeness: tuple[float, ...]
+    """The detection's class probabilities (K,)"""
+    index: int
+    quantity: Quantity = "probability"
+    class_similarity: ClassSimilarity = "cosine"
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.quantity not in get_args(Quantity):
+            raise unknown("quantity of an instance", self.quantity, get_args(Quantity))
+        if self.class_similarity not in get_args(ClassSimilarity):
+            raise unknown("class_similarity", self.class_similarity, get_args(ClassSimilarity))
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """The quantity of the matching candidate of every image (N,). KonkyoError: no candidates (N, Q, 4 B + K)."""
+        if self.quantity == "combined":
+            raise KonkyoError("a combination has maps, not a score of its own; give `explain` the detection")
+        candidates = Candidates(output, len(self.likeness))
+        match = self.match(output)
+        rows = torch.arange(len(output), device=output.device)
+        if self.quantity == "similarity":
+            value = self._similarity(candidates)[rows, match.index]
+        elif self.quantity in SIDES_OF_BOX:
+            value = candidates.boxes(self.label)[rows, match.index, SIDES_OF_BOX.index(self.quantity)]
+        else:
+            value = candidates.probabilities[rows, match.index, self.label]
+            value = value.logit(torch.finfo(value.dtype).eps) if self.quantity == "logit" else value
+        return torch.where(match.found, value, 0.0)
+
+    @torch.no_grad()
+    def match(self, output: Tensor) -> Match:
+        """Which candidate of every image is this instance."""
+        candidates = Candidates(output, len(self.likeness))
+        similarity = self._similarity(candidates)
+        best = similarity.amax(1)
+        equal = similarity >= best[:, None] - _ROUNDING
+        likely = torch.where(equal, candidates.probabilities[..., self.label], -1.0)
+        index = likely.argmax(1)
+        if self.index < output.shape[1]:
+            index = torch.where(equal[:, self.index], self.index, index)
+        rows, found = torch.arange(len(output), device=output.device), best > self.least
+        box = torch.where(found[:, None], candidates.boxes(self.label)[rows, index], torch.nan)
+        return Match(index, best, box, found)
+
+    def _similarity(self, candidates: Candidates) -> Tensor:
+        """(N, Q)"""
+        alike: Tensor
+        probabilities = candidates.probabilities
+        named = probabilities[..., self.label]
+        if self.class_similarity == "cosine":
+            own = probabilities.new_tensor(self.likeness)
+            norms = probabilities.norm(dim=2) * own.norm()
+            alike = (probabilities @ own) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        elif self.class_similarity == "probability":
+            alike = named
+        elif self.class_similarity == "difference":
+            alike = 1 - (named - self.likeness[self.label]).abs()
+        else:
+            alike = torch.where(probabilities.argmax(2) == self.label, named, 0.0)
+        return alike * overlap(candidates.boxes(self.label), probabilities.new_tensor(self.box))
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Ask `explain` for what a detector keeps: a row per detection, highest score first, any number per image.
+
+    Detections with a score above `threshold`: of `classes` (names or indices; none: all) and, for every one of `boxes`
+    (xyxy in pixels of the picture), the detection that overlaps it most; of those the `top` best. `quantity`,
+    `class_similarity` and `least` are those of the `InstanceTarget` that each becomes; None: what the method explains.
+    """
+
+    threshold: float = 0.5
+    top: int | None = None
+    classes: tuple[int | str, ...] = ()
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    quantity: Quantity | None = None
+    class_similarity: ClassSimilarity = "cosine"
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < 1:
+            raise KonkyoError(f"a threshold of scores lies in [0, 1); got {self.threshold!r}")
+        if self.top is not None and (not isinstance(self.top, int) or isinstance(self.top, bool) or self.top < 1):
+            raise KonkyoError(f"top is a number of detections, 1 or more; got {self.top!r}")
+        if isinstance(self.classes, str):
+            raise KonkyoError(f"classes is a list of names or indices; got {self.classes!r}")
+        for box in self.boxes:
+            if not isinstance(box, (tuple, list)) or len(box) != 4:
+                raise KonkyoError(f"boxes are (x1, y1, x2, y2) in pixels; got {box!r}")
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "boxes", tuple(tuple(map(float, box)) for box in self.boxes))
+
+
+def overlap(boxes: Tensor, box: Tensor) -> Tensor:
+    """Intersection over union of boxes (..., 4) with one box (4,) or as many; 0 for boxes without area. -> (...)"""
+    low, high = torch.maximum(boxes[..., :2], box[..., :2]), torch.minimum(boxes[..., 2:], box[..., 2:])
+    common: Tensor = (high - low).clamp_min(0).prod(-1)
+    areas = [(b[..., 2:] - b[..., :2]).clamp_min(0).prod(-1) for b in (boxes, box)]
+    total = areas[0] + areas[1] - common
+    return safe_divide(common, total)

@@ -1,0 +1,95 @@
+"""Networks that say of every anchor a box and class probabilities, as those of the YOLO family do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, box_convert
+
+from konkyo.candidates import Candidates, pack
+from konkyo.errors import KonkyoError, unknown
+from konkyo.models.detectors import Detector, Kept
+
+Boxes: TypeAlias = Literal["cxcywh", "xyxy", "xywh"]
+Scale: TypeAlias = Literal["pixels", "fraction"]
+
+
+def dense_detector(
+    module: nn.Module,
+    *,
+    classes: int,
+    boxes: Boxes = "cxcywh",
+    objectness: bool = False,
+    activated: bool = True,
+    scale: Scale = "pixels",
+    select: Callable[[Any], Tensor] | None = None,
+    iou: float = 0.7,
+    most: int = 300,
+    layer: str = "",
+) -> Detector:
+    """How a network with predictions (N, anchors, 4 + [1] + K), or transposed, is a detector.
+
+    The predictions are what `select` finds in the network's output; without it they are the output itself or the first
+    thing in it. Their columns are a box in the form `boxes` and the unit `scale`, one for `objectness` where there is
+    one, and K `classes`: probabilities, or where not `activated` their logits. With objectness the probability of a
+    class is the product. An anchor is kept as its best class, unless one of the same class that overlaps it by more
+    than `iou` is more probable, and `most` are kept at most.
+
+    KonkyoError: an unknown form, unit or layer, or (while proposing) predictions of another shape.
+    """
+    if boxes not in get_args(Boxes):
+        raise unknown("form of boxes", boxes, get_args(Boxes))
+    if scale not in get_args(Scale):
+        raise unknown("scale", scale, get_args(Scale))
+    if classes < 1:
+        raise KonkyoError(f"a detector has at least one class; got classes={classes}")
+    if layer not in dict(module.named_modules()):
+        raise unknown("layer", layer, (name for name, _ in module.named_modules() if name))
+
+    def propose(network: nn.Module, images: Tensor) -> Tensor:
+        found = (select or _first)(network(images))
+        raw = _anchors_first(found, 4 + objectness + classes)
+        corners = box_convert(raw[..., :4], boxes, "xyxy")
+        if scale == "fraction":
+            corners = corners * corners.new_tensor([images.shape[3], images.shape[2]]).repeat(2)
+        said = raw[..., 4:] if activated else raw[..., 4:].sigmoid()
+        return pack(corners, said[..., :1] * said[..., 1:] if objectness else said)
+
+    return Detector(classes, propose, partial(_keep, classes, iou, most), layer)
+
+
+def _first(output: Any) -> Any:
+    """The output itself, or the first thing in a tuple or list of outputs."""
+    while isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    return output
+
+
+def _anchors_first(predictions: Any, columns: int) -> Tensor:
+    """Predictions as (N, anchors, columns); the last axis is taken for the columns where both could be."""
+    if isinstance(predictions, Tensor) and predictions.ndim == 3 and columns in predictions.shape[1:]:
+        return predictions if predictions.shape[2] == columns else predictions.transpose(1, 2)
+    came = tuple(predictions.shape) if isinstance(predictions, Tensor) else type(predictions).__name__
+    raise KonkyoError(
+        f"predictions of a dense detector are (N, anchors, {columns}) or (N, {columns}, anchors); got {came}. "
+        "Check classes= and objectness=, or name the predictions: select=lambda output: ..."
+    )
+
+
+def _keep(classes: int, iou: float, most: int, output: Tensor, threshold: float) -> list[Kept]:
+    """Every candidate as its most probable class, the overlapping ones of each class suppressed."""
+    output = output.detach().to(torch.promote_types(output.dtype, torch.float32))
+    candidates = Candidates(output, classes)
+    kept = []
+    for corners, probabilities in zip(candidates.boxes(0), candidates.probabilities, strict=True):
+        scores, labels = probabilities.max(1)
+        index = (scores > threshold).nonzero()[:, 0]
+        # torchvision keeps classes apart by moving their boxes, which fails for boxes beyond the left or upper border
+        moved = corners[index] - corners.amin()
+        index = index[batched_nms(moved, scores[index], labels[index], iou)[:most]]
+        kept.append(Kept(index, labels[index]))
+    return kept
