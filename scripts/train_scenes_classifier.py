@@ -11,12 +11,13 @@ import argparse
 import datetime
 import hashlib
 import json
-import multiprocessing
 import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from torch.nn import functional as F
 
 from konkyo.data.scenes import CLASSES, Scenes
 from konkyo.models.embedded import SCENES_MEAN, SCENES_SIZE, SCENES_STD, ScenesResNet
+from rendering import rendered
 
 WEIGHTS = Path(__file__).parent.parent / "src/konkyo/models/weights/scenes-classifier.safetensors"
 UNSEEN = 1_000_003
@@ -50,8 +52,10 @@ def main() -> None:
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    images, targets = rendered(args.cache, args.seed, args.scenes, args.workers)
-    model, seconds = train(images, targets, args)
+    settings = {"seed": args.seed, "scenes": args.scenes, "size": SCENES_SIZE}
+    shapes = {"images": ((SCENES_SIZE, SCENES_SIZE, 3), np.uint8), "targets": ((len(CLASSES),), np.float32)}
+    scenes = rendered(args.cache, settings, shapes, draw, args.workers)
+    model, seconds = train(scenes["images"], scenes["targets"], args)
     results = measure(model, args.seed + UNSEEN)
     write(args.out, model, {"seconds_of_training": round(seconds), **results}, args)
 
@@ -71,30 +75,11 @@ def soft_label(labels: Tensor) -> np.ndarray:
     return present / present.sum()
 
 
-def render(job: tuple[Path, int, int, int, int]) -> None:
-    cache, seed, scenes, start, stop = job
-    single, several = training_sets(seed, scenes)
-    images, targets = np.load(cache / "images.npy", mmap_mode="r+"), np.load(cache / "targets.npy", mmap_mode="r+")
-    for i in range(start, stop):
-        scene = single[i] if i < len(single) else several[i - len(single)]
-        images[i], targets[i] = np.asarray(scene.image), soft_label(scene.labels)
-
-
-def rendered(cache: Path, seed: int, scenes: int, workers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, H, W, 3) uint8 and soft labels (n, 10), from the cache folder where they are there already."""
-    done, wanted = cache / "scenes.json", {"seed": seed, "scenes": scenes, "size": SCENES_SIZE}
-    if not done.exists() or json.loads(done.read_text()) != wanted:
-        done.unlink(missing_ok=True)
-        start = time.perf_counter()
-        shape = (scenes, SCENES_SIZE, SCENES_SIZE, 3)
-        np.lib.format.open_memmap(cache / "images.npy", "w+", np.uint8, shape).flush()
-        np.lib.format.open_memmap(cache / "targets.npy", "w+", np.float32, (scenes, len(CLASSES))).flush()
-        jobs = [(cache, seed, scenes, i, min(i + 500, scenes)) for i in range(0, scenes, 500)]
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            for i, _ in enumerate(pool.imap_unordered(render, jobs)):
-                print(f"rendered {(i + 1) * 500} of {scenes}, {time.perf_counter() - start:.0f} s", flush=True)
-        done.write_text(json.dumps(wanted))
-    return np.load(cache / "images.npy", mmap_mode="r"), np.load(cache / "targets.npy", mmap_mode="r")
+def draw(settings: Mapping[str, Any], index: int) -> dict[str, object]:
+    """A scene's image (H, W, 3) and soft label (10,)."""
+    single, several = training_sets(settings["seed"], settings["scenes"])
+    scene = single[index] if index < len(single) else several[index - len(single)]
+    return {"images": np.asarray(scene.image), "targets": soft_label(scene.labels)}
 
 
 def normalised(images: Tensor) -> Tensor:

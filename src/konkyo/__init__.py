@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from konkyo.models import Model, Preprocess, load
     from konkyo.models.detectors import Detector
     from konkyo.models.detectors.yolo import dense_detector
+    from konkyo.suppression import odam_nms
     from konkyo.target import Against, ClassTarget, ContrastTarget, Each, Target, TopK
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ _HOMES = {
     "konkyo.models.detectors": ("Detector",),
     "konkyo.models.detectors.yolo": ("dense_detector",),
     "konkyo.methods.wrappers": ("augmented", "first_component"),
+    "konkyo.suppression": ("odam_nms",),
     "konkyo.target": ("Against", "ClassTarget", "ContrastTarget", "Each", "Target", "TopK"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -69,6 +71,7 @@ __all__ = [
     "load",
     "method",
     "methods",
+    "odam_nms",
 ]
 
 

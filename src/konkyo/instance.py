@@ -121,6 +121,7 @@ class Detections:
     Detections with a score above `threshold`: of `classes` (names or indices; none: all) and, for every one of `boxes`
     (xyxy in pixels of the picture), the detection that overlaps it most; of those the `top` best. `quantity`,
     `class_similarity` and `least` are those of the `InstanceTarget` that each becomes; None: what the method explains.
+    `suppressed=False` takes the candidates above the threshold as they are, before the detector suppresses any.
     """
 
     threshold: float = 0.5
@@ -130,6 +131,7 @@ class Detections:
     quantity: Quantity | None = None
     class_similarity: ClassSimilarity = "cosine"
     least: float = 0.0
+    suppressed: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -19,7 +20,7 @@ from konkyo.candidates import Candidates
 from konkyo.errors import KonkyoError, NotApplicable, unknown
 from konkyo.instance import Detections, InstanceTarget, overlap
 from konkyo.layer import INPUT, Layer, Site, bind, main_tensor, trace, untouched
-from konkyo.models.detectors import Detector
+from konkyo.models.detectors import Detector, best_pairs
 from konkyo.models.preprocess import Frame, Preprocess
 from konkyo.target import Against, ClassTarget, ContrastTarget, Each, Score, Target, TopK, class_logits
 
@@ -338,7 +339,8 @@ class Model:
                 raise KonkyoError(f"class {index} of a detector with {self.detector.classes} classes")
         quantity = wanted.quantity or ("similarity" if score == "similarity" else "probability")
         candidates, found = Candidates(output, self.detector.classes), list[list[Target]]()
-        for image, kept in enumerate(self.detector.keep(output, wanted.threshold)):
+        keep = self.detector.keep if wanted.suppressed else partial(best_pairs, classes=self.detector.classes)
+        for image, kept in enumerate(keep(output, wanted.threshold)):
             likeness = candidates.probabilities[image, kept.index].tolist()
             pairs = list(zip(kept.index.tolist(), kept.label.tolist(), strict=True))
             targets = [

@@ -66,6 +66,8 @@ def build_with(path: str | Path, build: Callable[[int | None], nn.Module]) -> tu
     state = read_weights(path)
     module = build(None)
     own = module.state_dict()
+    if prefix := next((w for w in _WRAPPERS if all(name.startswith(w) for name in own)), ""):
+        state = {prefix + name: tensor for name, tensor in state.items()}  # no wrapper, but the network's own name
     counts = {state[k].shape[0] for k in own if k in state and _only_first_differs(state[k], own[k])}
     usual = len(counts) != 1
     if not usual:

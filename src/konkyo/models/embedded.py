@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from konkyo.data.scenes import CLASSES
 from konkyo.errors import unknown
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import build_with
+from konkyo.models.detectors.transformers import detector
 from konkyo.models.preprocess import Preprocess
+from konkyo.models.transformers import import_transformers
 
+SHIPPED = ("scenes-classifier", "scenes-detr")
 SCENES_SIZE = 128
 SCENES_MEAN = (0.63, 0.64, 0.62)
 SCENES_STD = (0.22, 0.19, 0.21)
@@ -70,11 +74,54 @@ def scenes_classifier() -> nn.Module:
     return model.eval()
 
 
+def scenes_detector() -> nn.Module:
+    """A detector of `konkyo.data.scenes.CLASSES`, untrained: transformers' RT-DETR, small. In eval mode.
+
+    Three stages to stride 16 (two levels), one encoder layer, two decoder layers, 30 queries. It takes images of
+    SCENES_SIZE pixels, scaled to [0, 1]. KonkyoError: transformers is not installed.
+    """
+    transformers = import_transformers()
+    backbone = transformers.RTDetrResNetConfig(
+        embedding_size=40,
+        hidden_sizes=[40, 96, 160],
+        depths=[1, 2, 2],
+        layer_type="basic",
+        out_features=["stage2", "stage3"],
+    )
+    config = transformers.RTDetrConfig(
+        backbone_config=backbone,
+        freeze_backbone_batch_norms=False,
+        encoder_in_channels=[96, 160],
+        feat_strides=[8, 16],
+        encode_proj_layers=[1],
+        encoder_hidden_dim=96,
+        encoder_ffn_dim=256,
+        encoder_attention_heads=4,
+        hidden_expansion=0.5,
+        d_model=96,
+        decoder_in_channels=[96, 96],
+        num_feature_levels=2,
+        decoder_layers=2,
+        decoder_ffn_dim=256,
+        decoder_attention_heads=4,
+        num_queries=30,
+        num_denoising=30,
+        id2label=dict(enumerate(CLASSES)),
+        label2id={name: index for index, name in enumerate(CLASSES)},
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of heads whose width is no power of 2
+        module: nn.Module = transformers.RTDetrForObjectDetection(config).eval()
+    return module
+
+
 @adapter("konkyo")
 def load(name: str, weights: str | Path | None) -> Model:
-    """`konkyo/scenes-classifier`. `weights`: "default" (shipped), None (random) or a file."""
-    if name != "scenes-classifier":
-        raise unknown("shipped model", name, ["scenes-classifier"])
+    """`konkyo/scenes-classifier` or `konkyo/scenes-detr`. `weights`: "default" (shipped), None (random) or a file."""
+    if name not in SHIPPED:
+        raise unknown("shipped model", name, SHIPPED)
+    if name == "scenes-detr":
+        return _detector(weights)
     module: nn.Module
     usual = True
     if weights is None:
@@ -85,3 +132,14 @@ def load(name: str, weights: str | Path | None) -> Model:
         module, usual = build_with(weights, lambda classes: ScenesResNet(classes or len(CLASSES)))
     preprocess = Preprocess(SCENES_SIZE, SCENES_SIZE, SCENES_MEAN, SCENES_STD)
     return Model(module.eval(), preprocess, CLASSES if usual else (), f"konkyo/{name}")
+
+
+def _detector(weights: str | Path | None) -> Model:
+    module = scenes_detector()
+    if weights == "default":
+        with as_file(files("konkyo") / "models" / "weights" / "scenes-detr.safetensors") as path:
+            module.load_state_dict(load_file(path))
+    elif weights is not None:
+        module, _ = build_with(weights, lambda _: scenes_detector())
+    preprocess = Preprocess((SCENES_SIZE, SCENES_SIZE), None, (0.0,) * 3, (1.0,) * 3)
+    return Model(module, preprocess, CLASSES, "konkyo/scenes-detr", detector=detector(module))

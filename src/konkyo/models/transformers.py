@@ -20,7 +20,7 @@ from konkyo.models.preprocess import Preprocess
 from konkyo.models.timm import preprocessing as timm_preprocessing
 
 
-def _transformers() -> ModuleType:
+def import_transformers() -> ModuleType:
     """transformers, imported when one of its models is asked for."""
     try:
         return import_module("transformers")
@@ -36,7 +36,7 @@ def load(name: str, weights: str | Path | None) -> Model:
     never run. KonkyoError, in one line: transformers is not installed, an unknown id, no network, a model of another
     kind, or weights that do not fit or hold no trained head.
     """
-    transformers = _transformers()
+    transformers = import_transformers()
     settings = {"trust_remote_code": False, "local_files_only": Path(name).is_dir()}
     auto, usual = transformers.AutoModelForImageClassification, True
     try:

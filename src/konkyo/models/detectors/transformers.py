@@ -19,7 +19,7 @@ from konkyo.errors import KonkyoError
 from konkyo.models.checkpoints import read_weights
 from konkyo.models.detectors import Detector, Kept, best_class, best_pairs
 from konkyo.models.preprocess import Preprocess
-from konkyo.models.transformers import _classes, _from_numbers, _transformers
+from konkyo.models.transformers import _classes, _from_numbers, import_transformers
 
 
 class _Family(NamedTuple):
@@ -130,7 +130,7 @@ def from_folder_or_hub(name: str, weights: str | Path | None) -> Loaded:
     never run. KonkyoError, in one line: transformers is not installed, an unknown id, no network, a model of another
     kind, or weights that do not fit or are not complete.
     """
-    transformers = _transformers()
+    transformers = import_transformers()
     settings = {"trust_remote_code": False, "local_files_only": Path(name).is_dir()}
     auto, usual = transformers.AutoModelForObjectDetection, True
     try:
