@@ -23,8 +23,9 @@ from torchvision.ops import box_convert, box_iou
 from konkyo.candidates import Candidates
 from konkyo.errors import KonkyoError
 from konkyo.models.detectors import Detector, Kept
+from konkyo.models.detectors.transformers import detector, is_detector
 from konkyo.models.preprocess import Preprocess
-from konkyo.models.detectors.transformers import detector, from_folder_or_hub, is_detector
+from konkyo.models.transformers import load as from_folder_or_hub
 
 T = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings(
@@ -478,8 +479,8 @@ def test_weights_that_do_not_fit_or_lack_some(tmp_path: Path) -> None:
     bias = "class_labels_classifier.bias"
     for change, message in (
         ({"model.input_projection.bias": torch.zeros(5)}, r"input_projection\.bias is \(5,\) for \(32,\)"),
-        ({bias: None}, rf"no trained detector: it lacks 1 weights \({bias}"),
-        ({statistic: None}, "no trained detector: it lacks 1 weights"),
+        ({bias: None}, rf"no trained object detector: it lacks 1 weights \({bias}"),
+        ({statistic: None}, "no trained object detector: it lacks 1 weights"),
     ):
         torch.save({k: t for k, t in {**state, **change}.items() if t is not None}, tmp_path / "w.pth")
         with pytest.raises(KonkyoError, match=message):
@@ -488,7 +489,7 @@ def test_weights_that_do_not_fit_or_lack_some(tmp_path: Path) -> None:
         from_folder_or_hub(str(tmp_path), tmp_path / "none.safetensors")
     del state[bias]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(KonkyoError, match=rf"no trained detector: it lacks 1 weights \({bias}"):
+    with pytest.raises(KonkyoError, match=rf"no trained object detector: it lacks 1 weights \({bias}"):
         from_folder_or_hub(str(tmp_path), "default")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(KonkyoError, match="cannot be loaded as an object detector"):
@@ -496,13 +497,12 @@ def test_weights_that_do_not_fit_or_lack_some(tmp_path: Path) -> None:
 
 
 def test_folders_of_other_kinds(tmp_path: Path) -> None:
-    with pytest.raises(KonkyoError, match="cannot be loaded as an object detector"):
+    with pytest.raises(KonkyoError, match="cannot be loaded as an image classifier or object detector"):
         from_folder_or_hub(str(tmp_path / "nothing"), "default")
     vit = T.ViTForImageClassification(T.ViTConfig(**VIT, image_size=64, intermediate_size=32))
     vit.save_pretrained(tmp_path)
     assert not is_detector(T.AutoConfig.from_pretrained(tmp_path))
-    with pytest.raises(KonkyoError, match="no known object detector but ViTForImageClassification; known are Detr"):
-        from_folder_or_hub(str(tmp_path), None)
+    assert from_folder_or_hub(str(tmp_path), None).detector is None
     segmenter = T.DetrConfig(backbone_config=resnet(4), **DETR, architectures=["DetrForSegmentation"])
     assert not is_detector(segmenter)
     for name in PLAIN:

@@ -561,14 +561,14 @@ def test_a_file_of_weights_that_does_not_fit(tmp_path: Path) -> None:
 
 def test_a_backbone_without_a_head_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, head="Model")
-    with pytest.raises(konkyo.KonkyoError, match=r"no trained classifier.*classifier\.bias"):
+    with pytest.raises(konkyo.KonkyoError, match=r"no trained image classifier.*classifier\.bias"):
         konkyo.load(f"hf/{tmp_path}")
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(konkyo.KonkyoError, match="cannot be loaded as an image classifier: Unrecognized config"):
+    with pytest.raises(konkyo.KonkyoError, match="classifier or object detector: Unrecognized config"):
         konkyo.load(f"hf/{tmp_path}", weights=None)
 
 

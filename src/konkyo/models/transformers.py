@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from torch import Tensor
 from konkyo.errors import KonkyoError
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import read_weights
+from konkyo.models.detectors.transformers import detector, is_detector
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.timm import preprocessing as timm_preprocessing
 
@@ -30,19 +32,20 @@ def import_transformers() -> ModuleType:
 
 @adapter("hf")
 def load(name: str, weights: str | Path | None) -> Model:
-    """The image classifier with this id on the hub, or in this folder (as `save_pretrained` writes it, no network).
+    """The image classifier or object detector with this id on the hub, or in this folder (no network then).
 
-    `weights`: "default" (its own), None (random, built from its config) or a file. Code that comes with a model is
-    never run. KonkyoError, in one line: transformers is not installed, an unknown id, no network, a model of another
-    kind, or weights that do not fit or hold no trained head.
+    A folder is one that `save_pretrained` wrote. `weights`: "default" (its own), None (random, built from its config)
+    or a file. Code that comes with a model is never run. KonkyoError, in one line: transformers is not installed, an
+    unknown id, no network, a model of another kind, or weights that do not fit or are not complete.
     """
     transformers = import_transformers()
     settings = {"trust_remote_code": False, "local_files_only": Path(name).is_dir()}
-    auto, usual = transformers.AutoModelForImageClassification, True
+    kind, usual = "image classifier or object detector", True
     try:
         config = transformers.AutoConfig.from_pretrained(name, **settings)
-        if (found := _detector(name, config, weights)) is not None:
-            return found
+        detects = is_detector(config)
+        kind = "object detector" if detects else "image classifier"
+        auto = transformers.AutoModelForObjectDetection if detects else transformers.AutoModelForImageClassification
 
         def build(classes: int | None) -> Any:
             own = deepcopy(config)
@@ -54,15 +57,15 @@ def load(name: str, weights: str | Path | None) -> Model:
             module = build(None)
         elif weights == "default":
             module, report = auto.from_pretrained(name, weights_only=True, output_loading_info=True, **settings)
-            _require_trained(name, module, report["missing_keys"])
+            _require_trained(name, kind, module, report["missing_keys"])
         else:
-            module, usual = _with_weights(name, build, read_weights(weights))
+            module, usual = _with_weights(name, kind, build, read_weights(weights))
     except KonkyoError:
         raise
     except Exception as error:  # hub, network, config and weights fail in their own ways
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise KonkyoError(
-            f"hf/{name} cannot be loaded as an image classifier: {reason} Give a model's id on the hub, or a folder "
+            f"hf/{name} cannot be loaded as an {kind}: {reason} Give a model's id on the hub, or a folder "
             "with its config.json and weights"
         ) from error
     return Model(
@@ -71,20 +74,13 @@ def load(name: str, weights: str | Path | None) -> Model:
         _classes(config) if usual else (),
         f"hf/{name}",
         multilabel=config.problem_type == "multi_label_classification",
+        detector=detector(module) if detects else None,
     )
 
 
-def _detector(name: str, config: Any, weights: str | Path | None) -> Model | None:
-    """The model, where its config is a detector's."""
-    from konkyo.models.detectors import transformers as detectors  # which is made of what is here
-
-    if not detectors.is_detector(config):
-        return None
-    module, preprocess, classes, detector = detectors.from_folder_or_hub(name, weights)
-    return Model(module, preprocess, classes, f"hf/{name}", detector=detector)
-
-
-def _with_weights(name: str, build: Callable[[int | None], Any], state: dict[str, Tensor]) -> tuple[Any, bool]:
+def _with_weights(
+    name: str, kind: str, build: Callable[[int | None], Any], state: dict[str, Tensor]
+) -> tuple[Any, bool]:
     """(the network with these weights, whether its classes are the usual ones). KonkyoError: they do not fit."""
     usual, network = True, build(None)
     for _ in range(2):
@@ -92,29 +88,35 @@ def _with_weights(name: str, build: Callable[[int | None], Any], state: dict[str
         module, report = type(network).from_pretrained(
             None, config=network.config, state_dict=dict(state), ignore_mismatched_sizes=True, output_loading_info=True
         )
-        misfits = report["mismatched_keys"]
-        labels = (network.config.num_labels,)
-        counts = {new[0] for _, new, own in misfits if own[:1] == labels and new[1:] == own[1:]}
+        misfits, labels = report["mismatched_keys"], network.config.num_labels
+        counts = {
+            new[0] - own[0] + labels
+            for _, new, own in misfits
+            if own[:1] in ((labels,), (labels + 1,)) and new[1:] == own[1:]  # one more: "no object", or a padding
+        }
         if not usual or len(counts) != 1:
             break
         usual, network = False, build(counts.pop())
     if misfits:
         key, new, own = min(misfits)
         raise KonkyoError(f"the weights do not fit hf/{name}: {key} is {tuple(new)} for {tuple(own)}")
-    _require_trained(name, module, report["missing_keys"])
+    _require_trained(name, kind, module, report["missing_keys"])
     return module, usual
 
 
-def _require_trained(name: str, module: Any, missing: set[str]) -> None:
-    """KonkyoError where weights are missing: transformers starts them at random, and a map of those means nothing."""
-    absent = sorted(missing & {parameter for parameter, _ in module.named_parameters()})
+def _require_trained(name: str, kind: str, module: Any, missing: set[str]) -> None:
+    """KonkyoError where weights or statistics are missing: transformers starts them at random, or at 0 and 1."""
+    own = {key for key in module.state_dict() if not key.endswith("num_batches_tracked")}
+    absent = sorted(missing & own)
     if absent:
         named = ", ".join(absent[:3])
-        raise KonkyoError(f"hf/{name} is no trained classifier: it lacks {len(absent)} weights ({named} ...)")
+        raise KonkyoError(f"hf/{name} is no trained {kind}: it lacks {len(absent)} weights ({named} ...)")
 
 
 def _classes(config: Any) -> tuple[str, ...]:
     """The names of the classes; none where transformers made them up, or for the two sides of a single logit."""
+    if set(config.id2label) != set(range(config.num_labels)):
+        return ()
     names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
     invented = all(text == f"LABEL_{index}" for index, text in enumerate(names))
     return () if invented or len(names) == 1 else names
@@ -124,24 +126,37 @@ def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool
     """The model's own preprocessing; None where it has none, or one that a `Preprocess` cannot follow.
 
     Processors are classes with steps of their own, of which the numbers in their config do not tell. So what was read
-    from the numbers is held against the processor, on a picture of noise.
+    from the numbers is held against the processor, on pictures of noise: two wide ones and a tall one.
     """
     random = np.random.default_rng(0)
-    picture = Image.fromarray(random.integers(0, 256, (70, 91, 3), dtype=np.uint8))
+    sizes = ((70, 91), (71, 94), (131, 37))
+    pictures = [Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil", **settings)
         if type(processor).__name__ == "TimmWrapperImageProcessor":
             found = timm_preprocessing(processor.data_config)
         else:
-            found = _from_numbers(processor.to_dict())
-        expected = processor(picture, return_tensors="pt")["pixel_values"][0]
+            found = _from_settings(processor)
+        for picture in pictures:
+            expected, prepared = processor(picture, return_tensors="pt")["pixel_values"][0], found(picture)
+            level = 1 / 255 / min(found.std)
+            if prepared.shape != expected.shape or float((prepared - expected).abs().mean()) >= level:
+                return None
     except Exception:  # no processor, one of another kind, or a setting that is not known here
         return None
-    prepared = found(picture)
-    if prepared.shape != expected.shape:
-        return None
-    level = 1 / 255 / min(found.std)
-    return found if float((prepared - expected).abs().mean()) < level else None
+    return found
+
+
+def _from_settings(processor: Any) -> Preprocess:
+    """What an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
+    numbers = processor.to_dict()
+    size = numbers.get("size") or {}
+    if not numbers.get("do_resize") or set(size) != {"shortest_edge", "longest_edge"}:
+        return _from_numbers(numbers)
+    limits: dict[str, Any] = {"longest": size["longest_edge"]}
+    if type(processor).__name__.startswith("Yolos"):
+        limits["multiple"] = 16  # fixed in the processor's code, whatever the patches
+    return replace(_from_numbers({**numbers, "size": {"shortest_edge": size["shortest_edge"]}}), **limits)
 
 
 def _from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
