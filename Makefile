@@ -41,7 +41,7 @@ $(VENV)/.venv:
 	touch $@
 
 $(RUN): $(VENV)/.venv pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable ".[transformers]"
 	touch $@
 
 $(DEV): $(RUN)

@@ -38,6 +38,8 @@ NEEDS = {
     "block_gradients": "gradients of every block's own score at its attention",
     "readout": "the tokens that the head reads",
     "on_grid": "a grid of tokens",
+    "integrate": "a forward and a backward to the layer per node of the path",
+    "black": "a black image",
     "probe": "other methods",
 }
 WHERE = {
@@ -51,7 +53,10 @@ WHERE = {
 
 def applies(method: konkyo.Method) -> str:
     """Which networks a method is for."""
-    return next((where for need, where in WHERE.items() if need in method.needs), "any classifier with a feature grid")
+    if method.score == "similarity":
+        return "detectors"
+    grids = "any classifier or detector with a feature grid"
+    return next((where for need, where in WHERE.items() if need in method.needs), grids)
 
 
 def cost(name: str) -> str:
@@ -103,7 +108,8 @@ def methods_pages() -> str:
             if method.layer:
                 facts.append(("default layer", f"`{method.layer}`"))
             if method.score != "logit":
-                facts.append(("explains", f"the class's {method.score}, unless a target says otherwise"))
+                whose = "detection" if method.score == "similarity" else "class"
+                facts.append(("explains", f"the {whose}'s {method.score}, unless a target says otherwise"))
             table = "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts)])
             blocks = (f"### {name}", " ".join(first.split()), rest, shown or NO_PICTURE, table)
             parts.append("\n\n".join(block for block in blocks if block))

@@ -1,4 +1,4 @@
-"""Draws docs/assets/methods/NAME.jpg: every method on one scene, for both of its classes, with the model that ships.
+"""Draws docs/assets/methods/NAME.jpg: every method on one scene, for both of its objects, with the models that ship.
 
 python docs/pictures.py [NAME ...]
 """
@@ -21,10 +21,13 @@ SEED, INDEX, SIDE, GAP = 2033, 0, 200, 6
 def main() -> None:
     """A picture per method: the scene, the map of its first class, the map of its second."""
     warnings.simplefilter("ignore", konkyo.KonkyoWarning)
-    model = konkyo.load("konkyo/scenes-classifier")
+    classifier, detector = konkyo.load("konkyo/scenes-classifier"), konkyo.load("konkyo/scenes-detr")
     scene = konkyo.data.scenes.Scenes(INDEX + 1, seed=SEED, size=256, objects=2)[INDEX]
-    target = konkyo.Each(*[konkyo.data.scenes.CLASSES[label] for label in scene.labels.tolist()])
+    classes = konkyo.Each(*[konkyo.data.scenes.CLASSES[label] for label in scene.labels.tolist()])
     for name in sys.argv[1:] or konkyo.methods():
+        method = konkyo.methods()[name]
+        of_instances = method.score == "similarity" or method.function.__module__ == "konkyo.methods.odam"
+        model, target = (detector, konkyo.Detections(top=2)) if of_instances else (classifier, classes)
         found = konkyo.explanations(model, scene.image, [name], target=target)[name]
         if isinstance(found, konkyo.NotApplicable):
             print(f"{name}: {found}")  # noqa: T201 - what a reader of the terminal wants to know

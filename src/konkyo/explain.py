@@ -287,7 +287,8 @@ def _run(
     if rows:
         maps = _fused(signed, method, request.fuse).float()
     else:  # a detector that keeps nothing
-        maps = probes[-1].activations.new_zeros(0, *probes[-1].activations.shape[2:]).float()
+        finest = max((tuple(probe.activations.shape[2:]) for probe in probes), key=math.prod)
+        maps = pass_.output.new_zeros(0, *finest).float()
     scores = probes[0].score.float() if rows else maps.new_zeros(0)
     gradients = None
     if rows and "gradients" in method.needs:

@@ -42,8 +42,8 @@ class Layer:
     """How many tokens (class, distillation, registers) stand before the grid."""
     call: int = -1
     """Which call of the module in one forward is meant; -1 is the last."""
-    level: int | None = 0
-    """Which of the maps that the module puts out; None: all of them, the levels of a pyramid."""
+    level: int | None = -1
+    """-1: the first tensor of what the module puts out; None: all maps in it, the levels of a pyramid; or one of them."""
 
     def fold(self, raw: Tensor) -> Tensor:
         """The module's output as (N, C, *grid)."""
@@ -78,7 +78,7 @@ def maps_in(output: Any) -> list[Tensor]:
 
 def _of_layer(output: Any, layer: Layer) -> list[Tensor]:
     """What a layer captures of its module's output: one tensor, or all levels of a pyramid."""
-    if layer.level == 0:
+    if layer.level == -1:
         first = main_tensor(output)
         return [] if first is None else [first]
     levels = maps_in(output)

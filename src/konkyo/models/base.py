@@ -171,7 +171,9 @@ class Model:
             raise KonkyoError(f"{self.name}: no layer puts out a feature grid for images of shape {tuple(shape)}")
         sites = self.sites(shape)
         found: dict[tuple[int, ...], Layer] = {}
-        for site in sites[: 1 + next(i for i, s in enumerate(sites) if s.name == last.name)]:
+        # A pyramid has no grid of its own, but what is in it has.
+        end = max(i for i, s in enumerate(sites) if f"{s.name}.".startswith(f"{last.name}."))
+        for site in sites[: end + 1]:
             if site.layer is not None and site.gradient:
                 found.pop(site.grid, None)
                 found[site.grid] = site.layer
