@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from itertools import accumulate
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -63,8 +64,9 @@ def explain(
     "stages" (the last layer of every grid size), or a list, shallow to deep. Several layers share the one pass and are
     fused: `fuse` "layer_cam" (as in the paper), "max", "mean", "sum" or "product"; None: as the method is defined.
     `precision`: "bf16" or "fp16" runs the model's forwards under autocast; None leaves autocast as it is. `budget`: at
-    most so many variants of an image are run by methods that perturb, the most important first; `progress(done, total)`
-    is called meanwhile, and ends it with what has been found by then when it returns True. `options`: the method's own.
+    most so many variants are run for a map by methods that perturb, the most important first (layers and augmented
+    views share it); `progress(done, total)` is called meanwhile, and where such variants are scored, returning True
+    ends it with what has been found by then. `options`: the method's own.
 
     The model comes back as it was, also after an exception. KonkyoWarning (once a call): a map that says nothing.
     KonkyoError: anything unknown or of the wrong form; NotApplicable: a method that this model has no place for.
@@ -122,6 +124,8 @@ class _Request:
         budget = self.budget
         if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget < 1):
             raise KonkyoError(f"budget is a number of forwards, 1 or more, or None; got {budget!r}")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise KonkyoError(f"seed is a whole number; got {self.seed!r}")
         if self.progress is not None and not callable(self.progress):
             raise KonkyoError(f"progress is a function of (done, total), or None; got {self.progress!r}")
         if self.fuse is not None and not callable(self.fuse) and self.fuse not in FUSES:
@@ -140,6 +144,9 @@ def explanations(
     chosen, request = [find(m) for m in methods], _Request(**settings)
     if not chosen:
         raise KonkyoError("methods is an empty list; `konkyo.methods()` has those on offer")
+    for m, other in combinations(chosen, 2):
+        if m.name == other.name and m is not other:
+            raise KonkyoError(f"two of the methods are called {m.name!r}; explain with them one after the other")
     for name in request.options or ():
         if not any(name in m.options for m in chosen):
             offer = sorted({o for m in chosen for o in m.options})
@@ -152,7 +159,8 @@ def explanations(
     layers: dict[Method, list[Layer]] = {}
     for m in chosen:
         try:
-            layers[m] = _layers(adapted, m, request.layer, tuple(tensor.shape[1:]))
+            with _first_forward(adapted, tensor):
+                layers[m] = _layers(adapted, m, request.layer, tuple(tensor.shape[1:]))
         except NotApplicable as reason:
             found[m.name] = reason
     wanted = list(dict.fromkeys(item for group in layers.values() for item in group))
@@ -161,14 +169,15 @@ def explanations(
     if any("full_gradients" in m.needs for m in layers):
         wanted, graph, within = [*wanted, Layer(INPUT, None)], [*graph, Layer(INPUT, None)], [bias_terms]
     with untouched(adapted.module):
-        pass_ = Pass(
-            adapted,
-            tensor,
-            list(dict.fromkeys(wanted)),
-            differentiable=list(dict.fromkeys(graph)),
-            precision=request.precision,
-            within=within,
-        )
+        with _first_forward(adapted, tensor):
+            pass_ = Pass(
+                adapted,
+                tensor,
+                list(dict.fromkeys(wanted)),
+                differentiable=list(dict.fromkeys(graph)),
+                precision=request.precision,
+                within=within,
+            )
         for m in layers:
             try:
                 found[m.name] = _run(adapted, pass_, m, layers[m], request, pictures, frames)
@@ -180,6 +189,21 @@ def explanations(
         count = sum(r is result for _, r, _ in doubtful)
         _warn(f"{name}: {count} of {len(result)} maps: {diagnosis.message}")
     return {m.name: found[m.name] for m in chosen}
+
+
+@contextmanager
+def _first_forward(model: Model, images: Tensor) -> Iterator[None]:
+    """What a network says of images that it does not take, as a KonkyoError with their shape."""
+    try:
+        yield
+    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
+        if isinstance(error, KonkyoError):
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        hint = " (one image needs a first axis of its own: images[None])" if images.ndim == 3 else ""
+        raise KonkyoError(
+            f"{model.name} failed on images of shape {tuple(images.shape)}{hint}: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def _warn(message: str) -> None:
@@ -255,7 +279,7 @@ def _run(
     frames: Sequence[Frame],
 ) -> Explanation:
     options = {name: value for name, value in request.options.items() if name in method.options}
-    effort = Effort(request.budget, request.progress)
+    effort = Effort(request.budget, request.progress).shared(len(layers))
     per_image = model.targets(request.target, pass_.output.detach(), score=method.score, frames=frames)
     whole = [target for image in per_image for target in image]
     images = [image for image, found in enumerate(per_image) for _ in found]
@@ -306,7 +330,7 @@ def _run(
     if len(layers) > 1:
         how = request.fuse or method.fuse
         used["fuse"] = getattr(how, "__name__", how)
-    if request.budget is not None and "rescore" in method.needs:
+    if request.budget is not None and method.rescores():
         used["budget"] = request.budget
     return Explanation(
         signed=maps,

@@ -272,9 +272,13 @@ def _levels(layer: Layer, count: int) -> tuple[Layer, ...]:
 def scores(output: Tensor, targets: Sequence[Target]) -> Tensor:
     """One target per row of the output -> (N,)."""
     if len(set(map(id, targets))) == 1 or all(target == targets[0] for target in targets):
-        found = targets[0](output)
+        each = [targets[0](output)]
     else:
-        found = torch.cat([target(output[i : i + 1]) for i, target in enumerate(targets)])
+        each = [target(output[i : i + 1]) for i, target in enumerate(targets)]
+    for score in each:
+        if not isinstance(score, Tensor):
+            raise KonkyoError(f"a target is a callable output -> (N,) scores; it gave {type(score).__name__}")
+    found = torch.cat(each) if len(each) > 1 else each[0]
     if found.shape != (len(output),):
         raise KonkyoError(f"a target gives one score per image, shape ({len(output)},); got {tuple(found.shape)}")
     return found

@@ -43,7 +43,7 @@ class Layer:
     call: int = -1
     """Which call of the module in one forward is meant; -1 is the last."""
     level: int | None = -1
-    """-1: the first tensor of what the module puts out; None: all maps in it, the levels of a pyramid; or one of them."""
+    """-1: the first tensor of what the module puts out; None: all maps in it, a pyramid's levels; or one of them."""
 
     def fold(self, raw: Tensor) -> Tensor:
         """The module's output as (N, C, *grid)."""
@@ -487,7 +487,7 @@ class _Sizes:
 
     def fit(self, grid: Sequence[int]) -> bool:
         """Whether this can be a grid's size."""
-        return tuple(grid) in self.strided or (not self.certain and _covers(grid, self.image))
+        return tuple(grid) in self.strided or (not self.certain and covers(grid, self.image))
 
     def of_tokens(self, length: int) -> tuple[int, tuple[int, ...]] | None:
         """(prefix, grid) of so many tokens, the known grids first, with as few tokens before the grid as may be."""
@@ -542,7 +542,7 @@ def _last_axes(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tens
     return found
 
 
-def _covers(grid: Sequence[int], spatial: Sequence[int]) -> bool:
+def covers(grid: Sequence[int], spatial: Sequence[int]) -> bool:
     """Whether the grid could be the input divided by one stride, up to rounding."""
     if any(g > s or g < 1 for g, s in zip(grid, spatial, strict=True)):
         return False

@@ -69,6 +69,10 @@ class Method:
         of_target = {"score", "targets", "on", "probe", "guided_gradients", "full_gradients", *_OF_TARGET}
         return bool((of_target - _RUNS_VARIANTS) & set(self.needs))
 
+    def rescores(self) -> bool:
+        """Whether it scores variants, or a method that it is made of does."""
+        return bool({"rescore", "ablate"} & set(self.needs)) or (self.inner is not None and self.inner.rescores())
+
     def needs_layer(self) -> bool:
         """Whether its map depends on the layer at all; RISE's does not."""
         inner = self.inner is not None and self.inner.needs_layer()

@@ -22,7 +22,7 @@ from konkyo.backward import BiasTerm, bias_terms, guided_relus, positive_relevan
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.forward import Pass, Rows, columns, of_rows, pick, real, scores
 from konkyo.instance import InstanceTarget
-from konkyo.layer import INPUT, MAX_PREFIX_TOKENS, Layer, Replay, measured_outputs
+from konkyo.layer import INPUT, MAX_PREFIX_TOKENS, Layer, Replay, covers, measured_outputs
 from konkyo.path import Node, PathTrace, Sampling, Track, traced, trapezoid
 from konkyo.target import ClassTarget, Target
 from konkyo.tensors import grid_mean, safe_divide
@@ -125,10 +125,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Effort:
-    """How many variants of an image `rescore` may run (None: all), and who is told after each chunk."""
+    """How many variants `rescore` may run for a row (None: all), and who is told after each chunk."""
 
     budget: int | None = None
     progress: Progress | None = None
+
+    def shared(self, parts: int) -> Effort:
+        """The effort of each of so many parts of a map: layers, views."""
+        return self if self.budget is None else replace(self, budget=max(1, self.budget // parts))
 
 
 @dataclass(eq=False)
@@ -230,7 +234,8 @@ class Probe:
             )
         output = self.output.clone().requires_grad_()
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(scores(output, self.targets).sum(), output)
+            total = scores(output, self.targets).sum()
+            (gradient,) = torch.autograd.grad(total, output) if total.requires_grad else (torch.zeros_like(output),)
         return gradient @ real(head)
 
     def ablate(self, priority: Tensor | None = None) -> Tensor:
@@ -326,7 +331,8 @@ class Probe:
         todo, total = torch.arange(len(weights), device=self.inputs.device), [torch.zeros(())] * len(self._rows)
         if not len(todo):
             raise KonkyoError("regrad needs at least one variant")
-        for done, group in enumerate(self._sharing()):
+        groups = self._sharing()
+        for done, group in enumerate(groups):
             make, run, outside = self._variants(group[0], inputs, activations)
 
             def gradients(
@@ -348,7 +354,7 @@ class Probe:
             for chunk, slopes in self._chunked(todo, make, gradients, outside, graph=True):
                 for row, slope in zip(group, slopes, strict=True):
                     total[row] = total[row].to(slope) + torch.einsum("v,v...->...", weights.to(slope)[chunk], slope)
-            self._told(done + 1, len(self._rows))
+            self._told(done + 1, len(groups))
         return torch.stack(total)
 
     # --- other ways through the network -------------------------------------------------------------------------------
@@ -373,7 +379,8 @@ class Probe:
         -> (row, variant indices (v,), activations (v, C, *grid), gradients (v, C, *grid)). `inputs` as in `rescore`.
         """
         layer, todo = self._layer, torch.arange(count, device=self.inputs.device)
-        for done, group in enumerate(self._sharing()):
+        groups = self._sharing()
+        for done, group in enumerate(groups):
 
             def visit(variants: Tensor, group: Sequence[int] = group) -> tuple[Tensor, Iterator[Tensor]]:
                 with self._pass.forwards():
@@ -388,7 +395,7 @@ class Probe:
             ):
                 for row, gradients in zip(group, slopes, strict=True):
                     yield row, chunk, found, gradients
-            self._told(done + 1, len(self._rows))
+            self._told(done + 1, len(groups))
 
     @property
     def black(self) -> Tensor:
@@ -500,7 +507,8 @@ class Probe:
                 images, rows = once, shared
         where = Layer(INPUT, None) if layer == INPUT else self._layer
         pass_ = self._pass.other("on", [where], _nothing, images)
-        return Probe(pass_, self.targets * views, where, rows=rows, seed=self._seed, effort=self._effort)
+        effort = self._effort.shared(views)
+        return Probe(pass_, self.targets * views, where, rows=rows, seed=self._seed, effort=effort)
 
     @cached_property
     def guided_gradients(self) -> Tensor:
@@ -539,7 +547,8 @@ class Probe:
     def full_gradients(self) -> tuple[Tensor, ...]:
         """Input times gradient (N, C, *size), then bias times gradient of every module that adds one.
 
-        Those are (N, C, *grid), or (N, C) without a grid. In a piecewise linear network they add up to the score.
+        Those are (N, C, *grid), or (N, 1) where a module puts out no grid of the image (windows of it, tokens). In a
+        piecewise linear network they add up to the score.
         """
         layer, pass_ = Layer(INPUT, None), self._pass
         if bias_terms not in pass_.recorded:  # asked for by a method that another one is made of
@@ -549,10 +558,16 @@ class Probe:
         for column in (split := columns(self._rows)):  # a backward fills the terms in, the next one anew
             rows, targets = tuple(self._rows[row] for row in column), [self._targets[row] for row in column]
             gradient = pass_.gradients_of(rows, partial(scores, targets=targets), layer)
-            values = (pick(term.value(), rows) for term in terms if term.gradient is not None)
+            values = (pick(self._placed(term.value()), rows) for term in terms if term.gradient is not None)
             parts.append((pick(self._pass.images, rows) * gradient, *values))
         order = torch.tensor([row for column in split for row in column]).argsort().to(self.inputs.device)
         return parts[0] if len(parts) == 1 else tuple(torch.cat(part)[order] for part in zip(*parts, strict=True))
+
+    def _placed(self, term: Tensor) -> Tensor:
+        """What a bias adds, where its module puts out a grid of every image; its sum per image (N, 1) otherwise."""
+        images = self._pass.images
+        grid = term.ndim == images.ndim and len(term) == len(images) and covers(term.shape[2:], images.shape[2:])
+        return term if grid else term.reshape(len(images), -1).sum(1, keepdim=True)
 
     # --- attention ----------------------------------------------------------------------------------------------------
 

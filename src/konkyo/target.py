@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from konkyo.errors import KonkyoError
+from konkyo.errors import KonkyoError, unknown
 
 Target: TypeAlias = Callable[[Any], Tensor]
 Score: TypeAlias = Literal["logit", "probability", "sigmoid", "similarity"]
@@ -32,6 +32,10 @@ class ClassTarget:
 
     index: int
     score: Score = "logit"
+
+    def __post_init__(self) -> None:
+        if self.score not in (offer := ("logit", "probability", "sigmoid")):
+            raise unknown("score of a class", self.score, offer)
 
     def __call__(self, output: Tensor) -> Tensor:
         """The class's score of every image. KonkyoError: an output that is not (N, K), or has no such class."""

@@ -52,12 +52,13 @@ def full_grad(full_gradients: Sequence[Tensor], *, scale: Scale = "layer") -> Te
     map = sum_c psi(x G)_c + sum over biases and channels psi(b G)_c, psi = up(unit(|.|)). unit is taken over all
     channels of a layer, as the authors' code does; `scale="channel"` gives every channel the same weight
     (pytorch-grad-cam). In a piecewise linear network the unscaled terms add up to the score; biases without a grid
-    (linear layers after pooling, tokens) count there, but have no place in the map. One forward and a whole backward.
+    (linear layers after pooling, tokens, windows) count there, but have no place in the map: of a transformer it shows
+    little more than input times gradient. One forward and a whole backward.
     """
     first = full_gradients[0]
     total = torch.zeros_like(first[:, 0])
     for term in full_gradients:
-        if term.ndim == first.ndim and len(term) == len(first) and term[0, 0].numel() > 1:
+        if term.ndim == first.ndim and term[0, 0].numel() > 1:
             sizes = term.abs()
             if scale == "layer":
                 flat = sizes.flatten(1)

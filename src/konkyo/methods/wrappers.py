@@ -14,15 +14,17 @@ from konkyo.probe import On, Probe
 from konkyo.tensors import first_component as project
 from konkyo.tensors import oriented
 
+_SCALES = (0.9, 1.0, 1.1)
 
-def augmented(method: str | Method, *, scales: Sequence[float] = (0.9, 1.0, 1.1), flip: bool = True) -> Method:
+
+def augmented(method: str | Method, *, scales: Sequence[float] = _SCALES, flip: bool = True) -> Method:
     """The method's map averaged over views of the image: with its values scaled, and each of those mirrored too.
 
     map = mean_v v^-1(method(v(x))). The views run as one batch, and all explain the class that was chosen on the image
     itself. The six views by default are pytorch-grad-cam's `aug_smooth`. Cost: a forward (and the method) per view.
     """
-    inner, sizes = find(method), tuple(scales)
-    if not sizes or not all(math.isfinite(scale) for scale in sizes):
+    inner, sizes = find(method), tuple(scales) if isinstance(scales, Sequence) else ()
+    if not sizes or not all(isinstance(scale, (int, float)) and math.isfinite(scale) for scale in sizes):
         raise KonkyoError(f"augmented needs finite scales, at least one; got {scales!r}")
 
     def function(inputs: Tensor, on: On, **options: Any) -> Tensor:
@@ -33,7 +35,8 @@ def augmented(method: str | Method, *, scales: Sequence[float] = (0.9, 1.0, 1.1)
         maps = maps.relu() if inner.rectified else maps
         return maps.view(-1, len(inputs), *maps.shape[1:]).mean(0)
 
-    return _wrapped(inner, "augmented", function, ("inputs", "on"))
+    settings = ([] if sizes == _SCALES else [f"scales={sizes}"]) + ([] if flip else ["flip=False"])
+    return _wrapped(inner, "augmented", function, ("inputs", "on"), settings)
 
 
 def first_component(method: str | Method) -> Method:
@@ -53,8 +56,11 @@ def first_component(method: str | Method) -> Method:
     return _wrapped(inner, "first_component", function, ("probe",))
 
 
-def _wrapped(inner: Method, wrapper: str, function: Callable[..., Tensor], needs: tuple[str, ...]) -> Method:
-    return replace(inner, name=f"{wrapper}({inner.name})", function=function, needs=needs, inner=inner)
+def _wrapped(
+    inner: Method, wrapper: str, function: Callable[..., Tensor], needs: tuple[str, ...], settings: Sequence[str] = ()
+) -> Method:
+    name = f"{wrapper}({', '.join([inner.name, *settings])})"
+    return replace(inner, name=name, function=function, needs=needs, inner=inner)
 
 
 WRAPPERS["augmented"] = augmented
