@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from konkyo.errors import KonkyoError
+from konkyo.instance import InstanceTarget
+from konkyo.path import PathTrace
 from konkyo.report import figures
-from konkyo.report.figures import Cell, Row, contact_sheet, save_image
-from konkyo.report.overlay import DIVERGING, SEQUENTIAL, colourise, overlay
+from konkyo.report.figures import Cell, Row, contact_sheet, gallery, path_figure, save_image
+from konkyo.report.overlay import DIVERGING, SEQUENTIAL, boxed, colourise, overlay
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -399,6 +402,163 @@ def test_what_is_cut_and_what_is_not():
     assert " ".join(figures._wrapped("one two three four", 60, 9)) == "one two three four"
     assert figures._wrapped("one two three four", 60, 1)[0].endswith("…")
     assert "".join(figures._wrapped("x" * 50, 60, 99)) == "x" * 50
+
+
+# --- boxes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("box", [(10, 5, 40, 30), (10.4, 4.6, 39.7, 30.2)])
+def test_a_box_is_a_white_line_between_dark_ones(box):
+    image = Image.new("RGB", (60, 40), "#808080")
+    drawn = pixels(boxed(image, box, width=1, edge=1))
+    for inset, ink in ((-1, 0), (0, 255), (1, 0)):
+        x1, y1, x2, y2 = 10 + inset, 5 + inset, 40 - inset, 30 - inset
+        assert (drawn[[y1, y2], x1 : x2 + 1] == ink).all()
+        assert (drawn[y1 : y2 + 1, [x1, x2]] == ink).all()
+    assert (drawn[7:29, 12:39] == 128).all()
+    outside = change(image, boxed(image, box, width=1, edge=1))
+    outside[4:32, 9:42] = 0
+    assert not outside.any()
+    assert (pixels(image) == 128).all()
+
+
+@pytest.mark.parametrize(
+    "box", [(-20, -9, 90, 70), (-20, 5, -10, 9), (70, 50, 90, 60), (20, 20, 20, 20), (5, 5, 6, 6), (30, 20, 10, 5)]
+)
+def test_every_box_is_drawn_within_the_picture(box):
+    for size in ((60, 40), (7, 4)):
+        drawn = boxed(Image.new("RGB", size, "#808080"), box)
+        assert drawn.size == size
+        assert (pixels(drawn) == 255).all(-1).any()
+
+
+def test_no_box_where_there_is_none():
+    image = photo()
+    assert boxed(image, (1, float("nan"), 5, 5)) is image
+
+
+def test_a_row_of_a_sheet_draws_its_box_in_every_cell():
+    grey, side = Image.new("RGB", (60, 40), "#808080"), 320
+    plain, drawn = (
+        contact_sheet([Row(grey, "t", cells=[Cell(torch.zeros(4, 4)), Cell(None, "none")], box=box)], ["a", "b"])
+        for box in (None, (15, 10, 45, 30))
+    )
+    changed = change(plain, drawn) > 0
+    scale, top = side / 60, 16 + 17 + 5
+    y, x = np.nonzero(changed)
+    assert abs(y.min() - top - 10 * scale) <= 3
+    assert abs(y.max() - top - 30 * scale) <= 3
+    assert abs(x.min() - 16 - 15 * scale) <= 3
+    assert abs(x.max() - 16 - side - 10 - 45 * scale) <= 3  # in the second panel; in the message there is none
+    middle = changed[top + round(20 * scale)]
+    assert not middle[16 + round(20 * scale) : 16 + round(40 * scale)].any()
+
+
+@pytest.mark.parametrize(("count", "across", "down"), [(1, 2, 1), (4, 5, 1), (5, 3, 2), (9, 5, 2), (11, 4, 3)])
+def test_a_gallery_is_as_even_as_can_be(count, across, down):
+    rows = [Row(photo(), "a.jpg", f"thing {n}", [Cell(torch.rand(5, 5))], (5, 5, 30, 30)) for n in range(count)]
+    sheet = gallery(rows, colour_bar=False)
+    assert sheet.width == across * 320 + (across - 1) * 10 + 32
+    assert down * 213 < sheet.height < down * 213 + 32 + down * 60
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+
+def walk(scores, boxes, priorities=(0.1, 0.5, 0.2), method="ig_odam", alphas=(0.0, 0.25, 0.5, 1.0)):
+    padded = [float("nan")]  # as of a row with fewer nodes than another
+    trace = PathTrace(
+        torch.tensor([[*alphas, *padded]]),
+        torch.tensor([[*priorities, *padded]]),
+        torch.tensor([[*scores, *padded]]),
+        torch.tensor([[*boxes, padded * 4]]),
+    )
+    target = InstanceTarget(0, tuple(boxes[-1]), (0.9, 0.1), 3)
+    return SimpleNamespace(path=trace, method=method, labels=("cat",), targets=(target,))
+
+
+HERE, THERE, NOWHERE = [0.0, 0.0, 10.0, 10.0], [5.0, 0.0, 15.0, 10.0], [float("nan")] * 4
+SCORES = (0.0, 0.2, 0.9, 0.8)
+
+
+def across(alpha, width):
+    """Where alpha is in a picture of a path."""
+    return (0.105 + 0.87 * (alpha + 0.01) / 1.02) * width
+
+
+def test_a_path_shows_scores_above_boxes_in_the_middle_and_priorities_below():
+    usual = path_figure(walk(SCORES, [THERE, HERE, HERE, HERE]))
+    height, width = pixels(usual).shape[:2]
+
+    def changed(figure):
+        return np.nonzero(change(usual, figure) > 60)  # lines are smoothed a little anew as a whole
+
+    score = changed(path_figure(walk((0.0, 0.3, 0.9, 0.8), [THERE, HERE, HERE, HERE])))
+    box = changed(path_figure(walk(SCORES, [THERE, THERE, HERE, HERE])))
+    priority = changed(path_figure(walk(SCORES, [THERE, HERE, HERE, HERE], (0.1, 0.5, 0.4))))
+    assert score[0].max() < box[0].min() < box[0].max() < priority[0].min() < height
+    for found, low, high in ((score, 0, 0.5), (box, 0, 0.5), (priority, 0.5, 1)):
+        assert across(low, width) - 5 < found[1].min() < across(low, width) + 6
+        assert across(high, width) - 6 < found[1].max() < across(high, width) + 5
+
+
+def test_a_node_without_the_detection_is_hollow():
+    """And counts as far away: its node in the middle is where 1 - IoU is 1."""
+    filled, hollow = (
+        pixels(path_figure(walk((0.0, 0.0, 0.9, 0.8), [HERE, box, HERE, HERE]))) for box in (HERE, NOWHERE)
+    )
+    x = round(across(0.25, filled.shape[1]))
+    score = filled.shape[0] // 2
+    assert ((filled != hollow).any(-1)[:score, x - 3 : x + 4]).any()
+    bright = (hollow == 255).all(-1)[:score, x] & (filled != 255).any(-1)[:score, x]
+    assert 2 <= bright.sum() <= 6  # the inside of the dot
+    away = hollow[score:, x - 3 : x + 4]
+    assert (away != filled[score:, x - 3 : x + 4]).any()
+
+
+def test_bars_are_as_wide_as_their_intervals():
+    drawn = pixels(path_figure(walk(SCORES, [HERE] * 4, (0.5, 0.0, 0.5))))
+    row = drawn[-70]  # through the bars, near their feet
+    blue = (np.abs(row - (0x2F, 0x6D, 0xB5)) < 8).all(-1)
+    for low, high, there in ((0, 0.25, True), (0.25, 0.5, False), (0.5, 1, True)):
+        inside = blue[round(across(low, len(row))) + 3 : round(across(high, len(row))) - 2]
+        assert inside.all() if there else not inside.any()
+
+
+def test_several_paths_are_drawn_together():
+    one, other = walk(SCORES, [HERE] * 4), walk((0.1, 0.3, 0.8, 0.8), [HERE] * 4, method="adaptive_ig_odam")
+    single, both = path_figure(one), path_figure([one, other])
+    assert both.width == single.width
+    assert both.height > single.height
+    orange = (np.abs(pixels(both) - (0xD9, 0x56, 0x2B)) < 8).all(-1)
+    assert orange.any(1).sum() > 100
+    assert not (np.abs(pixels(single) - (0xD9, 0x56, 0x2B)) < 8).all(-1).any()
+
+
+def test_a_path_of_what_is_no_detection_has_no_boxes():
+    plain = walk(SCORES, [NOWHERE] * 4)
+    plain.targets = (SimpleNamespace(score="logit"),)
+    assert path_figure(plain).height < path_figure(walk(SCORES, [HERE] * 4)).height
+    assert path_figure(walk((0.8,), [HERE], (), alphas=(1.0,))).width  # a single node
+
+
+def test_paths_that_cannot_be_drawn():
+    none = SimpleNamespace(path=None, method="odam", labels=("cat",), targets=(None,))
+    with pytest.raises(KonkyoError, match="odam keeps no path"):
+        path_figure(none)
+    with pytest.raises(KonkyoError, match="row 1 of an explanation with 1"):
+        path_figure(walk(SCORES, [HERE] * 4), 1)
+    with pytest.raises(KonkyoError, match="at least one"):
+        path_figure([])
+
+
+def test_drawing_a_path_leaves_pyplot_alone():
+    code = (
+        "import sys, torch; sys.path.insert(0, 'tests'); from test_overlay import HERE, SCORES, walk, path_figure;"
+        "path_figure(walk(SCORES, [HERE] * 4)); print('matplotlib.pyplot' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
 
 
 # --- saving -----------------------------------------------------------------------------------------------------------

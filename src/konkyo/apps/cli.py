@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
@@ -10,11 +11,11 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
@@ -22,10 +23,13 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, NotApplicable
+from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, NotApplicable, unknown
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from konkyo.explanation import Explanation
+    from konkyo.instance import Detections
     from konkyo.models import Model
     from konkyo.report.figures import Row
 
@@ -54,8 +58,25 @@ Resize = Annotated[str | None, typer.Option(help="Short side in pixels, HEIGHTxW
 Crop = Annotated[str | None, typer.Option(help="Side of the centre crop in pixels, HEIGHTxWIDTH, or 'none'.")]
 Mean = Annotated[str | None, typer.Option(help="Mean per channel, as in 0.485,0.456,0.406; one value: grey images.")]
 Std = Annotated[str | None, typer.Option(help="Standard deviation per channel.")]
-Classes = Annotated[list[str] | None, typer.Option("--class", "-c", help="Class name or index to explain; repeatable.")]
-Top = Annotated[int, typer.Option(min=1, help="Explain the so many highest classes (without --class).")]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option("--class", "-c", help="Class name or index to explain; of a detector, to keep; repeatable."),
+]
+Top = Annotated[
+    int | None,
+    typer.Option(min=1, help="So many of the highest classes (1, without --class); of detections, the best (all)."),
+]
+Score = Annotated[
+    float | None, typer.Option("--score", help="Detectors: what is detected with a higher score than this; 0.5.")
+]
+Boxes = Annotated[
+    list[str] | None,
+    typer.Option("--box", help="Detectors: what overlaps x1,y1,x2,y2 (in pixels) most; repeatable."),
+]
+Of = Annotated[
+    str | None,
+    typer.Option("--of", help="Detectors: probability, logit, x1, y1, x2, y2 or combined; what is explained."),
+]
 Layers = Annotated[
     list[str] | None,
     typer.Option("--layer", "-l", help="Layer name, 'input', or 'stages'; repeated: fused, shallow to deep."),
@@ -84,17 +105,38 @@ class Setup:
     model: Model
     settings: dict[str, Any]
 
+    @property
+    def detects(self) -> bool:
+        """Whether it is a detector."""
+        return self.model.detector is not None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be explained, as the options say it."""
+
+    classes: list[str] | None = None
+    top: int | None = None
+    against: str | None = None
+    score: float | None = None
+    boxes: list[str] | None = None
+    of: str | None = None
+
 
 @app.command()
 def explain(
     images: Images,
     model: ModelName = "konkyo/scenes-classifier",
     method: Annotated[
-        str, typer.Option("--method", help="One or several, as in grad_cam,layer_cam, or 'all'.")
-    ] = "grad_cam",
+        str,
+        typer.Option("--method", help="One or several, as in cam,layer_cam, or 'all'; grad_cam, of detectors odam."),
+    ] = "",
     classes: Classes = None,
-    top: Top = 1,
+    top: Top = None,
     against: Not = None,
+    score: Score = None,
+    box: Boxes = None,
+    of: Of = None,
     layer: Layers = None,
     fuse: FuseName = None,
     to: Annotated[Path, typer.Option("--out", help="Folder for pictures, maps and manifest.json.")] = Path(
@@ -102,6 +144,7 @@ def explain(
     ),
     maps: Annotated[str, typer.Option(help="Format of the raw maps: npz or safetensors.")] = "npz",
     resume: Annotated[bool, typer.Option("--resume", help="Leave out images that the folder's manifest has.")] = False,
+    path: Annotated[bool, typer.Option("--path", help="Also draw the paths that methods integrate along.")] = False,
     weights: Weights = "default",
     labels: Labels = None,
     resize: Resize = None,
@@ -116,13 +159,19 @@ def explain(
     cmap: Colours = None,
     as_json: Json = False,
 ) -> None:
-    """Explain images: an overlay and a raw map per image, class and method, and a manifest of it all."""
+    """Explain images: an overlay and a raw map per image, class and method, and a manifest of it all.
+
+    Of a detector: per detection instead of class, and a sheet of all detections of an image.
+    """
     if maps not in ("npz", "safetensors"):
         raise KonkyoError(f"--maps is npz or safetensors; got {maps!r}")
     files = _files(images)
     files = [f for f in files if to.resolve() not in f.resolve().parents] or files  # not what an earlier run wrote
     setup = _setup(model, weights, labels, (resize, crop, mean, std), device)
-    names, request = _request(method, _target(classes, top, against), layer, option)
+    target = _target(setup, Wanted(classes, top, against, score, box, of))
+    names, request = _request(method or ("odam" if setup.detects else "grad_cam"), target, layer, option)
+    if path:
+        _require_paths(names, of)
     request |= {"fuse": fuse, "budget": budget, "seed": seed, "precision": precision}
     settings = {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}}
     manifest = _Manifest(to / "manifest.json", settings, resume=resume)
@@ -132,13 +181,18 @@ def explain(
             continue
         with manifest.image(file) as entry, _interrupted(manifest):
             entry["name"] = names_on_disk[file]
-            for name, result in _explained(setup.model, file, names, {**request, "progress": told}, entry).items():
+            found = _explained(setup.model, file, names, {**request, "progress": told}, entry)
+            for name, result in found.items():
                 if isinstance(result, NotApplicable):
                     entry.setdefault("not_applicable", []).append(str(result))
-                else:
+                elif len(result):
                     plain = name.replace("(", "-").replace(")", "")
                     _write(result, to / f"{entry['name']}.{plain}", maps, cmap, entry)
-            told_of = ", ".join(dict.fromkeys(m["explained"] for m in entry.get("maps", ())))
+            if path:
+                _write_paths(found, to / entry["name"], entry)
+            if setup.detects:
+                _write_detections(found, file, to / f"{entry['name']}.detections.png", target, entry)
+            told_of = ", ".join(dict.fromkeys(m["explained"] for m in entry.get("maps", ()))) or entry.get("nothing")
             if told_of and not as_json:
                 out.print(escape(f"{file.name}: {told_of}"), soft_wrap=True, highlight=False)
     _report(manifest, as_json, [f"pictures, maps and manifest in {to}"])
@@ -149,11 +203,19 @@ def compare(
     images: Images,
     model: ModelName = "konkyo/scenes-classifier",
     method: Annotated[
-        str, typer.Option("--method", help="Several, as in grad_cam,layer_cam, or 'all'; default: the seven CAMs.")
+        str,
+        typer.Option(
+            "--method",
+            help="Several, as in grad_cam,layer_cam, or 'all'; default: the seven CAMs, of detectors the six compared "
+            "in the paper on IG-ODAM.",
+        ),
     ] = "",
     classes: Classes = None,
-    top: Top = 1,
+    top: Top = None,
     against: Not = None,
+    score: Score = None,
+    box: Boxes = None,
+    of: Of = None,
     layer: Layers = None,
     fuse: FuseName = None,
     to: Annotated[Path, typer.Option("--out", help="The contact sheet: .png, .jpg or .webp.")] = Path("konkyo.png"),
@@ -172,14 +234,16 @@ def compare(
     precision: PrecisionName = None,
     as_json: Json = False,
 ) -> None:
-    """Compare methods on a contact sheet: a row per image and class, a column per method."""
+    """Compare methods on a contact sheet: a row per image and class (or detection), a column per method."""
     from konkyo.explain import SEVEN_CAMS
     from konkyo.report.figures import contact_sheet, picture_name, save_image
 
     picture_name(to)
     files = _files(images)
     setup = _setup(model, weights, labels, (resize, crop, mean, std), device)
-    names, request = _request(method or ",".join(SEVEN_CAMS), _target(classes, top, against), layer, option)
+    target = _target(setup, Wanted(classes, top, against, score, box, of))
+    usual = OF_DETECTORS if setup.detects else SEVEN_CAMS
+    names, request = _request(method or ",".join(usual), target, layer, option)
     request |= {"fuse": fuse, "budget": budget, "seed": seed, "precision": precision}
     manifest = _Manifest(None, {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}})
     rows: list[Row] = []
@@ -187,6 +251,10 @@ def compare(
         with manifest.image(file) as entry:
             found = _explained(setup.model, file, names, {**request, "progress": told}, entry)
             rows += _rows(found, file.name, entry)
+            if setup.detects and not entry.get("maps"):
+                entry["nothing"] = _nothing(target)
+                if not as_json:
+                    out.print(escape(f"{file.name}: {entry['nothing']}"), soft_wrap=True, highlight=False)
     if len(files) > limit:
         err.print(f"{len(files) - limit} of {len(files)} images left out (--limit {limit})")
     notes = []
@@ -241,7 +309,11 @@ def layers(
     shape = (channels or (len(own.mean) if own else 3), height, width)
     with _failures_of(setup.model):
         automatic = setup.model.automatic_layer(shape)
-    sites = [s for s in setup.model.sites(shape) if every or s.layer is not None]
+        sites = [
+            s
+            for s in setup.model.sites(shape)
+            if every or s.layer is not None or (automatic is not None and s.name == automatic.name)
+        ]
     if as_json:
         listed = [
             {"name": s.name, "kind": s.kind, "shape": s.shape, "grid": s.grid, "gradient": s.gradient} for s in sites
@@ -258,6 +330,10 @@ def layers(
         )
         for s in sites
     ]
+    if automatic and all(
+        s.name != automatic.name for s in sites
+    ):  # of a detector: one that the trace takes for no grid
+        rows.append((f"→ {automatic.name}", "", "", "", ""))
     _table(["layer", "module", "output", "grid", "gradient norm"], rows)
 
 
@@ -266,7 +342,7 @@ def demo(
     to: Annotated[Path, typer.Option("--out", help="Folder for images and contact sheet.")] = Path("out/demo"),
     number: Annotated[int, typer.Option("--scenes", min=1, help="How many scenes.")] = 6,
 ) -> None:
-    """Explain shipped scenes with the shipped classifier by the seven class activation maps."""
+    """Explain shipped scenes: classes with the shipped classifier, and every detection with the shipped detector."""
     from konkyo.data.scenes import CLASSES, Scenes
     from konkyo.explain import SEVEN_CAMS
     from konkyo.report.figures import contact_sheet, save_image
@@ -294,8 +370,49 @@ def demo(
     out.print(f"{number} scenes, {len(rows)} rows of an image and a class, {len(SEVEN_CAMS)} methods")
     out.print(f"rows whose map is highest on the class's own object: {peaks}", soft_wrap=True, highlight=False)
     out.print(f"contact sheet: {sheet}", soft_wrap=True, highlight=False)
+    _demo_of_detector(to)
 
 
+def _demo_of_detector(to: Path) -> None:
+    """Every detection on two scenes by the methods that are compared for detectors."""
+    from konkyo.data.scenes import Scenes
+    from konkyo.instance import Detections, overlap
+    from konkyo.report.figures import contact_sheet, save_image
+
+    if importlib.util.find_spec("transformers") is None:
+        note = "left out: the detector, which needs transformers: pip install 'konkyo[transformers]'"
+        out.print(escape(note), soft_wrap=True, highlight=False)
+        return
+    setup = _setup("konkyo/scenes-detr", "default", None, (None, None, None, None), None)
+    scenes = Scenes(2, seed=DEMO_SEED, size=256, objects=(2, 4))
+    rows: list[Row] = []
+    on_object, of_objects = Counter[str](), 0
+    for index, (scene, told) in enumerate(_progress(scenes, "explaining detections")):
+        path = save_image(scene.image, to / f"objects-{index}.png")
+        request = {"target": Detections(), "options": {"masks": 500}, "progress": told}
+        found = _explained(setup.model, path, list(OF_DETECTORS), request, {})
+        rows += _rows(found, path.name, {})
+        done = {name: result for name, result in found.items() if not isinstance(result, NotApplicable)}
+        boxes = next(iter(done.values())).boxes
+        shares = [overlap(scene.boxes, box) for box in ([] if boxes is None else boxes.cpu())]
+        matched = {row: int(share.argmax()) for row, share in enumerate(shares) if share.max() > 0.5}
+        of_objects += len(matched)
+        for name, result in done.items():
+            maps = result.at((256, 256)).cpu()
+            on_object[name] += sum(bool(scene.masks[at].flatten()[maps[row].argmax()]) for row, at in matched.items())
+    if not rows:
+        out.print("the detector found nothing")
+        return
+    title = "What the scenes detector looks at: one row per detection, one column per method"
+    sheet = save_image(contact_sheet(rows, OF_DETECTORS, title=title), to / "detections.png")
+    peaks = ", ".join(f"{name} {on_object[name]}" for name in OF_DETECTORS)
+    out.print(f"{len(scenes)} scenes, {len(rows)} detections, {of_objects} of them of an object (IoU above 0.5)")
+    out.print(f"of these, the map is highest on the object itself: {peaks}", soft_wrap=True, highlight=False)
+    out.print(f"contact sheet of detections: {sheet}", soft_wrap=True, highlight=False)
+
+
+OF_DETECTORS = ("grad_cam", "grad_cam_pp", "d_rise", "odam", "ig_odam", "adaptive_ig_odam")
+"""The methods that the paper on IG-ODAM compares."""
 PREPARATION = ("resize", "crop", "mean", "std")
 DEMO_SEED = 2033
 """Scenes of this seed were never trained on: training draws from other seeds."""
@@ -336,8 +453,6 @@ def _setup(
     preparation: tuple[str | None, str | None, str | None, str | None],
     device: str | None,
 ) -> Setup:
-    from dataclasses import replace
-
     import torch
 
     import konkyo
@@ -355,12 +470,14 @@ def _setup(
         changes["mean"] = _numbers(mean)
     if std is not None:
         changes["std"] = _numbers(std)
+    # Detectors see the whole picture, and what says nothing of means mostly takes colours as they are.
+    usual = Preprocess() if model.detector is None else Preprocess(None, None, (0.0,) * 3, (1.0,) * 3)
     if model.preprocess is None and len(changes) < 4:
-        missing = ", ".join(f"{key} {getattr(Preprocess(), key)}" for key in PREPARATION if key not in changes)
+        missing = ", ".join(f"{key} {getattr(usual, key)}" for key in PREPARATION if key not in changes)
         note = f"note: {name} does not say how to prepare pictures; taken as usual: {missing}"
         err.print(escape(note), soft_wrap=True, highlight=False)
     if changes or model.preprocess is None:
-        model = replace(model, preprocess=replace(model.preprocess or Preprocess(), **changes))
+        model = replace(model, preprocess=replace(model.preprocess or usual, **changes))
     if labels is not None:
         model = replace(model, classes=_labels(labels))
     settings = {
@@ -373,18 +490,56 @@ def _setup(
     return Setup(model, settings)
 
 
-def _target(classes: list[str] | None, top: int, against: str | None) -> Any:
-    """What `--class`, `--top` and `--not` ask for."""
+def _target(setup: Setup, wanted: Wanted) -> Any:
+    """The target that the options ask for. KonkyoError: an option that the model has no use for."""
     from konkyo.target import ContrastTarget, Each, TopK
 
-    if against is not None and not classes:
+    name, of_detectors = setup.model.name, {"--score": wanted.score, "--box": wanted.boxes, "--of": wanted.of}
+    if setup.detects:
+        if wanted.against is not None:
+            raise KonkyoError(f"--not compares classes of an image; {name} is a detector, explained box by box")
+        return _detections(wanted)
+    if given := [option for option, value in of_detectors.items() if value not in (None, [])]:
+        raise KonkyoError(f"{', '.join(given)}: for detectors only; {name} is a classifier")
+    if wanted.against is not None and not wanted.classes:
         raise KonkyoError("--not goes with --class: why this class and not that")
-    if not classes:
-        return TopK(top)
-    targets: list[Any] = [_class(c) for c in classes]
-    if against is not None:
-        targets = [ContrastTarget(target, _class(against)) for target in targets]  # type: ignore[arg-type] # by name
+    if not wanted.classes:
+        return TopK(wanted.top or 1)
+    targets: list[Any] = [_class(c) for c in wanted.classes]
+    if wanted.against is not None:
+        against = _class(wanted.against)
+        targets = [ContrastTarget(target, against) for target in targets]  # type: ignore[arg-type] # by name
     return Each(*targets)
+
+
+def _detections(wanted: Wanted) -> Detections:
+    from konkyo.instance import Detections, Quantity
+
+    if wanted.of is not None and wanted.of not in get_args(Quantity):
+        raise unknown("quantity of a detection", wanted.of, get_args(Quantity))
+    boxes = []
+    for text in wanted.boxes or ():
+        numbers = _numbers(text)
+        if len(numbers) != 4 or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
+            raise KonkyoError(f"--box is left,top,right,bottom in pixels, as in 20,30,80,90; got {text!r}")
+        boxes.append(numbers)
+    return Detections(
+        0.5 if wanted.score is None else wanted.score,
+        wanted.top,
+        tuple(_class(c) for c in wanted.classes or ()),
+        tuple(boxes),
+        cast("Quantity | None", wanted.of),
+    )
+
+
+def _require_paths(names: list[str], of: str | None) -> None:
+    from konkyo.method import find, methods
+
+    if of == "combined":
+        raise KonkyoError("--path: what is --of combined has five paths, and none of its own")
+    if not any("integrate" in find(name).needs for name in names):
+        offer = ", ".join(name for name, m in methods().items() if "integrate" in m.needs)
+        raise KonkyoError(f"--path goes with methods that integrate along a path: {offer}; got {', '.join(names)}")
 
 
 def _class(text: str) -> int | str:
@@ -499,6 +654,7 @@ def _write(result: Explanation, stem: Path, maps: str, cmap: str | None, entry: 
                 "label": label,
                 "explained": _explained_score(result, row),
                 "score": round(score, 6) if math.isfinite(score := result.scores[row].item()) else None,
+                **_detection(result, row),
                 "layer": result.layer,
                 "overlay": overlay.name,
                 "map": raw.name,
@@ -509,10 +665,75 @@ def _write(result: Explanation, stem: Path, maps: str, cmap: str | None, entry: 
         )
 
 
-def _explained_score(result: Explanation, row: int) -> str:
-    """What a row explains, with its score: "cat (logit 3.55)"."""
-    target, score = result.targets[row], result.scores[row].item()
-    return f"{result.labels[row]} ({getattr(target, 'score', 'score')} {score:.2f})"
+def _detection(result: Explanation, row: int) -> dict[str, Any]:
+    """What the manifest says of a detection: its box in the picture's pixels, and the probability of its class."""
+    box = _box(result, row)
+    if box is None:
+        return {}
+    target = result.targets[row]
+    return {
+        "box": [round(side, 2) for side in box],
+        "probability": round(target.likeness[target.label], 6),  # type: ignore[union-attr] # what has a box is one
+        "quantity": target.quantity,  # type: ignore[union-attr]
+    }
+
+
+def _box(result: Explanation, row: int) -> list[float] | None:
+    """A detection's box, xyxy in the picture's pixels; None for what is no detection."""
+    box = None if result.boxes is None else [float(side) for side in result.boxes[row]]
+    return box if box is not None and all(map(math.isfinite, box)) else None
+
+
+def _explained_score(result: Explanation, row: int, *, place: bool = True) -> str:
+    """What a row explains, with its score: "cat (logit 3.55)", "x1 of cat (probability 0.70) at 257,231,565,477"."""
+    target, score, box = result.targets[row], result.scores[row].item(), _box(result, row)
+    if box is None:
+        return f"{result.labels[row]} ({getattr(target, 'score', 'score')} {score:.2f})"
+    of: str = target.quantity  # type: ignore[union-attr] # what has a box is a detection
+    probability = target.likeness[target.label]  # type: ignore[union-attr]
+    name = result.labels[row].removesuffix(f", {of}")
+    if of not in ("probability", "logit", "similarity"):
+        name = f"{'class and box' if of == 'combined' else of} of {name}"
+    told = f"logit {score:.2f}" if of == "logit" else f"probability {probability:.2f}"
+    return f"{name} ({told})" + (f" at {','.join(str(round(side)) for side in box)}" if place else "")
+
+
+def _nothing(wanted: Detections) -> str:
+    """Why an image has no maps."""
+    kinds = "" if not wanted.classes else f" of class {' or '.join(map(str, wanted.classes))}"
+    return f"nothing{kinds} detected with a score above {wanted.threshold:g}"
+
+
+def _write_detections(
+    found: Mapping[str, Explanation | NotApplicable], file: Path, to: Path, wanted: Detections, entry: dict[str, Any]
+) -> None:
+    """The sheet of an image's detections: side by side, or with several methods a row each."""
+    from konkyo.report.figures import contact_sheet, gallery, save_image
+
+    if not entry.get("maps"):
+        if not entry.get("not_applicable"):
+            entry["nothing"] = _nothing(wanted)
+        return
+    rows = _rows({n: r for n, r in found.items() if not isinstance(r, NotApplicable)}, file.name, {})
+    if len(names := list(dict.fromkeys(m["method"] for m in entry["maps"]))) == 1:
+        sheet = gallery(rows)
+    else:
+        rows = [replace(row, subtitle=f"{number}  {row.subtitle}") for number, row in enumerate(rows, start=1)]
+        sheet = contact_sheet(rows, names)
+    entry["sheet"] = save_image(sheet, to).name
+
+
+def _write_paths(found: Mapping[str, Explanation | NotApplicable], stem: Path, entry: dict[str, Any]) -> None:
+    """A picture of every path, and one of all methods' together."""
+    from konkyo.report.figures import path_figure, save_image
+
+    walked = {n: r for n, r in found.items() if not isinstance(r, NotApplicable) and r.path is not None}
+    for row in range(max(map(len, walked.values()), default=0)):
+        drawn = {f".{name}": [result] for name, result in walked.items()}
+        drawn |= {"": list(walked.values())} if len(walked) > 1 else {}
+        for part, several in drawn.items():
+            picture = save_image(path_figure(several, row), stem.with_name(f"{stem.name}{part}.{row + 1}.path.png"))
+            entry.setdefault("paths", []).append(picture.name)
 
 
 def _rows(found: Mapping[str, Explanation | NotApplicable], title: str, entry: dict[str, Any]) -> list[Row]:
@@ -524,6 +745,7 @@ def _rows(found: Mapping[str, Explanation | NotApplicable], title: str, entry: d
     if not done:
         raise KonkyoError("; ".join(entry["not_applicable"]))
     one = next(iter(done.values()))
+    maps = {name: _maps(result) for name, result in done.items()}
     rows = []
     for row, label in enumerate(one.labels):
         cells: list[Cell] = []
@@ -532,12 +754,22 @@ def _rows(found: Mapping[str, Explanation | NotApplicable], title: str, entry: d
                 cells.append(Cell(None, f"not applicable: {str(result).partition(': ')[2]}"))
             else:
                 diagnosis = result.diagnosis[row]
-                cells.append(Cell(result.maps[row], "" if diagnosis.ok else diagnosis.kind))
-                entry.setdefault("maps", []).append(
-                    {"method": name, "label": label, "layer": result.layer, "diagnosis": diagnosis.kind}
-                )
-        rows.append(Row(one.picture(row), title, _explained_score(one, row), cells))
+                cells.append(Cell(maps[name][row], "" if diagnosis.ok else diagnosis.kind))
+                told = {"method": name, "label": label, "layer": result.layer, "diagnosis": diagnosis.kind}
+                entry.setdefault("maps", []).append(told | _detection(result, row))
+        explained = _explained_score(one, row, place=False)  # the box is drawn
+        rows.append(Row(one.picture(row), title, explained, cells, _box(one, row)))
     return rows
+
+
+def _maps(result: Explanation) -> Tensor:
+    """The maps as they lie on the picture: of a picture with a border, without the border."""
+    if result.regions is None or not len(result):
+        return result.maps
+    width, height = result.picture(0).size
+    # No larger than the cells of a sheet; a coarse map stays coarse, so that it is drawn on the scale of coarse maps.
+    share = min(1.0, (60 if result.maps[0].numel() < 60 * 60 else 400) / max(width, height))
+    return result.at((max(1, round(height * share)), max(1, round(width * share))))
 
 
 @contextmanager
@@ -608,6 +840,7 @@ class _Entry:
 def _report(manifest: _Manifest, as_json: bool, notes: list[str]) -> None:
     images, skipped = manifest.values["images"], manifest.values["skipped"]
     reasons = {reason for entry in images for reason in entry.get("not_applicable", ())}
+    reasons |= {entry["nothing"] for entry in images if "nothing" in entry}
     if reasons and not any(entry.get("maps") for entry in images) and not as_json:
         raise KonkyoError("; ".join(sorted(reasons)))
     if as_json:

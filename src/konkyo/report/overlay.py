@@ -77,18 +77,23 @@ def overlay(
 
 
 def boxed(
-    image: Image.Image, box: Sequence[float], *, width: int | None = None, colour: str = "white", edge: int | None = None
+    image: Image.Image,
+    box: Sequence[float],
+    *,
+    width: int | None = None,
+    colour: str = "white",
+    edge: int | None = None,
 ) -> Image.Image:
     """The picture with a box (x1, y1, x2, y2) in its pixels drawn on it, in `colour` between dark lines; NaN: no box.
 
     Sides beyond the picture's border are drawn on the border. `width` of the line in pixels (None: by the picture's
-    size), `edge` that of the dark lines (None: the same).
+    size), `edge` that of the dark lines (None: half of that).
     """
     if not all(np.isfinite(box)):
         return image
     drawn = image.copy()
     line = width or max(1, round(max(image.size) / 250))
-    dark = line if edge is None else edge
+    dark = (line + 1) // 2 if edge is None else edge
     draw = ImageDraw.Draw(drawn)
     x1, x2 = (round(min(max(x, dark), image.width - 1 - dark)) for x in (box[0], box[2]))
     y1, y2 = (round(min(max(y, dark), image.height - 1 - dark)) for y in (box[1], box[3]))
