@@ -55,8 +55,10 @@ def applies(method: konkyo.Method) -> str:
     """Which networks a method is for."""
     if method.score == "similarity":
         return "detectors"
-    grids = "any classifier or detector with a feature grid"
-    return next((where for need, where in WHERE.items() if need in method.needs), grids)
+    if "output" in method.needs:  # it compares a class with others
+        return "classifiers with two classes or more"
+    anything = "any classifier or detector" + ("" if method.layer == "input" else " with a feature grid")
+    return next((where for need, where in WHERE.items() if need in method.needs), anything)
 
 
 def cost(name: str) -> str:

@@ -361,8 +361,8 @@ class Model:
             if wanted.boxes and targets:
                 boxes = output.new_tensor([target.box for target in targets])
                 boxes = frames[image].shown(boxes) if frames else boxes
-                best = [int(overlap(boxes, boxes.new_tensor(box)).argmax()) for box in wanted.boxes]
-                targets = [targets[at] for at in sorted(set(best))]
+                shares = [overlap(boxes, boxes.new_tensor(box)) for box in wanted.boxes]
+                targets = [targets[at] for at in sorted({int(s.argmax()) for s in shares if s.amax() > 0})]
             found.append(list(targets[: wanted.top]))
         return found
 
