@@ -1,4 +1,4 @@
-"""What speaks against a target: in the product of signed maps, in contrasts of classes, and in classes there are not."""
+"""What speaks against a target: in products of signed maps and in contrasts; and classes that there are not."""
 
 from __future__ import annotations
 
@@ -144,8 +144,8 @@ def test_finer_cam_contrasts_by_itself(target: konkyo.Target) -> None:
 
 def test_the_sign_that_agrees_with_the_evidence() -> None:
     evidence = torch.tensor([[[1.0, 2.0], [1.0, -1.0]], [[-1.0, -2.0], [-1.0, 1.0]]])
-    maps = torch.tensor([[-1.0, -1.0], [1.0, -2.0]])
-    assert torch.equal(agreeing(maps, evidence), torch.tensor([[1.0, 1.0], [-1.0, 2.0]]))
+    maps = torch.tensor([[-1.0, -1.0], [3.0, -2.0]])
+    assert torch.equal(agreeing(maps, evidence), torch.tensor([[1.0, 1.0], [-3.0, 2.0]]))
     assert torch.equal(agreeing(-maps, evidence), agreeing(maps, evidence))
 
 
@@ -163,7 +163,8 @@ def test_eigen_grad_cam_is_the_first_component_of_hires_cam() -> None:
 def generate() -> ModuleType:
     path = Path(__file__).parents[1] / "docs" / "generate.py"
     spec = importlib.util.spec_from_file_location("generate_docs", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

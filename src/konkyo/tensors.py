@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from konkyo.errors import unknown
+from konkyo.errors import KonkyoError, unknown
 
 FUSES = ("layer_cam", "max", "mean", "sum", "product")
 Fuse: TypeAlias = Literal["layer_cam", "max", "mean", "sum", "product"] | Callable[[Sequence[Tensor]], Tensor]
@@ -87,11 +87,12 @@ def fuse(maps: Sequence[Tensor], how: Fuse = "layer_cam") -> Tensor:
 
     Every map is divided by its largest absolute value, enlarged, and "max", "mean", "sum" or "product" is taken at
     every place. "layer_cam" is the maximum as in LayerCAM (Jiang et al., 2021): before it all but the deepest are
-    stretched by tanh(2 M), which lifts the small values of shallow layers. A function of one's own gets the list of
-    maps as they are.
+    stretched by tanh(2 M), which lifts the small values of shallow layers. The "product" of signed maps is that of the
+    positive parts minus that of the negative parts' magnitudes: negative where all are, 0 where signs differ. A
+    function of one's own gets the list of maps as they are and gives one (N, *grid); KonkyoError where it does not.
     """
     if callable(how):
-        return how(maps)
+        return _one_map_each(how(maps), maps[0])
     if how not in FUSES:
         raise unknown("way to fuse layers", how, FUSES)
     scaled = [normalised(m) for m in maps]
@@ -101,7 +102,18 @@ def fuse(maps: Sequence[Tensor], how: Fuse = "layer_cam") -> Tensor:
     stack = torch.stack([resize(m, finest) for m in scaled])
     if how in ("mean", "sum"):
         return stack.mean(0) if how == "mean" else stack.sum(0)
-    return stack.prod(0) if how == "product" else stack.amax(0)
+    return stack.relu().prod(0) - (-stack).relu().prod(0) if how == "product" else stack.amax(0)
+
+
+def _one_map_each(found: object, like: Tensor) -> Tensor:
+    """What a function of the caller's made of the maps, if it is as many maps with as many axes."""
+    if isinstance(found, Tensor) and found.ndim == like.ndim and len(found) == len(like) and found.numel():
+        return found
+    came = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    raise KonkyoError(
+        f"a function that fuses layers gives one map per image, a tensor of shape ({len(like)}, *grid) whose grid has "
+        f"{like.ndim - 1} axes; got {came}"
+    )
 
 
 def first_component(values: Tensor, *, centred: bool = False) -> Tensor:
@@ -132,3 +144,8 @@ def first_component(values: Tensor, *, centred: bool = False) -> Tensor:
 def oriented(maps: Tensor, positive: Tensor) -> Tensor:
     """The maps, each with the sign that makes `positive` (N, 1) positive."""
     return maps * torch.where(positive < 0, -1.0, 1.0).to(maps).view(-1, *[1] * (maps.ndim - 1))
+
+
+def agreeing(maps: Tensor, evidence: Tensor) -> Tensor:
+    """The maps (N, *grid), each with the sign that agrees with the sum of `evidence` (N, C, *grid) over channels."""
+    return oriented(maps, (maps * evidence.sum(1)).flatten(1).sum(1, keepdim=True))

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.method import method
-from konkyo.tensors import channels, first_component, oriented
+from konkyo.tensors import agreeing, channels, first_component, oriented
 
 KERNEL_PLACES = 4096
 """The largest grid (64 x 64) of which `kpca_cam` compares every two places."""
@@ -30,11 +30,11 @@ def eigen_cam(activations: Tensor, *, centred: bool = False) -> Tensor:
 def eigen_grad_cam(activations: Tensor, gradients: Tensor, *, centred: bool = False) -> Tensor:
     """Eigen-CAM of gradient times activation (pytorch-grad-cam): its projection on the first principal component.
 
-    The sign is the one that agrees with the sum over channels, so that evidence for the class stays positive.
+    The sign is the one that agrees with the sum over channels, so that evidence for the class stays positive:
+    `first_component(hires_cam)`, with each channel's mean subtracted first where `centred`.
     """
     evidence = gradients * activations
-    maps = first_component(evidence, centred=centred)
-    return oriented(maps, (maps * evidence.sum(1)).flatten(1).sum(1, keepdim=True))
+    return agreeing(first_component(evidence, centred=centred), evidence)
 
 
 @method
@@ -81,9 +81,10 @@ def kpca_cam(
 def fem(activations: Tensor, *, sigma: float = 2.0) -> Tensor:
     """FEM (Fuad et al., 2020): where channels are unusually strong, weighted by their means.
 
-    map = sum_k mean(A_k) [A_k > mean(A_k) + sigma std(A_k)]. The same for every class. Made for activations after a
-    ReLU; on small grids few values lie that far out, and the map has few levels (of P places, values beyond
-    sqrt(P - 1) standard deviations do not exist).
+    map = sum_k mean(A_k) [A_k > mean(A_k) + sigma std(A_k)], means over the whole grid. (pytorch-grad-cam adds up
+    the whole A_k, weighted by the fraction of its cells above the threshold.) The same for every class. Made for
+    activations after a ReLU; on small grids few values lie that far out, and the map has few levels (of P places,
+    values beyond sqrt(P - 1) standard deviations do not exist).
     """
     if not 0 <= sigma < math.inf:
         raise KonkyoError(f"fem needs sigma >= 0; got {sigma}")

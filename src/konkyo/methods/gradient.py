@@ -89,6 +89,7 @@ def grad_cam_elementwise(activations: Tensor, gradients: Tensor) -> Tensor:
 def finer_cam(
     activations: Tensor,
     output: Tensor,
+    score: Tensor,
     targets: Sequence[Target],
     differentiate: Differentiate,
     *,
@@ -109,11 +110,11 @@ def finer_cam(
     if output.ndim != 2 or output.shape[1] < 2 or len(own) < len(targets):
         raise NotApplicable("compares a class's logit with other classes'; needs such a target, and two classes")
     rows = torch.arange(len(own), device=output.device)
-    distance = (output - output[rows, own][:, None]).abs()
+    distance = (output - score[:, None]).abs()
     distance[rows, own] = math.inf
     near = distance.topk(min(classes, output.shape[1] - 1), largest=False).indices
     share = output.gather(1, near).softmax(1) if weights == "softmax" else output.new_tensor(1 / near.shape[1])
-    gradients = differentiate(lambda out, score: score - gamma * (share * out.gather(1, near)).sum(1))
+    gradients = differentiate(lambda out, y: y - gamma * (share * out.gather(1, near)).sum(1))
     return channels(grid_mean(gradients), activations) * activations
 
 

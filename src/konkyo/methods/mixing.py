@@ -11,7 +11,7 @@ from konkyo.errors import KonkyoError
 from konkyo.method import method
 from konkyo.methods.perturbation import contrast
 from konkyo.probe import Differentiate, On, Rescore
-from konkyo.target import ClassTarget, Target, class_logits
+from konkyo.target import Against, ClassTarget, ContrastTarget, Target, class_logits
 from konkyo.tensors import blurred, channels, grid_mean, resize, unit, weigh
 
 
@@ -92,9 +92,20 @@ def opti_cam(
 
 
 def _logits(output: Tensor, score: Tensor, targets: Sequence[Target]) -> Tensor:
-    """The logit of every row's class; of a target that is no class, its score. -> (N,)"""
+    """The logit of every row's class, or what a target makes of classes' logits; of any other, its score. -> (N,)"""
     rows = [
-        class_logits(output[i : i + 1])[:, target.index] if isinstance(target, ClassTarget) else score[i : i + 1]
+        _logit(target, output[i : i + 1])
+        if isinstance(target, ClassTarget | Against | ContrastTarget)
+        else score[i : i + 1]
         for i, target in enumerate(targets)
     ]
     return torch.cat(rows)
+
+
+def _logit(target: Target, output: Tensor) -> Tensor:
+    """The same with logits in the place of the probabilities of classes. -> (N,)"""
+    if isinstance(target, ContrastTarget):
+        return _logit(target.this, output) - _logit(target.that, output)
+    if isinstance(target, Against):
+        return -_logit(target.target, output)
+    return class_logits(output)[:, target.index] if isinstance(target, ClassTarget) else target(output)

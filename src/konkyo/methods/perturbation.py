@@ -132,9 +132,10 @@ def poly_cam(inputs: Tensor, activations: Tensor, rescore: Rescore, *, variant: 
 
     map_l = LNorm(L_l) * up(map_{l+1}), from the deepest layer up, where the map is L; L_l = ReLU(sum_k w_k A_k),
     LNorm(L) = L / up(down(L)) with down to the grid of layer l + 1. With M_k = up(unit(A_k)), `variant` "+" takes
-    w_k = p(x * M_k), "-" ReLU(p(x) - p(x * (1 - M_k))), "±" ReLU of the sum of both. Where a layer's coarse version is
-    0, LNorm is 0. Made for activations after a ReLU. Cost: one forward per channel of every layer, for "±" two:
-    thousands; a budget goes to the channels with the largest activations.
+    w_k = p(x * M_k), "-" ReLU(p(x) - p(x * (1 - M_k))), "±" ReLU of the sum of both. unit() divides by the largest
+    value minus the smallest; the released code takes the 0.1 and 99.9 percentiles for these, and divides by the upper
+    one alone. Where a layer's coarse version is 0, LNorm is 0. Made for activations after a ReLU. Cost: one forward per
+    channel of every layer, for "±" two: thousands; a budget goes to the channels with the largest activations.
     """
     size, count = tuple(inputs.shape[2:]), activations.shape[1]
 

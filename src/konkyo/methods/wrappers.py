@@ -11,8 +11,8 @@ from torch import Tensor
 from konkyo.errors import KonkyoError
 from konkyo.method import WRAPPERS, Method, find
 from konkyo.probe import On, Probe
+from konkyo.tensors import agreeing
 from konkyo.tensors import first_component as project
-from konkyo.tensors import oriented
 
 _SCALES = (0.9, 1.0, 1.1)
 
@@ -50,8 +50,7 @@ def first_component(method: str | Method) -> Method:
 
     def function(probe: Probe, **options: Any) -> Tensor:
         evidence = inner.evidence(probe, **options)
-        maps = project(evidence)
-        return oriented(maps, (maps * evidence.sum(1)).flatten(1).sum(1, keepdim=True))
+        return agreeing(project(evidence), evidence)
 
     return _wrapped(inner, "first_component", function, ("probe",))
 
