@@ -168,7 +168,7 @@ def test_every_detection_is_explained_drawn_and_told(run: Run, photos: Path) -> 
         (["-c", "red", "--top", "1"], [RED]),
         (["--box", "30,30,50,50"], [PALE]),
         (["--box", "58,30,80,50", "--box", "10,10,40,40"], [RED, GREEN]),
-        (["--box", "20,20,50,50", "-c", "green"], [GREEN]),
+        (["--box", "50,20,70,50", "-c", "green"], [GREEN]),
     ],
 )
 def test_which_detections(run: Run, photos: Path, words: list[str], boxes: list[tuple[int, ...]]) -> None:

@@ -568,7 +568,7 @@ def test_a_backbone_without_a_head_is_refused(tmp_path: Path) -> None:
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(konkyo.KonkyoError, match="classifier or object detector: Unrecognized config"):
+    with pytest.raises(konkyo.KonkyoError, match="image classifier: Unrecognized config"):
         konkyo.load(f"hf/{tmp_path}", weights=None)
 
 
