@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -214,6 +216,210 @@ def test_relevance_says_where_there_is_no_rule() -> None:
         konkyo.explain(seeded(SmallResNet()), images(1), method="relevance_cam", target=lambda out: out.sum(1))
 
 
+class Between(nn.Module):
+    """Something between two convolutions and the pooled head; no biases."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, 2, 1, bias=False), nn.Conv2d(6, 6, 3, 1, 1, bias=False)
+        self.head = nn.Linear(6, 5, bias=False)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.b(self.between(self.a(x))).relu().mean((2, 3)))
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: object, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(_ctx: object, *gradients: Tensor) -> Tensor:
+        return gradients[0] * 2
+
+
+def swish(x: Tensor) -> Tensor:
+    return x * x.sigmoid()
+
+
+def scripted(x: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(swish)(x)
+
+
+def attend(x: Tensor) -> Tensor:
+    tokens = x.flatten(2).mT
+    return functional.scaled_dot_product_attention(tokens, tokens, tokens).mT.reshape_as(x)
+
+
+WITHOUT_RULE: dict[str, Callable[[Tensor], Tensor]] = {
+    **{
+        name: getattr(functional, name)
+        for name in (
+            *("gelu", "silu", "mish", "elu", "selu", "celu", "softplus", "softsign", "sigmoid", "tanh", "hardswish"),
+            *("hardsigmoid", "hardtanh", "instance_norm", "normalize", "logsigmoid", "hardshrink"),
+        )
+    },
+    **{
+        name: getattr(torch, name)
+        for name in ("sigmoid", "tanh", "exp", "square", "sqrt", "reciprocal", "erf", "sin", "log1p", "sigmoid_")
+    },
+    "softmax": lambda x: x.softmax(1),
+    "log_softmax": lambda x: functional.log_softmax(x, 1),
+    "power": lambda x: x**2,
+    "swish by hand": swish,
+    "product": lambda x: x * x,
+    "product in place": lambda x: x.clone().mul_(x),
+    "quotient": lambda x: x / (x.relu() + 1),
+    "constant over": lambda x: torch.ones((), dtype=x.dtype) / (x.relu() + 1),
+    "number over": lambda x: 1 / (x.relu() + 1),
+    "clamp": lambda x: x.clamp(-1, 1),
+    "layer_norm": lambda x: functional.layer_norm(x, x.shape[1:]),
+    "group_norm": lambda x: functional.group_norm(x, 2),
+    "rms_norm": lambda x: functional.rms_norm(x, x.shape[1:]),
+    "attention": attend,
+    "matmul": lambda x: x @ x.mT @ x,
+    "operator": torch.ops.aten.silu,
+    "function of autograd": Doubled.apply,
+    "script": scripted,
+    "weights that follow": lambda x: functional.conv2d(x, x[:1].mean((2, 3), True).expand(6, 6, 1, 1)),
+}
+MODULES_WITHOUT_RULE = [
+    *(nn.ELU(), nn.SELU(), nn.CELU(), nn.Softplus(), nn.Softsign(), nn.Hardtanh(), nn.GELU(), nn.SiLU(True), nn.Mish()),
+    *(nn.Hardswish(), nn.Hardsigmoid(), nn.Sigmoid(), nn.Tanh(), nn.Softmax2d(), nn.LogSigmoid(), nn.LayerNorm(20)),
+    *(nn.InstanceNorm2d(6), nn.GroupNorm(2, 6), nn.RMSNorm(20), nn.LocalResponseNorm(3), nn.ConvTranspose2d(6, 6, 1)),
+]
+
+
+def relevance_sums(network: nn.Module, layer: str = "a", x: Tensor | None = None) -> Tensor:
+    x = images(2) if x is None else x
+    where = konkyo.Model(network).layer(layer, tuple(x.shape[1:]))
+    probe = Probe(Pass(konkyo.Model(network), x, [where]), [konkyo.ClassTarget(3)] * len(x), where)
+    return probe.relevance.flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("name", WITHOUT_RULE)
+def test_functions_without_a_relevance_rule(name: str) -> None:
+    network = seeded(Between(WITHOUT_RULE[name]))
+    with pytest.raises(konkyo.NotApplicable, match="no relevance rule for"):
+        relevance_sums(network)
+    relevance_sums(network, "b")  # before the layer anything may run
+
+
+@pytest.mark.parametrize("module", MODULES_WITHOUT_RULE, ids=lambda module: type(module).__name__)
+def test_modules_without_a_relevance_rule(module: nn.Module) -> None:
+    with pytest.raises(konkyo.NotApplicable, match=f"no relevance rule for {type(module).__name__}'s "):
+        relevance_sums(seeded(Between(module)))
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "quick_gelu", "swish", "mish", "tanh", "relu2"])
+def test_activations_of_transformers_without_a_relevance_rule(name: str) -> None:
+    activations = pytest.importorskip("transformers.activations")
+    with pytest.raises(konkyo.NotApplicable, match="no relevance rule for"):
+        relevance_sums(seeded(Between(activations.ACT2FN[name])))
+
+
+def test_softmax_in_the_network_has_no_relevance_rule() -> None:
+    network = seeded(SmallResNet())
+    with pytest.raises(konkyo.NotApplicable, match="no relevance rule for Ended's softmax"):
+        relevance_sums(seeded(Ended(network, lambda x: x.softmax(1))), "0.stage2")
+    with pytest.raises(konkyo.NotApplicable, match="no relevance rule for DoubledBackward"):
+        relevance_sums(seeded(Ended(network, Doubled.apply)), "0.stage2")
+
+
+class Ended(nn.Sequential):
+    """A network whose output a function puts out."""
+
+    def __init__(self, network: nn.Module, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(network)
+        self.end = end
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(super().forward(x))
+
+
+def assigned(x: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    out[:, :3], out[:, 3:] = x[:, 3:], x[:, :3]
+    return out
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        *(functional.relu, nn.ReLU(True), torch.relu_, nn.LeakyReLU(), nn.PReLU(), nn.Dropout(0.5)),
+        *(nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveMaxPool2d(3), nn.Upsample(scale_factor=2), nn.ZeroPad2d(1)),
+        *(lambda x: x * 3, lambda x: 2 * x, lambda x: x / 7, lambda x: -x, lambda x: x.clamp(min=0), assigned),
+        *(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), lambda x: x + x.relu(), lambda x: x.mT.permute(0, 1, 3, 2)),
+        *(lambda x: x.view(2, 2, 3, 16, 20).transpose(1, 2).reshape(x.shape), lambda x: (x > 0) * x),
+        *(nn.Conv2d(6, 6, 3, padding="same", padding_mode="circular", bias=False), torch.ops.aten.relu),
+        *(nn.BatchNorm2d(6), nn.SyncBatchNorm(6)),
+        lambda x: functional.conv2d(
+            x, torch.tensor([1.0, -1.0]).to(x).repeat(81).view(6, 3, 3, 3), padding=1, groups=2
+        ),
+        lambda x: functional.linear(input=x, weight=torch.tensor([1.0, -1.0]).to(x).repeat(200).view(20, 20)),
+    ],
+)
+def test_relevance_is_kept_without_biases(between: Callable[[Tensor], Tensor]) -> None:
+    """What the output starts with, 1 and four times -1/5, is there at the layer."""
+    close(relevance_sums(seeded(Between(between))), torch.full((2,), 1 / 5, dtype=torch.double))
+
+
+def test_relevance_by_a_function_is_that_by_the_module() -> None:
+    """Of a convolution, called by position, by keyword, as a function, or in a class of its own with other weights."""
+    network, x = seeded(Between(functional.relu)), images(2)
+    conv = network.b
+    expected = relevance_map(network, x)
+
+    class Halved(nn.Conv2d):
+        def forward(self, values: Tensor) -> Tensor:
+            padded = functional.pad(values, (1, 1, 1, 1))
+            return functional.conv2d(padded, self.weight / 2 * self.scale, self.bias, self.stride)
+
+    halved = Halved(6, 6, 3, bias=False)
+    halved.weight, halved.scale = conv.weight, nn.Parameter(torch.full((6, 1, 1, 1), 2.0, dtype=torch.double))
+    for called in (
+        lambda v: conv(input=v),
+        lambda v: functional.conv2d(v, conv.weight, padding=1),
+        lambda v: functional.conv2d(weight=conv.weight, padding=1, input=v, bias=None),
+        halved,
+    ):
+        other = Between(functional.relu)
+        other.load_state_dict(network.state_dict())
+        del other.b
+        other.b = called
+        close(relevance_map(other.double().eval(), x), expected, 1e-9)
+
+
+def relevance_map(network: nn.Module, x: Tensor) -> Tensor:
+    where = konkyo.Model(network).layer("a", tuple(x.shape[1:]))
+    return Probe(Pass(konkyo.Model(network), x, [where]), [konkyo.ClassTarget(3)] * len(x), where).relevance
+
+
+def test_relevance_with_convolutions_of_timm() -> None:
+    """Some pad for themselves, some make their weights anew at every call; that equals convolutions that do not."""
+    timm = pytest.importorskip("timm")
+    layers = timm.layers
+    x = images(2)
+    same = layers.Conv2dSame(6, 6, 3, 2, bias=False)
+    close(relevance_sums(seeded(Between(same))), torch.full((2,), 1 / 5, dtype=torch.double))
+    standard = seeded(Between(layers.ScaledStdConv2d(6, 6, 3, 1, 1, bias=False)))
+    plain = copy.deepcopy(standard)
+    plain.between = nn.Conv2d(6, 6, 3, 1, 1, bias=False).double()
+    conv, w = standard.between, standard.between.weight.detach().flatten(1)
+    w = (w - w.mean(1, True)) / (w.var(1, unbiased=False, keepdim=True) + conv.eps).sqrt()
+    plain.between.weight.data = (w * (conv.gain.detach() * conv.scale).flatten(1)).view_as(conv.weight)
+    torch.testing.assert_close(plain(x), standard(x))
+    close(relevance_map(standard, x), relevance_map(plain, x))
+    assert all(p.requires_grad for p in standard.parameters())
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=5).eval()
+    found = konkyo.explain(network, torch.randn(1, 3, 64, 64), method="relevance_cam", layer="blocks.1", target=1)
+    assert found.maps.isfinite().all()
+    assert found.maps.max() > 0
+
+
 # --- the gradients of biases -----------------------------------------------------------------------------------------
 
 
@@ -236,6 +442,20 @@ def test_full_gradients_add_up_to_the_score(network: nn.Module) -> None:
     terms, score = full_gradients(network, x, 1)
     close(sum(term.flatten(1).sum(1) for term in terms), score)
     assert len(terms) > 2
+
+
+def test_full_gradients_of_modules_called_by_keyword() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Conv2d(3, 6, 3, 2, 1), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(input=self.a(input=x).relu().mean((2, 3)))
+
+    terms, score = full_gradients(seeded(Keyword()), images(3), 1)
+    assert len(terms) == 3
+    close(sum(term.flatten(1).sum(1) for term in terms), score)
 
 
 @pytest.mark.parametrize("scale", ["layer", "channel"])

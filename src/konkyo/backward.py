@@ -6,7 +6,7 @@ network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from konkyo.errors import NotApplicable
 from konkyo.tensors import safe_divide
@@ -71,63 +72,147 @@ class GuidedReLUs(TorchFunctionMode):
 
 @contextmanager
 def guided_relus(_root: nn.Module) -> Iterator[GuidedReLUs]:
-    """Within the context every ReLU of a forward lets only positive gradients back."""
+    """Within the context every ReLU of a forward lets only positive gradients back.
+
+    Other activations pass gradients of both signs as ever: a network that mixes them with ReLUs (MobileNetV3 and its
+    hardswish) is guided in part.
+    """
     with GuidedReLUs() as mode:
         yield mode
 
 
 # --- relevance -------------------------------------------------------------------------------------------------------
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_WITHOUT_RULE = (
-    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.MultiheadAttention, nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish),
-    *(nn.Sigmoid, nn.Tanh, nn.Softmax, nn.Hardsigmoid, nn.Embedding, nn.ConvTranspose2d, nn.Bilinear),
+_LINEAR = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
+_CLIPS = frozenset({"clamp", "clip", "hardtanh"})
+_PRODUCTS = frozenset({"mul", "imul", "rmul", "multiply"})
+_QUOTIENTS = frozenset({"div", "itruediv", "truediv", "divide", "true_divide"})
+_HAND_ON = frozenset(
+    """
+    relu relu6 leaky_relu prelu dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout
+    feature_alpha_dropout add iadd radd sub isub rsub subtract neg negative sum mean where masked_fill max amax
+    maximum min amin minimum cat concat concatenate stack hstack vstack getitem select index_select narrow gather
+    split split_with_sizes tensor_split chunk unbind flatten unflatten ravel reshape reshape_as view view_as
+    permute transpose swapaxes swapdims movedim moveaxis t T mT squeeze unsqueeze expand expand_as broadcast_to
+    repeat repeat_interleave tile roll flip clone contiguous to type type_as float double half bfloat16 pad
+    interpolate upsample pixel_shuffle pixel_unshuffle channel_shuffle unfold fold requires_grad copy
+    {kind}_pool{d}d avg adaptive_avg max adaptive_max {kind}_pool{d}d_with_indices max adaptive_max
+    """.split()
 )
+"""Functions whose gradient times value is relevance: linear ones without weights, ReLUs, and choices."""
+
+
+class _Relevance(TorchFunctionMode):
+    """Runs what depends on the leaf by the rules. `running` are the modules whose forward runs, innermost last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: list[nn.Module] = []
+        self._seen = WeakIdKeyDictionary()
+        """What functions put out here; scripts and custom functions of autograd run unseen."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs one function of torch in place of itself, as the mode's protocol asks."""
+        kwargs = kwargs or {}
+        if not torch.is_grad_enabled():  # before the leaf, or within a custom function of autograd
+            return function(*args, **kwargs)
+        learned = [t for t in _tensors((args, kwargs)) if t.requires_grad]
+        after = [t for t in learned if not isinstance(t, nn.Parameter)]
+        for tensor in after:
+            if tensor.grad_fn is not None and tensor not in self._seen:
+                raise _without_rule(f"{tensor.grad_fn.name()}, from outside of torch's functions")
+        out = self._run(function, args, kwargs, after)
+        if learned and not after:  # what weights alone make is constant, as they are
+            return out.detach() if isinstance(out, Tensor) else out
+        for tensor in (*_tensors((out,)), *_tensors(args[:1])):  # the first may be written to
+            self._seen[tensor] = None
+        return out
+
+    def _run(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], after: list[Tensor]
+    ) -> Any:
+        out = function(*args, **kwargs)
+        if not after or not any(t.requires_grad for t in _tensors((out,))):  # a size, a comparison, a detached copy
+            return out
+        name = _name(function)
+        if name in _LINEAR or name == "batch_norm":
+            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+            x: Tensor = given.pop("input")
+            if len(after) == 1 and x.requires_grad:
+                z = x if name == "batch_norm" else _positive(function, x, args[3:], given)
+                part = z * safe_divide(out, z).detach()
+                return part + (out - part).detach()  # the value is exact, also where z is 0
+        elif name in _CLIPS:
+            low = args[1] if len(args) > 1 else kwargs.get("min_val", kwargs.get("min"))
+            if isinstance(low, (int, float)) and low == 0:
+                return out
+        elif name in _HAND_ON or (
+            len(after) == 1 and (name in _PRODUCTS or (name in _QUOTIENTS and after[0] is args[0]))
+        ):
+            return out
+        raise _without_rule(f"{type(self.running[-1]).__name__}'s {name}" if self.running else name)
+
+
+def _without_rule(what: str) -> NotApplicable:
+    return NotApplicable(
+        f"there is no relevance rule for {what}, which runs after the layer; networks of convolutions, batch norms and "
+        "ReLUs have rules for all they do"
+    )
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """The same of a function, a tensor's method, one in place, an operator and an attribute."""
+    named: Any = getattr(function, "__self__", None) if getattr(function, "__name__", "") == "__get__" else function
+    return str(getattr(named, "__name__", named)).strip("_")
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Those among arguments or results of a function, also in lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
+
+
+def _positive(linear: Callable[..., Tensor], x: Tensor, rest: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
+    """The part of a linear map's result that comes from terms with a positive product, without the bias."""
+    weight: Tensor = given["weight"]
+    others = {name: value for name, value in given.items() if name not in ("weight", "bias")}
+
+    def run(values: Tensor, weights: Tensor) -> Tensor:
+        return linear(values, weights, None, *rest, **others)
+
+    return run(x.clamp(min=0), weight.clamp(min=0)) + run(x.clamp(max=0), weight.clamp(max=0))
 
 
 @contextmanager
 def positive_relevance(root: nn.Module) -> Iterator[None]:
     """Within the context a forward puts out what it always does, but its gradient times a value is relevance.
 
-    Convolutions and linear layers follow the z+ rule (alpha = 1, beta = 0: Bach et al., 2015), batch norms hand
-    relevance on, and for ReLU, pooling, dropout and sums gradient times value is relevance already (Montavon et al.,
-    2019, Sec. 10.2). Other modules have no rule: NotApplicable, when one of them runs after the leaf.
+    Convolutions and linear maps, modules or functions, follow the z+ rule (alpha = 1, beta = 0: Bach et al., 2015) with
+    the weights they run with, batch norms hand relevance on, and for ReLU, pooling, dropout, sums, rearrangements and
+    multiplication by a constant gradient times value is relevance already (Montavon et al., 2019, Sec. 10.2). Nothing
+    else has a rule: NotApplicable, when any other function runs on what depends on the leaf.
     """
+    mode = _Relevance()
 
-    def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
-        if not (args and isinstance(args[0], Tensor) and args[0].requires_grad):
-            return out  # before the leaf, or the leaf itself
-        if isinstance(module, _WITHOUT_RULE):
-            raise NotApplicable(
-                f"there is no relevance rule for {type(module).__name__}, which runs after the layer; networks of "
-                "convolutions, batch norms and ReLUs have rules for all they do"
-            )
-        x = args[0]
-        z = x if isinstance(module, _NORMS) else _positive(module, x)
-        part = z * safe_divide(out, z).detach()
-        return part + (out - part).detach()  # the value is exact, also where z is 0
+    def start(module: nn.Module, _args: Any) -> None:
+        mode.running.append(module)
+
+    def end(_module: nn.Module, _args: Any, _out: Any) -> None:
+        mode.running.pop()
 
     with ExitStack() as undo:
         for module in root.modules():
-            if isinstance(module, (*_CONVOLUTIONS, nn.Linear, *_NORMS, *_WITHOUT_RULE)):
-                undo.callback(module.register_forward_hook(hook).remove)
+            undo.callback(module.register_forward_pre_hook(start).remove)
+            undo.callback(module.register_forward_hook(end, always_call=True).remove)
+        undo.enter_context(mode)
         yield
-
-
-def _positive(module: nn.Module, x: Tensor) -> Tensor:
-    """The part of a linear map's result that comes from terms with a positive product, without the bias."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-
-    def run(values: Tensor, weights: Tensor) -> Tensor:
-        if isinstance(module, nn.Linear):
-            return functional.linear(values, weights)
-        assert isinstance(module, _CONVOLUTIONS)
-        result: Tensor = module._conv_forward(values, weights, None)
-        return result
-
-    return run(x.clamp(min=0), weight.clamp(min=0)) + run(x.clamp(max=0), weight.clamp(max=0))
 
 
 # --- what every bias adds --------------------------------------------------------------------------------------------
@@ -163,15 +248,15 @@ def bias_terms(root: nn.Module) -> Iterator[list[BiasTerm]]:
     """
     terms: list[BiasTerm] = []
 
-    def hook(module: nn.Module, args: Any, out: Any) -> None:
-        bias = _bias(module)
-        if bias is not None and isinstance(out, Tensor) and out.requires_grad:
-            terms.append(BiasTerm(bias, _channel_axis(module, args[0], out)))
+    def hook(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        bias, x = _bias(module), next(_tensors((args, kwargs)), None)
+        if bias is not None and x is not None and isinstance(out, Tensor) and out.requires_grad:
+            terms.append(BiasTerm(bias, _channel_axis(module, x, out)))
             out.register_hook(terms[-1].keep)  # type: ignore[no-untyped-call] # of the value before in-place operations
 
     with ExitStack() as undo:
         for module in root.modules():
-            undo.callback(module.register_forward_hook(hook).remove)
+            undo.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         yield terms
 
 
