@@ -87,18 +87,21 @@ _LINEAR = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
 _CLIPS = frozenset({"clamp", "clip", "hardtanh"})
 _PRODUCTS = frozenset({"mul", "imul", "rmul", "multiply"})
 _QUOTIENTS = frozenset({"div", "itruediv", "truediv", "divide", "true_divide"})
-_HAND_ON = frozenset(
-    """
-    relu relu6 leaky_relu prelu dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout
-    feature_alpha_dropout add iadd radd sub isub rsub subtract neg negative sum mean where masked_fill max amax
-    maximum min amin minimum cat concat concatenate stack hstack vstack getitem select index_select narrow gather
-    split split_with_sizes tensor_split chunk unbind flatten unflatten ravel reshape reshape_as view view_as
-    permute transpose swapaxes swapdims movedim moveaxis t T mT squeeze unsqueeze expand expand_as broadcast_to
-    repeat repeat_interleave tile roll flip clone contiguous to type type_as float double half bfloat16 pad
-    interpolate upsample pixel_shuffle pixel_unshuffle channel_shuffle unfold fold requires_grad copy
-    {kind}_pool{d}d avg adaptive_avg max adaptive_max {kind}_pool{d}d_with_indices max adaptive_max
-    """.split()
-)
+_HAND_ON = {
+    *("relu", "relu6", "leaky_relu", "prelu", "dropout", "dropout1d", "dropout2d", "dropout3d"),
+    *("alpha_dropout", "feature_dropout", "feature_alpha_dropout", "add", "iadd", "radd", "sub", "isub"),
+    *("rsub", "subtract", "neg", "negative", "sum", "mean", "where", "masked_fill", "max", "amax", "maximum"),
+    *("min", "amin", "minimum", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "getitem"),
+    *("select", "index_select", "narrow", "gather", "split", "split_with_sizes", "tensor_split", "chunk"),
+    *("unbind", "flatten", "unflatten", "ravel", "reshape", "reshape_as", "view", "view_as", "permute"),
+    *("transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "T", "mT", "squeeze", "unsqueeze"),
+    *("expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile", "roll", "flip", "clone"),
+    *("contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16", "pad", "interpolate"),
+    *("upsample", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unfold", "fold", "requires_grad"),
+    "copy",
+    *(f"{kind}_pool{d}d" for kind in ("avg", "adaptive_avg", "max", "adaptive_max") for d in (1, 2, 3)),
+    *(f"{kind}_pool{d}d_with_indices" for kind in ("max", "adaptive_max") for d in (1, 2, 3)),
+}
 """Functions whose gradient times value is relevance: linear ones without weights, ReLUs, and choices."""
 
 
