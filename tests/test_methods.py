@@ -165,7 +165,7 @@ def test_method_at_an_earlier_layer(method: str, layer: str) -> None:
 
 def test_every_method_has_a_reference() -> None:
     """Each is named in one of the files that hold methods to their formulas."""
-    files = ("methods", "gradient", "perturbation", "backward", "attention", "instances")
+    files = ("methods", "gradient", "perturbation", "backward", "attention", "odam", "path", "d_rise")
     texts = "".join((Path(__file__).parent / f"test_{name}.py").read_text(encoding="utf-8") for name in files)
     assert [m for m in konkyo.methods() if not re.search(rf'"{m}"|def {m}\b', texts)] == []
 

@@ -1,0 +1,357 @@
+"""A detection as a target: its likeness, match and score against plain loops. And the detectors of these tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import konkyo
+from konkyo.instance import SIDES_OF_BOX, InstanceTarget
+from konkyo.models.detectors import Kept
+
+CLASSES, SIZE = 3, (24, 32)
+
+
+class DenseDetector(nn.Module):
+    """A box and class probabilities for every place of a grid: (N, Q, 4 + K). `still` boxes do not move."""
+
+    def __init__(self, *, still: bool = False) -> None:
+        super().__init__()
+        self.still = still
+        self.body: nn.Module = nn.Sequential(
+            nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU(inplace=True)
+        )
+        self.head = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.Tanh(), nn.Conv2d(8, 4 + CLASSES, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.after([self.body(images)])
+
+    def after(self, levels: Sequence[Tensor]) -> Tensor:
+        """What follows the body."""
+        return self.placed(self.head(levels[0]), 4)
+
+    def placed(self, raw: Tensor, stride: int) -> Tensor:
+        """(N, 4 + K, h, w) -> (N, h w, 4 + K): boxes around the places, probabilities."""
+        down, across = torch.meshgrid(*(torch.arange(n) + 0.5 for n in raw.shape[2:]), indexing="ij")
+        centres = torch.stack([across, down]).to(raw) * stride
+        moved, grown = raw[:, :2].tanh() * (not self.still), raw[:, 2:4].tanh() * (not self.still)
+        centres, halves = centres + 3 * moved, stride * (1.5 + grown)
+        return torch.cat([centres - halves, centres + halves, (raw[:, 4:] - 1).sigmoid()], 1).flatten(2).mT
+
+
+class PyramidDetector(DenseDetector):
+    """The same on two levels, of 8 x 6 and 4 x 3 places."""
+
+    class Body(nn.Module):
+        """Two maps, the finer first."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fine = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.Tanh(), nn.Conv2d(6, 8, 3, 2, 1), nn.Tanh())
+            self.coarse = nn.Conv2d(8, 8, 3, 2, 1)
+
+        def forward(self, images: Tensor) -> list[Tensor]:
+            fine = self.fine(images)
+            return [fine, self.coarse(fine).tanh()]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = self.Body()
+        self.mix = nn.Conv2d(8, 8, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.after(self.body(images))
+
+    def after(self, levels: Sequence[Tensor]) -> Tensor:
+        fine, coarse = levels
+        upper = nn.functional.interpolate(self.mix(coarse), size=fine.shape[2:])
+        return torch.cat([self.placed(self.head(fine + upper), 4), self.placed(self.head(coarse), 8)], 1)
+
+
+def dense(network: DenseDetector | None = None, seed: int = 0) -> konkyo.Model:
+    """A detector in double precision with seeded weights, every candidate a detection above the threshold."""
+    network = DenseDetector() if network is None else network
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in network.state_dict().values():
+        scale = 2 * tensor[0].numel() ** -0.5 if tensor.ndim > 1 else 0.3
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale)
+    return wrapped(network)
+
+
+def wrapped(network: nn.Module, classes: int = CLASSES) -> konkyo.Model:
+    """The network, whose output are candidates and whose `body` is the layer, as a model of 0.5 +- 0.25 images."""
+
+    def keep(output: Tensor, threshold: float) -> list[Kept]:
+        kept = []
+        for image in output:
+            best = image[:, -classes:].max(1)
+            order = [int(j) for j in best.values.argsort(descending=True) if best.values[j] > threshold]
+            kept.append(Kept(torch.tensor(order, dtype=torch.int64), best.indices[order]))
+        return kept
+
+    return konkyo.Model(
+        network.double().eval(),
+        konkyo.Preprocess(SIZE, None, (0.5, 0.4, 0.3), (0.25, 0.2, 0.5)),
+        detector=konkyo.Detector(classes, lambda module, images: module(images), keep, "body"),
+    )
+
+
+def noise(count: int = 1, seed: int = 1) -> Tensor:
+    """Images (count, 3, 24, 32)"""
+    return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def iou_by_hand(a: Sequence[float], b: Sequence[float]) -> float:
+    wide, tall = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if wide <= 0 or tall <= 0:
+        return 0.0
+    return wide * tall / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - wide * tall)
+
+
+def box_of(target: InstanceTarget, candidate: Sequence[float]) -> list[float]:
+    """The box of a candidate, one for all classes or the class's own."""
+    classes = len(target.likeness)
+    at = 4 * target.label if len(candidate) == 5 * classes and classes > 1 else 0
+    return list(candidate[at : at + 4])
+
+
+def likeness_by_hand(target: InstanceTarget, candidate: Sequence[float]) -> float:
+    """IoU times the similarity of the classes."""
+    p, own = candidate[-len(target.likeness) :], target.likeness
+    alike = {
+        "cosine": sum(x * y for x, y in zip(p, own, strict=True)) / (math.hypot(*p) * math.hypot(*own)),
+        "probability": p[target.label],
+        "difference": 1 - abs(p[target.label] - own[target.label]),
+        "same": p[target.label] if max(p) == p[target.label] else 0.0,
+    }[target.class_similarity]
+    return alike * iou_by_hand(box_of(target, candidate), target.box)
+
+
+def match_by_hand(target: InstanceTarget, candidates: Tensor) -> tuple[int, float]:
+    """(index, likeness) of the most similar candidate (Q, ...): of equal ones its own, then p, then the first."""
+    rows = candidates.detach().tolist()
+    alike = [likeness_by_hand(target, row) for row in rows]
+    best = max(alike)
+    equal = [j for j, value in enumerate(alike) if value >= best - 1e-6]
+    if target.index in equal:
+        return target.index, best
+    return min(equal, key=lambda j: (-rows[j][-len(target.likeness) + target.label], j)), best
+
+
+def score_by_hand(target: InstanceTarget, candidates: Tensor) -> Tensor:
+    """The score of one image's candidates (Q, ...), in their graph."""
+    index, best = match_by_hand(target, candidates)
+    if best <= target.least:
+        return 0 * candidates.sum()
+    found, classes = candidates[index], len(target.likeness)
+    at = 4 * target.label if len(found) == 5 * classes and classes > 1 else 0
+    p = found[len(found) - classes + target.label]
+    if target.quantity in SIDES_OF_BOX:
+        return found[at + SIDES_OF_BOX.index(target.quantity)]
+    return (p / (1 - p)).log() if target.quantity == "logit" else p
+
+
+def candidates(seed: int, *, per_class: bool = False) -> Tensor:
+    """Random candidates of three images (3, 20, 4 B + 3) that overlap one another."""
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.rand(3, 20, CLASSES if per_class else 1, 2, generator=generator, dtype=torch.float64) * 6
+    high = low + 2 + 4 * torch.rand(low.shape, generator=generator, dtype=torch.float64)
+    p = torch.rand(3, 20, CLASSES, generator=generator, dtype=torch.float64)
+    return torch.cat([torch.cat([low, high], 3).flatten(2), p], 2)
+
+
+def target_of(output: Tensor, image: int, index: int, label: int, **options: object) -> InstanceTarget:
+    row = output[image, index].tolist()
+    target = InstanceTarget(label, (0.0,) * 4, tuple(row[-CLASSES:]), index, **options)  # type: ignore[arg-type]
+    return replace(target, box=tuple(box_of(target, row)))
+
+
+KINDS = ("cosine", "probability", "difference", "same")
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_matches_and_scores_equal_a_loop(kind: str, per_class: bool) -> None:
+    output = candidates(3, per_class=per_class)
+    others = 0
+    for index in range(0, 20, 3):
+        target = target_of(output, 0, index, index % CLASSES, class_similarity=kind)
+        match, scores = target.match(output), target(output)
+        for image in range(3):
+            expected, best = match_by_hand(target, output[image])
+            assert match.similarity[image].item() == pytest.approx(best, abs=1e-12)
+            assert match.found[image] == (best > 0)
+            if best == 0:
+                assert kind == "same"
+                assert scores[image] == 0
+                continue
+            assert match.index[image] == expected
+            assert match.box[image].tolist() == box_of(target, output[image, expected].tolist())
+            assert scores[image] == output[image, expected, -CLASSES + target.label]
+            others += expected != index
+        for quantity in ("logit", *SIDES_OF_BOX):
+            other = replace(target, quantity=quantity)
+            torch.testing.assert_close(other(output), torch.stack([score_by_hand(other, image) for image in output]))
+        similarity = replace(target, quantity="similarity")(output)
+        torch.testing.assert_close(similarity, match.similarity)
+    assert others > 7
+
+
+def test_the_choices_of_class_similarity_choose_differently() -> None:
+    output = candidates(3)
+    found = {
+        kind: [target_of(output, 0, j, j % 3, class_similarity=kind).match(output).index.tolist() for j in range(20)]
+        for kind in KINDS
+    }
+    assert len({str(rows) for rows in found.values()}) == len(KINDS)
+
+
+def test_of_equal_candidates_the_own_then_the_more_probable_then_the_first() -> None:
+    box = [1.0, 1.0, 5.0, 6.0]
+    rows = [[0.0, 0.0, 2.0, 2.0, 0.9, 0.9], [*box, 0.1, 0.2], [*box, 0.2, 0.4], [*box, 0.4, 0.8], [*box, 0.4, 0.8]]
+    output = torch.tensor([rows], dtype=torch.float64)
+    for own, expected in [(1, 1), (2, 2), (4, 4), (0, 3), (99, 3)]:  # 99: of an image with more candidates
+        target = InstanceTarget(1, tuple(box), (0.1, 0.2), own)
+        assert target.match(output).index.tolist() == [expected], own
+        assert target(output).tolist() == [output[0, expected, 5].item()]
+    one_ten_thousandth = output.clone()
+    one_ten_thousandth[0, 1, 2] += 1e-3  # no longer equal: the own index is no help
+    assert InstanceTarget(1, tuple(box), (0.1, 0.2), 1).match(one_ten_thousandth).index.tolist() == [3]
+
+
+@pytest.mark.parametrize("quantity", ["probability", "logit", "x1", "y2", "similarity"])
+def test_what_nothing_overlaps_is_absent_with_score_and_gradient_zero(quantity: str) -> None:
+    output = candidates(5).requires_grad_()
+    target = InstanceTarget(0, (100.0, 100.0, 120.0, 130.0), (0.5, 0.2, 0.1), 4, quantity=quantity)
+    scores = target(output)
+    assert scores.tolist() == [0, 0, 0]
+    (gradient,) = torch.autograd.grad(scores.sum(), output)
+    assert torch.equal(gradient, torch.zeros_like(output))
+    match = target.match(output)
+    assert not match.found.any()
+    assert match.box.isnan().all()
+    assert match.similarity.tolist() == [0, 0, 0]
+
+
+def test_absent_in_one_image_only() -> None:
+    output = candidates(5)
+    output[1, :, :4] += 1000
+    target = target_of(output, 0, 2, 1)
+    leaf = output.clone().requires_grad_()
+    scores = target(leaf)
+    (gradient,) = torch.autograd.grad(scores.sum(), leaf)
+    assert (scores != 0).tolist() == [True, False, True]
+    assert gradient.flatten(1).abs().sum(1).tolist() == [1, 0, 1]
+    assert target.match(output).box.isnan().all(1).tolist() == [False, True, False]
+
+
+def test_least_is_the_similarity_below_which_an_instance_is_absent() -> None:
+    output = candidates(3)
+    target = target_of(output, 0, 2, 1)
+    similarity = target.match(output).similarity
+    between = float(similarity.sort().values[:2].mean())
+    found = replace(target, least=between)(output)
+    assert torch.equal(found != 0, similarity > between)
+    assert (found == 0).sum() == 1
+
+
+def test_log_odds_stay_finite_and_do_not_saturate() -> None:
+    p = torch.tensor([0.3, 1 - 1e-9, 0.0, 1.0], dtype=torch.float64)
+    output = torch.cat([torch.tensor([0.0, 0.0, 4.0, 4.0]).double().expand(4, 1, 4), p.view(4, 1, 1)], 2)
+    target = InstanceTarget(0, (0.0, 0.0, 4.0, 4.0), (0.3,), 0, quantity="logit", class_similarity="difference")
+    leaf = output.clone().requires_grad_()
+    scores = target(leaf)
+    assert scores[0].item() == pytest.approx(math.log(0.3 / 0.7))
+    assert scores[1].item() == pytest.approx(math.log(1e9), abs=1e-3)
+    assert scores.isfinite().all()
+    (gradient,) = torch.autograd.grad(scores.sum(), leaf)
+    assert gradient[0, 0, 4].item() == pytest.approx(1 / (0.3 * 0.7))
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["cosine", "probability", "difference"])
+def test_the_similarity_can_be_differentiated(kind: str) -> None:
+    output = candidates(7)[:, :6]
+    target = target_of(output, 0, 2, 1, class_similarity=kind)
+    target = replace(target, quantity="similarity", box=tuple(v + 0.05 * (i + 1) for i, v in enumerate(target.box)))
+    assert torch.autograd.gradcheck(target, output.clone().requires_grad_())
+    leaf = output.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(target(leaf).sum(), leaf)
+    assert gradient[..., :4].abs().sum() > 0
+    assert gradient[..., 4:].abs().sum() > 0
+
+
+def test_an_empty_box_and_a_candidate_without_any_class_have_finite_gradients() -> None:
+    output = candidates(7)[:, :4].clone()
+    output[0, 1, 2:4] = output[0, 1, :2]  # no area
+    output[0, :, 4:] = 0
+    target = replace(target_of(candidates(7), 1, 2, 1), quantity="similarity")
+    leaf = output.requires_grad_()
+    (gradient,) = torch.autograd.grad(target(leaf).sum(), leaf)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(2, 7), (2, 5, 8), (2, 5, 16), (2, 3, 4, 7)])
+def test_outputs_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    target = InstanceTarget(0, (0.0, 0.0, 1.0, 1.0), (0.1, 0.2, 0.3), 0)
+    with pytest.raises(konkyo.KonkyoError, match=r"candidates of 3 classes are \(N, Q, 7\) or \(N, Q, 15\)"):
+        target(torch.rand(shape))
+
+
+def test_unknown_choices_and_a_combination_without_a_score_are_refused() -> None:
+    whole = InstanceTarget(0, (0.0, 0.0, 1.0, 1.0), (0.1, 0.2, 0.3), 0)
+    with pytest.raises(konkyo.KonkyoError, match="quantity of an instance"):
+        replace(whole, quantity="width")  # type: ignore[arg-type]
+    with pytest.raises(konkyo.KonkyoError, match="class_similarity"):
+        replace(whole, class_similarity="dot")  # type: ignore[arg-type]
+    with pytest.raises(konkyo.KonkyoError, match="combination"):
+        replace(whole, quantity="combined")(candidates(0))
+
+
+# --- which detections `explain` is asked for --------------------------------------------------------------------------
+
+
+def test_detections_become_targets_highest_score_first() -> None:
+    model, images = dense(), noise(3)
+    output = model(images).detach()
+    threshold = float(output[..., 4:].amax(2).flatten().sort().values[-9])
+    found = model.targets(konkyo.Detections(threshold=threshold), output)
+    assert sum(map(len, found)) == 8
+    for image, targets in zip(output, found, strict=True):
+        p = [max(row[4:]) for row in image.tolist()]
+        order = sorted((j for j in range(len(p)) if p[j] > threshold), key=lambda j: -p[j])
+        assert [target.index for target in targets] == order
+        for target in targets:
+            row = image[target.index].tolist()
+            assert target.label == max(range(CLASSES), key=lambda k: row[4 + k])
+            assert list(target.box) == row[:4]
+            assert list(target.likeness) == row[4:]
+            assert (target.quantity, target.class_similarity, target.least) == ("probability", "cosine", 0.0)
+
+
+def test_detections_of_classes_of_boxes_and_the_best() -> None:
+    model, images = dense(), noise(1)
+    output = model(images).detach()
+    (every,) = model.targets(konkyo.Detections(threshold=0.0), output)
+    assert len(every) == 48
+    (ones,) = model.targets(konkyo.Detections(threshold=0.0, classes=(1,), top=2), output)
+    assert [t.index for t in ones] == [t.index for t in every if t.label == 1][:2]
+    wanted = every[20].box, every[7].box
+    (boxed,) = model.targets(konkyo.Detections(threshold=0.0, boxes=wanted), output)
+    assert [t.index for t in boxed] == [every[7].index, every[20].index]
+    (pairs,) = model.targets(konkyo.Detections(threshold=0.3, suppressed=False), output)
+    flat = sorted(((p, j, k) for j, r in enumerate(output[0].tolist()) for k, p in enumerate(r[4:])), reverse=True)
+    assert [(t.index, t.label) for t in pairs] == [(j, k) for p, j, k in flat if p > 0.3][:48]
+    with pytest.raises(konkyo.KonkyoError, match="class 3"):
+        model.targets(konkyo.Detections(classes=(3,)), output)
+
+
+@pytest.mark.parametrize("wrong", [{"threshold": 1.0}, {"top": 0}, {"classes": "cat"}, {"boxes": ((1, 2, 3),)}])
+def test_detections_that_mean_nothing_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(konkyo.KonkyoError):
+        konkyo.Detections(**wrong)  # type: ignore[arg-type]
