@@ -346,7 +346,7 @@ def augmentation(device: str, rounds: int) -> Iterator[dict[str, object]]:
 
 
 def released_odam(module: nn.Module, x: Tensor, layer: nn.Module, queries: list[int]) -> Contender:
-    """ODAM as released: for every instance a fresh forward, a backward into every parameter, and the layer's gradient."""
+    """ODAM as released: for every instance a fresh forward and a backward into every parameter."""
 
     def call() -> list[Tensor]:
         maps = []

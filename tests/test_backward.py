@@ -550,3 +550,43 @@ def test_full_grad_of_a_network_with_layers_of_tokens() -> None:
         size = (size - size.min()) / (size.max() - size.min())
         expected += functional.interpolate(size, (32, 40), mode="bilinear").sum(1)[0]
     close(found.maps[0], expected)
+
+
+class Tokens(nn.Module):
+    """A batch norm whose grid is then read as tokens: its gradient comes with the strides of those."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(self.body(x)).flatten(2).transpose(1, 2)
+        logits: Tensor = (self.head(tokens).softmax(1) * tokens.mean(2, keepdim=True)).sum(1)
+        return logits
+
+
+def test_one_image_has_the_gradient_that_it_has_among_others() -> None:
+    torch.manual_seed(0)
+    network = Tokens().eval()
+    nn.init.uniform_(network.norm.running_var, 0.3, 3)
+    nn.init.normal_(network.norm.weight)
+    x = torch.randn(2, 3, 5, 7)
+    pair = konkyo.explain(network, x, method="hires_cam", layer="body", target=1).maps
+    torch.testing.assert_close(
+        konkyo.explain(network, x[:1], method="hires_cam", layer="body", target=1).maps, pair[:1]
+    )
+    saliency = konkyo.explain(network.double(), x[:1].double(), method="saliency", target=1).maps[0]
+    step = torch.zeros_like(x[:1]).double()
+    step[0, :, 2, 3] = 1e-6 * torch.tensor([1.0, 0, 0])
+    slope = ((network(x[:1].double() + step) - network(x[:1].double() - step))[0, 1] / 2e-6).item()
+    assert abs(slope) <= float(saliency[2, 3]) * 1.001
+    assert any(
+        abs(
+            abs(((network(x[:1].double() + s) - network(x[:1].double() - s))[0, 1] / 2e-6).item())
+            - float(saliency[2, 3])
+        )
+        < 1e-4 * float(saliency.max())
+        for s in (step, step.roll(1, 1), step.roll(2, 1))
+    )

@@ -20,6 +20,28 @@ from torch.utils.weak import WeakIdKeyDictionary
 from konkyo.errors import NotApplicable
 from konkyo.tensors import safe_divide
 
+# --- what every backward needs ---------------------------------------------------------------------------------------
+
+
+class SoundBatchNorms(TorchFunctionMode):
+    """Hands batch norms gradients in the memory format of their output.
+
+    On the CPU torch (2.15) gets the backward of a batch norm in eval mode wrong for a single image where the gradient
+    comes with other strides, as it does when the grid is then read as tokens.
+    """
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs one function of torch, as the mode's protocol asks."""
+        out = function(*args, **(kwargs or {}))
+        if function is functional.batch_norm and out.requires_grad:
+            channels_last = out.ndim == 4 and not out.is_contiguous()
+            kept = torch.channels_last if channels_last else torch.contiguous_format
+            out.register_hook(lambda gradient: gradient.contiguous(memory_format=kept))
+        return out
+
+
 # --- guided backpropagation ------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from typing import Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from konkyo.backward import SoundBatchNorms
 from konkyo.errors import KonkyoError
 from konkyo.layer import Layer, capture
 from konkyo.target import Target
@@ -93,7 +94,12 @@ class Pass:
     def forwards(self) -> Iterator[None]:
         """The state in which this Pass runs the network: its autocast, whatever the caller's is by then."""
         grad = torch.is_grad_enabled()  # leaving inference mode would switch it on
-        with torch.inference_mode(False), torch.set_grad_enabled(grad), torch.autocast(**self._autocast):  # type: ignore[arg-type]
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(grad),
+            torch.autocast(**self._autocast),  # type: ignore[arg-type]
+            SoundBatchNorms(),
+        ):
             yield
 
     def forward(self, images: Tensor) -> Tensor:
@@ -140,13 +146,22 @@ class Pass:
         found = next((g for of, known, g in self._gradients if of == rows and known == key), None)
         if found is None:
             raws = [self._raw[item] for item in self._differentiable]
-            slopes = self.slopes(rows, lambda output: scores(output, targets), raws)
+            slopes = self._slopes_of(rows, key, raws)
             found = [
                 of_rows(rows, [item.fold(column[i]) for column in slopes])
                 for i, item in enumerate(self._differentiable)
             ]
             self._gradients.append((rows, key, found))
         return real(found[self._differentiable.index(layer)])
+
+    def _slopes_of(self, rows: Rows, targets: Sequence[Target], tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+        """As `slopes` of the targets' scores, with a graph for every score: a backward walks no other's."""
+        if all(target == targets[0] for target in targets):
+            return self.slopes(rows, lambda output: scores(output, targets), tensors)
+        with self.forwards(), torch.enable_grad():
+            each = [scores(self.output[i : i + 1], [t])[0] for i, t in zip(rows, targets, strict=True)]
+            sums = [torch.stack([each[row] for row in column]).sum() for column in columns(rows)]
+            return self._backwards(sums, tensors)
 
     def gradients_of(self, rows: Rows, score: Callable[[Tensor], Tensor], layer: Layer) -> Tensor:
         """d score(output of every row) / d activations (R, C, *grid) of any function of the output (R,)."""

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from konkyo.errors import KonkyoError
+from konkyo.errors import KonkyoError, NotApplicable
+from konkyo.instance import InstanceTarget
 from konkyo.method import WRAPPERS, Method, find
 from konkyo.probe import On, Probe
+from konkyo.target import Target
 from konkyo.tensors import agreeing
 from konkyo.tensors import first_component as project
 
@@ -27,7 +29,9 @@ def augmented(method: str | Method, *, scales: Sequence[float] = _SCALES, flip: 
     if not sizes or not all(isinstance(scale, (int, float)) and math.isfinite(scale) for scale in sizes):
         raise KonkyoError(f"augmented needs finite scales, at least one; got {scales!r}")
 
-    def function(inputs: Tensor, on: On, **options: Any) -> Tensor:
+    def function(inputs: Tensor, targets: Sequence[Target], on: On, **options: Any) -> Tensor:
+        if flip and any(isinstance(target, InstanceTarget) for target in targets):
+            raise NotApplicable("a mirrored image has its detections elsewhere; for those: augmented(..., flip=False)")
         views = torch.cat([inputs * scale for scale in sizes])
         maps = inner(on(torch.cat([views, views.flip(-1)]) if flip else views), **options)
         if flip:
@@ -36,7 +40,7 @@ def augmented(method: str | Method, *, scales: Sequence[float] = _SCALES, flip: 
         return maps.view(-1, len(inputs), *maps.shape[1:]).mean(0)
 
     settings = ([] if sizes == _SCALES else [f"scales={sizes}"]) + ([] if flip else ["flip=False"])
-    return _wrapped(inner, "augmented", function, ("inputs", "on"), settings)
+    return _wrapped(inner, "augmented", function, ("inputs", "targets", "on"), settings)
 
 
 def first_component(method: str | Method) -> Method:
