@@ -8,11 +8,6 @@ It renders the scenes once into the cache folder and keeps a checkpoint there af
 from __future__ import annotations
 
 import argparse
-import datetime
-import hashlib
-import json
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from konkyo.data.scenes import CLASSES, Scenes
+from konkyo.files import replacing
 from konkyo.models.embedded import SCENES_MEAN, SCENES_SIZE, SCENES_STD, ScenesResNet
+from provenance import write
 from rendering import rendered
 
 WEIGHTS = Path(__file__).parent.parent / "src/konkyo/models/weights/scenes-classifier.safetensors"
@@ -56,8 +52,18 @@ def main() -> None:
     shapes = {"images": ((SCENES_SIZE, SCENES_SIZE, 3), np.uint8), "targets": ((len(CLASSES),), np.float32)}
     scenes = rendered(args.cache, settings, shapes, draw, args.workers)
     model, seconds = train(scenes["images"], scenes["targets"], args)
-    results = measure(model, args.seed + UNSEEN)
-    write(args.out, model, {"seconds_of_training": round(seconds), **results}, args)
+    training_data = {
+        "data": "konkyo.data.scenes",
+        "size": SCENES_SIZE,
+        "with_one_object": {"scenes": args.scenes // 2, "seed": args.seed},
+        "with_one_to_three_objects": {"scenes": args.scenes - args.scenes // 2, "seed": args.seed + 1},
+        "epochs": args.epochs,
+        "batch": args.batch,
+        "rate": args.rate,
+    }
+    results = {"seconds_of_training": round(seconds), **measure(model, args.seed + UNSEEN)}
+    name = "konkyo.models.embedded.ScenesResNet"
+    write(args.out, model, name, seed=args.seed, training_data=training_data, results=results)
 
 
 def training_sets(seed: int, scenes: int) -> tuple[Scenes, Scenes]:
@@ -129,8 +135,8 @@ def train(images: np.ndarray, targets: np.ndarray, args: argparse.Namespace) -> 
         seconds += time.perf_counter() - start
         state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
                  "epoch": epoch + 1, "seconds": seconds, "rng": torch.get_rng_state()}  # fmt: skip
-        torch.save(state, checkpoint.with_suffix(".new"))
-        checkpoint.with_suffix(".new").replace(checkpoint)
+        with replacing(checkpoint) as new:
+            torch.save(state, new)
         quick = accuracy(model, Scenes(300, seed=args.seed + UNSEEN - 1, objects=1))
         print(
             f"epoch {epoch + 1} of {args.epochs}: loss {total / steps:.4f}, accuracy {quick:.3f}, {seconds:.0f} s",
@@ -204,35 +210,6 @@ def measure(model: ScenesResNet, seed: int) -> dict[str, object]:
             "share_of_image_covered_by": {k: round(r.mean().item(), 4) for k, r in regions.items()},
         },
     }
-
-
-def write(out: Path, model: ScenesResNet, results: dict[str, object], args: argparse.Namespace) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    new = out.with_suffix(".new")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, new)
-    new.replace(out)
-    provenance = {
-        "model": "konkyo.models.embedded.ScenesResNet",
-        "command": shlex.join(["python", "scripts/train_scenes_classifier.py", *sys.argv[1:]]),
-        "seed": args.seed,
-        "date": datetime.date.today().isoformat(),
-        "torch": torch.__version__,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
-        "training_data": {
-            "data": "konkyo.data.scenes",
-            "size": SCENES_SIZE,
-            "with_one_object": {"scenes": args.scenes // 2, "seed": args.seed},
-            "with_one_to_three_objects": {"scenes": args.scenes - args.scenes // 2, "seed": args.seed + 1},
-            "epochs": args.epochs,
-            "batch": args.batch,
-            "rate": args.rate,
-        },
-        **results,
-    }
-    text = json.dumps(provenance, indent=2) + "\n"
-    out.with_suffix(".json").write_text(text)
-    print(text)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,7 @@ once into the cache folder, and a checkpoint is kept there after each epoch; `--
 from __future__ import annotations
 
 import argparse
-import datetime
-import hashlib
-import json
 import math
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -26,14 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_convert, box_iou, complete_box_iou_loss
 
 from konkyo.data.scenes import CLASSES, Scene, Scenes
+from konkyo.files import replacing
 from konkyo.models.embedded import SCENES_SIZE, scenes_detector
+from provenance import write
 from rendering import Arrays, rendered
 
 WEIGHTS = Path(__file__).parent.parent / "src/konkyo/models/weights/scenes-detr.safetensors"
@@ -71,7 +66,19 @@ def main() -> None:
     }
     scenes = rendered(args.cache, settings, shapes, draw, args.workers)
     model, seconds = train(scenes, args)
-    write(args.out, model, {"seconds_of_training": round(seconds), **measured(model, args.seed + UNSEEN)}, args)
+    training_data = {
+        "data": "konkyo.data.scenes",
+        **settings,
+        "classes": len(CLASSES),
+        "dense_epochs": args.dense,
+        "whole_epochs": args.epochs,
+        "batch": args.batch,
+        "dense_rate": args.dense_rate,
+        "rate": args.rate,
+    }
+    results = {"seconds_of_training": round(seconds), **measured(model, args.seed + UNSEEN)}
+    name, libraries = "konkyo.models.embedded.scenes_detector", ("torch", "transformers")
+    write(args.out, model, name, seed=args.seed, libraries=libraries, training_data=training_data, results=results)
 
 
 def draw(settings: Mapping[str, Any], index: int) -> dict[str, np.ndarray]:
@@ -195,8 +202,8 @@ def train(scenes: Arrays, args: argparse.Namespace) -> tuple[nn.Module, float]:
             state = {"model": model.state_dict(), "averaged": mean.state_dict(), "optimiser": optimiser.state_dict(),
                      "schedule": schedule.state_dict(), "stage": stage, "epoch": epoch + 1, "seconds": seconds,
                      "rng": torch.get_rng_state()}  # fmt: skip
-            torch.save(state, checkpoint.with_suffix(".new"))
-            checkpoint.with_suffix(".new").replace(checkpoint)
+            with replacing(checkpoint) as new:
+                torch.save(state, new)
             found = recall_and_precision(mean, Scenes(300, seed=args.seed + UNSEEN - 1)) if stage == "whole" else {}
             print(f"{stage} {epoch + 1}: loss {total / steps:.4f}, {found}, {seconds:.0f} s", flush=True)
     return mean.eval(), seconds
@@ -265,39 +272,6 @@ def measured(model: nn.Module, seed: int) -> dict[str, object]:
             **recall_and_precision(model, Scenes(2000, seed=seed)),
         },
     }
-
-
-def write(out: Path, model: nn.Module, results: dict[str, object], args: argparse.Namespace) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    new = out.with_suffix(".new")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, new)
-    new.replace(out)
-    provenance = {
-        "model": "konkyo.models.embedded.scenes_detector",
-        "command": shlex.join(["python", "scripts/train_scenes_detector.py", *sys.argv[1:]]),
-        "seed": args.seed,
-        "date": datetime.date.today().isoformat(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
-        "training_data": {
-            "data": "konkyo.data.scenes",
-            "size": SCENES_SIZE,
-            "scenes": args.scenes,
-            "seed": args.seed,
-            "classes": len(CLASSES),
-            "dense_epochs": args.dense,
-            "whole_epochs": args.epochs,
-            "batch": args.batch,
-            "dense_rate": args.dense_rate,
-            "rate": args.rate,
-        },
-        **results,
-    }
-    text = json.dumps(provenance, indent=2) + "\n"
-    out.with_suffix(".json").write_text(text)
-    print(text)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 
 import konkyo
+from commands import Outcome, Run, runner
 from konkyo.apps import cli
 from konkyo.explain import SEVEN_CAMS
 
@@ -38,19 +38,6 @@ def grey():
     return net(channels=1)
 """
 
-Run = Callable[..., "Outcome"]
-
-
-class Outcome:
-    """Exit status, standard output and standard error."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -69,24 +56,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """`konkyo ...` in an empty folder that holds nets.py; the model is nets.py:named unless another one is given."""
-    (tmp_path / "nets.py").write_text(NETS)
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: object) -> Outcome:
-        arguments = [str(w) for w in words]
-        if arguments[0] in ("explain", "compare") and "--model" not in arguments:
-            arguments += ["--model", "nets.py:named"]
-        monkeypatch.setattr(sys, "argv", ["konkyo", *arguments])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        printed = capsys.readouterr()
-        return Outcome(code or 0, printed.out, printed.err)
-
-    return call
+    return runner(NETS, "named", tmp_path, monkeypatch, capsys)
 
 
 def names(folder: str) -> list[str]:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +12,7 @@ import pytest
 from PIL import Image
 
 import konkyo
+from commands import Run, runner
 from konkyo.apps import cli
 from konkyo.report.figures import contact_sheet, gallery
 
@@ -71,7 +69,6 @@ def classifier():
     return konkyo.Model(nn.Sequential(*body), konkyo.Preprocess(32, 32), ("red", "green", "blue"), "small")
 """
 
-Run = Callable[..., SimpleNamespace]
 # Two pixels of the picture are one of the network's: cell (x, y) covers 16 x 16 pixels, its box reaches 4 further.
 RED, GREEN, PALE = (12, 12, 36, 36), (60, 28, 84, 52), (28, 28, 52, 52)
 
@@ -92,24 +89,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """`konkyo ...` in an empty folder that holds nets.py; the model is nets.py:detector unless another one is given."""
-    (tmp_path / "nets.py").write_text(NETS)
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: object) -> SimpleNamespace:
-        arguments = [str(w) for w in words]
-        if arguments[0] in ("explain", "compare") and "--model" not in arguments:
-            arguments += ["--model", "nets.py:detector"]
-        monkeypatch.setattr(sys, "argv", ["konkyo", *arguments])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        printed = capsys.readouterr()
-        return SimpleNamespace(code=code or 0, out=printed.out, err=printed.err)
-
-    return call
+    return runner(NETS, "detector", tmp_path, monkeypatch, capsys)
 
 
 def names(folder: str) -> list[str]:

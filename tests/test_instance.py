@@ -156,6 +156,19 @@ def score_by_hand(target: InstanceTarget, candidates: Tensor) -> Tensor:
     return (p / (1 - p)).log() if target.quantity == "logit" else p
 
 
+def summed(weights: list[Tensor], activations: list[Tensor]) -> Tensor:
+    """Eq. 7 before its ReLU, the levels enlarged to the finest."""
+    maps = []
+    for w, a in zip(weights, activations, strict=True):
+        total = torch.zeros_like(a[0])
+        for k in range(len(a)):
+            total += w[k] * a[k]
+        maps.append(total)
+    size = max((tuple(m.shape) for m in maps), key=math.prod)
+    enlarged = [nn.functional.interpolate(m[None, None], size=size, mode="bilinear")[0, 0] for m in maps]
+    return torch.stack(enlarged).sum(0)
+
+
 def candidates(seed: int, *, per_class: bool = False) -> Tensor:
     """Random candidates of three images (3, 20, 4 B + 3) that overlap one another."""
     generator = torch.Generator().manual_seed(seed)

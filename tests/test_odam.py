@@ -23,6 +23,7 @@ from test_instance import (
     iou_by_hand,
     noise,
     score_by_hand,
+    summed,
     wrapped,
 )
 
@@ -47,15 +48,7 @@ def by_hand(network: DenseDetector, image: Tensor, target: InstanceTarget) -> tu
 
 def odam_by_hand(network: DenseDetector, image: Tensor, target: InstanceTarget) -> Tensor:
     activations, gradients = by_hand(network, image, target)
-    maps = []
-    for a, g in zip(activations, gradients, strict=True):
-        total = torch.zeros_like(a[0])
-        for k in range(len(a)):
-            total += g[k] * a[k]
-        maps.append(total)
-    size = max((tuple(m.shape) for m in maps), key=math.prod)
-    large = [nn.functional.interpolate(m[None, None], size=size, mode="bilinear")[0, 0] for m in maps]
-    return sum(large, torch.zeros(size, dtype=torch.float64))
+    return summed(gradients, activations)
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:

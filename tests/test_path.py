@@ -26,6 +26,7 @@ from test_instance import (
     match_by_hand,
     noise,
     score_by_hand,
+    summed,
     wrapped,
 )
 
@@ -62,19 +63,6 @@ def integral(alphas: list[float], nodes: list[Node]) -> list[Tensor]:
         for total, g, h in zip(totals, nodes[m].G, nodes[m + 1].G, strict=True):
             total += 0.5 * (g + h) * (alphas[m + 1] - alphas[m])
     return totals
-
-
-def summed(weights: list[Tensor], activations: list[Tensor]) -> Tensor:
-    """Eq. 7 before its ReLU, the levels enlarged to the finest."""
-    maps = []
-    for w, a in zip(weights, activations, strict=True):
-        total = torch.zeros_like(a[0])
-        for k in range(len(a)):
-            total += w[k] * a[k]
-        maps.append(total)
-    size = max((tuple(m.shape) for m in maps), key=math.prod)
-    enlarged = [nn.functional.interpolate(m[None, None], size=size, mode="bilinear")[0, 0] for m in maps]
-    return torch.stack(enlarged).sum(0)
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:

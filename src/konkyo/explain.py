@@ -30,7 +30,7 @@ from konkyo.models import Frame, Model, as_model
 from konkyo.path import PathTrace
 from konkyo.probe import Effort, Probe, Progress, Pyramid
 from konkyo.target import ClassTarget, Target
-from konkyo.tensors import FUSES, Fuse, fuse, resize, unit
+from konkyo.tensors import FUSES, Fuse, fuse, on_finest, resize, unit
 
 Images: TypeAlias = "Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image]"
 Which: TypeAlias = "str | Method | Attribution"
@@ -284,10 +284,8 @@ def _run(
     whole = [target for image in per_image for target in image]
     images = [image for image, found in enumerate(per_image) for _ in found]
     parts = [_parts(target) for target in whole]
-    targets, rows = (
-        [part for group in parts for part in group],
-        tuple(image for image, group in zip(images, parts, strict=True) for _ in group),
-    )
+    targets = [part for group in parts for part in group]
+    rows = tuple(image for image, group in zip(images, parts, strict=True) for _ in group)
     signed, probes, pyramids = [], list[Probe](), list[Pyramid]()
     for layer in layers:
         pyramid = Pyramid(pass_.levels(layer))
@@ -307,12 +305,12 @@ def _run(
         ]
         probes += levels
         if rows:
-            signed.append(_summed([method(probe, **options).detach() for probe in levels]))
+            # The levels of a pyramid add up, as the channels of one layer do.
+            signed.append(on_finest([method(probe, **options).detach() for probe in levels]).sum(0))
     if rows:
         maps = _fused(signed, method, request.fuse).float()
     else:  # a detector that keeps nothing
-        finest = max((tuple(probe.activations.shape[2:]) for probe in probes), key=math.prod)
-        maps = pass_.output.new_zeros(0, *finest).float()
+        maps = on_finest([probe.activations[:, 0] for probe in probes])[0].float()
     scores = probes[0].score.float() if rows else maps.new_zeros(0)
     gradients = None
     if rows and "gradients" in method.needs:
@@ -368,12 +366,6 @@ def _path(trace: PathTrace, frames: Sequence[Frame]) -> PathTrace:
     """The trace with its boxes in the pixels of the pictures."""
     shown = [frame.shown(boxes) for frame, boxes in zip(frames, trace.boxes, strict=True)]
     return replace(trace, boxes=torch.stack(shown))
-
-
-def _summed(maps: Sequence[Tensor]) -> Tensor:
-    """The signed maps of a pyramid's levels as one, on the finest grid: their sum, as over the channels of a layer."""
-    finest = max((tuple(m.shape[1:]) for m in maps), key=math.prod)
-    return torch.stack([resize(m, finest) for m in maps]).sum(0)
 
 
 def _boxes(targets: Sequence[Target], rows: Sequence[int], frames: Sequence[Frame], like: Tensor) -> Tensor | None:

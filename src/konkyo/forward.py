@@ -83,7 +83,8 @@ class Pass:
         self._raw: dict[Layer, Tensor] = {}
         for layer in layers:
             raws = [leaf] if layer.module is None else captured.raw(layer)
-            self._levels[layer] = (layer,) if layer.level is not None else _levels(layer, len(raws))
+            several = layer.level is None
+            self._levels[layer] = tuple(replace(layer, level=i) for i in range(len(raws))) if several else (layer,)
             self._raw |= zip(self._levels[layer], raws, strict=True)
             self.calls |= dict.fromkeys(self._levels[layer], self.calls[layer])
         self._differentiable = [level for layer in differentiable for level in self._levels[layer]]
@@ -208,10 +209,8 @@ class Pass:
             for column, (gradient,) in zip(columns(rows), first, strict=True):
                 images = torch.tensor([rows[r] for r in column], device=raw.device)
                 slope = (layer.fold(gradient)[images] * vectors[column]).sum()
-                found = (
-                    torch.autograd.grad(slope, raw, allow_unused=True, retain_graph=True)[0] if slope.grad_fn else None
-                )
-                products.append(layer.fold(torch.zeros_like(raw) if found is None else found))
+                ((found,),) = self._backwards([slope], [raw])
+                products.append(layer.fold(found))
         return real(of_rows(rows, products))
 
 
@@ -277,11 +276,6 @@ def _backwards(
         else [None] * len(tensors)
         for total in sums
     ]
-
-
-def _levels(layer: Layer, count: int) -> tuple[Layer, ...]:
-    """The levels of a pyramid; of one map alone the layer of that map."""
-    return tuple(replace(layer, level=level) for level in range(count))
 
 
 def scores(output: Tensor, targets: Sequence[Target]) -> Tensor:

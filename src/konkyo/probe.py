@@ -432,19 +432,20 @@ class Probe:
                 parts = [(g + h) / 2 * (a - b) for (g, h), (a, b) in zip(pairs, moved, strict=True)]
             totals[row] = [t + p for t, p in zip(totals[row], parts, strict=True)] if totals[row] else parts
 
-        total = sampling.nodes * len(self._by_image())
-        for done, group in enumerate(self._by_image()):
-            weights = dict(zip(sampling.first, trapezoid(torch.tensor(sampling.first)).tolist(), strict=True))
+        groups = self._by_image()
+        total = sampling.nodes * len(groups)
+        weights = dict(zip(sampling.first, trapezoid(torch.tensor(sampling.first)).tolist(), strict=True))
+        for done, group in enumerate(groups):
             while wanted := {row: found for row in group if (found := tracks[row].wanted(sampling))}:
-                before = None
                 for alpha, row, node in self._nodes(wanted, baseline, by_activations):
+                    nodes = tracks[row].nodes
+                    last = next(reversed(nodes), None)
+                    nodes[alpha] = node
                     if not sampling.adaptive:  # nodes come in order: nothing but the last one is kept
-                        last, before = next(reversed(tracks[row].nodes.items()), (0.0, None))
-                        add(row, node, before, weights[alpha])
-                    tracks[row].nodes[alpha] = node
-                    if not sampling.adaptive and before is not None:
-                        tracks[row].distance(last, alpha)
-                        before.gradients, before.activations = [], []
+                        add(row, node, None if last is None else nodes[last], weights[alpha])
+                        if last is not None:
+                            tracks[row].distance(last, alpha)
+                            nodes[last].gradients, nodes[last].activations = [], []
                 if self._told(done * sampling.nodes + len(tracks[group[0]].nodes), total):
                     break
             for row in group if sampling.adaptive else ():

@@ -69,6 +69,12 @@ def blurred(values: Tensor, sigma: float, *, reach: int | None = None) -> Tensor
     return values
 
 
+def on_finest(maps: Sequence[Tensor]) -> Tensor:
+    """Maps of several grids, [(N, *grid), ...], all on the finest of them: (L, N, *grid)."""
+    finest = max((tuple(m.shape[1:]) for m in maps), key=math.prod)
+    return torch.stack([resize(m, finest) for m in maps])
+
+
 def unit(maps: Tensor) -> Tensor:
     """Min-max per map; a constant map becomes zeros, never NaN. (N, *grid) -> (N, *grid) in [0, 1]"""
     flat = maps.flatten(1)
@@ -98,8 +104,7 @@ def fuse(maps: Sequence[Tensor], how: Fuse = "layer_cam") -> Tensor:
     scaled = [normalised(m) for m in maps]
     if how == "layer_cam":
         scaled = [torch.tanh(2 * m) for m in scaled[:-1]] + scaled[-1:]
-    finest = max((tuple(m.shape[1:]) for m in maps), key=lambda size: torch.Size(size).numel())
-    stack = torch.stack([resize(m, finest) for m in scaled])
+    stack = on_finest(scaled)
     if how in ("mean", "sum"):
         return stack.mean(0) if how == "mean" else stack.sum(0)
     return stack.relu().prod(0) - (-stack).relu().prod(0) if how == "product" else stack.amax(0)

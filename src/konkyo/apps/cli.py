@@ -330,9 +330,7 @@ def layers(
         )
         for s in sites
     ]
-    if automatic and all(
-        s.name != automatic.name for s in sites
-    ):  # of a detector: one that the trace takes for no grid
+    if automatic and automatic.name not in {s.name for s in sites}:  # a detector's, which the trace takes for no grid
         rows.append((f"→ {automatic.name}", "", "", "", ""))
     _table(["layer", "module", "output", "grid", "gradient norm"], rows)
 

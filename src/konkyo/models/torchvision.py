@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torchvision
@@ -41,13 +42,7 @@ def load(name: str, weights: str | Path | None) -> Model:
         network: nn.Module = torchvision.models.get_model(name, weights=None, **extra)
         return network
 
-    usual = True
-    if weights is None:
-        module = build(None)
-    elif weights == "default":
-        module = _downloaded(name, metadata)
-    else:
-        module, usual = build_with(weights, build)
+    module, usual = _built(name, weights, metadata, build)
     transform = metadata.transforms()
     preprocess = Preprocess(
         resize=transform.resize_size[0],
@@ -69,13 +64,7 @@ def _detector(name: str, weights: str | Path | None) -> Model:
         network: nn.Module = torchvision.models.get_model(name, weights=None, weights_backbone=None, **extra)
         return network
 
-    usual = True
-    if weights is None:
-        module = build(None)
-    elif weights == "default":
-        module = _downloaded(name, metadata)
-    else:
-        module, usual = build_with(weights, build)
+    module, usual = _built(name, weights, metadata, build)
     found, classes = detector(module), list(metadata.meta["categories"])
     assert found is not None
     # The background is no class, where it has a column; names that stand for nothing are told apart.
@@ -84,11 +73,17 @@ def _detector(name: str, weights: str | Path | None) -> Model:
     return Model(module.eval(), preprocess, tuple(classes) if usual else (), f"torchvision/{name}", detector=found)
 
 
-def _downloaded(name: str, weights: object) -> nn.Module:
+def _built(
+    name: str, weights: str | Path | None, published: object, build: Callable[[int | None], nn.Module]
+) -> tuple[nn.Module, bool]:
+    """(the network with these weights, whether its classes are the usual ones)"""
+    if weights is None:
+        return build(None), True
+    if weights != "default":
+        return build_with(weights, build)
     try:
-        module: nn.Module = torchvision.models.get_model(name, weights=weights)
+        return torchvision.models.get_model(name, weights=published), True
     except OSError as error:
         raise KonkyoError(
             f"the weights of torchvision/{name} could not be downloaded ({error}); give a file: weights=..."
         ) from error
-    return module

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from konkyo.candidates import pack
+from konkyo.forward import real
 from konkyo.models.detectors import Detector, Kept, best_class, best_pairs
 
 
@@ -65,9 +66,9 @@ def detector(module: nn.Module) -> Detector | None:
 def _propose(module: nn.Module, images: Tensor, *, softmax: bool) -> Tensor:
     """(N, Q, 4 + K) of the Q queries, in fp32 at least."""
     output = module(pixel_values=images)
-    logits, boxes = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (output.logits, output.pred_boxes))
+    logits, boxes = real(output.logits), real(output.pred_boxes)
     height, width = images.shape[2:]
-    centres, sides = boxes.split(2, -1)
+    centres, sides = torch.split(boxes, 2, -1)
     corners = torch.cat([centres - sides / 2, centres + sides / 2], -1)
     return pack(
         corners * boxes.new_tensor([width, height, width, height]),
