@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal, Protocol, get_args, get_origin, overload, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from konkyo.errors import KonkyoError, NotApplicable, unknown
 from konkyo.layer import INPUT
 from konkyo.probe import Probe
+from konkyo.registry import Options, check_free, check_options, signature_of
 from konkyo.target import ClassTarget, Score, Target
 from konkyo.tensors import Fuse
 
@@ -43,7 +44,7 @@ class Method:
     score: Score
     """What it explains of a class unless a Target says otherwise."""
     needs: tuple[str, ...]
-    options: Mapping[str, inspect.Parameter]
+    options: Options
     fuse: Fuse = "layer_cam"
     """How the maps of several layers become one unless the caller says otherwise."""
     inner: Method | None = None
@@ -101,18 +102,7 @@ class Method:
         return "activations" in self.needs and found.ndim == probe.activations.ndim
 
     def _run(self, probe: Probe, options: Mapping[str, Any]) -> Tensor:
-        for name, value in options.items():
-            if name not in self.options:
-                raise unknown(f"option of {self.name}", name, self.options or ["(none)"])
-            kind = self.options[name].annotation
-            accepted = (int, float) if kind is float else kind
-            if kind in (int, float, str, bool) and (
-                not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool))
-            ):
-                raise KonkyoError(f"{name} of {self.name} is of type {kind.__name__}; got {value!r}")
-            if get_origin(kind) is Literal and value not in get_args(kind):
-                offer = ", ".join(map(repr, get_args(kind)))
-                raise KonkyoError(f"{name} of {self.name} is one of {offer}; got {value!r}")
+        check_options(self.name, options, self.options)
         device = probe.inputs.device.type
         # The caller's autocast is for the network; sums over maps are done in the tensors' own precision.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
@@ -156,17 +146,10 @@ def method(
     """
 
     def register(function: Callable[..., Tensor]) -> Method:
-        name = getattr(function, "__name__", type(function).__name__)
         if not function.__module__.startswith("konkyo.methods."):
             import_module("konkyo.methods")  # so that a name of theirs is seen to be taken
-        parameters = inspect.signature(function).parameters
-        needs = tuple(n for n, p in parameters.items() if p.kind is not p.KEYWORD_ONLY)
-        options = {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-        for need in needs:
-            if need not in ON_OFFER:
-                raise unknown(f"need of method {name}:", need, ON_OFFER)
-        if name in METHODS and METHODS[name].function.__module__ != function.__module__:
-            raise KonkyoError(f"a method named {name!r} is registered already; choose another name")
+        name, needs, options = signature_of("method", function, ON_OFFER)
+        check_free("method", name, function, METHODS)
         METHODS[name] = Method(name, function, rectified, layer, score, needs, options, fuse)
         return METHODS[name]
 

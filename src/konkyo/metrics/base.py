@@ -1,0 +1,152 @@
+"""`@metric`: a pure function of maps and what is true of their images becomes a metric in the registry."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from konkyo.errors import KonkyoError
+from konkyo.registry import Options, check_free, check_options, signature_of
+from konkyo.tensors import resize
+
+Better: TypeAlias = Literal["higher", "lower", "neither"]
+
+
+class Score(Protocol):
+    """What the model says of variants of images."""
+
+    def __call__(self, variants: Tensor, rows: Tensor) -> Tensor:
+        """Variants (V, C, H, W) of the images of `rows` (V,) int64 -> the explained score of each (V,)."""
+
+
+class Explain(Protocol):
+    """The method on variants of images."""
+
+    def __call__(self, variants: Tensor, rows: Tensor) -> Tensor:
+        """Variants (V, C, H, W) of the images of `rows` (V,) int64 -> their maps (V, h, w) for the rows' targets."""
+
+
+ON_OFFER: dict[str, str] = {
+    "maps": "(R, H, W) the maps, enlarged to the size of the images or masks",
+    "raw": "(R, h, w) the maps as the method gave them, signed",
+    "masks": "(R, H, W) bool, the object that a map is about",
+    "others": "(R, H, W) bool, all other objects of the image",
+    "boxes": "(R, 4) xyxy in pixels, the box of the object",
+    "objects": "(R,) int64, which object a map is about; equal for maps about one object",
+    "images": "(R, C, H, W) the prepared images",
+    "score": "(variants (V, C, H, W), rows (V,)) -> the explained scores (V,)",
+    "explain": "(variants (V, C, H, W), rows (V,)) -> maps (V, h, w) for the rows' targets",
+    "budget": "(R,) int64, how many pixels may be changed: those of the image unless given",
+    "pixels": "(2, C) a black and a white pixel as prepared for the network",
+}
+"""What a metric may name as positional parameters."""
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """A registered metric: its function's positional parameters are needs, its keyword-only parameters options.
+
+    The function gives a statistic of every map, (R, ...). `summary` makes it a value per map (R,), NaN where the metric
+    is not defined; `pooled` makes the statistics of a whole data set one value, where that is not the values' mean.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    better: Better
+    needs: tuple[str, ...]
+    optional: frozenset[str]
+    """The needs that it can do without: parameters whose default is None."""
+    options: Options
+    summary: Callable[[Tensor], Tensor] | None
+    pooled: Callable[[Tensor], Tensor] | None
+
+    @property
+    def description(self) -> str:
+        """The first sentence of its documentation."""
+        return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
+
+    def statistic(self, maps: Tensor, **given: Any) -> Tensor:
+        """What the metric measures of every map before it is one number: a curve, a histogram (R, ...)."""
+        values = {"maps": maps, "raw": maps} | given
+        for need in self.needs:
+            if values.setdefault(need, None) is None and need not in self.optional:
+                raise KonkyoError(f"metric {self.name} needs {need}: {ON_OFFER[need]}")
+        options = {name: value for name, value in given.items() if name not in ON_OFFER}
+        check_options(f"metric {self.name}", options, self.options)
+        if maps.ndim != 3:
+            raise KonkyoError(f"maps are (R, H, W); got {tuple(maps.shape)}")
+        of_images = [values[n] for n in ("images", "masks", "others") if n in self.needs and values[n] is not None]
+        sizes = {tuple(value.shape[-2:]) for value in of_images}
+        if len(sizes) > 1:
+            raise KonkyoError(f"images and masks of {self.name} differ in size: {sorted(sizes)}")
+        for need in self.needs:
+            if need != "pixels" and isinstance(values[need], Tensor) and len(values[need]) != len(maps):
+                raise KonkyoError(f"{need}: one per map, {len(maps)}, was expected; got {len(values[need])}")
+        values["maps"] = resize(maps.float(), *sizes) if sizes else maps.float()
+        with torch.no_grad():
+            return self.function(*(values[need] for need in self.needs), **options)
+
+    def __call__(self, maps: Tensor, **given: Any) -> Tensor:
+        """The value of every map (R,), NaN where the metric is not defined. `given`: needs and options by name."""
+        statistic = self.statistic(maps, **given)
+        if self.summary is None and self.pooled is not None:
+            raise KonkyoError(f"{self.name} is of a whole data set: {self.name}.over(statistic)")
+        return statistic if self.summary is None else self.summary(statistic)
+
+    def over(self, statistic: Tensor) -> Tensor:
+        """The value of a data set, of the statistics of its maps (R, ...): a number, NaN where none is defined."""
+        if self.pooled is not None:
+            return self.pooled(statistic)
+        return (statistic if self.summary is None else self.summary(statistic)).nanmean()
+
+
+METRICS: dict[str, Metric] = {}
+"""All registered metrics by name."""
+
+
+def metric(
+    *,
+    better: Better,
+    summary: Callable[[Tensor], Tensor] | None = None,
+    pooled: Callable[[Tensor], Tensor] | None = None,
+) -> Callable[[Callable[..., Tensor]], Metric]:
+    """Registers a function of tensors as a metric under its own name.
+
+    Its positional parameters name what it needs (`ON_OFFER`), its keyword-only parameters are the user's options. It
+    returns a value per map (R,), or a statistic (R, ...) that `summary` or `pooled` reduces. A need with the default
+    None can be left out. KonkyoError: a need that is not on offer, or a taken name.
+
+    >>> @metric(better="higher")
+    ... def inside(maps, masks):
+    ...     "The share of the map on the object."
+    ...     return (maps * masks).sum((1, 2)) / maps.sum((1, 2))
+    >>> inside(torch.ones(1, 2, 2), masks=torch.tensor([[[True, False], [False, False]]]))
+    tensor([0.2500])
+    >>> _ = METRICS.pop("inside")
+    """
+
+    def register(function: Callable[..., Tensor]) -> Metric:
+        name, needs, options = signature_of("metric", function, ON_OFFER)
+        optional = frozenset(n for n in needs if inspect.signature(function).parameters[n].default is None)
+        check_free("metric", name, function, METRICS)
+        METRICS[name] = Metric(name, function, better, needs, optional, options, summary, pooled)
+        return METRICS[name]
+
+    return register
+
+
+def metrics() -> dict[str, Metric]:
+    """Every registered metric by name."""
+    import_module("konkyo.metrics")
+    return dict(METRICS)
+
+
+def auc(curve: Tensor) -> Tensor:
+    """The area under curves on evenly spaced places, divided by the range, by the trapezoid rule. (R, T) -> (R,)"""
+    return torch.trapezoid(curve, dim=1) / (curve.shape[1] - 1)
