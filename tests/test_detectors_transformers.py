@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -408,12 +407,6 @@ def test_a_folder_that_transformers_saved(name: str, tmp_path: Path) -> None:
     assert not torch.allclose(fresh.detector.propose(fresh.module, pictures()), expected, atol=1e-3)
 
 
-LIMITS = pytest.mark.skipif(
-    "longest" not in {field.name for field in fields(Preprocess)}, reason="Preprocess knows no longest side"
-)
-
-
-@LIMITS
 @pytest.mark.parametrize("size", [(800, 1333), (80, 133), (64, 100)])
 @pytest.mark.parametrize("kind", ["Detr", "Yolos", "DeformableDetr", "ConditionalDetr"])
 def test_sides_with_a_limit(kind: str, size: tuple[int, int], tmp_path: Path) -> None:
@@ -433,7 +426,6 @@ def test_sides_with_a_limit(kind: str, size: tuple[int, int], tmp_path: Path) ->
         torch.testing.assert_close(found(picture), expected, rtol=0, atol=1e-5)
 
 
-@LIMITS
 def test_sides_of_every_shape() -> None:
     theirs = importlib.import_module("transformers.image_transforms").get_size_with_aspect_ratio
     random = np.random.default_rng(0)

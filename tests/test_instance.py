@@ -132,27 +132,34 @@ def likeness_by_hand(target: InstanceTarget, candidate: Sequence[float]) -> floa
     return alike * iou_by_hand(box_of(target, candidate), target.box)
 
 
-def match_by_hand(target: InstanceTarget, candidates: Tensor) -> tuple[int, float]:
-    """(index, likeness) of the most similar candidate (Q, ...): of equal ones its own, then p, then the first."""
+def match_by_hand(target: InstanceTarget, candidates: Tensor) -> tuple[int, float, bool]:
+    """(index, likeness, whether it is there) of the candidate that is the instance or else most like it.
+
+    Of equal ones its own, then p, then the first.
+    """
     rows = candidates.detach().tolist()
+    own = rows[target.index]
+    if box_of(target, own) == list(target.box) and own[-len(target.likeness) :] == list(target.likeness):
+        return target.index, likeness_by_hand(target, own), True
     alike = [likeness_by_hand(target, row) for row in rows]
     best = max(alike)
     equal = [j for j, value in enumerate(alike) if value >= best - 1e-6]
     if target.index in equal:
-        return target.index, best
-    return min(equal, key=lambda j: (-rows[j][-len(target.likeness) + target.label], j)), best
+        return target.index, best, best > target.least
+    index = min(equal, key=lambda j: (-rows[j][-len(target.likeness) + target.label], j))
+    return index, best, best > target.least
 
 
 def score_by_hand(target: InstanceTarget, candidates: Tensor) -> Tensor:
     """The score of one image's candidates (Q, ...), in their graph."""
-    index, best = match_by_hand(target, candidates)
-    if best <= target.least:
+    index, _, found = match_by_hand(target, candidates)
+    if not found:
         return 0 * candidates.sum()
-    found, classes = candidates[index], len(target.likeness)
-    at = 4 * target.label if len(found) == 5 * classes and classes > 1 else 0
-    p = found[len(found) - classes + target.label]
+    matched, classes = candidates[index], len(target.likeness)
+    at = 4 * target.label if len(matched) == 5 * classes and classes > 1 else 0
+    p = matched[len(matched) - classes + target.label]
     if target.quantity in SIDES_OF_BOX:
-        return found[at + SIDES_OF_BOX.index(target.quantity)]
+        return matched[at + SIDES_OF_BOX.index(target.quantity)]
     return (p / (1 - p)).log() if target.quantity == "logit" else p
 
 
@@ -196,10 +203,11 @@ def test_matches_and_scores_equal_a_loop(kind: str, per_class: bool) -> None:
         target = target_of(output, 0, index, index % CLASSES, class_similarity=kind)
         match, scores = target.match(output), target(output)
         for image in range(3):
-            expected, best = match_by_hand(target, output[image])
+            expected, best, there = match_by_hand(target, output[image])
+            assert image or expected == index, "on its own image a detection is itself, though others may be likelier"
             assert match.similarity[image].item() == pytest.approx(best, abs=1e-12)
-            assert match.found[image] == (best > 0)
-            if best == 0:
+            assert match.found[image] == there
+            if not there:
                 assert kind == "same"
                 assert scores[image] == 0
                 continue
@@ -213,6 +221,18 @@ def test_matches_and_scores_equal_a_loop(kind: str, per_class: bool) -> None:
         similarity = replace(target, quantity="similarity")(output)
         torch.testing.assert_close(similarity, match.similarity)
     assert others > 7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_its_own_image_a_detection_is_itself_even_without_area(kind: str) -> None:
+    box, likelier = [3.0, 3.0, 3.0, 9.0], [2.0, 2.0, 9.0, 9.0, 0.1, 0.9]
+    output = torch.tensor([[[*box, 0.5, 0.4], likelier]], dtype=torch.float64)
+    target = InstanceTarget(1, tuple(box), (0.5, 0.4), 0, class_similarity=kind)
+    match = target.match(output)
+    assert match.index.tolist() == [0]
+    assert match.found.all()
+    assert match.box[0].tolist() == box
+    assert target(output).tolist() == [0.4]
 
 
 def test_the_choices_of_class_similarity_choose_differently() -> None:

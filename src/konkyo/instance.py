@@ -16,6 +16,7 @@ Quantity: TypeAlias = Literal["probability", "logit", "x1", "y1", "x2", "y2", "s
 ClassSimilarity: TypeAlias = Literal["cosine", "probability", "difference", "same"]
 SIDES_OF_BOX: tuple[Quantity, ...] = ("x1", "y1", "x2", "y2")
 _ROUNDING = 1e-6  # of similarities: what differs by less is taken for equal
+_SAME = 1e-4  # of boxes and probabilities: what a candidate differs by when it is computed in another batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +38,8 @@ class InstanceTarget:
     """One detection. A detector's output (N, Q, 4 B + K) -> (N,): what the candidate most like the detection says.
 
     The likeness of a candidate is IoU(its box, `box`) times the similarity of its class probabilities to `likeness`
-    (IG-ODAM, Eq. 1; D-RISE without objectness). On the detection's own image that is candidate `index` itself. Of equal
-    candidates the one with this index is taken, then the one with the larger probability of the class, then the first.
+    (IG-ODAM, Eq. 1; D-RISE without objectness). On the detection's own image it is candidate `index` itself, whatever its
+    likeness. Of equal candidates the one with this index is taken, then the one with the larger probability of the class, then the first.
     Candidates are all there are, below every threshold; ground truth has no part in it.
 
     `quantity`: "probability" of the class `label`, its "logit" (the log-odds log(p / (1 - p)), which do not saturate),
@@ -89,12 +90,20 @@ class InstanceTarget:
         best = similarity.amax(1)
         equal = similarity >= best[:, None] - _ROUNDING
         likely = torch.where(equal, candidates.probabilities[..., self.label], -1.0)
-        index = likely.argmax(1)
+        index, found = likely.argmax(1), best > self.least
         if self.index < output.shape[1]:
-            index = torch.where(equal[:, self.index], self.index, index)
-        rows, found = torch.arange(len(output), device=output.device), best > self.least
+            itself = self._itself(candidates)
+            index, found = torch.where(equal[:, self.index] | itself, self.index, index), found | itself
+        rows = torch.arange(len(output), device=output.device)
         box = torch.where(found[:, None], candidates.boxes(self.label)[rows, index], torch.nan)
-        return Match(index, best, box, found)
+        return Match(index, similarity[rows, index], box, found)
+
+    def _itself(self, candidates: Candidates) -> Tensor:
+        """(N,) bool, whether candidate `index` is the detection, as it is on the image that it was found on."""
+        box, likeness = candidates.boxes(self.label)[:, self.index], candidates.probabilities[:, self.index]
+        moved = (box - box.new_tensor(self.box)).abs().amax(1)
+        changed = (likeness - likeness.new_tensor(self.likeness)).abs().amax(1)
+        return (moved <= _SAME * box.abs().amax(1)) & (changed <= _SAME)
 
     def _similarity(self, candidates: Candidates) -> Tensor:
         """(N, Q)"""

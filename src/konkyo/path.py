@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -41,7 +42,7 @@ class Sampling:
             raise KonkyoError(
                 f"halving intervals needs two nodes to begin with; got initial={self.initial}, nodes={self.nodes}"
             )
-        if not 0 <= self.balance <= 1 or self.length_power < 0 or self.split_per_round < 1:
+        if not 0 <= self.balance <= 1 or not 0 <= self.length_power < math.inf or self.split_per_round < 1:
             raise KonkyoError(
                 "a balance in [0, 1], length_power >= 0 and split_per_round >= 1 were expected; got "
                 f"{self.balance}, {self.length_power} and {self.split_per_round}"

@@ -7,7 +7,7 @@ belongs to the Pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -436,9 +436,18 @@ class Probe:
         total = sampling.nodes * len(groups)
         weights = dict(zip(sampling.first, trapezoid(torch.tensor(sampling.first)).tolist(), strict=True))
         for done, group in enumerate(groups):
+            spare: dict[tuple[int, float], Node] = {}  # what one row wanted and another may want later
             while wanted := {row: found for row in group if (found := tracks[row].wanted(sampling))}:
-                for alpha, row, node in self._nodes(wanted, baseline, by_activations):
+                places = [(row, alpha) for row, those in wanted.items() for alpha in those]
+                for row, alpha in places:
+                    if (row, alpha) in spare:
+                        tracks[row].nodes[alpha] = spare.pop((row, alpha))
+                missing = sorted({alpha for row, alpha in places if alpha not in tracks[row].nodes})
+                for alpha, row, node in self._nodes(group, missing, baseline, by_activations):
                     nodes = tracks[row].nodes
+                    if alpha not in wanted.get(row, ()):
+                        spare[row, alpha] = node
+                        continue
                     last = next(reversed(nodes), None)
                     nodes[alpha] = node
                     if not sampling.adaptive:  # nodes come in order: nothing but the last one is kept
@@ -458,11 +467,11 @@ class Probe:
         return Integral((sampling, by_activations), baseline, values, traced(tracks, sampling))
 
     def _nodes(
-        self, wanted: Mapping[int, Sequence[float]], baseline: Tensor, by_activations: bool
+        self, rows: Sequence[int], alphas: Sequence[float], baseline: Tensor, by_activations: bool
     ) -> Iterator[tuple[float, int, Node]]:
-        """(alpha, row, node) of what rows of one image want, a forward for every alpha that any of them wants."""
-        levels, (one, *_) = self._pyramid.levels, wanted
-        alphas = sorted({alpha for those in wanted.values() for alpha in those})
+        """(alpha, row, node) of all rows of one image, a forward for every alpha."""
+        levels, one = self._pyramid.levels, rows[0]
+        targets = [self._targets[row] for row in rows]
 
         def points(k: Tensor) -> Tensor:
             share = self.inputs.new_tensor([alphas[i] for i in k.tolist()])
@@ -475,18 +484,14 @@ class Probe:
 
         todo = torch.arange(len(alphas), device=self.inputs.device)
         for chunk, pass_ in self._chunked(todo, points, visit, frozenset(), graph=True):
-            places = chunk.tolist()
-            rows = [row for row, those in wanted.items() if any(alphas[k] in those for k in places)]
-            targets = [self._targets[row] for row in rows]
             activations = [pass_.activations(level) for level in levels] if by_activations else []
             output = pass_.output.detach()
             found = pass_.gradients_of_each(targets, levels)
             for row, target, gradients in zip(rows, targets, found, strict=True):
                 scores_, boxes = target(output).tolist(), _matched(target, output)
-                for v, k in enumerate(places):
-                    if alphas[k] in wanted[row]:
-                        grids = [g[v] for g in gradients], [a[v] for a in activations]
-                        yield alphas[k], row, Node(*grids, scores_[v], boxes[v])
+                for v, k in enumerate(chunk.tolist()):
+                    grids = [g[v] for g in gradients], [a[v] for a in activations]
+                    yield alphas[k], row, Node(*grids, scores_[v], boxes[v])
 
     def on(self, images: Tensor, layer: str | None = None) -> Probe:
         """A Probe of the same targets on other images (M, C, *size), M a multiple of N: view after view of them all.

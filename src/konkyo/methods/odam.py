@@ -3,6 +3,7 @@
 A: activations (N, C, *grid), G: d score / d A. For a class of a classifier they are what they are for an instance.
 """
 
+import math
 from typing import Literal, TypeAlias
 
 import torch
@@ -25,7 +26,7 @@ def odam(activations: Tensor, gradients: Tensor, *, grad_smooth_sigma: float = 0
     map = ReLU(sum_k G_k A_k). `grad_smooth_sigma` smooths the gradient by a Gaussian of so many cells first; the
     authors' code does not.
     """
-    if not grad_smooth_sigma >= 0:
+    if not 0 <= grad_smooth_sigma < math.inf:
         raise KonkyoError(f"grad_smooth_sigma is a number of cells, 0 or more; got {grad_smooth_sigma}")
     return (blurred(gradients, grad_smooth_sigma) if grad_smooth_sigma else gradients) * activations
 
@@ -77,8 +78,8 @@ def adaptive_ig_odam(
     s = 1 - IoU of the boxes. The paper's R knows no length, so that at a jump it stays however short the interval; it
     is therefore never halved below 1 / (4 `nodes`). `length_power` multiplies R by a power of the length (1 evens out
     the trapezoid rule's error). `split_per_round` halves several intervals at once. The nodes, priorities, boxes and
-    scores are kept in the explanation's `path`. Cost: `nodes` forwards and backwards per instance; instances share
-    those that they want at the same time.
+    scores are kept in the explanation's `path`. Cost: a forward for every node that any instance of the image wants,
+    and a backward there for each; gradients (C, *grid) are kept, one per node and instance.
     """
     sampling = Sampling(nodes, True, initial, balance, length_power, split_per_round, gradient_scale)
     return _weighed(integrate(_baseline(inputs, black, baseline), sampling), activations, weights)
