@@ -38,9 +38,9 @@ class InstanceTarget:
     """One detection. A detector's output (N, Q, 4 B + K) -> (N,): what the candidate most like the detection says.
 
     The likeness of a candidate is IoU(its box, `box`) times the similarity of its class probabilities to `likeness`
-    (IG-ODAM, Eq. 1; D-RISE without objectness). On the detection's own image it is candidate `index` itself, whatever its
-    likeness. Of equal candidates the one with this index is taken, then the one with the larger probability of the class, then the first.
-    Candidates are all there are, below every threshold; ground truth has no part in it.
+    (IG-ODAM, Eq. 1; D-RISE without objectness). On the detection's own image it is candidate `index` itself, whatever
+    its likeness. Of equal candidates the one with this index is taken, then the one with the larger probability of the
+    class, then the first. Candidates are all there are, below every threshold; ground truth has no part in it.
 
     `quantity`: "probability" of the class `label`, its "logit" (the log-odds log(p / (1 - p)), which do not saturate),
     a side of the box in input pixels, the "similarity" itself, or (for `explain`, which then takes the largest of the
