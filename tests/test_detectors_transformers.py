@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torchvision.ops import box_convert, box_iou
 
+import konkyo
 from konkyo.candidates import Candidates
 from konkyo.errors import KonkyoError
 from konkyo.models.detectors import Detector, Kept
@@ -553,3 +555,26 @@ def test_a_trained_detector_finds_what_is_there(monkeypatch: pytest.MonkeyPatch)
                 right += bool(box_iou(candidates.boxes(c)[0, i][None] * scale, boxes).max() > 0.5)
     assert kept_in_all >= 10  # 12 were measured, all of them right; of the first 40 photographs' 129, 109 are
     assert right >= 0.8 * kept_in_all
+
+
+@pytest.mark.skipif(
+    not (DATA / "loaders" / "deimv2.py").is_file(), reason="needs a detector: KONKYO_TEST_DATA names its folder"
+)
+def test_a_trained_detector_s_odam_maps_lie_on_their_own_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DATA / "loaders")
+    loader: Any = importlib.import_module("deimv2")
+    prepare = Preprocess(resize=(loader.SIZE,) * 2, crop=None, mean=(0.0,) * 3, std=(1.0,) * 3)
+    model = konkyo.Model(loader.femto(), prepare, classes=loader.COCO80, detector=known(loader.femto()))
+    shares: dict[str, list[float]] = {"grad_cam": [], "odam": []}
+    for photo_ in sorted((DATA / "coco" / "images").iterdir())[:6]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", konkyo.KonkyoWarning)  # blank maps: they count as 0
+            found = konkyo.compare(model, photo_, list(shares), target=konkyo.Detections(0.3))
+        for name, result in found.items():
+            maps = result.at((100, 100))
+            with Image.open(photo_) as picture:
+                boxes = result.boxes / torch.tensor([picture.width, picture.height] * 2) * 100
+            for map_, (x0, y0, x1, y1) in zip(maps, boxes.round().int().clamp(0, 100).tolist(), strict=True):
+                shares[name].append(float(map_[y0:y1, x0:x1].sum() / map_.sum().clamp_min(1e-12)))
+    means = {name: sum(values) / len(values) for name, values in shares.items()}
+    assert means["odam"] > 2 * means["grad_cam"], means
