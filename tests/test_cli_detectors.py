@@ -178,7 +178,7 @@ def test_what_of_a_detection(run: Run, photos: Path) -> None:
         (["--not", "green"], ["--not", "cells is a detector"]),
         (["--not", "green", "--class", "red"], ["--not", "cells is a detector"]),
         (["--class", "gren"], ["'gren'", "'green'"]),
-        (["--class", "7"], ["class 7", "3 classes"]),
+        (["--class", "7"], ["class 7", "0 to 2"]),
         (["--score", "1.5"], ["threshold", "1.5"]),
         (["--box", "1,2,3"], ["--box", "'1,2,3'"]),
         (["--box", "9,2,3,4"], ["--box", "'9,2,3,4'"]),
@@ -347,12 +347,12 @@ def test_a_detector_that_does_not_say_how_to_prepare_pictures_sees_all_of_them(r
 
 
 def test_demo_of_the_detector(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    usual, drawn = cli._setup, sheets(monkeypatch)
+    usual, drawn = cli.setup_of, sheets(monkeypatch)
 
     def setup(name: str, *rest: Any) -> Any:
         return usual("nets.py:few" if name == "konkyo/scenes-detr" else name, *rest)
 
-    monkeypatch.setattr(cli, "_setup", setup)
+    monkeypatch.setattr(cli, "setup_of", setup)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     found = run("demo", "--scenes", 1, "--out", "d")
     assert found.code == 0

@@ -135,7 +135,7 @@ def likeness_by_hand(target: InstanceTarget, candidate: Sequence[float]) -> floa
 def match_by_hand(target: InstanceTarget, candidates: Tensor) -> tuple[int, float, bool]:
     """(index, likeness, whether it is there) of the candidate that is the instance or else most like it.
 
-    Of equal ones its own, then p, then the first.
+    Of equal ones that of the largest p, then its own, then the first.
     """
     rows = candidates.detach().tolist()
     own = rows[target.index]
@@ -143,10 +143,8 @@ def match_by_hand(target: InstanceTarget, candidates: Tensor) -> tuple[int, floa
         return target.index, likeness_by_hand(target, own), True
     alike = [likeness_by_hand(target, row) for row in rows]
     best = max(alike)
-    equal = [j for j, value in enumerate(alike) if value >= best - 1e-6]
-    if target.index in equal:
-        return target.index, best, best > target.least
-    index = min(equal, key=lambda j: (-rows[j][-len(target.likeness) + target.label], j))
+    equal = [j for j, value in enumerate(alike) if value >= best * (1 - 1e-6)]
+    index = min(equal, key=lambda j: (-rows[j][-len(target.likeness) + target.label], j != target.index, j))
     return index, best, best > target.least
 
 
@@ -244,11 +242,12 @@ def test_the_choices_of_class_similarity_choose_differently() -> None:
     assert len({str(rows) for rows in found.values()}) == len(KINDS)
 
 
-def test_of_equal_candidates_the_own_then_the_more_probable_then_the_first() -> None:
+def test_of_equal_candidates_the_more_probable_then_the_own_then_the_first() -> None:
     box = [1.0, 1.0, 5.0, 6.0]
     rows = [[0.0, 0.0, 2.0, 2.0, 0.9, 0.9], [*box, 0.1, 0.2], [*box, 0.2, 0.4], [*box, 0.4, 0.8], [*box, 0.4, 0.8]]
     output = torch.tensor([rows], dtype=torch.float64)
-    for own, expected in [(1, 1), (2, 2), (4, 4), (0, 3), (99, 3)]:  # 99: of an image with more candidates
+    # 1 is the detection itself; 99 is of an image with more candidates
+    for own, expected in [(1, 1), (2, 3), (4, 4), (0, 3), (99, 3)]:
         target = InstanceTarget(1, tuple(box), (0.1, 0.2), own)
         assert target.match(output).index.tolist() == [expected], own
         assert target(output).tolist() == [output[0, expected, 5].item()]

@@ -315,12 +315,13 @@ def _run(
     gradients = None
     if rows and "gradients" in method.needs:
         gradients = torch.stack([probe.gradients.flatten(1).abs().amax(1) for probe in probes]).amax(0)
-    if combined := len(rows) > len(images):
-        firsts = list(accumulate(map(len, parts[:-1]), initial=0))
+    firsts = list(accumulate(map(len, parts[:-1]), initial=0)) if parts else []
+    if len(rows) > len(images):  # combinations, whose path is that of their probability
         maps = torch.stack(
             [_combined(maps[at : at + len(part)], method) for at, part in zip(firsts, parts, strict=True)]
         )
         scores, gradients = scores[firsts], None if gradients is None else gradients[firsts]
+        rows = tuple(rows[first] for first in firsts)
     classes = pass_.output.shape[1] if pass_.output.ndim == 2 else None
     bordered = any(frames[image].region != (0.0, 0.0, 1.0, 1.0) for image in images)
     integrals = [integral for pyramid in pyramids for integral in pyramid.integrals]
@@ -345,7 +346,7 @@ def _run(
         diagnosis=_diagnose(model, method, layers, maps, scores, whole, gradients, pass_),
         boxes=_boxes(whole, images, frames, scores),
         regions=scores.new_tensor([frames[image].region for image in images]) if bordered else None,
-        path=_path(integrals[0].trace, [frames[image] for image in rows]) if integrals and not combined else None,
+        path=_path(integrals[0].trace.of(firsts), [frames[image] for image in rows]) if integrals else None,
         images=pictures,
     )
 

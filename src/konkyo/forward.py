@@ -103,6 +103,13 @@ class Pass:
         ):
             yield
 
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        """The state in which targets read the output, and from which backwards start: as a forward's, without autocast,
+        so that a target chooses the same in single precision wherever it is asked."""
+        with self.forwards(), torch.enable_grad(), torch.autocast(str(self._autocast["device_type"]), enabled=False):
+            yield
+
     def forward(self, images: Tensor) -> Tensor:
         """The network's output on other images, in the state of this Pass."""
         with self.forwards():
@@ -159,7 +166,7 @@ class Pass:
         """As `slopes` of the targets' scores, with a graph for every score: a backward walks no other's."""
         if all(target == targets[0] for target in targets):
             return self.slopes(rows, lambda output: scores(output, targets), tensors)
-        with self.forwards(), torch.enable_grad():
+        with self._scoring():
             each = [scores(self.output[i : i + 1], [t])[0] for i, t in zip(rows, targets, strict=True)]
             sums = [torch.stack([each[row] for row in column]).sum() for column in columns(rows)]
             return self._backwards(sums, tensors)
@@ -177,13 +184,13 @@ class Pass:
         A list of gradients for every column: the rows in columns, no image twice in one, as `of_rows` takes them apart.
         0 where a score depends on none of the tensors.
         """
-        with self.forwards(), torch.enable_grad():
+        with self._scoring():
             values = score(pick(self.output, rows))
             return self._backwards([values[column].sum() for column in columns(rows)], tensors, create_graph)
 
     def gradients_of_each(self, targets: Sequence[Target], layers: Sequence[Layer]) -> list[list[Tensor]]:
         """Of every target, which is that of all images, d score / d activations (N, C, *grid) of every layer."""
-        with self.forwards(), torch.enable_grad():
+        with self._scoring():
             sums = [target(self.output).sum() for target in targets]
             found = self._backwards(sums, [self._raw[layer] for layer in layers])
         return [[real(layer.fold(g)) for layer, g in zip(layers, gradients, strict=True)] for gradients in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -15,7 +16,7 @@ from konkyo.tensors import safe_divide
 Quantity: TypeAlias = Literal["probability", "logit", "x1", "y1", "x2", "y2", "similarity", "combined"]
 ClassSimilarity: TypeAlias = Literal["cosine", "probability", "difference", "same"]
 SIDES_OF_BOX: tuple[Quantity, ...] = ("x1", "y1", "x2", "y2")
-_ROUNDING = 1e-6  # of similarities: what differs by less is taken for equal
+_ROUNDING = 1e-6  # of similarities: what differs by a smaller share of them is taken for equal
 _SAME = 1e-4  # of boxes and probabilities: what a candidate differs by when it is computed in another batch
 
 
@@ -39,10 +40,11 @@ class InstanceTarget:
 
     The likeness of a candidate is IoU(its box, `box`) times the similarity of its class probabilities to `likeness`
     (IG-ODAM, Eq. 1; D-RISE without objectness). On the detection's own image it is candidate `index` itself, whatever
-    its likeness. Of equal candidates the one with this index is taken, then the one with the larger probability of the
-    class, then the first. Candidates are all there are, below every threshold; ground truth has no part in it.
+    its likeness. Of equal candidates the one with the larger probability of the class is taken, then the one with this
+    index, then the first. Candidates are all there are, below every threshold; ground truth has no part in it.
 
-    `quantity`: "probability" of the class `label`, its "logit" (the log-odds log(p / (1 - p)), which do not saturate),
+    `quantity`: "probability" of the class `label`, its "logit" (the log-odds log(p / (1 - p)), up to what
+    single precision can tell from certainty, about 16; beyond it the gradient is 0),
     a side of the box in input pixels, the "similarity" itself, or (for `explain`, which then takes the largest of the
     scaled maps at every place) probability and sides "combined". Where no candidate is more similar than `least`, the
     instance is absent, and the score is 0 with gradient 0. `class_similarity`: "cosine" of the class probabilities,
@@ -88,12 +90,13 @@ class InstanceTarget:
         candidates = Candidates(output, len(self.likeness))
         similarity = self._similarity(candidates)
         best = similarity.amax(1)
-        equal = similarity >= best[:, None] - _ROUNDING
+        equal = similarity >= best[:, None] * (1 - _ROUNDING)
         likely = torch.where(equal, candidates.probabilities[..., self.label], -1.0)
         index, found = likely.argmax(1), best > self.least
         if self.index < output.shape[1]:
             itself = self._itself(candidates)
-            index, found = torch.where(equal[:, self.index] | itself, self.index, index), found | itself
+            mine = (likely[:, self.index] >= likely.amax(1)) | itself
+            index, found = torch.where(mine, self.index, index), found | itself
         rows = torch.arange(len(output), device=output.device)
         box = torch.where(found[:, None], candidates.boxes(self.label)[rows, index], torch.nan)
         return Match(index, similarity[rows, index], box, found)
@@ -124,6 +127,27 @@ class InstanceTarget:
 
 
 @dataclass(frozen=True)
+class Tracked:
+    """An object as metrics of detection follow it. Output (N, Q, 4 B + K) -> (N,): how sure the detector is of it.
+
+    The largest probability of the class `label` among all candidates whose IoU with `box` (xyxy in input pixels) is
+    above `iou`; 0 where there is none (the evaluation of ODAM; no candidate is suppressed).
+    """
+
+    label: int
+    box: tuple[float, ...]
+    classes: int
+    """K, how many classes there are."""
+    iou: float = 0.5
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """(N,)"""
+        candidates = Candidates(output, self.classes)
+        near = overlap(candidates.boxes(self.label), output.new_tensor(self.box)) > self.iou
+        return torch.where(near, candidates.probabilities[..., self.label], 0.0).amax(1)
+
+
+@dataclass(frozen=True)
 class Detections:
     """Ask `explain` for what a detector keeps: a row per detection, highest score first, any number per image.
 
@@ -143,15 +167,28 @@ class Detections:
     suppressed: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold < 1:
+        if not isinstance(self.threshold, (int, float)) or not 0 <= self.threshold < 1:
             raise KonkyoError(f"a threshold of scores lies in [0, 1); got {self.threshold!r}")
+        if self.quantity is not None and self.quantity not in get_args(Quantity):
+            raise unknown("quantity of an instance", self.quantity, get_args(Quantity))
+        if self.class_similarity not in get_args(ClassSimilarity):
+            raise unknown("class_similarity", self.class_similarity, get_args(ClassSimilarity))
+        if not isinstance(self.least, (int, float)) or not 0 <= self.least < 1:
+            raise KonkyoError(f"least, a similarity, lies in [0, 1); got {self.least!r}")
         if self.top is not None and (not isinstance(self.top, int) or isinstance(self.top, bool) or self.top < 1):
             raise KonkyoError(f"top is a number of detections, 1 or more; got {self.top!r}")
-        if isinstance(self.classes, str):
+        listed = isinstance(self.classes, (list, tuple))
+        if not listed or not all(isinstance(c, (int, str)) and not isinstance(c, bool) for c in self.classes):
             raise KonkyoError(f"classes is a list of names or indices; got {self.classes!r}")
+        if not isinstance(self.boxes, (list, tuple)):
+            raise KonkyoError(f"boxes is a list of (x1, y1, x2, y2); got {self.boxes!r}")
         for box in self.boxes:
             if not isinstance(box, (tuple, list)) or len(box) != 4:
-                raise KonkyoError(f"boxes are (x1, y1, x2, y2) in pixels; got {box!r}")
+                raise KonkyoError(f"boxes is a list of (x1, y1, x2, y2) in pixels; got {self.boxes!r}")
+            if not all(isinstance(side, (int, float)) and math.isfinite(side) for side in box):
+                raise KonkyoError(f"the sides of a box are numbers of pixels; got {box!r}")
+            if not (box[0] < box[2] and box[1] < box[3]):
+                raise KonkyoError(f"a box is (x1, y1, x2, y2) with x1 < x2 and y1 < y2; got {box!r}")
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "boxes", tuple(tuple(map(float, box)) for box in self.boxes))
 

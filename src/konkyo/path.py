@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Literal, TypeAlias
 
 import torch
@@ -19,11 +20,12 @@ GradientScale: TypeAlias = Literal["max", "sum", "none"]
 class Sampling:
     """Which nodes of [0, 1] are taken: `nodes` uniform ones (of one: 1 itself), or some of them where they are needed.
 
-    `adaptive`: `initial` uniform nodes, then the interval of the highest priority is halved, again and again
-    (Adaptive IG-ODAM, Eq. 3-5). The priority of [a, b] is (balance g + (1 - balance) s) (b - a)^length_power with
-    g = |G(b) - G(a)|_1, by `gradient_scale` divided by the largest or the sum of the present intervals' (unbounded as
-    it is, it would drown s), and s = 1 - IoU of the boxes at a and b: 1 where only one of them is there, 0 where none
-    is. Intervals are not halved below 1 / (4 nodes): at a jump the priority stays, however short the interval.
+    `adaptive`: `initial` uniform nodes (no more than `nodes`), then the interval of the highest priority is halved,
+    again and again (Adaptive IG-ODAM, Eq. 3-5). The priority of [a, b] is
+    (balance g + (1 - balance) s) (b - a)^length_power with g = |G(b) - G(a)|_1, by `gradient_scale` divided by the
+    largest or the sum of the present intervals' (unbounded as it is, it would drown s), and s = 1 - IoU of the boxes at
+    a and b: 1 where only one of them is there, 0 where none is. Intervals are not halved below 1 / (4 nodes): at a jump
+    the priority stays, however short the interval.
     `split_per_round` intervals are halved before priorities are looked at again.
     """
 
@@ -82,6 +84,7 @@ class Track:
 
     nodes: dict[float, Node] = field(default_factory=dict)
     distances: dict[tuple[float, float], float] = field(default_factory=dict)
+    moves: dict[tuple[float, float], float] = field(default_factory=dict)
 
     @property
     def alphas(self) -> list[float]:
@@ -123,6 +126,11 @@ class Track:
 
     def _move(self, a: float, b: float) -> float:
         """How far the box has moved between two nodes (Eq. 4)."""
+        if (a, b) not in self.moves:
+            self.moves[a, b] = self._moved(a, b)
+        return self.moves[a, b]
+
+    def _moved(self, a: float, b: float) -> float:
         boxes = torch.tensor([self.nodes[a].box, self.nodes[b].box], dtype=torch.float64)
         there = boxes.isfinite().all(1)
         if not there.all():
@@ -142,6 +150,10 @@ class PathTrace:
     """(R, M) the explained score at every node."""
     boxes: Tensor
     """(R, M, 4) the box of the matching candidate, xyxy in pixels; NaN where there is none."""
+
+    def of(self, rows: Sequence[int]) -> PathTrace:
+        """The paths of some of the targets."""
+        return PathTrace(*(getattr(self, f.name)[list(rows)] for f in fields(self)))
 
 
 def traced(tracks: list[Track], sampling: Sampling) -> PathTrace:

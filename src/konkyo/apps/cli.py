@@ -5,25 +5,58 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
-from rich.table import Table
 
-from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, NotApplicable, unknown
+from konkyo.apps.measure import OF_DETECTORS, evaluate, metrics
+from konkyo.apps.options import (
+    Boxes,
+    Budget,
+    Classes,
+    Colours,
+    Crop,
+    Device,
+    FuseName,
+    Images,
+    Json,
+    Labels,
+    Layers,
+    Mean,
+    ModelName,
+    Not,
+    Of,
+    Options,
+    PrecisionName,
+    Resize,
+    Score,
+    Seed,
+    Std,
+    Top,
+    Wanted,
+    Weights,
+    err,
+    files_of,
+    out,
+    print_table,
+    progress,
+    request_of,
+    require_paths,
+    setup_of,
+    size_of,
+    target_of,
+)
+from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, NotApplicable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,86 +74,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out, err = Console(), Console(stderr=True)
-
-Images = Annotated[list[str], typer.Argument(help="Image files, folders (searched through), or quoted globs.")]
-ModelName = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        help="konkyo/NAME, torchvision/NAME, timm/NAME, hf/ID, hf/FOLDER, or FILE.py:FUNCTION returning an nn.Module.",
-    ),
-]
-Weights = Annotated[str, typer.Option(help="A .safetensors or .pth file, 'default' (pretrained), or 'random'.")]
-Labels = Annotated[Path | None, typer.Option(help="Class names: a line each (after a tab, if any), or JSON.")]
-Resize = Annotated[str | None, typer.Option(help="Short side in pixels, HEIGHTxWIDTH, or 'none'.")]
-Crop = Annotated[str | None, typer.Option(help="Side of the centre crop in pixels, HEIGHTxWIDTH, or 'none'.")]
-Mean = Annotated[str | None, typer.Option(help="Mean per channel, as in 0.485,0.456,0.406; one value: grey images.")]
-Std = Annotated[str | None, typer.Option(help="Standard deviation per channel.")]
-Classes = Annotated[
-    list[str] | None,
-    typer.Option("--class", "-c", help="Class name or index to explain; of a detector, to keep; repeatable."),
-]
-Top = Annotated[
-    int | None,
-    typer.Option(min=1, help="So many of the highest classes (1, without --class); of detections, the best (all)."),
-]
-Score = Annotated[
-    float | None, typer.Option("--score", help="Detectors: what is detected with a higher score than this; 0.5.")
-]
-Boxes = Annotated[
-    list[str] | None,
-    typer.Option("--box", help="Detectors: what overlaps x1,y1,x2,y2 (in pixels) most; repeatable."),
-]
-Of = Annotated[
-    str | None,
-    typer.Option("--of", help="Detectors: probability, logit, x1, y1, x2, y2 or combined; what is explained."),
-]
-Layers = Annotated[
-    list[str] | None,
-    typer.Option("--layer", "-l", help="Layer name, 'input', or 'stages'; repeated: fused, shallow to deep."),
-]
-FuseName = Annotated[
-    str | None, typer.Option("--fuse", help="How several layers become one: layer_cam, max, mean, sum or product.")
-]
-Not = Annotated[str | None, typer.Option("--not", help="Contrast: why each --class and not this one.")]
-Budget = Annotated[
-    int | None, typer.Option(min=1, help="Most forwards per image for methods that perturb; important ones first.")
-]
-Options = Annotated[
-    list[str] | None, typer.Option("--option", "-o", help="A method's option, as in steps=100; repeatable.")
-]
-Seed = Annotated[int, typer.Option(help="Seed of methods that draw at random.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; default: cuda where there is one.")]
-PrecisionName = Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16 for the model's forwards.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, nothing else.")]
-Colours = Annotated[str | None, typer.Option("--cmap", help="A matplotlib colour map for the overlays.")]
-
-
-@dataclass
-class Setup:
-    """A model as the options describe it."""
-
-    model: Model
-    settings: dict[str, Any]
-
-    @property
-    def detects(self) -> bool:
-        """Whether it is a detector."""
-        return self.model.detector is not None
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be explained, as the options say it."""
-
-    classes: list[str] | None = None
-    top: int | None = None
-    against: str | None = None
-    score: float | None = None
-    boxes: list[str] | None = None
-    of: str | None = None
 
 
 @app.command()
@@ -165,18 +118,18 @@ def explain(
     """
     if maps not in ("npz", "safetensors"):
         raise KonkyoError(f"--maps is npz or safetensors; got {maps!r}")
-    files = _files(images)
+    files = files_of(images)
     files = [f for f in files if to.resolve() not in f.resolve().parents] or files  # not what an earlier run wrote
-    setup = _setup(model, weights, labels, (resize, crop, mean, std), device)
-    target = _target(setup, Wanted(classes, top, against, score, box, of))
-    names, request = _request(method or ("odam" if setup.detects else "grad_cam"), target, layer, option)
+    setup = setup_of(model, weights, labels, (resize, crop, mean, std), device)
+    target = target_of(setup, Wanted(classes, top, against, score, box, of))
+    names, request = request_of(method or ("odam" if setup.detects else "grad_cam"), target, layer, option)
     if path:
-        _require_paths(names, of)
+        require_paths(names, of)
     request |= {"fuse": fuse, "budget": budget, "seed": seed, "precision": precision}
     settings = {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}}
     manifest = _Manifest(to / "manifest.json", settings, resume=resume)
     names_on_disk = _unique_names(files, manifest)
-    for file, told in _progress(files, "explaining"):
+    for file, told in progress(files, "explaining"):
         if manifest.has(file):
             continue
         with manifest.image(file) as entry, _interrupted(manifest):
@@ -239,15 +192,15 @@ def compare(
     from konkyo.report.figures import contact_sheet, picture_name, save_image
 
     picture_name(to)
-    files = _files(images)
-    setup = _setup(model, weights, labels, (resize, crop, mean, std), device)
-    target = _target(setup, Wanted(classes, top, against, score, box, of))
+    files = files_of(images)
+    setup = setup_of(model, weights, labels, (resize, crop, mean, std), device)
+    target = target_of(setup, Wanted(classes, top, against, score, box, of))
     usual = OF_DETECTORS if setup.detects else SEVEN_CAMS
-    names, request = _request(method or ",".join(usual), target, layer, option)
+    names, request = request_of(method or ",".join(usual), target, layer, option)
     request |= {"fuse": fuse, "budget": budget, "seed": seed, "precision": precision}
     manifest = _Manifest(None, {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}})
     rows: list[Row] = []
-    for file, told in _progress(files[:limit], "comparing"):
+    for file, told in progress(files[:limit], "comparing"):
         with manifest.image(file) as entry:
             found = _explained(setup.model, file, names, {**request, "progress": told}, entry)
             rows += _rows(found, file.name, entry)
@@ -284,7 +237,7 @@ def list_methods(as_json: Json = False) -> None:
         print(json.dumps(table, indent=2))  # noqa: T201 - standard output is what was asked for
         return
     rows = [(n, m.summary, ", ".join(f"{o}={p.default!r}" for o, p in m.options.items())) for n, m in found.items()]
-    _table(["method", "what it gives", "options"], rows)
+    print_table(["method", "what it gives", "options"], rows)
 
 
 @app.command()
@@ -302,9 +255,9 @@ def layers(
     as_json: Json = False,
 ) -> None:
     """List the layers that can be explained, with shapes and gradient norms; an arrow marks the automatic one."""
-    setup = _setup(model, weights, None, (None, None, None, None), device)
+    setup = setup_of(model, weights, None, (None, None, None, None), device)
     own = setup.model.preprocess
-    side = (_size(size) if size else None) or (own and (own.crop or own.resize)) or 224
+    side = (size_of(size) if size else None) or (own and (own.crop or own.resize)) or 224
     height, width = side if isinstance(side, tuple) else (side, side)
     shape = (channels or (len(own.mean) if own else 3), height, width)
     with _failures_of(setup.model):
@@ -332,7 +285,7 @@ def layers(
     ]
     if automatic and automatic.name not in {s.name for s in sites}:  # a detector's, which the trace takes for no grid
         rows.append((f"→ {automatic.name}", "", "", "", ""))
-    _table(["layer", "module", "output", "grid", "gradient norm"], rows)
+    print_table(["layer", "module", "output", "grid", "gradient norm"], rows)
 
 
 @app.command()
@@ -346,11 +299,11 @@ def demo(
     from konkyo.report.figures import contact_sheet, save_image
     from konkyo.target import Each
 
-    setup = _setup("konkyo/scenes-classifier", "default", None, (None, None, None, None), None)
+    setup = setup_of("konkyo/scenes-classifier", "default", None, (None, None, None, None), None)
     rows: list[Row] = []
     on_object = Counter[str]()
     scenes = Scenes(number, seed=DEMO_SEED, size=256, objects=(1, 2))
-    for index, (scene, _) in enumerate(_progress(scenes, "explaining")):
+    for index, (scene, _) in enumerate(progress(scenes, "explaining")):
         path = save_image(scene.image, to / f"scene-{index}.png")
         labels = list(dict.fromkeys(scene.labels.tolist()))
         found = _explained(
@@ -381,11 +334,11 @@ def _demo_of_detector(to: Path) -> None:
         note = "left out: the detector, which needs transformers: pip install 'konkyo[transformers]'"
         out.print(escape(note), soft_wrap=True, highlight=False)
         return
-    setup = _setup("konkyo/scenes-detr", "default", None, (None, None, None, None), None)
+    setup = setup_of("konkyo/scenes-detr", "default", None, (None, None, None, None), None)
     scenes = Scenes(2, seed=DEMO_SEED, size=256, objects=(2, 4))
     rows: list[Row] = []
     on_object, of_objects = Counter[str](), 0
-    for index, (scene, told) in enumerate(_progress(scenes, "explaining detections")):
+    for index, (scene, told) in enumerate(progress(scenes, "explaining detections")):
         path = save_image(scene.image, to / f"objects-{index}.png")
         request = {"target": Detections(), "options": {"masks": 500}, "progress": told}
         found = _explained(setup.model, path, list(OF_DETECTORS), request, {})
@@ -409,11 +362,12 @@ def _demo_of_detector(to: Path) -> None:
     out.print(f"contact sheet of detections: {sheet}", soft_wrap=True, highlight=False)
 
 
-OF_DETECTORS = ("grad_cam", "grad_cam_pp", "d_rise", "odam", "ig_odam", "adaptive_ig_odam")
-"""The methods that the paper on IG-ODAM compares."""
-PREPARATION = ("resize", "crop", "mean", "std")
 DEMO_SEED = 2033
 """Scenes of this seed were never trained on: training draws from other seeds."""
+
+
+app.command()(evaluate)
+app.command()(metrics)
 
 
 @app.callback(invoke_without_command=True)
@@ -433,184 +387,6 @@ def main() -> None:
     except KonkyoError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(1)
-
-
-# --- options ----------------------------------------------------------------------------------------------------------
-
-
-def _files(images: list[str]) -> list[Path]:
-    from konkyo.data.images import find_images
-
-    return find_images(images)
-
-
-def _setup(
-    name: str,
-    weights: str,
-    labels: Path | None,
-    preparation: tuple[str | None, str | None, str | None, str | None],
-    device: str | None,
-) -> Setup:
-    import torch
-
-    import konkyo
-    from konkyo.models import Preprocess, load
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load(name, weights=None if weights == "random" else weights, device=device)
-    resize, crop, mean, std = preparation
-    changes: dict[str, Any] = {}
-    if resize is not None:
-        changes["resize"] = _size(resize)
-    if crop is not None:
-        changes["crop"] = _size(crop)
-    if mean is not None:
-        changes["mean"] = _numbers(mean)
-    if std is not None:
-        changes["std"] = _numbers(std)
-    # Detectors see the whole picture, and what says nothing of means mostly takes colours as they are.
-    usual = Preprocess() if model.detector is None else Preprocess(None, None, (0.0,) * 3, (1.0,) * 3)
-    if model.preprocess is None and len(changes) < 4:
-        missing = ", ".join(f"{key} {getattr(usual, key)}" for key in PREPARATION if key not in changes)
-        note = f"note: {name} does not say how to prepare pictures; taken as usual: {missing}"
-        err.print(escape(note), soft_wrap=True, highlight=False)
-    if changes or model.preprocess is None:
-        model = replace(model, preprocess=replace(model.preprocess or usual, **changes))
-    if labels is not None:
-        model = replace(model, classes=_labels(labels))
-    settings = {
-        "model": name,
-        "weights": weights,
-        "preprocess": repr(model.preprocess),
-        "device": device,
-        "versions": {"konkyo": konkyo.__version__, "torch": torch.__version__},
-    }
-    return Setup(model, settings)
-
-
-def _target(setup: Setup, wanted: Wanted) -> Any:
-    """The target that the options ask for. KonkyoError: an option that the model has no use for."""
-    from konkyo.target import ContrastTarget, Each, TopK
-
-    name, of_detectors = setup.model.name, {"--score": wanted.score, "--box": wanted.boxes, "--of": wanted.of}
-    if setup.detects:
-        if wanted.against is not None:
-            raise KonkyoError(f"--not compares classes of an image; {name} is a detector, explained box by box")
-        return _detections(wanted)
-    if given := [option for option, value in of_detectors.items() if value not in (None, [])]:
-        raise KonkyoError(f"{', '.join(given)}: for detectors only; {name} is a classifier")
-    if wanted.against is not None and not wanted.classes:
-        raise KonkyoError("--not goes with --class: why this class and not that")
-    if not wanted.classes:
-        return TopK(wanted.top or 1)
-    targets: list[Any] = [_class(c) for c in wanted.classes]
-    if wanted.against is not None:
-        against = _class(wanted.against)
-        targets = [ContrastTarget(target, against) for target in targets]  # type: ignore[arg-type] # by name
-    return Each(*targets)
-
-
-def _detections(wanted: Wanted) -> Detections:
-    from konkyo.instance import Detections, Quantity
-
-    if wanted.of is not None and wanted.of not in get_args(Quantity):
-        raise unknown("quantity of a detection", wanted.of, get_args(Quantity))
-    boxes = []
-    for text in wanted.boxes or ():
-        numbers = _numbers(text)
-        if len(numbers) != 4 or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
-            raise KonkyoError(f"--box is left,top,right,bottom in pixels, as in 20,30,80,90; got {text!r}")
-        boxes.append(numbers)
-    return Detections(
-        0.5 if wanted.score is None else wanted.score,
-        wanted.top,
-        tuple(_class(c) for c in wanted.classes or ()),
-        tuple(boxes),
-        cast("Quantity | None", wanted.of),
-    )
-
-
-def _require_paths(names: list[str], of: str | None) -> None:
-    from konkyo.method import find, methods
-
-    if of == "combined":
-        raise KonkyoError("--path: what is --of combined has five paths, and none of its own")
-    if not any("integrate" in find(name).needs for name in names):
-        offer = ", ".join(name for name, m in methods().items() if "integrate" in m.needs)
-        raise KonkyoError(f"--path goes with methods that integrate along a path: {offer}; got {', '.join(names)}")
-
-
-def _class(text: str) -> int | str:
-    return int(text) if re.fullmatch("-?[0-9]+", text) else text
-
-
-def _request(
-    method: str, target: Any, layer: list[str] | None, option: list[str] | None
-) -> tuple[list[str], dict[str, Any]]:
-    """(method names, arguments of `explanations`)"""
-    from konkyo.method import find, methods
-
-    every = methods()
-    wanted = list(every) if method.strip() == "all" else [name for name in method.split(",") if name.strip()]
-    names = list(dict.fromkeys(find(name.strip()).name for name in wanted))
-    if not names:
-        raise KonkyoError("--method names no method; `konkyo methods` lists them")
-    options = {}
-    for item in option or ():
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise KonkyoError(f"--option is NAME=VALUE, as in steps=100; got {item!r}")
-        options[key.strip()] = _value(value.strip())
-    layers: Any = layer[0] if layer and len(layer) == 1 else layer or None
-    return names, {"target": target, "layer": layers, "options": options}
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text.lower() if text in ("True", "False") else text)
-    except json.JSONDecodeError:
-        return text
-
-
-def _size(text: str) -> int | tuple[int, int] | None:
-    if text.lower() == "none":
-        return None
-    try:
-        sides = [int(part) for part in text.lower().split("x")]
-    except ValueError:
-        sides = []
-    if sides and min(sides) < 1:
-        raise KonkyoError(f"a size is at least 1 pixel; got {text!r}")
-    if len(sides) == 1:
-        return sides[0]
-    if len(sides) == 2:
-        return sides[0], sides[1]
-    raise KonkyoError(f"a size is a number of pixels, HEIGHTxWIDTH, or 'none'; got {text!r}")
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise KonkyoError(f"numbers separated by commas were expected, as in 0.5,0.5,0.5; got {text!r}") from None
-
-
-def _labels(path: Path) -> tuple[str, ...]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise KonkyoError(f"labels cannot be read from {path}: {error}") from error
-    if path.suffix == ".json":
-        try:
-            names = json.loads(text)
-            if isinstance(names, dict):
-                names = [names[str(i)] for i in range(len(names))]
-            if not isinstance(names, list):
-                raise ValueError(type(names).__name__)
-            return tuple(str(name[-1] if isinstance(name, list) else name) for name in names)
-        except (ValueError, LookupError) as error:
-            raise KonkyoError(f'{path} is no JSON list of names, nor an object {{"0": name, ...}}: {error}') from error
-    return tuple(line.split("\t")[-1].strip() for line in text.splitlines() if line.strip())
 
 
 # --- work -------------------------------------------------------------------------------------------------------------
@@ -699,7 +475,8 @@ def _explained_score(result: Explanation, row: int, *, place: bool = True) -> st
 def _nothing(wanted: Detections) -> str:
     """Why an image has no maps."""
     kinds = "" if not wanted.classes else f" of class {' or '.join(map(str, wanted.classes))}"
-    return f"nothing{kinds} detected with a score above {wanted.threshold:g}"
+    where = f" that overlaps {' or '.join(str(box) for box in wanted.boxes)}" if wanted.boxes else ""
+    return f"nothing{kinds} detected with a score above {wanted.threshold:g}{where}"
 
 
 def _write_detections(
@@ -865,26 +642,3 @@ def _unique_names(files: list[Path], manifest: _Manifest) -> dict[Path, str]:
             names[file] = next(name for name in tries if name.casefold() not in taken)
             taken.add(names[file].casefold())
     return names
-
-
-def _progress(items: Iterable[Any], what: str) -> Iterator[tuple[Any, Callable[[int, int], None]]]:
-    """Every item, and whom to tell how far the work on it is."""
-    listed = list(items)
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
-        variants = bar.add_task("variants", visible=False)
-
-        def told(done: int, total: int) -> None:
-            bar.update(variants, completed=done, total=total, visible=done < total)
-
-        for item in bar.track(listed, description=what):
-            yield item, told
-
-
-def _table(columns: list[str], rows: Iterable[tuple[str, ...]]) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, no_wrap=index == 0)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    printer = out if out.is_terminal else Console(width=1000)  # in a pipe, names must not be cut
-    printer.print(table)

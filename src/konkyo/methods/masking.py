@@ -49,10 +49,11 @@ def d_rise(
     """D-RISE (Petsiuk et al., 2021): the mean of random masks, weighted by how much of the detection each leaves.
 
     map = mean_i w_i M_i, w_i = max_j IoU(box, box_j) cos(p, p_j) over all candidates j of the masked image x * M_i (the
-    paper's objectness is left out: few detectors have one). Masks as in `rise`; all detections of an image share them
-    and their forwards. `enlarge` "nearest" keeps hard edges, as a released implementation does. `centre` takes the mean
-    of the weights off, which takes the same constant background out of every map and leaves less noise. Cost: `masks`
-    forwards, however many detections there are.
+    paper's objectness is left out: few detectors have one). A quantity that is asked for (a side of the box) weighs the
+    masks instead, as scores do in RISE. Masks as in `rise`; all detections of an image share them and their forwards.
+    `enlarge` "nearest" keeps hard edges, as a released implementation does. `centre` takes the mean of the weights off,
+    which takes the same constant background out of every map and leaves less noise. Cost: `masks` forwards, however
+    many detections there are.
     """
     return _of_masks(
         inputs, rescore, _random_masks(inputs, generator, masks, cells, keep, enlarge), masks, centre=centre

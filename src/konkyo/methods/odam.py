@@ -79,7 +79,7 @@ def adaptive_ig_odam(
     is therefore never halved below 1 / (4 `nodes`). `length_power` multiplies R by a power of the length (1 evens out
     the trapezoid rule's error). `split_per_round` halves several intervals at once. The nodes, priorities, boxes and
     scores are kept in the explanation's `path`. Cost: a forward for every node that any instance of the image wants,
-    and a backward there for each; gradients (C, *grid) are kept, one per node and instance.
+    and a backward there for each instance; those gradients (C, *grid) are kept.
     """
     sampling = Sampling(nodes, True, initial, balance, length_power, split_per_round, gradient_scale)
     return _weighed(integrate(_baseline(inputs, black, baseline), sampling), activations, weights)

@@ -1,5 +1,20 @@
-"""How good a map is: every metric is a pure function of maps and of what is true of their images."""
+"""How good a map is: every metric is a pure function of maps and of what is true of their images.
+
+`konkyo.metrics.NAME(maps, ...)` gives the value of every map; `konkyo.metrics.metrics()` lists them.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from konkyo.metrics.base import METRICS, Metric, metric, metrics
 
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
 __all__ = ["METRICS", "Metric", "metric", "metrics"]
+
+
+def __getattr__(name: str) -> Metric:
+    if name not in METRICS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return METRICS[name]

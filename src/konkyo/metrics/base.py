@@ -94,7 +94,10 @@ class Metric:
 
     def __call__(self, maps: Tensor, **given: Any) -> Tensor:
         """The value of every map (R,), NaN where the metric is not defined. `given`: needs and options by name."""
-        statistic = self.statistic(maps, **given)
+        return self.summarised(self.statistic(maps, **given))
+
+    def summarised(self, statistic: Tensor) -> Tensor:
+        """The value of every map (R,) of its statistic. KonkyoError: a metric of whole data sets."""
         if self.summary is None and self.pooled is not None:
             raise KonkyoError(f"{self.name} is of a whole data set: {self.name}.over(statistic)")
         return statistic if self.summary is None else self.summary(statistic)
@@ -103,7 +106,7 @@ class Metric:
         """The value of a data set, of the statistics of its maps (R, ...): a number, NaN where none is defined."""
         if self.pooled is not None:
             return self.pooled(statistic)
-        return (statistic if self.summary is None else self.summary(statistic)).nanmean()
+        return self.summarised(statistic).nanmean()
 
 
 METRICS: dict[str, Metric] = {}

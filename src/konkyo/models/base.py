@@ -338,7 +338,7 @@ class Model:
         classes = [self.class_index(c) if isinstance(c, str) else c for c in wanted.classes]
         for index in classes:
             if not 0 <= index < self.detector.classes:
-                raise KonkyoError(f"class {index} of a detector with {self.detector.classes} classes")
+                raise KonkyoError(f"class {index}: this detector's classes are 0 to {self.detector.classes - 1}")
         quantity = wanted.quantity or ("similarity" if score == "similarity" else "probability")
         candidates, found = Candidates(output, self.detector.classes), list[list[Target]]()
         keep = self.detector.keep if wanted.suppressed else partial(best_pairs, classes=self.detector.classes)

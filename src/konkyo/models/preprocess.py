@@ -34,6 +34,10 @@ class Frame:
         """Boxes (..., 4) xyxy in input pixels as boxes in the pixels of the picture."""
         return boxes * boxes.new_tensor(self.scale * 2) + boxes.new_tensor(self.offset * 2)
 
+    def placed(self, boxes: Tensor) -> Tensor:
+        """Boxes (..., 4) xyxy in the pixels of the picture as boxes in input pixels."""
+        return (boxes - boxes.new_tensor(self.offset * 2)) / boxes.new_tensor(self.scale * 2)
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -41,7 +45,8 @@ class Preprocess:
 
     `resize`: the short side, or (height, width), or None; `crop`: a square side, or (height, width), or None. One
     value of `mean` and `std` per channel; a single one makes a grey picture. `fit`: how a picture of another shape
-    comes to (height, width): "stretch" it, "cover" with its shape kept, or "contain" it, with the mean colour around.
+    comes to (height, width): "stretch" it, "cover" with its shape kept, or "contain" it, with a border around it: of
+    the grey `border` (0 black, 1 white; None: of the mean colour).
     `centre`: whether a crop that cannot lie in the middle is rounded to the even pixel ("round", as torchvision does)
     or up and left ("floor", as transformers does). `longest`: where `resize` is the short side, how long the other may
     become; if it were longer, both shrink. `multiple`: sides that follow from the picture's shape are cut down to
@@ -57,6 +62,7 @@ class Preprocess:
     centre: Centre = "round"
     longest: int | None = None
     multiple: int = 1
+    border: float | None = None
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
@@ -66,6 +72,8 @@ class Preprocess:
         for name, size in (("resize", self.resize), ("crop", self.crop)):
             if size is not None and min(_pair(size)) < 1:
                 raise KonkyoError(f"{name} must be at least 1 pixel; got {size}")
+        if self.border is not None and not 0 <= self.border <= 1:
+            raise KonkyoError(f"border is a grey from 0 (black) to 1 (white), or None; got {self.border}")
         if self.multiple < 1 or (self.longest is not None and self.longest < 1):
             raise KonkyoError(f"longest and multiple must be at least 1; got {self.longest} and {self.multiple}")
         for name, choice, offer in (
@@ -121,6 +129,15 @@ class Preprocess:
             round(min(bottom, height) * down),
         )
 
+    def corner(self, image: Image.Image) -> tuple[int, int]:
+        """Where the `view` begins in the picture: (left, top)."""
+        return self._seen(image)[:2]
+
+    @property
+    def white(self) -> tuple[float, ...]:
+        """What a white pixel becomes, per channel."""
+        return tuple((1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
+
     def undo(self, images: Tensor) -> Tensor:
         """Preprocessed images (N, C, H, W) as colours in [0, 1]."""
         mean, std = (torch.tensor(v).to(images).view(1, -1, 1, 1) for v in (self.mean, self.std))
@@ -151,7 +168,8 @@ class Preprocess:
         """The part of the picture in the box; what the picture does not reach is black, or has the mean colour."""
         if self.fit != "contain":
             return image.crop(box)
-        colour = tuple(round(255 * value) for value in self.mean) * (len(image.mode) // len(self.mean))
+        shades = self.mean if self.border is None else (self.border,) * len(self.mean)
+        colour = tuple(round(255 * value) for value in shades) * (len(image.mode) // len(self.mean))
         canvas = Image.new(image.mode, (box[2] - box[0], box[3] - box[1]), colour)
         canvas.paste(image, (-box[0], -box[1]))
         return canvas

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from konkyo.files import replacing
 from konkyo.instance import overlap
 from konkyo.path import PathTrace
 from konkyo.report.overlay import Limits, Map, boxed, is_signed, overlay
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _INK, _GREY, _AMBER, _PANEL = "#1a1a1a", "#606060", "#8f4a00", "#f1f1f1"
 _TEXT, _HEADING = 13, 18  # font sizes in pixels
@@ -216,9 +219,14 @@ def path_figure(explanations: Integrated | Sequence[Integrated], row: int = 0) -
         axis.yaxis.set_label_coords(-0.065, 0.5)
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("alpha: from the baseline (0) to the image (1)", fontsize=9, color=_INK)
-    drawn = BytesIO()
-    figure.savefig(drawn, format="png")
-    return Image.open(drawn).convert("RGB")
+    return drawn(figure)
+
+
+def drawn(figure: Figure) -> Image.Image:
+    """A figure of matplotlib's as a picture."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
 
 
 def _bands(columns: int) -> list[range]:

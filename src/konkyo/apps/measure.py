@@ -1,0 +1,174 @@
+"""The commands that measure explanations."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from konkyo.apps.options import (
+    Crop,
+    Device,
+    Json,
+    Labels,
+    Mean,
+    Options,
+    PrecisionName,
+    Resize,
+    Seed,
+    Std,
+    Weights,
+    err,
+    out,
+    print_table,
+    request_of,
+    setup_of,
+)
+from konkyo.errors import KonkyoError
+
+if TYPE_CHECKING:
+    from konkyo.evaluation import Evaluation
+
+Data = Annotated[
+    str, typer.Option("--data", "-d", help="scenes:COUNT[,objects=1], coco:DIR, voc:DIR or folder:DIR, with options.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Measure so many samples, drawn by the seed; all.")]
+Folder = Annotated[
+    Path, typer.Option("--out", help="Folder for tables, curves and values; an interrupted run goes on from there.")
+]
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="As of `konkyo explain`; 'none': only --maps of other tools.")
+    ] = "konkyo/scenes-classifier",
+    data: Data = "scenes:100",
+    method: Annotated[
+        str, typer.Option("--method", help="Several, as in grad_cam,layer_cam, or 'all'; default: the usual ones.")
+    ] = "",
+    metrics: Annotated[
+        str,
+        typer.Option("--metrics", help="As in ebpg@box,deletion(protocol=seed); `konkyo metrics` lists them."),
+    ] = "",
+    maps: Annotated[
+        list[Path] | None,
+        typer.Option("--maps", help="Folder of maps that another tool made (NAME.npz, .npy or .png); repeatable."),
+    ] = None,
+    explained: Annotated[
+        str, typer.Option("--explained", help="Classifiers: the model's decision, or the sample's label.")
+    ] = "decision",
+    score: Annotated[float, typer.Option("--score", help="Detectors: what is detected with a higher score.")] = 0.3,
+    iou: Annotated[
+        float, typer.Option("--iou", help="Detectors: least overlap with a thing of the class; 0: all detections.")
+    ] = 0.5,
+    unique: Annotated[
+        bool, typer.Option("--unique", help="Detectors: only where every method's map has one highest place.")
+    ] = False,
+    limit: Limit = None,
+    to: Folder = Path("konkyo-evaluation"),
+    weights: Weights = "default",
+    labels: Labels = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    mean: Mean = None,
+    std: Std = None,
+    option: Options = None,
+    seed: Seed = 0,
+    device: Device = None,
+    precision: PrecisionName = None,
+    as_json: Json = False,
+) -> None:
+    """Measure explanations on data with truth: a table of methods and metrics, with 95 % intervals and paired tests."""
+    from konkyo.evaluate import Maps, Matching
+    from konkyo.evaluate import evaluate as run
+    from konkyo.explain import SEVEN_CAMS
+
+    setup = None if model == "none" else setup_of(model, weights, labels, (resize, crop, mean, std), device)
+    names: list[Any] = []
+    options: dict[str, Any] = {}
+    if setup is not None and (method or not maps):
+        usual = OF_DETECTORS if setup.detects else SEVEN_CAMS
+        names, request = request_of(method or ",".join(usual), None, None, option)
+        options = request["options"]
+    if explained not in ("decision", "label"):
+        raise KonkyoError(f"--explained is decision or label; got {explained!r}")
+    with told("evaluating") as progress:
+        found = run(
+            None if setup is None else setup.model,
+            data,
+            [*names, *(Maps(folder) for folder in maps or ())],
+            split(metrics) or None,
+            explained=explained,  # type: ignore[arg-type] # checked above
+            matching=Matching(score, iou, unique),
+            limit=limit,
+            seed=seed,
+            precision=precision,  # type: ignore[arg-type] # checked by the Pass
+            out=to,
+            progress=progress,
+            **options,
+        )
+    if as_json:
+        print(json.dumps(found.description(), indent=1))  # noqa: T201 - standard output is what was asked for
+        return
+    show(found)
+    out.print(f"table, curves and every value in {escape(str(to))}", highlight=False, soft_wrap=True)
+
+
+def metrics(as_json: Json = False) -> None:
+    """List the metrics with what they need and their options."""
+    from konkyo.metrics import metrics as registered
+
+    found = registered()
+    if as_json:
+        table = {
+            name: {
+                "summary": m.description,
+                "better": m.better,
+                "needs": m.needs,
+                "options": {o: repr(p.default) for o, p in m.options.items()},
+            }
+            for name, m in found.items()
+        }
+        print(json.dumps(table, indent=2))  # noqa: T201 - standard output is what was asked for
+        return
+    rows = [
+        (n, m.better, m.description, ", ".join(f"{o}={p.default!r}" for o, p in m.options.items()))
+        for n, m in sorted(found.items())
+    ]
+    print_table(["metric", "better", "what it gives", "options"], rows)
+
+
+OF_DETECTORS = ("grad_cam", "grad_cam_pp", "d_rise", "odam", "ig_odam", "adaptive_ig_odam")
+"""The methods that the paper on IG-ODAM compares."""
+
+
+def show(found: Evaluation) -> None:
+    """Prints the table, and what was left out."""
+    lines = found.markdown().splitlines()
+    rows = [line.strip("| ").replace("\\*", "*").replace("**", "").split(" | ") for line in lines if line[:2] == "| "]
+    print_table([cell.strip() for cell in rows[0]], [tuple(row) for row in rows[1:]])
+    out.print("* differs from the best of its column: p < 0.05, paired by image", highlight=False)
+    for line in lines[len(rows) + 1 :]:
+        if line:
+            out.print(escape(line), highlight=False, soft_wrap=True)
+
+
+def split(text: str) -> list[str]:
+    """Names separated by commas, which may have options in parentheses."""
+    return [name.strip() for name in re.split(r",(?![^()]*\))", text) if name.strip()]
+
+
+@contextmanager
+def told(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal, and whom to tell how far the work is."""
+    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

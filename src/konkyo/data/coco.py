@@ -1,0 +1,159 @@
+"""Data sets laid out as COCO's: images, and a JSON file with boxes, polygons and run lengths."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from konkyo.data.samples import Box, Sample, Samples, Thing, around, layout, open_annotated
+from konkyo.errors import KonkyoError
+
+_FILES = ("instances.json", "_annotations.coco.json", "instances_*.json", "annotations/instances*.json")
+_FORM = "images (id, file_name, width, height), annotations (image_id, category_id, bbox), categories (id, name)"
+
+
+@layout
+def coco(folder: Path, *, annotations: str = "", images: str = "") -> Samples:
+    """The pictures of an annotations file, in its order, with their things.
+
+    The file is instances.json, _annotations.coco.json or instances_*.json in the folder or in annotations/; the
+    pictures lie in images/, in a folder named as the file ends (val2017/, images/val2017/), or beside the file. The
+    options `annotations` and `images` name others, relative to the folder.
+
+    Boxes x, y, width, height become xyxy; a thing without a box gets that of its mask. Polygons are filled by
+    pycocotools or faster-coco-eval. Pictures without things are kept, and none is turned upright (`open_annotated`).
+    KonkyoError: what is missing or damaged, and in which file.
+    """
+    files = [folder / annotations] if annotations else sorted({p for each in _FILES for p in folder.glob(each)})
+    if len(files) != 1:
+        came = f"there are {', '.join(str(file.relative_to(folder)) for file in files)}" if files else "there is none"
+        raise KonkyoError(f"{folder}: of {', '.join(_FILES)} {came}; name one: coco:DIR,annotations=FILE")
+    try:
+        data = json.loads(files[0].read_text(encoding="utf-8"))
+        classes = {category["id"]: str(category["name"]) for category in data["categories"]}
+        truths: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in data["images"]}
+        for thing in data["annotations"]:
+            truths[thing["image_id"]].append({**thing, "label": classes[thing["category_id"]]})
+        if len(truths) < len(data["images"]):
+            raise LookupError("several images of one id")
+        names = tuple(str(image["file_name"]) for image in data["images"])
+        sizes = [(int(image["width"]), int(image["height"])) for image in data["images"]]
+    except (OSError, ValueError, RecursionError) as error:
+        raise KonkyoError(f"{files[0]} cannot be read as JSON: {error}") from None
+    except (LookupError, TypeError, AttributeError) as error:
+        came = f"{type(error).__name__} {error}"
+        raise KonkyoError(
+            f"{files[0]} is not as COCO's instances, lists of {_FORM} that fit together: {came}"
+        ) from None
+    things = [truths[image["id"]] for image in data["images"]]
+    read = partial(_sample, files[0], _pictures(folder, files[0], images, names), names, sizes, things)
+    return Samples(names, read, tuple(classes.values()), "boxes as x, y, width, height; pictures as they are stored")
+
+
+def _pictures(folder: Path, file: Path, given: str, names: Sequence[str]) -> Path:
+    """The folder that holds all pictures."""
+    split = file.stem.removeprefix("instances_")
+    usual = [folder / "images", folder / split, folder / "images" / split, file.parent, folder]
+    folders = [folder / given] if given else usual
+    missing = [[name for name in names if not (where / name).is_file()] for where in folders]
+    fewest, where = min(zip(missing, folders, strict=True), key=lambda pair: len(pair[0]))
+    if fewest:
+        raise KonkyoError(
+            f"of the {len(names)} pictures that {file} lists, {len(fewest)} are not in {where}, such as {fewest[0]}; "
+            "name another folder, coco:DIR,images=FOLDER, or take them out of the file"
+        )
+    return where
+
+
+def _sample(
+    file: Path,
+    where: Path,
+    names: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    truths: Sequence[list[dict[str, Any]]],
+    index: int,
+) -> Sample:
+    width, height = sizes[index]
+    image, things = open_annotated(where / names[index], sizes[index]), []
+    for truth in truths[index]:
+        try:
+            mask = _mask(truth.get("segmentation"), height, width)
+            box = _xyxy(*truth["bbox"]) if truth.get("bbox") else None if mask is None else around(mask)
+        except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise KonkyoError(f"{file}: annotation {truth.get('id')} cannot be read, {reason}") from None
+        things.append(Thing(truth["label"], box, mask, crowd=bool(truth.get("iscrowd"))))
+    return Sample(names[index], image, things=tuple(things))
+
+
+def _xyxy(x: float, y: float, width: float, height: float) -> Box:
+    if not (width >= 0 and height >= 0 and math.isfinite(x + y + width + height)):
+        raise ValueError(f"a box of x, y, width, height {(x, y, width, height)}")
+    return float(x), float(y), float(x + width), float(y + height)
+
+
+def _mask(segmentation: Any, height: int, width: int) -> Tensor | None:
+    """(H, W) bool; None where there is no segmentation."""
+    if not segmentation:
+        return None
+    if isinstance(segmentation, list):
+        return _filled(segmentation, height, width)
+    if list(segmentation["size"]) != [height, width]:
+        raise ValueError(f"a mask of size {segmentation['size']}, expected {[height, width]}")
+    counts = segmentation["counts"]
+    return _unrolled(list(_unpacked(counts)) if isinstance(counts, str) else counts, height, width)
+
+
+def _unrolled(counts: Sequence[int], height: int, width: int) -> Tensor:
+    """(H, W) bool from run lengths, outside first, column by column."""
+    lengths = np.array(counts, dtype=np.int64)
+    if (lengths < 0).any() or lengths.sum() != height * width:  # pycocotools would show memory that is not its own
+        raise ValueError(f"run lengths of {lengths.sum()} pixels in all, expected {height * width}")
+    flat = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+    return torch.from_numpy(np.ascontiguousarray(flat.reshape(width, height).T))
+
+
+def _unpacked(text: str) -> Iterator[int]:
+    """The run lengths in COCO's compressed text.
+
+    A character has five bits of a number, the lowest first; 32 says that the number goes on, and 16 in its last
+    character that it is negative. From the fourth on, numbers are differences to the length two before.
+    """
+    lengths: list[int] = []
+    number = shift = 0
+    for bits in (ord(character) - 48 for character in text):
+        number |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            number -= (bits & 16) << (shift - 4)
+            lengths.append(number + (lengths[-2] if len(lengths) > 2 else 0))
+            yield lengths[-1]
+            number = shift = 0
+
+
+def _filled(polygons: Sequence[Sequence[float]], height: int, width: int) -> Tensor:
+    """The union of polygons [x, y, x, y, ...]."""
+    for polygon in polygons:
+        if len(polygon) < 6 or len(polygon) % 2 or not np.isfinite(np.array(polygon, dtype=np.float64)).all():
+            raise ValueError(f"a polygon {polygon}, expected x, y of three points or more")
+    library = _library()
+    union = library.merge(library.frPyObjects(polygons, height, width))
+    return _unrolled(list(_unpacked(union["counts"].decode())), height, width)
+
+
+def _library() -> Any:
+    for name in ("pycocotools.mask", "faster_coco_eval.core.mask"):
+        try:
+            return import_module(name)
+        except ImportError:
+            continue
+    raise KonkyoError('masks given as polygons need pycocotools or faster-coco-eval: pip install "konkyo[coco]"')

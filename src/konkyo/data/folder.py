@@ -1,0 +1,95 @@
+"""Data sets that are folders of pictures: a folder per class or all in one, with or without masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from konkyo.data.images import find_images, open_image
+from konkyo.data.samples import Sample, Samples, Thing, around, layout, open_annotated
+from konkyo.errors import ImageError, KonkyoError
+
+
+@layout
+def folder(folder: Path, *, masks: str = "") -> Samples:
+    """The pictures in the folder, or in its subfolders and labelled by their names, in natural order.
+
+    A file classes.txt with lines "KEY<tab>NAME", as of ImageNet, names the classes: the key is the name of the
+    subfolder, or what comes before the first underscore in that of a picture.
+
+    The mask of CLASS/NAME.jpg is CLASS/NAME.png or CLASS/NAME_mask.png (any suffix) in masks/, or in the folder that
+    the option `masks` names, relative to this one; or NAME_mask.png beside the picture. It is as large as the picture,
+    of two values, the higher one inside, or grey, inside from 128 on. Pictures with masks are not turned upright
+    (`open_annotated`). KonkyoError: what is missing or cannot be told, and in which file.
+    """
+    apart = folder / (masks or "masks")
+    if masks and not apart.is_dir():
+        raise KonkyoError(f"masks: {apart} is no folder")
+    inside = [path for path in find_images(folder) if apart.resolve() not in path.resolve().parents]
+    outlines = {_key(path, folder): path for path in inside}
+    files = [path for path in inside if not _is_mask(_key(path, folder), outlines)]
+    drawn = [outlines.get(f"{_key(path, folder)}_mask") for path in files]
+    if apart.is_dir():
+        outlines = {_key(path, apart): path for path in find_images(apart)}
+        drawn = [outlines.get(f"{_key(p, folder)}_mask", outlines.get(_key(p, folder))) for p in files]
+        if not any(drawn):
+            raise KonkyoError(f"{apart} has no mask of a picture, such as {apart / _key(files[0], folder)}.png")
+    names = tuple(path.relative_to(folder).as_posix() for path in files)
+    labels, classes = _labels(folder, names)
+    note = f"{sum(mask is not None for mask in drawn)} of {len(files)} pictures with a mask"
+    return Samples(names, partial(_sample, names, files, labels, drawn), classes, note)
+
+
+def _key(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _is_mask(key: str, keys: dict[str, Path]) -> bool:
+    return key.endswith("_mask") and key.removesuffix("_mask") in keys
+
+
+def _labels(folder: Path, names: Sequence[str]) -> tuple[list[str | None], tuple[str, ...]]:
+    """The label of every picture, and all that there are."""
+    depths = {name.count("/"): name for name in names}
+    if len(depths) > 1 or max(depths) > 1:
+        came = " and ".join(depths.values())
+        raise KonkyoError(f"{folder}: expected either DIR/NAME.jpg or DIR/CLASS/NAME.jpg everywhere; got {came}")
+    keys = [name.split("/")[0] if 1 in depths else name.split("_")[0] for name in names]
+    table = folder / "classes.txt"
+    if not table.is_file():
+        return (list(keys), tuple(dict.fromkeys(keys))) if 1 in depths else ([None] * len(names), ())
+    try:
+        classes = dict(line.split("\t") for line in table.read_text(encoding="utf-8").splitlines() if line.strip())
+        return [classes[key] for key in keys], tuple(classes.values())
+    except (OSError, ValueError, KeyError) as error:
+        raise KonkyoError(f'{table}: expected a line "KEY<tab>NAME" of every class; {error!r}') from None
+
+
+def _sample(
+    names: Sequence[str],
+    files: Sequence[Path],
+    labels: Sequence[str | None],
+    drawn: Sequence[Path | None],
+    index: int,
+) -> Sample:
+    file, label, outline = files[index], labels[index], drawn[index]
+    if outline is None:
+        return Sample(names[index], open_image(file), label)
+    mask = _mask(outline)
+    image = open_annotated(file, (mask.shape[1], mask.shape[0]))
+    return Sample(names[index], image, label, (Thing(label, around(mask), mask),))
+
+
+def _mask(file: Path) -> Tensor:
+    """(H, W) bool. ImageError: values that do not say what is inside."""
+    picture = open_image(file)
+    values = np.asarray(picture).max(-1)
+    levels = np.unique(values)
+    if "transparent parts on white" in picture.info["konkyo"] or (len(levels) > 2 and levels[-1] < 128):
+        raise ImageError(f"{file} does not say what is inside: save the mask without transparency, in black and white")
+    return torch.from_numpy(values >= (128 if len(levels) > 2 else max(1, levels[-1])))

@@ -1,0 +1,236 @@
+"""Images with what is true of them: their class, their things, and the part of a thing that alone decides its class."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Protocol, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import konkyo.data
+from konkyo.data.images import open_image
+from konkyo.data.scenes import CLASSES, Scenes
+from konkyo.errors import ImageError, KonkyoError, unknown
+
+UNSEEN = 7_000_000
+"""Added to the seed of drawn scenes: the models that ship were trained on scenes of seeds near 0."""
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Thing:
+    """An object in a picture, in the picture's pixels."""
+
+    label: str | None = None
+    """The name of its class."""
+    box: Box | None = None
+    """xyxy; pixel i lies between i and i + 1."""
+    mask: Tensor | None = None
+    """(H, W) bool; True nowhere if it is known that there is nothing."""
+    evidence: Tensor | None = None
+    """(H, W) bool, the part that alone decides the class."""
+    crowd: bool = False
+    """A group that nobody told apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A picture and what is true of it. KonkyoError: a thing that does not fit the picture."""
+
+    name: str
+    """Unique in its data set, the same in every run."""
+    image: Image.Image
+    """RGB."""
+    label: str | None = None
+    """The picture's class, where pictures have one."""
+    things: tuple[Thing, ...] = ()
+
+    def __post_init__(self) -> None:
+        size = (self.image.height, self.image.width)
+        for thing in self.things:
+            for mask in (thing.mask, thing.evidence):
+                if mask is not None and (mask.dtype != torch.bool or mask.shape != size):
+                    came = f"a mask of shape {tuple(mask.shape)} and type {mask.dtype}"
+                    raise KonkyoError(f"sample {self.name}, {thing.label}: expected a bool mask of {size}; got {came}")
+            x0, y0, x1, y1 = thing.box or (0, 0, 0, 0)
+            if not (x0 <= x1 and y0 <= y1):
+                raise KonkyoError(f"sample {self.name}, {thing.label}: expected a box x0, y0, x1, y1; got {thing.box}")
+
+
+@dataclass(frozen=True, eq=False)
+class Samples(torch.utils.data.Dataset[Sample]):
+    """A data set whose pictures are opened when they are asked for. KonkyoError: two samples of one name.
+
+    >>> len(Samples(("a", "b"), lambda index: Sample("ab"[index], Image.new("RGB", (8, 8)))))
+    2
+    """
+
+    names: tuple[str, ...]
+    """Of the samples, in order."""
+    read: Callable[[int], Sample] = field(repr=False)
+    classes: tuple[str, ...] = ()
+    """What the labels can be, where the data set says so."""
+    note: str = ""
+    """How its truth was read, for reports."""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) < len(self.names):
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise KonkyoError(f"every sample is to have a name of its own; {twice!r} is the name of several")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return self.read(index % len(self))
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+
+class Data(Protocol):
+    """A sequence or a torch data set of samples."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+def samples(source: str | Path | Data | Scenes, *, limit: int | None = None, seed: int = 0) -> Samples:
+    """The data set that `source` names: all of it in order, or `limit` samples drawn by `seed`.
+
+    - "scenes:COUNT" (1000): drawn scenes that no shipped model was trained on; `seed` decides them, too. Options:
+      objects=1 (in every scene, which then has a label) or objects=1-5 (the default), size=128.
+    - "coco:DIR", "voc:DIR", "folder:DIR": see the functions of these names in `konkyo.data`. Their options follow after
+      commas, as in "folder:photos,masks=outlines".
+    - `Scenes`, or any sequence or torch data set of `Sample`, which is read through once for the names.
+
+    The samples of a limit are the first of those of a larger limit. KonkyoError: a source that cannot be read.
+
+    >>> [sample.label for sample in samples("scenes:3,objects=1")]
+    ['windmill', 'windmill', 'taxi']
+    """
+    if (limit is not None and limit < 1) or seed < 0:
+        raise KonkyoError(f"expected a limit of at least 1 and a seed of at least 0, got {limit} and {seed}")
+    if isinstance(source, (str, Path)):
+        found = replace(_named(str(source), seed), source=str(source))
+    elif isinstance(source, (Samples, Scenes)):
+        found = _drawn(source) if isinstance(source, Scenes) else source
+    else:
+        found = Samples(tuple(_sample(source, index).name for index in range(len(source))), partial(_sample, source))
+    if limit is None:
+        return found
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:limit].tolist()
+    return replace(found, names=tuple(found.names[i] for i in order), read=partial(_chosen, found.read, order))
+
+
+def _chosen(read: Callable[[int], Sample], order: Sequence[int], index: int) -> Sample:
+    return read(order[index])
+
+
+def _sample(source: Data, index: int) -> Sample:
+    sample: object = source[index]
+    if not isinstance(sample, Sample):
+        raise KonkyoError(f"expected data of konkyo.data.samples.Sample, got {type(sample).__name__} at {index}")
+    return sample
+
+
+# --- drawn scenes -----------------------------------------------------------------------------------------------------
+
+
+def _drawn(scenes: Scenes) -> Samples:
+    names = tuple(f"scene-{scenes.seed}-{index}" for index in range(len(scenes)))
+    return Samples(names, partial(_scene, scenes), CLASSES, "boxes and masks of what is visible", "scenes")
+
+
+def _scene(scenes: Scenes, index: int) -> Sample:
+    scene = scenes[index]
+    labels = [CLASSES[label] for label in scene.labels.tolist()]
+    truth = zip(labels, map(tuple, scene.boxes.tolist()), scene.masks, scene.evidence, strict=True)
+    things = tuple(Thing(*each) for each in truth)
+    return Sample(f"scene-{scenes.seed}-{index}", scene.image, labels[0] if len(labels) == 1 else None, things)
+
+
+def _unseen(count: str, seed: int, *, objects: str = "1-5", size: str = "128") -> Samples:
+    numbers = re.fullmatch(r"(\d+) (\d+)(?:-(\d+))? (\d+)", f"{count or 1000} {objects} {size}")
+    if numbers is None:
+        raise KonkyoError(f"expected scenes:200,objects=1-5,size=128; got {count!r}, {objects!r} and {size!r}")
+    length, low, high, side = (int(number or numbers[2]) for number in numbers.groups())
+    return _drawn(Scenes(length, seed=UNSEEN + seed, size=side, objects=(low, high)))
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+LAYOUTS: dict[str, Callable[..., Samples]] = {}
+"""Functions of a folder, with text for options; one module each."""
+
+_Function = TypeVar("_Function", bound=Callable[..., Samples])
+
+
+def layout(function: _Function) -> _Function:
+    """Registers a function (folder, *, options) -> Samples under its name."""
+    LAYOUTS[function.__name__] = function
+    return function
+
+
+def _named(source: str, seed: int) -> Samples:
+    for module in iter_modules(konkyo.data.__path__):
+        import_module(f"konkyo.data.{module.name}")
+    kind, _, rest = source.partition(":")
+    if kind != "scenes" and kind not in LAYOUTS:
+        raise unknown("data", source, ["scenes:COUNT", *(f"{name}:DIR" for name in LAYOUTS)])
+    where, *pairs = re.split(r",(?=\w+=)", rest)
+    options = dict(pair.split("=", 1) for pair in pairs)
+    function: Callable[..., Samples] = _unseen if kind == "scenes" else LAYOUTS[kind]
+    known = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            raise unknown(f"option of {kind}", name, known)
+    if kind == "scenes":
+        return function(where, seed, **options)
+    if not where or not Path(where).expanduser().is_dir():
+        raise KonkyoError(f"expected a folder, as in {kind}:DIR; {where!r} is none")
+    return function(Path(where).expanduser(), **options)
+
+
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_90", "TRANSVERSE", "ROTATE_270")
+"""What undoes the EXIF orientations from 2 to 8."""
+
+
+def open_annotated(path: Path, size: tuple[int, int] | None) -> Image.Image:
+    """The picture as its annotations see it; `size` is the (width, height) that they name.
+
+    That is as it is stored, without its EXIF orientation, as readers of COCO and VOC take it, if it has that size, else
+    upright. ImageError: a picture that has another size either way, or cannot be read.
+    """
+    upright = stored = open_image(path)
+    notes = [note for note in upright.info["konkyo"] if not note.startswith("turned upright")]
+    if len(notes) < len(upright.info["konkyo"]):
+        with Image.open(path) as file:
+            stored = upright.transpose(Image.Transpose[_TURNS[file.getexif()[0x0112] - 2]])
+        stored.info = {"konkyo": tuple(notes)}
+    if size in (None, stored.size):
+        return stored
+    if size != upright.size:
+        raise ImageError(f"{path} is of size {stored.size} (width, height); what is told of it is for {size}")
+    return upright
+
+
+def around(mask: Tensor) -> Box | None:
+    """The tight box of a mask (H, W); None where it is empty."""
+    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+    if not len(rows):
+        return None
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

@@ -1,0 +1,469 @@
+"""evaluate(): methods on a data set with truth, measured by metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from konkyo import __version__
+from konkyo.columns import Column, column
+from konkyo.data.samples import Data, Sample, Samples, samples
+from konkyo.data.scenes import Scenes
+from konkyo.errors import ImageError, KonkyoError, KonkyoWarning
+from konkyo.evaluation import Evaluation, Row
+from konkyo.explain import Which, explain, explanations
+from konkyo.explanation import Explanation
+from konkyo.files import replacing
+from konkyo.forward import Pass, Precision
+from konkyo.instance import Detections, InstanceTarget, Tracked
+from konkyo.layer import untouched
+from konkyo.method import Method, find
+from konkyo.metrics.base import Explain, Score
+from konkyo.models import Model, as_model
+from konkyo.target import ClassTarget, Each, Target
+from konkyo.tensors import resize
+from konkyo.truth import Truth, matched, same_class, seen
+
+Explained: TypeAlias = Literal["decision", "label"]
+Told: TypeAlias = Callable[[int, int], object]
+"""Called with (samples done, samples in all)."""
+
+OF_CLASSIFIERS = ("deletion", "insertion", "ebpg@mask", "pointing_game@mask")
+OF_DETECTORS = ("deletion(protocol=seed)", "insertion(protocol=seed)", "vea@mask", "ebpg@box")
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Which detections are measured: those that are right, each with the thing it found.
+
+    Detections above `threshold`, in the order of their scores, each to the thing of its class that it overlaps most and
+    that no other has, by an IoU of `iou` or more. ODAM's evaluation takes threshold 0.1, iou 0.9, and `unique`: only
+    where every method's map has one highest place.
+    """
+
+    threshold: float = 0.3
+    iou: float = 0.5
+    unique: bool = False
+
+    def __str__(self) -> str:
+        peak = ", every method's map with one highest place" if self.unique else ""
+        return f"score > {self.threshold}, IoU >= {self.iou} with a thing of the class, one each{peak}"
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Maps that another tool made, as a method: a file per sample in `folder`, named as the sample.
+
+    NAME.npz (its first array), NAME.npy or NAME.png; (H, W) or (R, H, W), a map for every row that is measured, in
+    order, as large as the picture that the model sees or on a grid over it.
+    """
+
+    folder: Path
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder).expanduser())
+        object.__setattr__(self, "name", self.name or self.folder.name)
+        if not self.folder.is_dir():
+            raise KonkyoError(f"a folder of maps was expected; {self.folder} is none")
+
+    def of(self, sample: str, rows: int) -> Tensor:
+        """The maps (R, h, w) of a sample. KonkyoError: no file, or one that holds something else."""
+        stem = Path(sample).with_suffix("").name if Path(sample).suffix else sample
+        found = [self.folder / f"{n}{s}" for n in (sample, stem) for s in (".npz", ".npy", ".png")]
+        path = next((p for p in found if p.is_file()), None)
+        if path is None:
+            raise KonkyoError(f"{self.folder} has no map of {sample}: {found[0].name}, .npy or .png was expected")
+        try:
+            if path.suffix == ".png":
+                with Image.open(path) as picture:
+                    array = np.asarray(picture.convert("F"))
+            else:
+                loaded = np.load(path, allow_pickle=False)
+                array = loaded[loaded.files[0]] if path.suffix == ".npz" else loaded
+            maps = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        except Exception as error:  # damaged files fail in every possible way
+            raise KonkyoError(f"{path} holds no map: {error}") from error
+        maps = maps[None] if maps.ndim == 2 else maps
+        if maps.ndim != 3 or len(maps) != rows:
+            raise KonkyoError(f"{path}: {rows} maps (R, H, W) were expected; got {tuple(maps.shape)}")
+        return maps
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is measured, the same for every sample."""
+
+    model: Model | None
+    methods: tuple[Method | Maps, ...]
+    columns: tuple[Column, ...]
+    explained: Explained
+    matching: Matching
+    seed: int
+    precision: Precision | None
+    options: Mapping[str, Any]
+
+
+def evaluate(
+    model: Model | nn.Module | None,
+    data: str | Path | Data | Scenes | Samples,
+    methods: Sequence[Which | Maps],
+    metrics: Sequence[str] | None = None,
+    *,
+    explained: Explained = "decision",
+    matching: Matching = Matching(),
+    limit: int | None = None,
+    seed: int = 0,
+    precision: Precision | None = None,
+    out: str | Path | None = None,
+    progress: Told | None = None,
+    **options: Any,
+) -> Evaluation:
+    """A table of methods and metrics over a data set: every value kept, with intervals and paired tests.
+
+    `data`: as `konkyo.data.samples` takes it: "scenes:200", "coco:DIR", "voc:DIR", "folder:DIR", or samples of one's
+    own. `methods`: as `compare` takes them, and `Maps` of other tools; with `model=None` those only, a map for every
+    thing of a sample. `metrics`: columns such as "ebpg@box" (see `konkyo.columns.column`); None: the founding papers'.
+
+    What is explained of a classifier is its decision, or the sample's "label"; truth is then the things of that class
+    (all things, if they have none). Of a detector, the detections that `matching` lets through. Perturbed images are
+    scored by the class's probability; of a detector by the largest probability of the class among all candidates that
+    overlap the object (IoU > 0.5).
+
+    `limit` and `seed`: so many samples, drawn by the seed, which also decides noise and ties. `options`: the methods'
+    own. `out`: a folder where every sample's values are kept as soon as they are known, and where an interrupted run
+    goes on; the result is `save`d there too. KonkyoError: another run's folder, or an unknown name.
+    """
+    adapted = None if model is None else as_model(model)
+    if not methods:
+        raise KonkyoError("methods is an empty list; `konkyo.methods()` has those on offer")
+    if explained not in ("decision", "label"):
+        raise KonkyoError(f"explained is 'decision' or 'label'; got {explained!r}")
+    if adapted is None and not all(isinstance(m, Maps) for m in methods):
+        raise KonkyoError("methods need a model; without one only Maps of other tools can be measured")
+    usual = OF_DETECTORS if adapted is not None and adapted.detector is not None else OF_CLASSIFIERS
+    names = usual if metrics is None else tuple(metrics)
+    columns = tuple(column(name) for name in names)
+    for c in columns:
+        if adapted is None and {"images", "score", "explain"} & set(c.metric.needs):
+            raise KonkyoError(f"{c.name} needs a model, which came as None")
+    chosen = tuple(m if isinstance(m, Maps) else find(m) for m in methods)
+    labels = [m.name for m in chosen]
+    if len(set(labels)) < len(labels):
+        raise KonkyoError(f"two of the methods have one name: {', '.join(labels)}")
+    found = samples(data, limit=limit, seed=seed)
+    plan = _Plan(adapted, chosen, columns, explained, matching, seed, precision, options)
+    settings = {
+        "konkyo": __version__,
+        "model": None if adapted is None else adapted.name,
+        "data": found.source or type(data).__name__,
+        "samples": len(found),
+        "methods": labels,
+        "metrics": [c.name for c in columns],
+        "explained": explained,
+        "matching": str(matching),
+        "seed": seed,
+        "precision": precision,
+        "options": {name: repr(value) for name, value in options.items()},
+    }
+    store = _Store(None if out is None else Path(out) / "samples", settings)
+    parts = list[_Part]()
+    for index, name in enumerate(found.names):
+        part = store.read(index, name)
+        if part is None:
+            try:
+                part = _measured(plan, found[index], index)
+            except ImageError as error:
+                part = _Part(name, skipped=str(error))
+            store.write(index, part)
+        parts.append(part)
+        if progress is not None:
+            progress(index + 1, len(found))
+    result = _gathered(plan, settings, parts, found.note)
+    if out is not None:
+        result.save(out)
+    return result
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Part:
+    """What was measured of one sample."""
+
+    sample: str
+    rows: list[tuple[str, float]] = field(default_factory=list)
+    """(label, score)"""
+    dropped: int = 0
+    """Detections that the matching does not let through."""
+    statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """method -> column -> (R, ...) as lists"""
+    absent: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    """Why a method does not apply."""
+    skipped: str = ""
+    """Why the sample could not be read."""
+
+
+@dataclass(frozen=True)
+class _Store:
+    """A file per sample with what was measured of it, and the settings that all have in common."""
+
+    folder: Path | None
+    settings: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.folder is None:
+            return
+        path = self.folder / "settings.json"
+        if path.is_file():
+            earlier, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(self.settings))
+            differ = [name for name in now if earlier.get(name) != now[name]]
+            if differ:
+                raise KonkyoError(f"{self.folder} is of a run with other {', '.join(differ)}; choose another folder")
+        else:
+            _write(path, self.settings)
+
+    def read(self, index: int, name: str) -> _Part | None:
+        """What was measured of a sample, None if nothing was yet."""
+        if self.folder is None or not (path := self.folder / f"{index:06}.json").is_file():
+            return None
+        part = _Part(**json.loads(path.read_text(encoding="utf-8")))
+        if part.sample != name:
+            raise KonkyoError(f"{path} is of sample {part.sample!r}, not of {name!r}; choose another folder")
+        return part
+
+    def write(self, index: int, part: _Part) -> None:
+        """Keeps it."""
+        if self.folder is not None:
+            _write(self.folder / f"{index:06}.json", asdict(part))
+
+
+def _write(path: Path, value: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _gathered(plan: _Plan, settings: Mapping[str, Any], parts: Sequence[_Part], note: str) -> Evaluation:
+    """The parts as one table; a method that does not apply to some samples has NaN there."""
+    statistics = dict[tuple[str, str], Tensor]()
+    for m in plan.methods:
+        for c in plan.columns:
+            found = [part.statistics.get(m.name, {}).get(c.name) for part in parts]
+            known = {i: torch.tensor(f, dtype=torch.float64) for i, f in enumerate(found) if f is not None}
+            if not known:
+                continue
+            shape = next(iter(known.values())).shape[1:]
+            nothing = (torch.full((len(part.rows), *shape), math.nan, dtype=torch.float64) for part in parts)
+            statistics[m.name, c.name] = torch.cat([known.get(i, empty) for i, empty in enumerate(nothing)])
+    rows = tuple(Row(part.sample, label, score) for part in parts for label, score in part.rows)
+    skipped = [part.skipped for part in parts if part.skipped]
+    notes = [f"Truth: {note}."] if note else []
+    if plan.model is not None and plan.model.detector is not None:
+        dropped = sum(part.dropped for part in parts)
+        notes.append(f"Detections: {len(rows)} of {len(rows) + dropped} ({plan.matching}).")
+    notes += [f"{len(skipped)} samples skipped: {skipped[0]}"] if skipped else []
+    refused = {name: why for part in parts for name, why in part.refused.items()}
+    notes += [f"{name}: {why}" for name, why in refused.items()]
+    absent = {m.name: sum(part.absent.get(m.name, 0) for part in parts) for m in plan.methods}
+    return Evaluation(
+        tuple(m.name for m in plan.methods), plan.columns, rows, statistics, absent, settings, tuple(notes)
+    )
+
+
+# --- one sample -------------------------------------------------------------------------------------------------------
+
+
+def _measured(plan: _Plan, sample: Sample, index: int) -> _Part:
+    """The statistics of every method and column for the rows of one sample."""
+    if plan.model is not None:
+        with untouched(plan.model.module):
+            return _explained(plan, plan.model, sample, index)
+    things = tuple(thing for thing in sample.things if not thing.crowd)
+    truth = Truth(tuple((i,) for i in range(len(things))), things, (sample.image.height, sample.image.width))
+    part = _Part(sample.name, [(thing.label or "", math.nan) for thing in things])
+    for m in plan.methods:
+        if isinstance(m, Maps) and things:
+            maps = m.of(sample.name, len(things))
+            _measure(plan, part, m.name, {"maps": maps, "raw": maps}, truth, index)
+    return part
+
+
+def _explained(plan: _Plan, model: Model, sample: Sample, index: int) -> _Part:
+    preprocess = model.preprocess
+    if preprocess is None:
+        raise KonkyoError(f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)")
+    images = model.prepared(preprocess(sample.image)[None])
+    targets, truth, dropped = _targets(plan, model, sample, images)
+    part = _Part(sample.name, dropped=dropped)
+    if not targets:
+        return part
+    found = dict[str, Explanation]()
+    aims = {m.name: _aims(m, targets) for m in plan.methods}
+    for m in plan.methods:  # those that explain the same share a forward
+        group = [n for n in plan.methods if isinstance(n, Method) and aims[n.name] == aims[m.name]]
+        if group and m is group[0]:
+            options = {k: v for k, v in plan.options.items() if any(k in n.options for n in group)}
+            settings = {"seed": plan.seed, "precision": plan.precision, "options": options}
+            for name, result in explanations(
+                model, sample.image, group, target=Each(*aims[m.name]), **settings
+            ).items():
+                if isinstance(result, Explanation):
+                    found[name] = result
+                else:
+                    part.refused[name] = str(result)
+    foreign = {m.name: m.of(sample.name, len(targets)) for m in plan.methods if isinstance(m, Maps)}
+    whole = {name: result.maps for name, result in found.items()} | foreign
+    keep = list(range(len(targets)))
+    if plan.matching.unique and model.detector is not None and whole:
+        peaks = [(m.flatten(1) == m.flatten(1).amax(1, keepdim=True)).sum(1).cpu() == 1 for m in whole.values()]
+        keep = torch.stack(peaks).all(0).nonzero()[:, 0].tolist()
+        part.dropped += len(targets) - len(keep)
+    if not keep:
+        return part
+    targets, truth = [targets[i] for i in keep], truth.of(keep)
+    boxes = preprocess.frame(sample.image).placed(truth.objects()["boxes"].to(images))
+    boxes = torch.stack([_or_own(box, target) for box, target in zip(boxes, targets, strict=True)])
+    score = _scorer(model, [_scored(model, t, box) for t, box in zip(targets, boxes, strict=True)], plan.precision)
+    rows = torch.arange(len(keep))
+    variants = images.expand(len(keep), *images.shape[1:])
+    shared: dict[str, Any] = {
+        "images": variants,
+        "score": score,
+        "area": _areas(boxes, images.shape[2:]),
+        "pixels": images.new_tensor([model.black, preprocess.white]),
+    }
+    values = score(variants, rows).tolist()
+    part.rows = [(model.label(target), value) for target, value in zip(targets, values, strict=True)]
+    for m in plan.methods:
+        given = dict(shared)
+        if isinstance(m, Method) and m.name in found:
+            result = found[m.name]
+            of_rows = [aims[m.name][i] for i in keep]
+            given["seen"], given["maps"], given["raw"] = (
+                result.at(truth.size)[keep],
+                result.maps[keep],
+                result.signed[keep],
+            )
+            given["explain"] = _explainer(plan, model, m, of_rows)
+        elif m.name in foreign:
+            given |= dict.fromkeys(("seen", "maps", "raw"), foreign[m.name][keep].to(images))
+        else:
+            continue
+        _measure(plan, part, m.name, given, truth, index)
+    return part
+
+
+def _measure(plan: _Plan, part: _Part, method: str, given: Mapping[str, Any], truth: Truth, index: int) -> None:
+    """Every column's statistic of a method's maps. NaN where a map is blank: it is counted instead."""
+    maps: Tensor = given["maps"]
+    blank = maps.flatten(1).amax(1) == maps.flatten(1).amin(1)
+    part.absent[method] = int(blank.sum())
+    for c in plan.columns:
+        needs = c.metric.needs
+        if "explain" in needs and "explain" not in given:
+            continue  # maps of another tool
+        values = dict(given)
+        if c.region is not None or {"boxes", "objects"} & set(needs):
+            values["maps"] = resize(given.get("seen", maps).float(), truth.size)
+            values |= {n: v.to(maps.device) for n, v in truth.objects().items()}
+            values |= {n: v.to(maps.device) for n, v in truth.masks(c.region).items()} if c.region is not None else {}
+        values["budget"] = given.get("area") if c.budget == "box" else None
+        options = dict(c.options)
+        if "seed" in c.metric.options:
+            options.setdefault("seed", plan.seed + index)
+        asked = {n: values[n] for n in needs if n != "maps" and values.get(n) is not None}
+        statistic = c.metric.statistic(values["maps"], **asked, **options).double()
+        statistic = statistic.masked_fill(blank.view(-1, *[1] * (statistic.ndim - 1)), math.nan)
+        part.statistics.setdefault(method, {})[c.name] = statistic.tolist()
+
+
+def _targets(plan: _Plan, model: Model, sample: Sample, images: Tensor) -> tuple[list[Any], Truth, int]:
+    """What is explained of a sample, what is true of it, and how many detections are left out."""
+    assert model.preprocess is not None
+    view = model.preprocess.view(sample.image)
+    things, size = seen(sample, model.preprocess), (view.height, view.width)
+    with torch.no_grad():
+        output = Pass(model, images, precision=plan.precision).output
+    if model.detector is None:
+        if plan.explained == "label" and sample.label is None:
+            raise KonkyoError(f"sample {sample.name} has no label of its own; explained='decision' needs none")
+        (target,) = model.targets(sample.label if plan.explained == "label" else None, output)[0]
+        name = model.label(target)
+        own = tuple(i for i, thing in enumerate(things) if thing.label is None or same_class(thing.label, name))
+        return [target.index if isinstance(target, ClassTarget) else target], Truth((own,), things, size), 0
+    frames = (model.preprocess.frame(sample.image),)
+    (found,) = model.targets(Detections(threshold=plan.matching.threshold), output, frames=frames)
+    boxes = torch.tensor([t.box for t in found if isinstance(t, InstanceTarget)]).reshape(-1, 4)
+    owned = matched([model.label(t) for t in found], frames[0].shown(boxes), things, plan.matching.iou)
+    keep = [i for i, own in enumerate(owned) if own or plan.matching.iou == 0]
+    return [found[i] for i in keep], Truth(tuple(owned[i] for i in keep), things, size), len(found) - len(keep)
+
+
+def _aims(method: Method | Maps, targets: Sequence[Any]) -> list[Any]:
+    """What a method explains of the targets: D-RISE an instance's likeness, which is what it weighs masks by."""
+    if isinstance(method, Method) and method.score == "similarity":
+        return [replace(t, quantity="similarity") if isinstance(t, InstanceTarget) else t for t in targets]
+    return list(targets)
+
+
+def _or_own(box: Tensor, target: Any) -> Tensor:
+    """The box, or where it is not known the detection's own."""
+    return torch.where(box.isnan(), box.new_tensor(target.box), box) if isinstance(target, InstanceTarget) else box
+
+
+def _scored(model: Model, target: Any, box: Tensor) -> Target:
+    """What perturbed images are scored by."""
+    if isinstance(target, InstanceTarget):
+        return Tracked(target.label, tuple(box.tolist()), len(target.likeness))
+    if isinstance(target, int):
+        return ClassTarget(target, "sigmoid" if model.multilabel else "probability")
+    return cast("Target", target)
+
+
+def _scorer(model: Model, targets: Sequence[Target], precision: Precision | None) -> Score:
+    """Variants and the rows that they are of -> the scores of the rows' targets."""
+
+    def score(variants: Tensor, rows: Tensor) -> Tensor:
+        output = Pass(model, variants, precision=precision).output.detach()
+        scores = variants.new_empty(len(variants), dtype=torch.float32)
+        for row in sorted(set(rows.tolist())):
+            of_row = (rows == row).to(output.device)
+            scores[of_row] = targets[row](output[of_row]).to(scores)
+        return scores
+
+    return score
+
+
+def _explainer(plan: _Plan, model: Model, method: Method, targets: Sequence[Any]) -> Explain:
+    """Variants and the rows that they are of -> their maps."""
+    options = {k: v for k, v in plan.options.items() if k in method.options}
+
+    def maps(variants: Tensor, rows: Tensor) -> Tensor:
+        aims = [targets[row] for row in rows.tolist()]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", KonkyoWarning)  # blank maps of variants are no news
+            found = explain(
+                model, variants, method=method, target=aims, seed=plan.seed, precision=plan.precision, **options
+            )
+        return found.maps
+
+    return maps
+
+
+def _areas(boxes: Tensor, size: Sequence[int]) -> Tensor:
+    """How many pixels of an image (H, W) boxes (R, 4) have (R,); 0 where a box is not known."""
+    low = boxes[:, :2].clamp_min(0).floor()
+    high = torch.minimum(boxes[:, 2:], boxes.new_tensor([size[1], size[0]])).ceil()
+    return (high - low).clamp_min(0).prod(1).nan_to_num(0).long()

@@ -1,0 +1,211 @@
+"""Whether a map's values are what the pixels do to the score: sums of attributions against changes of the score."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from konkyo.errors import KonkyoError
+from konkyo.metrics.base import Score, metric
+from konkyo.metrics.variants import Substrate, absent, asked, each, filler, pearson, ranks, seeded, spearman
+from konkyo.tensors import resize, safe_divide
+
+
+@metric(better="lower")
+def infidelity(
+    raw: Tensor,
+    images: Tensor,
+    score: Score,
+    *,
+    kind: Literal["gaussian", "square"] = "gaussian",
+    std: float = 0.2,
+    side: int = 16,
+    samples: int = 1000,
+    scaling: Literal["none", "optimal"] = "none",
+    seed: int = 0,
+    batch: int = 32,
+) -> Tensor:
+    """Infidelity (Yeh et al., 2019): how far the map is from foretelling what perturbations do to the score.
+
+    mean over perturbations I of (I . a - (s(x) - s(x - I)))^2 -> (R,). The map a is an attribution of every pixel in
+    the score's units, the same for all channels: I . a = sum over pixels of (sum over channels of I) a. Maps that are
+    smaller than the image are enlarged, which leaves no units; `scaling` "optimal" multiplies each map by the number
+    that serves it best first, as in the authors' code. `kind`: "gaussian" noise of `std` in the prepared image's units,
+    or a "square" of `side` pixels at a random place, where I = x: it is set to 0. All maps see the same perturbations.
+    Cost: `samples` forwards and one more.
+    """
+    if samples < 1 or side < 1 or not std > 0:
+        raise KonkyoError(f"infidelity needs samples >= 1, side >= 1 and std > 0; got {samples}, {side} and {std}")
+    height, width = images.shape[2:]
+    attribution = resize(raw.float(), (height, width))
+    whole = each(1, images, lambda rows, _: asked(score, images[rows], rows), batch)[:, 0]
+
+    def draw(sample: int) -> Tensor:
+        generator = seeded(seed, sample)
+        if kind == "gaussian":
+            return std * torch.randn(images.shape[1:], generator=generator).to(images)
+        square = torch.zeros(1, height, width)
+        high, wide = min(side, height), min(side, width)
+        top = int(torch.randint(height - high + 1, (), generator=generator))
+        left = int(torch.randint(width - wide + 1, (), generator=generator))
+        square[:, top : top + high, left : left + wide] = 1
+        return square.to(images)
+
+    def compared(rows: Tensor, drawn: Tensor) -> Tensor:
+        change = drawn if kind == "gaussian" else drawn * images[rows]
+        foretold = (change.sum(1).to(attribution) * attribution[rows]).sum((1, 2))
+        found = whole[rows] - asked(score, images[rows] - change, rows)
+        return torch.stack([foretold.to(found), found], 1)
+
+    foretold, found = each(samples, images, compared, batch, draw=draw, shape=(2,)).unbind(2)
+    if scaling == "optimal":
+        foretold = foretold * safe_divide((foretold * found).sum(1), (foretold**2).sum(1))[:, None]
+    return ((foretold - found) ** 2).mean(1).masked_fill(absent(raw), torch.nan)
+
+
+@metric(better="higher")
+def sensitivity_n(
+    maps: Tensor,
+    images: Tensor,
+    score: Score,
+    *,
+    share: float = 0.1,
+    samples: int = 100,
+    seed: int = 0,
+    batch: int = 32,
+) -> Tensor:
+    """Sensitivity-n (Ancona et al., 2018): whether sums over n random pixels foretell how far the score falls.
+
+    The correlation, over `samples` random sets of n = `share` of the pixels, of the sum of the map over the set and the
+    fall of the score when the set is set to 0 of the prepared image, in all channels. -> (R,), NaN where either does
+    not vary. The paper draws it over all n. Cost: `samples` forwards and one more.
+    """
+    if not 0 < share < 1:
+        raise KonkyoError(f"share is between 0 and 1; got {share}")
+    area = maps.shape[1] * maps.shape[2]
+    return _foretold(maps, images, score, None, max(1, round(share * area)), "zero", samples, seed, batch)
+
+
+@metric(better="higher")
+def faithfulness_correlation(
+    maps: Tensor,
+    images: Tensor,
+    score: Score,
+    pixels: Tensor | None = None,
+    *,
+    subset: int = 224,
+    substrate: Substrate = "zero",
+    samples: int = 100,
+    seed: int = 0,
+    batch: int = 32,
+) -> Tensor:
+    """Faithfulness correlation (Bhatt et al., 2020): whether sums over random pixels foretell the fall of the score.
+
+    As `sensitivity_n`, but of sets of `subset` pixels that take the `substrate`. -> (R,), NaN where either does not
+    vary. So few pixels of so many hardly move a network: expect values near 0, and take more where they are all there.
+    """
+    subset = min(subset, maps.shape[1] * maps.shape[2])
+    return _foretold(maps, images, score, pixels, subset, substrate, samples, seed, batch)
+
+
+def _foretold(
+    maps: Tensor,
+    images: Tensor,
+    score: Score,
+    pixels: Tensor | None,
+    size: int,
+    substrate: Substrate,
+    samples: int,
+    seed: int,
+    batch: int,
+) -> Tensor:
+    """The correlation of sums over random sets of `size` pixels with the score's fall when they are hidden. -> (R,)"""
+    if samples < 2 or size < 1:
+        raise KonkyoError(f"2 samples of a pixel at least were expected; got {samples} of {size}")
+    hidden = filler(substrate, images, pixels, seed)
+
+    def draw(sample: int) -> Tensor:
+        chosen = torch.zeros(maps.shape[1] * maps.shape[2], dtype=torch.bool)
+        chosen[torch.randperm(len(chosen), generator=seeded(seed, sample))[:size]] = True
+        return chosen.view(maps.shape[1:]).to(maps.device)
+
+    def compared(rows: Tensor, chosen: Tensor) -> Tensor:
+        left = asked(score, torch.where(chosen[:, None], hidden(rows), images[rows]), rows)
+        return torch.stack([(maps[rows] * chosen).sum((1, 2)).to(left), -left], 1)
+
+    sums, falls = each(samples, images, compared, batch, draw=draw, shape=(2,)).unbind(2)
+    whole = each(1, images, lambda rows, _: asked(score, images[rows], rows), batch)
+    return pearson(sums, falls + whole).masked_fill(absent(maps), torch.nan)
+
+
+@metric(better="higher")
+def monotonicity(
+    maps: Tensor,
+    images: Tensor,
+    score: Score,
+    pixels: Tensor,
+    *,
+    groups: int = 50,
+    samples: int = 10,
+    seed: int = 0,
+    batch: int = 32,
+) -> Tensor:
+    """Monotonicity (Nguyen & Martinez, 2020): whether what has the larger attribution moves the score further.
+
+    Pixels are split in `groups` of equal size in the map's order, without its sign. The rank correlation over groups of
+    sum |a| and the mean of (s(x) - s(x'))^2, x' with the group's pixels at random values between black and white,
+    `samples` times. -> (R,), NaN where either does not vary. The paper takes each feature for a group. Cost: `groups`
+    times `samples` forwards and one more.
+    """
+    area = maps.shape[1] * maps.shape[2]
+    if not 2 <= groups <= area or samples < 1:
+        raise KonkyoError(f"2 to {area} groups and a sample at least were expected; got {groups} and {samples}")
+    group = ranks(maps.abs(), seed).long().mul_(groups).div_(area, rounding_mode="floor")
+    sums = maps.new_zeros(len(maps), groups).scatter_add_(1, group.flatten(1), maps.abs().flatten(1))
+    whole = each(1, images, lambda rows, _: asked(score, images[rows], rows), batch)
+    squares = torch.zeros_like(sums, dtype=whole.dtype)
+    for sample in range(samples):
+        other = filler("noise", images, pixels, seed, sample)
+        squares += (_without_group(group, groups, images, other, score, batch) - whole) ** 2
+    return spearman(sums.to(squares), squares).masked_fill(absent(maps), torch.nan)
+
+
+def _without_group(
+    group: Tensor, groups: int, images: Tensor, hidden: Callable[[Tensor], Tensor], score: Score, batch: int
+) -> Tensor:
+    """The scores with every group of pixels hidden in its turn. `group` (R, H, W), which each is in -> (R, groups)"""
+
+    def without(rows: Tensor, which: Tensor) -> Tensor:
+        inside = group[rows] == which[:, None, None]
+        return asked(score, torch.where(inside[:, None], hidden(rows), images[rows]), rows)
+
+    return each(groups, images, without, batch)
+
+
+@metric(better="lower")
+def completeness_error(
+    raw: Tensor,
+    images: Tensor,
+    score: Score,
+    pixels: Tensor | None = None,
+    *,
+    baseline: Literal["zero", "black"] = "zero",
+    relative: bool = True,
+    batch: int = 32,
+) -> Tensor:
+    """Completeness error (Sundararajan et al., 2017): how far the map's sum is from what the image adds to the score.
+
+    |sum a - (s(I) - s(b))|, for `relative` divided by |s(I) - s(b)|, NaN where that is 0. -> (R,). The sum is over the
+    map as the method gave it, at its layer's resolution. The `baseline` b is the one that the method went from: "zero"
+    of the prepared image (its mean colour), or "black". Only methods of paths claim to be complete. Cost: two forwards.
+    """
+    hidden = filler(baseline, images, pixels, 0)
+
+    def end(rows: Tensor, which: Tensor) -> Tensor:
+        return asked(score, torch.where((which == 1)[:, None, None, None], hidden(rows), images[rows]), rows)
+
+    whole, nothing = each(2, images, end, batch).unbind(1)
+    added = whole - nothing
+    error = (raw.flatten(1).to(added).sum(1) - added).abs()
+    return error / added.abs().masked_fill(added == 0, torch.nan) if relative else error

@@ -1,0 +1,231 @@
+"""Whether the score depends on what a map points at: pixels are taken away or brought in, in the map's order."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from konkyo.errors import KonkyoError
+from konkyo.metrics.base import Explain, Score, auc, metric
+from konkyo.metrics.imputation import impute
+from konkyo.metrics.variants import absent, asked, each, explained, filler, pearson, ranks
+from konkyo.tensors import unit
+
+Protocol = Literal["rise", "odam", "seed"]
+
+
+@metric(better="lower", summary=auc)
+def deletion(
+    maps: Tensor,
+    images: Tensor,
+    score: Score,
+    budget: Tensor | None = None,
+    pixels: Tensor | None = None,
+    *,
+    protocol: Protocol = "rise",
+    steps: int = 100,
+    substrate: Literal["zero", "blur", "black", "noise", None] = None,
+    every: int | None = None,
+    normalise: Literal[True, False, None] = None,
+    seed: int = 0,
+    batch: int = 32,
+) -> Tensor:
+    """Deletion (Petsiuk et al., 2018): the score while pixels are taken away, the map's highest first. Its mean is low.
+
+    -> (R, 1 + `steps` / `every`), the scores after t = 0, `every`, 2 `every`, ..., `steps` steps; the value is the area
+    under the curve, whose places are evenly spaced. Pixels of equal value go in random order. `budget` is how many
+    pixels go in all: those of the image unless given; with a detection's the area of its box, which makes the area
+    under the curve a share of the box. None of the options is the protocol's own:
+
+    - "rise", the paper's, for classifiers: `substrate` "zero", every step scored, not normalised. Step t has taken
+      round(t / steps budget) pixels: even to a pixel, where the paper takes 224 at a time and a shorter last step.
+    - "odam" (Zhao & Chan, 2023), for detections: "noise", every tenth step scored, divided by the first score, which
+      must not be 0. Step t has taken t max(1, floor(budget / steps)) pixels.
+    - "seed" (Nakai et al., 2025): as "odam", every step scored.
+
+    `substrate`: "zero" is 0 of the prepared image, "blur" RISE's 11 x 11 pixels, "black", or "noise", uniform between
+    black and white, one image for all maps and steps. `normalise` divides by the score of the image itself, NaN where
+    it is 0. Cost: a forward per point.
+    """
+    hidden = filler(substrate or ("zero" if protocol == "rise" else "noise"), images, pixels, seed)
+    taken = _counts(maps, budget, protocol, steps, every)
+    rank = ranks(maps, seed)
+
+    def without(rows: Tensor, point: Tensor) -> Tensor:
+        gone = rank[rows] < taken[rows, point, None, None]
+        return asked(score, torch.where(gone[:, None], hidden(rows), images[rows]), rows)
+
+    curve = _known(each(taken.shape[1], images, without, batch), maps, taken)
+    divide = protocol != "rise" if normalise is None else normalise
+    return _divided(curve, curve[:, :1]) if divide else curve
+
+
+@metric(better="higher", summary=auc)
+def insertion(
+    maps: Tensor,
+    images: Tensor,
+    score: Score,
+    budget: Tensor | None = None,
+    pixels: Tensor | None = None,
+    *,
+    protocol: Protocol = "rise",
+    steps: int = 100,
+    substrate: Literal["zero", "blur", "black", "noise", None] = None,
+    every: int | None = None,
+    normalise: Literal[True, False, None] = None,
+    seed: int = 0,
+    batch: int = 32,
+) -> Tensor:
+    """Insertion (Petsiuk et al., 2018): the score while pixels come back, the map's highest first. Its mean is high.
+
+    -> (R, 1 + `steps` / `every`). All as in `deletion`, but that the image starts as the substrate and its own pixels
+    come in. "rise" starts from the "blur", "odam" and "seed" from "black"; none of them normalises. The first point of
+    "odam" is 0, not measured, as in the authors' code.
+    """
+    hidden = filler(substrate or ("blur" if protocol == "rise" else "black"), images, pixels, seed)
+    given = _counts(maps, budget, protocol, steps, every)
+    rank = ranks(maps, seed)
+    first = 1 if protocol == "odam" else 0
+
+    def within(rows: Tensor, point: Tensor) -> Tensor:
+        come = rank[rows] < given[rows, first + point, None, None]
+        return asked(score, torch.where(come[:, None], images[rows], hidden(rows)), rows)
+
+    curve = each(given.shape[1] - first, images, within, batch)
+    curve = _known(torch.cat([curve.new_zeros(len(maps), first), curve], 1), maps, given)
+    if not normalise:
+        return curve
+    return _divided(curve, each(1, images, lambda rows, _: asked(score, images[rows], rows), batch))
+
+
+def _counts(maps: Tensor, budget: Tensor | None, protocol: Protocol, steps: int, every: int | None) -> Tensor:
+    """How many pixels are changed at every point of the curve. -> (R, 1 + steps / every) int64"""
+    every = every or (10 if protocol == "odam" else 1)
+    if steps < 1 or every < 1 or steps % every:
+        raise KonkyoError(f"steps >= 1 that `every` divides were expected; got {steps} and {every}")
+    area = maps.shape[1] * maps.shape[2]
+    budget = torch.full((len(maps),), area, device=maps.device) if budget is None else budget.to(maps.device)
+    step = torch.arange(0, steps + 1, every, device=maps.device)
+    if protocol == "rise":
+        whole = budget.long().clamp(max=area)[:, None]
+        return (2 * step * whole + steps).div(2 * steps, rounding_mode="floor")  # t / steps budget, rounded
+    each_step = budget.long().div(steps, rounding_mode="floor").clamp(min=1)
+    each_step = each_step.where(budget > 0, 0)
+    return (step * each_step[:, None]).clamp(max=area)
+
+
+def _known(curve: Tensor, maps: Tensor, counts: Tensor) -> Tensor:
+    """The curves, NaN where there is no map or nothing to change."""
+    return curve.masked_fill((absent(maps) | (counts[:, -1] <= 0))[:, None], torch.nan)
+
+
+def _divided(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The quotient, NaN where the denominator is 0."""
+    return numerator / denominator.masked_fill(denominator == 0, torch.nan)
+
+
+@metric(better="lower")
+def average_drop(maps: Tensor, images: Tensor, score: Score, *, batch: int = 32) -> Tensor:
+    """Average drop (Chattopadhyay et al., 2018): which share of the score is lost when only the map's part is seen.
+
+    max(0, Y - O) / Y, Y = score(I), O = score(I * map), the map min-max scaled, I as prepared for the network: what the
+    map hides gets the mean colour. -> (R,) shares, NaN where Y <= 0. Cost: two forwards.
+    """
+    whole, part = _seen_through(maps, images, score, batch)
+    return _drop(whole, part)
+
+
+@metric(better="higher")
+def increase_in_confidence(maps: Tensor, images: Tensor, score: Score, *, batch: int = 32) -> Tensor:
+    """Increase in confidence (Chattopadhyay et al., 2018): whether the score rises when only the map's part is seen.
+
+    [Y < O], as in `average_drop`. -> (R,) 0 or 1.
+    """
+    whole, part = _seen_through(maps, images, score, batch)
+    return (whole < part).to(whole).masked_fill(part.isnan(), torch.nan)
+
+
+@metric(better="higher")
+def average_gain(maps: Tensor, images: Tensor, score: Score, *, batch: int = 32) -> Tensor:
+    """Average gain (Zhang et al., 2024): which share of what the score lacks is won when only the map's part is seen.
+
+    max(0, O - Y) / (1 - Y), as in `average_drop`, of scores that are probabilities. -> (R,) shares, NaN where Y >= 1.
+    """
+    whole, part = _seen_through(maps, images, score, batch)
+    return (part - whole).clamp(min=0) / (1 - whole).masked_fill(whole >= 1, torch.nan)
+
+
+@metric(better="higher")
+def coherency(maps: Tensor, images: Tensor, explain: Explain, *, batch: int = 32) -> Tensor:
+    """Coherency (Poppi et al., 2021): whether the map stays as it is when only the map's part is seen.
+
+    (1 + r) / 2, r the correlation of map(I) and map(I * map(I)), the latter's factor min-max scaled. -> (R,) shares,
+    NaN where one of the maps is constant. Cost: an explanation.
+    """
+    shown, size = unit(maps), tuple(maps.shape[1:])
+
+    def again(rows: Tensor, _: Tensor) -> Tensor:
+        return explained(explain, images[rows] * shown[rows, None].to(images), rows, size)
+
+    found = each(1, images, again, batch, shape=size)
+    return ((1 + pearson(maps.flatten(1), found[:, 0].flatten(1).to(maps))) / 2).masked_fill(absent(maps), torch.nan)
+
+
+@metric(better="higher")
+def adcc(maps: Tensor, images: Tensor, score: Score, explain: Explain, *, batch: int = 32) -> Tensor:
+    """ADCC (Poppi et al., 2021): the harmonic mean of coherency, simplicity and what is left of the score.
+
+    3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - average drop)), complexity the mean of the min-max scaled map;
+    0 where one of the terms is, NaN where one is not defined. Of every image, where the paper's table takes the mean of
+    each term first. Cost: two forwards and an explanation.
+    """
+    complexity = unit(maps).flatten(1).mean(1)
+    drop = _drop(*_seen_through(maps, images, score, batch))
+    terms = torch.stack([coherency.function(maps, images, explain, batch=batch), 1 - complexity, 1 - drop], 1)
+    return (3 / (1 / terms).sum(1)).where(terms.isfinite().all(1), torch.nan)  # 1 / 0 is infinite, 3 / infinity is 0
+
+
+def _seen_through(maps: Tensor, images: Tensor, score: Score, batch: int) -> tuple[Tensor, Tensor]:
+    """The scores of the images, and of the images times their scaled maps, NaN where there is none. -> (R,), (R,)"""
+    shown = unit(maps)
+
+    def half(rows: Tensor, masked: Tensor) -> Tensor:
+        factor = torch.where(masked[:, None, None] == 1, shown[rows], 1.0)
+        return asked(score, images[rows] * factor[:, None].to(images), rows)
+
+    whole, part = each(2, images, half, batch).unbind(1)
+    return whole, part.masked_fill(absent(maps), torch.nan)
+
+
+def _drop(whole: Tensor, part: Tensor) -> Tensor:
+    return (whole - part).clamp(min=0) / whole.masked_fill(whole <= 0, torch.nan)
+
+
+def _half_the_gap(scores: Tensor) -> Tensor:
+    """(R, 2, T) scores, most and least relevant first -> (R,)"""
+    return (scores[:, 1] - scores[:, 0]).mean(1) / 2
+
+
+@metric(better="higher", summary=_half_the_gap)
+def road(
+    maps: Tensor, images: Tensor, score: Score, *, steps: int = 9, noise: float = 0.01, seed: int = 0, batch: int = 32
+) -> Tensor:
+    """ROAD (Rong et al., 2022): the scores when the most, and the least, relevant pixels are filled from around them.
+
+    -> (R, 2, `steps`), [most relevant first, least relevant first] with k / (steps + 1) of the pixels gone, k = 1 ...
+    `steps`: 10 % to 90 %; 4 steps are 20, 40, 60 and 80 %. The value is the mean of half the difference, least minus
+    most, in the score's units. Pixels are filled by noisy linear imputation (`impute`) and chosen by rank, so that a
+    map with many zeros loses as many pixels as any other. Cost: a forward and an imputation for every score.
+    """
+    if steps < 1:
+        raise KonkyoError(f"road needs steps >= 1; got {steps}")
+    rank, area = ranks(maps, seed), maps.shape[1] * maps.shape[2]
+
+    def filled(rows: Tensor, point: Tensor) -> Tensor:
+        least, step = point // steps == 1, point % steps + 1
+        count = (2 * step * area + steps + 1).div(2 * (steps + 1), rounding_mode="floor")[:, None, None]
+        gone = torch.where(least[:, None, None], rank[rows] >= area - count, rank[rows] < count)
+        return asked(score, impute(images[rows], gone, noise=noise, seed=seed), rows)
+
+    scores = each(2 * steps, images, filled, batch).masked_fill(absent(maps)[:, None], torch.nan)
+    return scores.reshape(len(maps), 2, steps)

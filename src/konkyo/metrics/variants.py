@@ -1,0 +1,150 @@
+"""What metrics that ask the model share: variants of images in chunks, orders of pixels, and what hides them."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from konkyo.errors import KonkyoError
+from konkyo.metrics.base import Explain, Score
+from konkyo.tensors import resize, safe_divide
+
+Substrate = Literal["zero", "blur", "black", "noise"]
+"""What is put in the place of pixels: 0 of the prepared image (its mean colour), RISE's blur, black, or noise."""
+
+_ORDER, _NOISE = 0x5EED, 0xF1117  # so that two uses of one seed draw different numbers
+
+
+def each(
+    count: int,
+    images: Tensor,
+    ask: Callable[[Tensor, Tensor], Tensor],
+    batch: int,
+    *,
+    draw: Callable[[int], Tensor] | None = None,
+    shape: tuple[int, ...] = (),
+) -> Tensor:
+    """What `ask` says of `count` variants of every image, `batch` variants of any images at a time. -> (R, count, ...)
+
+    `ask` gets rows and variants, (V,) int64 each; where there is `draw`, what it drew for the variants, (V, ...), which
+    is the same for all rows. `shape` is that of an answer where there are no images to ask about.
+    """
+    if batch < 1:
+        raise KonkyoError(f"batch is a number of images, 1 or more; got {batch}")
+    total, found = len(images) * count, []
+    if not total:
+        return images.new_zeros(len(images), count, *shape, dtype=torch.promote_types(images.dtype, torch.float32))
+    for start in range(0, total, batch):
+        stop = min(start + batch, total)
+        places = torch.arange(start, stop, device=images.device)
+        rows, variants = places % len(images), places.div(len(images), rounding_mode="floor")
+        if draw is not None:
+            first, last = start // len(images), (stop - 1) // len(images)
+            variants = torch.stack([draw(k) for k in range(first, last + 1)])[variants - first]
+        found.append(ask(rows, variants))
+    values = torch.cat(found)
+    return values.view(count, len(images), *values.shape[1:]).transpose(0, 1)
+
+
+def asked(score: Score, variants: Tensor, rows: Tensor) -> Tensor:
+    """The scores (V,) of variants, in 32 bits at least."""
+    found = score(variants, rows)
+    if found.shape != rows.shape:
+        raise KonkyoError(f"score gives one number per variant, ({len(rows)},); got {tuple(found.shape)}")
+    return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+def explained(explain: Explain, variants: Tensor, rows: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
+    """The maps (V, h, w) of variants, in 32 bits at least; enlarged to `size` where it is given."""
+    found = explain(variants, rows)
+    if found.ndim != 3 or len(found) != len(rows):
+        raise KonkyoError(f"explain gives one map per variant, ({len(rows)}, h, w); got {tuple(found.shape)}")
+    found = found.to(torch.promote_types(found.dtype, torch.float32))
+    return resize(found, size) if size else found
+
+
+def seeded(seed: int, use: int = 0) -> torch.Generator:
+    """A generator of its own for every use of a seed."""
+    return torch.Generator().manual_seed((seed * 0x9E3779B1 + use) % 2**63)
+
+
+def ranks(maps: Tensor, seed: int) -> Tensor:
+    """How many pixels of the map come before each, from its highest value down. (R, H, W) -> (R, H, W) int32
+
+    Equal values are in random order, the same for all maps.
+    """
+    flat = maps.flatten(1)
+    shuffled = torch.randperm(flat.shape[1], generator=seeded(seed, _ORDER)).to(maps.device)
+    place = torch.arange(flat.shape[1], device=maps.device, dtype=torch.int32)
+    found = torch.empty(flat.shape, dtype=torch.int32, device=maps.device)
+    for start in range(0, len(flat), 64):  # the sort needs several times their memory
+        order = shuffled[flat[start : start + 64, shuffled].argsort(dim=1, descending=True, stable=True)]
+        found[start : start + 64].scatter_(1, order, place.expand_as(order))
+    return found.view(maps.shape)
+
+
+def absent(maps: Tensor) -> Tensor:
+    """Where there is no map: one of its values is no number. (R, H, W) -> (R,) bool"""
+    return ~maps.isfinite().flatten(1).all(1)
+
+
+def filler(
+    which: Substrate, images: Tensor, pixels: Tensor | None, seed: int, sample: int = 0
+) -> Callable[[Tensor], Tensor]:
+    """What is put in the place of pixels of the images of `rows`: rows (V,) -> (V or 1, C, H or 1, W or 1).
+
+    Noise is uniform between the black and the white of `pixels`: one image per seed and sample, for all rows.
+    """
+    if which == "blur":
+        blurred = torch.cat([_rise_blur(part) for part in torch.split(images, 16)])
+        return lambda rows: blurred[rows]
+    if which == "zero":
+        fill = images.new_zeros(())
+    elif pixels is None:
+        raise KonkyoError(f"{which} pixels need `pixels`: (2, C), a black and a white one as prepared for the network")
+    else:
+        black, white = pixels.to(images)[:, None, :, None, None]
+        drawn = uniform(images, seed, sample)[None]
+        fill = black + drawn * (white - black) if which == "noise" else black
+    return lambda _: fill
+
+
+def uniform(images: Tensor, seed: int, sample: int) -> Tensor:
+    """Uniform numbers from 0 to 1, (C, H, W), the same for all images; others for every `sample`."""
+    shape = images.shape[1:]
+    return torch.rand(shape, generator=seeded(seed, _NOISE + sample)).to(images)
+
+
+def _rise_blur(images: Tensor) -> Tensor:
+    """RISE's blur: 11 x 11, nearly a box, zeros around the image. (N, C, H, W) -> (N, C, H, W)
+
+    Their kernel is a point under a Gaussian of 5 pixels that is mirrored at the borders of the 11 x 11 window.
+    """
+    reach = torch.arange(-20, 21)
+    weights = torch.exp(-(reach**2) / 50)
+    at = (5 + reach) % 22
+    kernel = torch.zeros(11).index_add_(0, torch.where(at > 10, 21 - at, at), weights / weights.sum()).to(images)
+    flat = images.reshape(-1, 1, *images.shape[2:])
+    once = torch.nn.functional.conv2d(flat, kernel.view(1, 1, 11, 1), padding=(5, 0))
+    return torch.nn.functional.conv2d(once, kernel.view(1, 1, 1, 11), padding=(0, 5)).view(images.shape)
+
+
+def pearson(one: Tensor, other: Tensor) -> Tensor:
+    """Their linear correlation, NaN where one of them is constant. (R, T), (R, T) -> (R,)"""
+    constant = (one.amax(1) == one.amin(1)) | (other.amax(1) == other.amin(1))
+    one, other = (values - values.mean(1, keepdim=True) for values in (one, other))
+    one, other = (safe_divide(values, values.abs().amax(1, keepdim=True)) for values in (one, other))  # tiny squares
+    found = safe_divide((one * other).sum(1), one.norm(dim=1) * other.norm(dim=1)).clamp(-1, 1)
+    return found.masked_fill(constant, torch.nan)
+
+
+def spearman(one: Tensor, other: Tensor) -> Tensor:
+    """The linear correlation of their ranks, equal values sharing the mean rank. (R, T), (R, T) -> (R,)"""
+    return pearson(*(_mean_ranks(values) for values in (one, other)))
+
+
+def _mean_ranks(values: Tensor) -> Tensor:
+    here, there = values[:, :, None], values[:, None]
+    found: Tensor = (there < here).sum(2) + ((there == here).sum(2) - 1) / 2
+    return found
