@@ -408,7 +408,6 @@ def detection(device: str, rounds: int) -> Iterator[dict[str, object]]:
     }
     title = "DETR R50, 640 x 480: a path of 32 nodes, against 32 forwards"
     yield section(title, many(32), contenders, 1, tuple(contenders))
-    yield adaptive(device, rounds)
     contenders = {"konkyo d_rise, 10 instances, 32 masks": ours(module, x, "d_rise", target=ten, masks=32)}
     title = "DETR R50, 640 x 480: D-RISE, against its 32 forwards"
     yield section(title, bare(module, x, 32, 8), contenders, 1)
@@ -426,7 +425,7 @@ def detection(device: str, rounds: int) -> Iterator[dict[str, object]]:
     yield section("Faster R-CNN R50 FPN, 640 x 480: ODAM", forward_rcnn, contenders, min(rounds, 5))
 
 
-def adaptive(device: str, rounds: int) -> dict[str, object]:
+def adaptive(device: str, rounds: int) -> Iterator[dict[str, object]]:
     """On a trained detector: instances of random weights are all alike, and so want their nodes at the same places."""
     detector = konkyo.load("konkyo/scenes-detr", device=device)
     scene = konkyo.data.scenes.Scenes(8, seed=2033, size=256, objects=5)[0]
@@ -441,7 +440,7 @@ def adaptive(device: str, rounds: int) -> dict[str, object]:
     contenders = {
         f"konkyo {name}, {count} instances": ours(detector, x, name) for name in ("ig_odam", "adaptive_ig_odam")
     }
-    return section("konkyo/scenes-detr: paths of 32 nodes, against 32 forwards", forwards, contenders, min(rounds, 5))
+    yield section("konkyo/scenes-detr: paths of 32 nodes, against 32 forwards", forwards, contenders, min(rounds, 5))
 
 
 def of_instances(method: konkyo.Method) -> bool:
@@ -479,6 +478,7 @@ def costs(device: str, rounds: int) -> Iterator[dict[str, object]]:
 SECTIONS = {
     **{"costs": costs, "gradient": gradient, "transformer": transformer, "whole": whole, "path": path},
     **{"augmentation": augmentation, "ablation": ablation, "score": score, "detection": detection},
+    "adaptive": adaptive,
 }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from konkyo.columns import Column
 from konkyo.errors import KonkyoError, unknown
 from konkyo.files import replacing
+from konkyo.metrics.base import OfMean
 
 _RESAMPLES = 2000
 _POOLED_RESAMPLES = 300  # every one of them pools the statistics of a whole data set
@@ -236,6 +237,12 @@ class Evaluation:
         return torch.tensor([numbers.setdefault(row.sample, len(numbers)) for row in self.rows], dtype=torch.int64)
 
     def _pooled(self, of: Column, statistic: Tensor, group: Tensor, seed: int) -> Cell:
+        if isinstance(of.metric.pooled, OfMean):
+            sums, counts = _per_image(statistic.flatten(1), group)
+            weights = _resampled(len(counts), _POOLED_RESAMPLES, seed)
+            means = (weights @ sums) / (weights @ counts)[:, None]
+            low, high = _interval(torch.stack([of.metric.pooled.value(m.view(statistic.shape[1:])) for m in means]))
+            return Cell(float(of.metric.over(statistic)), low, high, len(statistic), math.nan)
         members = [(group == i).nonzero()[:, 0] for i in sorted(set(group.tolist()))]
         drawn = _resampled(len(members), _POOLED_RESAMPLES, seed).long()
         pooled = [
@@ -253,7 +260,7 @@ _ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 def _per_image(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """(sum of values, number of them) of every image."""
     counts = torch.bincount(group).double()
-    sums = torch.zeros_like(counts).index_add(0, group, values)
+    sums = values.new_zeros(len(counts), *values.shape[1:]).index_add(0, group, values)
     return sums[counts > 0], counts[counts > 0]
 
 

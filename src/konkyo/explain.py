@@ -344,7 +344,7 @@ def _run(
         options=used,
         seed=request.seed,
         diagnosis=_diagnose(model, method, layers, maps, scores, whole, gradients, pass_),
-        boxes=_boxes(whole, images, frames, scores),
+        boxes=_boxes(whole, images, frames, scores, none=model.detector is None),
         regions=scores.new_tensor([frames[image].region for image in images]) if bordered else None,
         path=_path(integrals[0].trace.of(firsts), [frames[image] for image in rows]) if integrals else None,
         images=pictures,
@@ -369,16 +369,18 @@ def _path(trace: PathTrace, frames: Sequence[Frame]) -> PathTrace:
     return replace(trace, boxes=torch.stack(shown))
 
 
-def _boxes(targets: Sequence[Target], rows: Sequence[int], frames: Sequence[Frame], like: Tensor) -> Tensor | None:
+def _boxes(
+    targets: Sequence[Target], rows: Sequence[int], frames: Sequence[Frame], like: Tensor, *, none: bool
+) -> Tensor | None:
     """The boxes of detections in the pixels of their pictures, NaN for rows that explain something else."""
-    if targets and not any(isinstance(target, InstanceTarget) for target in targets):
+    if none or (targets and not any(isinstance(target, InstanceTarget) for target in targets)):
         return None
     nothing = (math.nan,) * 4
     boxes = [
         frames[image].shown(like.new_tensor(target.box if isinstance(target, InstanceTarget) else nothing))
         for image, target in zip(rows, targets, strict=True)
     ]
-    return torch.stack(boxes) if boxes else None
+    return torch.stack(boxes) if boxes else like.new_zeros(0, 4)
 
 
 def _fused(signed: Sequence[Tensor], method: Method, how: Fuse | None) -> Tensor:

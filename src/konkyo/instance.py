@@ -11,11 +11,13 @@ from torch import Tensor
 
 from konkyo.candidates import Candidates
 from konkyo.errors import KonkyoError, unknown
-from konkyo.tensors import safe_divide
+from konkyo.tensors import overlap
 
 Quantity: TypeAlias = Literal["probability", "logit", "x1", "y1", "x2", "y2", "similarity", "combined"]
 ClassSimilarity: TypeAlias = Literal["cosine", "probability", "difference", "same"]
 SIDES_OF_BOX: tuple[Quantity, ...] = ("x1", "y1", "x2", "y2")
+NEAR = 0.1
+"""The least IoU with a box that is given for a detection."""
 _ROUNDING = 1e-6  # of similarities: what differs by a smaller share of them is taken for equal
 _SAME = 1e-4  # of boxes and probabilities: what a candidate differs by when it is computed in another batch
 
@@ -152,9 +154,10 @@ class Detections:
     """Ask `explain` for what a detector keeps: a row per detection, highest score first, any number per image.
 
     Detections with a score above `threshold`: of `classes` (names or indices; none: all) and, for every one of `boxes`
-    (xyxy in pixels of the picture), the detection that overlaps it most; of those the `top` best. `quantity`,
-    `class_similarity` and `least` are those of the `InstanceTarget` that each becomes; None: what the method explains.
-    `suppressed=False` takes the candidates above the threshold as they are, before the detector suppresses any.
+    (xyxy in pixels of the picture), the detection that overlaps it most, by an IoU of 0.1 or more; of those the `top`
+    best. `quantity`, `class_similarity` and `least` are those of the `InstanceTarget` that each becomes; None: what the
+    method explains. `suppressed=False` takes the candidates above the threshold as they are, before the detector
+    suppresses any. KonkyoError: a value that none of them can have.
     """
 
     threshold: float = 0.5
@@ -191,12 +194,3 @@ class Detections:
                 raise KonkyoError(f"a box is (x1, y1, x2, y2) with x1 < x2 and y1 < y2; got {box!r}")
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "boxes", tuple(tuple(map(float, box)) for box in self.boxes))
-
-
-def overlap(boxes: Tensor, box: Tensor) -> Tensor:
-    """Intersection over union of boxes (..., 4) with one box (4,) or as many; 0 for boxes without area. -> (...)"""
-    low, high = torch.maximum(boxes[..., :2], box[..., :2]), torch.minimum(boxes[..., 2:], box[..., 2:])
-    common: Tensor = (high - low).clamp_min(0).prod(-1)
-    areas = [(b[..., 2:] - b[..., :2]).clamp_min(0).prod(-1) for b in (boxes, box)]
-    total = areas[0] + areas[1] - common
-    return safe_divide(common, total)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError
-from konkyo.instance import overlap
+from konkyo.tensors import overlap
 
 GradientScale: TypeAlias = Literal["max", "sum", "none"]
 

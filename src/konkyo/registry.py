@@ -14,7 +14,10 @@ Options: TypeAlias = Mapping[str, inspect.Parameter]
 def signature_of(kind: str, function: Callable[..., Any], offer: Iterable[str]) -> tuple[str, tuple[str, ...], Options]:
     """(name, needs, options) of a function. KonkyoError: a need that is not on offer."""
     name = getattr(function, "__name__", type(function).__name__)
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function, eval_str=True).parameters
+    except NameError:  # annotations of names that are imported for the type checker only: not checked
+        parameters = inspect.signature(function).parameters
     needs = tuple(n for n, p in parameters.items() if p.kind is not p.KEYWORD_ONLY)
     offer = list(offer)
     for need in needs:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from konkyo.errors import KonkyoError, KonkyoWarning
 from konkyo.explain import Images, Which, explain
 from konkyo.explanation import Explanation
+from konkyo.metrics.variants import pearson, spearman
 from konkyo.models import Model, as_model
 from konkyo.target import ClassTarget, Each
 from konkyo.tensors import on_finest, resize, unit
@@ -172,27 +173,13 @@ def stability(
     if len(found) < 2:
         raise KonkyoError(f"at least two maps are compared; got {len(found)}: more samples or layers")
     stack = on_finest([unit(m) for m in found])
-    pairs = [_pearson(a, b) for i, a in enumerate(stack) for b in stack[i + 1 :]]
+    pairs = [pearson(a.flatten(1), b.flatten(1)) for i, a in enumerate(stack) for b in stack[i + 1 :]]
     return Stability(over, stack.mean(0), stack.std(0, correction=0), torch.stack(pairs).mean(0))
 
 
 def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     """Spearman's correlation of the absolute values of maps (R, *grid), NaN for constant ones. -> (R,)"""
-    grid = tuple(maps.shape[1:])
-    return _pearson(_ranks(maps.abs()), _ranks(resize(others, grid).abs()))
-
-
-def _ranks(maps: Tensor) -> Tensor:
-    flat = maps.flatten(1).double().contiguous()
-    ordered = flat.sort(1).values.contiguous()
-    low, high = torch.searchsorted(ordered, flat), torch.searchsorted(ordered, flat, right=True)
-    return (low + high).double() / 2
-
-
-def _pearson(a: Tensor, b: Tensor) -> Tensor:
-    a, b = (m.flatten(1).double() - m.flatten(1).double().mean(1, keepdim=True) for m in (a, b))
-    norms = a.norm(dim=1) * b.norm(dim=1)
-    return torch.where(norms > 0, (a * b).sum(1) / norms.clamp_min(1e-300), torch.nan)
+    return spearman(maps.abs().flatten(1), resize(others, tuple(maps.shape[1:])).abs().flatten(1))
 
 
 def _usual(model: Model, images: Images, method: Which, seed: int, settings: dict[str, Any]) -> tuple[Explanation, Any]:

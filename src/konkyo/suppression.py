@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError
-from konkyo.instance import overlap
+from konkyo.tensors import overlap
 
 
 def odam_nms(

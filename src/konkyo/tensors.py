@@ -154,3 +154,12 @@ def oriented(maps: Tensor, positive: Tensor) -> Tensor:
 def agreeing(maps: Tensor, evidence: Tensor) -> Tensor:
     """The maps (N, *grid), each with the sign that agrees with the sum of `evidence` (N, C, *grid) over channels."""
     return oriented(maps, (maps * evidence.sum(1)).flatten(1).sum(1, keepdim=True))
+
+
+def overlap(boxes: Tensor, box: Tensor) -> Tensor:
+    """Intersection over union of boxes (..., 4) with one box (4,) or as many; 0 for boxes without area. -> (...)"""
+    low, high = torch.maximum(boxes[..., :2], box[..., :2]), torch.minimum(boxes[..., 2:], box[..., 2:])
+    common: Tensor = (high - low).clamp_min(0).prod(-1)
+    areas = [(b[..., 2:] - b[..., :2]).clamp_min(0).prod(-1) for b in (boxes, box)]
+    total = areas[0] + areas[1] - common
+    return safe_divide(common, total)

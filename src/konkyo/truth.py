@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from konkyo.columns import Region
 from konkyo.data.samples import Box, Sample, Thing, around
-from konkyo.instance import overlap
+from konkyo.metrics.localisation import box_masks
 from konkyo.models import Preprocess
+from konkyo.tensors import overlap
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +60,7 @@ class Truth:
         if region != "box":
             found = thing.mask if region == "mask" else thing.evidence
             return torch.zeros(self.size, dtype=torch.bool) if found is None else found
-        mask = torch.zeros(self.size, dtype=torch.bool)
-        if (box := box_of(thing)) is not None:
-            x0, y0, x1, y1 = box
-            mask[max(0, int(y0)) : max(0, -int(-y1 // 1)), max(0, int(x0)) : max(0, -int(-x1 // 1))] = True
-        return mask
+        return box_masks(torch.tensor([box_of(thing) or (math.nan,) * 4]), self.size)[0]
 
 
 def box_of(thing: Thing) -> Box | None:

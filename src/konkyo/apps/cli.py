@@ -327,8 +327,9 @@ def demo(
 def _demo_of_detector(to: Path) -> None:
     """Every detection on two scenes by the methods that are compared for detectors."""
     from konkyo.data.scenes import Scenes
-    from konkyo.instance import Detections, overlap
+    from konkyo.instance import Detections
     from konkyo.report.figures import contact_sheet, save_image
+    from konkyo.tensors import overlap
 
     if importlib.util.find_spec("transformers") is None:
         note = "left out: the detector, which needs transformers: pip install 'konkyo[transformers]'"
@@ -474,8 +475,11 @@ def _explained_score(result: Explanation, row: int, *, place: bool = True) -> st
 
 def _nothing(wanted: Detections) -> str:
     """Why an image has no maps."""
+    from konkyo.instance import NEAR
+
     kinds = "" if not wanted.classes else f" of class {' or '.join(map(str, wanted.classes))}"
-    where = f" that overlaps {' or '.join(str(box) for box in wanted.boxes)}" if wanted.boxes else ""
+    boxes = " or ".join(",".join(f"{side:g}" for side in box) for box in wanted.boxes)
+    where = f" that overlaps {boxes} by an IoU of {NEAR} or more" if boxes else ""
     return f"nothing{kinds} detected with a score above {wanted.threshold:g}{where}"
 
 

@@ -39,6 +39,7 @@ ON_OFFER: dict[str, str] = {
     "others": "(R, H, W) bool, all other objects of the image",
     "boxes": "(R, 4) xyxy in pixels, the box of the object",
     "objects": "(R,) int64, which object a map is about; equal for maps about one object",
+    "image_index": "(R,) int64, which image a map is of: all of one unless given",
     "images": "(R, C, H, W) the prepared images",
     "score": "(variants (V, C, H, W), rows (V,)) -> the explained scores (V,)",
     "explain": "(variants (V, C, H, W), rows (V,)) -> maps (V, h, w) for the rows' targets",
@@ -46,6 +47,18 @@ ON_OFFER: dict[str, str] = {
     "pixels": "(2, C) a black and a white pixel as prepared for the network",
 }
 """What a metric may name as positional parameters."""
+
+
+@dataclass(frozen=True)
+class OfMean:
+    """A pool that knows of a data set only the mean of its maps' statistics, (R, ...) -> (...): shards add up."""
+
+    value: Callable[[Tensor], Tensor]
+    """The mean statistic -> the data set's value."""
+
+    def __call__(self, statistic: Tensor) -> Tensor:
+        """The value of statistics (R, ...), without those that are NaN."""
+        return self.value(statistic.nanmean(0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +94,7 @@ class Metric:
         check_options(f"metric {self.name}", options, self.options)
         if maps.ndim != 3:
             raise KonkyoError(f"maps are (R, H, W); got {tuple(maps.shape)}")
-        of_images = [values[n] for n in ("images", "masks", "others") if n in self.needs and values[n] is not None]
+        of_images = [value for n in ("images", "masks", "others") if (value := values.get(n)) is not None]
         sizes = {tuple(value.shape[-2:]) for value in of_images}
         if len(sizes) > 1:
             raise KonkyoError(f"images and masks of {self.name} differ in size: {sorted(sizes)}")

@@ -145,6 +145,6 @@ def spearman(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _mean_ranks(values: Tensor) -> Tensor:
-    here, there = values[:, :, None], values[:, None]
-    found: Tensor = (there < here).sum(2) + ((there == here).sum(2) - 1) / 2
-    return found
+    ordered, values = values.sort(1).values.contiguous(), values.contiguous()
+    below, up_to = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
+    return (below + up_to - 1).to(torch.float64) / 2

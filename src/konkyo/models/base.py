@@ -18,11 +18,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from konkyo.candidates import Candidates
 from konkyo.errors import KonkyoError, NotApplicable, unknown
-from konkyo.instance import Detections, InstanceTarget, overlap
+from konkyo.instance import NEAR, Detections, InstanceTarget
 from konkyo.layer import INPUT, Layer, Site, bind, main_tensor, trace, untouched
 from konkyo.models.detectors import Detector, best_pairs
 from konkyo.models.preprocess import Frame, Preprocess
 from konkyo.target import Against, ClassTarget, ContrastTarget, Each, Score, Target, TopK, class_logits
+from konkyo.tensors import overlap
 
 Adapter: TypeAlias = Callable[[str, str | Path | None], "Model"]
 SIDES = ("negative", "positive")
@@ -246,6 +247,7 @@ class Model:
             raise KonkyoError(
                 f"no class to explain in an output of shape {tuple(output.shape)}, (N, classes) was expected; give a "
                 "target: a callable output -> (N,) scores"
+                + ("; dense predictions of a detector: konkyo.dense_detector" if output.ndim == 3 else "")
             )
         logits = class_logits(output)
         if k > logits.shape[1]:
@@ -326,7 +328,7 @@ class Model:
         elif target is None:
             target = Detections()
         if not isinstance(target, Detections):
-            if not callable(target):
+            if not callable(target) or isinstance(target, (ContrastTarget, Against)):
                 raise KonkyoError(f"a target of a detector is Detections(...), a class or a callable; got {target!r}")
             return [[cast("Target", target)]] * len(output)
         return self._detected(target, output, score, frames)
@@ -335,6 +337,13 @@ class Model:
         self, wanted: Detections, output: Tensor, score: Score, frames: Sequence[Frame]
     ) -> list[list[Target]]:
         assert self.detector is not None
+        if self.classes and len(self.classes) < self.detector.classes:
+            raise KonkyoError(f"{len(self.classes)} class names for a detector of {self.detector.classes} classes")
+        if output[..., -self.detector.classes :].isnan().any():
+            raise KonkyoError(
+                f"{self.name} predicts NaN; half-precision weights are a usual reason: keep them in float32 and "
+                'explain with precision="bf16"'
+            )
         classes = [self.class_index(c) if isinstance(c, str) else c for c in wanted.classes]
         for index in classes:
             if not 0 <= index < self.detector.classes:
@@ -362,7 +371,7 @@ class Model:
                 boxes = output.new_tensor([target.box for target in targets])
                 boxes = frames[image].shown(boxes) if frames else boxes
                 shares = [overlap(boxes, boxes.new_tensor(box)) for box in wanted.boxes]
-                targets = [targets[at] for at in sorted({int(s.argmax()) for s in shares if s.amax() > 0})]
+                targets = [targets[at] for at in sorted({int(s.argmax()) for s in shares if s.amax() >= NEAR})]
             found.append(list(targets[: wanted.top]))
         return found
 

@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from konkyo.errors import KonkyoError
 from konkyo.files import replacing
-from konkyo.instance import overlap
 from konkyo.path import PathTrace
 from konkyo.report.overlay import Limits, Map, boxed, is_signed, overlay
+from konkyo.tensors import overlap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

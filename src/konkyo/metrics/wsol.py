@@ -1,0 +1,189 @@
+"""Weakly supervised localisation: boxes drawn around what a map shows, and its pixels as a segmentation.
+
+After Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", 2020. A map is scaled to [0, 1] by
+min and max and cut; places that touch, also at a corner (8 neighbours), are one component. Boxes are xyxy in pixel
+edges: x2 is the last column + 1, and IoU is of areas. The authors' code gives a component the corner (x2, y2), cut at
+the last pixel, as a pixel of the box (its IoU adds 1 to every side), so that its boxes are a pixel wider and taller
+than the component unless they touch the border; of an object it compares with all boxes, here it has one; its boxes of
+several components include those around holes; and its largest component is the one whose outline encloses most, here
+the one of most pixels.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from konkyo.errors import KonkyoError
+from konkyo.metrics.base import OfMean, metric
+from konkyo.metrics.localisation import defined, histogram, in_chunks, pixels_in_random_order
+from konkyo.tensors import overlap, safe_divide, unit
+
+DELTAS = (0.3, 0.5, 0.7)
+"""The overlaps with the object's box that MaxBoxAccV2 asks for."""
+
+
+def _at_best_threshold(accuracy: Tensor) -> Tensor:
+    """(..., T) -> the largest over T, and of several the mean."""
+    return accuracy.amax(-1).mean()
+
+
+def _average_precision(counts: Tensor) -> Tensor:
+    """Pixels outside [0] and inside [1] the object by level (2, levels) -> sum of precision times gain in recall."""
+    outside, inside = counts.flip(1)
+    found, wrong = inside.cumsum(0), outside.cumsum(0)
+    precision = safe_divide(found, found + wrong)
+    area: Tensor = torch.dot(precision, inside) / inside.sum()
+    return area
+
+
+@metric(better="higher", pooled=OfMean(_at_best_threshold))
+def max_box_acc(maps: Tensor, boxes: Tensor, *, delta: float = 0.5, steps: int = 255, seed: int = 0) -> Tensor:
+    """MaxBoxAcc (Choe et al., 2020): how often the box of the largest component is right, at the best threshold.
+
+    The map is rounded down to 0 / steps, 1 / steps, ..., 1. For every value but the last, 1 where the box of what is
+    above it overlaps the object's with an IoU of at least `delta`, (R, steps); of a data set the mean over maps at the
+    threshold where it is largest. 255 steps are all that the authors' 1,000 thresholds tell apart on maps of 8 bits. Of
+    equally large components one is taken by the seed. A constant map has no box: 0. The boxes are in pixels of `maps`.
+    """
+    order = pixels_in_random_order(maps, seed)
+    return _hits(_overlaps(maps, boxes, steps, order), (delta,))[:, 0]
+
+
+@metric(better="higher", pooled=OfMean(_at_best_threshold))
+def max_box_acc_v2(maps: Tensor, boxes: Tensor, *, steps: int = 255) -> Tensor:
+    """MaxBoxAccV2 (Choe et al., 2020): how often some component's box is right, each at the best threshold.
+
+    As `max_box_acc` with the box, of all components', that overlaps the object's most, and for an IoU of at least 0.3,
+    0.5 and 0.7, (R, 3, steps); of a data set the mean of the three, each at its own best threshold.
+    """
+    return _hits(_overlaps(maps, boxes, steps, None), DELTAS)
+
+
+@metric(better="higher", pooled=OfMean(_average_precision))
+def px_ap(maps: Tensor, masks: Tensor, *, steps: int = 1000) -> Tensor:
+    """PxAP (Choe et al., 2020): the average precision of all pixels of a data set, ranked by the map's value in [0, 1].
+
+    Of every map how many pixels outside and inside the mask have a value of 0 / steps, 1 / steps, ..., 1, rounded down,
+    (R, 2, steps + 1); of a data set sum_t precision_t (recall_t - recall_(t-1)) of the summed counts, t falling.
+    """
+    _check_steps(steps)
+
+    def part(maps: Tensor, masks: Tensor) -> Tensor:
+        levels = (unit(maps).nan_to_num() * steps).floor()
+        return defined(histogram(levels, masks, steps + 1).float(), maps, masks)
+
+    return in_chunks(part, maps, masks)
+
+
+def boxes_of(heat: Tensor, threshold: float = 0.2) -> Tensor:
+    """The boxes around what is above a threshold of a map (H, W), xyxy, that of most pixels first. -> (n, 4)
+
+    `threshold` is a share of the range from the map's minimum to its maximum. The first box at 0.2 is that of CAM (Zhou
+    et al., 2016), for a map whose minimum is 0. A constant map, and one that is not finite, has none.
+    """
+    if heat.ndim != 2 or not 0 <= threshold < 1:
+        raise KonkyoError(f"boxes_of takes a map (H, W) and 0 <= threshold < 1; got {tuple(heat.shape)}, {threshold}")
+    above = (unit(heat.detach().float()[None]) > threshold).int()
+    _, sizes, boxes = next(_components(above, 1))
+    return boxes[sizes.argsort(descending=True, stable=True)]
+
+
+def _check_steps(steps: int) -> None:
+    if not 1 <= steps <= 10_000:
+        raise KonkyoError(f"steps is a number of thresholds from 1 to 10000; got {steps}")
+
+
+def _hits(overlaps: Tensor, deltas: tuple[float, ...]) -> Tensor:
+    """IoUs (R, T) -> 1.0 where they reach a delta, NaN where they are NaN. (R, deltas, T)"""
+    wanted = overlaps.new_tensor(deltas)[:, None]
+    return torch.where(overlaps[:, None].isnan(), torch.nan, (overlaps[:, None] >= wanted).float())
+
+
+def _overlaps(maps: Tensor, boxes: Tensor, steps: int, order: Tensor | None) -> Tensor:
+    """The IoU of `boxes` (R, 4) with the largest component above each threshold, or the best component. -> (R, steps)
+
+    `order` (H * W,) says which of equally large components is taken; None: the component that overlaps most.
+    """
+    _check_steps(steps)
+    pixels = maps.shape[1] * maps.shape[2]
+    rank = None if order is None else order.argsort()
+
+    def part(maps: Tensor, boxes: Tensor) -> Tensor:
+        best = maps.new_zeros(steps, len(maps))
+        levels = (unit(maps).nan_to_num() * steps).floor().int()
+        for above, (corner, size, found) in zip(range(steps - 1, -1, -1), _components(levels, steps), strict=True):
+            row = corner // pixels
+            shared = overlap(found, boxes[row])
+            if rank is not None:
+                key = size * pixels + rank[corner % pixels]
+                largest = key.new_zeros(len(maps)).scatter_reduce(0, row, key, "amax")
+                shared = torch.where(key == largest[row], shared, 0.0)
+            best[above].scatter_reduce_(0, row, shared, "amax")
+        area = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        return torch.where(area[:, None], defined(best.T, maps), torch.nan)
+
+    return in_chunks(part, maps, boxes.to(maps)) if len(maps) else maps.new_zeros(0, steps)
+
+
+def _components(levels: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For every level from `steps` down to 1, the components of the pixels that reach it. Levels (R, H, W) ints.
+
+    Of each its first pixel (n,) as an index into all R * H * W, its number of pixels (n,) and its box (n, 4). A
+    component is part of one at the next lower level, so each level only joins what its own pixels connect: a forest of
+    pixels, whose roots are the components' first pixels, joins two neighbours at the lower of their levels.
+    """
+    height, width = levels.shape[1:]
+    level = levels.flatten()
+    ids = torch.arange(level.numel(), device=level.device).view(levels.shape)
+    neighbours = [
+        (ids[:, :, :-1], ids[:, :, 1:]),
+        (ids[:, :-1], ids[:, 1:]),
+        (ids[:, :-1, :-1], ids[:, 1:, 1:]),
+        (ids[:, :-1, 1:], ids[:, 1:, :-1]),
+    ]
+    one, other = (torch.cat([pair[side].flatten() for pair in neighbours]) for side in (0, 1))
+    edges = _by_level(torch.minimum(level[one], level[other]), steps)
+    pixels = _by_level(level, steps)
+
+    parent = ids.flatten().clone()
+    size = torch.ones_like(parent)
+    x, y = parent % width, parent // width % height
+    reach = torch.stack([-x, -y, x + 1, y + 1], dim=1)
+    roots = parent[:0]
+    for edge, pixel in zip(reversed(edges), reversed(pixels), strict=True):
+        before = torch.unique(_root(parent, torch.cat([one[edge], other[edge]])))
+        _join(parent, one[edge], other[edge])
+        after = _root(parent, before)
+        moved = before != after
+        before, after = before[moved], after[moved]
+        size.index_add_(0, after, size[before])
+        reach.scatter_reduce_(0, after[:, None].expand(-1, 4), reach[before], "amax")
+        roots = torch.cat([roots, pixel])
+        roots = roots[parent[roots] == roots]
+        yield roots, size[roots], reach[roots] * reach.new_tensor([-1, -1, 1, 1])
+
+
+def _by_level(level: Tensor, steps: int) -> list[Tensor]:
+    """The indices of the values 1, ..., steps, a tensor for each, ascending within it."""
+    order = level.to(torch.int16).argsort(stable=True)
+    counts: list[int] = torch.bincount(level, minlength=steps + 1).tolist()
+    return list(torch.split(order, counts))[1:]
+
+
+def _root(parent: Tensor, nodes: Tensor) -> Tensor:
+    """The root of every node's tree; the nodes then hang from it."""
+    up = parent[nodes]
+    while not torch.equal(up, above := parent[up]):
+        parent[nodes] = above
+        up = above
+    return up
+
+
+def _join(parent: Tensor, one: Tensor, other: Tensor) -> None:
+    """Makes every two nodes part of one tree, whose root is the smallest of their roots."""
+    while len(one):
+        one, other = _root(parent, one), _root(parent, other)
+        apart = one != other
+        one, other = one[apart], other[apart]
+        parent.scatter_reduce_(0, torch.maximum(one, other), torch.minimum(one, other), "amin")
