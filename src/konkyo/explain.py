@@ -38,6 +38,8 @@ Where: TypeAlias = "str | nn.Module | Layer | Sequence[str | nn.Module | Layer] 
 
 SEVEN_CAMS = ("cam", "grad_cam", "grad_cam_pp", "score_cam", "eigen_cam", "ablation_cam", "layer_cam")
 """The class activation maps of the founding survey, in its order."""
+OF_DETECTORS = ("grad_cam", "grad_cam_pp", "d_rise", "odam", "ig_odam", "adaptive_ig_odam")
+"""The methods that the paper on IG-ODAM compares."""
 
 
 def explain(

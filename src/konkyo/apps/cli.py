@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from konkyo.apps.measure import OF_DETECTORS, evaluate, metrics
+from konkyo.apps.measure import benchmark, evaluate, metrics
 from konkyo.apps.options import (
     Boxes,
     Budget,
@@ -188,7 +188,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare methods on a contact sheet: a row per image and class (or detection), a column per method."""
-    from konkyo.explain import SEVEN_CAMS
+    from konkyo.explain import OF_DETECTORS, SEVEN_CAMS
     from konkyo.report.figures import contact_sheet, picture_name, save_image
 
     picture_name(to)
@@ -327,6 +327,7 @@ def demo(
 def _demo_of_detector(to: Path) -> None:
     """Every detection on two scenes by the methods that are compared for detectors."""
     from konkyo.data.scenes import Scenes
+    from konkyo.explain import OF_DETECTORS
     from konkyo.instance import Detections
     from konkyo.report.figures import contact_sheet, save_image
     from konkyo.tensors import overlap
@@ -369,6 +370,7 @@ DEMO_SEED = 2033
 
 app.command()(evaluate)
 app.command()(metrics)
+app.add_typer(benchmark, name="benchmark")
 
 
 @app.callback(invoke_without_command=True)

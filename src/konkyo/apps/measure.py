@@ -19,6 +19,7 @@ from konkyo.apps.options import (
     Json,
     Labels,
     Mean,
+    ModelName,
     Options,
     PrecisionName,
     Resize,
@@ -88,7 +89,7 @@ def evaluate(
     """Measure explanations on data with truth: a table of methods and metrics, with 95 % intervals and paired tests."""
     from konkyo.evaluate import Maps, Matching
     from konkyo.evaluate import evaluate as run
-    from konkyo.explain import SEVEN_CAMS
+    from konkyo.explain import OF_DETECTORS, SEVEN_CAMS
 
     setup = None if model == "none" else setup_of(model, weights, labels, (resize, crop, mean, std), device)
     names: list[Any] = []
@@ -145,8 +146,64 @@ def metrics(as_json: Json = False) -> None:
     print_table(["metric", "better", "what it gives", "options"], rows)
 
 
-OF_DETECTORS = ("grad_cam", "grad_cam_pp", "d_rise", "odam", "ig_odam", "adaptive_ig_odam")
-"""The methods that the paper on IG-ODAM compares."""
+benchmark = typer.Typer(help="Reproduce the form of published comparisons.", no_args_is_help=True)
+
+
+@benchmark.callback()
+def _benchmark() -> None:
+    """Reproduce the form of published comparisons on a model and data of one's own."""
+
+
+@benchmark.command()
+def paper(
+    model: ModelName = "konkyo/scenes-detr",
+    data: Data = "scenes:50",
+    score: Annotated[float, typer.Option("--score", help="Detectors: what is detected with a higher score.")] = 0.3,
+    iou: Annotated[float, typer.Option("--iou", help="Detectors: least overlap with a thing of the class.")] = 0.5,
+    steps: Annotated[int, typer.Option(min=1, help="Of deletion and insertion.")] = 100,
+    paths: Annotated[
+        int, typer.Option(min=0, help="Detectors: compare uniform and adaptive nodes on so many samples.")
+    ] = 10,
+    limit: Limit = None,
+    to: Folder = Path("konkyo-paper"),
+    weights: Weights = "default",
+    labels: Labels = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    mean: Mean = None,
+    std: Std = None,
+    option: Options = None,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """The tables of the paper on IG-ODAM for a detector; for a classifier the seven CAMs and RISE."""
+    from konkyo.evaluate import Matching
+    from konkyo.paper import convergence, save, tables
+
+    setup = setup_of(model, weights, labels, (resize, crop, mean, std), device)
+    _, request = request_of("grad_cam", None, None, option)
+    matching = Matching(score, iou)
+    with told("explaining and measuring") as progress:
+        found = tables(
+            setup.model,
+            data,
+            limit=limit,
+            matching=matching,
+            seed=seed,
+            steps=steps,
+            out=to,
+            progress=progress,
+            **request["options"],
+        )
+    show(found)
+    if setup.detects and paths:
+        with told("uniform and adaptive nodes") as progress:
+            near = convergence(setup.model, data, limit=paths, matching=matching, seed=seed, progress=progress)
+        save(near, to)
+        out.print("median distance from the integral (257 nodes), as a share of it:", highlight=False)
+        rows = [line.strip("| ").split(" | ") for line in near.markdown().splitlines()]
+        print_table(rows[0], [tuple(row) for row in rows[2:]])
+    out.print(f"tables, curves and every value in {escape(str(to))}", highlight=False, soft_wrap=True)
 
 
 def show(found: Evaluation) -> None:

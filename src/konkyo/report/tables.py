@@ -25,3 +25,19 @@ def curves_figure(curves: Mapping[str, Mapping[str, Sequence[float]]], better: M
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=9, frameon=False)
     return drawn(figure)
+
+
+def convergence_figure(nodes: Sequence[int], errors: Mapping[str, Sequence[float]]) -> Image.Image:
+    """The error of every method over the number of nodes, both on logarithmic axes."""
+    figure = Figure(figsize=(5.2, 3.8), layout="constrained", dpi=120)
+    panel = figure.subplots()
+    for method, values in errors.items():
+        panel.loglog(nodes, values, marker="o", label=method, linewidth=1.6)
+    panel.set_xticks(list(nodes), [str(count) for count in nodes])
+    panel.minorticks_off()
+    panel.set_xlabel("nodes", fontsize=9)
+    panel.set_ylabel("distance from the integral", fontsize=9)
+    panel.grid(alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, fontsize=9)
+    return drawn(figure)

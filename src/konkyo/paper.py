@@ -1,0 +1,159 @@
+"""The tables of the founding papers in their form, on any model and data."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from konkyo.data.samples import Data, Samples, samples
+from konkyo.data.scenes import Scenes
+from konkyo.errors import KonkyoError, KonkyoWarning
+from konkyo.evaluate import Matching, Told, evaluate
+from konkyo.evaluation import Evaluation
+from konkyo.explain import OF_DETECTORS, SEVEN_CAMS, explain
+from konkyo.files import replacing
+from konkyo.instance import Detections
+from konkyo.models import Model, as_model
+
+TABLE_OF_DETECTORS = ("deletion(protocol=seed)", "insertion(protocol=seed)", "vea@mask", "ebpg@box")
+TABLE_OF_CLASSIFIERS = ("deletion", "insertion", "ebpg@mask", "pointing_game@evidence")
+NODES = (2, 4, 8, 16, 32, 64)
+PATHS = ("ig_odam", "adaptive_ig_odam")
+RIGHT = Matching()
+REFERENCE_NODES = 257
+"""Of the integral that others are held against."""
+
+
+@dataclass(frozen=True, eq=False)
+class Convergence:
+    """How far paths of few nodes are from the integral: a row per method and number of nodes."""
+
+    nodes: tuple[int, ...]
+    errors: dict[str, Tensor]
+    """method -> (nodes, R): |map - reference|_1 / |reference|_1 of the signed maps."""
+
+    def markdown(self) -> str:
+        """A row per number of nodes: the median over instances, and on how many of them adaptive nodes are nearer."""
+        head = "| nodes | " + " | ".join(self.errors) + " | adaptive nearer |"
+        lines = [head, "|---" * (len(self.errors) + 2) + "|"]
+        uniform, adaptive = (self.errors[name] for name in PATHS)
+        for k, count in enumerate(self.nodes):
+            medians = " | ".join(f"{float(errors[k].nanmedian()):.4f}" for errors in self.errors.values())
+            nearer = float((adaptive[k] < uniform[k]).double().mean())
+            lines.append(f"| {count} | {medians} | {nearer:.0%} |")
+        return "\n".join(lines) + "\n"
+
+
+def tables(
+    model: Model | nn.Module,
+    data: str | Path | Data | Scenes | Samples,
+    *,
+    limit: int | None = None,
+    matching: Matching = RIGHT,
+    seed: int = 0,
+    steps: int = 100,
+    out: str | Path | None = None,
+    progress: Told | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Tables 1 and 2 of the paper on IG-ODAM for a detector; for a classifier the seven CAMs and RISE.
+
+    Detectors: deletion and insertion (`steps` steps, random values, the object's box as budget), VEA on masks and EBPG
+    in boxes of the six methods. Classifiers: deletion, insertion, EBPG on masks, and how often the map is highest on
+    the part that alone decides the class. The rest is as in `evaluate`.
+    """
+    adapted = as_model(model)
+    detects = adapted.detector is not None
+    columns = TABLE_OF_DETECTORS if detects else TABLE_OF_CLASSIFIERS
+    shorter = [_of_steps(name, steps) for name in columns]
+    return evaluate(
+        adapted,
+        data,
+        OF_DETECTORS if detects else (*SEVEN_CAMS, "rise"),
+        shorter,
+        limit=limit,
+        matching=matching,
+        seed=seed,
+        out=out,
+        progress=progress,
+        **options,
+    )
+
+
+def _of_steps(name: str, steps: int) -> str:
+    if steps == 100 or not name.startswith(("deletion", "insertion")):
+        return name
+    return f"{name[:-1]},steps={steps})" if name.endswith(")") else f"{name}(steps={steps})"
+
+
+def convergence(
+    model: Model | nn.Module,
+    data: str | Path | Data | Scenes | Samples,
+    *,
+    nodes: Sequence[int] = NODES,
+    limit: int | None = None,
+    matching: Matching = RIGHT,
+    seed: int = 0,
+    progress: Told | None = None,
+) -> Convergence:
+    """How fast uniform and adaptive nodes approach the integral of IG-ODAM, at equal numbers of them.
+
+    The reference is the trapezoid rule on 257 uniform nodes. Adaptive paths begin with half of their nodes, 2 to 9. KonkyoError: no detector, or nothing is detected.
+    """
+    adapted = as_model(model)
+    if adapted.detector is None:
+        raise KonkyoError(f"paths are compared on a detector's instances; {adapted.name} is no detector")
+    found, target = samples(data, limit=limit, seed=seed), Detections(threshold=matching.threshold)
+    errors: dict[str, list[list[Tensor]]] = {name: [[] for _ in nodes] for name in PATHS}
+    for index, sample in enumerate(found):
+
+        def maps(name: str, count: int, picture: Any = sample.image, **more: int) -> Tensor:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", KonkyoWarning)  # blank maps have no error: NaN
+                return (
+                    explain(adapted, picture, method=name, target=target, nodes=count, **more)
+                    .signed.flatten(1)
+                    .double()
+                )
+
+        reference = maps("ig_odam", REFERENCE_NODES)
+        for name in PATHS:
+            for k, count in enumerate(nodes):
+                initial = {"initial": min(9, max(2, count // 2))} if name == "adaptive_ig_odam" else {}
+                off, whole = (maps(name, count, **initial) - reference).abs().sum(1), reference.abs().sum(1)
+                errors[name][k].append(torch.where(whole > 0, off / whole, torch.nan).cpu())
+        if progress is not None:
+            progress(index + 1, len(found))
+    rows = {name: torch.stack([torch.cat(each) for each in of]) for name, of in errors.items()}
+    if not rows[PATHS[0]].numel():
+        raise KonkyoError(f"nothing detected with a score above {matching.threshold:g}")
+    return Convergence(tuple(nodes), rows)
+
+
+def save(result: Convergence, folder: str | Path) -> Path:
+    """Writes convergence.md, .json and .png into a folder. -> the folder"""
+    from konkyo.report.tables import convergence_figure
+
+    folder = Path(folder)
+    values = {
+        name: [[v if math.isfinite(v) else None for v in row] for row in of.tolist()]
+        for name, of in result.errors.items()
+    }
+    medians = {name: of.nanmedian(1).values.tolist() for name, of in result.errors.items()}
+    for name, text in (
+        ("convergence.md", result.markdown()),
+        ("convergence.json", json.dumps({"nodes": result.nodes, "errors": values})),
+    ):
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    with replacing(folder / "convergence.png") as temporary:
+        convergence_figure(result.nodes, medians).save(temporary, format="png")
+    return folder
