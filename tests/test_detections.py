@@ -97,15 +97,14 @@ def test_a_score_exactly_at_the_threshold_is_not_kept() -> None:
     assert (kept.index.tolist(), kept.label.tolist()) == ([1], [0])
 
 
-def test_the_same_box_with_other_probabilities_on_another_image_is_not_the_detection() -> None:
-    box, larger = [0.0, 0.0, 10.0, 8.0], [0.0, 0.0, 10.0, 10.0]  # IoU 0.8
-    own = [[*box, 0.5, 0.2], [*larger, 0.9, 0.1]]
-    other = [[*box, 0.1, 0.2], [*larger, 0.9, 0.1]]
-    nearly = [[*box, 0.5 + 5e-5, 0.2], [*larger, 0.9, 0.1]]  # as computed in another batch
+def test_a_candidate_with_another_box_or_other_probabilities_is_not_the_detection_itself() -> None:
+    box, larger = [0.0, 0.0, 10.0, 8.0], [0.0, 0.0, 10.0, 10.0, 0.9, 0.1]  # IoU 0.8
+    own = [*box, 0.5, 0.2]
+    less, moved, nearly = [*box, 0.1, 0.2], [5.0, 0.0, 15.0, 8.0, 0.5, 0.2], [0.0, 0.0, 10.0005, 8.0, 0.50005, 0.2]
     target = InstanceTarget(0, (0.0, 0.0, 10.0, 8.0), (0.5, 0.2), 0, class_similarity="probability")
-    output = torch.tensor([own, other, nearly], dtype=torch.float64)
-    assert target.match(output).index.tolist() == [0, 1, 0]
-    assert target(output).tolist() == pytest.approx([0.5, 0.9, 0.50005])
+    output = torch.tensor([[first, larger] for first in (own, less, moved, nearly)], dtype=torch.float64)
+    assert target.match(output).index.tolist() == [0, 1, 1, 0]  # the last as it comes out of another batch
+    assert target(output).tolist() == pytest.approx([0.5, 0.9, 0.9, 0.50005])
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------

@@ -8,9 +8,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from konkyo import data
+    from konkyo import data, metrics
     from konkyo.diagnosis import Diagnosis
     from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable
+    from konkyo.evaluate import Maps, Matching, evaluate
+    from konkyo.evaluation import Evaluation
     from konkyo.explain import compare, explain, explanations
     from konkyo.explanation import Explanation
     from konkyo.instance import Detections, InstanceTarget
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from konkyo.models import Model, Preprocess, load
     from konkyo.models.detectors import Detector
     from konkyo.models.detectors.yolo import dense_detector
+    from konkyo.sanity import random_class, randomisation, stability
     from konkyo.suppression import odam_nms
     from konkyo.target import Against, ClassTarget, ContrastTarget, Each, Target, TopK
 
@@ -28,6 +31,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "konkyo.diagnosis": ("Diagnosis",),
     "konkyo.errors": ("KonkyoError", "KonkyoWarning", "NotApplicable"),
+    "konkyo.evaluate": ("Maps", "Matching", "evaluate"),
+    "konkyo.evaluation": ("Evaluation",),
     "konkyo.explain": ("compare", "explain", "explanations"),
     "konkyo.explanation": ("Explanation",),
     "konkyo.instance": ("Detections", "InstanceTarget"),
@@ -37,6 +42,7 @@ _HOMES = {
     "konkyo.models.detectors": ("Detector",),
     "konkyo.models.detectors.yolo": ("dense_detector",),
     "konkyo.methods.wrappers": ("augmented", "first_component"),
+    "konkyo.sanity": ("random_class", "randomisation", "stability"),
     "konkyo.suppression": ("odam_nms",),
     "konkyo.target": ("Against", "ClassTarget", "ContrastTarget", "Each", "Target", "TopK"),
 }
@@ -50,11 +56,14 @@ __all__ = [
     "Detector",
     "Diagnosis",
     "Each",
+    "Evaluation",
     "Explanation",
     "InstanceTarget",
     "KonkyoError",
     "KonkyoWarning",
     "Layer",
+    "Maps",
+    "Matching",
     "Method",
     "Model",
     "NotApplicable",
@@ -65,13 +74,18 @@ __all__ = [
     "compare",
     "data",
     "dense_detector",
+    "evaluate",
     "explain",
     "explanations",
     "first_component",
     "load",
     "method",
     "methods",
+    "metrics",
     "odam_nms",
+    "random_class",
+    "randomisation",
+    "stability",
 ]
 
 
@@ -86,8 +100,8 @@ class _Package(ModuleType):
             super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "data":
-            return import_module("konkyo.data")
+        if name in ("data", "metrics"):
+            return import_module(f"konkyo.{name}")
         if name not in _HOME:
             raise AttributeError(f"module 'konkyo' has no attribute {name!r}")
         value = getattr(import_module(_HOME[name]), name)

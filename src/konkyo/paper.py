@@ -106,7 +106,8 @@ def convergence(
 ) -> Convergence:
     """How fast uniform and adaptive nodes approach the integral of IG-ODAM, at equal numbers of them.
 
-    The reference is the trapezoid rule on 257 uniform nodes. Adaptive paths begin with half of their nodes, 2 to 9. KonkyoError: no detector, or nothing is detected.
+    The reference is the trapezoid rule on 257 uniform nodes. Adaptive paths begin with half of their nodes, 2 to
+    9. KonkyoError: no detector, or nothing is detected.
     """
     adapted = as_model(model)
     if adapted.detector is None:
@@ -115,7 +116,7 @@ def convergence(
     errors: dict[str, list[list[Tensor]]] = {name: [[] for _ in nodes] for name in PATHS}
     for index, sample in enumerate(found):
 
-        def maps(name: str, count: int, picture: Any = sample.image, **more: int) -> Tensor:
+        def maps(name: str, count: int, picture: Any = sample.image, **more: Any) -> Tensor:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", KonkyoWarning)  # blank maps have no error: NaN
                 return (

@@ -203,7 +203,9 @@ class Probe:
     @cached_property
     def score(self) -> Tensor:
         """The explained score of every row (N,)."""
-        return scores(self.output, self.targets)
+        output = self.output
+        with torch.autocast(output.device.type, enabled=False):  # as where gradients start, whatever the caller's is
+            return scores(output, self.targets)
 
     @cached_property
     def activations(self) -> Tensor:
