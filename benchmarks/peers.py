@@ -475,10 +475,61 @@ def costs(device: str, rounds: int) -> Iterator[dict[str, object]]:
     yield section(title, detect, contenders, min(rounds, 5), once_only)
 
 
+def measuring(device: str, rounds: int) -> Iterator[dict[str, object]]:
+    """Metrics against what they cannot do without, and ROAD's imputation against pytorch-grad-cam's."""
+    from pytorch_grad_cam.metrics.road import NoisyLinearImputer
+
+    from konkyo.metrics.imputation import impute
+
+    model, x, forward = network("resnet18", device)
+    maps = torch.rand(1, 7, 7, device=device)
+
+    def score(variants: Tensor, __rows: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return model(variants.contiguous(memory_format=torch.channels_last)).softmax(1)[:, 0]
+
+    def curves() -> None:
+        for name in ("deletion", "insertion"):
+            konkyo.metrics.METRICS[name](maps, images=x, score=score, batch=32)
+
+    contenders = {"konkyo deletion + insertion of 100 steps (202 forwards)": curves}
+    title = "resnet18, 224 x 224: deletion and insertion, against 200 forwards in batches of 32"
+    yield section(title, bare(model, x, 200, 32), contenders, min(rounds, 5))
+
+    images = torch.randn(12, 3, 224, 224, device=device)
+    order = nn.functional.interpolate(torch.rand(12, 1, 7, 7, device=device), (224, 224), mode="bilinear").flatten(1)
+    removed = (order > order.median(1, keepdim=True).values).view(12, 224, 224)
+    imputer = NoisyLinearImputer(noise=0.0)
+
+    def ours_at_once() -> None:
+        impute(images, removed, noise=0.0)
+
+    def theirs() -> None:
+        for image, gone in zip(images.cpu(), removed.cpu(), strict=True):
+            imputer(image, (~gone).float())
+
+    title = "ROAD's imputation of 12 images, half of each removed by a map, against konkyo's"
+    yield section(title, ours_at_once, {"pytorch-grad-cam NoisyLinearImputer": theirs}, min(rounds, 5))
+
+    many, masks = (
+        torch.rand(1000, 224, 224, device=device),
+        torch.zeros(1000, 224, 224, dtype=torch.bool, device=device),
+    )
+    masks[:, 50:150, 60:160] = True
+
+    def localisation() -> None:
+        for name in ("vea", "ebpg", "pointing_game"):
+            konkyo.metrics.METRICS[name](many, masks=masks)
+
+    title = "VEA, EBPG and pointing game of 1,000 maps of 224 x 224, against a forward of resnet18"
+    yield section(title, forward, {"konkyo vea + ebpg + pointing_game": localisation}, min(rounds, 5))
+
+
 SECTIONS = {
     **{"costs": costs, "gradient": gradient, "transformer": transformer, "whole": whole, "path": path},
     **{"augmentation": augmentation, "ablation": ablation, "score": score, "detection": detection},
     "adaptive": adaptive,
+    "measuring": measuring,
 }
 
 

@@ -222,7 +222,18 @@ def demands_table() -> str:
     return "\n".join(lines)
 
 
+def metrics_table() -> str:
+    """A row per metric."""
+    lines = ["| metric | better | what it gives | options |", "|---|---|---|---|"]
+    for name, found in sorted(konkyo.metrics.metrics().items()):
+        options = ", ".join(f"`{o}={p.default!r}`" for o, p in found.options.items() if o not in ("batch", "seed"))
+        given = " ".join(found.description.replace("|", "\\|").removesuffix("-> (R,)").split())
+        lines.append(f"| `{name}` | {found.better} | {given} | {options} |")
+    return "\n".join(lines)
+
+
 PARTS = {
+    "metrics table": metrics_table,
     "methods table": methods_table,
     "methods": methods_pages,
     "benchmark summary": benchmark_summary,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from konkyo.apps.measure import benchmark, evaluate, metrics
+from konkyo.apps.measure import benchmark, evaluate, metrics, sanity
 from konkyo.apps.options import (
     Boxes,
     Budget,
@@ -370,6 +370,7 @@ DEMO_SEED = 2033
 
 app.command()(evaluate)
 app.command()(metrics)
+app.command()(sanity)
 app.add_typer(benchmark, name="benchmark")
 
 

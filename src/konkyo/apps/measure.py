@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from konkyo.apps.options import (
     Crop,
     Device,
+    Images,
     Json,
     Labels,
     Mean,
@@ -27,6 +29,7 @@ from konkyo.apps.options import (
     Std,
     Weights,
     err,
+    files_of,
     out,
     print_table,
     request_of,
@@ -35,6 +38,8 @@ from konkyo.apps.options import (
 from konkyo.errors import KonkyoError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from konkyo.evaluation import Evaluation
 
 Data = Annotated[
@@ -144,6 +149,65 @@ def metrics(as_json: Json = False) -> None:
         for n, m in sorted(found.items())
     ]
     print_table(["metric", "better", "what it gives", "options"], rows)
+
+
+def sanity(
+    images: Images,
+    model: ModelName = "konkyo/scenes-classifier",
+    method: Annotated[str, typer.Option("--method", help="Several, as in grad_cam,layer_cam, or 'all'.")] = "grad_cam",
+    order: Annotated[str, typer.Option(help="cascading or independent randomisation.")] = "cascading",
+    steps: Annotated[int, typer.Option(min=1, help="In how many parts the weights are drawn anew.")] = 10,
+    weights: Weights = "default",
+    labels: Labels = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    mean: Mean = None,
+    std: Std = None,
+    option: Options = None,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Test whether maps depend on what the network has learnt, and on the class that is asked for."""
+    from konkyo.data.images import open_image
+    from konkyo.sanity import random_class, randomisation
+
+    setup = setup_of(model, weights, labels, (resize, crop, mean, std), device)
+    names, request = request_of(method, None, None, option)
+    pictures = [open_image(file) for file in files_of(images)]
+    if order not in ("cascading", "independent"):
+        raise KonkyoError(f"--order is cascading or independent; got {order!r}")
+    verdicts: dict[str, dict[str, Any]] = {}
+    with told("drawing weights anew") as progress:
+        for done, name in enumerate(names):
+            settings = {"seed": seed, **request["options"]}
+            tests = [randomisation(setup.model, pictures, name, order=order, steps=steps, **settings)]  # type: ignore[arg-type]
+            if not setup.detects and setup.model.classes:
+                tests.append(random_class(setup.model, pictures, name, **settings))
+            verdicts[name] = {
+                test.test: {
+                    "passed": test.passed,
+                    "verdict": test.verdict,
+                    "similarity": {s: _mean(v) for s, v in zip(test.steps, test.similarity, strict=True)},
+                }
+                for test in tests
+            }
+            progress(done + 1, len(names))
+    if as_json:
+        print(json.dumps(verdicts, indent=1))  # noqa: T201 - standard output is what was asked for
+        return
+    rows = [
+        (name, test, "passed" if found["passed"] else "failed", found["verdict"])
+        for name, tests in verdicts.items()
+        for test, found in tests.items()
+    ]
+    print_table(["method", "test", "", "what it says"], rows)
+
+
+def _mean(values: Tensor) -> float | None:
+    """The mean of what is not NaN; None where all are."""
+    mean = float(values.nanmean())
+    return mean if math.isfinite(mean) else None
 
 
 benchmark = typer.Typer(help="Reproduce the form of published comparisons.", no_args_is_help=True)
