@@ -111,8 +111,14 @@ class Explanation:
             return Image.fromarray(pixels)
         return self.images[index]
 
-    def overlay(self, row: int = 0, *, image: Image.Image | None = None, **style: Any) -> Image.Image:
-        """The map drawn over its picture. `style`: see `konkyo.report.overlay.overlay`."""
+    def overlay(
+        self, row: int = 0, *, image: Image.Image | None = None, outline: float | None = None, **style: Any
+    ) -> Image.Image:
+        """The map drawn over its picture. `style`: see `konkyo.report.overlay.overlay`.
+
+        `outline`: with a box around the largest part above that share of the map's range (0.2: as CAM localises).
+        """
+        from konkyo.metrics.wsol import boxes_of
         from konkyo.report.overlay import boxed, overlay  # pictures are drawn only when asked for
 
         if not -len(self) <= row < len(self):
@@ -120,6 +126,9 @@ class Explanation:
         picture = self.picture(row) if image is None else image
         map_ = self.maps[row] if self.regions is None else self.at((picture.height, picture.width))[row]
         drawn = overlay(picture, map_, **style)
+        if outline is not None:
+            for box in boxes_of(self.at((picture.height, picture.width))[row], outline)[:1].tolist():
+                drawn = boxed(drawn, box)
         return drawn if self.boxes is None else boxed(drawn, self.boxes[row].tolist())
 
     # --- on disk ------------------------------------------------------------------------------------------------------

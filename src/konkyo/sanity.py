@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from konkyo.errors import KonkyoError, KonkyoWarning
@@ -125,6 +126,16 @@ class Stability:
     """(R, h, w) their standard deviation: the band around the mean."""
     similarity: Tensor
     """(R,) the mean Pearson correlation of two of them; NaN where one is constant."""
+
+    def overlay(self, image: Image.Image, row: int = 0) -> Image.Image:
+        """Mean and deviation side by side over the picture, both on the scale from 0 to 1."""
+        from konkyo.report.overlay import overlay  # pictures are drawn only when asked for
+
+        panels = [overlay(image, values[row], limits=(0.0, 1.0)) for values in (self.mean, self.deviation)]
+        both = Image.new("RGB", (2 * image.width, image.height))
+        for index, panel in enumerate(panels):
+            both.paste(panel, (index * image.width, 0))
+        return both
 
 
 def stability(

@@ -1,5 +1,5 @@
 """Images in, data sets with ground truth."""
 
-from konkyo.data import images, scenes
+from konkyo.data import images, samples, scenes
 
-__all__ = ["images", "scenes"]
+__all__ = ["images", "samples", "scenes"]
