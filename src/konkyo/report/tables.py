@@ -19,7 +19,7 @@ def curves_figure(curves: Mapping[str, Mapping[str, Sequence[float]]], better: M
             last = max(1, len(values) - 1)
             panel.plot([i / last for i in range(len(values))], values, label=method, linewidth=1.6)
         panel.set_title(f"{name} {better[name]}", fontsize=10)
-        panel.set_xlabel("share of the steps", fontsize=9)
+        panel.set_xlabel("from the first to the last place of the curve", fontsize=9)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
