@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import itertools
 import json
@@ -98,7 +99,7 @@ def test_options_are_read_and_written(text: str, options: dict[str, Any], budget
     ],
 )
 def test_columns_that_mean_nothing_are_refused(text: str, said: str) -> None:
-    with pytest.raises(KonkyoError, match=".*") as told:
+    with pytest.raises(KonkyoError) as told:
         column(text)
     assert said in str(told.value)
 
@@ -305,7 +306,9 @@ def pictures(count: int = 4) -> list[Sample]:
     for i in range(count):
         fox, leaf = (2 + i, 3, 20 + i, 22), (26, 20 - i, 36, 28 - i)
         image = painted({fox: RED, leaf: GREEN}, i)
-        found.append(Sample(f"p{i}", image, "green" if i % 2 else "Red fox", (thing("red fox", fox), thing("green", leaf))))
+        found.append(
+            Sample(f"p{i}", image, "green" if i % 2 else "Red fox", (thing("red fox", fox), thing("green", leaf)))
+        )
     return found
 
 
@@ -352,7 +355,7 @@ def test_values_of_a_classifier_are_those_of_metrics_called_by_hand(model: konky
             assert label == 0
 
             def score(variants: Tensor, rows: Tensor, label: int = label) -> Tensor:
-                return model.module(variants).softmax(1)[:, label]
+                return model.module(variants).softmax(1)[:, label].detach()
 
             maps = konkyo.explain(model, sample.image, method=name, target=label).maps
             fox, leaf = (t.mask[None] for t in sample.things)
@@ -392,9 +395,12 @@ def test_the_label_in_place_of_the_decision(model: konkyo.Model) -> None:
     found = evaluate(model, samples, ["grad_cam"], ["ebpg", "deletion(steps=4)"], explained="label")
     for i, sample in enumerate(samples):
         result = konkyo.explain(model, sample.image, target="green")
-        equal(found.values("grad_cam", "ebpg@mask")[i : i + 1], METRICS["ebpg"](result.maps, masks=sample.things[1].mask[None]))
+        equal(
+            found.values("grad_cam", "ebpg@mask")[i : i + 1],
+            METRICS["ebpg"](result.maps, masks=sample.things[1].mask[None]),
+        )
         images = torch.from_numpy(np.array(sample.image)).permute(2, 0, 1)[None] / 255
-        assert found.rows[i].score == pytest.approx(float(model.module(images).softmax(1)[0, 1]), rel=1e-5)
+        assert found.rows[i].score == pytest.approx(model.module(images).softmax(1)[0, 1].item(), rel=1e-5)
     with pytest.raises(KonkyoError, match="p0 has no label"):
         evaluate(model, [replace(samples[0], label=None)], ["grad_cam"], ["ebpg"], explained="label")
 
@@ -406,9 +412,7 @@ def test_what_is_seen_of_a_cropped_picture_is_measured() -> None:
     whole = pictures(2)
     parts = []
     for sample in whole:
-        things = tuple(
-            Thing(t.label, box_of(Thing(mask=m)), m) for t in sample.things for m in [t.mask[4:28, 8:32]]
-        )
+        things = tuple(Thing(t.label, box_of(Thing(mask=m)), m) for t in sample.things for m in [t.mask[4:28, 8:32]])
         parts.append(replace(sample, image=sample.image.crop(cut), things=things))
     names = ["ebpg", "ebpg@box", "odi", "compactness", "deletion(steps=4,budget=box)"]
     one, other = (evaluate(m, data, ["grad_cam"], names) for m, data in ((cropped, whole), (colours(), parts)))
@@ -482,7 +486,7 @@ def test_an_option_that_no_method_has_is_refused(model: konkyo.Model, options: d
 def test_what_cannot_be_measured_is_told(model: konkyo.Model, changes: dict[str, Any], said: str) -> None:
     asked = {"model": model, "data": pictures(1), "methods": ["grad_cam"], "metrics": ["ebpg"]} | changes
     positional = [asked.pop(n) for n in ("model", "data", "methods", "metrics")]
-    with pytest.raises(KonkyoError, match=".*") as told:
+    with pytest.raises(KonkyoError) as told:
         evaluate(*positional, **asked)
     assert said in str(told.value)
 
@@ -493,7 +497,13 @@ def test_a_limit_is_drawn_by_the_seed(model: konkyo.Model) -> None:
     for limit, seed in [(2, 0), (4, 0), (4, 0), (4, 1)]:
         found = evaluate(model, samples, ["grad_cam"], ["ebpg"], limit=limit, seed=seed)
         names[limit, seed] = [row.sample for row in found.rows]
-        every = dict(zip([s.name for s in samples], evaluate(model, samples, ["grad_cam"], ["ebpg"]).values("grad_cam", "ebpg@mask").tolist(), strict=True))
+        every = dict(
+            zip(
+                [s.name for s in samples],
+                evaluate(model, samples, ["grad_cam"], ["ebpg"]).values("grad_cam", "ebpg@mask").tolist(),
+                strict=True,
+            )
+        )
         assert found.values("grad_cam", "ebpg@mask").tolist() == [every[n] for n in names[limit, seed]]
     assert names[4, 0][:2] == names[2, 0]
     assert names[4, 1] != names[4, 0]
@@ -531,7 +541,9 @@ def test_equal_maps_of_two_methods_have_equal_values_whatever_is_drawn(model: ko
 
 
 def test_a_method_without_a_place_is_told_and_the_others_go_on(model: konkyo.Model, tmp_path: Path) -> None:
-    found = evaluate(model, pictures(2), [made(nowhere), "grad_cam", "d_rise"], ["ebpg", "deletion(steps=4)"], out=tmp_path)
+    found = evaluate(
+        model, pictures(2), [made(nowhere), "grad_cam", "d_rise"], ["ebpg", "deletion(steps=4)"], out=tmp_path
+    )
     assert any("nowhere" in note and "no place for it" in note for note in found.notes)
     assert any("d_rise" in note for note in found.notes)
     assert "| nowhere | not applicable | not applicable |" in found.markdown()
@@ -563,15 +575,74 @@ def test_blank_maps_are_counted_and_in_no_metric(model: konkyo.Model) -> None:
     assert next(line for line in table if line.startswith("| flat ")).endswith("| 3 |")
 
 
+@pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
+def test_maps_that_are_no_numbers_are_counted_as_absent(model: konkyo.Model) -> None:
+    def broken(inputs: Tensor) -> Tensor:
+        return inputs.sum(1) * math.nan
+
+    found = evaluate(model, pictures(2), [made(broken)], ["ebpg", "deletion(steps=4)", "sparseness"])
+    for c in found.columns:
+        assert found.values("broken", c.name).isnan().all()
+    assert found.absent == {"broken": 2}
+
+
 def test_a_damaged_picture_is_skipped_and_counted(model: konkyo.Model, tmp_path: Path) -> None:
     for i, sample in enumerate(pictures(3)):
         sample.image.save(tmp_path / f"{i}.png")
     (tmp_path / "1.png").write_bytes((tmp_path / "0.png").read_bytes()[:500])
     told = []
-    found = evaluate(model, f"folder:{tmp_path}", ["grad_cam"], ["deletion(steps=4)"], progress=lambda *n: told.append(n))
+    found = evaluate(
+        model, f"folder:{tmp_path}", ["grad_cam"], ["deletion(steps=4)"], progress=lambda *n: told.append(n)
+    )
     assert [row.sample for row in found.rows] == ["0.png", "2.png"]
     assert told == [(1, 3), (2, 3), (3, 3)]
     assert any("1 samples skipped" in note and "1.png" in note for note in found.notes)
+
+
+FEW = {
+    **dict.fromkeys(("deletion", "insertion"), "(steps=4)"),
+    **dict.fromkeys(("infidelity", "monotonicity", "max_sensitivity", "map_stability"), "(samples=2)"),
+    **dict.fromkeys(("sensitivity_n", "faithfulness_correlation"), "(samples=8)"),
+    **dict.fromkeys(("px_ap", "max_box_acc", "max_box_acc_v2"), "(steps=9)"),
+    "road": "(steps=2)",
+}
+
+
+@pytest.mark.parametrize("name", sorted(metrics()))
+def test_every_metric_is_a_column(name: str, model: konkyo.Model) -> None:
+    """Of a classifier, and of a detector whose pictures have a border; what is found again has the same values."""
+    text = name + FEW.get(name, "")
+    letterbox = letterboxed(dense())
+    for network, samples, method in (
+        (model, pictures(2), "grad_cam"),
+        (letterbox, [detected(letterbox, (60, 50))], "odam"),
+    ):
+        found = evaluate(network, samples, [method], [text])
+        assert found.columns == (column(text),)
+        statistic = found.statistics[method, column(text).name]
+        assert len(statistic) == len(found.rows) > 1
+        if name in ("same_object", "separation") and network is model:
+            assert statistic.isnan().all(), "pictures have one map each"
+        elif name != "same_object":
+            assert statistic.isfinite().all()
+            assert found.cell(method, column(text).name).count == len(found.rows)
+
+
+def test_scores_of_classes_that_do_not_exclude_each_other_are_sigmoids(model: konkyo.Model) -> None:
+    (sample,) = pictures(1)
+    images = torch.from_numpy(np.array(sample.image)).permute(2, 0, 1)[None] / 255
+    logits = model.module(images)[0].detach()
+    (row,) = evaluate(replace(model, multilabel=True), [sample], ["grad_cam"], ["ebpg"]).rows
+    assert row.score == pytest.approx(1 / (1 + math.exp(-float(logits.max()))), rel=1e-5)
+
+
+def test_a_network_of_grey_pictures() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    grey = konkyo.Model(network.eval(), konkyo.Preprocess(None, None, (0.4,), (0.2,)), CLASSES)
+    names = ["deletion(steps=4,substrate=noise)", "insertion(steps=4,substrate=black)", "sparseness"]
+    found = evaluate(grey, pictures(2), ["grad_cam_elementwise"], names)
+    assert all(found.cell("grad_cam_elementwise", name).count == 2 for name in names)
 
 
 # --- maps of other tools ----------------------------------------------------------------------------------------------
@@ -618,7 +689,9 @@ def test_maps_without_a_model_are_one_per_thing(tmp_path: Path) -> None:
     masks = torch.stack([t.mask for t in sample.things[:2]])
     equal(found.values("tool", "ebpg@mask"), (large * masks).sum((1, 2)) / large.sum((1, 2)))
     peaks = [divmod(int(m.argmax()), 40) for m in large]
-    assert found.values("tool", "pointing_game@mask").tolist() == [float(m[p]) for m, p in zip(masks, peaks, strict=True)]
+    assert found.values("tool", "pointing_game@mask").tolist() == [
+        float(m[p]) for m, p in zip(masks, peaks, strict=True)
+    ]
     with pytest.raises(KonkyoError, match="deletion needs a model"):
         evaluate(None, [sample], [Maps(tmp_path)], ["deletion"])
 
@@ -660,7 +733,7 @@ def test_a_map_is_named_as_its_sample_with_or_without_the_suffix_and_in_its_own_
 
 def test_two_samples_of_one_name_in_two_folders_do_not_share_a_map(tmp_path: Path) -> None:
     np.save(tmp_path / "1.npy", np.ones((4, 4), np.float32))
-    with pytest.raises(KonkyoError, match="no map of a/1.jpg"):
+    with pytest.raises(KonkyoError, match=r"no map of a/1\.jpg"):
         Maps(tmp_path).of("a/1.jpg", 1)
 
 
@@ -682,7 +755,10 @@ def counted(samples: Sequence[Sample]) -> tuple[Samples, list[str]]:
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped_with_the_same_values(model: konkyo.Model, tmp_path: Path) -> None:
-    asked: dict[str, Any] = {"methods": ["grad_cam", "rise"], "metrics": ["deletion(steps=4,substrate=noise)", "ebpg", "px_ap(steps=9)"]}
+    asked: dict[str, Any] = {
+        "methods": ["grad_cam", "rise"],
+        "metrics": ["deletion(steps=4,substrate=noise)", "ebpg", "px_ap(steps=9)"],
+    }
     asked |= {"masks": 8, "seed": 3}
     samples = pictures(4)
     samples[1] = replace(samples[1], things=(thing("blue", (1, 1, 4, 4)),))  # has NaN
@@ -717,17 +793,16 @@ def test_an_interrupted_run_goes_on_where_it_stopped_with_the_same_values(model:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"methods": ["layer_cam"]},
+        {"methods": ["rise", "layer_cam"]},
         {"metrics": ["ebpg@box"]},
         {"seed": 1},
         {"explained": "label"},
         {"masks": 9},
         {"matching": Matching(0.2)},
-        {"limit": 1},
         {"model": konkyo.Model(Colours().eval(), konkyo.Preprocess(None, None), CLASSES, "another")},
         {"model": colours(mean=(0.5,) * 3)},
     ],
-    ids=str,
+    ids=["methods", "metrics", "seed", "explained", "options", "matching", "model", "preprocess"],
 )
 def test_a_folder_of_a_run_with_other_settings_is_refused(
     model: konkyo.Model, tmp_path: Path, changes: dict[str, Any]
@@ -783,7 +858,8 @@ def letterboxed(model: konkyo.Model) -> konkyo.Model:
 OF_DETECTORS = ["deletion(protocol=seed,steps=4)", "insertion(protocol=odam,steps=4,every=2)", "ebpg@box", "vea"]
 
 
-@pytest.mark.parametrize(("boxed", "size"), [(False, (48, 64)), (False, (40, 50)), (True, (60, 50)), (True, (30, 90))])
+@pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
+@pytest.mark.parametrize(("boxed", "size"), [(False, (48, 64)), (False, (40, 50)), (True, (60, 50)), (True, (36, 60))])
 def test_values_of_a_detector_are_those_of_metrics_called_by_hand(boxed: bool, size: tuple[int, int]) -> None:
     model = letterboxed(dense()) if boxed else dense()
     sample = detected(model, size)
@@ -793,7 +869,7 @@ def test_values_of_a_detector_are_those_of_metrics_called_by_hand(boxed: bool, s
     if boxed:
         scale = min(24 / height, 32 / width)
         inner = (round(width * scale), round(height * scale))
-        shares, border = (inner[0] / width, inner[1] / height), (-((inner[0] - 32) // 2), -((inner[1] - 24) // 2))
+        shares, border = (inner[0] / width, inner[1] / height), ((32 - inner[0]) // 2, (24 - inner[1]) // 2)
     else:
         shares, border = (32 / width, 24 / height), (0, 0)
     images = model.preprocess(sample.image)[None].double()
@@ -809,9 +885,7 @@ def test_values_of_a_detector_are_those_of_metrics_called_by_hand(boxed: bool, s
     rows = [i for i, own in enumerate(owners) if own]
     assert len(rows) == len(found.rows) == 3
     things = [sample.things[owners[i][0]] for i in rows]
-    in_input = [
-        [t.box[k] * shares[k % 2] + border[k % 2] for k in range(4)] for t in things
-    ]
+    in_input = [[t.box[k] * shares[k % 2] + border[k % 2] for k in range(4)] for t in things]
     labels = [int(t.label[-1]) for t in things]
 
     def sure(candidates: Tensor, row: int) -> float:
@@ -841,28 +915,42 @@ def test_values_of_a_detector_are_those_of_metrics_called_by_hand(boxed: bool, s
         equal(found.values("odam", c.name), by_hand)
     shown = result.at(size)[rows]
     boxes = torch.stack(
-        [block(tuple(f(v) for f, v in zip((math.floor, math.floor, math.ceil, math.ceil), t.box, strict=True)), size) for t in things]
+        [
+            block(tuple(f(v) for f, v in zip((math.floor, math.floor, math.ceil, math.ceil), t.box, strict=True)), size)
+            for t in things
+        ]
     )
     equal(found.values("odam", "ebpg@box"), METRICS["ebpg"](shown, masks=boxes))
     equal(found.values("odam", "vea@mask"), METRICS["vea"](shown, masks=torch.stack([t.mask for t in things])))
 
 
 @pytest.mark.parametrize("boxed", [False, True])
-def test_maps_of_a_detector_over_the_picture_come_to_the_places_that_they_show(boxed: bool, tmp_path: Path) -> None:
-    """What konkyo's own method shows on the picture, given as maps of another tool, is measured the same."""
+def test_maps_over_the_picture_come_to_the_places_that_they_show(boxed: bool, tmp_path: Path) -> None:
+    """Of another tool: a map's highest pixel lies where the picture's pixel lies in the input, also with a border."""
+    found = []
+
+    @metric(better="higher")
+    def highest(maps: Tensor, images: Tensor) -> Tensor:
+        """Notes where, in the input."""
+        assert maps.shape[1:] == images.shape[2:]
+        found.extend(divmod(int(m.argmax()), maps.shape[2]) for m in maps)
+        return maps.flatten(1).amax(1)
+
     model = letterboxed(dense()) if boxed else dense()
-    sample = detected(model, (60, 50))
-    kept_rows = evaluate(model, [sample], ["odam"], ["ebpg"]).rows
-    result = konkyo.explain(model, sample.image, method="odam", target=konkyo.Detections(threshold=0.3))
-    owners = matched(list(result.labels), result.boxes.float(), sample.things, 0.5)
-    rows = [i for i, own in enumerate(owners) if own]
-    assert len(rows) == len(kept_rows)
-    np.save(tmp_path / "d0.npy", result.at((60, 50))[rows].numpy())
-    names = ["ebpg", "ebpg@box", "deletion(protocol=seed,steps=8)", "insertion(protocol=seed,steps=8)"]
-    found = evaluate(model, [sample], ["odam", Maps(tmp_path, "peer")], names)
-    for name in names:
-        one, other = (found.values(m, column(name).name) for m in ("odam", "peer"))
-        torch.testing.assert_close(one, other, rtol=0.05, atol=0.02, msg=lambda m, name=name: f"{name}: {m}")
+    height, width = size = (60, 50)
+    sample = detected(model, size)
+    places = [(10, 10), (50, 12), (30, 44)]
+    down, across = np.mgrid[:height, :width]
+    np.save(tmp_path / "d0.npy", np.stack([np.exp(-((down - y) ** 2 + (across - x) ** 2) / 40) for y, x in places]))
+    shares, border = ((0.4, 0.4), (0, 6)) if boxed else ((24 / 60, 32 / 50), (0, 0))
+    try:
+        values = evaluate(model, [sample], [Maps(tmp_path, "peer")], ["highest", "pointing_game"])
+        assert len(values.rows) == 3
+        for place, came in zip(places, found, strict=True):
+            for axis in range(2):
+                assert came[axis] == pytest.approx((place[axis] + 0.5) * shares[axis] + border[axis] - 0.5, abs=1)
+    finally:
+        METRICS.pop("highest")
 
 
 def test_only_detections_that_are_right_are_measured_and_the_rest_counted() -> None:
@@ -878,7 +966,9 @@ def test_only_detections_that_are_right_are_measured_and_the_rest_counted() -> N
 
 def test_where_nothing_is_detected_there_is_a_table_all_the_same(tmp_path: Path) -> None:
     model = dense()
-    found = evaluate(model, [detected(model, (48, 64), 2)], ["odam"], OF_DETECTORS, matching=Matching(0.999), out=tmp_path)
+    found = evaluate(
+        model, [detected(model, (48, 64), 2)], ["odam"], OF_DETECTORS, matching=Matching(0.999), out=tmp_path
+    )
     assert found.rows == ()
     assert "0 of 0" in (tmp_path / "table.md").read_text()
 
@@ -934,7 +1024,9 @@ def test_same_object_and_separation_of_a_detector() -> None:
 
 
 def test_the_shipped_detector_on_scenes() -> None:
-    found = evaluate(konkyo.load("konkyo/scenes-detr"), "scenes:2", ["odam"], ["ebpg@box", "deletion(protocol=seed,steps=4)"])
+    found = evaluate(
+        konkyo.load("konkyo/scenes-detr"), "scenes:2", ["odam"], ["ebpg@box", "deletion(protocol=seed,steps=4)"]
+    )
     assert len(found.rows) >= 2
     assert found.cell("odam", "ebpg@box").value > 0.1
     assert any("boxes and masks" in note for note in found.notes)
@@ -943,9 +1035,7 @@ def test_the_shipped_detector_on_scenes() -> None:
 # --- what the values say ----------------------------------------------------------------------------------------------
 
 
-def table(
-    values: dict[str, Sequence[float]], images: Sequence[int], name: str = "ebpg"
-) -> tuple[Evaluation, str]:
+def table(values: dict[str, Sequence[float]], images: Sequence[int], name: str = "ebpg") -> tuple[Evaluation, str]:
     """One column of given values, rows on given images."""
     c = column(name)
     rows = tuple(Row(f"image {i}", f"row {k}", 0.5) for k, i in enumerate(images))
@@ -975,7 +1065,6 @@ def test_means_and_intervals_by_resampling_images() -> None:
     narrow = np.quantile(row_by_row, 0.975) - np.quantile(row_by_row, 0.025)
     assert cell.high - cell.low > 1.5 * narrow
     assert found.cell("a", name) == cell
-    assert found.cell("a", name, seed=1) != cell
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.05, 0.15])
@@ -989,7 +1078,9 @@ def test_the_paired_test_against_all_flips_of_signs(shift: float) -> None:
     assert found.best(name) == best
     assert math.isnan(found.cell(best, name).p)
     sums = [sum((one - other)[k] for k, i in enumerate(images) if i == j) for j in range(9)]
-    flips = [abs(sum(s * v for s, v in zip(signs, sums, strict=True))) for signs in itertools.product([-1, 1], repeat=9)]
+    flips = [
+        abs(sum(s * v for s, v in zip(signs, sums, strict=True))) for signs in itertools.product([-1, 1], repeat=9)
+    ]
     exact = np.mean([f >= abs(sum(sums)) - 1e-12 for f in flips])
     rest = "other" if best == "one" else "one"
     assert found.cell(rest, name).p == pytest.approx(exact, abs=0.04)
@@ -1151,7 +1242,9 @@ def test_what_is_written_as_json_is_json(saved: tuple[Evaluation, Path]) -> None
     assert value["konkyo"] == 1
     assert value["settings"]["model"] == "colours"
     assert value["settings"]["seed"] == 0
-    assert {(c["method"], c["metric"]) for c in value["table"]} == {(m, c.name) for m in found.methods for c in found.columns}
+    assert {(c["method"], c["metric"]) for c in value["table"]} == {
+        (m, c.name) for m in found.methods for c in found.columns
+    }
     (cell,) = [c for c in value["table"] if (c["method"], c["metric"]) == ("grad_cam", "ebpg@mask")]
     assert cell["value"] == pytest.approx(found.cell("grad_cam", "ebpg@mask").value)
     assert cell["count"] == 4
@@ -1196,7 +1289,41 @@ def test_samples_that_cannot_be_read_stay_told_after_resuming(model: konkyo.Mode
 
 
 def test_the_default_metrics_are_the_founding_papers(model: konkyo.Model) -> None:
-    assert [column(n).name for n in PAPERS_OF_CLASSIFIERS] == ["deletion", "insertion", "ebpg@mask", "pointing_game@mask"]
+    assert [column(n).name for n in PAPERS_OF_CLASSIFIERS] == [
+        "deletion",
+        "insertion",
+        "ebpg@mask",
+        "pointing_game@mask",
+    ]
     assert [column(n).budget for n in PAPERS_OF_DETECTORS[:2]] == ["box", "box"]
     found = evaluate(model, pictures(1), ["grad_cam"])
     assert [c.name for c in found.columns] == list(PAPERS_OF_CLASSIFIERS)
+
+
+def test_a_run_goes_on_to_a_larger_limit_and_not_to_other_weights(model: konkyo.Model, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"data": pictures(4), "methods": ["grad_cam"], "metrics": ["ebpg"]}
+    evaluate(model, **asked, limit=2, out=tmp_path / "a")
+    found = evaluate(model, **asked, limit=3, out=tmp_path / "a")
+    whole = evaluate(model, **asked, limit=3)
+    assert found.rows == whole.rows
+    equal(found.values("grad_cam", "ebpg@mask"), whole.values("grad_cam", "ebpg@mask"))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(other.module.parameters()).mul_(2)
+    with pytest.raises(KonkyoError, match="other weights"):
+        evaluate(other, **asked, limit=3, out=tmp_path / "a")
+
+
+def test_stars_are_corrected_for_the_number_of_methods() -> None:
+    """Of methods that are all alike few are starred; one that is far worse is."""
+    random, starred = np.random.default_rng(1), 0
+    for _ in range(20):
+        found, name = table({k: list(random.normal(0, 1, 20)) for k in "abcdef"}, list(range(20)))
+        starred += bool(found.differing(name))
+    assert starred <= 4
+    one = list(random.normal(1, 0.1, 20))
+    found, name = table(
+        {"one": one, "far": [v - 0.9 for v in one], "near": [v - 1e-3 * (-1) ** i for i, v in enumerate(one)]},
+        list(range(20)),
+    )
+    assert found.differing(name) == {"far"}

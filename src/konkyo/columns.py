@@ -59,7 +59,8 @@ def column(text: str) -> Column:
         raise KonkyoError(f"{metric.name} does not look at a region of the truth; got {text!r}")
     if region is not None and region not in get_args(Region):
         raise unknown("region", region, get_args(Region))
-    budget = options.pop("budget", _usual_budget(options))
+    usual = _usual_budget(options)
+    budget = options.pop("budget", usual) if "budget" in metric.needs else usual
     if budget not in get_args(Budget):
         raise unknown("budget", budget, get_args(Budget))
     check_options(f"metric {metric.name}", options, metric.options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import warnings
@@ -19,7 +20,7 @@ from konkyo import __version__
 from konkyo.columns import Column, column
 from konkyo.data.samples import Data, Sample, Samples, samples
 from konkyo.data.scenes import Scenes
-from konkyo.errors import ImageError, KonkyoError, KonkyoWarning
+from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, unknown
 from konkyo.evaluation import Evaluation, Row
 from konkyo.explain import Which, explain, explanations
 from konkyo.explanation import Explanation
@@ -40,6 +41,9 @@ Told: TypeAlias = Callable[[int, int], object]
 
 OF_CLASSIFIERS = ("deletion", "insertion", "ebpg@mask", "pointing_game@mask")
 OF_DETECTORS = ("deletion(protocol=seed)", "insertion(protocol=seed)", "vea@mask", "ebpg@box")
+
+
+WITHOUT_MODEL = ("ebpg@mask", "pointing_game@mask")
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Maps:
 
     def of(self, sample: str, rows: int) -> Tensor:
         """The maps (R, h, w) of a sample. KonkyoError: no file, or one that holds something else."""
-        stem = Path(sample).with_suffix("").name if Path(sample).suffix else sample
+        stem = Path(sample).with_suffix("").as_posix() if Path(sample).suffix else sample
         found = [self.folder / f"{n}{s}" for n in (sample, stem) for s in (".npz", ".npy", ".png")]
         path = next((p for p in found if p.is_file()), None)
         if path is None:
@@ -90,8 +94,12 @@ class Maps:
                     array = np.asarray(picture.convert("F"))
             else:
                 loaded = np.load(path, allow_pickle=False)
-                array = loaded[loaded.files[0]] if path.suffix == ".npz" else loaded
-            maps = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+                array = (
+                    loaded
+                    if path.suffix == ".npy"
+                    else loaded["signed" if "konkyo" in loaded.files else loaded.files[0]]
+                )
+            maps = torch.from_numpy(np.array(array, dtype=np.float32))
         except Exception as error:  # damaged files fail in every possible way
             raise KonkyoError(f"{path} holds no map: {error}") from error
         maps = maps[None] if maps.ndim == 2 else maps
@@ -145,6 +153,10 @@ def evaluate(
     goes on; the result is `save`d there too. KonkyoError: another run's folder, or an unknown name.
     """
     adapted = None if model is None else as_model(model)
+    if isinstance(methods, str) or isinstance(metrics, str):
+        raise KonkyoError(
+            f"methods and metrics are lists of names; got {methods if isinstance(methods, str) else metrics!r}"
+        )
     if not methods:
         raise KonkyoError("methods is an empty list; `konkyo.methods()` has those on offer")
     if explained not in ("decision", "label"):
@@ -152,20 +164,29 @@ def evaluate(
     if adapted is None and not all(isinstance(m, Maps) for m in methods):
         raise KonkyoError("methods need a model; without one only Maps of other tools can be measured")
     usual = OF_DETECTORS if adapted is not None and adapted.detector is not None else OF_CLASSIFIERS
-    names = usual if metrics is None else tuple(metrics)
+    names = (WITHOUT_MODEL if adapted is None else usual) if metrics is None else tuple(metrics)
     columns = tuple(column(name) for name in names)
     for c in columns:
         if adapted is None and {"images", "score", "explain"} & set(c.metric.needs):
             raise KonkyoError(f"{c.name} needs a model, which came as None")
     chosen = tuple(m if isinstance(m, Maps) else find(m) for m in methods)
     labels = [m.name for m in chosen]
+    offer = sorted({o for m in chosen if isinstance(m, Method) for o in m.options})
+    for name in options:
+        if name not in offer:
+            raise unknown(f"option of {', '.join(labels)}", name, offer or ["(none)"])
     if len(set(labels)) < len(labels):
         raise KonkyoError(f"two of the methods have one name: {', '.join(labels)}")
+    if len({c.name for c in columns}) < len(columns):
+        raise KonkyoError(f"two of the metrics are one: {', '.join(c.name for c in columns)}")
     found = samples(data, limit=limit, seed=seed)
     plan = _Plan(adapted, chosen, columns, explained, matching, seed, precision, options)
     settings = {
         "konkyo": __version__,
         "model": None if adapted is None else adapted.name,
+        "weights": None if adapted is None else _digest(adapted.module),
+        "preprocess": None if adapted is None else repr(adapted.preprocess),
+        "maps": {m.name: str(m.folder.resolve()) for m in chosen if isinstance(m, Maps)},
         "data": found.source or type(data).__name__,
         "samples": len(found),
         "methods": labels,
@@ -229,11 +250,13 @@ class _Store:
         path = self.folder / "settings.json"
         if path.is_file():
             earlier, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(self.settings))
-            differ = [name for name in now if earlier.get(name) != now[name]]
+            # The samples of a limit are the first of those of a larger one.
+            differ = [name for name in now if name != "samples" and earlier.get(name) != now[name]]
             if differ:
                 raise KonkyoError(f"{self.folder} is of a run with other {', '.join(differ)}; choose another folder")
-        else:
-            _write(path, self.settings)
+            if earlier == now:
+                return
+        _write(path, self.settings)
 
     def read(self, index: int, name: str) -> _Part | None:
         """What was measured of a sample, None if nothing was yet."""
@@ -248,6 +271,16 @@ class _Store:
         """Keeps it."""
         if self.folder is not None:
             _write(self.folder / f"{index:06}.json", asdict(part))
+
+
+def _digest(module: nn.Module) -> str:
+    """What tells networks of other weights apart: a digest of a thousand numbers of every tensor."""
+    found = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        flat = tensor.detach().flatten()
+        some = flat[:: max(1, flat.numel() // 1000)].double().cpu()
+        found.update(f"{name} {tuple(tensor.shape)}".encode() + some.numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _write(path: Path, value: Any) -> None:
@@ -345,7 +378,7 @@ def _explained(plan: _Plan, model: Model, sample: Sample, index: int) -> _Part:
         "pixels": images.new_tensor([model.black, preprocess.white]),
     }
     values = score(variants, rows).tolist()
-    part.rows = [(model.label(target), value) for target, value in zip(targets, values, strict=True)]
+    part.rows = [(_name(model, target), value) for target, value in zip(targets, values, strict=True)]
     for m in plan.methods:
         given = dict(shared)
         if isinstance(m, Method) and m.name in found:
@@ -357,18 +390,46 @@ def _explained(plan: _Plan, model: Model, sample: Sample, index: int) -> _Part:
                 result.signed[keep],
             )
             given["explain"] = _explainer(plan, model, m, of_rows)
+            given["own_score"] = _scorer(model, [_explained_score(model, m, aim) for aim in of_rows], plan.precision)
         elif m.name in foreign:
-            given |= dict.fromkeys(("seen", "maps", "raw"), foreign[m.name][keep].to(images))
+            given["seen"] = foreign[m.name][keep].to(images)
+            region = preprocess.frame(sample.image).region
+            given["maps"] = given["raw"] = _bordered(given["seen"], region, (images.shape[2], images.shape[3]))
         else:
             continue
         _measure(plan, part, m.name, given, truth, index)
     return part
 
 
+def _explained_score(model: Model, method: Method, aim: Any) -> Target:
+    """What a method explains of a row, as a score."""
+    if not isinstance(aim, int):
+        return cast("Target", aim)
+    return ClassTarget(aim, "sigmoid" if model.multilabel and method.score == "probability" else method.score)
+
+
+def _name(model: Model, target: Any) -> str:
+    """What the target is called; a class by its name."""
+    return model.label(ClassTarget(target) if isinstance(target, int) else target)
+
+
+def _bordered(maps: Tensor, region: tuple[float, float, float, float], size: tuple[int, int]) -> Tensor:
+    """Maps over the picture as maps over the network's input, at their lowest on the border around the picture."""
+    if region == (0.0, 0.0, 1.0, 1.0):
+        return maps
+    height, width = size
+    sides = (width, height, width, height)
+    x0, y0, x1, y1 = (round(share * side) for share, side in zip(region, sides, strict=True))
+    found = maps.flatten(1).amin(1)[:, None, None].expand(-1, *size).clone()
+    found[:, y0:y1, x0:x1] = resize(maps, (y1 - y0, x1 - x0))
+    return found
+
+
 def _measure(plan: _Plan, part: _Part, method: str, given: Mapping[str, Any], truth: Truth, index: int) -> None:
     """Every column's statistic of a method's maps. NaN where a map is blank: it is counted instead."""
     maps: Tensor = given["maps"]
-    blank = maps.flatten(1).amax(1) == maps.flatten(1).amin(1)
+    flat = maps.flatten(1)
+    blank = (flat.amax(1) == flat.amin(1)) | ~flat.isfinite().all(1)
     part.absent[method] = int(blank.sum())
     for c in plan.columns:
         needs = c.metric.needs
@@ -378,8 +439,11 @@ def _measure(plan: _Plan, part: _Part, method: str, given: Mapping[str, Any], tr
         if c.region is not None or {"boxes", "objects"} & set(needs):
             values["maps"] = resize(given.get("seen", maps).float(), truth.size)
             values |= {n: v.to(maps.device) for n, v in truth.objects().items()}
-            values |= {n: v.to(maps.device) for n, v in truth.masks(c.region).items()} if c.region is not None else {}
+            if c.region is not None:
+                values |= {n: v.to(maps.device) for n, v in truth.masks(c.region).items()}
         values["budget"] = given.get("area") if c.budget == "box" else None
+        if "raw" in needs:  # attributions in units of what the method explains, which need not be the probability
+            values["score"] = given.get("own_score", given.get("score"))
         options = dict(c.options)
         if "seed" in c.metric.options:
             options.setdefault("seed", plan.seed + index)

@@ -60,6 +60,8 @@ class Evaluation:
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What was left out, and why."""
+    _known: dict[tuple[str, str], Cell] = field(default_factory=dict, repr=False)
+    """The cells that were asked for."""
 
     def column(self, name: str) -> Column:
         """The column of a name. KonkyoError: none of them."""
@@ -73,14 +75,19 @@ class Evaluation:
         return self.column(name).metric.summarised(self._statistic(method, name)).double()
 
     def curve(self, method: str, name: str) -> Tensor:
-        """The mean curve (T,) of a metric that is one."""
-        statistic = self._statistic(method, name)
+        """The mean curve (T,) of a metric that is one, over the rows that all methods have."""
+        statistic = self._statistic(method, name)[self._common(name)]
         if statistic.ndim != 2:
             raise KonkyoError(f"{name} has no curve")
-        return statistic.double().nanmean(0)
+        return statistic.double().mean(0)
 
-    def cell(self, method: str, name: str, *, seed: int = 0) -> Cell:
+    def cell(self, method: str, name: str) -> Cell:
         """The value over the data set with its interval, and how it differs from the best method's."""
+        if (method, name) not in self._known:
+            self._known[method, name] = self._cell(method, name)
+        return self._known[method, name]
+
+    def _cell(self, method: str, name: str, seed: int = 0) -> Cell:
         column_, common = self.column(name), self._common(name)
         group = self._images()[common]
         statistic = self._statistic(method, name)[common]
@@ -91,7 +98,9 @@ class Evaluation:
         values = column_.metric.summarised(statistic).double()
         sums, counts = _per_image(values, group)
         weights = _resampled(len(counts), _RESAMPLES, seed)
-        low, high = _interval((weights @ sums) / (weights @ counts))
+        low, high = _interval((weights @ sums) / (weights @ counts), len(counts))
+        if column_.metric.better == "neither":
+            return Cell(float(values.mean()), low, high, len(values), math.nan)
         best = self.best(name)
         rival = column_.metric.summarised(self._statistic(best, name)[common]).double()
         p = math.nan if best == method else _flipped(values - rival, group, seed)
@@ -110,6 +119,16 @@ class Evaluation:
 
         return max((m for m in self.methods if (m, name) in self.statistics), key=rank)
 
+    def differing(self, name: str) -> set[str]:
+        """The methods that differ from the best of a column: p < 0.05 after Holm's correction for their number."""
+        found = sorted((self.cell(m, name).p, m) for m in self.methods if (m, name) in self.statistics)
+        known, differ = [(p, m) for p, m in found if not math.isnan(p)], set[str]()
+        for k, (p, method) in enumerate(known):
+            if p * (len(known) - k) >= 0.05:
+                break
+            differ.add(method)
+        return differ
+
     def worst(self, method: str, name: str, count: int = 5) -> list[Row]:
         """The rows where a method is worst, the worst first."""
         values = self.values(method, name)
@@ -127,7 +146,7 @@ class Evaluation:
     # --- on disk ------------------------------------------------------------------------------------------------------
 
     def markdown(self) -> str:
-        """The table, a row per method: value [95 % interval], bold where best, * where p < 0.05 against the best."""
+        """The table, a row per method: value [95 % interval], bold where best, * where `differing` from it."""
         heads = [f"{c.name} {_ARROWS[c.metric.better]}" for c in self.columns]
         lines = ["| method | " + " | ".join([*heads, "absent"]) + " |", "|---" * (len(heads) + 2) + "|"]
         for method in self.methods:
@@ -145,7 +164,7 @@ class Evaluation:
         text = f"{cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}]"
         if of.metric.better != "neither" and cell.count and self.best(of.name) == method:
             return f"**{text}**"
-        return text + (" \\*" if cell.p < 0.05 else "")
+        return text + (" \\*" if method in self.differing(of.name) else "")
 
     def save(self, folder: str | Path) -> Path:
         """Writes table.md, table.csv, values.csv, evaluation.json and curves.png into a folder. -> the folder"""
@@ -174,24 +193,28 @@ class Evaluation:
 
     def description(self) -> dict[str, Any]:
         """Everything but curves and histograms, as plain JSON values."""
-        return {
-            "konkyo": 1,
-            "settings": dict(self.settings),
-            "notes": list(self.notes),
-            "absent": dict(self.absent),
-            "table": [
-                dict(zip(["method", "metric", *Cell.__dataclass_fields__], c, strict=True)) for c in self._cells()
-            ],
-            "worst": {
-                f"{m}: {c.name}": [vars(r) for r in self.worst(m, c.name)]
-                for m in self.methods
-                for c in self.columns
-                if (m, c.name) in self.statistics and c.metric.pooled is None and c.metric.better != "neither"
-            },
-            "contested": {
-                c.name: [vars(r) for r in self.contested(c.name)] for c in self.columns if c.metric.pooled is None
-            },
-        }
+        return _plain(  # type: ignore[no-any-return]
+            {
+                "konkyo": 1,
+                "settings": dict(self.settings),
+                "notes": list(self.notes),
+                "absent": dict(self.absent),
+                "table": [
+                    dict(zip(["method", "metric", *Cell.__dataclass_fields__], c, strict=True)) for c in self._cells()
+                ],
+                "worst": {
+                    f"{m}: {c.name}": [vars(r) for r in self.worst(m, c.name)]
+                    for m in self.methods
+                    for c in self.columns
+                    if (m, c.name) in self.statistics and c.metric.pooled is None and c.metric.better != "neither"
+                },
+                "contested": {
+                    c.name: [vars(r) for r in self.contested(c.name)]
+                    for c in self.columns
+                    if c.metric.pooled is None and any((m, c.name) in self.statistics for m in self.methods)
+                },
+            }
+        )
 
     def _cells(self) -> list[list[Any]]:
         return [
@@ -241,16 +264,26 @@ class Evaluation:
             sums, counts = _per_image(statistic.flatten(1), group)
             weights = _resampled(len(counts), _POOLED_RESAMPLES, seed)
             means = (weights @ sums) / (weights @ counts)[:, None]
-            low, high = _interval(torch.stack([of.metric.pooled.value(m.view(statistic.shape[1:])) for m in means]))
+            pooled = torch.stack([of.metric.pooled.value(m.view(statistic.shape[1:])) for m in means])
+            low, high = _interval(pooled, len(counts))
             return Cell(float(of.metric.over(statistic)), low, high, len(statistic), math.nan)
         members = [(group == i).nonzero()[:, 0] for i in sorted(set(group.tolist()))]
         drawn = _resampled(len(members), _POOLED_RESAMPLES, seed).long()
-        pooled = [
+        each = [
             of.metric.over(statistic[torch.cat([m.repeat(int(n)) for m, n in zip(members, w, strict=True) if n])])
             for w in drawn
         ]
-        low, high = _interval(torch.stack([value.double() for value in pooled]))
+        low, high = _interval(torch.stack([value.double() for value in each]), len(members))
         return Cell(float(of.metric.over(statistic)), low, high, len(statistic), math.nan)
+
+
+def _plain(value: Any) -> Any:
+    """The value with None for numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _HEAD = ["method", "metric", *(f.name for f in fields(Cell))]
@@ -270,7 +303,10 @@ def _resampled(count: int, times: int, seed: int) -> Tensor:
     return torch.zeros(times, count, dtype=torch.float64).scatter_add(1, drawn, torch.ones_like(drawn).double())
 
 
-def _interval(values: Tensor) -> tuple[float, float]:
+def _interval(values: Tensor, images: int) -> tuple[float, float]:
+    """The middle 95 % of resampled values; NaN of a single image, which says nothing of others."""
+    if images < 2:
+        return math.nan, math.nan
     low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
     return low, high
 
@@ -280,7 +316,7 @@ def _flipped(differences: Tensor, group: Tensor, seed: int) -> float:
     sums, _ = _per_image(differences, group)
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(2, (_RESAMPLES, len(sums)), generator=generator).double() * 2 - 1
-    larger = (signs @ sums).abs() >= sums.sum().abs() - 1e-12
+    larger = (signs @ sums).abs() >= sums.sum().abs() * (1 - 1e-12)
     return float((1 + larger.sum()) / (1 + _RESAMPLES))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from konkyo.data.samples import Data, Samples, samples
 from konkyo.data.scenes import Scenes
 from konkyo.errors import KonkyoError, KonkyoWarning
+from konkyo.evaluate import OF_DETECTORS as TABLE_OF_DETECTORS
 from konkyo.evaluate import Matching, Told, evaluate
 from konkyo.evaluation import Evaluation
 from konkyo.explain import OF_DETECTORS, SEVEN_CAMS, explain
@@ -23,7 +24,6 @@ from konkyo.files import replacing
 from konkyo.instance import Detections
 from konkyo.models import Model, as_model
 
-TABLE_OF_DETECTORS = ("deletion(protocol=seed)", "insertion(protocol=seed)", "vea@mask", "ebpg@box")
 TABLE_OF_CLASSIFIERS = ("deletion", "insertion", "ebpg@mask", "pointing_game@evidence")
 NODES = (2, 4, 8, 16, 32, 64)
 PATHS = ("ig_odam", "adaptive_ig_odam")
@@ -47,8 +47,9 @@ class Convergence:
         uniform, adaptive = (self.errors[name] for name in PATHS)
         for k, count in enumerate(self.nodes):
             medians = " | ".join(f"{float(errors[k].nanmedian()):.4f}" for errors in self.errors.values())
-            nearer = float((adaptive[k] < uniform[k]).double().mean())
-            lines.append(f"| {count} | {medians} | {nearer:.0%} |")
+            differ = (adaptive[k] - uniform[k])[(adaptive[k] != uniform[k]) & adaptive[k].isfinite()]
+            nearer = f"{int((differ < 0).sum())} of {len(differ)}" if len(differ) else "all alike"
+            lines.append(f"| {count} | {medians} | {nearer} |")
         return "\n".join(lines) + "\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias, get_args, get_origin
 
 from konkyo.errors import KonkyoError, unknown
@@ -38,6 +39,11 @@ def check_options(owner: str, given: Mapping[str, Any], options: Options) -> Non
         if name not in options:
             raise unknown(f"option of {owner}", name, options or ["(none)"])
         kind = options[name].annotation
+        if isinstance(kind, UnionType):  # as in int | None
+            kinds = get_args(kind)
+            if value is None and NoneType in kinds:
+                continue
+            kind = next((k for k in kinds if k is not NoneType), kind)
         accepted = (int, float) if kind is float else kind
         if kind in (int, float, str, bool) and (
             not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool))

@@ -56,7 +56,8 @@ def randomisation(
     From the output down, "cascading" (more and more of the modules) or "independent" (one part at a time, the others as
     they are), in `steps` parts. The method passes where, all weights random, the mean similarity is at most 0.5: a map
     that stays as it is says nothing of what was learnt. `settings` are those of `explain`; what is explained stays what
-    the network as it is decided on. The network itself is not touched.
+    the network as it is decided on. The network itself is not touched. Modules are
+    taken in the reverse of their order in the network; what has no parameters (frozen batch norms) stays as it is.
 
     KonkyoError: no weights, an unknown order, or steps below 1.
     """
@@ -64,6 +65,9 @@ def randomisation(
         raise KonkyoError(f"order 'cascading' or 'independent' and steps >= 1 were expected; got {order!r}, {steps}")
     adapted = as_model(model)
     usual, target = _usual(adapted, images, method, seed, settings)
+    _require_some(usual)
+    if isinstance(module_ := settings.get("layer"), nn.Module):  # to be found in copies
+        settings["layer"] = next((n for n, m in adapted.module.named_modules() if m is module_), module_)
     found, names = list[Tensor](), list[str]()
     for name, module in _randomised(adapted.module, order, steps, seed):
         asked = {"method": method, "target": target, "seed": seed} | settings
@@ -97,13 +101,16 @@ def random_class(
     if not adapted.classes:
         raise KonkyoError(f"{adapted.name} has no class names, so it is not known how many others there are")
     usual, _ = _usual(adapted, images, method, seed, settings)
+    _require_some(usual)
     indices, classes = [t.index for t in usual.targets if isinstance(t, ClassTarget)], len(adapted.classes)
     if len(indices) < len(usual) or len(indices) > len(set(usual.image_index.tolist())):
         raise KonkyoError(f"one class per image is compared with others; {adapted.name} explains something else")
     generator, found, names = torch.Generator().manual_seed(seed), list[Tensor](), list[str]()
+    if others < 1 or classes < 2:
+        raise KonkyoError(f"another class was expected: others >= 1 and two classes; got {others} and {classes}")
+    shifts = [torch.randperm(classes - 1, generator=generator) for _ in indices]
     for k in range(min(others, classes - 1)):
-        shift = torch.randint(1, classes, (len(indices),), generator=generator).tolist()
-        drawn = [(index + s) % classes for index, s in zip(indices, shift, strict=True)]
+        drawn = [(index + 1 + int(s[k])) % classes for index, s in zip(indices, shifts, strict=True)]
         asked = {"method": method, "target": drawn, "seed": seed} | settings
         maps = _quietly(partial(explain, adapted, images, **asked)).maps
         found.append(rank_correlation(usual.maps, maps))
@@ -164,6 +171,8 @@ def stability(
         asked = {"target": target, "seed": seed} | settings | changes
         return _quietly(partial(explain, adapted, of, method=method, **asked)).maps
 
+    if over == "mirror" and adapted.detector is not None:
+        raise KonkyoError("the mirror image has its boxes elsewhere; over='mirror' is for classifiers")
     if over in ("noise", "mirror") and not isinstance(images, Tensor):
         raise KonkyoError("noise and mirror images are made of a prepared tensor (N, C, H, W)")
     if over == "seed":
@@ -171,7 +180,8 @@ def stability(
     elif over == "noise":
         assert isinstance(images, Tensor)
         generator = torch.Generator().manual_seed(seed)
-        spread = radius * (images.amax() - images.amin())
+        flat = images.flatten(1)
+        spread = radius * (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (images.ndim - 1))
         noises = (torch.randn(images.shape, generator=generator).to(images) for _ in range(samples))
         found = [maps(images + spread * noise) for noise in noises]
     elif over == "mirror":
@@ -193,6 +203,12 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     return spearman(maps.abs().flatten(1), resize(others, tuple(maps.shape[1:])).abs().flatten(1))
 
 
+def _require_some(usual: Explanation) -> None:
+    """KonkyoError where no map can be compared, because each has one value everywhere."""
+    if rank_correlation(usual.maps, usual.maps).isnan().all():
+        raise KonkyoError(f"every map of {usual.method} is blank, so there is nothing to compare")
+
+
 def _usual(model: Model, images: Images, method: Which, seed: int, settings: dict[str, Any]) -> tuple[Explanation, Any]:
     """The maps of the network as it is, and what they explain, to be asked for again."""
     usual = _quietly(partial(explain, model, images, method=method, seed=seed, **settings))
@@ -202,6 +218,9 @@ def _usual(model: Model, images: Images, method: Which, seed: int, settings: dic
     groups: dict[int, list[Any]] = {}
     for image, target in zip(usual.image_index.tolist(), usual.targets, strict=True):
         groups.setdefault(image, []).append(target)
+    count = len(images) if isinstance(images, (Tensor, list, tuple)) else 1
+    if len(groups) < count:
+        raise KonkyoError(f"{model.name} decides on nothing in {count - len(groups)} of the images; leave those out")
     if len(groups) == 1:
         return usual, Each(*usual.targets)
     if any(len(group) > 1 for group in groups.values()):

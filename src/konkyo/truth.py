@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -27,10 +27,12 @@ class Truth:
     things: tuple[Thing, ...]
     size: tuple[int, int]
     """(height, width)"""
+    _masks: dict[Region, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    """Those that were asked for."""
 
     def of(self, rows: Sequence[int]) -> Truth:
         """The truth of some of the rows."""
-        return replace(self, rows=tuple(self.rows[row] for row in rows))
+        return replace(self, rows=tuple(self.rows[row] for row in rows), _masks={})
 
     def objects(self) -> dict[str, Tensor]:
         """The boxes (R, 4) of the rows' things, NaN where there are none, and which rows share their things (R,)."""
@@ -45,6 +47,11 @@ class Truth:
 
     def masks(self, region: Region) -> dict[str, Tensor]:
         """The rows' things and all others (R, H, W) bool, empty where nothing is known."""
+        if region not in self._masks:
+            self._masks[region] = self._together(region)
+        return self._masks[region]
+
+    def _together(self, region: Region) -> dict[str, Tensor]:
         drawn = [self._drawn(thing, region) for thing in self.things]
 
         def together(which: Sequence[int]) -> Tensor:
@@ -120,5 +127,5 @@ def matched(labels: Sequence[str], boxes: Tensor, things: Sequence[Thing], least
         ]
         shares = overlap(boxes.new_tensor([box_of(things[i]) for i in free]).reshape(-1, 4), box)
         best = int(shares.argmax()) if len(free) else 0
-        found.append((free[best],) if len(free) and float(shares[best]) >= least else ())
+        found.append((free[best],) if len(free) and 0 < float(shares[best]) >= least else ())
     return found

@@ -175,6 +175,8 @@ def sanity(
     setup = setup_of(model, weights, labels, (resize, crop, mean, std), device)
     names, request = request_of(method, None, None, option)
     pictures = [open_image(file) for file in files_of(images)]
+    if setup.detects and len(pictures) > 1:
+        raise KonkyoError("a detector is tested on one picture at a time: each has detections of its own")
     if order not in ("cascading", "independent"):
         raise KonkyoError(f"--order is cascading or independent; got {order!r}")
     verdicts: dict[str, dict[str, Any]] = {}
@@ -275,7 +277,7 @@ def show(found: Evaluation) -> None:
     lines = found.markdown().splitlines()
     rows = [line.strip("| ").replace("\\*", "*").replace("**", "").split(" | ") for line in lines if line[:2] == "| "]
     print_table([cell.strip() for cell in rows[0]], [tuple(row) for row in rows[1:]])
-    out.print("* differs from the best of its column: p < 0.05, paired by image", highlight=False)
+    out.print("* differs from the best of its column: p < 0.05, paired by image, Holm", highlight=False)
     for line in lines[len(rows) + 1 :]:
         if line:
             out.print(escape(line), highlight=False, soft_wrap=True)

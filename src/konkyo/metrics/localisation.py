@@ -219,7 +219,10 @@ def sparseness(maps: Tensor) -> Tensor:
 
 @metric(better="lower")
 def complexity(maps: Tensor) -> Tensor:
-    """Complexity (Bhatt et al., 2020): the entropy of |map| / sum |map|, in nats. NaN for a map of zeros. -> (R,)"""
+    """Complexity (Bhatt et al., 2020): the entropy of |map| / sum |map|, in nats; ADCC has another. -> (R,)
+
+    NaN for a map of zeros.
+    """
 
     def part(maps: Tensor) -> Tensor:
         values = maps.flatten(1).abs()
