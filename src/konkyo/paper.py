@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ class Convergence:
         uniform, adaptive = (self.errors[name] for name in PATHS)
         for k, count in enumerate(self.nodes):
             medians = " | ".join(f"{float(errors[k].nanmedian()):.4f}" for errors in self.errors.values())
-            differ = (adaptive[k] - uniform[k])[(adaptive[k] != uniform[k]) & adaptive[k].isfinite()]
+            further = adaptive[k] - uniform[k]
+            differ = further[further.isfinite() & (further != 0)]
             nearer = f"{int((differ < 0).sum())} of {len(differ)}" if len(differ) else "all alike"
             lines.append(f"| {count} | {medians} | {nearer} |")
         return "\n".join(lines) + "\n"
@@ -129,7 +130,7 @@ def convergence(
         reference = maps("ig_odam", REFERENCE_NODES)
         for name in PATHS:
             for k, count in enumerate(nodes):
-                initial = {"initial": min(9, max(2, count // 2))} if name == "adaptive_ig_odam" else {}
+                initial = {"initial": _initial(count)} if name == "adaptive_ig_odam" else {}
                 off, whole = (maps(name, count, **initial) - reference).abs().sum(1), reference.abs().sum(1)
                 errors[name][k].append(torch.where(whole > 0, off / whole, torch.nan).cpu())
         if progress is not None:
@@ -138,6 +139,61 @@ def convergence(
     if not rows[PATHS[0]].numel():
         raise KonkyoError(f"nothing detected with a score above {matching.threshold:g}")
     return Convergence(tuple(nodes), rows)
+
+
+def sweep(
+    model: Model | nn.Module,
+    data: str | Path | Data | Scenes | Samples,
+    *,
+    nodes: Sequence[int] = NODES,
+    limit: int | None = None,
+    matching: Matching = RIGHT,
+    seed: int = 0,
+    steps: int = 100,
+    out: str | Path | None = None,
+    progress: Told | None = None,
+) -> dict[int, Evaluation]:
+    """The columns of the detectors' table for uniform and adaptive nodes, at equal numbers of them: {nodes: table}.
+
+    Adaptive paths begin as in `convergence`; the rest is as in `tables`. `out`: a folder, with one for every number.
+    """
+    columns = [_of_steps(name, steps) for name in TABLE_OF_DETECTORS]
+    return {
+        count: evaluate(
+            model,
+            data,
+            PATHS,
+            columns,
+            limit=limit,
+            matching=matching,
+            seed=seed,
+            out=None if out is None else Path(out) / f"{count}-nodes",
+            progress=progress,
+            nodes=count,
+            initial=_initial(count),
+        )
+        for count in nodes
+    }
+
+
+def sweep_markdown(found: Mapping[int, Evaluation]) -> str:
+    """A row per number of nodes: of every column what uniform and adaptive nodes give, and p of their difference."""
+    columns = next(iter(found.values())).columns
+    head = "| nodes | " + " | ".join(f"{c.name}: uniform, adaptive" for c in columns) + " |"
+    lines = [head, "|---" * (len(columns) + 1) + "|"]
+    for count, table in found.items():
+        cells = []
+        for c in columns:
+            uniform, adaptive = (table.cell(name, c.name) for name in PATHS)
+            p = [cell.p for cell in (uniform, adaptive) if not math.isnan(cell.p)]
+            cells.append(f"{uniform.value:.3f}, {adaptive.value:.3f}" + (f" (p {p[0]:.2f})" if p else ""))
+        lines.append(f"| {count} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _initial(nodes: int) -> int:
+    """How many nodes an adaptive path begins with: half of them, 2 to 9."""
+    return min(9, max(2, nodes // 2))
 
 
 def save(result: Convergence, folder: str | Path) -> Path:

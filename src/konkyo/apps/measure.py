@@ -36,6 +36,7 @@ from konkyo.apps.options import (
     setup_of,
 )
 from konkyo.errors import KonkyoError
+from konkyo.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -244,7 +245,7 @@ def paper(
 ) -> None:
     """The tables of the paper on IG-ODAM for a detector; for a classifier the seven CAMs and RISE."""
     from konkyo.evaluate import Matching
-    from konkyo.paper import convergence, save, tables
+    from konkyo.paper import convergence, save, sweep, sweep_markdown, tables
 
     setup = setup_of(model, weights, labels, (resize, crop, mean, std), device)
     _, request = request_of("grad_cam", None, None, option)
@@ -268,6 +269,14 @@ def paper(
         save(near, to)
         out.print("median distance from the integral (257 nodes), as a share of it:", highlight=False)
         rows = [line.strip("| ").split(" | ") for line in near.markdown().splitlines()]
+        print_table(rows[0], [tuple(row) for row in rows[2:]])
+        with told("metrics over nodes") as progress:
+            swept = sweep(
+                setup.model, data, limit=paths, matching=matching, seed=seed, steps=steps, out=to, progress=progress
+            )
+        with replacing(to / "nodes.md") as temporary:
+            temporary.write_text(sweep_markdown(swept), encoding="utf-8")
+        rows = [line.strip("| ").split(" | ") for line in sweep_markdown(swept).splitlines()]
         print_table(rows[0], [tuple(row) for row in rows[2:]])
     out.print(f"tables, curves and every value in {escape(str(to))}", highlight=False, soft_wrap=True)
 
