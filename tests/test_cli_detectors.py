@@ -14,6 +14,7 @@ from PIL import Image
 import konkyo
 from commands import Run, runner
 from konkyo.apps import cli
+from konkyo.explain import OF_DETECTORS
 from konkyo.report.figures import contact_sheet, gallery
 
 NETS = """
@@ -353,14 +354,15 @@ def test_demo_of_the_detector(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
         return usual("nets.py:few" if name == "konkyo/scenes-detr" else name, *rest)
 
     monkeypatch.setattr(cli, "setup_of", setup)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *p: object() if n == "transformers" else find(n, *p))
     found = run("demo", "--scenes", 1, "--out", "d")
     assert found.code == 0
     (_, (rows, columns)) = drawn
-    assert columns == cli.OF_DETECTORS
+    assert columns == OF_DETECTORS
     assert f"2 scenes, {len(rows)} detections, " in found.out
     assert {"scene-0.png", "contact-sheet.png", "objects-0.png", "objects-1.png", "detections.png"} == set(names("d"))
-    for name in cli.OF_DETECTORS:
+    for name in OF_DETECTORS:
         assert f"{name} " in found.out.splitlines()[-2]
 
 
