@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from konkyo import __version__
 from konkyo.columns import Column, column
 from konkyo.data.samples import Data, Sample, Samples, samples
 from konkyo.data.scenes import Scenes
@@ -182,7 +181,7 @@ def evaluate(
     found = samples(data, limit=limit, seed=seed)
     plan = _Plan(adapted, chosen, columns, explained, matching, seed, precision, options)
     settings = {
-        "konkyo": __version__,
+        "konkyo": 1,  # of what is kept
         "model": None if adapted is None else adapted.name,
         "weights": None if adapted is None else _digest(adapted.module),
         "preprocess": None if adapted is None else repr(adapted.preprocess),
