@@ -161,7 +161,10 @@ def test_maps_of_another_tool_with_and_without_a_model(run: Run) -> None:
         next(c for c in x.json["table"] if (c["method"], c["metric"]) == ("peer", "ebpg@mask")) for x in (both, alone)
     )
     assert one["value"] == pytest.approx(other["value"])
-    told(run("evaluate", "--model", "none", "--data", "folder:photos", "--metrics", "ebpg", "--out", "x"), "empty")
+    told(
+        run("evaluate", "--model", "none", "--data", "folder:photos", "--metrics", "ebpg", "--out", "x"),
+        "maps of other tools",
+    )
     told(
         run("evaluate", "--model", "none", *common[:2], "--metrics", "deletion", *common[-2:], "--out", "y"), "a model"
     )

@@ -1327,3 +1327,17 @@ def test_stars_are_corrected_for_the_number_of_methods() -> None:
         list(range(20)),
     )
     assert found.differing(name) == {"far"}
+
+
+def test_maps_of_all_grids_are_measured_at_the_size_of_the_picture(model: konkyo.Model) -> None:
+    samples = pictures(2)
+    found = evaluate(model, samples, ["grad_cam"], ["complexity"])
+    for i, sample in enumerate(samples):
+        maps = konkyo.explain(model, sample.image).at((sample.image.height, sample.image.width))
+        equal(found.values("grad_cam", "complexity")[i : i + 1], METRICS["complexity"](maps))
+
+
+def test_a_run_of_which_nothing_could_be_read_is_an_error(model: konkyo.Model, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(KonkyoError, match="none of the 1 samples"):
+        evaluate(model, f"folder:{tmp_path}", ["grad_cam"], ["deletion(steps=4)"])

@@ -156,6 +156,8 @@ def evaluate(
         raise KonkyoError(
             f"methods and metrics are lists of names; got {methods if isinstance(methods, str) else metrics!r}"
         )
+    if not methods and model is None:
+        raise KonkyoError("without a model there is nothing to measure but maps of other tools: give Maps(folder)")
     if not methods:
         raise KonkyoError("methods is an empty list; `konkyo.methods()` has those on offer")
     if explained not in ("decision", "label"):
@@ -209,6 +211,8 @@ def evaluate(
         parts.append(part)
         if progress is not None:
             progress(index + 1, len(found))
+    if parts and all(part.skipped for part in parts):
+        raise KonkyoError(f"none of the {len(parts)} samples could be read: {parts[0].skipped}")
     result = _gathered(plan, settings, parts, found.note)
     if out is not None:
         result.save(out)
@@ -435,7 +439,7 @@ def _measure(plan: _Plan, part: _Part, method: str, given: Mapping[str, Any], tr
         if "explain" in needs and "explain" not in given:
             continue  # maps of another tool
         values = dict(given)
-        if c.region is not None or {"boxes", "objects"} & set(needs):
+        if "images" not in needs:  # over the picture, so that maps of all grids are measured at one size
             values["maps"] = resize(given.get("seen", maps).float(), truth.size)
             values |= {n: v.to(maps.device) for n, v in truth.objects().items()}
             if c.region is not None:
