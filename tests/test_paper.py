@@ -13,8 +13,9 @@ from PIL import Image
 import konkyo
 from konkyo import paper
 from konkyo.data.samples import samples
+from konkyo.evaluation import markdown
 from konkyo.explain import SEVEN_CAMS
-from konkyo.paper import PATHS, Convergence, convergence, save, sweep, sweep_markdown, tables
+from konkyo.paper import PATHS, Convergence, convergence, save, sweep, sweep_table, tables
 
 SCENES = "scenes:2,objects=1,size=96"
 FEW = konkyo.Matching(0.2)
@@ -50,7 +51,7 @@ def test_who_is_nearer_is_counted_where_they_differ(tmp_path: Path) -> None:
     rows = [[0.5, 0.5, math.nan], [0.3, 0.2, math.nan]], [[0.5, 0.5, math.nan], [0.2, 0.4, 0.1]]
     errors = dict(zip(PATHS, map(torch.tensor, rows), strict=True))
     found = Convergence((2, 4), errors)
-    assert found.markdown().splitlines()[2:] == [
+    assert markdown(found.table()).splitlines()[2:] == [
         "| 2 | 0.5000 | 0.5000 | all alike |",
         "| 4 | 0.2000 | 0.2000 | 1 of 2 |",
     ]
@@ -66,7 +67,7 @@ def test_the_sweep_takes_the_number_of_nodes(detector: konkyo.Model, tmp_path: P
     direct = konkyo.evaluate(detector, SCENES, ["ig_odam"], ["ebpg@box"], limit=1, matching=FEW, nodes=3)
     assert found[3].cell("ig_odam", "ebpg@box").value == direct.cell("ig_odam", "ebpg@box").value
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2-nodes", "3-nodes"]
-    lines = sweep_markdown(found).splitlines()
+    lines = markdown(sweep_table(found)).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| 2", "| 3"]
     both = [found[2].cell(name, "vea@mask").value for name in PATHS]
     assert f"{both[0]:.3f}, {both[1]:.3f}" in lines[2]

@@ -23,12 +23,13 @@ from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, unknown
 from konkyo.evaluation import Evaluation, Row
 from konkyo.explain import Which, explain, explanations
 from konkyo.explanation import Explanation
-from konkyo.files import replacing
+from konkyo.files import write_text
 from konkyo.forward import Pass, Precision
 from konkyo.instance import Detections, InstanceTarget, Tracked
 from konkyo.layer import untouched
 from konkyo.method import Method, find
 from konkyo.metrics.base import Explain, Score
+from konkyo.metrics.variants import absent
 from konkyo.models import Model, as_model
 from konkyo.target import ClassTarget, Each, Target
 from konkyo.tensors import resize
@@ -40,8 +41,6 @@ Told: TypeAlias = Callable[[int, int], object]
 
 OF_CLASSIFIERS = ("deletion", "insertion", "ebpg@mask", "pointing_game@mask")
 OF_DETECTORS = ("deletion(protocol=seed)", "insertion(protocol=seed)", "vea@mask", "ebpg@box")
-
-
 WITHOUT_MODEL = ("ebpg@mask", "pointing_game@mask")
 
 
@@ -92,12 +91,9 @@ class Maps:
                 with Image.open(path) as picture:
                     array = np.asarray(picture.convert("F"))
             else:
-                loaded = np.load(path, allow_pickle=False)
-                array = (
-                    loaded
-                    if path.suffix == ".npy"
-                    else loaded["signed" if "konkyo" in loaded.files else loaded.files[0]]
-                )
+                array = np.load(path, allow_pickle=False)
+                if path.suffix == ".npz":
+                    array = array["signed" if "konkyo" in array.files else array.files[0]]
             maps = torch.from_numpy(np.array(array, dtype=np.float32))
         except Exception as error:  # damaged files fail in every possible way
             raise KonkyoError(f"{path} holds no map: {error}") from error
@@ -153,9 +149,7 @@ def evaluate(
     """
     adapted = None if model is None else as_model(model)
     if isinstance(methods, str) or isinstance(metrics, str):
-        raise KonkyoError(
-            f"methods and metrics are lists of names; got {methods if isinstance(methods, str) else metrics!r}"
-        )
+        raise KonkyoError("methods and metrics are lists of names, as in ['grad_cam']; a string came")
     if not methods and model is None:
         raise KonkyoError("without a model there is nothing to measure but maps of other tools: give Maps(folder)")
     if not methods:
@@ -259,7 +253,7 @@ class _Store:
                 raise KonkyoError(f"{self.folder} is of a run with other {', '.join(differ)}; choose another folder")
             if earlier == now:
                 return
-        _write(path, self.settings)
+        write_text(path, json.dumps(self.settings))
 
     def read(self, index: int, name: str) -> _Part | None:
         """What was measured of a sample, None if nothing was yet."""
@@ -273,7 +267,7 @@ class _Store:
     def write(self, index: int, part: _Part) -> None:
         """Keeps it."""
         if self.folder is not None:
-            _write(self.folder / f"{index:06}.json", asdict(part))
+            write_text(self.folder / f"{index:06}.json", json.dumps(asdict(part)))
 
 
 def _digest(module: nn.Module) -> str:
@@ -284,11 +278,6 @@ def _digest(module: nn.Module) -> str:
         some = flat[:: max(1, flat.numel() // 1000)].double().cpu()
         found.update(f"{name} {tuple(tensor.shape)}".encode() + some.numpy().tobytes())
     return found.hexdigest()[:16]
-
-
-def _write(path: Path, value: Any) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value), encoding="utf-8")
 
 
 def _gathered(plan: _Plan, settings: Mapping[str, Any], parts: Sequence[_Part], note: str) -> Evaluation:
@@ -341,7 +330,8 @@ def _explained(plan: _Plan, model: Model, sample: Sample, index: int) -> _Part:
     if preprocess is None:
         raise KonkyoError(f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)")
     images = model.prepared(preprocess(sample.image)[None])
-    targets, truth, dropped = _targets(plan, model, sample, images)
+    output = Pass(model, images, precision=plan.precision).output.detach()
+    targets, truth, dropped = _targets(plan, model, sample, output)
     part = _Part(sample.name, dropped=dropped)
     if not targets:
         return part
@@ -371,27 +361,20 @@ def _explained(plan: _Plan, model: Model, sample: Sample, index: int) -> _Part:
     targets, truth = [targets[i] for i in keep], truth.of(keep)
     boxes = preprocess.frame(sample.image).placed(truth.objects()["boxes"].to(images))
     boxes = torch.stack([_or_own(box, target) for box, target in zip(boxes, targets, strict=True)])
-    score = _scorer(model, [_scored(model, t, box) for t, box in zip(targets, boxes, strict=True)], plan.precision)
-    rows = torch.arange(len(keep))
-    variants = images.expand(len(keep), *images.shape[1:])
+    scored = [_scored(model, t, box) for t, box in zip(targets, boxes, strict=True)]
     shared: dict[str, Any] = {
-        "images": variants,
-        "score": score,
+        "images": images.expand(len(keep), *images.shape[1:]),
+        "score": _scorer(model, scored, plan.precision),
         "area": _areas(boxes, images.shape[2:]),
         "pixels": images.new_tensor([model.black, preprocess.white]),
     }
-    values = score(variants, rows).tolist()
-    part.rows = [(_name(model, target), value) for target, value in zip(targets, values, strict=True)]
+    part.rows = [(_name(model, t), float(s(output))) for t, s in zip(targets, scored, strict=True)]
     for m in plan.methods:
         given = dict(shared)
         if isinstance(m, Method) and m.name in found:
             result = found[m.name]
             of_rows = [aims[m.name][i] for i in keep]
-            given["seen"], given["maps"], given["raw"] = (
-                result.at(truth.size)[keep],
-                result.maps[keep],
-                result.signed[keep],
-            )
+            given |= {"seen": result.at(truth.size)[keep], "maps": result.maps[keep], "raw": result.signed[keep]}
             given["explain"] = _explainer(plan, model, m, of_rows)
             given["own_score"] = _scorer(model, [_explained_score(model, m, aim) for aim in of_rows], plan.precision)
         elif m.name in foreign:
@@ -432,7 +415,7 @@ def _measure(plan: _Plan, part: _Part, method: str, given: Mapping[str, Any], tr
     """Every column's statistic of a method's maps. NaN where a map is blank: it is counted instead."""
     maps: Tensor = given["maps"]
     flat = maps.flatten(1)
-    blank = (flat.amax(1) == flat.amin(1)) | ~flat.isfinite().all(1)
+    blank = (flat.amax(1) == flat.amin(1)) | absent(maps)
     part.absent[method] = int(blank.sum())
     for c in plan.columns:
         needs = c.metric.needs
@@ -456,13 +439,11 @@ def _measure(plan: _Plan, part: _Part, method: str, given: Mapping[str, Any], tr
         part.statistics.setdefault(method, {})[c.name] = statistic.tolist()
 
 
-def _targets(plan: _Plan, model: Model, sample: Sample, images: Tensor) -> tuple[list[Any], Truth, int]:
+def _targets(plan: _Plan, model: Model, sample: Sample, output: Tensor) -> tuple[list[Any], Truth, int]:
     """What is explained of a sample, what is true of it, and how many detections are left out."""
     assert model.preprocess is not None
     view = model.preprocess.view(sample.image)
     things, size = seen(sample, model.preprocess), (view.height, view.width)
-    with torch.no_grad():
-        output = Pass(model, images, precision=plan.precision).output
     if model.detector is None:
         if plan.explained == "label" and sample.label is None:
             raise KonkyoError(f"sample {sample.name} has no label of its own; explained='decision' needs none")

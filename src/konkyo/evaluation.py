@@ -9,18 +9,30 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from konkyo.columns import Column
 from konkyo.errors import KonkyoError, unknown
-from konkyo.files import replacing
-from konkyo.metrics.base import OfMean
+from konkyo.files import plain, replacing, write_text
+from konkyo.metrics.base import Metric, OfMean
 
 _RESAMPLES = 2000
 _POOLED_RESAMPLES = 300  # every one of them pools the statistics of a whole data set
+
+
+Table: TypeAlias = tuple[list[str], list[list[str]]]
+"""(head, rows)"""
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown."""
+    head, rows = table
+    lines = [head, *rows]
+    texts = ["| " + " | ".join(cells) + " |" for cells in lines]
+    return "\n".join([texts[0], "|---" * len(head) + "|", *texts[1:]]) + "\n"
 
 
 @dataclass(frozen=True)
@@ -88,23 +100,15 @@ class Evaluation:
         return self._known[method, name]
 
     def _cell(self, method: str, name: str, seed: int = 0) -> Cell:
-        column_, common = self.column(name), self._common(name)
-        group = self._images()[common]
-        statistic = self._statistic(method, name)[common]
+        metric, common = self.column(name).metric, self._common(name)
+        group, statistic = self._images()[common], self._statistic(method, name)[common]
         if not len(group):
             return Cell(math.nan, math.nan, math.nan, 0, math.nan)
-        if column_.metric.pooled is not None:
-            return self._pooled(column_, statistic, group, seed)
-        values = column_.metric.summarised(statistic).double()
-        sums, counts = _per_image(values, group)
-        weights = _resampled(len(counts), _RESAMPLES, seed)
-        low, high = _interval((weights @ sums) / (weights @ counts), len(counts))
-        if column_.metric.better == "neither":
-            return Cell(float(values.mean()), low, high, len(values), math.nan)
-        best = self.best(name)
-        rival = column_.metric.summarised(self._statistic(best, name)[common]).double()
-        p = math.nan if best == method else _flipped(values - rival, group, seed)
-        return Cell(float(values.mean()), low, high, len(values), p)
+        value, (low, high), p = float(metric.over(statistic)), _interval(metric, statistic, group, seed), math.nan
+        if metric.pooled is None and metric.better != "neither" and (best := self.best(name)) != method:
+            rival = self._statistic(best, name)[common]
+            p = _flipped((metric.summarised(statistic) - metric.summarised(rival)).double(), group, seed)
+        return Cell(value, low, high, len(statistic), p)
 
     def best(self, name: str) -> str:
         """The method with the best value of a column over the rows that all have. KonkyoError: nothing is better."""
@@ -145,17 +149,21 @@ class Evaluation:
 
     # --- on disk ------------------------------------------------------------------------------------------------------
 
-    def markdown(self) -> str:
-        """The table, a row per method: value [95 % interval], bold where best, * where `differing` from it."""
-        heads = [f"{c.name} {_ARROWS[c.metric.better]}" for c in self.columns]
-        lines = ["| method | " + " | ".join([*heads, "absent"]) + " |", "|---" * (len(heads) + 2) + "|"]
-        for method in self.methods:
-            cells = [self._shown(method, c) for c in self.columns]
-            lines.append(f"| {method} | " + " | ".join([*cells, str(self.absent.get(method, 0))]) + " |")
+    def table(self) -> Table:
+        """A row per method: value [95 % interval], bold where best, * where `differing` from it, and absent maps."""
+        head = ["method", *(f"{c.name} {_ARROWS[c.metric.better]}" for c in self.columns), "absent"]
+        rows = [[m, *(self._shown(m, c) for c in self.columns), str(self.absent.get(m, 0))] for m in self.methods]
+        return head, rows
+
+    def remarks(self) -> list[str]:
+        """What the table was made of, and what was left out."""
         counts = {c.name: int(self._common(c.name).sum()) for c in self.columns}
         said = ", ".join(f"{name} {count}" for name, count in counts.items())
-        lines += ["", f"Maps in the comparison (those that every method has) of {len(self.rows)}: {said}.", *self.notes]
-        return "\n".join(lines) + "\n"
+        return [f"Maps in the comparison (those that every method has) of {len(self.rows)}: {said}.", *self.notes]
+
+    def markdown(self) -> str:
+        """`table` and `remarks`."""
+        return markdown(self.table()) + "\n" + "\n".join(self.remarks()) + "\n"
 
     def _shown(self, method: str, of: Column) -> str:
         if (method, of.name) not in self.statistics:
@@ -178,8 +186,7 @@ class Evaluation:
             "evaluation.json": json.dumps(self.description(), indent=1),
         }
         for name, text in texts.items():
-            with replacing(folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_text(folder / name, text)
         curves = {c.name: c.metric.better for c in self.columns if self._has_curve(c)}
         if curves:
             drawn = {
@@ -193,15 +200,13 @@ class Evaluation:
 
     def description(self) -> dict[str, Any]:
         """Everything but curves and histograms, as plain JSON values."""
-        return _plain(  # type: ignore[no-any-return]
+        return plain(  # type: ignore[no-any-return]
             {
                 "konkyo": 1,
                 "settings": dict(self.settings),
                 "notes": list(self.notes),
                 "absent": dict(self.absent),
-                "table": [
-                    dict(zip(["method", "metric", *Cell.__dataclass_fields__], c, strict=True)) for c in self._cells()
-                ],
+                "table": [dict(zip(_HEAD, cell, strict=True)) for cell in self._cells()],
                 "worst": {
                     f"{m}: {c.name}": [vars(r) for r in self.worst(m, c.name)]
                     for m in self.methods
@@ -259,32 +264,6 @@ class Evaluation:
         numbers: dict[str, int] = {}
         return torch.tensor([numbers.setdefault(row.sample, len(numbers)) for row in self.rows], dtype=torch.int64)
 
-    def _pooled(self, of: Column, statistic: Tensor, group: Tensor, seed: int) -> Cell:
-        if isinstance(of.metric.pooled, OfMean):
-            sums, counts = _per_image(statistic.flatten(1), group)
-            weights = _resampled(len(counts), _POOLED_RESAMPLES, seed)
-            means = (weights @ sums) / (weights @ counts)[:, None]
-            pooled = torch.stack([of.metric.pooled.value(m.view(statistic.shape[1:])) for m in means])
-            low, high = _interval(pooled, len(counts))
-            return Cell(float(of.metric.over(statistic)), low, high, len(statistic), math.nan)
-        members = [(group == i).nonzero()[:, 0] for i in sorted(set(group.tolist()))]
-        drawn = _resampled(len(members), _POOLED_RESAMPLES, seed).long()
-        each = [
-            of.metric.over(statistic[torch.cat([m.repeat(int(n)) for m, n in zip(members, w, strict=True) if n])])
-            for w in drawn
-        ]
-        low, high = _interval(torch.stack([value.double() for value in each]), len(members))
-        return Cell(float(of.metric.over(statistic)), low, high, len(statistic), math.nan)
-
-
-def _plain(value: Any) -> Any:
-    """The value with None for numbers that JSON does not know."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
 
 _HEAD = ["method", "metric", *(f.name for f in fields(Cell))]
 _ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
@@ -303,10 +282,24 @@ def _resampled(count: int, times: int, seed: int) -> Tensor:
     return torch.zeros(times, count, dtype=torch.float64).scatter_add(1, drawn, torch.ones_like(drawn).double())
 
 
-def _interval(values: Tensor, images: int) -> tuple[float, float]:
-    """The middle 95 % of resampled values; NaN of a single image, which says nothing of others."""
-    if images < 2:
+def _interval(metric: Metric, statistic: Tensor, group: Tensor, seed: int) -> tuple[float, float]:
+    """The middle 95 % of the values of resampled images; NaN of a single image, which says nothing of others."""
+    pool = metric.pooled
+    if pool is None:
+        statistic = metric.summarised(statistic)
+    sums, counts = _per_image(statistic.double().flatten(1) if statistic.ndim > 1 else statistic.double(), group)
+    if len(counts) < 2:
         return math.nan, math.nan
+    weights = _resampled(len(counts), _RESAMPLES if pool is None else _POOLED_RESAMPLES, seed)
+    if pool is None:
+        values = (weights @ sums) / (weights @ counts)
+    elif isinstance(pool, OfMean):
+        means = (weights @ sums) / (weights @ counts)[:, None]
+        values = torch.stack([pool.value(mean.view(statistic.shape[1:])) for mean in means])
+    else:
+        members = [(group == image).nonzero()[:, 0] for image in sorted(set(group.tolist()))]
+        each = [torch.cat([m.repeat(int(n)) for m, n in zip(members, w, strict=True) if n]) for w in weights]
+        values = torch.stack([pool(statistic[rows]).double() for rows in each])
     low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
     return low, high
 

@@ -18,9 +18,9 @@ from konkyo.data.scenes import Scenes
 from konkyo.errors import KonkyoError, KonkyoWarning
 from konkyo.evaluate import OF_DETECTORS as TABLE_OF_DETECTORS
 from konkyo.evaluate import Matching, Told, evaluate
-from konkyo.evaluation import Evaluation
+from konkyo.evaluation import Evaluation, Table, markdown
 from konkyo.explain import OF_DETECTORS, SEVEN_CAMS, explain
-from konkyo.files import replacing
+from konkyo.files import plain, replacing, write_text
 from konkyo.instance import Detections
 from konkyo.models import Model, as_model
 
@@ -40,18 +40,17 @@ class Convergence:
     errors: dict[str, Tensor]
     """method -> (nodes, R): |map - reference|_1 / |reference|_1 of the signed maps."""
 
-    def markdown(self) -> str:
+    def table(self) -> Table:
         """A row per number of nodes: the median over instances, and on how many of them adaptive nodes are nearer."""
-        head = "| nodes | " + " | ".join(self.errors) + " | adaptive nearer |"
-        lines = [head, "|---" * (len(self.errors) + 2) + "|"]
         uniform, adaptive = (self.errors[name] for name in PATHS)
+        rows = []
         for k, count in enumerate(self.nodes):
-            medians = " | ".join(f"{float(errors[k].nanmedian()):.4f}" for errors in self.errors.values())
             further = adaptive[k] - uniform[k]
             differ = further[further.isfinite() & (further != 0)]
             nearer = f"{int((differ < 0).sum())} of {len(differ)}" if len(differ) else "all alike"
-            lines.append(f"| {count} | {medians} | {nearer} |")
-        return "\n".join(lines) + "\n"
+            medians = [f"{float(errors[k].nanmedian()):.4f}" for errors in self.errors.values()]
+            rows.append([str(count), *medians, nearer])
+        return ["nodes", *self.errors, "adaptive nearer"], rows
 
 
 def tables(
@@ -176,19 +175,18 @@ def sweep(
     }
 
 
-def sweep_markdown(found: Mapping[int, Evaluation]) -> str:
+def sweep_table(found: Mapping[int, Evaluation]) -> Table:
     """A row per number of nodes: of every column what uniform and adaptive nodes give, and p of their difference."""
     columns = next(iter(found.values())).columns
-    head = "| nodes | " + " | ".join(f"{c.name}: uniform, adaptive" for c in columns) + " |"
-    lines = [head, "|---" * (len(columns) + 1) + "|"]
+    rows = []
     for count, table in found.items():
         cells = []
         for c in columns:
             uniform, adaptive = (table.cell(name, c.name) for name in PATHS)
             p = [cell.p for cell in (uniform, adaptive) if not math.isnan(cell.p)]
             cells.append(f"{uniform.value:.3f}, {adaptive.value:.3f}" + (f" (p {p[0]:.2f})" if p else ""))
-        lines.append(f"| {count} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append([str(count), *cells])
+    return ["nodes", *(f"{c.name}: uniform, adaptive" for c in columns)], rows
 
 
 def _initial(nodes: int) -> int:
@@ -201,17 +199,10 @@ def save(result: Convergence, folder: str | Path) -> Path:
     from konkyo.report.tables import convergence_figure
 
     folder = Path(folder)
-    values = {
-        name: [[v if math.isfinite(v) else None for v in row] for row in of.tolist()]
-        for name, of in result.errors.items()
-    }
+    errors = {name: of.tolist() for name, of in result.errors.items()}
     medians = {name: of.nanmedian(1).values.tolist() for name, of in result.errors.items()}
-    for name, text in (
-        ("convergence.md", result.markdown()),
-        ("convergence.json", json.dumps({"nodes": result.nodes, "errors": values})),
-    ):
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_text(folder / "convergence.md", markdown(result.table()))
+    write_text(folder / "convergence.json", json.dumps(plain({"nodes": result.nodes, "errors": errors})))
     with replacing(folder / "convergence.png") as temporary:
         convergence_figure(result.nodes, medians).save(temporary, format="png")
     return folder

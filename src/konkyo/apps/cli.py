@@ -590,11 +590,10 @@ class _Manifest:
         return _Entry(self, file)
 
     def write(self) -> None:
-        from konkyo.files import replacing
+        from konkyo.files import write_text
 
         if self._path is not None:
-            with replacing(self._path) as temporary:
-                temporary.write_text(json.dumps(self.values, indent=2), encoding="utf-8")
+            write_text(self._path, json.dumps(self.values, indent=2))
 
 
 class _Entry:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,11 +35,9 @@ from konkyo.apps.options import (
     setup_of,
 )
 from konkyo.errors import KonkyoError
-from konkyo.files import replacing
+from konkyo.files import plain, write_text
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from konkyo.evaluation import Evaluation
 
 Data = Annotated[
@@ -191,13 +188,13 @@ def sanity(
                 test.test: {
                     "passed": test.passed,
                     "verdict": test.verdict,
-                    "similarity": {s: _mean(v) for s, v in zip(test.steps, test.similarity, strict=True)},
+                    "similarity": dict(zip(test.steps, test.similarity.nanmean(1).tolist(), strict=True)),
                 }
                 for test in tests
             }
             progress(done + 1, len(names))
     if as_json:
-        print(json.dumps(verdicts, indent=1))  # noqa: T201 - standard output is what was asked for
+        print(json.dumps(plain(verdicts), indent=1))  # noqa: T201 - standard output is what was asked for
         return
     rows = [
         (name, test, "passed" if found["passed"] else "failed", found["verdict"])
@@ -205,12 +202,6 @@ def sanity(
         for test, found in tests.items()
     ]
     print_table(["method", "test", "", "what it says"], rows)
-
-
-def _mean(values: Tensor) -> float | None:
-    """The mean of what is not NaN; None where all are."""
-    mean = float(values.nanmean())
-    return mean if math.isfinite(mean) else None
 
 
 benchmark = typer.Typer(help="Reproduce the form of published comparisons.", no_args_is_help=True)
@@ -245,7 +236,8 @@ def paper(
 ) -> None:
     """The tables of the paper on IG-ODAM for a detector; for a classifier the seven CAMs and RISE."""
     from konkyo.evaluate import Matching
-    from konkyo.paper import convergence, save, sweep, sweep_markdown, tables
+    from konkyo.evaluation import markdown
+    from konkyo.paper import convergence, save, sweep, sweep_table, tables
 
     setup = setup_of(model, weights, labels, (resize, crop, mean, std), device)
     _, request = request_of("grad_cam", None, None, option)
@@ -268,28 +260,26 @@ def paper(
             near = convergence(setup.model, data, limit=paths, matching=matching, seed=seed, progress=progress)
         save(near, to)
         out.print("median distance from the integral (257 nodes), as a share of it:", highlight=False)
-        rows = [line.strip("| ").split(" | ") for line in near.markdown().splitlines()]
-        print_table(rows[0], [tuple(row) for row in rows[2:]])
+        print_table(*near.table())
         with told("metrics over nodes") as progress:
             swept = sweep(
                 setup.model, data, limit=paths, matching=matching, seed=seed, steps=steps, out=to, progress=progress
             )
-        with replacing(to / "nodes.md") as temporary:
-            temporary.write_text(sweep_markdown(swept), encoding="utf-8")
-        rows = [line.strip("| ").split(" | ") for line in sweep_markdown(swept).splitlines()]
-        print_table(rows[0], [tuple(row) for row in rows[2:]])
+        write_text(to / "nodes.md", markdown(sweep_table(swept)))
+        print_table(*sweep_table(swept))
     out.print(f"tables, curves and every value in {escape(str(to))}", highlight=False, soft_wrap=True)
 
 
 def show(found: Evaluation) -> None:
     """Prints the table, and what was left out."""
-    lines = found.markdown().splitlines()
-    rows = [line.strip("| ").replace("\\*", "*").replace("**", "").split(" | ") for line in lines if line[:2] == "| "]
-    print_table([cell.strip() for cell in rows[0]], [tuple(row) for row in rows[1:]])
+    head, rows = found.table()
+    print_table(
+        [cell.strip() for cell in head],
+        [[cell.replace("\\*", "*").replace("**", "") for cell in row] for row in rows],
+    )
     out.print("* differs from the best of its column: p < 0.05, paired by image, Holm", highlight=False)
-    for line in lines[len(rows) + 1 :]:
-        if line:
-            out.print(escape(line), highlight=False, soft_wrap=True)
+    for line in found.remarks():
+        out.print(escape(line), highlight=False, soft_wrap=True)
 
 
 def split(text: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
@@ -301,7 +301,7 @@ def progress(items: Iterable[Any], what: str) -> Iterator[tuple[Any, Callable[[i
             yield item, told
 
 
-def print_table(columns: list[str], rows: Iterable[tuple[str, ...]]) -> None:
+def print_table(columns: list[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints rows of text under their columns."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError
 from konkyo.metrics.base import auc, metric
+from konkyo.metrics.variants import absent
 from konkyo.tensors import safe_divide, unit
 
 THRESHOLDS = tuple(i / 10 for i in range(1, 10))
@@ -256,8 +257,7 @@ def in_chunks(part: Callable[..., Tensor], *tensors: Tensor, pixels: int = 1 << 
 
 def defined(values: Tensor, maps: Tensor, *regions: Tensor) -> Tensor:
     """The values (R, ...), NaN where a map (R, H, W) is not finite or one of the regions is empty."""
-    flat = maps.flatten(1)
-    fine = flat.amax(1).isfinite() & flat.amin(1).isfinite()
+    fine = ~absent(maps)
     for region in regions:
         fine = fine & region.flatten(1).any(1)
     return torch.where(fine.view(-1, *[1] * (values.ndim - 1)), values, torch.nan)
