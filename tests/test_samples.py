@@ -20,7 +20,7 @@ from torch import Tensor
 import konkyo
 from konkyo.data import coco as coco_module
 from konkyo.data.coco import _mask
-from konkyo.data.samples import LAYOUTS, UNSEEN, Sample, Samples, Thing, samples
+from konkyo.data.samples import DRAWN, LAYOUTS, UNSEEN, Sample, Samples, Thing, samples
 from konkyo.data.scenes import CLASSES, Scenes
 from konkyo.errors import ImageError, KonkyoError
 
@@ -610,7 +610,8 @@ def test_data_of_ones_own():
 
 
 def test_errors_say_what_is_on_offer(tmp_path):
-    assert set(LAYOUTS) == {"coco", "voc", "folder"}
+    assert set(LAYOUTS) == {"coco", "voc", "folder", "chest", "brain", "sun397"}
+    assert set(DRAWN) == {"scenes", "lesions"}
     for source in ("coca:x", "scene:3", str(tmp_path), tmp_path, ""):
         refused(source, "scenes:COUNT", "coco:DIR", "voc:DIR", "folder:DIR")
     for source in ("scenes:many", "scenes:3,objects=1-", "scenes:3,size=big", "scenes:-1"):

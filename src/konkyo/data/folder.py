@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from konkyo.data.images import find_images, open_image
-from konkyo.data.samples import Sample, Samples, Thing, around, layout, open_annotated
+from konkyo.data.samples import PARTS, Sample, Samples, Thing, around, layout, open_annotated, selected
 from konkyo.errors import ImageError, KonkyoError
 
 
 @layout
-def folder(folder: Path, *, masks: str = "") -> Samples:
+def folder(folder: Path, *, masks: str = "", split: str = "") -> Samples:
     """The pictures in the folder, or in its subfolders and labelled by their names, in natural order.
+
+    Folders of classes may lie in train/, val/ (valid/, validation/) and test/; `split` takes one of these parts.
 
     A file classes.txt with lines "KEY<tab>NAME", as of ImageNet, names the classes: the key is the name of the
     subfolder, or what comes before the first underscore in that of a picture.
@@ -40,17 +42,29 @@ def folder(folder: Path, *, masks: str = "") -> Samples:
         if not any(drawn):
             raise KonkyoError(f"{apart} has no mask of a picture, such as {apart / _key(files[0], folder)}.png")
     names = tuple(path.relative_to(folder).as_posix() for path in files)
-    labels, classes = _labels(folder, names)
+    parts, rest = _parts(names)
+    labels, classes = _labels(folder, rest)
     note = f"{sum(mask is not None for mask in drawn)} of {len(files)} pictures with a mask"
-    return Samples(names, partial(_sample, names, files, labels, drawn), classes, note)
+    known = tuple(label for label in labels if label is not None)
+    return selected(
+        Samples(names, partial(_sample, names, files, labels, drawn), classes, note, "", known, parts), split
+    )
 
 
 def _key(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
+    return path.relative_to(folder).with_suffix("").as_posix().removesuffix(".nii")
 
 
 def _is_mask(key: str, keys: dict[str, Path]) -> bool:
     return key.endswith("_mask") and key.removesuffix("_mask") in keys
+
+
+def _parts(names: Sequence[str]) -> tuple[tuple[str, ...], Sequence[str]]:
+    """The part of every picture and its name in there, where all are PART/CLASS/NAME; else no parts and the names."""
+    heads = [name.split("/")[0].lower() for name in names]
+    if any(name.count("/") != 2 for name in names) or not PARTS.keys() >= set(heads):
+        return (), names
+    return tuple(PARTS[head] for head in heads), [name.partition("/")[2] for name in names]
 
 
 def _labels(folder: Path, names: Sequence[str]) -> tuple[list[str | None], tuple[str, ...]]:

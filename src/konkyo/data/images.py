@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from konkyo.data import scans
 from konkyo.errors import ImageError, KonkyoError
 
 MAX_PIXELS = 64_000_000
@@ -33,6 +34,7 @@ def open_image(path: str | Path) -> Image.Image:
 
     EXIF orientation is applied, of several frames the first is taken, transparent parts lie on white. Grey values of
     more than 8 bits and floats are rescaled from the range they occupy to 0..255. Colour profiles are not applied.
+    DICOM is shown through its own window, of its frames and of a NIfTI volume the middle (`konkyo.data.scans`).
     ImageError, in one line: not an image, damaged, more than MAX_PIXELS, or not to be read.
     """
     path = Path(path)
@@ -100,10 +102,19 @@ def _unreadable(path: Path, error: Exception) -> ImageError:
 
 
 def _decode(path: Path, file: BinaryIO) -> Image.Image:
-    notes = []
+    notes: list[str] = []
+
+    def check(width: int, height: int) -> None:
+        if width * height > MAX_PIXELS:
+            raise ImageError(f"{path} ({width} x {height}) {_TOO_LARGE.format(MAX_PIXELS / 1e6)}")
+
+    read = scans.reader(path, file)
+    if read is not None:
+        picture = _rgb(path, read(path, check, notes), notes)
+        picture.info = {"konkyo": tuple(notes)}
+        return picture
     with Image.open(file, formats=_formats()) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(f"{path} ({image.width} x {image.height}) {_TOO_LARGE.format(MAX_PIXELS / 1e6)}")
+        check(image.width, image.height)
         frames = 1 if image.format == "PSD" else getattr(image, "n_frames", 1)  # of a PSD they are layers
         if frames > 1:
             notes.append(f"first of {frames} frames")
@@ -168,7 +179,9 @@ def _suffixes() -> frozenset[str]:
 
 
 def _suffix_text() -> str:
-    return f".jpg, .png, .webp, .tif and {len(_suffixes()) - 4} other suffixes of images"
+    return (
+        f".jpg, .png, .webp, .tif, .dcm, .nii and {len(_suffixes()) + len(scans.SUFFIXES) - 6} other suffixes of images"
+    )
 
 
 def _matches(source: str | Path) -> list[Path]:
@@ -194,7 +207,8 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return not path.name.startswith(".") and path.suffix.lower() in _suffixes() and path.is_file()
+    known = path.suffix.lower() in _suffixes() or path.name.lower().endswith(scans.SUFFIXES)
+    return known and not path.name.startswith(".") and path.is_file()
 
 
 def _natural(path: Path) -> list[tuple[list[str | int], str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -83,11 +84,18 @@ class Samples(torch.utils.data.Dataset[Sample]):
     note: str = ""
     """How its truth was read, for reports."""
     source: str = ""
+    labels: tuple[str, ...] = ()
+    """Of the samples, in order, where they are known before a picture is opened; else empty."""
+    parts: tuple[str, ...] = ()
+    """Which of PARTS the samples belong to, in order, where the data set says so; else empty."""
 
     def __post_init__(self) -> None:
         if len(set(self.names)) < len(self.names):
             twice = next(name for name in self.names if self.names.count(name) > 1)
             raise KonkyoError(f"every sample is to have a name of its own; {twice!r} is the name of several")
+        for kind, told in (("label", self.labels), ("part", self.parts)):
+            if told and len(told) != len(self.names):
+                raise KonkyoError(f"expected a {kind} of every sample or none, got {len(told)} of {len(self.names)}")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -113,8 +121,9 @@ def samples(source: str | Path | Data | Scenes, *, limit: int | None = None, see
 
     - "scenes:COUNT" (1000): drawn scenes that no shipped model was trained on; `seed` decides them, too. Options:
       objects=1 (in every scene, which then has a label) or objects=1-5 (the default), size=128.
-    - "coco:DIR", "voc:DIR", "folder:DIR": see the functions of these names in `konkyo.data`. Their options follow after
-      commas, as in "folder:photos,masks=outlines".
+    - "lesions:COUNT" (600): drawn scans with one lesion; `seed` decides them, too. Options: places=fixed, size=48.
+    - "coco:DIR", "voc:DIR", "folder:DIR", "chest:DIR", "brain:DIR", "sun397:DIR": see the functions of these names in
+      `konkyo.data`. Their options follow after commas, as in "folder:photos,masks=outlines".
     - `Scenes`, or any sequence or torch data set of `Sample`, which is read through once for the names.
 
     The samples of a limit are the first of those of a larger limit. KonkyoError: a source that cannot be read.
@@ -133,7 +142,30 @@ def samples(source: str | Path | Data | Scenes, *, limit: int | None = None, see
     if limit is None:
         return found
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:limit].tolist()
-    return replace(found, names=tuple(found.names[i] for i in order), read=partial(_chosen, found.read, order))
+    return chosen(found, order)
+
+
+def chosen(found: Samples, order: Sequence[int]) -> Samples:
+    """The samples of these indices, in this order."""
+    names, labels, parts = (tuple(each[i] for i in order if each) for each in (found.names, found.labels, found.parts))
+    return replace(found, names=names, labels=labels, parts=parts, read=partial(_chosen, found.read, order))
+
+
+PARTS = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""What the folders of a data set's parts are called, in small letters, and the parts."""
+
+
+def selected(found: Samples, split: str) -> Samples:
+    """The samples of the part that `split` names; all of them where it is empty."""
+    if not split:
+        return found
+    part = PARTS.get(split.lower(), split)
+    if part not in found.parts:
+        raise unknown("split", split, sorted(set(found.parts)) or ["none, for the data set has no parts"])
+    return chosen(found, [index for index, each in enumerate(found.parts) if each == part])
 
 
 def _chosen(read: Callable[[int], Sample], order: Sequence[int], index: int) -> Sample:
@@ -147,12 +179,31 @@ def _sample(source: Data, index: int) -> Sample:
     return sample
 
 
-# --- drawn scenes -----------------------------------------------------------------------------------------------------
+# --- what is drawn ----------------------------------------------------------------------------------------------------
+
+_Function = TypeVar("_Function", bound=Callable[..., "Samples"])
+
+DRAWN: dict[str, Callable[..., Samples]] = {}
+"""Functions of a number of samples, as text, and a seed, with text for options."""
+
+
+def drawn(function: _Function) -> _Function:
+    """Registers a function (count, seed, *, options) -> Samples under its name."""
+    DRAWN[function.__name__] = function
+    return function
 
 
 def _drawn(scenes: Scenes) -> Samples:
     names = tuple(f"scene-{scenes.seed}-{index}" for index in range(len(scenes)))
-    return Samples(names, partial(_scene, scenes), CLASSES, "boxes and masks of what is visible", "scenes")
+    labels = tuple(_first(scenes, index) for index in range(len(scenes))) if scenes.objects == (1, 1) else ()
+    return Samples(names, partial(_scene, scenes), CLASSES, "boxes and masks of what is visible", "scenes", labels)
+
+
+def _first(scenes: Scenes, index: int) -> str:
+    """The class of the first object, by the first draws of a scene's plan: a hundredth of the time of drawing it."""
+    rng = np.random.default_rng([scenes.seed, index])
+    count = int(rng.integers(scenes.objects[0], scenes.objects[1] + 1))
+    return CLASSES[scenes.labels[int(rng.integers(len(scenes.labels), size=count)[0])]]
 
 
 def _scene(scenes: Scenes, index: int) -> Sample:
@@ -163,7 +214,9 @@ def _scene(scenes: Scenes, index: int) -> Sample:
     return Sample(f"scene-{scenes.seed}-{index}", scene.image, labels[0] if len(labels) == 1 else None, things)
 
 
-def _unseen(count: str, seed: int, *, objects: str = "1-5", size: str = "128") -> Samples:
+@drawn
+def scenes(count: str, seed: int, *, objects: str = "1-5", size: str = "128") -> Samples:
+    """COUNT (1000) scenes that no shipped model was trained on."""
     numbers = re.fullmatch(r"(\d+) (\d+)(?:-(\d+))? (\d+)", f"{count or 1000} {objects} {size}")
     if numbers is None:
         raise KonkyoError(f"expected scenes:200,objects=1-5,size=128; got {count!r}, {objects!r} and {size!r}")
@@ -176,8 +229,6 @@ def _unseen(count: str, seed: int, *, objects: str = "1-5", size: str = "128") -
 LAYOUTS: dict[str, Callable[..., Samples]] = {}
 """Functions of a folder, with text for options; one module each."""
 
-_Function = TypeVar("_Function", bound=Callable[..., Samples])
-
 
 def layout(function: _Function) -> _Function:
     """Registers a function (folder, *, options) -> Samples under its name."""
@@ -189,16 +240,16 @@ def _named(source: str, seed: int) -> Samples:
     for module in iter_modules(konkyo.data.__path__):
         import_module(f"konkyo.data.{module.name}")
     kind, _, rest = source.partition(":")
-    if kind != "scenes" and kind not in LAYOUTS:
-        raise unknown("data", source, ["scenes:COUNT", *(f"{name}:DIR" for name in LAYOUTS)])
+    if kind not in DRAWN and kind not in LAYOUTS:
+        raise unknown("data", source, [*(f"{name}:COUNT" for name in DRAWN), *(f"{name}:DIR" for name in LAYOUTS)])
     where, *pairs = re.split(r",(?=\w+=)", rest)
     options = dict(pair.split("=", 1) for pair in pairs)
-    function: Callable[..., Samples] = _unseen if kind == "scenes" else LAYOUTS[kind]
+    function = DRAWN[kind] if kind in DRAWN else LAYOUTS[kind]
     known = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name in options:
         if name not in known:
             raise unknown(f"option of {kind}", name, known)
-    if kind == "scenes":
+    if kind in DRAWN:
         return function(where, seed, **options)
     if not where or not Path(where).expanduser().is_dir():
         raise KonkyoError(f"expected a folder, as in {kind}:DIR; {where!r} is none")

@@ -1,0 +1,67 @@
+"""Two collections of scans as they are unpacked: chest X-rays with pneumonia, and MRI slices with brain tumours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from konkyo.data.images import find_images, open_image
+from konkyo.data.samples import PARTS, Sample, Samples, layout, selected
+from konkyo.errors import KonkyoError
+
+
+@layout
+def chest(folder: Path, *, split: str = "") -> Samples:
+    """Chest X-Ray Images (Pneumonia), Kermany et al., 2018: {train,val,test}/{NORMAL,PNEUMONIA}/NAME.jpeg.
+
+    `split` is train, val or test; without it, all. Its val/ has 16 pictures: see `splits`. KonkyoError: another layout.
+    """
+    return _arranged("chest", folder, {name: name for name in ("NORMAL", "PNEUMONIA")}, split)
+
+
+@layout
+def brain(folder: Path, *, split: str = "") -> Samples:
+    """Brain Tumor MRI (Nickparvar, 2021): {Training,Testing}/{glioma,meningioma,notumor,pituitary}/NAME.jpg.
+
+    Folders may be named as in older versions, glioma_tumor and no_tumor; the labels are the same. `split` is train or
+    test; without it, all. KonkyoError: another layout.
+    """
+    classes = {name: name for name in ("glioma", "meningioma", "notumor", "pituitary")}
+    return _arranged("brain", folder, classes | {f"{n}_tumor": n for n in classes} | {"no_tumor": "notumor"}, split)
+
+
+def _arranged(kind: str, folder: Path, classes: dict[str, str], split: str) -> Samples:
+    """The pictures of PART/CLASS/NAME, where `classes` has the folders' names, and the labels that these mean."""
+    names = {name.lower(): label for name, label in classes.items()}
+    held = [part for part in _folders(folder) if part.name.lower() in PARTS]
+    found = [(part, where) for part in held for where in _folders(part)]
+    strange = [where for _, where in found if where.name.lower() not in names]
+    labels_found = {names.get(where.name.lower()) for _, where in found}
+    if strange or labels_found != set(classes.values()):
+        came = (
+            f"{strange[0].relative_to(folder)}/" if strange else ", ".join(str(w.relative_to(folder)) for _, w in found)
+        )
+        expected = ", ".join(dict.fromkeys(classes.values()))
+        raise KonkyoError(
+            f"{folder} is not laid out as {kind}: train/, test/ and in each a folder per class, {expected}; "
+            f"got {came or 'neither'}; for other classes write folder:DIR"
+        )
+    files = [
+        (file, names[where.name.lower()], PARTS[part.name.lower()])
+        for part, where in found
+        for file in find_images(where)
+    ]
+    paths, labels, parts = zip(*files, strict=True)
+    shown = tuple(path.relative_to(folder).as_posix() for path in paths)
+    read = partial(read_labelled, shown, paths, labels)
+    return selected(Samples(shown, read, tuple(dict.fromkeys(classes.values())), "", "", labels, parts), split)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._")
+
+
+def read_labelled(names: Sequence[str], files: Sequence[Path], labels: Sequence[str], index: int) -> Sample:
+    """The sample of that index: a picture and its label, and no things."""
+    return Sample(names[index], open_image(files[index]), labels[index])
