@@ -41,7 +41,7 @@ $(VENV)/.venv:
 	touch $@
 
 $(RUN): $(VENV)/.venv pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[transformers]"
+	$(BIN)/python -m pip install --quiet --editable ".[transformers,train]"
 	touch $@
 
 $(DEV): $(RUN)

@@ -13,6 +13,7 @@ Results go to benchmarks/results.json, from which the docs' tables are made.
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import gc
 import json
@@ -525,11 +526,73 @@ def measuring(device: str, rounds: int) -> Iterator[dict[str, object]]:
     yield section(title, forward, {"konkyo vea + ebpg + pointing_game": localisation}, min(rounds, 5))
 
 
+class Small(nn.Sequential):
+    """Four convolutions, as the small networks of the study of gaze consistency have; maps of 8 x 8 for 64 x 64."""
+
+    def __init__(self, head: nn.Module) -> None:
+        def stage(inside: int, outside: int) -> list[nn.Module]:
+            return [nn.Conv2d(inside, outside, 3, padding=1), nn.BatchNorm2d(outside), nn.ReLU()]
+
+        pool = nn.MaxPool2d(2)
+        super().__init__(*stage(1, 32), pool, *stage(32, 64), pool, *stage(64, 128), pool, *stage(128, 256), head)
+
+
+def step(model: nn.Module, x: Tensor, **options: object) -> Contender:
+    """A step of training: forward, cross-entropy, where there are options gaze consistency, backward, Adam."""
+    from konkyo.training.gaze import ConsistencyLoss
+
+    own = copy.deepcopy(model)
+    optimiser = torch.optim.Adam(own.parameters(), lr=1e-4)
+    gaze = ConsistencyLoss(own, x.shape[1:], **options) if options else None
+    labels = (torch.arange(len(x)) % 4).to(x.device)
+
+    def call() -> None:
+        optimiser.zero_grad()
+        logits = own(x)
+        loss = nn.functional.cross_entropy(logits, labels)
+        if gaze is not None:
+            loss = loss + 3.0 * gaze(logits, labels)
+        loss.backward()
+        optimiser.step()
+
+    call()
+    return call
+
+
+def training(device: str, rounds: int) -> Iterator[dict[str, object]]:
+    """What the loss of gaze consistency adds to a step of training."""
+    torch.manual_seed(0)
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, 4))
+    hidden = nn.Sequential(nn.Flatten(), nn.Linear(256 * 8 * 8, 64), nn.ReLU(), nn.Linear(64, 4))
+    resnets = [torchvision.models.resnet18(weights=None, num_classes=4) for _ in range(2)]
+    resnets[1].fc = nn.Sequential(nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 4))
+    small, large = torch.randn(32, 1, 64, 64, device=device), torch.randn(16, 3, 112, 112, device=device)
+    for name, model, x, earlier in (
+        ("CNN of 4 convolutions, 64 x 64, batch 32, head of pooling + linear", Small(pooled), small, "10"),
+        ("CNN of 4 convolutions, 64 x 64, batch 32, head of two layers", Small(hidden), small, "10"),
+        ("resnet18, 112 x 112, batch 16, head of pooling + linear", resnets[0], large, "layer3"),
+        ("resnet18, 112 x 112, batch 16, head of two layers", resnets[1], large, "layer3"),
+    ):
+        model = model.train().to(device)
+        contenders = {"cross-entropy alone, once more": step(model, x)}
+        if "linear" in name:
+            contenders["konkyo ConsistencyLoss, closed form"] = step(model, x, mode="closed_form")
+        contenders |= {
+            "konkyo ConsistencyLoss, autograd": step(model, x, mode="autograd"),
+            "konkyo ConsistencyLoss, detached": step(model, x, mode="detached"),
+            "konkyo ConsistencyLoss, autograd, a block earlier": step(model, x, mode="autograd", layer=earlier),
+            "konkyo ConsistencyLoss, auto, of another forward in eval mode": step(model, x, view="eval"),
+        }
+        title = f"{name}: a step with gaze consistency, against one of cross-entropy alone"
+        yield section(title, step(model, x), contenders, max(rounds, 25))
+
+
 SECTIONS = {
     **{"costs": costs, "gradient": gradient, "transformer": transformer, "whole": whole, "path": path},
     **{"augmentation": augmentation, "ablation": ablation, "score": score, "detection": detection},
     "adaptive": adaptive,
     "measuring": measuring,
+    "training": training,
 }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from konkyo import data, metrics
+    from konkyo.consistency import Consistency, consistency
     from konkyo.diagnosis import Diagnosis
     from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable
     from konkyo.evaluate import Maps, Matching, evaluate
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "konkyo.consistency": ("Consistency", "consistency"),
     "konkyo.diagnosis": ("Diagnosis",),
     "konkyo.errors": ("KonkyoError", "KonkyoWarning", "NotApplicable"),
     "konkyo.evaluate": ("Maps", "Matching", "evaluate"),
@@ -51,6 +53,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "Against",
     "ClassTarget",
+    "Consistency",
     "ContrastTarget",
     "Detections",
     "Detector",
@@ -72,6 +75,7 @@ __all__ = [
     "TopK",
     "augmented",
     "compare",
+    "consistency",
     "data",
     "dense_detector",
     "evaluate",

@@ -156,6 +156,72 @@ def capture(layers: Sequence[Layer], *, leaves: Sequence[Layer] = ()) -> Iterato
         yield captured
 
 
+class Watch:
+    """What a layer puts out in every forward that is differentiated, graph and all, and what the network was given.
+
+    For training, where the forward is the caller's own; `close` takes the hooks off again. Downstream gets a clone, so
+    that an in-place operation right after the layer cannot rewrite what was kept. What is kept is a view: a pyramid's
+    coarse levels come from its finer ones, and what is differentiated by a view is only what follows it. Copies of the
+    network (`copy.deepcopy`, for averaged weights) are not watched.
+    """
+
+    def __init__(self, root: nn.Module, layer: Layer) -> None:
+        assert layer.module is not None
+        self._open, self._layer = True, layer
+        self._given = list[tuple[tuple[Any, ...], dict[str, Any]]]()
+        self._calls = list[list[Tensor]]()
+        self._handles = [
+            root.register_forward_pre_hook(self._start, with_kwargs=True),
+            layer.module.register_forward_hook(self._keep),
+        ]
+
+    def _start(self, _root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._open:
+            self._calls.clear()
+            self._given[:] = [(args, kwargs)] if torch.is_grad_enabled() else []
+
+    def _keep(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        if not (self._open and self._given):
+            return output
+        tensors = _of_layer(output, self._layer)
+        if not tensors:
+            return output
+        kept = [t.view_as(t) for t in tensors]
+        self._calls.append(kept)
+        return _with(output, tensors, [t.clone() for t in kept])
+
+    def take(self) -> tuple[tuple[tuple[Any, ...], dict[str, Any]], list[Tensor]]:
+        """((args, kwargs) of the last forward, what the layer put out in it: one tensor, or a pyramid's levels).
+
+        Given out once. KonkyoError: there was no forward with gradients since the last time.
+        """
+        if not self._open:
+            raise KonkyoError(
+                "this network is not watched: hooks were taken off, or this is a copy; begin anew with it"
+            )
+        given, calls = self._given[:], self._calls[:]
+        self._given.clear()
+        self._calls.clear()
+        if not given or not calls:
+            raise KonkyoError(
+                f"layer {self._layer.name!r} put out nothing since it was last asked: run the network on images, with "
+                "gradients enabled, before each call; torch.compile hears of hooks that are there at its first forward"
+            )
+        return given[0], calls[self._layer.call]
+
+    def close(self) -> None:
+        """Takes the hooks off the network."""
+        self._open = False
+        self._given.clear()
+        self._calls.clear()
+        for handle in self._handles:
+            handle.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which hears of its network's forwards, too, and is not to keep what they put out."""
+        return {"_open": False, "_given": [], "_calls": [], "_handles": []}
+
+
 # --- replay: other values in a layer's place -------------------------------------------------------------------------
 
 
@@ -553,6 +619,19 @@ def covers(grid: Sequence[int], spatial: Sequence[int]) -> bool:
 def bind(layer: Layer, root: nn.Module) -> Layer:
     """The layer with its module, looked up by name in `root`."""
     return replace(layer, module=root.get_submodule(layer.name))
+
+
+def linear_head(root: nn.Module, means: Tensor, output: Tensor, tolerance: float) -> nn.Linear | None:
+    """The linear layer that makes the output (N, K) of the means over the grid (N, C); None: none does."""
+    for linear in reversed([m for m in root.modules() if isinstance(m, nn.Linear)]):
+        if (linear.out_features, linear.in_features) != (output.shape[1], means.shape[1]):
+            continue
+        # Without the bias: beside a large one, what other grids give would look the same.
+        own = output if linear.bias is None else output - linear.bias.detach().to(output)
+        again = means @ linear.weight.detach().to(means).T
+        if ((again - own).abs() <= tolerance * own.abs().amax()).all():
+            return linear
+    return None
 
 
 @dataclass

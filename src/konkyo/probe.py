@@ -22,7 +22,7 @@ from konkyo.backward import BiasTerm, bias_terms, guided_relus, positive_relevan
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.forward import Pass, Rows, columns, of_rows, pick, real, scores
 from konkyo.instance import InstanceTarget
-from konkyo.layer import INPUT, MAX_PREFIX_TOKENS, Layer, Replay, covers, measured_outputs
+from konkyo.layer import INPUT, MAX_PREFIX_TOKENS, Layer, Replay, covers, linear_head, measured_outputs
 from konkyo.path import Node, PathTrace, Sampling, Track, traced, trapezoid
 from konkyo.target import ClassTarget, Target
 from konkyo.tensors import grid_mean, safe_divide
@@ -739,15 +739,8 @@ class Probe:
         if self._layer.module is None or self._pass.output.ndim != 2:
             return None
         means, output = grid_mean(self._pass.activations(self._layer)), self._pass.output.detach()
-        tolerance = 3e-2 if self._pass.half else 1e-4
-        for linear in reversed([m for m in self._pass.network.module.modules() if isinstance(m, nn.Linear)]):
-            if (linear.out_features, linear.in_features) != (output.shape[1], means.shape[1]):
-                continue
-            bias = 0 if linear.bias is None else real(linear.bias.detach())
-            again = means @ real(linear.weight.detach()).T + bias
-            if ((again - output).abs() <= tolerance * output.abs().amax()).all():
-                return linear.weight.detach()
-        return None
+        head = linear_head(self._pass.network.module, means, output, 3e-2 if self._pass.half else 1e-4)
+        return None if head is None else head.weight.detach()
 
 
 def _matched(target: Target, output: Tensor) -> list[tuple[float, ...]]:

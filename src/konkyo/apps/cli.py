@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from konkyo.apps.consistency import consistency
 from konkyo.apps.measure import benchmark, evaluate, metrics, sanity
 from konkyo.apps.options import (
     Boxes,
@@ -56,6 +57,8 @@ from konkyo.apps.options import (
     size_of,
     target_of,
 )
+from konkyo.apps.report import report
+from konkyo.apps.train import train
 from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, NotApplicable
 
 if TYPE_CHECKING:
@@ -371,7 +374,10 @@ DEMO_SEED = 2033
 app.command()(evaluate)
 app.command()(metrics)
 app.command()(sanity)
+app.command()(consistency)
 app.add_typer(benchmark, name="benchmark")
+app.add_typer(train, name="train")
+app.add_typer(report, name="report")
 
 
 @app.callback(invoke_without_command=True)

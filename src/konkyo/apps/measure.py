@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from konkyo.evaluation import Evaluation
 
 Data = Annotated[
-    str, typer.Option("--data", "-d", help="scenes:COUNT[,objects=1], coco:DIR, voc:DIR or folder:DIR, with options.")
+    str,
+    typer.Option("--data", "-d", help="scenes:COUNT[,objects=1], lesions:COUNT, coco:DIR, voc:DIR, folder:DIR, ..."),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Measure so many samples, drawn by the seed; all.")]
 Folder = Annotated[

@@ -25,21 +25,22 @@ TOP = 0.2
 _LEAST = 1e-12  # a logarithm's argument: p log p is 0 at 0, but its gradient is infinite
 
 
-def on_grid(maps: Tensor, grid: int) -> Tensor:
-    """Maps as they are, on another grid; not normalised. (N, h, w) -> (N, grid, grid)
+def on_grid(maps: Tensor, grid: int | tuple[int, int]) -> Tensor:
+    """Maps as they are, on another grid, of so many cells a side; not normalised. (N, h, w) -> (N, *grid)
 
     Along an axis where the grid is coarser every cell is the mean over the area that it covers, whatever the ratio;
     where it is finer, linear interpolation between cell centres. Differentiable; in 32 bits at least.
     KonkyoError: maps of another shape, a grid below 2.
     """
-    if grid < 2:
+    size = (grid, grid) if isinstance(grid, int) else grid
+    if min(size) < 2:
         raise KonkyoError(f"a map's grid has at least 2 cells a side; got {grid}")
     _require_maps(maps)
     maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
-    if maps.shape[1:] == (grid, grid):
+    if maps.shape[1:] == size:
         return maps
     with torch.autocast(maps.device.type, enabled=False):  # products would be in 16 bits
-        down, across = (_axis(size, grid, maps) for size in maps.shape[1:])
+        down, across = (_axis(had, wanted, maps) for had, wanted in zip(maps.shape[1:], size, strict=True))
         found: Tensor = down @ maps @ across.mT
     return found
 

@@ -21,16 +21,17 @@ def load(name: str, *, weights: str | Path | None = "default", device: str | Non
     """A model by name, in eval mode, with its preprocessing and class names.
 
     `name`: "konkyo/scenes-classifier" (ships with the library), "torchvision/NAME", "timm/NAME", "hf/ID" or
-    "hf/FOLDER" (transformers), or "FILE.py:FUNCTION", a function of yours that takes nothing and returns an nn.Module
-    or a konkyo.Model (the file is run). `weights`: "default" (the library's own pretrained weights), None (random), or
-    a file (safetensors, or .pth of plain tensors). KonkyoError: an unknown name, a library that is not installed, or
-    weights that are missing or do not fit.
+    "hf/FOLDER" (transformers), "trained/FOLDER" (what `konkyo train` left there), or "FILE.py:FUNCTION", a function of
+    yours that takes nothing and returns an nn.Module or a konkyo.Model (the file is run). `weights`: "default" (the
+    library's own pretrained weights), None (random), or a file (safetensors, or .pth of plain tensors). KonkyoError: an
+    unknown name, a library that is not installed, or weights that are missing or do not fit.
     """
     if ".py:" in name:
         model = _from_file(name, weights)
     else:
         for module in iter_modules(__path__):  # adapters import their library when a model of theirs is asked for
             import_module(f"{__name__}.{module.name}")
+        import_module("konkyo.training.saved")  # by name: training imports models
         prefix, slash, rest = name.partition("/")
         if not slash or prefix not in ADAPTERS:
             raise unknown("model", name, [f"{p}/NAME" for p in sorted(ADAPTERS)] + ["FILE.py:FUNCTION"])

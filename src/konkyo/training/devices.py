@@ -1,0 +1,37 @@
+"""Where a training runs: Lightning Fabric, which knows devices, nodes and precisions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from konkyo.errors import KonkyoError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def fabric_of(
+    devices: int = 1, nodes: int = 1, *, accelerator: str = "auto", precision: str = "32-true", strategy: str = "auto"
+) -> Fabric:
+    """A launched Fabric. From the second process on, each runs the same program from its beginning.
+
+    `accelerator`: "auto", "cpu", "cuda", ...; `precision`: "32-true", "bf16-mixed" or "16-mixed". KonkyoError:
+    lightning-fabric is not installed, or there are no such devices.
+    """
+    try:
+        from lightning_fabric import Fabric
+        from lightning_fabric.utilities.exceptions import MisconfigurationException
+    except ImportError as error:
+        raise KonkyoError(f"training needs lightning-fabric ({error}): pip install 'konkyo[train]'") from error
+    try:
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            precision=precision,  # type: ignore[arg-type] # checked there
+            strategy="ddp" if strategy == "auto" and devices * nodes > 1 else strategy,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise KonkyoError(f"{devices} devices of {nodes} nodes cannot be used: {error}") from error
+    fabric.launch()
+    return fabric

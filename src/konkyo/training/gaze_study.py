@@ -1,0 +1,227 @@
+"""The study of gaze consistency (Yonemura): its networks, trained with several weights of the loss, paired seeds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, distributed, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from konkyo.consistency import consistency
+from konkyo.data.splits import Examples, Splits, splits
+from konkyo.errors import KonkyoError, KonkyoWarning, unknown
+from konkyo.explain import explain
+from konkyo.files import replacing
+from konkyo.metrics.consistency import Distance
+from konkyo.models import Model, Preprocess
+from konkyo.training.gaze import Aim, ConsistencyLoss, LambdaSchedule
+from konkyo.training.levels import GAZE, LEVELS, level
+from konkyo.training.loop import Fitted, Numbers, Recipe, fit
+from konkyo.training.maps import Mode, View
+from konkyo.training.saved import Plan, save_trained
+from konkyo.training.study import CACHE, Shown, decisions, open_study, show
+from konkyo.training.transforms import augmented
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Told: TypeAlias = Callable[[int, int, str], object]
+"""Called with (epochs done, epochs in all, what is being trained)."""
+
+
+@dataclass(frozen=True)
+class GazeStudy:
+    """What is trained: every weight `lambdas` from every seed, on networks of one or several levels.
+
+    Trainings of a seed start with the same weights and see the same images in the same order, so that their differences
+    are the loss's. Weights are in units of the `distance`: those of the study (-100 ... 500) belong to "l2_over_hw".
+    """
+
+    data: str
+    """As of `konkyo.data.splits.splits`: "chest:DIR", "brain:DIR", "folder:DIR", "lesions:COUNT"."""
+    levels: tuple[int, ...] = (2,)
+    lambdas: tuple[float, ...] = (0.0, 3.0)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    size: int = 224
+    distance: Distance = "mse"
+    aim: Aim = "ema"
+    mode: Mode = "auto"
+    view: View = "train"
+    start: int = 2
+    end: int = 10
+    augment: bool = True
+    """Mirrored at random, and parts of 0.9 to 1 of the area, as in the study."""
+    limit: int | None = None
+    split_seed: int = 0
+    recipe: Recipe = field(default_factory=Recipe)
+    """Its seed is replaced by each of `seeds`."""
+
+    def __post_init__(self) -> None:
+        if not (self.levels and self.lambdas and self.seeds):
+            raise KonkyoError("a level, a lambda and a seed at least were expected")
+        if len({f"{weight:g}" for weight in self.lambdas}) < len(self.lambdas) or len(set(self.seeds)) < len(
+            self.seeds
+        ):
+            raise KonkyoError(f"a lambda or a seed came twice: {self.lambdas}, {self.seeds}")
+        for number in self.levels:
+            if number not in LEVELS:
+                raise unknown("level", str(number), map(str, LEVELS))
+        for weight in self.lambdas:
+            LambdaSchedule(weight, self.start, self.end)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Grey, resized without regard to its shape, from -1 to 1."""
+        return Preprocess((self.size, self.size), None, (0.5,), (0.5,))
+
+    def loss(self, network: nn.Module) -> ConsistencyLoss:
+        """The loss on maps of one of its networks. KonkyoError: one that it cannot be of."""
+        how: dict[str, Any] = {"distance": self.distance, "aim": self.aim, "mode": self.mode, "view": self.view}
+        return ConsistencyLoss(network, (1, self.size, self.size), layer=GAZE, **how)
+
+
+class GazeObjective(nn.Module):
+    """Cross-entropy and, weighted by the schedule, the distance of maps from their class's (Eq. 11)."""
+
+    def __init__(self, gaze: ConsistencyLoss, schedule: LambdaSchedule) -> None:
+        super().__init__()
+        self.gaze, self.schedule = gaze, schedule
+
+    def forward(self, logits: Tensor, labels: Tensor, epoch: int) -> dict[str, Tensor]:
+        """As of `konkyo.training.loop.Objective`."""
+        weight, entropy = self.schedule(epoch), functional.cross_entropy(logits, labels)
+        gaze = self.gaze(logits, labels)
+        # What is watched is of all processes, each of which has the same number of images.
+        processes = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+        watched, count = self.gaze.watched, len(labels) * processes
+        return {
+            "loss": entropy + weight * gaze if weight else entropy,
+            "ce": entropy,
+            "gaze": gaze,
+            "weight": torch.tensor(weight, device=entropy.device),
+            "accuracy": (logits.argmax(1) == labels).float().mean(),
+            "used": watched.used / count,
+            "skipped": watched.skipped.float(),
+            "blank": watched.blank / count,
+        }
+
+
+def train_gaze(study: GazeStudy, out: str | Path, *, fabric: Fabric, progress: Told | None = None) -> None:
+    """Trains every network of the study into `out`, a folder each; `konkyo.training.gaze_report` reads them.
+
+    level-L/lambda_W/seed_S holds the weights and their manifest (`konkyo.load("trained/FOLDER")`), a checkpoint,
+    epochs.csv, and in test/ the consistency on the test set, which nothing was chosen by. What is done already is not
+    done again, so an interrupted study goes on. KonkyoError: another study's folder; data without classes.
+    """
+    out = Path(out)
+    parts = splits(study.data, seed=study.split_seed, limit=study.limit)
+    with torch.random.fork_rng([]):
+        for number in study.levels:  # what cannot be trained is told before anything is written
+            study.loss(level(number, len(parts.classes))).close()
+    recipe = {name: value for name, value in asdict(study.recipe).items() if name not in ("seed", "workers")}
+    settings = {
+        "kind": "gaze",
+        **{k: v for k, v in asdict(study).items() if k != "recipe"},
+        "recipe": recipe,
+        "classes": list(parts.classes),
+        "sizes": {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)},
+    }
+    if fabric.is_global_zero:
+        open_study(out, settings)
+        shown = show(parts.test, parts.classes, study.preprocess, out)
+    else:
+        open_study(out, settings, write=False)
+        shown = []
+    runs = [(n, w, s) for n in study.levels for s in study.seeds for w in study.lambdas]
+    total = len(runs) * study.recipe.epochs
+    for done, (number, weight, seed) in enumerate(runs):
+        folder = out / f"level-{number}" / f"lambda_{weight:g}" / f"seed_{seed}"
+        what = f"level {number}, lambda {weight:g}, seed {seed}"
+        before = done * study.recipe.epochs
+
+        def told(epoch: int, _of: int, before: int = before, what: str = what) -> None:
+            if progress is not None:
+                progress(before + epoch, total, what)
+
+        told(0, 0)
+        _run(study, parts, number, weight, seed, folder, fabric, told, shown)
+        told(study.recipe.epochs, 0)
+
+
+def _run(
+    study: GazeStudy,
+    parts: Splits,
+    number: int,
+    weight: float,
+    seed: int,
+    folder: Path,
+    fabric: Fabric,
+    told: Callable[[int, int], object],
+    shown: Sequence[Shown],
+) -> None:
+    if fabric.broadcast((folder / "test" / "consistency.json").is_file()):  # written last
+        return
+    recipe = Recipe(**{**asdict(study.recipe), "seed": seed})
+    trained = {"study": "gaze", "data": study.data, "lambda": weight, "distance": study.distance, **asdict(recipe)}
+    arguments = {"number": number, "classes": len(parts.classes)}
+    plan = Plan("level", arguments, parts.classes, study.preprocess, trained)
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        network = plan.build()
+    gaze = study.loss(network)
+    objective = GazeObjective(gaze, LambdaSchedule(weight, study.start, study.end))
+    prepare = augmented(study.preprocess) if study.augment else study.preprocess
+    train = Examples(parts.train, prepare, parts.classes, cache=CACHE)
+    validation = DataLoader(Examples(parts.validation, study.preprocess, parts.classes, cache=CACHE), recipe.batch)
+    fitted = fit(
+        network,
+        objective,
+        train,
+        recipe,
+        folder,
+        judge=lambda network, _epoch: judged(network, validation, parts.classes, fabric.device),
+        keep=lambda network: save_trained(folder, network, plan),
+        fabric=fabric,
+        progress=told,
+    )
+    gaze.close()
+    if fabric.is_global_zero:
+        _tested(study, parts, fitted, folder, shown, seed)
+    fabric.barrier()
+
+
+def judged(network: nn.Module, batches: DataLoader[Any], classes: tuple[str, ...], device: torch.device) -> Numbers:
+    """How a network decides and how consistent its maps are, as epochs.csv has it."""
+    found = consistency(
+        Model(network, classes=classes), batches, layer=GAZE, resamples=0, permutations=0, baselines=False
+    )
+    return decisions(network, batches, device) | {
+        "L": found.value,
+        "rms": found.rms,
+        "wt": found.ratio,
+        "coverage": found.coverage,
+        "blank": sum(image.blank for image in found.images) / len(found.images),
+    }
+
+
+def _tested(study: GazeStudy, parts: Splits, fitted: Fitted, folder: Path, shown: Sequence[Shown], seed: int) -> None:
+    """The consistency on the test set, and the maps of the pictures that are shown."""
+    model = Model(fitted.network, study.preprocess, parts.classes)
+    # The paper's own distance, whatever was trained with: so runs compare.
+    found = consistency(model, parts.test, layer=GAZE, seed=seed)
+    pictures = [parts.test[parts.test.names.index(picture.name)].image for picture in shown]
+    images = torch.stack([study.preprocess(picture) for picture in pictures])
+    aims = [parts.classes.index(picture.label) for picture in shown]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KonkyoWarning)  # blank maps are shown as such
+        maps = explain(model, images, method="grad_cam", target=aims, layer=GAZE).maps
+    with replacing(folder / "pictures.safetensors") as temporary:
+        save_file({"maps": maps.cpu().contiguous()}, temporary)
+    found.save(folder / "test")

@@ -1,0 +1,45 @@
+"""The networks that a manifest can ask for: functions of what JSON knows, each of a network with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from konkyo.models import load
+from konkyo.training.attention_branch import AttentionBranchNetwork
+from konkyo.training.backbone import Pooled, as_backbone, fitting
+from konkyo.training.levels import level
+from konkyo.training.recam import ReCAM
+from konkyo.training.vib import Noise, VIBClassifier
+
+
+def plain(backbone: str, classes: int, weights: str | None = None) -> nn.Module:
+    """A classifier of the mean over the grid of a backbone that `konkyo.load` knows; its `weights` as there."""
+    features = as_backbone(load(backbone, weights=weights))
+    head = nn.Linear(features.channels, classes)
+    fitting(head, features)
+    return Pooled(features, head)
+
+
+def vib(
+    backbone: str, classes: int, weights: str | None = None, noise: Mapping[str, Any] = {}, samples: int = 1
+) -> nn.Module:
+    """A `VIBClassifier`; `noise` are the arguments of a `Noise`."""
+    return VIBClassifier(load(backbone, weights=weights), classes, noise=Noise(**noise), samples=samples)
+
+
+def recam(backbone: str, classes: int, weights: str | None = None) -> nn.Module:
+    """A `ReCAM` network."""
+    return ReCAM(load(backbone, weights=weights), classes)
+
+
+def attention_branch(backbone: str, classes: int, weights: str | None = None) -> nn.Module:
+    """An `AttentionBranchNetwork`."""
+    return AttentionBranchNetwork(load(backbone, weights=weights), classes)
+
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    function.__name__: function for function in (level, plain, vib, recam, attention_branch)
+}

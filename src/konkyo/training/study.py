@@ -1,0 +1,90 @@
+"""What the studies share: a folder that knows its settings, and a network judged by how it decides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from konkyo.data.samples import Samples
+from konkyo.errors import KonkyoError
+from konkyo.files import plain, write_text
+from konkyo.metrics.consistency import kappa
+from konkyo.models import Preprocess
+from konkyo.report.figures import save_image
+from konkyo.training.loop import Numbers
+
+STUDY = "study.json"
+CACHE = 2 << 30
+"""Bytes of opened pictures that a part of a data set may keep."""
+GROWS = ("lambdas", "betas", "seeds", "levels", "models")
+"""Settings that may be others when a study goes on: they only say which trainings there are."""
+
+
+def open_study(folder: Path, settings: Mapping[str, Any], *, write: bool = True) -> None:
+    """Begins a study in a folder, or goes on with it. KonkyoError: another study is there."""
+    path, now = folder / STUDY, json.loads(json.dumps(plain(settings)))
+    if path.is_file():
+        try:
+            earlier = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise KonkyoError(f"{path} cannot be read as the settings of a study: {error}") from error
+        differ = [name for name in now if name not in GROWS and earlier.get(name) != now[name]]
+        if differ:
+            raise KonkyoError(f"{folder} is of a study with other {', '.join(differ)}; choose another folder")
+        for name in GROWS:
+            if name in now and name in earlier:
+                now[name] = earlier[name] + [value for value in now[name] if value not in earlier[name]]
+    if write:
+        write_text(path, json.dumps(now, indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A test picture that reports show."""
+
+    name: str
+    label: str
+    file: str
+
+
+def show(test: Samples, classes: Sequence[str], preprocess: Preprocess, out: Path, most: int = 4) -> list[Shown]:
+    """Keeps the first `most` pictures of each class, as the network sees them, in pictures/ with an index.json."""
+    found, counts = list[Shown](), dict.fromkeys(classes, 0)
+    side = preprocess.crop or preprocess.resize
+    height, width = (side, side) if isinstance(side, int) or side is None else side
+    for index, label in enumerate(test.labels):
+        if counts[label] < most:
+            counts[label] += 1
+            found.append(Shown(test.names[index], label, f"{len(found):03}.png"))
+            picture = preprocess.view(test[index].image)
+            save_image(
+                picture if height is None or width is None else picture.resize((width, height)),
+                out / "pictures" / found[-1].file,
+            )
+    write_text(out / "pictures" / "index.json", json.dumps([asdict(each) for each in found], indent=1) + "\n")
+    return found
+
+
+@torch.no_grad()
+def decisions(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Numbers:
+    """Cross-entropy ("loss"), accuracy and Cohen's kappa of a network in eval mode that puts out logits (N, K)."""
+    logits, labels = list[Tensor](), list[Tensor]()
+    for images, label in batches:
+        logits.append(network(images.to(device)).float().cpu())
+        labels.append(label)
+    found, truth = torch.cat(logits), torch.cat(labels)
+    kinds = found.shape[1]
+    decided = found.argmax(1)
+    confusion = torch.bincount(truth * kinds + decided, minlength=kinds**2).view(kinds, kinds)
+    return {
+        "loss": float(functional.cross_entropy(found, truth)),
+        "accuracy": float((decided == truth).double().mean()),
+        "kappa": float(kappa(confusion)),
+    }

@@ -1,0 +1,27 @@
+"""What happens to a picture before a network in training sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from konkyo.models import Preprocess
+
+
+def augmented(preprocess: Preprocess, least: float = 0.9) -> Callable[[Image.Image], Tensor]:
+    """Half of the pictures mirrored, and a part of each, of `least` to all of its area, as large as the network wants.
+
+    Parts are from 3/4 to 4/3 times as wide as high. Draws from the global random state, as torchvision does.
+    """
+    side = preprocess.crop or preprocess.resize
+    size = (side, side) if isinstance(side, int) else side
+    change = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomResizedCrop(size, scale=(least, 1.0))])
+    then = Preprocess(None, None, preprocess.mean, preprocess.std)
+
+    def prepare(image: Image.Image) -> Tensor:
+        return then(change(image.convert("RGB" if len(preprocess.mean) == 3 else "L")))
+
+    return prepare

@@ -1,0 +1,243 @@
+"""The study of the variational information bottleneck (Komatsu et al.): its network for every beta, and its rivals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from konkyo.data.splits import Examples, Splits, splits
+from konkyo.errors import KonkyoError, unknown
+from konkyo.evaluate import evaluate
+from konkyo.explain import explain
+from konkyo.files import plain, replacing, write_text
+from konkyo.models import Model, Preprocess
+from konkyo.training.attention_branch import attention_branch_loss
+from konkyo.training.loop import Numbers, Recipe, fit
+from konkyo.training.recam import ReCAM, recam_loss
+from konkyo.training.saved import Plan, save_trained
+from konkyo.training.study import CACHE, Shown, decisions, open_study, show
+from konkyo.training.transforms import augmented
+from konkyo.training.vib import Noise, Reduction, VIBClassifier, VIBLoss, kl_divergence
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Kind: TypeAlias = Literal["plain", "vib", "recam", "attention_branch"]
+KINDS: tuple[Kind, ...] = ("plain", "vib", "recam", "attention_branch")
+Told: TypeAlias = Callable[[int, int, str], object]
+"""Called with (epochs done, epochs in all, what is being trained)."""
+WITH_MASKS = ("ebpg@mask", "pointing_game@mask", "best_iou@mask")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class VIBStudy:
+    """What is trained from every seed: `models`, and of these "vib" with every beta.
+
+    All on the same backbone, from the same weights, with the same images in the same order.
+    """
+
+    data: str
+    """As of `konkyo.data.splits.splits`: "sun397:DIR", "folder:DIR", "scenes:COUNT,objects=1"."""
+    backbone: str = "torchvision/resnet50"
+    """As of `konkyo.load`."""
+    betas: tuple[float, ...] = (0.0, 1e-3, 1e-2, 1e-1)
+    models: tuple[Kind, ...] = ("plain", "vib")
+    seeds: tuple[int, ...] = (0,)
+    size: int = 224
+    pretrained: bool = False
+    noise: Noise = field(default_factory=Noise)
+    reduction: Reduction = "sum"
+    samples: int = 1
+    augment: bool = True
+    """Mirrored at random, and parts of `least` to 1 of the area."""
+    least: float = 0.25
+    second: int = 4
+    """Epochs of ReCAM's second stage."""
+    second_rate: float = 5e-4
+    limit: int | None = None
+    split_seed: int = 0
+    recipe: Recipe = field(default_factory=lambda: Recipe(100, 256, 0.1, "sgd", decay=1e-4, schedule="steps"))
+    """The paper's epochs, batch and rate; the rest of it is not told there."""
+
+    def __post_init__(self) -> None:
+        for kind in self.models:
+            if kind not in KINDS:
+                raise unknown("model", kind, KINDS)
+        if not self.seeds or not self.models or ("vib" in self.models and not self.betas):
+            raise KonkyoError("a model, a seed and, for vib, a beta at least were expected")
+        if len(set(self.betas)) < len(self.betas) or len(set(self.models)) < len(self.models):
+            raise KonkyoError(f"a beta or a model came twice: {self.betas}, {self.models}")
+        for beta in self.betas:
+            VIBLoss(beta, self.reduction)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The short side resized, and the middle."""
+        return Preprocess(self.size, self.size, MEAN, STD)
+
+    @property
+    def runs(self) -> list[tuple[str, Kind, float]]:
+        """(name, kind, beta) of every network of a seed."""
+        found = list[tuple[str, Kind, float]]()
+        for kind in self.models:
+            found += [(f"vib_{beta:g}", kind, beta) for beta in self.betas] if kind == "vib" else [(kind, kind, 0.0)]
+        return found
+
+
+class StepLoss(nn.Module):
+    """A loss of an output and labels, as an objective."""
+
+    def __init__(self, loss: Callable[[Any, Tensor], dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, output: Any, labels: Tensor, _epoch: int) -> dict[str, Tensor]:
+        """As of `konkyo.training.loop.Objective`."""
+        return self.loss(output, labels)
+
+
+def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: Told | None = None) -> None:
+    """Trains every network of the study into `out`, a folder each; `konkyo.training.vib_report` reads them.
+
+    NAME/seed_S holds the weights and their manifest (`konkyo.load("trained/FOLDER")`), a checkpoint, epochs.csv, and in
+    test.json how it decides on the test set, which nothing was chosen by; where there are masks, test/ has the
+    localisation of its CAM. What is done already is not done again. KonkyoError: another study's folder; data without
+    classes.
+    """
+    out = Path(out)
+    parts = splits(study.data, seed=study.split_seed, limit=study.limit)
+    recipe = {name: value for name, value in asdict(study.recipe).items() if name not in ("seed", "workers")}
+    settings = {
+        "kind": "vib",
+        **{k: v for k, v in asdict(study).items() if k != "recipe"},
+        "recipe": recipe,
+        "classes": list(parts.classes),
+        "sizes": {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)},
+    }
+    open_study(out, settings, write=fabric.is_global_zero)
+    shown = show(parts.test, parts.classes, study.preprocess, out) if fabric.is_global_zero else []
+    runs = [(seed, run) for seed in study.seeds for run in study.runs]
+    each = study.recipe.epochs
+    for done, (seed, run) in enumerate(runs):
+        what, before = f"{run[0]}, seed {seed}", done * each
+
+        def told(epoch: int, _of: int, before: int = before, what: str = what) -> None:
+            if progress is not None:
+                progress(before + min(epoch, each), len(runs) * each, what)
+
+        told(0, 0)
+        _run(study, parts, run, seed, out / run[0] / f"seed_{seed}", fabric, told, shown)
+        told(each, 0)
+
+
+def _run(
+    study: VIBStudy,
+    parts: Splits,
+    run: tuple[str, Kind, float],
+    seed: int,
+    folder: Path,
+    fabric: Fabric,
+    told: Callable[[int, int], object],
+    shown: Sequence[Shown],
+) -> None:
+    if fabric.broadcast((folder / "test.json").is_file()):
+        return
+    _, kind, beta = run
+    recipe = replace(study.recipe, seed=seed)
+    arguments: dict[str, Any] = {"backbone": study.backbone, "classes": len(parts.classes)}
+    trained = {"study": "vib", "data": study.data, "beta": beta, "reduction": study.reduction, **asdict(recipe)}
+    if kind == "vib":
+        arguments |= {"noise": asdict(study.noise), "samples": study.samples}
+    plan = Plan(kind, arguments, parts.classes, study.preprocess, trained)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        first = arguments | ({"weights": "default"} if study.pretrained else {})
+        network = replace(plan, arguments=first).build()
+    prepare = augmented(study.preprocess, study.least) if study.augment else study.preprocess
+    train = Examples(parts.train, prepare, parts.classes, cache=CACHE)
+    validation = _batches(Examples(parts.validation, study.preprocess, parts.classes, cache=CACHE), recipe)
+
+    def judge(network: nn.Module, _epoch: int) -> Numbers:
+        return decisions(network, validation, fabric.device)
+
+    def keep(network: nn.Module) -> None:
+        save_trained(folder, network, plan)
+
+    if isinstance(network, ReCAM):
+        stage, second = StepLoss(lambda o, y: recam_loss(o, y, weight=0.0)), StepLoss(recam_loss)
+        fit(*(network, stage, train, recipe, folder / "first"), judge=judge, keep=keep, fabric=fabric, progress=told)
+        recipe = replace(recipe, epochs=study.second, rate=study.second_rate, schedule="constant")
+        groups = network.groups(study.second_rate)
+        fit(network, second, train, recipe, folder, judge=judge, keep=keep, fabric=fabric, groups=groups)
+    else:
+        loss = {"plain": _entropy, "vib": VIBLoss(beta, study.reduction), "attention_branch": attention_branch_loss}
+        objective = StepLoss(loss[kind])  # type: ignore[arg-type] # each takes its own network's output
+        fit(network, objective, train, recipe, folder, judge=judge, keep=keep, fabric=fabric, progress=told)
+    if fabric.is_global_zero:
+        _tested(study, parts, network.eval(), folder, shown, fabric.device)
+    fabric.barrier()
+
+
+def _entropy(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    return {"loss": functional.cross_entropy(logits, labels)}
+
+
+def _batches(examples: Examples, recipe: Recipe) -> DataLoader[tuple[Tensor, int]]:
+    return DataLoader(examples, min(recipe.batch, 64), num_workers=recipe.workers)
+
+
+def _tested(
+    study: VIBStudy, parts: Splits, network: nn.Module, folder: Path, shown: Sequence[Shown], device: torch.device
+) -> None:
+    """How the network decides on the test set, how far its maps lie on masks, and its maps of the shown pictures."""
+    batches = _batches(Examples(parts.test, study.preprocess, parts.classes), study.recipe)
+    numbers: dict[str, Any] = decisions(network, batches, device)
+    if isinstance(network, VIBClassifier):
+        numbers |= _divergence(network, batches, device)
+    explained = network.reactivated().eval() if isinstance(network, ReCAM) else network
+    model = Model(explained, study.preprocess, parts.classes, study.backbone)
+    if any(thing.mask is not None for thing in parts.test[0].things):
+        found = evaluate(model, parts.test, ["cam"], WITH_MASKS, explained="label", out=folder / "test")
+        numbers["maps"] = {name: asdict(found.cell("cam", name)) for name in WITH_MASKS}
+    maps, said = list[Tensor](), list[dict[str, Any]]()
+    for picture in shown:
+        sample = parts.test[parts.test.names.index(picture.name)]
+        image = study.preprocess(sample.image)[None]
+        with torch.no_grad():
+            sure, best = network(image.to(device)).float().softmax(1)[0].max(0)
+        said.append({"decision": parts.classes[int(best)], "probability": float(sure)})
+        signed = explain(model, image, method="cam", target=parts.classes.index(picture.label)).maps
+        maps.append(signed.relu().cpu())
+    if maps:
+        with replacing(folder / "pictures.safetensors") as temporary:
+            save_file({"maps": torch.cat(maps).contiguous()}, temporary)
+    numbers["pictures"] = said
+    write_text(folder / "test.json", json.dumps(plain(numbers), indent=1) + "\n")
+
+
+@torch.no_grad()
+def _divergence(network: VIBClassifier, batches: DataLoader[Any], device: torch.device) -> Numbers:
+    """Of the code on the test set: "kl" in nats, "bits", mean and standard deviation on average, and channels."""
+    sums, count = torch.zeros(3, dtype=torch.float64), 0
+    for images, _ in batches:
+        mean, std = network.head.code(network.backbone(images.to(device)))
+        sums += torch.stack([kl_divergence(mean, std).sum(), mean.mean(1).sum(), std.mean(1).sum()]).cpu()
+        count += len(images)
+    kl, mean_, std_ = (sums / count).tolist()
+    return {
+        "kl": kl,
+        "bits": kl / 0.6931471805599453,
+        "mean": mean_,
+        "std": std_,
+        "channels": float(network.backbone.channels),
+    }
