@@ -279,20 +279,20 @@ class Consistency:
             [i.name, names[i.label], names[i.prediction], i.correct, i.blank, i.used, i.deviation] for i in self.images
         ]
         head = ["image", "label", "prediction", "correct", "blank", "used", "deviation"]
-        texts = {
-            "consistency.json": json.dumps(self.description(), indent=1),
-            "table.md": self.markdown(),
-            "classes.csv": _csv([f.name for f in fields(OfClass)], [asdict(c).values() for c in self.of_class]),
-            "images.csv": _csv(head, rows),
-        }
-        for name, text in texts.items():
-            write_text(folder / name, text)
         tensors = {name: getattr(self, name).contiguous() for name in ("mean", "deviation", "maps", "labels")}
         with replacing(folder / "maps.safetensors") as temporary:
             save_file(tensors, temporary)
         for name, picture in (self.figures(pictures) if figures else {}).items():
             with replacing(folder / name) as temporary:
                 picture.save(temporary, format="png")
+        texts = {
+            "table.md": self.markdown(),
+            "classes.csv": _csv([f.name for f in fields(OfClass)], [asdict(c).values() for c in self.of_class]),
+            "images.csv": _csv(head, rows),
+            "consistency.json": json.dumps(self.description(), indent=1),  # the last: where it is, all is
+        }
+        for name, text in texts.items():
+            write_text(folder / name, text)
         return folder
 
     def figures(self, pictures: Callable[[str], Image.Image] | None = None, k: int = 4) -> dict[str, Image.Image]:
