@@ -692,3 +692,10 @@ def test_numbers_that_do_not_fit(changes: dict[str, Any], said: str) -> None:
     usual: dict[str, Any] = {"labels": torch.arange(4) % 2, "predictions": torch.arange(4) % 2, "classes": ABC}
     with pytest.raises(KonkyoError, match=said):
         measure(some(4), **usual | changes)
+
+
+def test_one_class_has_no_ratio() -> None:
+    maps, labels = torch.rand(6, 4, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(6, dtype=torch.int64)
+    found = measure(maps, labels, labels, classes=["only", "absent"], resamples=0, permutations=0)
+    assert math.isnan(found.ratio)
+    assert found.value > 0

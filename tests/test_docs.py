@@ -27,3 +27,11 @@ def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
         METHODS.clear()
         METHODS.update(before)
     assert any(tmp_path.iterdir())  # each page saves a picture
+
+
+@pytest.mark.parametrize("page", ["consistency.md", "training.md", "data.md"])
+def test_the_examples_of_a_page_on_training_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    exec(compile("\n".join(blocks), page, "exec"), {"__name__": "docs"})

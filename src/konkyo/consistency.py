@@ -163,8 +163,9 @@ class Consistency:
 
     @property
     def ratio(self) -> float:
-        """W / T: 0 where the maps of a class are identical, about 1 where classes do not differ."""
-        return self.within / self.total if self.total > 0 else math.nan
+        """W / T: 0 where the maps of a class are identical, about 1 where classes do not differ; NaN of one class."""
+        several = sum(c.used > 0 for c in self.of_class) > 1  # one class is all there is, whatever its maps
+        return self.within / self.total if several and self.total > 0 else math.nan
 
     @property
     def between(self) -> Tensor:
