@@ -699,3 +699,8 @@ def test_one_class_has_no_ratio() -> None:
     found = measure(maps, labels, labels, classes=["only", "absent"], resamples=0, permutations=0)
     assert math.isnan(found.ratio)
     assert found.value > 0
+
+
+def test_the_layer_that_was_chosen_is_told() -> None:
+    found = consistency(konkyo.load("konkyo/scenes-classifier"), "scenes:4,objects=1")
+    assert found.settings["layer"] == "stage4"

@@ -30,6 +30,7 @@ from konkyo.training.devices import fabric_of
 from konkyo.training.gaze import ConsistencyLoss, LambdaSchedule
 from konkyo.training.gaze_study import GazeObjective, GazeStudy, train_gaze
 from konkyo.training.loop import Recipe, fit, read_epochs
+from konkyo.training.processes import first
 from konkyo.training.study import decisions, open_study
 from konkyo.training.transforms import augmented
 
@@ -252,19 +253,21 @@ def test_more_seeds_and_weights_go_on(study: Path, small: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"data": "lesions:63"}, "data, sizes"),
+        ({"data": "lesions:63"}, "data"),
         ({"size": 24}, "size"),
         ({"distance": "cosine"}, "distance"),
         ({"start": 0}, "start"),
         ({"augment": False}, "augment"),
         ({"split_seed": 1}, "split_seed"),
-        ({"recipe": Recipe(3, 16, 1e-2)}, "recipe"),
+        ({"recipe": Recipe(3, 16, 1e-2)}, r"recipe\.epochs"),
     ],
     ids=str,
 )
 def test_another_study_is_refused(small: Path, changes: dict[str, Any], named: str) -> None:
     before = files(small)
-    with pytest.raises(KonkyoError, match=f"is of a study with other {named}; choose another folder"):
+    with pytest.raises(
+        KonkyoError, match=rf"is of a study with other {named} \(.* there, .* now\).*; choose another folder"
+    ):
         train_gaze(replace(SMALL, **changes), small, fabric=FABRIC)
     assert same(files(small), before)
 
@@ -358,9 +361,39 @@ def test_settings_that_cannot_be_read(tmp_path: Path, content: str) -> None:
         open_study(tmp_path, {"kind": "gaze"})
 
 
-def test_only_the_first_process_writes_the_settings(tmp_path: Path) -> None:
-    open_study(tmp_path / "a", {"kind": "gaze", "seeds": (0,)}, write=False)
-    assert not (tmp_path / "a").exists()
+class Second:
+    """What Fabric says in the second of two processes, the first of which has stopped."""
+
+    world_size, global_rank, is_global_zero = 2, 1, False
+
+    def __init__(self, said: str | None) -> None:
+        self.said = said
+
+    def broadcast(self, _own: object) -> object:
+        return self.said
+
+
+def test_an_error_of_the_first_process_is_everybodys() -> None:
+    """The others would wait for it for ever."""
+    with pytest.raises(KonkyoError, match="the first process stopped: OSError: disk full"):  # noqa: SIM117
+        with first(Second("OSError: disk full")) as mine:  # type: ignore[arg-type]
+            assert not mine
+    with first(Second(None)) as mine:  # type: ignore[arg-type]
+        assert not mine
+    with pytest.raises(ZeroDivisionError), first(FABRIC) as mine:
+        _ = 1 / (not mine)
+
+
+def test_processes_that_cannot_share_a_batch_leave_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(KonkyoError, match="a batch of 16 cannot be shared by 3 processes"):
+        SMALL.recipe.check(36, 3)
+    with pytest.raises(KonkyoError, match="1 images for 2 processes"):
+        SMALL.recipe.check(1, 2)
+
+
+def test_a_weight_has_one_folder_in_every_call() -> None:
+    """Folders are named by six digits, so weights have no more of them."""
+    assert replace(SMALL, lambdas=(1 / 3,)).lambdas == replace(SMALL, lambdas=(0.3333331,)).lambdas == (0.333333,)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

@@ -259,6 +259,24 @@ def test_rates_of_the_epochs(schedule: Any, expected: list[float], tmp_path: Pat
     assert [row["rate"] for row in fitted.epochs] == pytest.approx(expected)
 
 
+def test_few_epochs_begin_with_the_whole_rate(tmp_path: Path) -> None:
+    fitted = trained(tmp_path, Recipe(epochs=1, rate=0.1, optimiser="sgd", schedule="steps"))
+    assert [row["rate"] for row in fitted.epochs] == [0.1]
+
+
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
+    """A network of NaNs is no result."""
+
+    class Diverges(Entropy):
+        def forward(self, logits: Tensor, labels: Tensor, epoch: int) -> dict[str, Tensor]:
+            terms = super().forward(logits, labels, epoch)
+            return terms | {"loss": terms["loss"] * (math.nan if epoch == 3 else 1)}
+
+    with pytest.raises(KonkyoError, match=r"the loss is nan in epoch 3: lower the rate \(0\.0001\)"):
+        trained(tmp_path, Recipe(epochs=4), objective=lambda _: Diverges())
+    assert len(read_epochs(tmp_path / EPOCHS)) == 2
+
+
 def test_without_a_judged_loss_the_plateau_is_that_of_training(tmp_path: Path) -> None:
     class Rising(Entropy):
         def forward(self, logits: Tensor, labels: Tensor, epoch: int) -> dict[str, Tensor]:

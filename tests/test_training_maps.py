@@ -397,3 +397,61 @@ def test_compiled(backend: str) -> None:
     late = TrainingMaps(compiled, SHAPE)
     with pytest.raises(KonkyoError, match="hooks that are there at its first forward"):
         late(compiled(images(5, double=False)), CLASSES)
+
+
+class Between(nn.Module):
+    """A layer, something that is the identity at first, and a head of pooling and one linear layer."""
+
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.between, self.head = nn.Conv2d(3, 6, 3, 2, 1), between, nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.between(self.conv(x)).mean((2, 3)))
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x)
+
+
+@pytest.mark.parametrize("between", [nn.BatchNorm2d(6), Residual()], ids=["batch norm", "zero residual"])
+def test_what_is_the_identity_at_first_does_not_pass_for_nothing(between: nn.Module) -> None:
+    net = Between(between).eval()
+    with torch.no_grad():
+        x = images(2).float()
+        assert torch.allclose(net.head(net.conv(x).mean((2, 3))), net(x), atol=1e-4)  # it is the identity now
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert TrainingMaps(net, SHAPE, layer="conv").mode == "autograd"
+    assert TrainingMaps(Between(nn.Identity()), SHAPE, layer="conv").mode == "closed_form"
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_zero_initialised_residuals_of_a_library() -> None:
+    net = torchvision.models.resnet18(weights=None, zero_init_residual=True)
+    shape = (3, 64, 64)
+    assert TrainingMaps(net, shape, layer="layer4.0").mode == "autograd"
+    assert TrainingMaps(net, shape, layer="layer4.1").mode == "closed_form"
+
+
+def test_large_maps_in_half_precision() -> None:
+    """65,536 cells are more than the largest number of 16 bits."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    net.append(nn.Linear(4, 2))
+    x = torch.rand(2, 1, 256, 256, generator=torch.Generator().manual_seed(0))
+    classes = torch.tensor([0, 1])
+    maps = TrainingMaps(net, (1, 256, 256), layer="1", mode="autograd")
+    whole = maps(net(x), classes)
+    with torch.autocast("cpu", torch.float16):
+        logits = net(x)
+    half = maps(logits, classes)
+    assert half.isfinite().all()
+    torch.testing.assert_close(half, whole, rtol=0, atol=0.01 * whole.max().item())

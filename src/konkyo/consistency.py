@@ -577,7 +577,7 @@ def consistency(
         bare = asked
     maps, random = list[Tensor](), list[Tensor]()
     names, labels, predictions = list[str](), list[Tensor](), list[Tensor]()
-    kinds = len(adapted.classes)
+    kinds, where = len(adapted.classes), ""
     with warnings.catch_warnings(), untouched(adapted.module):
         warnings.simplefilter("ignore", KonkyoWarning)  # blank maps are counted
         for part, images, given in source.batches:
@@ -589,7 +589,9 @@ def consistency(
                 raise KonkyoError(f"labels of {adapted.name} are 0 to {kinds - 1}; got {came}")
             prediction = decided.argmax(1)
             aims = (label if target == "label" else prediction).tolist()
-            maps.append(on_grid(_floating(explain(adapted, images, target=aims, **asked).maps), grid).cpu())
+            shown = explain(adapted, images, target=aims, **asked)
+            where = shown.layer
+            maps.append(on_grid(_floating(shown.maps), grid).cpu())
             if untrained is not None:
                 random.append(on_grid(_floating(explain(untrained, images, target=aims, **bare).maps), grid).cpu())
             names += part
@@ -604,7 +606,7 @@ def consistency(
         "data": source.name,
         "images": len(names),
         "method": chosen.name,
-        "layer": None if layer is None else str(layer),
+        "layer": where,
         "target": target,
         "only_correct": only_correct,
         "grid": grid,

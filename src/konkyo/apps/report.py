@@ -58,11 +58,10 @@ def vib(
 
     found = report_vib(folder)
     to = found.save(to)
-    head, rows = found.table()
     if as_json:
-        print(json.dumps([dict(zip(head, row, strict=True)) for row in rows], indent=1))  # noqa: T201 - asked for
+        print(json.dumps(found.description(), indent=1))  # noqa: T201 - standard output is what was asked for
         return
-    print_table(head, rows)
+    print_table(*found.table())
     for line in found.remarks():
         out.print(escape(line), highlight=False, soft_wrap=True)
-    out.print(f"report.md, the table and maps in {escape(str(to))}", highlight=False, soft_wrap=True)
+    out.print(f"report.md, tables and maps in {escape(str(to))}", highlight=False, soft_wrap=True)

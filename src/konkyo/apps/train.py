@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ Nodes = Annotated[int, typer.Option(min=1, help="Nodes; start the same command o
 Accelerator = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
 Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="So many pictures of the data, drawn by seed 0; all.")]
-Seeds = Annotated[str, typer.Option(help="So many seeds, from 0; or the seeds themselves, as in 7,8,9.")]
+Seeds = Annotated[str, typer.Option(help="So many seeds, from 0; or the seeds themselves, as in 7,8,9 or (one) 7,.")]
 
 
 @train.command()
@@ -39,7 +40,7 @@ def gaze(
     data: Annotated[
         str, typer.Option("--data", "-d", help="chest:DIR, brain:DIR, folder:DIR or lesions:COUNT, with options.")
     ] = "lesions:1000",
-    level: Annotated[str, typer.Option(help="Of the study's five networks; several as in 1,2,3.")] = "2",
+    level: Annotated[str, typer.Option(help="Of the study's five networks; several as in 1,2,3 or 1..5.")] = "2",
     lambdas: Annotated[
         str, typer.Option(help="Weights of the loss, in units of --distance; negative ones make maps differ.")
     ] = "0,3",
@@ -59,6 +60,7 @@ def gaze(
     end: Annotated[int, typer.Option(help="The first epoch with the whole weight.")] = 10,
     size: Annotated[int | None, typer.Option(min=16, help="Side of the images; 224, of lesions 48.")] = None,
     augment: Annotated[bool | None, typer.Option(help="Mirror and crop at random; default: all but lesions.")] = None,
+    grid: Annotated[int, typer.Option(min=2, help="Cells a side of the maps whose L is measured.")] = 14,
     epochs: Epochs = 20,
     batch: Batch = 32,
     rate: Annotated[float | None, typer.Option(help="Learning rate; 1e-4, of lesions 1e-3.")] = None,
@@ -91,6 +93,7 @@ def gaze(
         start=start,
         end=end,
         augment=not drawn if augment is None else augment,
+        grid=grid,
         limit=limit,
         recipe=Recipe(epochs, batch, (1e-3 if drawn else 1e-4) if rate is None else rate, workers=workers),
     )
@@ -123,6 +126,8 @@ def vib(
     offset: Annotated[float, typer.Option(help="Of the affine variant, at first.")] = -5.0,
     reduction: Annotated[str, typer.Option(help="Of the KL over channels: sum (the definition) or mean.")] = "sum",
     samples: Annotated[int, typer.Option(min=1, help="Of the code, a step.")] = 1,
+    second: Annotated[int, typer.Option(min=1, help="Epochs of ReCAM's second stage, after the others.")] = 4,
+    second_rate: Annotated[float, typer.Option(help="Of its second classifier; the rest has a tenth.")] = 5e-4,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the backbone's own weights.")] = False,
     size: Annotated[int | None, typer.Option(min=16, help="Side of the images; 224, of scenes 128.")] = None,
     augment: Annotated[bool, typer.Option(help="Mirror and crop at random.")] = True,
@@ -160,6 +165,8 @@ def vib(
         reduction,  # type: ignore[arg-type]
         samples,
         augment,
+        second=second,
+        second_rate=second_rate,
         limit=limit,
         recipe=Recipe(
             epochs,
@@ -196,8 +203,10 @@ def _whole(option: str, text: str) -> tuple[int, ...]:
 
 
 def _numbers(option: str, text: str) -> list[float]:
+    """Numbers separated by commas, of which 1..5 are five."""
+    ranges = re.sub(r"\b(\d+)\.\.(\d+)\b", lambda m: ",".join(map(str, range(int(m[1]), int(m[2]) + 1))), text)
     try:
-        return [float(part) for part in text.split(",") if part.strip()]
+        return [float(part) for part in ranges.split(",") if part.strip()]
     except ValueError:
         raise KonkyoError(f"{option}: numbers separated by commas were expected; got {text!r}") from None
 
@@ -216,5 +225,6 @@ def epochs_told(shown: bool) -> Iterator[Callable[[int, int, str], None]]:
         try:
             yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
         except KeyboardInterrupt:
-            err.print("interrupted: whole epochs are kept, and the same command goes on from there")
+            if shown:
+                err.print("interrupted: whole epochs are kept, and the same command goes on from there")
             raise

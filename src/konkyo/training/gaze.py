@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from konkyo.errors import KonkyoError, unknown
@@ -18,6 +18,7 @@ from konkyo.models import Model
 from konkyo.target import class_logits
 from konkyo.tensors import resize, unit
 from konkyo.training.maps import Mode, TrainingMaps, View
+from konkyo.training.processes import over_processes, processes
 
 Aim: TypeAlias = Literal["ema", "batch"]
 LOSSES: tuple[Distance, ...] = ("mse", "l2_over_hw", "pearson", "cosine", "js")
@@ -147,28 +148,16 @@ class ConsistencyLoss(nn.Module):
         apart = distances(maps, aims[labels].to(maps), self.distance)
         total = torch.where(usable & active[labels], apart, 0.0).sum()  # to pick rows would make every step wait
         used = (counts * active).sum()
-        self.watched = Watched(used.long(), ((counts > 0) & ~active).sum(), _over_processes((right & ~usable).sum()))
-        return total * _processes() / used.clamp_min(1)
+        self.watched = Watched(used.long(), ((counts > 0) & ~active).sum(), over_processes((right & ~usable).sum()))
+        return total * processes() / used.clamp_min(1)
 
     def _class_means(self, maps: Tensor, labels: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
         """((K, h, w) mean maps, (K,) how many), of all processes."""
         one_hot = functional.one_hot(labels, self.maps.classes).to(maps) * usable[:, None]
-        counts = _over_processes(one_hot.sum(0))
-        sums = _over_processes(torch.einsum("nk,nhw->khw", one_hot, maps))
+        counts = over_processes(one_hot.sum(0))
+        sums = over_processes(torch.einsum("nk,nhw->khw", one_hot, maps))
         return (sums / counts.clamp_min(1)[:, None, None]).to(self.means), counts
 
     def close(self) -> None:
         """Takes the hooks off the network."""
         self.maps.close()
-
-
-def _processes() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _over_processes(values: Tensor) -> Tensor:
-    """The sum over all processes, without a gradient."""
-    if _processes() > 1:
-        values = values.detach().clone()
-        distributed.all_reduce(values)
-    return values

@@ -528,7 +528,6 @@ def _runs(folder: Path) -> Iterable[Run]:
             level, strength, seed = (float(re.split("[-_]", part, maxsplit=1)[1]) for part in parts)
         except ValueError:
             raise KonkyoError(f"{own}: level-NUMBER/lambda_NUMBER/seed_NUMBER was expected") from None
-        # The maps are written last: without them the numbers may be there, but the run was stopped while saving.
         whole = (own / "test" / "consistency.json").is_file()  # written last
         maps = _tensor(own / "pictures.safetensors") if whole else None
         test = Consistency.load(own / "test") if whole else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
@@ -25,6 +25,7 @@ from konkyo.training.gaze import Aim, ConsistencyLoss, LambdaSchedule
 from konkyo.training.levels import GAZE, LEVELS, level
 from konkyo.training.loop import Fitted, Numbers, Recipe, fit
 from konkyo.training.maps import Mode, View
+from konkyo.training.processes import first, processes
 from konkyo.training.saved import Plan, save_trained
 from konkyo.training.study import CACHE, Shown, decisions, open_study, show
 from konkyo.training.transforms import augmented
@@ -58,6 +59,8 @@ class GazeStudy:
     end: int = 10
     augment: bool = True
     """Mirrored at random, and parts of 0.9 to 1 of the area, as in the study."""
+    grid: int = 14
+    """Cells a side of the maps whose L is measured; the loss is of the layer's own."""
     limit: int | None = None
     split_seed: int = 0
     recipe: Recipe = field(default_factory=Recipe)
@@ -66,9 +69,9 @@ class GazeStudy:
     def __post_init__(self) -> None:
         if not (self.levels and self.lambdas and self.seeds):
             raise KonkyoError("a level, a lambda and a seed at least were expected")
-        if len({f"{weight:g}" for weight in self.lambdas}) < len(self.lambdas) or len(set(self.seeds)) < len(
-            self.seeds
-        ):
+        # As folders are named, so that a weight has one folder in every call.
+        object.__setattr__(self, "lambdas", tuple(float(f"{weight:g}") for weight in self.lambdas))
+        if len(set(self.lambdas)) < len(self.lambdas) or len(set(self.seeds)) < len(self.seeds):
             raise KonkyoError(f"a lambda or a seed came twice: {self.lambdas}, {self.seeds}")
         for number in self.levels:
             if number not in LEVELS:
@@ -99,8 +102,7 @@ class GazeObjective(nn.Module):
         weight, entropy = self.schedule(epoch), functional.cross_entropy(logits, labels)
         gaze = self.gaze(logits, labels)
         # What is watched is of all processes, each of which has the same number of images.
-        processes = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-        watched, count = self.gaze.watched, len(labels) * processes
+        watched, count = self.gaze.watched, len(labels) * processes()
         return {
             "loss": entropy + weight * gaze if weight else entropy,
             "ce": entropy,
@@ -133,12 +135,12 @@ def train_gaze(study: GazeStudy, out: str | Path, *, fabric: Fabric, progress: T
         "classes": list(parts.classes),
         "sizes": {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)},
     }
-    if fabric.is_global_zero:
-        open_study(out, settings)
-        shown = show(parts.test, parts.classes, study.preprocess, out)
-    else:
-        open_study(out, settings, write=False)
-        shown = []
+    study.recipe.check(len(parts.train), fabric.world_size)
+    shown: list[Shown] = []
+    with first(fabric) as mine:
+        if mine:
+            open_study(out, settings)
+            shown = show(parts.test, parts.classes, study.preprocess, out)
     runs = [(n, w, s) for n in study.levels for s in study.seeds for w in study.lambdas]
     total = len(runs) * study.recipe.epochs
     for done, (number, weight, seed) in enumerate(runs):
@@ -186,28 +188,29 @@ def _run(
         train,
         recipe,
         folder,
-        judge=lambda network, _epoch: judged(network, validation, parts.classes, fabric.device),
+        judge=lambda network, _epoch: judged(network, validation, parts.classes, study.grid, fabric.device),
         keep=lambda network: save_trained(folder, network, plan),
         fabric=fabric,
         progress=told,
     )
     gaze.close()
-    if fabric.is_global_zero:
-        _tested(study, parts, fitted, folder, shown, seed)
-    fabric.barrier()
+    with first(fabric) as mine:
+        if mine:
+            _tested(study, parts, fitted, folder, shown, seed)
 
 
-def judged(network: nn.Module, batches: DataLoader[Any], classes: tuple[str, ...], device: torch.device) -> Numbers:
+def judged(
+    network: nn.Module, batches: DataLoader[Any], classes: tuple[str, ...], grid: int, device: torch.device
+) -> Numbers:
     """How a network decides and how consistent its maps are, as epochs.csv has it."""
-    found = consistency(
-        Model(network, classes=classes), batches, layer=GAZE, resamples=0, permutations=0, baselines=False
-    )
+    model = Model(network, classes=classes)
+    found = consistency(model, batches, layer=GAZE, grid=grid, resamples=0, permutations=0, baselines=False)
     return decisions(network, batches, device) | {
         "L": found.value,
         "rms": found.rms,
         "wt": found.ratio,
         "coverage": found.coverage,
-        "blank": sum(image.blank for image in found.images) / len(found.images),
+        "blank": found.blank / len(found.images),
     }
 
 
@@ -215,7 +218,7 @@ def _tested(study: GazeStudy, parts: Splits, fitted: Fitted, folder: Path, shown
     """The consistency on the test set, and the maps of the pictures that are shown."""
     model = Model(fitted.network, study.preprocess, parts.classes)
     # The paper's own distance, whatever was trained with: so runs compare.
-    found = consistency(model, parts.test, layer=GAZE, seed=seed)
+    found = consistency(model, parts.test, layer=GAZE, grid=study.grid, seed=seed)
     pictures = [parts.test[parts.test.names.index(picture.name)].image for picture in shown]
     images = torch.stack([study.preprocess(picture) for picture in pictures])
     aims = [parts.classes.index(picture.label) for picture in shown]

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.files import replacing, write_text
+from konkyo.training.processes import first, over_processes
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -43,6 +44,9 @@ class Objective(Protocol):
         """As of a module."""
 
     def train(self) -> Any:
+        """As of a module."""
+
+    def to(self, device: torch.device, /) -> Any:
         """As of a module."""
 
 
@@ -83,6 +87,13 @@ class Recipe:
         if self.schedule not in get_args(Schedules):
             raise unknown("schedule", self.schedule, get_args(Schedules))
 
+    def check(self, images: int, processes: int) -> None:
+        """KonkyoError where so many processes cannot share its batches, or the images."""
+        if self.batch % processes:
+            raise KonkyoError(f"a batch of {self.batch} cannot be shared by {processes} processes; choose a multiple")
+        if images < processes:
+            raise KonkyoError(f"{images} images for {processes} processes")
+
     def made(self, groups: Sequence[Mapping[str, Any]]) -> tuple[Optimizer, ReduceLROnPlateau | LRScheduler | None]:
         """The optimiser of parameter groups, and what changes its rates."""
         kept = [dict(group) for group in groups]
@@ -96,7 +107,7 @@ class Recipe:
         if self.schedule == "cosine":
             return optimiser, CosineAnnealingLR(optimiser, self.epochs)
         if self.schedule == "steps":
-            return optimiser, MultiStepLR(optimiser, [round(s * self.epochs) for s in (0.3, 0.6, 0.9)])
+            return optimiser, MultiStepLR(optimiser, [max(1, round(s * self.epochs)) for s in (0.3, 0.6, 0.9)])
         return optimiser, None
 
 
@@ -136,19 +147,15 @@ def fit(
 
     KonkyoError: a checkpoint of another recipe or network, a batch that the devices cannot share equally.
     """
-    world = fabric.world_size
-    if recipe.batch % world:
-        raise KonkyoError(f"a batch of {recipe.batch} cannot be shared by {world} processes; choose a multiple")
-    if len(data) < world:
-        raise KonkyoError(f"{len(data)} images for {world} processes")
+    recipe.check(len(data), fabric.world_size)
     optimiser, schedule = recipe.made(groups or [{"params": list(network.parameters())}])
     rows, path = list[Numbers](), folder / CHECKPOINT
     network.to(fabric.device)
-    if isinstance(objective, nn.Module):
-        objective.to(fabric.device)
+    objective.to(fabric.device)
+    training = _Training(recipe, network, objective, optimiser, schedule)
     # Of the first process, so that all go on from the same epoch, wherever they run.
     if (kept := fabric.broadcast(path.read_bytes() if fabric.is_global_zero and path.is_file() else None)) is not None:
-        rows = _resumed(path, kept, recipe, network, objective, optimiser, schedule)
+        rows = training.resumed(path, kept)
     wrapped, wrapped_optimiser = fabric.setup(network, optimiser)
     # The caller's random state comes back, also after an interruption.
     with torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []):
@@ -166,9 +173,17 @@ def fit(
                 count += len(labels)
                 for name, value in terms.items():
                     sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach() * len(labels)
-            means = {name: _over_processes(total / count, fabric) for name, total in sums.items()}
+            means = {name: float(over_processes(total / count)) / fabric.world_size for name, total in sums.items()}
+            if not math.isfinite(means["loss"]):
+                raise KonkyoError(
+                    f"the loss is {means['loss']} in epoch {epoch}: lower the rate ({max(rates):g}), or the weight of "
+                    "a part of it. The epochs before are kept"
+                )
             network.eval()
-            judged: Numbers = judge(network, epoch) if fabric.is_global_zero else {}
+            judged = Numbers()
+            with first(fabric) as mine:
+                if mine:
+                    judged = judge(network, epoch)
             judged = fabric.broadcast(judged)
             rows.append(
                 {"epoch": float(epoch), "rate": max(rates)}
@@ -179,12 +194,12 @@ def fit(
                 schedule.step(judged.get("loss", means["loss"]))
             elif schedule is not None:
                 schedule.step()
-            if fabric.is_global_zero:
-                write_epochs(folder / EPOCHS, rows)
-                keep(network)
-                # The last, so that an epoch which it has is whole.
-                _write(path, recipe, network, objective, optimiser, schedule, rows)
-            fabric.barrier()
+            with first(fabric) as mine:
+                if mine:
+                    write_epochs(folder / EPOCHS, rows)
+                    keep(network)
+                    # The last, so that an epoch which it has is whole.
+                    training.write(path, rows)
             if progress is not None:
                 progress(epoch, recipe.epochs)
     network.eval()
@@ -208,12 +223,6 @@ def read_epochs(path: Path) -> list[Numbers]:
             return [{n: float(v) for n, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise KonkyoError(f"{path} cannot be read as the epochs of a training: {error}") from error
-
-
-def _over_processes(value: Tensor, fabric: Fabric) -> float:
-    found = fabric.all_reduce(value, reduce_op="mean")
-    assert isinstance(found, Tensor)
-    return float(found)
 
 
 def _mixed(*numbers: int) -> int:
@@ -252,63 +261,54 @@ class _Drawn(torch.utils.data.Dataset[tuple[Tensor, int]]):
             return self._data[index]
 
 
-def _state(recipe: Recipe, network: nn.Module, objective: Objective, *others: Any) -> dict[str, Any]:
-    optimiser, schedule = others
-    return {
-        "recipe": asdict(recipe),
-        "network": network.state_dict(),
-        "objective": objective.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "schedule": None if schedule is None else schedule.state_dict(),
-    }
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """All that changes in a training."""
 
+    recipe: Recipe
+    network: nn.Module
+    objective: Objective
+    optimiser: Optimizer
+    schedule: ReduceLROnPlateau | LRScheduler | None
 
-def _write(
-    path: Path,
-    recipe: Recipe,
-    network: nn.Module,
-    objective: Objective,
-    optimiser: Optimizer,
-    schedule: Any,
-    rows: Sequence[Numbers],
-) -> None:
-    with replacing(path) as temporary:
-        torch.save({**_state(recipe, network, objective, optimiser, schedule), "rows": list(rows)}, temporary)
+    def write(self, path: Path, rows: Sequence[Numbers]) -> None:
+        """Keeps it, with the rows of the epochs that are done."""
+        state = {
+            "recipe": asdict(self.recipe),
+            "network": self.network.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "rows": list(rows),
+        }
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
 
-
-def _resumed(
-    path: Path,
-    kept: bytes,
-    recipe: Recipe,
-    network: nn.Module,
-    objective: Objective,
-    optimiser: Optimizer,
-    schedule: Any,
-) -> list[Numbers]:
-    """The rows of the epochs that are done; all else takes the state it had then."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(kept)) as parts:  # torch does not look at the checksums that it writes
-            if (damaged := parts.testzip()) is not None:
-                raise ValueError(f"{damaged} in it is damaged")
-        found = torch.load(io.BytesIO(kept), map_location="cpu", weights_only=True)
-        earlier, rows = dict(found["recipe"]), list[Numbers](found["rows"])
-    except Exception as error:  # damaged files fail in every possible way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise KonkyoError(f"{path} is no checkpoint of a training ({reason}); remove it to begin anew") from error
-    now = asdict(recipe)
-    # More epochs are a longer training, but not where the rates depend on their number.
-    free = {"workers"} | ({"epochs"} if recipe.schedule in ("plateau", "constant") else set())
-    differ = [name for name in now if name not in free and earlier.get(name) != now[name]]
-    if differ:
-        raise KonkyoError(f"{path} is of a training with other {', '.join(differ)}; choose another folder")
-    if len(rows) > recipe.epochs:
-        raise KonkyoError(f"{path} has {len(rows)} epochs, more than {recipe.epochs}; choose another folder")
-    try:
-        network.load_state_dict(found["network"])
-        objective.load_state_dict(found["objective"])
-        optimiser.load_state_dict(found["optimiser"])
-        if schedule is not None:
-            schedule.load_state_dict(found["schedule"])
-    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-        raise KonkyoError(f"{path} does not fit this network: {' '.join(str(error).split())[:300]}") from error
-    return rows
+    def resumed(self, path: Path, kept: bytes) -> list[Numbers]:
+        """The rows of the epochs that are done; all else takes the state it had then."""
+        try:
+            with zipfile.ZipFile(io.BytesIO(kept)) as parts:  # torch does not look at the checksums that it writes
+                if (damaged := parts.testzip()) is not None:
+                    raise ValueError(f"{damaged} in it is damaged")
+            found = torch.load(io.BytesIO(kept), map_location="cpu", weights_only=True)
+            earlier, rows = dict(found["recipe"]), list[Numbers](found["rows"])
+        except Exception as error:  # damaged files fail in every possible way
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise KonkyoError(f"{path} is no checkpoint of a training ({reason}); remove it to begin anew") from error
+        now = asdict(self.recipe)
+        # More epochs are a longer training, but not where the rates depend on their number.
+        free = {"workers"} | ({"epochs"} if self.recipe.schedule in ("plateau", "constant") else set())
+        differ = [name for name in now if name not in free and earlier.get(name) != now[name]]
+        if differ:
+            raise KonkyoError(f"{path} is of a training with other {', '.join(differ)}; choose another folder")
+        if len(rows) > self.recipe.epochs:
+            raise KonkyoError(f"{path} has {len(rows)} epochs, more than {self.recipe.epochs}; choose another folder")
+        try:
+            self.network.load_state_dict(found["network"])
+            self.objective.load_state_dict(found["objective"])
+            self.optimiser.load_state_dict(found["optimiser"])
+            if self.schedule is not None:
+                self.schedule.load_state_dict(found["schedule"])
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+            raise KonkyoError(f"{path} does not fit this network: {' '.join(str(error).split())[:300]}") from error
+        return rows

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -11,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.forward import Pass, real
-from konkyo.layer import Layer, Watch, linear_head, untouched
+from konkyo.layer import Layer, Watch, bind, linear_head, untouched
 from konkyo.models import Model, as_model
 from konkyo.target import class_logits
 from konkyo.tensors import grid_mean, weigh
@@ -60,20 +62,17 @@ class TrainingMaps:
         noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
         with untouched(self.network):
             seen = Pass(adapted, adapted.prepared(noise), [self.layer])
-        activations = seen.activations(self.layer)
         if seen.output.ndim != 2:
             raise KonkyoError(f"logits (N, K) were expected of {adapted.name}; got shape {tuple(seen.output.shape)}")
-        self.grid: tuple[int, ...] = tuple(activations.shape[2:])
+        self.grid: tuple[int, ...] = tuple(seen.activations(self.layer).shape[2:])
         self.classes = class_logits(seen.output).shape[1]
-        head = linear_head(self.network, grid_mean(activations), seen.output, 3e-2 if seen.half else 1e-4)
+        head = None if mode in ("autograd", "detached") else _pooled_head(adapted, noise, self.layer)
         if mode == "closed_form" and head is None:
             raise KonkyoError(
                 f"closed_form needs global average pooling and one linear layer after the layer; what follows "
                 f"{self.layer.name!r} of {adapted.name} is something else: mode 'autograd' takes any head"
             )
-        # A head of zeros gives the same whatever comes before it, so nothing is known of what does.
-        found = head is not None and bool(head.weight.any())
-        self.mode: Mode = mode if mode != "auto" else "closed_form" if found else "autograd"
+        self.mode: Mode = mode if mode != "auto" else "autograd" if head is None else "closed_form"
         self._proven = False
         self._head = head
         self._watch = Watch(self.network, self.layer)
@@ -107,9 +106,9 @@ class TrainingMaps:
         Samples do not depend on each other after the layer, unless batch statistics are taken there; in view "eval"
         they never do.
         """
-        # Times the number of cells, for in half precision the gradient of a mean would vanish.
-        cells = _cells(self.layer.fold(raw))
-        score = class_logits(logits).gather(1, classes[:, None]).sum() * cells
+        # Times the number of cells, for in half precision the gradient of a mean would vanish; but within its range.
+        scale = min(_cells(self.layer.fold(raw)), 1 << 14)
+        score = class_logits(logits).gather(1, classes[:, None]).sum() * scale
         try:
             (gradient,) = torch.autograd.grad(score, raw, create_graph=self.mode == "autograd", retain_graph=True)
         except RuntimeError as error:
@@ -126,7 +125,7 @@ class TrainingMaps:
                     "that, or mode 'detached'"
                 )
             self._proven = True
-        return grid_mean(real(self.layer.fold(gradient))) / cells
+        return grid_mean(real(self.layer.fold(gradient))) / scale
 
     def _evaluated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         with untouched(self.network), sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
@@ -136,6 +135,31 @@ class TrainingMaps:
     def close(self) -> None:
         """Takes the hooks off the network."""
         self._watch.close()
+
+
+def _pooled_head(model: Model, images: Tensor, layer: Layer) -> nn.Linear | None:
+    """The linear layer that with pooling alone makes the logits of the layer's grid; None: more comes in between.
+
+    It is looked for with weights that are shaken: a block that is the identity at first (residuals that begin at zero,
+    a batch norm that has seen nothing) is not to pass for nothing at all.
+    """
+    twin, generator = copy.deepcopy(model.module), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            if parameter.is_floating_point():
+                spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
+                parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=spread or 0.1)
+        for buffer in twin.buffers():
+            if buffer.is_floating_point():  # variances stay positive
+                buffer.mul_(0.5 + torch.rand(buffer.shape, generator=generator).to(buffer)).abs_()
+    shaken = replace(model, module=twin)
+    with untouched(twin):
+        seen = Pass(shaken, shaken.prepared(images), [found := bind(layer, twin)])
+        means = grid_mean(seen.activations(found))
+        head = linear_head(twin, means, seen.output, 3e-2 if seen.half else 1e-4)
+    name = next((name for name, module in twin.named_modules() if module is head), None)
+    real_head = None if name is None else model.module.get_submodule(name)
+    return real_head if isinstance(real_head, nn.Linear) else None
 
 
 def class_weights(head: nn.Linear, classes: Tensor) -> Tensor:

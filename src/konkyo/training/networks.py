@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from konkyo.models import load
+from konkyo.models import Model, load
 from konkyo.training.attention_branch import AttentionBranchNetwork
 from konkyo.training.backbone import Pooled, as_backbone, fitting
 from konkyo.training.levels import level
@@ -17,7 +17,7 @@ from konkyo.training.vib import Noise, VIBClassifier
 
 def plain(backbone: str, classes: int, weights: str | None = None) -> nn.Module:
     """A classifier of the mean over the grid of a backbone that `konkyo.load` knows; its `weights` as there."""
-    features = as_backbone(load(backbone, weights=weights))
+    features = as_backbone(_classifier(backbone, weights))
     head = nn.Linear(features.channels, classes)
     fitting(head, features)
     return Pooled(features, head)
@@ -27,17 +27,22 @@ def vib(
     backbone: str, classes: int, weights: str | None = None, noise: Mapping[str, Any] = {}, samples: int = 1
 ) -> nn.Module:
     """A `VIBClassifier`; `noise` are the arguments of a `Noise`."""
-    return VIBClassifier(load(backbone, weights=weights), classes, noise=Noise(**noise), samples=samples)
+    return VIBClassifier(_classifier(backbone, weights), classes, noise=Noise(**noise), samples=samples)
 
 
 def recam(backbone: str, classes: int, weights: str | None = None) -> nn.Module:
     """A `ReCAM` network."""
-    return ReCAM(load(backbone, weights=weights), classes)
+    return ReCAM(_classifier(backbone, weights), classes)
 
 
 def attention_branch(backbone: str, classes: int, weights: str | None = None) -> nn.Module:
     """An `AttentionBranchNetwork`."""
-    return AttentionBranchNetwork(load(backbone, weights=weights), classes)
+    return AttentionBranchNetwork(_classifier(backbone, weights), classes)
+
+
+def _classifier(name: str, weights: str | None) -> Model:
+    """The network that a backbone is taken of; a function in a file makes its own weights."""
+    return load(name, weights="default" if ".py:" in name else weights)
 
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {

@@ -62,8 +62,12 @@ def read_plan(folder: Path) -> Plan:
         found = json.loads(path.read_text(encoding="utf-8"))
         pairs: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in found["preprocess"].items()}
         preprocess = Preprocess(**pairs)
-        name, arguments = str(found["architecture"]), dict(found["arguments"])
-        return Plan(name, arguments, tuple(found["classes"]), preprocess, found.get("trained", {}))
+        name, arguments, classes = str(found["architecture"]), dict(found["arguments"]), found["classes"]
+        if not isinstance(classes, list) or not all(isinstance(label, str) for label in classes):
+            raise ValueError(f"classes are a list of names; got {classes!r}")
+        if arguments.get("classes", len(classes)) != len(classes):
+            raise ValueError(f"{arguments['classes']} classes have {len(classes)} names")
+        return Plan(name, arguments, tuple(classes), preprocess, found.get("trained", {}))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise KonkyoError(f"{path} is no manifest of a trained network: {error}") from error
 

@@ -27,22 +27,35 @@ GROWS = ("lambdas", "betas", "seeds", "levels", "models")
 """Settings that may be others when a study goes on: they only say which trainings there are."""
 
 
-def open_study(folder: Path, settings: Mapping[str, Any], *, write: bool = True) -> None:
-    """Begins a study in a folder, or goes on with it. KonkyoError: another study is there."""
+def open_study(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Begins a study in a folder, or goes on with it. KonkyoError: another study is there, and in what it differs."""
     path, now = folder / STUDY, json.loads(json.dumps(plain(settings)))
     if path.is_file():
         try:
             earlier = dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise KonkyoError(f"{path} cannot be read as the settings of a study: {error}") from error
-        differ = [name for name in now if name not in GROWS and earlier.get(name) != now[name]]
+        there, here = _flat(earlier), _flat(now)
+        differ = [
+            f"{name} ({there.get(name)} there, {here[name]} now)" for name in here if there.get(name) != here[name]
+        ]
         if differ:
             raise KonkyoError(f"{folder} is of a study with other {', '.join(differ)}; choose another folder")
         for name in GROWS:
             if name in now and name in earlier:
                 now[name] = earlier[name] + [value for value in now[name] if value not in earlier[name]]
-    if write:
-        write_text(path, json.dumps(now, indent=1) + "\n")
+    write_text(path, json.dumps(now, indent=1) + "\n")
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Settings that must stay the same, those of a part named "part.name"."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{before}{name}.")
+        elif before or name not in GROWS:
+            found[before + name] = value
+    return found
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,13 +17,15 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from konkyo.data.splits import Examples, Splits, splits
-from konkyo.errors import KonkyoError, unknown
+from konkyo.errors import KonkyoError, KonkyoWarning, unknown
 from konkyo.evaluate import evaluate
 from konkyo.explain import explain
 from konkyo.files import plain, replacing, write_text
+from konkyo.method import find
 from konkyo.models import Model, Preprocess
 from konkyo.training.attention_branch import attention_branch_loss
 from konkyo.training.loop import Numbers, Recipe, fit
+from konkyo.training.processes import first
 from konkyo.training.recam import ReCAM, recam_loss
 from konkyo.training.saved import Plan, save_trained
 from konkyo.training.study import CACHE, Shown, decisions, open_study, show
@@ -33,10 +37,24 @@ if TYPE_CHECKING:
 
 Kind: TypeAlias = Literal["plain", "vib", "recam", "attention_branch"]
 KINDS: tuple[Kind, ...] = ("plain", "vib", "recam", "attention_branch")
+Loss: TypeAlias = Callable[[Any, Tensor], dict[str, Tensor]]
+"""Of what a network puts out in training, and labels: "loss", and what it is made of."""
 Told: TypeAlias = Callable[[int, int, str], object]
 """Called with (epochs done, epochs in all, what is being trained)."""
+CAM = replace(find("cam"), rectified=True)
+"""max(0, sum_k w_k A_k): where features speak for the class. What is shown is what is measured."""
 WITH_MASKS = ("ebpg@mask", "pointing_game@mask", "best_iou@mask")
+SAMPLES = 12
+"""Of the code, over which the class probabilities of an image are averaged (Alemi et al.)."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def runs_of(models: Sequence[str], betas: Sequence[float]) -> list[tuple[str, str, float]]:
+    """(name, kind, beta) of every network of a seed; the name is that of its folder, the beta NaN where it has none."""
+    found = list[tuple[str, str, float]]()
+    for kind in models:
+        found += [(f"vib_{b:g}", kind, b) for b in sorted(betas)] if kind == "vib" else [(kind, kind, math.nan)]
+    return found
 
 
 @dataclass(frozen=True)
@@ -75,29 +93,42 @@ class VIBStudy:
                 raise unknown("model", kind, KINDS)
         if not self.seeds or not self.models or ("vib" in self.models and not self.betas):
             raise KonkyoError("a model, a seed and, for vib, a beta at least were expected")
-        if len(set(self.betas)) < len(self.betas) or len(set(self.models)) < len(self.models):
-            raise KonkyoError(f"a beta or a model came twice: {self.betas}, {self.models}")
         for beta in self.betas:
             VIBLoss(beta, self.reduction)
+        # As folders are named, so that a beta has one folder in every call.
+        object.__setattr__(self, "betas", tuple(float(f"{beta:g}") + 0.0 for beta in self.betas))
+        if any(len(set(each)) < len(each) for each in (self.betas, self.models, self.seeds)):
+            raise KonkyoError(f"a beta, a model or a seed came twice: {self.betas}, {self.models}, {self.seeds}")
+        replace(self.recipe, epochs=self.second, rate=self.second_rate)
 
     @property
     def preprocess(self) -> Preprocess:
         """The short side resized, and the middle."""
         return Preprocess(self.size, self.size, MEAN, STD)
 
-    @property
-    def runs(self) -> list[tuple[str, Kind, float]]:
-        """(name, kind, beta) of every network of a seed."""
-        found = list[tuple[str, Kind, float]]()
-        for kind in self.models:
-            found += [(f"vib_{beta:g}", kind, beta) for beta in self.betas] if kind == "vib" else [(kind, kind, 0.0)]
-        return found
+    def plan(self, kind: str, beta: float, seed: int, classes: tuple[str, ...]) -> Plan:
+        """How a network is built, and how it is trained."""
+        arguments: dict[str, Any] = {"backbone": self.backbone, "classes": len(classes)}
+        trained = {"study": "vib", "data": self.data, "pretrained": self.pretrained, "augment": self.augment}
+        if kind == "vib":
+            arguments |= {"noise": asdict(self.noise), "samples": self.samples}
+            trained |= {"beta": beta, "reduction": self.reduction}
+        if kind == "recam":
+            trained |= {"second": self.second, "second_rate": self.second_rate}
+        return Plan(kind, arguments, classes, self.preprocess, trained | asdict(replace(self.recipe, seed=seed)))
+
+    def begun(self, plan: Plan, seed: int) -> nn.Module:
+        """The network before its training: the backbone, which is drawn first, is the same for all of a seed."""
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(seed)
+            weights = {"weights": "default"} if self.pretrained else {}
+            return replace(plan, arguments={**plan.arguments, **weights}).build()
 
 
 class StepLoss(nn.Module):
     """A loss of an output and labels, as an objective."""
 
-    def __init__(self, loss: Callable[[Any, Tensor], dict[str, Tensor]]) -> None:
+    def __init__(self, loss: Loss) -> None:
         super().__init__()
         self.loss = loss
 
@@ -116,6 +147,9 @@ def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: Tol
     """
     out = Path(out)
     parts = splits(study.data, seed=study.split_seed, limit=study.limit)
+    runs = [(seed, run) for seed in study.seeds for run in runs_of(study.models, study.betas)]
+    for kind in study.models:  # what cannot be built is told before anything is written
+        study.begun(study.plan(kind, 0.0, 0, parts.classes), 0)
     recipe = {name: value for name, value in asdict(study.recipe).items() if name not in ("seed", "workers")}
     settings = {
         "kind": "vib",
@@ -124,9 +158,12 @@ def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: Tol
         "classes": list(parts.classes),
         "sizes": {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)},
     }
-    open_study(out, settings, write=fabric.is_global_zero)
-    shown = show(parts.test, parts.classes, study.preprocess, out) if fabric.is_global_zero else []
-    runs = [(seed, run) for seed in study.seeds for run in study.runs]
+    study.recipe.check(len(parts.train), fabric.world_size)
+    shown: list[Shown] = []
+    with first(fabric) as mine:
+        if mine:
+            open_study(out, settings)
+            shown = show(parts.test, parts.classes, study.preprocess, out)
     each = study.recipe.epochs
     for done, (seed, run) in enumerate(runs):
         what, before = f"{run[0]}, seed {seed}", done * each
@@ -143,7 +180,7 @@ def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: Tol
 def _run(
     study: VIBStudy,
     parts: Splits,
-    run: tuple[str, Kind, float],
+    run: tuple[str, str, float],
     seed: int,
     folder: Path,
     fabric: Fabric,
@@ -153,16 +190,8 @@ def _run(
     if fabric.broadcast((folder / "test.json").is_file()):
         return
     _, kind, beta = run
-    recipe = replace(study.recipe, seed=seed)
-    arguments: dict[str, Any] = {"backbone": study.backbone, "classes": len(parts.classes)}
-    trained = {"study": "vib", "data": study.data, "beta": beta, "reduction": study.reduction, **asdict(recipe)}
-    if kind == "vib":
-        arguments |= {"noise": asdict(study.noise), "samples": study.samples}
-    plan = Plan(kind, arguments, parts.classes, study.preprocess, trained)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        first = arguments | ({"weights": "default"} if study.pretrained else {})
-        network = replace(plan, arguments=first).build()
+    recipe, plan = replace(study.recipe, seed=seed), study.plan(kind, beta, seed, parts.classes)
+    network = study.begun(plan, seed)
     prepare = augmented(study.preprocess, study.least) if study.augment else study.preprocess
     train = Examples(parts.train, prepare, parts.classes, cache=CACHE)
     validation = _batches(Examples(parts.validation, study.preprocess, parts.classes, cache=CACHE), recipe)
@@ -173,23 +202,28 @@ def _run(
     def keep(network: nn.Module) -> None:
         save_trained(folder, network, plan)
 
+    how: dict[str, Any] = {"judge": judge, "keep": keep, "fabric": fabric}
     if isinstance(network, ReCAM):
         stage, second = StepLoss(lambda o, y: recam_loss(o, y, weight=0.0)), StepLoss(recam_loss)
-        fit(*(network, stage, train, recipe, folder / "first"), judge=judge, keep=keep, fabric=fabric, progress=told)
+        # Without w', of which nothing is asked yet: weight decay alone would change it.
+        groups = [{"params": [*network.backbone.parameters(), *network.first.parameters()]}]
+        fit(network, stage, train, recipe, folder / "first", groups=groups, progress=told, **how)
         recipe = replace(recipe, epochs=study.second, rate=study.second_rate, schedule="constant")
-        groups = network.groups(study.second_rate)
-        fit(network, second, train, recipe, folder, judge=judge, keep=keep, fabric=fabric, groups=groups)
+        fit(network, second, train, recipe, folder, groups=network.groups(study.second_rate), **how)
     else:
-        loss = {"plain": _entropy, "vib": VIBLoss(beta, study.reduction), "attention_branch": attention_branch_loss}
-        objective = StepLoss(loss[kind])  # type: ignore[arg-type] # each takes its own network's output
-        fit(network, objective, train, recipe, folder, judge=judge, keep=keep, fabric=fabric, progress=told)
-    if fabric.is_global_zero:
-        _tested(study, parts, network.eval(), folder, shown, fabric.device)
-    fabric.barrier()
+        loss = VIBLoss(beta, study.reduction) if kind == "vib" else _LOSSES[kind]
+        fit(network, StepLoss(loss), train, recipe, folder, progress=told, **how)
+    with first(fabric) as mine, warnings.catch_warnings():
+        warnings.simplefilter("ignore", KonkyoWarning)  # of blank maps, which are counted, and shown as such
+        if mine:
+            _tested(study, parts, network.eval(), folder, shown, fabric.device)
 
 
 def _entropy(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return {"loss": functional.cross_entropy(logits, labels)}
+
+
+_LOSSES: dict[str, Loss] = {"plain": _entropy, "attention_branch": attention_branch_loss}
 
 
 def _batches(examples: Examples, recipe: Recipe) -> DataLoader[tuple[Tensor, int]]:
@@ -203,12 +237,13 @@ def _tested(
     batches = _batches(Examples(parts.test, study.preprocess, parts.classes), study.recipe)
     numbers: dict[str, Any] = decisions(network, batches, device)
     if isinstance(network, VIBClassifier):
-        numbers |= _divergence(network, batches, device)
+        numbers |= _coded(network, batches, device)
     explained = network.reactivated().eval() if isinstance(network, ReCAM) else network
     model = Model(explained, study.preprocess, parts.classes, study.backbone)
     if any(thing.mask is not None for thing in parts.test[0].things):
-        found = evaluate(model, parts.test, ["cam"], WITH_MASKS, explained="label", out=folder / "test")
-        numbers["maps"] = {name: asdict(found.cell("cam", name)) for name in WITH_MASKS}
+        found = evaluate(model, parts.test, [CAM], WITH_MASKS, explained="label", out=folder / "test")
+        numbers["maps"] = {name: asdict(found.cell(CAM.name, name)) for name in WITH_MASKS}
+        numbers["blank"] = found.absent[CAM.name] / max(1, len(found.rows))
     maps, said = list[Tensor](), list[dict[str, Any]]()
     for picture in shown:
         sample = parts.test[parts.test.names.index(picture.name)]
@@ -216,8 +251,7 @@ def _tested(
         with torch.no_grad():
             sure, best = network(image.to(device)).float().softmax(1)[0].max(0)
         said.append({"decision": parts.classes[int(best)], "probability": float(sure)})
-        signed = explain(model, image, method="cam", target=parts.classes.index(picture.label)).maps
-        maps.append(signed.relu().cpu())
+        maps.append(explain(model, image, method=CAM, target=parts.classes.index(picture.label)).maps.cpu())
     if maps:
         with replacing(folder / "pictures.safetensors") as temporary:
             save_file({"maps": torch.cat(maps).contiguous()}, temporary)
@@ -226,18 +260,23 @@ def _tested(
 
 
 @torch.no_grad()
-def _divergence(network: VIBClassifier, batches: DataLoader[Any], device: torch.device) -> Numbers:
-    """Of the code on the test set: "kl" in nats, "bits", mean and standard deviation on average, and channels."""
-    sums, count = torch.zeros(3, dtype=torch.float64), 0
-    for images, _ in batches:
-        mean, std = network.head.code(network.backbone(images.to(device)))
-        sums += torch.stack([kl_divergence(mean, std).sum(), mean.mean(1).sum(), std.mean(1).sum()]).cpu()
+def _coded(network: VIBClassifier, batches: DataLoader[Any], device: torch.device) -> Numbers:
+    """Of the code on the test set: "kl" in nats, "bits", mean and standard deviation on average, channels; and
+    "sampled", the accuracy of class probabilities averaged over samples of the code."""
+    sums, count = torch.zeros(4, dtype=torch.float64), 0
+    for images, labels in batches:
+        images = images.to(device)
+        mean, std = network.head.code(network.backbone(images))
+        right = network(images).argmax(1).cpu() == labels
+        of_batch = (kl_divergence(mean, std).sum(), mean.mean(1).sum(), std.mean(1).sum(), right.sum())
+        sums += torch.tensor([float(number) for number in of_batch])
         count += len(images)
-    kl, mean_, std_ = (sums / count).tolist()
+    kl, mean_, std_, sampled = (sums / count).tolist()
     return {
         "kl": kl,
-        "bits": kl / 0.6931471805599453,
+        "bits": kl / math.log(2),
         "mean": mean_,
         "std": std_,
         "channels": float(network.backbone.channels),
+        "sampled": sampled,
     }
