@@ -260,6 +260,21 @@ def test_what_the_code_holds(study: Path, beta: str) -> None:
     assert row["train_loss"] == pytest.approx(row["train_ce"] + float(beta) * row["train_kl"], rel=1e-4)
 
 
+def test_the_accuracy_over_samples_is_of_the_noise() -> None:
+    """Of a network with more noise than signal, and unlike that of the mean."""
+    torch.manual_seed(0)
+    network = VIBClassifier(konkyo.load("konkyo/scenes-classifier", weights=None), 3, noise=Noise(offset=4.0)).eval()
+    images, _ = batch("lesions:90", 32)
+    with torch.no_grad():
+        mean, std = network.head.code(network.backbone(images))
+        drawn = torch.randn(12, *mean.shape, generator=torch.Generator().manual_seed(0))
+        decided = network.head.fc(mean + std * drawn).softmax(-1).mean(0).argmax(1)
+        usual = network(images).argmax(1)  # for labels: the accuracy of the mean is 1
+    found = vib_study._coded(network, [(images, usual)], torch.device("cpu"))  # type: ignore[arg-type]
+    assert found["sampled"] == pytest.approx(float((decided == usual).double().mean()))
+    assert found["sampled"] < 0.9
+
+
 def test_nothing_is_chosen_by_the_test_set(study: Path) -> None:
     parts = splits("lesions:90")
     names = set(parts.test.names)

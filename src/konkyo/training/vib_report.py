@@ -109,8 +109,8 @@ class VIBReport:
             chance = math.log(len(self.settings["classes"]))
             found.append(
                 f"Epochs that ReCAM is trained for more than the others: {self.settings['second']}. Its second "
-                f"classifier's loss ends at {statistics.fmean(losses):.2f} of {chance:.2f} for guessing: near that, its maps are "
-                "weighed by chance."
+                f"classifier's loss ends at {statistics.fmean(losses):.2f} of {chance:.2f} for guessing: near that, "
+                "its maps are weighed by chance."
             )
         return found
 

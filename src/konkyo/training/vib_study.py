@@ -267,7 +267,7 @@ def _coded(network: VIBClassifier, batches: DataLoader[Any], device: torch.devic
     for images, labels in batches:
         images = images.to(device)
         mean, std = network.head.code(network.backbone(images))
-        right = network(images).argmax(1).cpu() == labels
+        right = network.predictive(images, SAMPLES).argmax(1).cpu() == labels
         of_batch = (kl_divergence(mean, std).sum(), mean.mean(1).sum(), std.mean(1).sum(), right.sum())
         sums += torch.tensor([float(number) for number in of_batch])
         count += len(images)
