@@ -143,7 +143,7 @@ def test_a_student_learns_the_maps_of_another_method() -> None:
         logits = student(images)
         found = map_distillation(own(logits, labels), aims)
         optimiser.zero_grad()
-        (found.loss + functional.cross_entropy(logits, labels)).backward()  # alone it blanks some maps
+        (found.loss + functional.cross_entropy(logits, labels)).backward()  # blank maps have no gradient of their own
         optimiser.step()
         losses.append(found.loss.item())
     assert int(found.used) == 6

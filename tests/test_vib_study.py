@@ -26,6 +26,7 @@ from konkyo.data.lesions import CLASSES
 from konkyo.data.splits import splits
 from konkyo.evaluate import evaluate
 from konkyo.models import Model
+from konkyo.models.embedded import SCENES_MEAN, SCENES_STD
 from konkyo.training import vib_study
 from konkyo.training.backbone import Backbone
 from konkyo.training.devices import fabric_of
@@ -145,7 +146,7 @@ def numbers_of(folder: Path) -> dict[str, Any]:
 def batch(data: str, size: int, part: str = "test") -> tuple[Tensor, Tensor]:
     """All images of a part as a network sees them, and their labels."""
     samples = getattr(splits(data), part)
-    prepare = konkyo.Preprocess(size, size, vib_study.MEAN, vib_study.STD)
+    prepare = konkyo.Preprocess(size, size, SCENES_MEAN, SCENES_STD)
     return (
         torch.stack([prepare(sample.image) for sample in samples]),
         torch.tensor([CLASSES.index(sample.label) for sample in samples]),
@@ -568,7 +569,7 @@ def told(found: Outcome, *pieces: str) -> None:
         (("--backbone", "torchvision/resnet500"), ("resnet500", "resnet50")),
         (("--backbone", "nets.py:nothing"), ("nothing",)),
         (("--backbone", "nowhere.py:net"), ("nowhere.py",)),
-        (("--data", "scenes:40"), ("label", "objects=1")),
+        (("--data", "scenes:40,objects=1-3"), ("label", "objects=1")),
         (("--data", "lesions:4"), ("every class",)),
         (("--data", "folder:nowhere"), ("nowhere",)),
     ],
@@ -648,3 +649,20 @@ def test_pictures_of_any_shape_and_data_without_masks(run: Run) -> None:
     names = sorted(p.name for p in Path("konkyo-vib/report").glob("*.png"))
     assert names == ["maps-000-a-cat.png", "maps-001-b-dog.png"]
     assert fmean(numbers_of(Path("konkyo-vib/plain/seed_0"))[k] for k in ("accuracy",)) >= 0
+
+
+def test_decay_leaves_the_noise_alone() -> None:
+    """It would move the standard deviation without an image having a part in it."""
+    network = VIBClassifier(Backbone(torch.nn.Conv2d(3, 5, 3), 5), 4)
+    others, noise = vib_study._groups(network)
+    assert [id(p) for p in noise["params"]] == [id(network.head.scale), id(network.head.offset)]
+    assert noise["weight_decay"] == 0
+    assert len(others["params"]) + 2 == len(list(network.parameters()))
+    assert len(vib_study._groups(torch.nn.Linear(2, 2))) == 1
+
+
+def test_images_are_normalised_as_the_backbone_wants() -> None:
+    state = torch.get_rng_state()
+    assert VIBStudy("lesions:90", "konkyo/scenes-classifier").preprocess.mean == SCENES_MEAN
+    assert VIBStudy("lesions:90", "torchvision/resnet18").preprocess.mean == (0.485, 0.456, 0.406)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from konkyo.apps.measure import split
 from konkyo.apps.options import err, out
 from konkyo.errors import KonkyoError
 
@@ -111,7 +112,7 @@ def gaze(
 @train.command()
 def vib(
     data: Annotated[
-        str, typer.Option("--data", "-d", help="sun397:DIR, folder:DIR or scenes:COUNT,objects=1, with options.")
+        str, typer.Option("--data", "-d", help="sun397:DIR, folder:DIR, scenes:COUNT or lesions:COUNT, with options.")
     ] = "scenes:600,objects=1",
     backbone: Annotated[str, typer.Option(help="As --model of `konkyo explain`.")] = "",
     betas: Annotated[
@@ -126,6 +127,9 @@ def vib(
     offset: Annotated[float, typer.Option(help="Of the affine variant, at first.")] = -5.0,
     reduction: Annotated[str, typer.Option(help="Of the KL over channels: sum (the definition) or mean.")] = "sum",
     samples: Annotated[int, typer.Option(min=1, help="Of the code, a step.")] = 1,
+    metrics: Annotated[
+        str, typer.Option(help="Of maps on the test set, beside those of masks: as in deletion,insertion.")
+    ] = "",
     second: Annotated[int, typer.Option(min=1, help="Epochs of ReCAM's second stage, after the others.")] = 4,
     second_rate: Annotated[float, typer.Option(help="Of its second classifier; the rest has a tenth.")] = 5e-4,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the backbone's own weights.")] = False,
@@ -153,6 +157,8 @@ def vib(
     from konkyo.training.vib_study import VIBStudy, train_vib
 
     drawn = data.partition(":")[0] == "scenes"
+    if drawn and "objects=" not in data:  # a scene with several has no class
+        data = f"{data if ':' in data else data + ':600'},objects=1"
     study = VIBStudy(
         data,
         backbone or ("konkyo/scenes-classifier" if drawn else "torchvision/resnet50"),
@@ -165,6 +171,7 @@ def vib(
         reduction,  # type: ignore[arg-type]
         samples,
         augment,
+        metrics=tuple(split(metrics)),
         second=second,
         second_rate=second_rate,
         limit=limit,

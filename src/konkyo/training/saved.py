@@ -53,9 +53,9 @@ def save_trained(folder: Path, network: nn.Module, plan: Plan) -> None:
     write_text(folder / MANIFEST, json.dumps(plain(manifest), indent=1) + "\n")
 
 
-def read_plan(folder: Path) -> Plan:
+def read_plan(folder: str | Path) -> Plan:
     """What the manifest in a folder says. KonkyoError: no manifest, or one that says something else."""
-    path = folder / MANIFEST
+    path = Path(folder) / MANIFEST
     if not path.is_file():
         raise KonkyoError(f"{folder} holds no trained network: {MANIFEST} was expected")
     try:
@@ -80,7 +80,8 @@ def load(name: str, weights: str | Path | None) -> Model:
     if ".py:" in str(plan.arguments.get("backbone", "")):  # a manifest is data, and must not choose what code runs
         raise KonkyoError(
             f"the backbone in {folder / MANIFEST} is a function in a file, {plan.arguments['backbone']!r}, which is "
-            f"not run from here: build the network yourself, konkyo.training.saved.read_plan({str(folder)!r}).build()"
+            f"not run from here: build the network yourself, konkyo.training.saved.read_plan({str(folder)!r}).build(), "
+            f"and load {WEIGHTS} into it"
         )
     module = plan.build()
     if weights is not None:

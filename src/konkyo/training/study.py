@@ -21,6 +21,8 @@ from konkyo.report.figures import save_image
 from konkyo.training.loop import Numbers
 
 STUDY = "study.json"
+CLASSES_SHOWN = 20
+"""At most, in the pictures of a report."""
 CACHE = 2 << 30
 """Bytes of opened pictures that a part of a data set may keep."""
 GROWS = ("lambdas", "betas", "seeds", "levels", "models")
@@ -68,8 +70,12 @@ class Shown:
 
 
 def show(test: Samples, classes: Sequence[str], preprocess: Preprocess, out: Path, most: int = 4) -> list[Shown]:
-    """Keeps the first `most` pictures of each class, as the network sees them, in pictures/ with an index.json."""
-    found, counts = list[Shown](), dict.fromkeys(classes, 0)
+    """Keeps the first `most` pictures of each class, as the network sees them, in pictures/ with an index.json.
+
+    Of many classes, so many of them evenly chosen that reports can be looked at.
+    """
+    step = -(-len(classes) // CLASSES_SHOWN)
+    found, counts = list[Shown](), {label: 0 if i % step == 0 else most for i, label in enumerate(classes)}
     side = preprocess.crop or preprocess.resize
     height, width = (side, side) if isinstance(side, int) or side is None else side
     for index, label in enumerate(test.labels):

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from konkyo.errors import KonkyoError, unknown
+from konkyo.forward import real
 from konkyo.layer import untouched
 from konkyo.models import Model
+from konkyo.tensors import grid_mean
 from konkyo.training.backbone import as_backbone, fitting
 
 Source: TypeAlias = Literal["attention", "linear", "fc", "constant"]
@@ -82,7 +84,7 @@ def kl_divergence(mean: Tensor, std: Tensor) -> Tensor:
 
     1/2 sum_d (mean^2 + std^2 - 1 - 2 log std), in float32 at least.
     """
-    mean, std = _full(mean), _full(std)
+    mean, std = real(mean), real(std)
     return 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).sum(-1)
 
 
@@ -138,26 +140,27 @@ class VIBHead(nn.Module):
     def forward(self, grid: Tensor) -> VIBOutput | Tensor:
         """(N, C, h, w) -> logits (N, K); in training `VIBOutput`."""
         if not self.training:
-            return self.scores(_mean(grid))
+            return self.scores(grid_mean(real(grid)))
         mean, std = self.code(grid)
         return VIBOutput(self.scores(sampled(mean, std, self.samples)), mean, std, kl_divergence(mean, std))
 
     def code(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """The mean and the standard deviation of the code. (N, C, h, w) -> (N, C), (N, C)"""
-        mean = _mean(grid)
-        source, temperature = self.noise.source, self.noise.temperature
-        if source == "attention":
-            value = channel_attention(grid, mean, temperature)
-        elif source == "linear":
-            value = linear_attention(grid, mean)
-        elif self.spread is not None:
-            value = self.spread(mean.to(self.spread.weight.dtype))
-        else:
-            value = torch.ones_like(mean)
-        value = value.to(mean.dtype)
-        if self.noise.variant == "affine":
-            return mean, functional.softplus(self.scale * value + self.offset).to(mean.dtype) + LEAST
-        return mean, value.abs() + LEAST
+        with torch.autocast(grid.device.type, enabled=False):  # attention would be in 16 bits
+            grid = real(grid)
+            mean = grid_mean(grid)
+            source, temperature = self.noise.source, self.noise.temperature
+            if source == "attention":
+                value = channel_attention(grid, mean, temperature)
+            elif source == "linear":
+                value = linear_attention(grid, mean)
+            elif self.spread is not None:
+                value = self.spread(mean.to(self.spread.weight.dtype)).to(mean.dtype)
+            else:
+                value = torch.ones_like(mean)
+            if self.noise.variant == "affine":
+                return mean, functional.softplus(self.scale * value + self.offset).to(mean.dtype) + LEAST
+            return mean, value.abs() + LEAST
 
     def scores(self, codes: Tensor) -> Tensor:
         """The logits of codes. (..., C) -> (..., K)"""
@@ -191,7 +194,7 @@ class VIBClassifier(nn.Module):
             mean, std = self.head.code(self.backbone(images))
             generator = torch.Generator(mean.device).manual_seed(seed)
             codes = sampled(mean, std, samples, generator)
-            return _full(self.head.scores(codes)).softmax(-1).mean(0)
+            return real(self.head.scores(codes)).softmax(-1).mean(0)
 
 
 @dataclass(frozen=True)
@@ -225,7 +228,7 @@ class VIBLoss:
                 "a VIBLoss is of the output in training mode, a VIBOutput; in eval mode a VIB network puts out logits "
                 f"for any loss; got {type(output).__name__}"
             )
-        logits = _full(output.logits)
+        logits = real(output.logits)
         samples, _, classes = logits.shape
         repeated = labels.repeat(samples, *[1] * (labels.ndim - 1))
         ce, kl = functional.cross_entropy(logits.flatten(0, 1), repeated), output.kl.mean()
@@ -260,13 +263,3 @@ class VIBLoss:
             f"beta {self.beta:g} times the KL averaged over {channels} channels: "
             f"{self.effective_beta(channels):.3g} times their sum"
         )
-
-
-def _full(values: Tensor) -> Tensor:
-    """In float32 at least."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _mean(grid: Tensor) -> Tensor:
-    """The mean over the grid, in float32 at least. (N, C, h, w) -> (N, C)"""
-    return grid.mean((-2, -1), dtype=torch.promote_types(grid.dtype, torch.float32))

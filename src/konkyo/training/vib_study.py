@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -22,7 +23,7 @@ from konkyo.evaluate import evaluate
 from konkyo.explain import explain
 from konkyo.files import plain, replacing, write_text
 from konkyo.method import find
-from konkyo.models import Model, Preprocess
+from konkyo.models import Model, Preprocess, load
 from konkyo.training.attention_branch import attention_branch_loss
 from konkyo.training.loop import Numbers, Recipe, fit
 from konkyo.training.processes import first
@@ -46,7 +47,6 @@ CAM = replace(find("cam"), rectified=True)
 WITH_MASKS = ("ebpg@mask", "pointing_game@mask", "best_iou@mask")
 SAMPLES = 12
 """Of the code, over which the class probabilities of an image are averaged (Alemi et al.)."""
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def runs_of(models: Sequence[str], betas: Sequence[float]) -> list[tuple[str, str, float]]:
@@ -79,6 +79,8 @@ class VIBStudy:
     augment: bool = True
     """Mirrored at random, and parts of `least` to 1 of the area."""
     least: float = 0.25
+    metrics: tuple[str, ...] = ()
+    """Columns of `konkyo.evaluate` to measure on the test set beside those of masks, such as "deletion"."""
     second: int = 4
     """Epochs of ReCAM's second stage."""
     second_rate: float = 5e-4
@@ -101,10 +103,13 @@ class VIBStudy:
             raise KonkyoError(f"a beta, a model or a seed came twice: {self.betas}, {self.models}, {self.seeds}")
         replace(self.recipe, epochs=self.second, rate=self.second_rate)
 
-    @property
+    @cached_property
     def preprocess(self) -> Preprocess:
-        """The short side resized, and the middle."""
-        return Preprocess(self.size, self.size, MEAN, STD)
+        """The short side resized, and the middle, with the backbone's own means."""
+        with torch.random.fork_rng([]):
+            own = load(self.backbone, weights="default" if ".py:" in self.backbone else None).preprocess
+        usual = Preprocess() if own is None else own
+        return Preprocess(self.size, self.size, usual.mean, usual.std)
 
     def plan(self, kind: str, beta: float, seed: int, classes: tuple[str, ...]) -> Plan:
         """How a network is built, and how it is trained."""
@@ -212,7 +217,7 @@ def _run(
         fit(network, second, train, recipe, folder, groups=network.groups(study.second_rate), **how)
     else:
         loss = VIBLoss(beta, study.reduction) if kind == "vib" else _LOSSES[kind]
-        fit(network, StepLoss(loss), train, recipe, folder, progress=told, **how)
+        fit(network, StepLoss(loss), train, recipe, folder, groups=_groups(network), progress=told, **how)
     with first(fabric) as mine, warnings.catch_warnings():
         warnings.simplefilter("ignore", KonkyoWarning)  # of blank maps, which are counted, and shown as such
         if mine:
@@ -224,6 +229,13 @@ def _entropy(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 _LOSSES: dict[str, Loss] = {"plain": _entropy, "attention_branch": attention_branch_loss}
+
+
+def _groups(network: nn.Module) -> list[dict[str, Any]]:
+    """All parameters; without decay those of the noise, which it would move towards more of it, whatever beta is."""
+    noise = [p for name, p in network.named_parameters() if name in ("head.scale", "head.offset")]
+    others = [p for p in network.parameters() if not any(p is each for each in noise)]
+    return [{"params": others}, *([{"params": noise, "weight_decay": 0.0}] if noise else [])]
 
 
 def _batches(examples: Examples, recipe: Recipe) -> DataLoader[tuple[Tensor, int]]:
@@ -240,9 +252,11 @@ def _tested(
         numbers |= _coded(network, batches, device)
     explained = network.reactivated().eval() if isinstance(network, ReCAM) else network
     model = Model(explained, study.preprocess, parts.classes, study.backbone)
-    if any(thing.mask is not None for thing in parts.test[0].things):
-        found = evaluate(model, parts.test, [CAM], WITH_MASKS, explained="label", out=folder / "test")
-        numbers["maps"] = {name: asdict(found.cell(CAM.name, name)) for name in WITH_MASKS}
+    few = (parts.test[i].things for i in range(min(len(parts.test), 20)))
+    masked = any(thing.mask is not None for things in few for thing in things)
+    if columns := (*(WITH_MASKS if masked else ()), *study.metrics):
+        found = evaluate(model, parts.test, [CAM], columns, explained="label", out=folder / "test")
+        numbers["maps"] = {name: asdict(found.cell(CAM.name, name)) for name in columns}
         numbers["blank"] = found.absent[CAM.name] / max(1, len(found.rows))
     maps, said = list[Tensor](), list[dict[str, Any]]()
     for picture in shown:
