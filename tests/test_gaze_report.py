@@ -254,7 +254,7 @@ def test_the_report_in_a_folder(study: Path, tmp_path: Path) -> None:
     runs = rows_of(tmp_path / "runs.csv")
     assert len(runs) == 9
     assert float(runs[0]["L"]) == found.runs[0].value("L")
-    assert runs[-1]["L"] == "nan"
+    assert runs[-1]["L"] == ""
     differences = {(row["lambda"], row["quantity"]): row for row in rows_of(tmp_path / "differences.csv")}
     assert {strength for strength, _ in differences} == {"-1.0", "3.0"}
     assert float(differences["3.0", "L"]["ratio"]) == found.ratio(2, 3, "L").mean

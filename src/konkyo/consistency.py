@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
-import io
 import json
 import math
 import warnings
@@ -24,7 +22,7 @@ from konkyo.data.scenes import Scenes
 from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, unknown
 from konkyo.evaluation import Table, markdown
 from konkyo.explain import Where, Which, explain
-from konkyo.files import plain, replacing, write_text
+from konkyo.files import csv_text, plain, replacing, write_text
 from konkyo.forward import Pass, Precision
 from konkyo.layer import untouched
 from konkyo.method import find
@@ -288,8 +286,8 @@ class Consistency:
                 picture.save(temporary, format="png")
         texts = {
             "table.md": self.markdown(),
-            "classes.csv": _csv([f.name for f in fields(OfClass)], [asdict(c).values() for c in self.of_class]),
-            "images.csv": _csv(head, rows),
+            "classes.csv": csv_text([f.name for f in fields(OfClass)], [asdict(c).values() for c in self.of_class]),
+            "images.csv": csv_text(head, rows),
             "consistency.json": json.dumps(self.description(), indent=1),  # the last: where it is, all is
         }
         for name, text in texts.items():
@@ -374,7 +372,7 @@ def measure(
     `labels`, `predictions`: (N,) int64. `target`: the class that the map of a wrongly decided image is of.
 
     Intervals: `resamples` draws of as many images within each class, whose deviations from the mean map of all are
-    averaged anew (to move the mean map with every draw changes a mean square only in second order). `permutations` of
+    averaged anew (the mean map stays; with few maps that is too short, see docs/consistency.md). `permutations` of
     the labels give the W that labels without meaning would have. Both may be 0, and nothing else costs more than the
     distances themselves. KonkyoError: what does not fit together.
     """
@@ -764,11 +762,3 @@ def _interval(value: float, low: float, high: float) -> str:
 
 def _shown(value: float, low: float, high: float, *others: float) -> list[str]:
     return [_interval(value, low, high), *map(_number, others)]
-
-
-def _csv(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return text.getvalue()

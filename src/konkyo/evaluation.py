@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from konkyo.columns import Column
 from konkyo.errors import KonkyoError, unknown
-from konkyo.files import plain, replacing, write_text
+from konkyo.files import csv_text, plain, replacing, write_text
 from konkyo.metrics.base import Metric, OfMean
 
 _RESAMPLES = 2000
@@ -181,8 +179,8 @@ class Evaluation:
         folder = Path(folder)
         texts = {
             "table.md": self.markdown(),
-            "table.csv": _csv(_HEAD, self._cells()),
-            "values.csv": _csv(["sample", "label", "score", "method", "metric", "value"], self._values()),
+            "table.csv": csv_text(_HEAD, self._cells()),
+            "values.csv": csv_text(["sample", "label", "score", "method", "metric", "value"], self._values()),
             "evaluation.json": json.dumps(self.description(), indent=1),
         }
         for name, text in texts.items():
@@ -311,11 +309,3 @@ def _flipped(differences: Tensor, group: Tensor, seed: int) -> float:
     signs = torch.randint(2, (_RESAMPLES, len(sums)), generator=generator).double() * 2 - 1
     larger = (signs @ sums).abs() >= sums.sum().abs() * (1 - 1e-12)
     return float((1 + larger.sum()) / (1 + _RESAMPLES))
-
-
-def _csv(head: Sequence[str], rows: Any) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return text.getvalue()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import get_ident
@@ -32,6 +34,23 @@ def write_text(path: Path, text: str) -> None:
     """The file with this text, in UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A table as csv."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def csv_of(records: Iterable[Mapping[str, Any]]) -> str:
+    """Records as csv, under the names of all of them as they come up; what is missing or NaN is an empty cell."""
+    listed = list(records)
+    head = list(dict.fromkeys(name for record in listed for name in record))
+    known = ({n: v for n, v in record.items() if not (isinstance(v, float) and math.isnan(v))} for record in listed)
+    return csv_text(head, ([record.get(name, "") for name in head] for record in known))
 
 
 def plain(value: Any) -> Any:

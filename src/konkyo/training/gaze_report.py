@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import re
@@ -22,7 +20,7 @@ from torch import Tensor
 from konkyo.consistency import PLACELESS, Consistency
 from konkyo.errors import KonkyoError
 from konkyo.evaluation import Table, markdown
-from konkyo.files import plain, write_text
+from konkyo.files import csv_of, plain, write_text
 from konkyo.report import gaze as drawing
 from konkyo.report.figures import save_image
 from konkyo.tensors import unit
@@ -479,7 +477,7 @@ class GazeReport:
             save_image(picture, folder / name)
         for name, rows in self.records().items():
             if rows:
-                write_text(folder / f"{name}.csv", _csv(rows))
+                write_text(folder / f"{name}.csv", csv_of(rows))
         write_text(folder / "report.json", json.dumps(self.description(), indent=1) + "\n")
         write_text(folder / "report.md", self.markdown(drawn))
         return folder
@@ -654,11 +652,3 @@ def _spread(found: Estimate) -> str:
 def _full(found: Estimate) -> str:
     ends = "" if math.isnan(found.low) else f" [{_number(found.low)}, {_number(found.high)}]"
     return _spread(found) + ends
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

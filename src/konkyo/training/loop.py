@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, ReduceLROnPlateau
 
 from konkyo.errors import KonkyoError, unknown
-from konkyo.files import replacing, write_text
+from konkyo.files import csv_of, replacing, write_text
 from konkyo.training.processes import first, over_processes
 
 if TYPE_CHECKING:
@@ -207,13 +207,8 @@ def fit(
 
 
 def write_epochs(path: Path, rows: Sequence[Numbers]) -> None:
-    """Rows as csv, with the columns of all of them in the order in which they came up."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({n: f"{v:g}" if n == "epoch" else repr(v) for n, v in row.items()} for row in rows)
-    write_text(path, text.getvalue())
+    """Rows as csv, numbers with all their digits."""
+    write_text(path, csv_of({n: f"{v:g}" if n == "epoch" else repr(v) for n, v in row.items()} for row in rows))
 
 
 def read_epochs(path: Path) -> list[Numbers]:

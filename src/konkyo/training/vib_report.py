@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import statistics
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError
 from konkyo.evaluation import Table, markdown
-from konkyo.files import plain, write_text
+from konkyo.files import csv_of, plain, write_text
 from konkyo.report.figures import Cell, Row, contact_sheet, save_image
 from konkyo.training.loop import EPOCHS, read_epochs
 from konkyo.training.study import STUDY
@@ -172,7 +170,7 @@ class VIBReport:
             name = f"maps-{number:03}-{''.join(c if c.isalnum() else '-' for c in label)}.png"
             save_image(sheet, to / name)
             lines += [f"![CAM of {label}]({name})", ""]
-        write_text(to / "networks.csv", _csv(self.records()))
+        write_text(to / "networks.csv", csv_of(self.records()))
         write_text(to / "report.json", json.dumps(self.description(), indent=1) + "\n")
         write_text(to / "report.md", "\n".join(lines))
         return to
@@ -211,11 +209,3 @@ def _mean(values: Sequence[float | None], digits: int) -> str:
         return ""
     spread = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
     return f"{statistics.fmean(known):.{digits}f}{spread}"
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({n: "" if isinstance(v, float) and math.isnan(v) else v for n, v in r.items()} for r in rows)
-    return text.getvalue()
