@@ -33,6 +33,7 @@ from konkyo.metrics.consistency import (
     shuffled_within,
     within_total,
 )
+from konkyo.models import Model
 from konkyo.report import consistency as report
 from konkyo.tensors import unit
 from test_instance import dense
@@ -674,8 +675,10 @@ def test_what_cannot_be_measured_is_told(model: konkyo.Model, data: Any, how: di
 def test_models_that_cannot_be_measured(photos: Path) -> None:
     with pytest.raises(KonkyoError, match="detector"):
         consistency(dense(), batch())
-    with pytest.raises(KonkyoError, match="prepare"):
+    with pytest.raises(KonkyoError, match=r"no class names.*--labels FILE"):
         consistency(Colours(), f"folder:{photos}")
+    with pytest.raises(KonkyoError, match="prepare"):
+        consistency(Model(Colours(), classes=("red", "green", "blue")), f"folder:{photos}")
 
 
 @pytest.mark.parametrize(

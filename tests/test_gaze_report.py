@@ -404,3 +404,11 @@ def test_the_command(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     plain = CliRunner().invoke(report, ["gaze", str(study), "--json"])
     assert len(json.loads(plain.stdout)["runs"]) == 9
     assert (study / "report" / "runs.csv").is_file()
+
+
+def test_a_loss_that_never_had_its_whole_weight_is_told(tmp_path: Path) -> None:
+    made(tmp_path)
+    known = json.loads((tmp_path / "study.json").read_text())
+    known |= {"start": 2, "end": 10, "recipe": {"epochs": 6}}
+    (tmp_path / "study.json").write_text(json.dumps(known))
+    assert "The loss never had its whole weight: 0.5 of λ in the last of 6 epochs." in report_gaze(tmp_path).remarks()

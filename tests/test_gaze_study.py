@@ -526,3 +526,18 @@ def test_the_loss_makes_maps_alike_and_a_negative_one_makes_them_differ(
 
 def test_where_classes_have_no_place_maps_have_none(held_out: Callable[[str, float], list[Consistency]]) -> None:
     assert fmean(found.ratio for found in held_out("random", 0.0)) > 0.85
+
+
+def test_a_loss_that_never_begins_is_refused() -> None:
+    """Its networks would be those without it, bit for bit."""
+    with pytest.raises(KonkyoError, match="lambda is 0 up to epoch 2, and there are 2 epochs"):
+        GazeStudy("lesions:60", start=2, end=10, recipe=Recipe(2))
+    GazeStudy("lesions:60", lambdas=(0.0,), start=2, end=10, recipe=Recipe(2))
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
+    """A study among pictures would be classes of the next."""
+    (tmp_path / "normal").mkdir()
+    with pytest.raises(KonkyoError, match="holds something else than a study"):
+        train_gaze(SMALL, tmp_path, fabric=FABRIC)
+    assert [path.name for path in tmp_path.iterdir()] == ["normal"]

@@ -66,7 +66,7 @@ def test_a_torchvision_model_has_its_names_and_preprocessing(model: konkyo.Model
         ("torchvision/resnet5", "did you mean 'resnet5"),
         ("torchvision/fcn_resnet50", "unknown torchvision model"),
         ("torchvison/resnet50", "did you mean 'torchvision/NAME'"),
-        ("resnet50", r"hf/NAME, konkyo/NAME, timm/NAME, torchvision/NAME, FILE\.py:FUNCTION"),
+        ("resnet50", r"hf/NAME, konkyo/NAME, timm/NAME, torchvision/NAME, trained/NAME, FILE\.py:FUNCTION"),
         ("", "unknown model ''"),
         ("torchvision/", "unknown torchvision model ''"),
     ],

@@ -241,3 +241,15 @@ def test_a_manifest_does_not_choose_what_code_runs(tmp_path: Path) -> None:
     with pytest.raises(KonkyoError, match="not run from here"):
         konkyo.load(f"trained/{tmp_path}")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_by_its_bare_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing is "trained/", or which of the networks inside is meant."""
+    monkeypatch.chdir(tmp_path)
+    save_trained(Path("study/level-1"), network(1), plan(1))
+    with pytest.raises(
+        KonkyoError, match="'study/level-1' is a folder; what was trained there is 'trained/study/level-1'"
+    ):
+        konkyo.load("study/level-1")
+    with pytest.raises(KonkyoError, match=r"there is one in study/level-1$"):
+        konkyo.load("trained/study")

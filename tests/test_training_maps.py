@@ -343,7 +343,7 @@ def test_what_cannot_be_is_said() -> None:
     with pytest.raises(KonkyoError, match="gradients enabled"):
         maps(logits, CLASSES)
     logits = net(images(5))
-    with pytest.raises(KonkyoError, match="5 images went in; got logits of 5 and 4 classes"):
+    with pytest.raises(KonkyoError, match="5 images went in; got logits of 5 and 4 labels"):
         maps(logits, CLASSES[:4])
     logits = net(images(5))
     with pytest.raises(KonkyoError, match="5 images went in; got logits of 3"):

@@ -628,7 +628,10 @@ def consistency(
         settings=settings,
         **how,
     )
-    notes = (f"{len(source.skipped)} images were skipped: {source.skipped[0]}",) if source.skipped else ()
+    skipped = len(source.skipped)
+    notes = (
+        (f"{skipped} images could not be read and were left out, the first: {source.skipped[0]}",) if skipped else ()
+    )
     if random:
         same = torch.tensor([image.used for image in found.images])
         bare_maps, of = torch.cat(random)[same], found.labels
@@ -671,6 +674,11 @@ def _prepared(
     model: Model, found: Samples, batch: int, skipped: list[str]
 ) -> Iterator[tuple[list[str], Tensor, Tensor]]:
     """Batches of samples as the model wants them; one ends where the next picture has another size."""
+    if not model.classes:
+        raise KonkyoError(
+            f"{model.name} has no class names, so labels mean nothing to it: konkyo.Model(..., classes=[...]), "
+            "or --labels FILE on the command line"
+        )
     if model.preprocess is None:
         raise KonkyoError(f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)")
     names, images, labels = list[str](), list[Tensor](), list[int]()

@@ -29,7 +29,7 @@ ModelName = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="konkyo/NAME, torchvision/NAME, timm/NAME, hf/ID, hf/FOLDER, or FILE.py:FUNCTION returning an nn.Module.",
+        help="konkyo/NAME, torchvision/NAME, timm/NAME, hf/ID, hf/FOLDER, trained/FOLDER, or FILE.py:FUNCTION.",
     ),
 ]
 Weights = Annotated[str, typer.Option(help="A .safetensors or .pth file, 'default' (pretrained), or 'random'.")]

@@ -31,7 +31,7 @@ Workers = Annotated[int, typer.Option(min=0, help="Processes that read pictures.
 Devices = Annotated[int, typer.Option(min=1, help="Devices on each node.")]
 Nodes = Annotated[int, typer.Option(min=1, help="Nodes; start the same command on each.")]
 Accelerator = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
-Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")]
+Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="So many pictures of the data, drawn by seed 0; all.")]
 Seeds = Annotated[str, typer.Option(help="So many seeds, from 0; or the seeds themselves, as in 7,8,9 or (one) 7,.")]
 
@@ -57,8 +57,8 @@ def gaze(
     view: Annotated[str, typer.Option(help="Maps of the train-mode forward, or of another one in eval mode.")] = (
         "train"
     ),
-    start: Annotated[int, typer.Option(help="The last epoch with weight 0.")] = 2,
-    end: Annotated[int, typer.Option(help="The first epoch with the whole weight.")] = 10,
+    start: Annotated[int | None, typer.Option(help="The last epoch with weight 0; 2, or before the end.")] = None,
+    end: Annotated[int | None, typer.Option(help="The first epoch with the whole weight; 10, or the last.")] = None,
     size: Annotated[int | None, typer.Option(min=16, help="Side of the images; 224, of lesions 48.")] = None,
     augment: Annotated[bool | None, typer.Option(help="Mirror and crop at random; default: all but lesions.")] = None,
     grid: Annotated[int, typer.Option(min=2, help="Cells a side of the maps whose L is measured.")] = 14,
@@ -70,7 +70,7 @@ def gaze(
     devices: Devices = 1,
     nodes: Nodes = 1,
     accelerator: Accelerator = "auto",
-    precision: Precision = "32-true",
+    precision: Precision = "fp32",
     to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
         "konkyo-gaze"
     ),
@@ -81,6 +81,8 @@ def gaze(
     from konkyo.training.loop import Recipe
 
     drawn = data.partition(":")[0] == "lesions"
+    end = min(10, epochs) if end is None else end
+    start = min(2, end - 1) if start is None else start
     study = GazeStudy(
         data,
         _whole("--level", level),
@@ -145,7 +147,7 @@ def vib(
     devices: Devices = 1,
     nodes: Nodes = 1,
     accelerator: Accelerator = "auto",
-    precision: Precision = "32-true",
+    precision: Precision = "fp32",
     to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
         "konkyo-vib"
     ),

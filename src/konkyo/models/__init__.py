@@ -34,6 +34,8 @@ def load(name: str, *, weights: str | Path | None = "default", device: str | Non
         import_module("konkyo.training.saved")  # by name: training imports models
         prefix, slash, rest = name.partition("/")
         if not slash or prefix not in ADAPTERS:
+            if (Path(name) / "manifest.json").is_file():
+                raise KonkyoError(f"{name!r} is a folder; what was trained there is 'trained/{name}'")
             raise unknown("model", name, [f"{p}/NAME" for p in sorted(ADAPTERS)] + ["FILE.py:FUNCTION"])
         model = ADAPTERS[prefix](rest, weights)
     if device is not None:

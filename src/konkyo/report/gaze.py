@@ -288,7 +288,17 @@ def map_grid(grid: Grid, title: str) -> Image.Image:
             axis, note, map_ = axes[row, place], notes[place], maps[place]
             axis.imshow(overlay(large, map_, limits=(0.0, 1.0)))
             if float(map_.max()) <= 0:
-                axis.text(0.5, 0.5, "blank", transform=axis.transAxes, ha="center", va="center", fontsize=8, color="w")
+                axis.text(
+                    0.5,
+                    0.5,
+                    "blank",
+                    transform=axis.transAxes,
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="w",
+                    bbox={"facecolor": "black", "alpha": 0.7, "pad": 2},
+                )
             if note is not None:
                 axis.set_title(f"✗ {_short(note)}", fontsize=8, pad=2, color=_WRONG)
     figure.suptitle(title, fontsize=10)

@@ -25,6 +25,7 @@ from konkyo.report import gaze as drawing
 from konkyo.report.figures import save_image
 from konkyo.tensors import unit
 from konkyo.training.estimates import CENTRAL, Correlation, Estimate, t_quantile
+from konkyo.training.gaze import LambdaSchedule
 from konkyo.training.loop import EPOCHS, Numbers, read_epochs
 from konkyo.training.study import STUDY
 
@@ -254,6 +255,10 @@ class GazeReport:
             said.append("A single seed has no interval: what differs between lambdas may be chance.")
         elif sizes and sizes[0] < 3:
             said.append("Intervals of two seeds are so wide (12.7 standard errors) that they exclude hardly anything.")
+        epochs, end = self.study.get("recipe", {}).get("epochs"), self.study.get("end")
+        if epochs and end and end > epochs:
+            share = LambdaSchedule(1.0, self.study.get("start", 0), end)(epochs)
+            said.append(f"The loss never had its whole weight: {share:.2g} of λ in the last of {epochs} epochs.")
         if self.settings() and not self.differences()[1]:
             said.append("No differences: they need runs with and without the loss (lambda 0) from the same seed.")
         for level in self.levels:
@@ -264,10 +269,17 @@ class GazeReport:
                     "by the class here, and a lower L only says that all maps are alike."
                 )
         for level, strength in self.settings():
+            which = f"Level {level}, λ = {strength:g}"
             own = [run.test for run in self.of(level, strength).values() if run.test is not None]
             if count := sum(test.blank for test in own):
                 shares = sum(len(test.images) for test in own)
-                said.append(f"Level {level}, λ = {strength:g}: {count} of {shares} test maps are blank and left out.")
+                said.append(f"{which}: {count} of {shares} test maps are blank and left out.")
+            if few := sum(any(not c.used for c in test.of_class) for test in own):
+                said.append(
+                    f"{which}: in {few} of {len(own)} runs a class has fewer than two correctly decided test images, "
+                    "and no part in L and W/T."
+                )
+            said += sorted({f"{which}: {note}." for test in own for note in test.notes})
         if (kinds := len(self.study.get("classes", []))) > _LINES and self.finished:
             said.append(f"Mean maps are drawn of the first {_LINES} classes of {kinds}.")
         if all(row["epoch"] <= self.burn_in for run in self.runs for row in run.epochs):
@@ -464,7 +476,7 @@ class GazeReport:
             assert run.maps is not None  # those that have none are left out
             lines.append((run.strength, unit(run.maps[chosen].float()), [_taken_for(run, p.name) for p in shown]))
         pictures = [_opened(picture.path) for picture in shown]
-        title = f"Level {level}, seed {seed}: the first test images; each map on its own scale, ✗: wrongly decided as"
+        title = f"Level {level}, seed {seed}: test images; each map on its own scale; ✗ and a class: wrongly decided"
         return drawing.Grid(pictures, [picture.label for picture in shown], lines), title
 
     # --- on disk ------------------------------------------------------------------------------------------------------

@@ -77,7 +77,11 @@ class GazeStudy:
             if number not in LEVELS:
                 raise unknown("level", str(number), map(str, LEVELS))
         for weight in self.lambdas:
-            LambdaSchedule(weight, self.start, self.end)
+            if weight and not LambdaSchedule(weight, self.start, self.end)(self.recipe.epochs):
+                raise KonkyoError(
+                    f"lambda is 0 up to epoch {self.start}, and there are {self.recipe.epochs} epochs: choose an "
+                    "earlier start, or more epochs"
+                )
 
     @property
     def preprocess(self) -> Preprocess:

@@ -89,8 +89,8 @@ class TrainingMaps:
         activations = self.layer.fold(raw)
         if len(classes) != len(logits) or len(activations) != len(logits):
             raise KonkyoError(
-                f"one class per image of the last forward was expected: {len(activations)} images went in; got logits "
-                f"of {len(logits)} and {len(classes)} classes"
+                f"logits and a label of each image of the last forward were expected: {len(activations)} images went "
+                f"in; got logits of {len(logits)} and {len(classes)} labels"
             )
         with torch.autocast(raw.device.type, enabled=False):
             if self.mode == "closed_form":

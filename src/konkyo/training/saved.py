@@ -57,7 +57,9 @@ def read_plan(folder: str | Path) -> Plan:
     """What the manifest in a folder says. KonkyoError: no manifest, or one that says something else."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise KonkyoError(f"{folder} holds no trained network: {MANIFEST} was expected")
+        inside = sorted(found.parent.as_posix() for found in Path(folder).glob(f"*/**/{MANIFEST}"))
+        near = f"; there is one in {', '.join(inside[:3])}{' ...' if inside[3:] else ''}" if inside else ""
+        raise KonkyoError(f"{folder} holds no trained network: {MANIFEST} was expected{near}")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         pairs: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in found["preprocess"].items()}

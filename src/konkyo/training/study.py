@@ -32,6 +32,8 @@ GROWS = ("lambdas", "betas", "seeds", "levels", "models")
 def open_study(folder: Path, settings: Mapping[str, Any]) -> None:
     """Begins a study in a folder, or goes on with it. KonkyoError: another study is there, and in what it differs."""
     path, now = folder / STUDY, json.loads(json.dumps(plain(settings)))
+    if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
+        raise KonkyoError(f"{folder} holds something else than a study: choose another folder, or an empty one")
     if path.is_file():
         try:
             earlier = dict(json.loads(path.read_text(encoding="utf-8")))
