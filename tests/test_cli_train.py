@@ -17,7 +17,7 @@ from PIL import Image
 import konkyo
 from commands import Outcome, Run, runner
 from konkyo import KonkyoError
-from konkyo.apps.train import seeds_of
+from konkyo.apps.train import _numbers, seeds_of
 from konkyo.consistency import Consistency
 from konkyo.training.loop import read_epochs
 
@@ -208,3 +208,22 @@ def test_two_processes(run: Run) -> None:
     assert len(read_epochs(Path("to/level-1/lambda_3/seed_0/epochs.csv"))) == 1
     assert not list(Path("to").rglob(".*"))
     assert Path("to/level-1/lambda_3/seed_0/test/maps.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1..5", [1, 2, 3, 4, 5]),
+        ("0,1e-3..1", [0, 1e-3, 1e-2, 1e-1, 1]),
+        ("-100,0,5.5", [-100, 0, 5.5]),
+        ("1e-7..1e-6", [1e-7, 1e-6]),
+    ],
+)
+def test_ranges_of_numbers(text: str, expected: list[float]) -> None:
+    assert _numbers("--betas", text) == expected
+
+
+@pytest.mark.parametrize("text", ["1..", "..5", "0.5..2", "0..1e-3", "a..b", "1e-3..-1"])
+def test_ranges_that_are_none(text: str) -> None:
+    with pytest.raises(KonkyoError, match="--betas: numbers separated by commas were expected"):
+        _numbers("--betas", text)

@@ -527,7 +527,7 @@ def test_what_cannot_be_is_said() -> None:
     for wrong in (K, -100):
         with pytest.raises(KonkyoError, match=f"labels from 0 to 2 were expected; got .*{wrong}"):
             gaze(logits, torch.where(labels == 0, wrong, labels))
-    with pytest.raises(KonkyoError, match="one class per image"):
+    with pytest.raises(KonkyoError, match="a label of each image"):
         gaze(logits, labels[:4])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,7 +118,7 @@ def vib(
     ] = "scenes:600,objects=1",
     backbone: Annotated[str, typer.Option(help="As --model of `konkyo explain`.")] = "",
     betas: Annotated[
-        str, typer.Option(help="Weights of the KL divergence; 0 is the noise alone.")
+        str, typer.Option(help="Weights of the KL divergence, as in 0,1e-7..1; 0 is the noise alone.")
     ] = "0,1e-3,1e-2,1e-1",
     models: Annotated[str, typer.Option(help="plain, vib, recam, attention_branch.")] = "plain,vib",
     seeds: Seeds = "1",
@@ -212,12 +212,23 @@ def _whole(option: str, text: str) -> tuple[int, ...]:
 
 
 def _numbers(option: str, text: str) -> list[float]:
-    """Numbers separated by commas, of which 1..5 are five."""
-    ranges = re.sub(r"\b(\d+)\.\.(\d+)\b", lambda m: ",".join(map(str, range(int(m[1]), int(m[2]) + 1))), text)
+    """Numbers separated by commas, of which 1..5 are five, and 1e-3..1 the powers of ten from one to the other."""
     try:
-        return [float(part) for part in ranges.split(",") if part.strip()]
+        return [number for part in text.split(",") if part.strip() for number in _range(part.strip())]
     except ValueError:
         raise KonkyoError(f"{option}: numbers separated by commas were expected; got {text!r}") from None
+
+
+def _range(text: str) -> list[float]:
+    low, dots, high = text.partition("..")
+    if not dots:
+        return [float(text)]
+    if low.isdigit() and high.isdigit():
+        return [float(number) for number in range(int(low), int(high) + 1)]
+    first, last = math.log10(float(low)), math.log10(float(high))
+    if first != round(first) or last != round(last):
+        raise ValueError(text)
+    return [float(f"1e{power}") for power in range(round(first), round(last) + 1)]
 
 
 @contextmanager
