@@ -182,7 +182,15 @@ def test_ctrl_c_leaves_a_usable_run(run: Run, tmp_path: Path) -> None:
     asked = (*QUICK, "--lambdas", "3", "--seeds", "1", "--epochs", "400", "--out", "to")
     command = [sys.executable, "-m", "konkyo", *map(str, asked)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What runs in the background of a shell ignores it, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     epochs, end = Path("to/level-1/lambda_3/seed_0/epochs.csv"), time.monotonic() + 120
     while not epochs.is_file() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
