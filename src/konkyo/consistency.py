@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from konkyo.data.samples import Data, Sample, Samples, samples
 from konkyo.data.scenes import Scenes
 from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, unknown
-from konkyo.evaluation import Table, markdown
+from konkyo.evaluation import Table, bracketed, markdown, number
 from konkyo.explain import Where, Which, explain
 from konkyo.files import csv_text, plain, replacing, write_text
 from konkyo.forward import Pass, Precision
-from konkyo.layer import untouched
+from konkyo.layer import draw_anew, untouched
 from konkyo.method import find
 from konkyo.metrics.consistency import (
     DISTANCES,
@@ -214,19 +214,19 @@ class Consistency:
     def summary(self) -> Table:
         """A line per number of the whole data set, and what it is where nothing was learnt."""
         rows = [
-            [f"L ({self.distance})", _interval(self.value, self.low, self.high)],
-            ["L, the mean of classes", _number(self.macro)],
-            ["W / T", _number(self.ratio)],
-            ["W / T of shuffled labels", f"{_number(self.shuffled)} (p = {_number(self.p)})"],
-            ["coverage", _number(self.coverage)],
-            ["accuracy", _number(self.accuracy)],
-            ["kappa", _number(self.kappa)],
-            ["L of wrong decisions", f"{_number(self.wrong)} ({self.wrong_count} maps)"],
-            *([f"L in {name}", _number(value)] for name, value in self.distances.items() if name != self.distance),
+            [f"L ({self.distance})", bracketed(self.value, self.low, self.high)],
+            ["L, the mean of classes", number(self.macro)],
+            ["W / T", number(self.ratio)],
+            ["W / T of shuffled labels", f"{number(self.shuffled)} (p = {number(self.p)})"],
+            ["coverage", number(self.coverage)],
+            ["accuracy", number(self.accuracy)],
+            ["kappa", number(self.kappa)],
+            ["L of wrong decisions", f"{number(self.wrong)} ({self.wrong_count} maps)"],
+            *([f"L in {name}", number(value)] for name, value in self.distances.items() if name != self.distance),
         ]
         for name, found in self.baselines.items():
-            ratio = "" if math.isnan(found.ratio) else f", W / T {_number(found.ratio)}"
-            rows.append([f"baseline: {name}", f"L {_number(found.value)}{ratio}"])
+            ratio = "" if math.isnan(found.ratio) else f", W / T {number(found.ratio)}"
+            rows.append([f"baseline: {name}", f"L {number(found.value)}{ratio}"])
         return ["of all", "value"], rows
 
     def remarks(self) -> list[str]:
@@ -736,19 +736,13 @@ def _decided(model: Model, images: Tensor, precision: Precision | None) -> Tenso
     return class_logits(output)
 
 
-@torch.no_grad()
 def _untrained(model: Model, seed: int) -> Model:
-    """A copy whose modules initialise themselves anew; what cannot is drawn with each parameter's own deviation."""
+    """A copy whose weights are drawn anew."""
     module = copy.deepcopy(model.module)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for part in module.modules():
-            if callable(reset := getattr(part, "reset_parameters", None)):
-                reset()
-                continue
-            for parameter in part.parameters(recurse=False):
-                deviation = float(parameter.std()) if parameter.numel() > 1 else 0.0
-                parameter.normal_(0, deviation or 0.02)
+            draw_anew(part)
     return replace(model, module=module)
 
 
@@ -757,16 +751,5 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 
-def _number(value: float) -> str:
-    """Three significant digits."""
-    if math.isnan(value):
-        return "-"
-    return f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.3g}"
-
-
-def _interval(value: float, low: float, high: float) -> str:
-    return _number(value) + ("" if math.isnan(low) else f" [{_number(low)}, {_number(high)}]")
-
-
 def _shown(value: float, low: float, high: float, *others: float) -> list[str]:
-    return [_interval(value, low, high), *map(_number, others)]
+    return [bracketed(value, low, high), *map(number, others)]

@@ -33,6 +33,24 @@ def markdown(table: Table) -> str:
     return "\n".join([texts[0], "|---" * len(head) + "|", *texts[1:]]) + "\n"
 
 
+def number(value: float, signed: bool = False) -> str:
+    """Three significant digits, "-" of what is not known; `signed`: with a plus.
+
+    >>> number(0.0351234), number(0.5, signed=True), number(math.nan)
+    ('0.0351', '+0.500', '-')
+    """
+    if not math.isfinite(value):
+        return "-"
+    sign = "+" if signed else ""
+    return f"{value:{sign}.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:{sign}.3g}"
+
+
+def bracketed(value: float, low: float, high: float, signed: bool = False) -> str:
+    """A number with its interval, where there is one."""
+    shown = number(value, signed)
+    return shown if math.isnan(low) else f"{shown} [{number(low, signed)}, {number(high, signed)}]"
+
+
 @dataclass(frozen=True)
 class Row:
     """What a map was of."""

@@ -687,3 +687,14 @@ def untouched(root: nn.Module) -> Iterator[None]:
             for module, call in compiled:
                 module.__dict__["_compiled_call_impl"] = call
             torch.clear_autocast_cache()
+
+
+@torch.no_grad()
+def draw_anew(part: nn.Module) -> None:
+    """Draws a module's own weights: as it initialises itself, or from a normal distribution with each one's deviation."""
+    if callable(reset := getattr(part, "reset_parameters", None)):
+        reset()
+        return
+    for parameter in part.parameters(recurse=False):
+        deviation = float(parameter.std()) if parameter.numel() > 1 else 0.0
+        parameter.normal_(0, deviation or 0.02)

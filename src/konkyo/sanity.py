@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from konkyo.errors import KonkyoError, KonkyoWarning
 from konkyo.explain import Images, Which, explain
 from konkyo.explanation import Explanation
+from konkyo.layer import draw_anew
 from konkyo.metrics.variants import pearson, spearman
 from konkyo.models import Model, as_model
 from konkyo.target import ClassTarget, Each
@@ -248,17 +249,6 @@ def _randomised(module: nn.Module, order: Order, steps: int, seed: int) -> Itera
             if order == "independent":
                 changed = copy.deepcopy(module)
             for name in names[start:end]:
-                _draw_anew(changed.get_submodule(name))
+                draw_anew(changed.get_submodule(name))
             span = names[end - 1] if end - start == 1 else f"{names[start]} ... {names[end - 1]}"
             yield span, changed
-
-
-@torch.no_grad()
-def _draw_anew(part: nn.Module) -> None:
-    """As modules initialise themselves, or from a normal distribution with each parameter's own deviation."""
-    if callable(reset := getattr(part, "reset_parameters", None)):
-        reset()
-        return
-    for parameter in part.parameters(recurse=False):
-        deviation = float(parameter.std()) if parameter.numel() > 1 else 0.0
-        parameter.normal_(0, deviation or 0.02)

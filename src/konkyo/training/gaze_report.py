@@ -19,7 +19,7 @@ from torch import Tensor
 
 from konkyo.consistency import PLACELESS, Consistency
 from konkyo.errors import KonkyoError
-from konkyo.evaluation import Table, markdown
+from konkyo.evaluation import Table, bracketed, markdown, number
 from konkyo.files import csv_of, plain, write_text
 from konkyo.report import gaze as drawing
 from konkyo.report.figures import save_image
@@ -27,7 +27,7 @@ from konkyo.tensors import unit
 from konkyo.training.estimates import CENTRAL, Correlation, Estimate, t_quantile
 from konkyo.training.gaze import LambdaSchedule
 from konkyo.training.loop import EPOCHS, Numbers, read_epochs
-from konkyo.training.study import STUDY
+from konkyo.training.study import STUDY, Shown
 
 MEASURED: Mapping[str, str] = {
     "accuracy": "accuracy",
@@ -88,15 +88,6 @@ class Run:
     def name(self) -> str:
         """For people."""
         return f"level {self.level}, λ = {self.strength:g}, seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A test picture that every run has a map of."""
-
-    name: str
-    label: str
-    path: Path
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,8 +208,8 @@ class GazeReport:
             [
                 name,
                 str(c.n),
-                _interval(c.pearson, c.low, c.high),
-                _interval(c.spearman, c.spearman_low, c.spearman_high),
+                bracketed(c.pearson, c.low, c.high),
+                bracketed(c.spearman, c.spearman_low, c.spearman_high),
             ]
             for name, c in self.correlations().items()
         ]
@@ -243,7 +234,7 @@ class GazeReport:
         rows = []
         for run in self.runs:
             blank = "-" if run.test is None else str(run.test.blank)
-            cells = [_number(run.value(column)) for column in MEASURED]
+            cells = [number(run.value(column)) for column in MEASURED]
             rows.append([str(run.level), f"{run.strength:g}", str(run.seed), str(len(run.epochs)), *cells, blank])
         return head, rows
 
@@ -422,7 +413,7 @@ class GazeReport:
         points = [drawing.Point(run.strength, run.level, run.value("L"), run.value("kappa")) for run in self.finished]
         points = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
         all_ = self.correlations()["all models"]
-        title = f"Pearson r = {_interval(all_.pearson, all_.low, all_.high)}, n = {all_.n} models"
+        title = f"Pearson r = {bracketed(all_.pearson, all_.low, all_.high)}, n = {all_.n} models"
         title = title if math.isfinite(all_.pearson) else f"no correlation: n = {all_.n}, or values that do not differ"
         named = (f"L ({self.distance})", "κ")
         found["kappa_L.png"] = drawing.across(points, _fitted([(p.x, p.y) for p in points]), title, named)
@@ -475,7 +466,7 @@ class GazeReport:
         for run in sorted((run for run in mapped if run.seed == seed), key=lambda run: run.strength):
             assert run.maps is not None  # those that have none are left out
             lines.append((run.strength, unit(run.maps[chosen].float()), [_taken_for(run, p.name) for p in shown]))
-        pictures = [_opened(picture.path) for picture in shown]
+        pictures = [_opened(Path(picture.file)) for picture in shown]
         title = f"Level {level}, seed {seed}: test images; each map on its own scale; ✗ and a class: wrongly decided"
         return drawing.Grid(pictures, [picture.label for picture in shown], lines), title
 
@@ -562,7 +553,7 @@ def _pictures(folder: Path) -> list[Shown]:
     if not path.is_file():
         return []
     try:
-        return [Shown(str(e["name"]), str(e["label"]), folder / e["file"]) for e in _json(path)]
+        return [Shown(str(e["name"]), str(e["label"]), str(folder / e["file"])) for e in _json(path)]
     except (LookupError, TypeError) as error:
         raise KonkyoError(f"{path}: a list of name, label and file was expected ({error})") from error
 
@@ -639,28 +630,15 @@ def _taken_for(run: Run, name: str) -> str | None:
     return None if test is None or found is None or found.correct else test.classes[found.prediction]
 
 
-def _number(value: float, signed: bool = False) -> str:
-    """Three significant digits."""
-    if not math.isfinite(value):
-        return "-"
-    sign = "+" if signed else ""
-    return f"{value:{sign}.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:{sign}.3g}"
-
-
-def _interval(value: float, low: float, high: float, signed: bool = False) -> str:
-    shown = _number(value, signed)
-    return shown if math.isnan(low) else f"{shown} [{_number(low, signed)}, {_number(high, signed)}]"
-
-
 def _bracketed(found: Estimate, signed: bool = False) -> str:
-    return _interval(found.mean, found.low, found.high, signed)
+    return bracketed(found.mean, found.low, found.high, signed)
 
 
 def _spread(found: Estimate) -> str:
-    shown = _number(found.mean)
-    return shown if math.isnan(found.sd) else f"{shown} ± {_number(found.sd)}"
+    shown = number(found.mean)
+    return shown if math.isnan(found.sd) else f"{shown} ± {number(found.sd)}"
 
 
 def _full(found: Estimate) -> str:
-    ends = "" if math.isnan(found.low) else f" [{_number(found.low)}, {_number(found.high)}]"
+    ends = "" if math.isnan(found.low) else f" [{number(found.low)}, {number(found.high)}]"
     return _spread(found) + ends

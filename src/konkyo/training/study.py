@@ -69,6 +69,7 @@ class Shown:
     name: str
     label: str
     file: str
+    """Its name in pictures/, or its path."""
 
 
 def show(test: Samples, classes: Sequence[str], preprocess: Preprocess, out: Path, most: int = 4) -> list[Shown]:
