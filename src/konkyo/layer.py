@@ -691,7 +691,7 @@ def untouched(root: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def draw_anew(part: nn.Module) -> None:
-    """Draws a module's own weights: as it initialises itself, or from a normal distribution with each one's deviation."""
+    """Draws a module's own weights: as it initialises itself, or normal, with each parameter's deviation."""
     if callable(reset := getattr(part, "reset_parameters", None)):
         reset()
         return
