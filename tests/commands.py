@@ -30,6 +30,16 @@ class Outcome:
 Run = Callable[..., Outcome]
 
 
+def told(found: Outcome, *pieces: str) -> None:
+    """Exit status 1 and one line that says why."""
+    assert found.code == 1, found
+    assert found.out == ""
+    assert found.err.count("\n") == 1, found.err
+    assert found.err.startswith("error: ")
+    for piece in pieces:
+        assert piece in found.err, found.err
+
+
 def runner(
     nets: str, usual: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import konkyo
-from commands import Outcome, Run, runner
+from commands import Run, runner, told
 from konkyo.apps.measure import split
 from konkyo.evaluate import evaluate
 from konkyo.metrics import metrics
@@ -56,16 +56,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
             mask[10:30, 20 : 40 + i] = 255
             Image.fromarray(mask).save(outline)
     return runner(NETS, "named", tmp_path, monkeypatch, capsys)
-
-
-def told(found: Outcome, *pieces: str) -> None:
-    """Exit status 1 and one line that says why."""
-    assert found.code == 1, found
-    assert found.out == ""
-    assert found.err.count("\n") == 1, found.err
-    assert found.err.startswith("error: ")
-    for piece in pieces:
-        assert piece in found.err, found.err
 
 
 def strict(text: str) -> Any:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import konkyo
-from commands import Outcome, Run, runner
+from commands import Run, runner, told
 from konkyo import KonkyoError
 from konkyo.apps.train import _numbers, seeds_of
 from konkyo.consistency import Consistency
@@ -32,16 +32,6 @@ NETS = "import torch\n"
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """`konkyo ...` in a folder of its own."""
     return runner(NETS, "", tmp_path, monkeypatch, capsys)
-
-
-def told(found: Outcome, *pieces: str) -> None:
-    """Exit status 1 and one line that says why."""
-    assert found.code == 1, found
-    assert found.out == ""
-    assert found.err.count("\n") == 1, found.err
-    assert found.err.startswith("error: ")
-    for piece in pieces:
-        assert piece in found.err, found.err
 
 
 def photos(folder: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 8) -> None:

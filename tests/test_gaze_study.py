@@ -20,6 +20,7 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 import konkyo
+from bits import files, same
 from konkyo import KonkyoError
 from konkyo.consistency import Consistency, consistency
 from konkyo.data.lesions import CLASSES, Lesions
@@ -74,26 +75,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     train_gaze(SMALL, folder, fabric=FABRIC)
     return folder
-
-
-def files(folder: Path) -> dict[str, Any]:
-    """The content of every file; of checkpoints what they hold, for a zip knows its own name."""
-    return {
-        str(p.relative_to(folder)): torch.load(p, weights_only=True) if p.suffix == ".pt" else p.read_bytes()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    }
-
-
-def same(one: Any, other: Any) -> bool:
-    """Bit for bit, through dicts and lists."""
-    if isinstance(one, Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    return bool(one == other) or (one != one and other != other)
 
 
 def run(folder: Path, number: int = 1, weight: str = "3", seed: int = 0) -> Path:

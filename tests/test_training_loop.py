@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bits import same
 from konkyo import KonkyoError
 from konkyo.training.devices import fabric_of
 from konkyo.training.gaze import ConsistencyLoss, LambdaSchedule
@@ -131,17 +132,6 @@ def trained(
         groups=None if groups is None else groups(net),
         progress=Stops(stop.get("progress")),
     )
-
-
-def same(one: Any, other: Any) -> bool:
-    """Bit for bit, through dicts and lists."""
-    if isinstance(one, Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(same(one[k], other[k]) for k in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    return bool(one == other) or (one != one and other != other)
 
 
 def kept(folder: Path) -> tuple[Any, bytes, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,14 @@ def write_text(path: Path, text: str) -> None:
     """The file with this text, in UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """What a file holds. KonkyoError: it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KonkyoError(f"{path} cannot be read: {error}") from error
 
 
 def csv_text(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 from rich.markup import escape
@@ -288,14 +288,26 @@ def split(text: str) -> list[str]:
     return [name.strip() for name in re.split(r",(?![^()]*\))", text) if name.strip()]
 
 
+class Told(Protocol):
+    """Whom to tell how far the work is."""
+
+    def __call__(self, done: int, total: int | None, what: str | None = None) -> None:
+        """So much is done, and this is under way."""
+
+
 @contextmanager
-def told(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal, and whom to tell how far the work is."""
+def told(what: str, kept: str = "what was measured is kept", *, shown: bool = True) -> Iterator[Told]:
+    """A bar on the terminal, and whom to tell how far the work is; `kept`: what an interruption leaves."""
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not (shown and err.is_terminal)) as bar:
         task = bar.add_task(what, total=None)
+
+        def tell(done: int, total: int | None, what: str | None = None) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
         try:
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            yield tell
         except KeyboardInterrupt:
-            err.print("interrupted: what was measured is kept, and the same command goes on from there")
+            if shown:
+                err.print(f"interrupted: {kept}, and the same command goes on from there")
             raise

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from konkyo.apps.measure import split
-from konkyo.apps.options import err, out
+from konkyo.apps.measure import Told, split, told
+from konkyo.apps.options import out
 from konkyo.errors import KonkyoError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 train = typer.Typer(help="Train networks to look at the right place.", no_args_is_help=True)
 
@@ -101,14 +103,8 @@ def gaze(
         recipe=Recipe(epochs, batch, (1e-3 if drawn else 1e-4) if rate is None else rate, workers=workers),
     )
     fabric = fabric_of(devices, nodes, accelerator=accelerator, precision=precision)
-    with epochs_told(fabric.is_global_zero) as progress:
+    with _training("gaze", to, fabric) as progress:
         train_gaze(study, to, fabric=fabric, progress=progress)
-    if fabric.is_global_zero:
-        out.print(
-            f"networks, epochs and maps in {escape(str(to))}; tables and figures: konkyo report gaze {escape(str(to))}",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 @train.command()
@@ -188,14 +184,8 @@ def vib(
         ),
     )
     fabric = fabric_of(devices, nodes, accelerator=accelerator, precision=precision)
-    with epochs_told(fabric.is_global_zero) as progress:
+    with _training("vib", to, fabric) as progress:
         train_vib(study, to, fabric=fabric, progress=progress)
-    if fabric.is_global_zero:
-        out.print(
-            f"networks, epochs and maps in {escape(str(to))}; tables and figures: konkyo report vib {escape(str(to))}",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 def seeds_of(text: str) -> tuple[int, ...]:
@@ -232,19 +222,11 @@ def _range(text: str) -> list[float]:
 
 
 @contextmanager
-def epochs_told(shown: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on the terminal, and whom to tell how many epochs are done of how many, and of what."""
-    columns: tuple[Any, ...] = (
-        "[progress.description]{task.description}",
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not (shown and err.is_terminal)) as bar:
-        task = bar.add_task("preparing", total=None)
-        try:
-            yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
-        except KeyboardInterrupt:
-            if shown:
-                err.print("interrupted: whole epochs are kept, and the same command goes on from there")
-            raise
+def _training(kind: str, to: Path, fabric: Fabric) -> Iterator[Told]:
+    """Whom to tell how far the trainings are; at their end, where what they gave is."""
+    with told("preparing", "whole epochs are kept", shown=fabric.is_global_zero) as progress:
+        yield progress
+    if fabric.is_global_zero:
+        where = escape(str(to))
+        text = f"networks, epochs and maps in {where}; tables and figures: konkyo report {kind} {where}"
+        out.print(text, highlight=False, soft_wrap=True)

@@ -13,21 +13,19 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from konkyo.consistency import PLACELESS, Consistency
 from konkyo.errors import KonkyoError
 from konkyo.evaluation import Table, bracketed, markdown, number
-from konkyo.files import csv_of, plain, write_text
+from konkyo.files import csv_of, plain, read_json, write_text
 from konkyo.report import gaze as drawing
 from konkyo.report.figures import save_image
 from konkyo.tensors import unit
 from konkyo.training.estimates import CENTRAL, Correlation, Estimate, t_quantile
 from konkyo.training.gaze import LambdaSchedule
 from konkyo.training.loop import EPOCHS, Numbers, read_epochs
-from konkyo.training.study import STUDY, Shown
+from konkyo.training.study import MAPS, STUDY, Shown, read_maps
 
 MEASURED: Mapping[str, str] = {
     "accuracy": "accuracy",
@@ -498,7 +496,7 @@ def report_gaze(folder: str | Path) -> GazeReport:
     path = folder / STUDY
     if not path.is_file():
         raise KonkyoError(f"{folder} holds no study: {STUDY} was expected, as `konkyo train gaze` writes it")
-    study = _json(path)
+    study = read_json(path)
     if not isinstance(study, dict) or study.get("kind") != "gaze":
         raise KonkyoError(f"{path} is of no study of gaze consistency")
     runs = sorted(_runs(folder), key=lambda run: (run.level, run.strength, run.seed))
@@ -530,22 +528,9 @@ def _runs(folder: Path) -> Iterable[Run]:
         except ValueError:
             raise KonkyoError(f"{own}: level-NUMBER/lambda_NUMBER/seed_NUMBER was expected") from None
         whole = (own / "test" / "consistency.json").is_file()  # written last
-        maps = _tensor(own / "pictures.safetensors") if whole else None
+        maps = read_maps(own) if whole and (own / MAPS).is_file() else None
         test = Consistency.load(own / "test") if whole else None
         yield Run(int(level), strength + 0.0, int(seed), tuple(read_epochs(path)), test, maps)
-
-
-def _tensor(path: Path) -> Tensor | None:
-    """The maps (P, h, w) in a file; None where there is none."""
-    if not path.is_file():
-        return None
-    try:
-        maps = load_file(path)["maps"]
-    except (SafetensorError, OSError, LookupError) as error:
-        raise KonkyoError(f"{path} cannot be read as maps: {error}") from error
-    if maps.ndim != 3:
-        raise KonkyoError(f"{path}: maps (P, h, w) were expected; got {tuple(maps.shape)}")
-    return maps
 
 
 def _pictures(folder: Path) -> list[Shown]:
@@ -553,16 +538,9 @@ def _pictures(folder: Path) -> list[Shown]:
     if not path.is_file():
         return []
     try:
-        return [Shown(str(e["name"]), str(e["label"]), str(folder / e["file"])) for e in _json(path)]
+        return [Shown(str(e["name"]), str(e["label"]), str(folder / e["file"])) for e in read_json(path)]
     except (LookupError, TypeError) as error:
         raise KonkyoError(f"{path}: a list of name, label and file was expected ({error})") from error
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise KonkyoError(f"{path} cannot be read: {error}") from error
 
 
 def _opened(path: Path) -> Image.Image:

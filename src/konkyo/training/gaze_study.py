@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from konkyo.consistency import consistency
-from konkyo.data.splits import Examples, Splits, splits
+from konkyo.data.splits import splits
 from konkyo.errors import KonkyoError, KonkyoWarning, unknown
 from konkyo.explain import explain
-from konkyo.files import replacing
 from konkyo.metrics.consistency import Distance
 from konkyo.models import Model, Preprocess
 from konkyo.training.gaze import Aim, ConsistencyLoss, LambdaSchedule
 from konkyo.training.levels import GAZE, LEVELS, level
 from konkyo.training.loop import Fitted, Numbers, Recipe, fit
+from konkyo.training.loop import Told as EpochsTold
 from konkyo.training.maps import Mode, View
 from konkyo.training.processes import first, processes
-from konkyo.training.saved import Plan, save_trained
-from konkyo.training.study import CACHE, Shown, decisions, open_study, show
+from konkyo.training.saved import Plan, drawn, save_trained
+from konkyo.training.study import Material, Told, begin, decisions, walk, write_maps
 from konkyo.training.transforms import augmented
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-Told: TypeAlias = Callable[[int, int, str], object]
-"""Called with (epochs done, epochs in all, what is being trained)."""
 
 
 @dataclass(frozen=True)
@@ -131,68 +127,50 @@ def train_gaze(study: GazeStudy, out: str | Path, *, fabric: Fabric, progress: T
     with torch.random.fork_rng([]):
         for number in study.levels:  # what cannot be trained is told before anything is written
             study.loss(level(number, len(parts.classes))).close()
-    recipe = {name: value for name, value in asdict(study.recipe).items() if name not in ("seed", "workers")}
-    settings = {
-        "kind": "gaze",
-        **{k: v for k, v in asdict(study).items() if k != "recipe"},
-        "recipe": recipe,
-        "classes": list(parts.classes),
-        "sizes": {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)},
+    prepare = augmented(study.preprocess) if study.augment else study.preprocess
+    material = begin("gaze", study, parts, prepare, out, fabric)
+    runs = {
+        f"level {number}, lambda {weight:g}, seed {seed}": partial(
+            _run,
+            study,
+            material,
+            number,
+            weight,
+            seed,
+            out / f"level-{number}" / f"lambda_{weight:g}" / f"seed_{seed}",
+            fabric,
+        )
+        for number in study.levels
+        for seed in study.seeds
+        for weight in study.lambdas
     }
-    study.recipe.check(len(parts.train), fabric.world_size)
-    shown: list[Shown] = []
-    with first(fabric) as mine:
-        if mine:
-            open_study(out, settings)
-            shown = show(parts.test, parts.classes, study.preprocess, out)
-    runs = [(n, w, s) for n in study.levels for s in study.seeds for w in study.lambdas]
-    total = len(runs) * study.recipe.epochs
-    for done, (number, weight, seed) in enumerate(runs):
-        folder = out / f"level-{number}" / f"lambda_{weight:g}" / f"seed_{seed}"
-        what = f"level {number}, lambda {weight:g}, seed {seed}"
-        before = done * study.recipe.epochs
-
-        def told(epoch: int, _of: int, before: int = before, what: str = what) -> None:
-            if progress is not None:
-                progress(before + epoch, total, what)
-
-        told(0, 0)
-        _run(study, parts, number, weight, seed, folder, fabric, told, shown)
-        told(study.recipe.epochs, 0)
+    walk(runs, study.recipe.epochs, progress)
 
 
 def _run(
     study: GazeStudy,
-    parts: Splits,
+    material: Material,
     number: int,
     weight: float,
     seed: int,
     folder: Path,
     fabric: Fabric,
-    told: Callable[[int, int], object],
-    shown: Sequence[Shown],
+    told: EpochsTold,
 ) -> None:
     if fabric.broadcast((folder / "test" / "consistency.json").is_file()):  # written last
         return
-    recipe = Recipe(**{**asdict(study.recipe), "seed": seed})
+    recipe, classes = replace(study.recipe, seed=seed), material.parts.classes
     trained = {"study": "gaze", "data": study.data, "lambda": weight, "distance": study.distance, **asdict(recipe)}
-    arguments = {"number": number, "classes": len(parts.classes)}
-    plan = Plan("level", arguments, parts.classes, study.preprocess, trained)
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(seed)
-        network = plan.build()
+    plan = Plan("level", {"number": number, "classes": len(classes)}, classes, study.preprocess, trained)
+    network = drawn(plan, seed)
     gaze = study.loss(network)
-    objective = GazeObjective(gaze, LambdaSchedule(weight, study.start, study.end))
-    prepare = augmented(study.preprocess) if study.augment else study.preprocess
-    train = Examples(parts.train, prepare, parts.classes, cache=CACHE)
-    validation = DataLoader(Examples(parts.validation, study.preprocess, parts.classes, cache=CACHE), recipe.batch)
     fitted = fit(
         network,
-        objective,
-        train,
+        GazeObjective(gaze, LambdaSchedule(weight, study.start, study.end)),
+        material.train,
         recipe,
         folder,
-        judge=lambda network, _epoch: judged(network, validation, parts.classes, study.grid, fabric.device),
+        judge=lambda network, _epoch: judged(network, material.validation, classes, study.grid, fabric.device),
         keep=lambda network: save_trained(folder, network, plan),
         fabric=fabric,
         progress=told,
@@ -200,7 +178,7 @@ def _run(
     gaze.close()
     with first(fabric) as mine:
         if mine:
-            _tested(study, parts, fitted, folder, shown, seed)
+            _tested(study, material, fitted, folder, seed)
 
 
 def judged(
@@ -218,8 +196,9 @@ def judged(
     }
 
 
-def _tested(study: GazeStudy, parts: Splits, fitted: Fitted, folder: Path, shown: Sequence[Shown], seed: int) -> None:
+def _tested(study: GazeStudy, material: Material, fitted: Fitted, folder: Path, seed: int) -> None:
     """The consistency on the test set, and the maps of the pictures that are shown."""
+    parts, shown = material.parts, material.shown
     model = Model(fitted.network, study.preprocess, parts.classes)
     # The paper's own distance, whatever was trained with: so runs compare.
     found = consistency(model, parts.test, layer=GAZE, grid=study.grid, seed=seed)
@@ -229,6 +208,5 @@ def _tested(study: GazeStudy, parts: Splits, fitted: Fitted, folder: Path, shown
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KonkyoWarning)  # blank maps are shown as such
         maps = explain(model, images, method="grad_cam", target=aims, layer=GAZE).maps
-    with replacing(folder / "pictures.safetensors") as temporary:
-        save_file({"maps": maps.cpu().contiguous()}, temporary)
+    write_maps(folder, maps)
     found.save(folder / "test")

@@ -44,6 +44,13 @@ class Plan:
             raise KonkyoError(f"architecture {self.architecture!r}: {error}") from error
 
 
+def drawn(plan: Plan, seed: int) -> nn.Module:
+    """The network with the weights that a seed draws; the global random state stays as it is."""
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        return plan.build()
+
+
 def save_trained(folder: Path, network: nn.Module, plan: Plan) -> None:
     """Writes the network's weights and the manifest, each whole or not at all."""
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}

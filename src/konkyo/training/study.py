@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
 from konkyo.data.samples import Samples
+from konkyo.data.splits import Examples, Splits
 from konkyo.errors import KonkyoError
-from konkyo.files import plain, write_text
+from konkyo.files import plain, replacing, write_text
 from konkyo.metrics.consistency import kappa
 from konkyo.models import Preprocess
 from konkyo.report.figures import save_image
-from konkyo.training.loop import Numbers
+from konkyo.training.loop import Numbers, Recipe
+from konkyo.training.loop import Told as EpochsTold
+from konkyo.training.processes import first
 
-STUDY = "study.json"
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Told: TypeAlias = Callable[[int, int, str], object]
+"""Called with (epochs done, epochs in all, what is being trained)."""
+STUDY, MAPS = "study.json", "pictures.safetensors"
 CLASSES_SHOWN = 20
 """At most, in the pictures of a report."""
 CACHE = 2 << 30
@@ -92,6 +104,88 @@ def show(test: Samples, classes: Sequence[str], preprocess: Preprocess, out: Pat
             )
     write_text(out / "pictures" / "index.json", json.dumps([asdict(each) for each in found], indent=1) + "\n")
     return found
+
+
+def write_maps(folder: Path, maps: Tensor) -> None:
+    """Keeps a network's raw maps (P, h, w) of the pictures that are shown."""
+    with replacing(folder / MAPS) as temporary:
+        save_file({"maps": maps.cpu().contiguous()}, temporary)
+
+
+def read_maps(folder: Path) -> Tensor:
+    """What `write_maps` kept. KonkyoError: it cannot be read."""
+    path = folder / MAPS
+    try:
+        maps = load_file(path)["maps"]
+    except (SafetensorError, OSError, LookupError) as error:
+        raise KonkyoError(f"{path} cannot be read as maps: {error}") from error
+    if maps.ndim != 3:
+        raise KonkyoError(f"{path}: maps (P, h, w) were expected; got {tuple(maps.shape)}")
+    return maps
+
+
+class Study(Protocol):
+    """What all studies are asked for; a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def recipe(self) -> Recipe:
+        """How its networks are trained; its seed is replaced."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How pictures are prepared for evaluation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What all trainings of a study read: pictures that one of them has opened stay open for the next."""
+
+    parts: Splits
+    train: Examples
+    validation: DataLoader[tuple[Tensor, int]]
+    shown: Sequence[Shown]
+    """In the first process."""
+
+
+def begin(
+    kind: str, study: Study, parts: Splits, prepare: Callable[[Image.Image], Tensor], out: Path, fabric: Fabric
+) -> Material:
+    """Begins a study in its folder, or goes on with it; `prepare` makes training images of pictures.
+
+    KonkyoError: as of `open_study`; a batch or images that the processes cannot share.
+    """
+    settings = asdict(study)
+    settings["recipe"] = {n: value for n, value in settings["recipe"].items() if n not in ("seed", "workers")}
+    sizes = {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)}
+    study.recipe.check(len(parts.train), fabric.world_size)
+    shown: list[Shown] = []
+    with first(fabric) as mine:
+        if mine:
+            open_study(out, {"kind": kind, **settings, "classes": list(parts.classes), "sizes": sizes})
+            shown = show(parts.test, parts.classes, study.preprocess, out)
+    train = Examples(parts.train, prepare, parts.classes, cache=CACHE)
+    validation = Examples(parts.validation, study.preprocess, parts.classes, cache=CACHE)
+    return Material(parts, train, batches(validation, study.recipe), shown)
+
+
+def batches(examples: Examples, recipe: Recipe) -> DataLoader[tuple[Tensor, int]]:
+    """For evaluation."""
+    return DataLoader(examples, min(recipe.batch, 64), num_workers=recipe.workers)
+
+
+def walk(runs: Mapping[str, Callable[[EpochsTold], None]], epochs: int, progress: Told | None) -> None:
+    """Trains one network after another, each of so many epochs, and tells how far all of them are."""
+    for done, (what, train) in enumerate(runs.items()):
+
+        def told(epoch: int, _of: int, before: int = done * epochs, what: str = what) -> None:
+            if progress is not None:
+                progress(before + min(epoch, epochs), len(runs) * epochs, what)
+
+        told(0, epochs)
+        train(told)
+        told(epochs, epochs)
 
 
 @torch.no_grad()

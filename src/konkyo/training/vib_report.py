@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from konkyo.errors import KonkyoError
 from konkyo.evaluation import Table, markdown
-from konkyo.files import csv_of, plain, write_text
+from konkyo.files import csv_of, plain, read_json, write_text
 from konkyo.report.figures import Cell, Row, contact_sheet, save_image
 from konkyo.training.loop import EPOCHS, read_epochs
-from konkyo.training.study import STUDY
+from konkyo.training.study import MAPS, STUDY, read_maps
 from konkyo.training.vib_study import runs_of
 
 
@@ -121,7 +119,7 @@ class VIBReport:
         """Maps of all networks (of the first seed) side by side, a sheet per class, as in the paper's figures."""
         seed = min(seed for _, seed in self.tests)
         names = [name for name, _, _ in self.networks if (name, seed) in self.tests]
-        index = _json(self.folder / "pictures" / "index.json")
+        index = read_json(self.folder / "pictures" / "index.json")
         maps = {name: self._maps(name, seed, len(index)) for name in names}
         found = {}
         for label in sorted({entry["label"] for entry in index}):
@@ -134,13 +132,10 @@ class VIBReport:
         return found
 
     def _maps(self, name: str, seed: int, count: int) -> Tensor:
-        path = self.folder / name / f"seed_{seed}" / "pictures.safetensors"
-        try:
-            maps = load_file(path)["maps"]
-        except (SafetensorError, OSError, LookupError) as error:
-            raise KonkyoError(f"{path} cannot be read as maps: {error}") from error
+        own = self.folder / name / f"seed_{seed}"
+        maps = read_maps(own)
         if len(maps) != count:
-            raise KonkyoError(f"{path} has {len(maps)} maps of {count} pictures")
+            raise KonkyoError(f"{own / MAPS} has {len(maps)} maps of {count} pictures")
         return maps
 
     def _row(
@@ -181,11 +176,11 @@ def report_vib(folder: str | Path) -> VIBReport:
     cannot be read."""
     folder = Path(folder)
     path = folder / STUDY
-    settings = _json(path) if path.is_file() else None
+    settings = read_json(path) if path.is_file() else None
     if not isinstance(settings, dict) or settings.get("kind") != "vib":
         raise KonkyoError(f"{folder} holds no study of `konkyo train vib`")
     tests = {
-        (name, seed): _json(test)
+        (name, seed): read_json(test)
         for name, _, _ in runs_of(settings["models"], settings["betas"])
         for seed in settings["seeds"]
         if (test := folder / name / f"seed_{seed}" / "test.json").is_file()
@@ -193,13 +188,6 @@ def report_vib(folder: str | Path) -> VIBReport:
     if not tests:
         raise KonkyoError(f"no network in {folder} is done yet; `konkyo train vib` with the same options goes on")
     return VIBReport(folder, settings, tests)
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise KonkyoError(f"{path} cannot be read: {error}") from error
 
 
 def _mean(values: Sequence[float | None], digits: int) -> str:

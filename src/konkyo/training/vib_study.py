@@ -7,29 +7,29 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from konkyo.data.splits import Examples, Splits, splits
+from konkyo.data.splits import Examples, splits
 from konkyo.errors import KonkyoError, KonkyoWarning, unknown
 from konkyo.evaluate import evaluate
 from konkyo.explain import explain
-from konkyo.files import plain, replacing, write_text
+from konkyo.files import plain, write_text
 from konkyo.method import find
 from konkyo.models import Model, Preprocess, load
 from konkyo.training.attention_branch import attention_branch_loss
 from konkyo.training.loop import Numbers, Recipe, fit
+from konkyo.training.loop import Told as EpochsTold
 from konkyo.training.processes import first
 from konkyo.training.recam import ReCAM, recam_loss
-from konkyo.training.saved import Plan, save_trained
-from konkyo.training.study import CACHE, Shown, decisions, open_study, show
+from konkyo.training.saved import Plan, drawn, save_trained
+from konkyo.training.study import Material, Told, batches, begin, decisions, walk, write_maps
 from konkyo.training.transforms import augmented
 from konkyo.training.vib import Noise, Reduction, VIBClassifier, VIBLoss, kl_divergence
 
@@ -40,8 +40,6 @@ Kind: TypeAlias = Literal["plain", "vib", "recam", "attention_branch"]
 KINDS: tuple[Kind, ...] = ("plain", "vib", "recam", "attention_branch")
 Loss: TypeAlias = Callable[[Any, Tensor], dict[str, Tensor]]
 """Of what a network puts out in training, and labels: "loss", and what it is made of."""
-Told: TypeAlias = Callable[[int, int, str], object]
-"""Called with (epochs done, epochs in all, what is being trained)."""
 CAM = replace(find("cam"), rectified=True)
 """max(0, sum_k w_k A_k): where features speak for the class. What is shown is what is measured."""
 WITH_MASKS = ("ebpg@mask", "pointing_game@mask", "best_iou@mask")
@@ -124,10 +122,8 @@ class VIBStudy:
 
     def begun(self, plan: Plan, seed: int) -> nn.Module:
         """The network before its training: the backbone, which is drawn first, is the same for all of a seed."""
-        with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(seed)
-            weights = {"weights": "default"} if self.pretrained else {}
-            return replace(plan, arguments={**plan.arguments, **weights}).build()
+        weights = {"weights": "default"} if self.pretrained else {}
+        return drawn(replace(plan, arguments={**plan.arguments, **weights}), seed)
 
 
 class StepLoss(nn.Module):
@@ -152,57 +148,36 @@ def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: Tol
     """
     out = Path(out)
     parts = splits(study.data, seed=study.split_seed, limit=study.limit)
-    runs = [(seed, run) for seed in study.seeds for run in runs_of(study.models, study.betas)]
     for kind in study.models:  # what cannot be built is told before anything is written
         study.begun(study.plan(kind, 0.0, 0, parts.classes), 0)
-    recipe = {name: value for name, value in asdict(study.recipe).items() if name not in ("seed", "workers")}
-    settings = {
-        "kind": "vib",
-        **{k: v for k, v in asdict(study).items() if k != "recipe"},
-        "recipe": recipe,
-        "classes": list(parts.classes),
-        "sizes": {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)},
+    prepare = augmented(study.preprocess, study.least) if study.augment else study.preprocess
+    material = begin("vib", study, parts, prepare, out, fabric)
+    runs = {
+        f"{name}, seed {seed}": partial(_run, study, material, kind, beta, seed, out / name / f"seed_{seed}", fabric)
+        for seed in study.seeds
+        for name, kind, beta in runs_of(study.models, study.betas)
     }
-    study.recipe.check(len(parts.train), fabric.world_size)
-    shown: list[Shown] = []
-    with first(fabric) as mine:
-        if mine:
-            open_study(out, settings)
-            shown = show(parts.test, parts.classes, study.preprocess, out)
-    each = study.recipe.epochs
-    for done, (seed, run) in enumerate(runs):
-        what, before = f"{run[0]}, seed {seed}", done * each
-
-        def told(epoch: int, _of: int, before: int = before, what: str = what) -> None:
-            if progress is not None:
-                progress(before + min(epoch, each), len(runs) * each, what)
-
-        told(0, 0)
-        _run(study, parts, run, seed, out / run[0] / f"seed_{seed}", fabric, told, shown)
-        told(each, 0)
+    walk(runs, study.recipe.epochs, progress)
 
 
 def _run(
     study: VIBStudy,
-    parts: Splits,
-    run: tuple[str, str, float],
+    material: Material,
+    kind: str,
+    beta: float,
     seed: int,
     folder: Path,
     fabric: Fabric,
-    told: Callable[[int, int], object],
-    shown: Sequence[Shown],
+    told: EpochsTold,
 ) -> None:
     if fabric.broadcast((folder / "test.json").is_file()):
         return
-    _, kind, beta = run
-    recipe, plan = replace(study.recipe, seed=seed), study.plan(kind, beta, seed, parts.classes)
+    recipe, plan = replace(study.recipe, seed=seed), study.plan(kind, beta, seed, material.parts.classes)
     network = study.begun(plan, seed)
-    prepare = augmented(study.preprocess, study.least) if study.augment else study.preprocess
-    train = Examples(parts.train, prepare, parts.classes, cache=CACHE)
-    validation = _batches(Examples(parts.validation, study.preprocess, parts.classes, cache=CACHE), recipe)
+    train = material.train
 
     def judge(network: nn.Module, _epoch: int) -> Numbers:
-        return decisions(network, validation, fabric.device)
+        return decisions(network, material.validation, fabric.device)
 
     def keep(network: nn.Module) -> None:
         save_trained(folder, network, plan)
@@ -221,7 +196,7 @@ def _run(
     with first(fabric) as mine, warnings.catch_warnings():
         warnings.simplefilter("ignore", KonkyoWarning)  # of blank maps, which are counted, and shown as such
         if mine:
-            _tested(study, parts, network.eval(), folder, shown, fabric.device)
+            _tested(study, material, network.eval(), folder, fabric.device)
 
 
 def _entropy(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -238,18 +213,13 @@ def _groups(network: nn.Module) -> list[dict[str, Any]]:
     return [{"params": others}, *([{"params": noise, "weight_decay": 0.0}] if noise else [])]
 
 
-def _batches(examples: Examples, recipe: Recipe) -> DataLoader[tuple[Tensor, int]]:
-    return DataLoader(examples, min(recipe.batch, 64), num_workers=recipe.workers)
-
-
-def _tested(
-    study: VIBStudy, parts: Splits, network: nn.Module, folder: Path, shown: Sequence[Shown], device: torch.device
-) -> None:
+def _tested(study: VIBStudy, material: Material, network: nn.Module, folder: Path, device: torch.device) -> None:
     """How the network decides on the test set, how far its maps lie on masks, and its maps of the shown pictures."""
-    batches = _batches(Examples(parts.test, study.preprocess, parts.classes), study.recipe)
-    numbers: dict[str, Any] = decisions(network, batches, device)
+    parts, shown = material.parts, material.shown
+    test = batches(Examples(parts.test, study.preprocess, parts.classes), study.recipe)
+    numbers: dict[str, Any] = decisions(network, test, device)
     if isinstance(network, VIBClassifier):
-        numbers |= _coded(network, batches, device)
+        numbers |= _coded(network, test, device)
     explained = network.reactivated().eval() if isinstance(network, ReCAM) else network
     model = Model(explained, study.preprocess, parts.classes, study.backbone)
     few = (parts.test[i].things for i in range(min(len(parts.test), 20)))
@@ -267,8 +237,7 @@ def _tested(
         said.append({"decision": parts.classes[int(best)], "probability": float(sure)})
         maps.append(explain(model, image, method=CAM, target=parts.classes.index(picture.label)).maps.cpu())
     if maps:
-        with replacing(folder / "pictures.safetensors") as temporary:
-            save_file({"maps": torch.cat(maps).contiguous()}, temporary)
+        write_maps(folder, torch.cat(maps))
     numbers["pictures"] = said
     write_text(folder / "test.json", json.dumps(plain(numbers), indent=1) + "\n")
 
