@@ -16,39 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import konkyo
+from konkyo.probe import NEEDS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.json"
 PICTURES = ROOT / "docs" / "assets" / "methods"
-NEEDS = {
-    "class_weights": "a head of global average pooling + linear",
-    "ablate": "a replay of what follows the layer per channel (closed form for pooling + linear)",
-    "rescore": "a forward per variant",
-    "regrad": "a forward and backward per variant",
-    "revisit": "a forward and backward per variant",
-    "on": "a forward and backward on other images",
-    "generator": "a seed",
-    "curvature": "a second derivative",
-    "differentiate": "another score's gradient",
-    "guided_gradients": "ReLUs",
-    "relevance": "convolutions, batch norms, ReLUs and pooling after the layer",
-    "full_gradients": "a whole backward",
-    "attentions": "global attention",
-    "attention_gradients": "gradients of the attentions",
-    "block_gradients": "gradients of every block's own score at its attention",
-    "readout": "the tokens that the head reads",
-    "on_grid": "a grid of tokens",
-    "integrate": "a forward and a backward to the layer per node of the path",
-    "black": "a black image",
-    "probe": "other methods",
-}
-WHERE = {
-    "attentions": "transformers with global attention (ViT, DeiT, BEiT, ...)",
-    "block_gradients": "transformers with global attention whose blocks are modules",
-    "guided_gradients": "networks with ReLU or ReLU6",
-    "relevance": "networks whose layers after the chosen one are convolutions, batch norms, ReLUs, pooling and linear",
-    "class_weights": "networks whose head is global average pooling and one linear layer",
-}
 
 
 def applies(method: konkyo.Method) -> str:
@@ -58,7 +30,7 @@ def applies(method: konkyo.Method) -> str:
     if "output" in method.needs:  # it compares a class with others
         return "classifiers with two classes or more"
     anything = "any classifier or detector" + ("" if method.layer == "input" else " with a feature grid")
-    return next((where for need, where in WHERE.items() if need in method.needs), anything)
+    return next((where for name in method.needs if (where := NEEDS[name].networks)), anything)
 
 
 def cost(name: str) -> str:
@@ -70,6 +42,18 @@ def cost(name: str) -> str:
             memory = "" if row["mb"] is None else f", {row['mb']:.0f} MB at its peak"
             return f"{row['wall']:.3g} forwards of {network}{memory}"
     return "not measured"
+
+
+def needs_table() -> str:
+    """A row per need."""
+    lines = ["| a parameter named | is | other targets' | costs |", "|---|---|---|---|"]
+    for found in NEEDS.values():
+        given = found.summary.replace("|", "\\|")
+        lines.append(
+            f"| `{found.name}{found.signature}` | {given} | {'differs' if found.of_target else 'is the same'} "
+            f"| {found.cost} |"
+        )
+    return "\n".join(lines)
 
 
 def methods_table() -> str:
@@ -98,7 +82,7 @@ def methods_pages() -> str:
             shown = (
                 f"![{name} on a scene]({picture.relative_to(ROOT / 'docs').as_posix()})" if picture.is_file() else ""
             )
-            needs = ", ".join(NEEDS.get(n, n) for n in method.needs)
+            needs = ", ".join(NEEDS[n].cost or n for n in method.needs)
             facts = [
                 ("needs", needs),
                 ("for", applies(method)),
@@ -233,6 +217,7 @@ def metrics_table() -> str:
 
 
 PARTS = {
+    "needs table": needs_table,
     "metrics table": metrics_table,
     "methods table": methods_table,
     "methods": methods_pages,

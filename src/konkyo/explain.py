@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 import konkyo.methods  # noqa: F401 - registers every method
-from konkyo.backward import bias_terms
 from konkyo.data.images import open_image
 from konkyo.diagnosis import Diagnosis, diagnose
 from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable, unknown
@@ -28,7 +27,7 @@ from konkyo.layer import INPUT, STAGES, Layer, untouched
 from konkyo.method import Attribution, Method, find
 from konkyo.models import Frame, Model, as_model
 from konkyo.path import PathTrace
-from konkyo.probe import Effort, Probe, Progress, Pyramid
+from konkyo.probe import NEEDS, Effort, Probe, Progress, Pyramid, largest_gradient
 from konkyo.target import ClassTarget, Target
 from konkyo.tensors import FUSES, Fuse, fuse, on_finest, resize, unit
 
@@ -165,11 +164,11 @@ def explanations(
                 layers[m] = _layers(adapted, m, request.layer, tuple(tensor.shape[1:]))
         except NotApplicable as reason:
             found[m.name] = reason
-    wanted = list(dict.fromkeys(item for group in layers.values() for item in group))
-    graph = list(dict.fromkeys(item for m in layers if m.needs_graph() for item in layers[m]))
-    within = []
-    if any("full_gradients" in m.needs for m in layers):
-        wanted, graph, within = [*wanted, Layer(INPUT, None)], [*graph, Layer(INPUT, None)], [bias_terms]
+    wanted = [item for group in layers.values() for item in group]
+    graph = [item for m in layers if m.needs_graph() for item in layers[m]]
+    within = list(dict.fromkeys(context for m in layers for n in m.needs if (context := NEEDS[n].within)))
+    if within:
+        wanted, graph = [*wanted, Layer(INPUT, None)], [*graph, Layer(INPUT, None)]
     with untouched(adapted.module):
         with _first_forward(adapted, tensor):
             pass_ = Pass(
@@ -266,8 +265,6 @@ def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) 
     for item in several:
         many = isinstance(item, str) and item == STAGES
         found += model.stages(shape) if many else [model.layer(item, shape, needs_gradient=needs_gradient)]
-    if "class_weights" in method.needs and any(item.name == INPUT for item in found):
-        raise NotApplicable(f"{method.name}: needs a feature layer; the input is none")
     return found
 
 
@@ -299,7 +296,7 @@ def _run(
                 level,
                 rows=rows,
                 seed=request.seed,
-                alike=not method.varies_with_target(),
+                knows_target=False,
                 effort=effort,
                 pyramid=pyramid,
             )
@@ -314,9 +311,8 @@ def _run(
     else:  # a detector that keeps nothing
         maps = on_finest([probe.activations[:, 0] for probe in probes])[0].float()
     scores = probes[0].score.float() if rows else maps.new_zeros(0)
-    gradients = None
-    if rows and "gradients" in method.needs:
-        gradients = torch.stack([probe.gradients.flatten(1).abs().amax(1) for probe in probes]).amax(0)
+    seen = [g for probe in probes if (g := largest_gradient(probe)) is not None]
+    gradients = torch.stack(seen).amax(0) if seen else None
     firsts = list(accumulate(map(len, parts[:-1]), initial=0)) if parts else []
     if len(rows) > len(images):  # combinations, whose path is that of their probability
         maps = torch.stack(
@@ -331,7 +327,7 @@ def _run(
     if len(layers) > 1:
         how = request.fuse or method.fuse
         used["fuse"] = getattr(how, "__name__", how)
-    if request.budget is not None and method.rescores():
+    if request.budget is not None and method.runs_variants():
         used["budget"] = request.budget
     return Explanation(
         signed=maps,

@@ -13,21 +13,10 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError, NotApplicable, unknown
 from konkyo.layer import INPUT
-from konkyo.probe import Probe
+from konkyo.probe import NEEDS, Probe, offer
 from konkyo.registry import Options, check_free, check_options, signature_of
 from konkyo.target import ClassTarget, Score, Target
 from konkyo.tensors import Fuse
-
-ON_OFFER = tuple(name for name in vars(Probe) if not name.startswith("_"))
-"""What a method may name as positional parameters."""
-
-
-_RUNS_VARIANTS = {"rescore", "ablate", "regrad", "revisit", "integrate"}
-_OF_TARGET = {
-    *("gradients", "regrad", "ablate", "class_weights", "differentiate", "curvature", "revisit", "relevance"),
-    "integrate",
-    *("attention_gradients", "block_gradients"),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,29 +44,28 @@ class Method:
         """The first sentence of its documentation."""
         return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
 
+    def _any(self, fact: str) -> bool:
+        return any(getattr(NEEDS[name], fact) for name in self.needs)
+
     def needs_gradient(self) -> bool:
         """Whether its map is blank wherever the score does not depend on the layer."""
-        return bool(_OF_TARGET & set(self.needs)) or (self.inner is not None and self.inner.needs_gradient())
-
-    def needs_graph(self) -> bool:
-        """Whether the layer must be a leaf of the graph of the one forward that all methods share."""
-        return bool({"gradients", "differentiate"} & set(self.needs)) or (
-            self.inner is not None and "probe" in self.needs and self.inner.needs_graph()
-        )
-
-    def varies_with_target(self) -> bool:
-        """Whether the variants that it runs may depend on the target, and not on the images alone."""
-        of_target = {"score", "targets", "on", "probe", "guided_gradients", "full_gradients", *_OF_TARGET}
-        return bool((of_target - _RUNS_VARIANTS) & set(self.needs))
-
-    def rescores(self) -> bool:
-        """Whether it scores variants, or a method that it is made of does."""
-        return bool({"rescore", "ablate"} & set(self.needs)) or (self.inner is not None and self.inner.rescores())
+        return self._any("of_gradient") or (self.inner is not None and self.inner.needs_gradient())
 
     def needs_layer(self) -> bool:
         """Whether its map depends on the layer at all; RISE's does not."""
-        inner = self.inner is not None and self.inner.needs_layer()
-        return "activations" in self.needs or self.needs_gradient() or inner
+        return self._any("of_layer") or (self.inner is not None and self.inner.needs_layer())
+
+    def needs_graph(self) -> bool:
+        """Whether the layer must be a leaf of the graph of the one forward that all methods share."""
+        return self._any("in_graph") or (self.inner is not None and self._any("itself") and self.inner.needs_graph())
+
+    def runs_variants(self) -> bool:
+        """Whether it scores variants, as many as the budget allows, or a method that it is made of does."""
+        return self._any("runs_variants") or (self.inner is not None and self.inner.runs_variants())
+
+    def traces_path(self) -> bool:
+        """Whether it keeps what happened along a path."""
+        return self._any("traces_path")
 
     def __call__(self, probe: Probe, **options: Any) -> Tensor:
         """The signed maps (N, *grid) of a Probe, before the ReLU where the method has one."""
@@ -99,14 +87,14 @@ class Method:
         return found
 
     def _per_channel(self, found: Tensor, probe: Probe) -> bool:
-        return "activations" in self.needs and found.ndim == probe.activations.ndim
+        return self._any("of_layer") and found.ndim == probe.activations.ndim
 
     def _run(self, probe: Probe, options: Mapping[str, Any]) -> Tensor:
         check_options(self.name, options, self.options)
         device = probe.inputs.device.type
         # The caller's autocast is for the network; sums over maps are done in the tensors' own precision.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-            return self.function(*(getattr(probe, need) for need in self.needs), **options)
+            return self.function(*(offer(probe, need) for need in self.needs), **options)
 
 
 METHODS: dict[str, Method] = {}
@@ -148,7 +136,7 @@ def method(
     def register(function: Callable[..., Tensor]) -> Method:
         if not function.__module__.startswith("konkyo.methods."):
             import_module("konkyo.methods")  # so that a name of theirs is seen to be taken
-        name, needs, options = signature_of("method", function, ON_OFFER)
+        name, needs, options = signature_of("method", function, NEEDS)
         check_free("method", name, function, METHODS)
         METHODS[name] = Method(name, function, rectified, layer, score, needs, options, fuse)
         return METHODS[name]

@@ -7,11 +7,11 @@ belongs to the Pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from functools import cached_property, partial, wraps
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.forward import Pass, Rows, columns, of_rows, pick, real, scores
 from konkyo.instance import InstanceTarget
 from konkyo.layer import INPUT, MAX_PREFIX_TOKENS, Layer, Replay, covers, linear_head, measured_outputs
+from konkyo.needs import Need, need, needs_of
 from konkyo.path import Node, PathTrace, Sampling, Track, traced, trapezoid
 from konkyo.target import ClassTarget, Target
 from konkyo.tensors import grid_mean, safe_divide
@@ -157,8 +158,9 @@ class Integral:
 class Probe:
     """A Pass seen from targets, at one layer: R rows, each an image of the Pass and a target of it.
 
-    Its public names are what a method may ask for. `rows` is the image of every row (None: one row per image). `alike`:
-    variants do not depend on the target, so that rows of one image share theirs. `pyramid`: what the Probes of all
+    Its public names are what a method may ask for, each declared by `@need`. `rows` is the image of every row (None:
+    one row per image). `knows_target`: whether who asks has been given anything of the targets; as long as not, the
+    variants that it makes cannot depend on them, and rows of one image share theirs. `pyramid`: what the Probes of all
     levels have in common.
     """
 
@@ -170,37 +172,42 @@ class Probe:
         *,
         rows: Rows | None = None,
         seed: int = 0,
-        alike: bool = False,
+        knows_target: bool = True,
         effort: Effort = Effort(),
         pyramid: Pyramid | None = None,
     ) -> None:
         self._pass, self._layer, self._seed, self._effort = pass_, layer, seed, effort
-        self._targets, self._alike = tuple(targets), alike
+        self._targets, self._knows_target = tuple(targets), knows_target
         self._rows: Rows = tuple(range(len(pass_.images))) if rows is None else rows
         self._spent, self._stopped = 0, False
         self._pyramid = Pyramid((layer,)) if pyramid is None else pyramid
 
     @property
+    @need(of_target=False)
     def inputs(self) -> Tensor:
         """The preprocessed image of every row (N, C, *size)."""
         return pick(self._pass.images, self._rows)
 
     @property
+    @need(of_target=False)
     def output(self) -> Tensor:
         """What the network put out (N, ...), detached."""
         return pick(self._pass.output.detach(), self._rows)
 
     @property
+    @need(of_target=True, itself=True, cost="other methods")
     def probe(self) -> Probe:
         """This Probe itself, for methods that are made of other methods."""
         return self
 
     @property
+    @need(of_target=True)
     def targets(self) -> tuple[Target, ...]:
         """What is explained: one target per row."""
         return self._targets
 
     @cached_property
+    @need(of_target=True)
     def score(self) -> Tensor:
         """The explained score of every row (N,)."""
         output = self.output
@@ -208,26 +215,39 @@ class Probe:
             return scores(output, self.targets)
 
     @cached_property
+    @need(of_target=False, of_layer=True, inside=True)
     def activations(self) -> Tensor:
         """The layer's output as a grid (N, C, *grid)."""
         return pick(self._pass.activations(self._layer), self._rows)
 
     @cached_property
+    @need(of_target=True, of_layer=True, of_gradient=True, in_graph=True, inside=True)
     def gradients(self) -> Tensor:
         """d score / d activations (N, C, *grid)."""
         return self._pass.gradients(self._rows, self.targets, self._layer)
 
     @property
+    @need(of_target=False, cost="a seed")
     def generator(self) -> torch.Generator:
         """A fresh random generator on the CPU with the call's seed: every method draws the same numbers anywhere."""
         return torch.Generator().manual_seed(self._seed)
 
     @cached_property
+    @need(
+        of_target=True,
+        of_layer=True,
+        of_gradient=True,
+        inside=True,
+        cost="a head of global average pooling + linear",
+        networks="networks whose head is global average pooling and one linear layer",
+    )
     def class_weights(self) -> Tensor:
         """How much each channel's mean counts for the score (N, C), where the head is global average pooling + linear.
 
         NotApplicable: what follows the layer is something else.
         """
+        if self._layer.module is None:
+            raise NotApplicable("needs a feature layer; the input is none")
         head = self._linear_head
         if head is None:
             raise NotApplicable(
@@ -240,6 +260,14 @@ class Probe:
             (gradient,) = torch.autograd.grad(total, output) if total.requires_grad else (torch.zeros_like(output),)
         return gradient @ real(head)
 
+    @need(
+        of_target=True,
+        of_layer=True,
+        of_gradient=True,
+        runs_variants=True,
+        inside=True,
+        cost="a replay of what follows the layer per channel (closed form for pooling + linear)",
+    )
     def ablate(self, priority: Tensor | None = None) -> Tensor:
         """The score with one channel of the activations set to zero, for every channel (N, C).
 
@@ -256,14 +284,15 @@ class Probe:
 
             alive = activations.flatten(2).any(2)  # the others are zero already
             priority = alive if priority is None else priority * alive
-            self._alike = True  # whatever else the method asks for: what is taken out does not depend on the target
-            found = self.rescore(count, activations=without, priority=priority)
+            # Whatever the method knows: what is taken out does not depend on the target.
+            found = self._rescored(count, self._sharing(True, priority), activations=without, priority=priority)
             return torch.where(found == -torch.inf, self.score.to(found)[:, None], found)
         # The output is linear in the channels' means, so each channel's share is known without a forward.
         means, output = grid_mean(activations), self.output
         share = real(head).T  # (C, K)
         return torch.stack([self.targets[i](output[i] - means[i, :, None] * share) for i in range(len(means))])
 
+    @need(of_target=True, runs_variants=True, cost="a forward per variant")
     def rescore(
         self,
         count: int,
@@ -279,8 +308,20 @@ class Probe:
         layer. `priority` (N, count), bool or numbers: variants run in falling order of it, and those with 0 or less
         are left out. Left-out variants, and those beyond the call's budget, score -inf.
         """
+        groups = self._sharing(not self._knows_target, priority)
+        return self._rescored(count, groups, inputs=inputs, activations=activations, priority=priority)
+
+    def _rescored(
+        self,
+        count: int,
+        groups: Sequence[Sequence[int]],
+        *,
+        inputs: Vary | None = None,
+        activations: Vary | None = None,
+        priority: Tensor | None = None,
+    ) -> Tensor:
+        """`rescore`, where every group of rows has its variants in common."""
         result = self.score.new_full((len(self._rows), count), -torch.inf)
-        groups = self._sharing(priority)
         orders = [self._order(count, None if priority is None else priority[group[0]]) for group in groups]
         self._spent += max(map(len, orders), default=0)
         done, total = 0, sum(map(len, orders))
@@ -296,11 +337,10 @@ class Probe:
                     break
         return result
 
-    def _sharing(self, priority: Tensor | None = None) -> list[list[int]]:
-        """The rows that have their variants in common. After the first call none: what it gave may decide the next."""
-        alike, self._alike = self._alike, False
+    def _sharing(self, share: bool, priority: Tensor | None = None) -> list[list[int]]:
+        """The rows that have their variants in common: those of an image if they are to `share`, and in one order."""
         groups = self._by_image()
-        if alike and (priority is None or all(bool((priority[g] == priority[g[0]]).all()) for g in groups)):
+        if share and (priority is None or all(bool((priority[g] == priority[g[0]]).all()) for g in groups)):
             return groups
         return [[row] for row in range(len(self._rows))]
 
@@ -325,6 +365,7 @@ class Probe:
             self._stopped = self._effort.progress(done, total) is True
         return self._stopped
 
+    @need(of_target=True, of_layer=True, of_gradient=True, inside=True, cost="a forward and backward per variant")
     def regrad(self, weights: Tensor, *, inputs: Vary | None = None, activations: Vary | None = None) -> Tensor:
         """The weighted sum over variants of d score / d variant (N, C, *grid).
 
@@ -333,7 +374,7 @@ class Probe:
         todo, total = torch.arange(len(weights), device=self.inputs.device), [torch.zeros(())] * len(self._rows)
         if not len(todo):
             raise KonkyoError("regrad needs at least one variant")
-        groups = self._sharing()
+        groups = self._sharing(not self._knows_target)
         for done, group in enumerate(groups):
             make, run, outside = self._variants(group[0], inputs, activations)
 
@@ -361,12 +402,14 @@ class Probe:
 
     # --- other ways through the network -------------------------------------------------------------------------------
 
+    @need(of_target=True, of_layer=True, of_gradient=True, in_graph=True, inside=True, cost="another score's gradient")
     def differentiate(self, score: OtherScore) -> Tensor:
         """The gradient (N, C, *grid) of another score: `score(output (N, K), explained score (N,))` -> (N,)."""
         return self._pass.gradients_of(
             self._rows, lambda output: score(output, scores(output, self.targets)), self._layer
         )
 
+    @need(of_target=True, of_layer=True, of_gradient=True, inside=True, cost="a second derivative")
     def curvature(self, vectors: Tensor) -> Tensor:
         """The Hessian of the score at the layer times `vectors`: d sum(gradients * vectors) / d activations.
 
@@ -375,13 +418,19 @@ class Probe:
         pass_ = self._pass.other("curvature", [self._layer], lambda _: sdpa_kernel(SDPBackend.MATH))
         return pass_.curvature(self._rows, self.targets, self._layer, vectors)
 
+    @need(of_target=True, of_layer=True, of_gradient=True, inside=True, cost="a forward and backward per variant")
     def revisit(self, count: int, *, inputs: Vary) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """Activations and gradients at the layer for `count` variants of every row's image, chunk by chunk.
 
         -> (row, variant indices (v,), activations (v, C, *grid), gradients (v, C, *grid)). `inputs` as in `rescore`.
         """
+        return self._visits(count, self._sharing(not self._knows_target), inputs)
+
+    def _visits(
+        self, count: int, groups: Sequence[Sequence[int]], inputs: Vary
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """`revisit`, where every group of rows has its variants in common."""
         layer, todo = self._layer, torch.arange(count, device=self.inputs.device)
-        groups = self._sharing()
         for done, group in enumerate(groups):
 
             def visit(variants: Tensor, group: Sequence[int] = group) -> tuple[Tensor, Iterator[Tensor]]:
@@ -400,12 +449,21 @@ class Probe:
             self._told(done + 1, len(groups))
 
     @property
+    @need(of_target=False, cost="a black image")
     def black(self) -> Tensor:
         """Black images (N, C, *size), as prepared for the network; zeros where nobody told how that is done."""
         inputs = self.inputs
         pixel = inputs.new_tensor(self._pass.network.black)
         return pixel.view(1, -1, *[1] * (inputs.ndim - 2)).expand_as(inputs)
 
+    @need(
+        of_target=True,
+        of_layer=True,
+        of_gradient=True,
+        inside=True,
+        traces_path=True,
+        cost="a forward and a backward to the layer per node of the path",
+    )
     def integrate(self, baseline: Tensor, sampling: Sampling, *, through: Through = "alpha") -> Tensor:
         """The gradient at the layer, integrated on the straight path from `baseline` (N, C, *size) to the images.
 
@@ -495,6 +553,7 @@ class Probe:
                     grids = [g[v] for g in gradients], [a[v] for a in activations]
                     yield alphas[k], row, Node(*grids, scores_[v], boxes[v])
 
+    @need(of_target=True, cost="a forward and backward on other images")
     def on(self, images: Tensor, layer: str | None = None) -> Probe:
         """A Probe of the same targets on other images (M, C, *size), M a multiple of N: view after view of them all.
 
@@ -519,6 +578,7 @@ class Probe:
         return Probe(pass_, self.targets * views, where, rows=rows, seed=self._seed, effort=effort)
 
     @cached_property
+    @need(of_target=True, inside=True, cost="ReLUs", networks="networks with ReLU or ReLU6")
     def guided_gradients(self) -> Tensor:
         """d score / d inputs (N, C, *size) where every ReLU lets only positive gradients back.
 
@@ -531,6 +591,14 @@ class Probe:
         return pass_.gradients(self._rows, self.targets, layer)
 
     @cached_property
+    @need(
+        of_target=True,
+        of_layer=True,
+        of_gradient=True,
+        inside=True,
+        cost="convolutions, batch norms, ReLUs and pooling after the layer",
+        networks="networks whose layers after the chosen one are convolutions, batch norms, ReLUs, pooling and linear",
+    )
     def relevance(self) -> Tensor:
         """Contrastive relevance of the layer's activations (N, C, *grid), by the z+ rule down from the output.
 
@@ -552,6 +620,7 @@ class Probe:
         return pick(pass_.activations(layer), self._rows) * gradients
 
     @cached_property
+    @need(of_target=True, inside=True, within=bias_terms, cost="a whole backward")
     def full_gradients(self) -> tuple[Tensor, ...]:
         """Input times gradient (N, C, *size), then bias times gradient of every module that adds one.
 
@@ -588,6 +657,12 @@ class Probe:
         return pass_, attended
 
     @cached_property
+    @need(
+        of_target=False,
+        inside=True,
+        cost="global attention",
+        networks="transformers with global attention (ViT, DeiT, BEiT, ...)",
+    )
     def attentions(self) -> tuple[Tensor, ...]:
         """The probabilities of every self-attention (N, heads, L, L), first block to last; rows are queries.
 
@@ -598,6 +673,7 @@ class Probe:
         return tuple(pick(real(per_head(p.detach(), count)), self._rows) for p in attended.among_tokens(count))
 
     @cached_property
+    @need(of_target=True, of_layer=True, of_gradient=True, inside=True, cost="gradients of the attentions")
     def attention_gradients(self) -> tuple[Tensor, ...]:
         """d score / d probabilities of every self-attention (N, heads, L, L), first block to last."""
         pass_, attended = self._attended
@@ -608,6 +684,7 @@ class Probe:
         )
 
     @cached_property
+    @need(of_target=False, inside=True, cost="the tokens that the head reads")
     def readout(self) -> Tensor:
         """The share of every token in what the head reads (N, L): the class token, or all patches alike, or others.
 
@@ -626,6 +703,7 @@ class Probe:
         read = (per_head(slope, count) != 0).to(slope.dtype).amax((1, 3))
         return pick(safe_divide(read, read.sum(1, keepdim=True)), self._rows)
 
+    @need(of_target=False, inside=True, cost="a grid of tokens")
     def on_grid(self, tokens: Tensor) -> Tensor:
         """Values per token (N, L) as maps (N, *grid): class token, registers and the like are left out.
 
@@ -640,6 +718,14 @@ class Probe:
             )
         return tokens[:, prefix:].reshape(len(tokens), *grid)
 
+    @need(
+        of_target=True,
+        of_layer=True,
+        of_gradient=True,
+        inside=True,
+        cost="gradients of every block's own score at its attention",
+        networks="transformers with global attention whose blocks are modules",
+    )
     def block_gradients(self, tokens: ReadTokens = "mean") -> tuple[Tensor, ...]:
         """d s_l / d probabilities of block l (N, heads, L, L), first block to last.
 
@@ -741,6 +827,35 @@ class Probe:
         means, output = grid_mean(self._pass.activations(self._layer)), self._pass.output.detach()
         head = linear_head(self._pass.network.module, means, output, 3e-2 if self._pass.half else 1e-4)
         return None if head is None else head.weight.detach()
+
+
+NEEDS: Mapping[str, Need] = needs_of(Probe)
+"""What a method may name as positional parameters."""
+
+
+def offer(probe: Probe, name: str) -> Any:
+    """The need of this name, for a method. The Probe notes when the method is given something of the target: by a value
+    at once, by what is called when it has returned. Variants that are made from then on are shared by no other row."""
+    value, declared = getattr(probe, name), NEEDS[name]
+    if not declared.of_target:
+        return value
+    if not declared.signature:
+        probe._knows_target = True
+        return value
+
+    @wraps(value)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        result = value(*args, **kwargs)
+        probe._knows_target = True
+        return result
+
+    return called
+
+
+def largest_gradient(probe: Probe) -> Tensor | None:
+    """The largest absolute gradient at the layer of every row (R,), where a method has asked for it."""
+    asked = "gradients" in vars(probe)
+    return probe.gradients.flatten(1).abs().amax(1) if asked else None
 
 
 def _matched(target: Target, output: Tensor) -> list[tuple[float, ...]]:

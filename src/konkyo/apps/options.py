@@ -206,8 +206,8 @@ def require_paths(names: list[str], of: str | None) -> None:
 
     if of == "combined":
         raise KonkyoError("--path: what is --of combined has five paths, and none of its own")
-    if not any("integrate" in find(name).needs for name in names):
-        offer = ", ".join(name for name, m in methods().items() if "integrate" in m.needs)
+    if not any(find(name).traces_path() for name in names):
+        offer = ", ".join(name for name, m in methods().items() if m.traces_path())
         raise KonkyoError(f"--path goes with methods that integrate along a path: {offer}; got {', '.join(names)}")
 
 

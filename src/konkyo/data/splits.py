@@ -62,7 +62,8 @@ def splits(
             held_out, free = held_out + free[:count], free[count:]
         if not own:
             given = sum(parts[index] == "validation" for index in members)
-            valid += free[: max(1 - given, round(validation * len(members)) - given, 0)]
+            count = max(1, round(validation * len(members))) - given
+            valid += free[: max(0, min(count, len(free) - 1))]  # one at least is left to train on
     taken = {*valid, *held_out}
     train = [index for index in pool if index not in taken]
     _require_all({"train": train, "validation": valid, "test": held_out}, labels)

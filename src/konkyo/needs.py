@@ -1,0 +1,78 @@
+"""What each need of a method is: said once, by a decorator, where `Probe` defines it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from torch import nn
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What a public member of `Probe` is for the methods that name it as a parameter."""
+
+    of_target: bool
+    """Whether its value, or what it returns when called, depends on the target and not on the image alone."""
+    of_layer: bool = False
+    """Whether it depends on the layer."""
+    of_gradient: bool = False
+    """Whether a map made of it is blank wherever the score does not depend on the layer."""
+    in_graph: bool = False
+    """Whether it needs the layer as a leaf in the graph of the one forward that all methods share."""
+    within: Callable[[nn.Module], AbstractContextManager[object]] | None = None
+    """A context that the shared forward runs in for it, with the image as a leaf."""
+    runs_variants: bool = False
+    """Whether it scores variants of an image or of its activations, as many as the call's budget allows."""
+    traces_path: bool = False
+    """Whether it keeps what happened along a path from a baseline."""
+    inside: bool = False
+    """Whether it reads or changes modules inside the network; the others only call the network."""
+    itself: bool = False
+    """Whether it is the Probe itself, on which a method runs another method."""
+    cost: str = ""
+    """What it costs or asks of the network, in words; nothing beyond a forward and a backward where this is empty."""
+    networks: str = ""
+    """Which networks have it, in words; all where this is empty."""
+    name: str = ""
+    signature: str = ""
+    """The parameters of a member that is called; empty for a value."""
+    summary: str = ""
+    """The first sentence of its documentation."""
+
+    def __post_init__(self) -> None:
+        for fact, implied in (("of_gradient", "of_target"), ("of_gradient", "of_layer"), ("in_graph", "inside")):
+            if getattr(self, fact) and not getattr(self, implied):
+                raise TypeError(f"a need that is {fact} is {implied}, too")
+
+
+def need(**facts: Any) -> Callable[[_Function], _Function]:
+    """Declares what a member of `Probe` is; `facts`: the fields of `Need`, of which `of_target` has no default."""
+    declared = Need(**facts)
+
+    def declare(function: _Function) -> _Function:
+        function.__need__ = declared  # type: ignore[attr-defined]
+        return function
+
+    return declare
+
+
+def needs_of(kind: type) -> dict[str, Need]:
+    """Every need that a class offers, by name. TypeError: a public member that declares nothing."""
+    return {name: _declared(name, member) for name, member in vars(kind).items() if not name.startswith("_")}
+
+
+def _declared(name: str, member: Any) -> Need:
+    function = getattr(member, "fget", None) or getattr(member, "func", None) or member  # of a (cached) property
+    declared: Need | None = getattr(function, "__need__", None)
+    if declared is None:
+        raise TypeError(f"{name} is a public member without @need(...): does what it gives depend on the target?")
+    sentence = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
+    parameters = list(inspect.signature(function).parameters)[1:] if callable(member) else []
+    signature = f"({', '.join(parameters)})" if callable(member) else ""
+    return replace(declared, name=name, signature=signature, summary=sentence)
