@@ -34,7 +34,7 @@ import torchvision
 from torch import Tensor, nn
 
 import konkyo
-from konkyo.files import replacing
+from konkyo.utils.files import replacing
 
 RESULTS = Path(__file__).with_name("results.json")
 GRADIENT = ["grad_cam", "grad_cam_pp", "layer_cam", "hires_cam", "xgrad_cam", "grad_cam_elementwise"]
@@ -539,7 +539,7 @@ class Small(nn.Sequential):
 
 def step(model: nn.Module, x: Tensor, **options: object) -> Contender:
     """A step of training: forward, cross-entropy, where there are options gaze consistency, backward, Adam."""
-    from konkyo.training.gaze import ConsistencyLoss
+    from konkyo.training.losses.consistency import ConsistencyLoss
 
     own = copy.deepcopy(model)
     optimiser = torch.optim.Adam(own.parameters(), lr=1e-4)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import konkyo
-from konkyo.probe import NEEDS
+from konkyo.engine.probe import NEEDS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.json"

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 import konkyo
-from konkyo.report.figures import save_image
+from konkyo.draw.sheets import save_image
 
 FOLDER = Path(__file__).parent / "assets" / "methods"
 SEED, INDEX, SIDE, GAP = 2033, 0, 200, 6

@@ -20,11 +20,11 @@ from torch.nn.utils import prune
 from torchvision.ops import box_convert
 
 import konkyo
-from konkyo.candidates import pack
-from konkyo.data.scenes import Scene, Scenes
+from konkyo.data import Scenes
+from konkyo.data.sets.scenes import Scene
 from konkyo.models import Model, as_model
-from konkyo.training.distillation import InstanceMaps, map_distillation
-from konkyo.training.reasons import outside_energy
+from konkyo.targets.candidates import pack
+from konkyo.training import InstanceMaps, map_distillation, outside_energy
 
 SIZE = 128
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import konkyo
-from konkyo.data.scenes import CLASSES, Scenes
-from konkyo.training.distillation import map_distillation
-from konkyo.training.maps import TrainingMaps
+from konkyo.data import Scenes
+from konkyo.data.sets.scenes import CLASSES
+from konkyo.training import TrainingMaps, map_distillation
 
 NAMES = ("cat", "taxi", "sailboat", "tulip", "lighthouse")
 """One of each pair of twins: telling twins apart takes thousands of scenes."""

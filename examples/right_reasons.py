@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import konkyo
-from konkyo.data.lesions import CLASSES, Lesions
-from konkyo.training.maps import TrainingMaps
-from konkyo.training.reasons import outside_energy, right_reasons
+from konkyo.data import Lesions
+from konkyo.data.sets.lesions import CLASSES
+from konkyo.training import TrainingMaps, outside_energy, right_reasons
 
 CORNERS = ((2, 2), (2, 40), (40, 2))
 

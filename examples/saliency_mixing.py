@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import konkyo
-from konkyo.data.lesions import CLASSES, Lesions
-from konkyo.training.augmentation import keep_salient_cutout, saliency_mix
+from konkyo.data import Lesions
+from konkyo.data.sets.lesions import CLASSES
+from konkyo.training import keep_salient_cutout, saliency_mix
 
 SIDE = 16
 """Of the squares that are cut, of 48 pixels."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import nn
 
-from konkyo.files import replacing
+from konkyo.utils.files import replacing
 
 
 def write(

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from konkyo.data.scenes import CLASSES, Scenes
-from konkyo.files import replacing
-from konkyo.models.embedded import SCENES_MEAN, SCENES_SIZE, SCENES_STD, ScenesResNet
+from konkyo.data.sets.scenes import CLASSES, Scenes
+from konkyo.models.shipped import SCENES_MEAN, SCENES_SIZE, SCENES_STD, ScenesResNet
+from konkyo.utils.files import replacing
 from provenance import write
 from rendering import rendered
 
@@ -62,7 +62,7 @@ def main() -> None:
         "rate": args.rate,
     }
     results = {"seconds_of_training": round(seconds), **measure(model, args.seed + UNSEEN)}
-    name = "konkyo.models.embedded.ScenesResNet"
+    name = "konkyo.models.shipped.ScenesResNet"
     write(args.out, model, name, seed=args.seed, training_data=training_data, results=results)
 
 

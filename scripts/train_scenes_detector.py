@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_convert, box_iou, complete_box_iou_loss
 
-from konkyo.data.scenes import CLASSES, Scene, Scenes
-from konkyo.files import replacing
-from konkyo.models.embedded import SCENES_SIZE, scenes_detector
+from konkyo.data.sets.scenes import CLASSES, Scene, Scenes
+from konkyo.models.shipped import SCENES_SIZE, scenes_detector
+from konkyo.utils.files import replacing
 from provenance import write
 from rendering import Arrays, rendered
 
@@ -77,7 +77,7 @@ def main() -> None:
         "rate": args.rate,
     }
     results = {"seconds_of_training": round(seconds), **measured(model, args.seed + UNSEEN)}
-    name, libraries = "konkyo.models.embedded.scenes_detector", ("torch", "transformers")
+    name, libraries = "konkyo.models.shipped.scenes_detector", ("torch", "transformers")
     write(args.out, model, name, seed=args.seed, libraries=libraries, training_data=training_data, results=results)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from konkyo.apps import cli
+from konkyo.apps.cli import main as cli
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from transformers import (
 )
 
 import konkyo
-from konkyo.attention import Attentions, explicit_attention
-from konkyo.forward import Pass
+from konkyo.engine.attention import Attentions, explicit_attention
+from konkyo.engine.forward import Pass
+from konkyo.engine.probe import Probe
 from konkyo.models import as_model
-from konkyo.probe import Probe
 from networks import Attention, SmallResNet, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")

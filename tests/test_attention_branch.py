@@ -11,12 +11,8 @@ from torch.nn import functional
 
 import konkyo
 from konkyo.errors import KonkyoError
-from konkyo.training.attention_branch import (
-    AttentionBranchNetwork,
-    AttentionBranchOutput,
-    attention_branch_loss,
-)
-from konkyo.training.backbone import Backbone, features_of
+from konkyo.models.networks.attention_branch import AttentionBranchNetwork, AttentionBranchOutput, attention_branch_loss
+from konkyo.models.networks.backbone import Backbone, features_of
 from networks import SmallResNet, images, seeded
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import konkyo
-from konkyo.backward import bias_terms
-from konkyo.forward import Pass
-from konkyo.layer import INPUT, Layer
-from konkyo.probe import Probe
+from konkyo.engine.forward import Pass
+from konkyo.engine.layer import INPUT, Layer
+from konkyo.engine.probe import Probe
+from konkyo.engine.rules import bias_terms
 from networks import Attention, Dense, InPlaceAfter, SmallResNet, images, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
@@ -200,7 +200,7 @@ def test_relevance_at_a_module_that_has_a_rule_itself() -> None:
 
 
 def test_relevance_leaves_the_output_as_it_is() -> None:
-    from konkyo.backward import positive_relevance
+    from konkyo.engine.rules import positive_relevance
 
     network, x = seeded(SmallResNet()), images(2)
     with positive_relevance(network):

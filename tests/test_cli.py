@@ -15,8 +15,8 @@ from PIL import Image
 
 import konkyo
 from commands import Outcome, Run, runner
-from konkyo.apps import cli
-from konkyo.explain import SEVEN_CAMS
+from konkyo.apps.cli import main as cli
+from konkyo.explanation.explain import SEVEN_CAMS
 
 NETS = """
 import torch

@@ -9,9 +9,9 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from konkyo.apps.consistency import consistency
-from konkyo.consistency import Consistency
+from konkyo.apps.cli.consistency import consistency
 from konkyo.errors import KonkyoError
+from konkyo.evaluation.consistency import Consistency
 
 QUICK = ("--data", "scenes:24,objects=1", "--resamples", "20", "--permutations", "20")
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 import konkyo
 from commands import Run, runner
-from konkyo.apps import cli
-from konkyo.explain import OF_DETECTORS
-from konkyo.report.figures import contact_sheet, gallery
+from konkyo.apps.cli import main as cli
+from konkyo.draw.sheets import contact_sheet, gallery
+from konkyo.explanation.explain import OF_DETECTORS
 
 NETS = """
 import torch
@@ -283,7 +283,7 @@ def sheets(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         drawn.append((rows, columns))
         return contact_sheet(rows, columns, **style)
 
-    monkeypatch.setattr("konkyo.report.figures.contact_sheet", spy)
+    monkeypatch.setattr("konkyo.draw.sheets.contact_sheet", spy)
     return drawn
 
 
@@ -377,6 +377,6 @@ def test_demo_without_transformers(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_gallery_needs_one_cell_in_each_row() -> None:
     with pytest.raises(konkyo.KonkyoError, match="one cell"):
         gallery([])
-    row = konkyo.report.figures.Row(Image.new("RGB", (9, 9)), "a")
+    row = konkyo.draw.sheets.Row(Image.new("RGB", (9, 9)), "a")
     with pytest.raises(konkyo.KonkyoError, match="one cell"):
         gallery([row])

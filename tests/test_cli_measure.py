@@ -13,8 +13,8 @@ from PIL import Image
 
 import konkyo
 from commands import Run, runner, told
-from konkyo.apps.measure import split
-from konkyo.evaluate import evaluate
+from konkyo.apps.cli.measure import split
+from konkyo.evaluation.evaluate import evaluate
 from konkyo.metrics import metrics
 
 NETS = """

@@ -17,8 +17,8 @@ from PIL import Image
 import konkyo
 from commands import Run, runner, told
 from konkyo import KonkyoError
-from konkyo.apps.train import _numbers, seeds_of
-from konkyo.consistency import Consistency
+from konkyo.apps.cli.train import _numbers, seeds_of
+from konkyo.evaluation.consistency import Consistency
 from konkyo.training.loop import read_epochs
 
 QUICK = (

@@ -6,7 +6,6 @@ import copy
 import csv
 import itertools
 import math
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,10 +18,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import konkyo
-from konkyo.consistency import PLACELESS, Baseline, Consistency, _untrained, consistency, measure
 from konkyo.data.samples import Sample
+from konkyo.draw import consistency as report
 from konkyo.errors import KonkyoError
-from konkyo.metrics.consistency import (
+from konkyo.evaluation.consistency import PLACELESS, Baseline, Consistency, _untrained, consistency, measure
+from konkyo.metrics.distances import (
     DISTANCES,
     Distance,
     blank,
@@ -34,8 +34,7 @@ from konkyo.metrics.consistency import (
     within_total,
 )
 from konkyo.models import Model
-from konkyo.report import consistency as report
-from konkyo.tensors import unit
+from konkyo.utils.tensors import unit
 from test_instance import dense
 
 CHEAP: dict[str, Any] = {"resamples": 0, "permutations": 0}
@@ -464,7 +463,7 @@ def test_of_many_classes_those_with_most_maps_are_drawn(monkeypatch: pytest.Monk
     named = dict[str, list[str]]()
     for name in ("class_maps", "deviations", "matrix"):
         monkeypatch.setattr(report, name, lambda names, *_, name=name: named.update({name: names}))
-    monkeypatch.setattr(sys.modules["konkyo.consistency"], "_DRAWN", 3)  # the package has the function by this name
+    monkeypatch.setattr("konkyo.evaluation.consistency._DRAWN", 3)
     found.figures()
     assert named["matrix"] == ["name 3", "name 7", "name 11"]
     assert named["class_maps"] == named["deviations"] == ["name 3 (3)", "name 7 (3)", "name 11 (3)"]

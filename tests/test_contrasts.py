@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import konkyo
-from konkyo.tensors import agreeing, fuse, normalised, resize
+from konkyo.utils.tensors import agreeing, fuse, normalised, resize
 from networks import SmallResNet, images, seeded
 from test_methods import Literal
 from test_perturbation import Slow, close, up
@@ -60,7 +60,9 @@ def test_what_speaks_against_a_target_at_all_layers_speaks_against_it() -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["grad_cam", "hires_cam"])
-def test_a_function_that_fuses_must_give_a_map_per_image(method: str, made: konkyo.tensors.Fuse, came: str) -> None:
+def test_a_function_that_fuses_must_give_a_map_per_image(
+    method: str, made: konkyo.utils.tensors.Fuse, came: str
+) -> None:
     with pytest.raises(konkyo.KonkyoError, match=rf"shape \(2, \*grid\) whose grid has 2 axes; got {came}$"):
         konkyo.explain(seeded(SmallResNet()), images(2), method=method, layer=LAYERS, target=1, fuse=made)
 
@@ -101,7 +103,7 @@ def test_group_cam_weighs_channels_by_logits_whatever_is_measured(nested: bool) 
     """One group's map is the channels with their weights, times one number: all of these have the same but for that."""
     network, x = seeded(SmallResNet(deep_head=True)), images(1)
 
-    def run(score: konkyo.target.Score) -> Tensor:
+    def run(score: konkyo.targets.classes.Score) -> Tensor:
         one, other = (konkyo.ClassTarget(label, score) for label in (1, 4))
         plain = konkyo.ContrastTarget(one, other)
         against = konkyo.Against(konkyo.ContrastTarget(other, konkyo.Against(konkyo.Against(one))))

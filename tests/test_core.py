@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import konkyo
-from konkyo.forward import Pass
-from konkyo.layer import Layer, capture
-from konkyo.probe import Probe
+from konkyo.engine.capture import capture
+from konkyo.engine.forward import Pass
+from konkyo.engine.layer import Layer
+from konkyo.engine.probe import Probe
 from networks import (
     Attention,
     InPlaceAfter,
@@ -621,7 +622,7 @@ def test_good_maps_are_said_to_be_good() -> None:
 
 
 def test_a_users_method_is_a_function_of_what_it_names() -> None:
-    from konkyo.method import METHODS
+    from konkyo.methods.base import METHODS
 
     try:
 
@@ -771,8 +772,8 @@ def test_targets_share_the_forwards_of_variants(method: str) -> None:
 
 
 def test_variants_that_follow_the_target_are_not_shared() -> None:
-    from konkyo.method import METHODS
-    from konkyo.probe import Rescore
+    from konkyo.engine.probe import Rescore
+    from konkyo.methods.base import METHODS
 
     try:
 

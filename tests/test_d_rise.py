@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import konkyo
-from konkyo.instance import InstanceTarget
+from konkyo.targets.detections import InstanceTarget
 from test_instance import SIZE, DenseDetector, dense, likeness_by_hand, noise, wrapped
 
 ALL = konkyo.Detections(threshold=0.0, top=3)

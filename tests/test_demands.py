@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import konkyo
 from conftest import described
-from konkyo.apps import cli
+from konkyo.apps.cli import main as cli
 from networks import Attention, InPlaceAfter, Returns, SmallResNet, images, seeded
 
 calm = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
@@ -750,7 +750,7 @@ def test_what_an_import_brings_along() -> None:
     heavy = {"torch", "torchvision", "numpy", "matplotlib", "scipy", "timm", "transformers"}
     assert not loaded("import konkyo") & (unwanted | heavy)
     helped = (
-        "import sys; sys.argv = ['konkyo', '--help']\nfrom konkyo.apps.cli import main\n"
+        "import sys; sys.argv = ['konkyo', '--help']\nfrom konkyo.apps.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass"
     )
     assert not loaded(helped) & (unwanted | heavy)

@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import konkyo
-from konkyo.instance import InstanceTarget, Match
-from konkyo.layer import Layer, Replay
+from konkyo.engine.layer import Layer
+from konkyo.engine.path import PathTrace
+from konkyo.engine.replay import Replay
 from konkyo.models.detectors import best_class, best_pairs
-from konkyo.path import PathTrace
+from konkyo.targets.detections import InstanceTarget, Match
 from test_d_rise import masks_by_hand, recorded
 from test_instance import CLASSES, SIZE, dense, noise
 

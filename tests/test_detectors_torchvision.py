@@ -24,9 +24,9 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from konkyo.candidates import Candidates
 from konkyo.models.detectors import Detector, Kept
 from konkyo.models.detectors.torchvision import detector
+from konkyo.targets.candidates import Candidates
 
 COLUMNS = 4
 ZOOM = {"min_size": 96, "max_size": 130}

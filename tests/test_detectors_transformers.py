@@ -21,12 +21,12 @@ from torch.utils._pytree import tree_map
 from torchvision.ops import box_convert, box_iou
 
 import konkyo
-from konkyo.candidates import Candidates
 from konkyo.errors import KonkyoError
 from konkyo.models.detectors import Detector, Kept
 from konkyo.models.detectors.transformers import detector, is_detector
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.transformers import load as from_folder_or_hub
+from konkyo.targets.candidates import Candidates
 
 T = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings(

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from konkyo.candidates import Candidates
 from konkyo.errors import KonkyoError
 from konkyo.models.detectors.yolo import dense_detector
+from konkyo.targets.candidates import Candidates
 
 CLASSES, ANCHORS = 3, 60
 IMAGES = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))

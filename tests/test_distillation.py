@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import konkyo
-from konkyo.forward import scores
-from konkyo.instance import InstanceTarget
-from konkyo.layer import Layer
-from konkyo.metrics.consistency import Distance, on_grid
-from konkyo.training.distillation import InstanceMaps, attention_transfer, map_distillation, odam_maps
-from konkyo.training.gaze import LOSSES
+from konkyo.engine.forward import scores
+from konkyo.engine.layer import Layer
+from konkyo.metrics.distances import Distance, on_grid
+from konkyo.targets.detections import InstanceTarget
+from konkyo.training.losses.consistency import LOSSES
+from konkyo.training.losses.distillation import InstanceMaps, attention_transfer, map_distillation, odam_maps
 from konkyo.training.maps import TrainingMaps
 from networks import SmallResNet
 from test_instance import PyramidDetector, dense, noise

@@ -15,7 +15,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 @pytest.mark.parametrize("page", ["index.md", "extending.md"])
 def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from konkyo.method import METHODS
+    from konkyo.methods.base import METHODS
 
     monkeypatch.chdir(tmp_path)
     before = konkyo.methods()

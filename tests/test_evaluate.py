@@ -21,18 +21,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 import konkyo
-from konkyo.columns import column
 from konkyo.data.samples import Sample, Samples, Thing
+from konkyo.engine.probe import Probe
 from konkyo.errors import ImageError, KonkyoError
-from konkyo.evaluate import OF_CLASSIFIERS as PAPERS_OF_CLASSIFIERS
-from konkyo.evaluate import OF_DETECTORS as PAPERS_OF_DETECTORS
-from konkyo.evaluate import Maps, Matching, evaluate
-from konkyo.evaluation import Evaluation, Row
-from konkyo.method import Method
+from konkyo.evaluation.columns import column
+from konkyo.evaluation.evaluate import OF_CLASSIFIERS as PAPERS_OF_CLASSIFIERS
+from konkyo.evaluation.evaluate import OF_DETECTORS as PAPERS_OF_DETECTORS
+from konkyo.evaluation.evaluate import Maps, Matching, evaluate
+from konkyo.evaluation.ground_truth import Truth, box_of, matched, same_class, seen
+from konkyo.evaluation.result import Evaluation, Row
+from konkyo.methods.base import Method
 from konkyo.metrics import METRICS, metric, metrics
-from konkyo.probe import Probe
-from konkyo.registry import signature_of
-from konkyo.truth import Truth, box_of, matched, same_class, seen
+from konkyo.utils.registry import signature_of
 from test_instance import dense, iou_by_hand
 
 Box = tuple[int, int, int, int]

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import konkyo
-import konkyo.explanation
-from konkyo.target import ContrastTarget
+import konkyo.explanation.result
+from konkyo.targets.classes import ContrastTarget
 from networks import SmallResNet, images, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
@@ -229,7 +229,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(
                 argument.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(konkyo.explanation, "save_file", broken)
+    monkeypatch.setattr(konkyo.explanation.result, "save_file", broken)
     monkeypatch.setattr(np, "savez_compressed", broken)
     with pytest.raises(konkyo.KonkyoError, match="No space left"):
         result.save(path)

@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
 from konkyo import KonkyoError
-from konkyo.metrics.consistency import Distance
-from konkyo.training.gaze import LOSSES, Aim, ConsistencyLoss, LambdaSchedule
+from konkyo.metrics.distances import Distance
+from konkyo.training.losses.consistency import LOSSES, Aim, ConsistencyLoss, LambdaSchedule
 from konkyo.training.maps import Mode
 
 SHAPE, K = (3, 20, 24), 3

@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from typer.testing import CliRunner
 
-from konkyo.apps.report import report
-from konkyo.consistency import Consistency, measure
+from konkyo.apps.cli.report import report
 from konkyo.errors import KonkyoError
-from konkyo.report import gaze as drawing
-from konkyo.training.estimates import Correlation, Estimate, t_quantile
-from konkyo.training.gaze_report import _fitted, report_gaze
+from konkyo.evaluation.consistency import Consistency, measure
+from konkyo.studies.gaze import figures as drawing
+from konkyo.studies.gaze.report import _fitted, report_gaze
 from konkyo.training.loop import write_epochs
+from konkyo.utils.estimates import Correlation, Estimate, t_quantile
 
 CLASSES = ("disc", "ring")
 COUNT = 16
@@ -396,7 +396,7 @@ def test_damaged_runs(tmp_path: Path) -> None:
 
 
 def test_the_command(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("konkyo.training.gaze_report.GazeReport.figures", lambda _: {})
+    monkeypatch.setattr("konkyo.studies.gaze.report.GazeReport.figures", lambda _: {})
     told = CliRunner().invoke(report, ["gaze", str(study), "--out", str(tmp_path / "there")])
     assert told.exit_code == 0, told.output
     assert "Consistency is not correctness" in told.output

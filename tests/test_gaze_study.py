@@ -22,17 +22,17 @@ from torchvision.transforms import v2
 import konkyo
 from bits import files, same
 from konkyo import KonkyoError
-from konkyo.consistency import Consistency, consistency
-from konkyo.data.lesions import CLASSES, Lesions
+from konkyo.data.sets.lesions import CLASSES, Lesions
 from konkyo.data.splits import splits
+from konkyo.evaluation.consistency import Consistency, consistency
 from konkyo.models import Model
-from konkyo.training import gaze_study
+from konkyo.studies.base import decisions, open_study
+from konkyo.studies.gaze import study as gaze_study
+from konkyo.studies.gaze.study import GazeObjective, GazeStudy, train_gaze
 from konkyo.training.devices import fabric_of
-from konkyo.training.gaze import ConsistencyLoss, LambdaSchedule
-from konkyo.training.gaze_study import GazeObjective, GazeStudy, train_gaze
 from konkyo.training.loop import Recipe, fit, read_epochs
+from konkyo.training.losses.consistency import ConsistencyLoss, LambdaSchedule
 from konkyo.training.processes import first
-from konkyo.training.study import decisions, open_study
 from konkyo.training.transforms import augmented
 
 FABRIC = fabric_of(accelerator="cpu")

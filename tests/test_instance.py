@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import konkyo
-from konkyo.instance import SIDES_OF_BOX, InstanceTarget
 from konkyo.models.detectors import Kept
+from konkyo.targets.detections import SIDES_OF_BOX, InstanceTarget
 
 CLASSES, SIZE = 3, (24, 32)
 

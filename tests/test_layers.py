@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import konkyo
-from konkyo.forward import Pass
-from konkyo.layer import Layer
-from konkyo.probe import Probe
+from konkyo.engine.forward import Pass
+from konkyo.engine.layer import Layer
+from konkyo.engine.probe import Probe
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from konkyo.data import lesions as drawing
-from konkyo.data.lesions import CLASSES, Lesions
 from konkyo.data.samples import Sample, samples
+from konkyo.data.sets import lesions as drawing
+from konkyo.data.sets.lesions import CLASSES, Lesions
 from konkyo.errors import KonkyoError
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import konkyo
 from konkyo import KonkyoError
-from konkyo.training.levels import GAZE, LEVELS, level
+from konkyo.models.networks.levels import GAZE, LEVELS, level
 
 COUNTS = {
     1: (4_866, 4_932),

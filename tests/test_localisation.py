@@ -29,7 +29,7 @@ from konkyo.metrics.localisation import (
     vea,
     vea_auc,
 )
-from konkyo.tensors import overlap
+from konkyo.utils.tensors import overlap
 
 OF_MASKS = [vea, vea_auc, iou, best_iou, ebpg, ebpg_lift, relevance_mass, relevance_rank, pointing_game, odi]
 OF_MAPS = [sparseness, complexity, compactness]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import konkyo
-from konkyo.tensors import fuse
+from konkyo.utils.tensors import fuse
 from networks import Dense, SmallResNet, images, seeded
 
 CLASSES = [3, 0, 4]

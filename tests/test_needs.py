@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import konkyo
-from konkyo.method import METHODS
-from konkyo.needs import Need, need, needs_of
-from konkyo.path import Sampling
-from konkyo.probe import NEEDS, Probe
+from konkyo.engine.needs import Need, need, needs_of
+from konkyo.engine.path import Sampling
+from konkyo.engine.probe import NEEDS, Probe
+from konkyo.methods.base import METHODS
 from networks import SmallResNet, images, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import konkyo
-from konkyo.instance import SIDES_OF_BOX, InstanceTarget
+from konkyo.targets.detections import SIDES_OF_BOX, InstanceTarget
 from test_instance import (
     CLASSES,
     SIZE,

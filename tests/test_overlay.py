@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from konkyo.draw import sheets as figures
+from konkyo.draw.overlay import DIVERGING, SEQUENTIAL, boxed, colourise, overlay
+from konkyo.draw.sheets import Cell, Row, contact_sheet, gallery, path_figure, save_image
+from konkyo.engine.path import PathTrace
 from konkyo.errors import KonkyoError
-from konkyo.instance import InstanceTarget
-from konkyo.path import PathTrace
-from konkyo.report import figures
-from konkyo.report.figures import Cell, Row, contact_sheet, gallery, path_figure, save_image
-from konkyo.report.overlay import DIVERGING, SEQUENTIAL, boxed, colourise, overlay
+from konkyo.targets.detections import InstanceTarget
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -292,7 +292,7 @@ def test_colourise_gives_one_pixel_per_value():
 
 
 def test_nothing_that_draws_is_imported_before_it_is_needed():
-    code = "import sys, konkyo.report.overlay, konkyo.report.figures; assert 'matplotlib' not in sys.modules"
+    code = "import sys, konkyo.draw.overlay, konkyo.draw.sheets; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
 
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 import konkyo
-from konkyo import paper
 from konkyo.data.samples import samples
-from konkyo.evaluation import markdown
-from konkyo.explain import SEVEN_CAMS
-from konkyo.paper import PATHS, Convergence, convergence, save, sweep, sweep_table, tables
+from konkyo.evaluation.result import markdown
+from konkyo.explanation.explain import SEVEN_CAMS
+from konkyo.studies import ig_odam as paper
+from konkyo.studies.ig_odam import PATHS, Convergence, convergence, save, sweep, sweep_table, tables
 
 SCENES = "scenes:2,objects=1,size=96"
 FEW = konkyo.Matching(0.2)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import konkyo
-from konkyo.instance import InstanceTarget
-from konkyo.path import PathTrace, trapezoid
+from konkyo.engine.path import PathTrace, trapezoid
+from konkyo.targets.detections import InstanceTarget
 from test_instance import (
     SIZE,
     DenseDetector,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import konkyo
-from konkyo.tensors import unit
+from konkyo.utils.tensors import unit
 from networks import SmallResNet, images, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore")

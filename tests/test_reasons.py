@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import konkyo
 from konkyo.metrics.localisation import ebpg
-from konkyo.training.reasons import outside_energy, right_reasons
+from konkyo.training.losses.reasons import outside_energy, right_reasons
 from test_distillation import checked, maps
 
 

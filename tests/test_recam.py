@@ -9,7 +9,7 @@ from torch.nn import functional
 
 import konkyo
 from konkyo.errors import KonkyoError
-from konkyo.training.recam import ReCAM, ReCAMOutput, recam_loss
+from konkyo.models.networks.recam import ReCAM, ReCAMOutput, recam_loss
 from networks import SmallResNet, images, seeded
 
 

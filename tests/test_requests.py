@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import konkyo
-from konkyo.tensors import first_component, fuse
+from konkyo.utils.tensors import first_component, fuse
 from networks import Attention, SmallResNet, images, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")

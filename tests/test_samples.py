@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 import konkyo
-from konkyo.data import coco as coco_module
-from konkyo.data.coco import _mask
 from konkyo.data.samples import DRAWN, LAYOUTS, UNSEEN, Sample, Samples, Thing, samples
-from konkyo.data.scenes import CLASSES, Scenes
+from konkyo.data.sets import coco as coco_module
+from konkyo.data.sets.coco import _mask
+from konkyo.data.sets.scenes import CLASSES, Scenes
 from konkyo.errors import ImageError, KonkyoError
 
 COCO = Path(os.environ.get("KONKYO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "coco"

@@ -13,13 +13,13 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import konkyo
-from konkyo.data.scenes import Scenes
+from konkyo.data.sets.scenes import Scenes
+from konkyo.engine.probe import Probe
 from konkyo.errors import KonkyoError
-from konkyo.method import Method
-from konkyo.probe import Probe
-from konkyo.registry import signature_of
-from konkyo.sanity import ALIKE, random_class, randomisation, rank_correlation, stability
-from konkyo.target import ClassTarget, Target
+from konkyo.evaluation.sanity import ALIKE, random_class, randomisation, rank_correlation, stability
+from konkyo.methods.base import Method
+from konkyo.targets.classes import ClassTarget, Target
+from konkyo.utils.registry import signature_of
 from networks import SmallResNet, images, seeded
 from test_instance import dense, noise
 

@@ -16,9 +16,9 @@ from torch import nn
 
 import konkyo
 from konkyo import KonkyoError
-from konkyo.training import saved
-from konkyo.training.levels import GAZE, LEVELS, level
-from konkyo.training.saved import ARCHITECTURES, MANIFEST, WEIGHTS, Plan, read_plan, save_trained
+from konkyo.models import trained as saved
+from konkyo.models.networks.levels import GAZE, LEVELS, level
+from konkyo.models.trained import ARCHITECTURES, MANIFEST, WEIGHTS, Plan, read_plan, save_trained
 
 PREPROCESS = konkyo.Preprocess((24, 20), None, (0.5,), (0.25,), interpolation="bicubic")
 

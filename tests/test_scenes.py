@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from konkyo.data import scenes as drawing
-from konkyo.data.scenes import CLASSES, Scene, Scenes
+from konkyo.data.sets import scenes as drawing
+from konkyo.data.sets.scenes import CLASSES, Scene, Scenes
 from konkyo.errors import KonkyoError
-from konkyo.models.embedded import SCENES_MEAN, SCENES_SIZE, SCENES_STD, scenes_classifier
+from konkyo.models.shipped import SCENES_MEAN, SCENES_SIZE, SCENES_STD, scenes_classifier
 
 ALL = range(len(CLASSES))
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import konkyo
-from konkyo.data.scenes import CLASSES, Scenes
-from konkyo.explain import SEVEN_CAMS
+from konkyo.data.sets.scenes import CLASSES, Scenes
+from konkyo.explanation.explain import SEVEN_CAMS
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from torchvision.transforms.functional import to_tensor
 
 from konkyo.data import splits as module
 from konkyo.data.samples import Sample, Samples, samples
-from konkyo.data.scenes import Scenes
+from konkyo.data.sets.scenes import Scenes
 from konkyo.data.splits import Examples, Splits, labels_of, splits
 from konkyo.errors import KonkyoError
 

@@ -21,9 +21,8 @@ from torch.nn import functional
 
 from bits import same
 from konkyo import KonkyoError
+from konkyo.studies.gaze.study import GazeObjective
 from konkyo.training.devices import fabric_of
-from konkyo.training.gaze import ConsistencyLoss, LambdaSchedule
-from konkyo.training.gaze_study import GazeObjective
 from konkyo.training.loop import (
     CHECKPOINT,
     EPOCHS,
@@ -35,6 +34,7 @@ from konkyo.training.loop import (
     read_epochs,
     write_epochs,
 )
+from konkyo.training.losses.consistency import ConsistencyLoss, LambdaSchedule
 
 FABRIC = fabric_of(accelerator="cpu")
 SHAPE = (1, 12, 10)
@@ -628,7 +628,7 @@ import json, sys
 from pathlib import Path
 import torch
 from konkyo.training.devices import fabric_of
-from konkyo.training.gaze_study import GazeStudy, train_gaze
+from konkyo.studies.gaze.study import GazeStudy, train_gaze
 from konkyo.training.loop import Recipe
 
 def study(seeds=(0,)):
@@ -670,7 +670,7 @@ RUN = Path("level-1", "lambda_3", "seed_0")
 
 
 def test_two_processes_train_as_one_does(two: Path, tmp_path: Path) -> None:
-    from konkyo.training.gaze_study import train_gaze
+    from konkyo.studies.gaze.study import train_gaze
 
     assert (two / "second").read_text() == "2"
     space: dict[str, Any] = {"__name__": "one"}

@@ -17,9 +17,8 @@ from torch.nn import functional
 
 import konkyo
 from konkyo.errors import KonkyoError
-from konkyo.models.embedded import ScenesResNet
-from konkyo.training.backbone import Backbone, features_of
-from konkyo.training.vib import (
+from konkyo.models.networks.backbone import Backbone, features_of
+from konkyo.models.networks.vib import (
     LEAST,
     SOURCES,
     Noise,
@@ -32,6 +31,7 @@ from konkyo.training.vib import (
     linear_attention,
     sampled,
 )
+from konkyo.models.shipped import ScenesResNet
 from networks import Attention, Block, Dense, InPlaceAfter, Returns, SmallResNet, images, seeded
 
 

@@ -23,20 +23,20 @@ import konkyo
 from bits import files, same
 from commands import Run, runner, told
 from konkyo import KonkyoError
-from konkyo.data.lesions import CLASSES
+from konkyo.data.sets.lesions import CLASSES
 from konkyo.data.splits import splits
-from konkyo.evaluate import evaluate
+from konkyo.evaluation.evaluate import evaluate
 from konkyo.models import Model
-from konkyo.models.embedded import SCENES_MEAN, SCENES_STD
-from konkyo.training import vib_study
-from konkyo.training.backbone import Backbone
+from konkyo.models.networks.backbone import Backbone
+from konkyo.models.networks.recam import ReCAM
+from konkyo.models.networks.vib import Noise, VIBClassifier
+from konkyo.models.shipped import SCENES_MEAN, SCENES_STD
+from konkyo.models.trained import read_plan
+from konkyo.studies.vib import study as vib_study
+from konkyo.studies.vib.report import report_vib
+from konkyo.studies.vib.study import CAM, KINDS, VIBStudy, runs_of, train_vib
 from konkyo.training.devices import fabric_of
 from konkyo.training.loop import Recipe, read_epochs
-from konkyo.training.recam import ReCAM
-from konkyo.training.saved import read_plan
-from konkyo.training.vib import Noise, VIBClassifier
-from konkyo.training.vib_report import report_vib
-from konkyo.training.vib_study import CAM, KINDS, VIBStudy, runs_of, train_vib
 
 FABRIC = fabric_of(accelerator="cpu")
 NETS = """

@@ -8,45 +8,45 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from konkyo import data, metrics
-    from konkyo.consistency import Consistency, consistency
-    from konkyo.diagnosis import Diagnosis
+    from konkyo import data, metrics, training
+    from konkyo.engine.layer import Layer
     from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable
-    from konkyo.evaluate import Maps, Matching, evaluate
-    from konkyo.evaluation import Evaluation
-    from konkyo.explain import compare, explain, explanations
-    from konkyo.explanation import Explanation
-    from konkyo.instance import Detections, InstanceTarget
-    from konkyo.layer import Layer
-    from konkyo.method import Method, method, methods
+    from konkyo.evaluation.consistency import Consistency, consistency
+    from konkyo.evaluation.evaluate import Maps, Matching, evaluate
+    from konkyo.evaluation.result import Evaluation
+    from konkyo.evaluation.sanity import random_class, randomisation, stability
+    from konkyo.explanation.diagnosis import Diagnosis
+    from konkyo.explanation.explain import compare, explain, explanations
+    from konkyo.explanation.result import Explanation
+    from konkyo.methods.base import Method, method, methods
     from konkyo.methods.wrappers import augmented, first_component
     from konkyo.models import Model, Preprocess, load
     from konkyo.models.detectors import Detector
     from konkyo.models.detectors.yolo import dense_detector
-    from konkyo.sanity import random_class, randomisation, stability
-    from konkyo.suppression import odam_nms
-    from konkyo.target import Against, ClassTarget, ContrastTarget, Each, Target, TopK
+    from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, Target, TopK
+    from konkyo.targets.detections import Detections, InstanceTarget
+    from konkyo.targets.suppression import odam_nms
 
-__version__ = "0.1.0"
+from konkyo.version import __version__ as __version__
 
 _HOMES = {
-    "konkyo.consistency": ("Consistency", "consistency"),
-    "konkyo.diagnosis": ("Diagnosis",),
+    "konkyo.evaluation.consistency": ("Consistency", "consistency"),
+    "konkyo.explanation.diagnosis": ("Diagnosis",),
     "konkyo.errors": ("KonkyoError", "KonkyoWarning", "NotApplicable"),
-    "konkyo.evaluate": ("Maps", "Matching", "evaluate"),
-    "konkyo.evaluation": ("Evaluation",),
-    "konkyo.explain": ("compare", "explain", "explanations"),
-    "konkyo.explanation": ("Explanation",),
-    "konkyo.instance": ("Detections", "InstanceTarget"),
-    "konkyo.layer": ("Layer",),
-    "konkyo.method": ("Method", "method", "methods"),
+    "konkyo.evaluation.evaluate": ("Maps", "Matching", "evaluate"),
+    "konkyo.evaluation.result": ("Evaluation",),
+    "konkyo.explanation.explain": ("compare", "explain", "explanations"),
+    "konkyo.explanation.result": ("Explanation",),
+    "konkyo.targets.detections": ("Detections", "InstanceTarget"),
+    "konkyo.engine.layer": ("Layer",),
+    "konkyo.methods.base": ("Method", "method", "methods"),
     "konkyo.models": ("Model", "Preprocess", "load"),
     "konkyo.models.detectors": ("Detector",),
     "konkyo.models.detectors.yolo": ("dense_detector",),
     "konkyo.methods.wrappers": ("augmented", "first_component"),
-    "konkyo.sanity": ("random_class", "randomisation", "stability"),
-    "konkyo.suppression": ("odam_nms",),
-    "konkyo.target": ("Against", "ClassTarget", "ContrastTarget", "Each", "Target", "TopK"),
+    "konkyo.evaluation.sanity": ("random_class", "randomisation", "stability"),
+    "konkyo.targets.suppression": ("odam_nms",),
+    "konkyo.targets.classes": ("Against", "ClassTarget", "ContrastTarget", "Each", "Target", "TopK"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -90,13 +90,14 @@ __all__ = [
     "random_class",
     "randomisation",
     "stability",
+    "training",
 ]
 
 
 class _Package(ModuleType):
     """Public names are imported when first used, so that `konkyo --help` does not wait seconds for torch.
 
-    Importing the submodule `konkyo.explain` would put it in the place of the function `explain`; it must not.
+    Importing the package `konkyo.methods` would put it in the place of the function `methods`; it must not.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -104,7 +105,7 @@ class _Package(ModuleType):
             super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("data", "metrics"):
+        if name in ("data", "metrics", "training"):
             return import_module(f"konkyo.{name}")
         if name not in _HOME:
             raise AttributeError(f"module 'konkyo' has no attribute {name!r}")

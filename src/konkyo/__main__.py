@@ -1,5 +1,5 @@
 """`python -m konkyo`."""
 
-from konkyo.apps.cli import main
+from konkyo.apps.cli.main import main
 
 main()

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import konkyo.data
+import konkyo.data.sets
 from konkyo.data.images import open_image
-from konkyo.data.scenes import CLASSES, Scenes
+from konkyo.data.sets.scenes import CLASSES, Scenes
 from konkyo.errors import ImageError, KonkyoError, unknown
 
 UNSEEN = 7_000_000
@@ -237,8 +237,8 @@ def layout(function: _Function) -> _Function:
 
 
 def _named(source: str, seed: int) -> Samples:
-    for module in iter_modules(konkyo.data.__path__):
-        import_module(f"konkyo.data.{module.name}")
+    for module in iter_modules(konkyo.data.sets.__path__):
+        import_module(f"konkyo.data.sets.{module.name}")
     kind, _, rest = source.partition(":")
     if kind not in DRAWN and kind not in LAYOUTS:
         raise unknown("data", source, [*(f"{name}:COUNT" for name in DRAWN), *(f"{name}:DIR" for name in LAYOUTS)])

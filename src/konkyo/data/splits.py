@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from konkyo.data.samples import Data, Samples, chosen, samples
-from konkyo.data.scenes import Scenes
+from konkyo.data.sets.scenes import Scenes
 from konkyo.errors import KonkyoError, unknown
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from konkyo.errors import KonkyoError, NotApplicable
-from konkyo.method import method
-from konkyo.tensors import agreeing, channels, first_component, oriented
+from konkyo.methods.base import method
+from konkyo.utils.tensors import agreeing, channels, first_component, oriented
 
 KERNEL_PLACES = 4096
 """The largest grid (64 x 64) of which `kpca_cam` compares every two places."""

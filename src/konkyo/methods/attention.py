@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.method import method
-from konkyo.probe import BlockGradients, OnGrid, ReadTokens
+from konkyo.engine.probe import BlockGradients, OnGrid, ReadTokens
+from konkyo.methods.base import method
 
 
 def follow(rows: Tensor, step: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.method import method
-from konkyo.tensors import channels, grid_mean, grid_sum, resize, safe_divide, unit, weigh
+from konkyo.methods.base import method
+from konkyo.utils.tensors import channels, grid_mean, grid_sum, resize, safe_divide, unit, weigh
 
 Scale = Literal["layer", "channel"]
 

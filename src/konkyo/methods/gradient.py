@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from konkyo.engine.probe import Curvature, Differentiate
 from konkyo.errors import KonkyoError, NotApplicable
-from konkyo.method import method
-from konkyo.probe import Curvature, Differentiate
-from konkyo.target import ClassTarget, Target
-from konkyo.tensors import channels, grid_mean, grid_sum, safe_divide
+from konkyo.methods.base import method
+from konkyo.targets.classes import ClassTarget, Target
+from konkyo.utils.tensors import channels, grid_mean, grid_sum, safe_divide
 
 
 @method

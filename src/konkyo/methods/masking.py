@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from konkyo.engine.probe import Rescore
 from konkyo.errors import KonkyoError
-from konkyo.method import method
-from konkyo.probe import Rescore
-from konkyo.tensors import normalised, resize, safe_divide
+from konkyo.methods.base import method
+from konkyo.utils.tensors import normalised, resize, safe_divide
 
 Enlarging = Literal["bilinear", "nearest"]
 

@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from konkyo.engine.probe import Differentiate, On, Rescore
 from konkyo.errors import KonkyoError
-from konkyo.method import method
+from konkyo.methods.base import method
 from konkyo.methods.perturbation import contrast
-from konkyo.probe import Differentiate, On, Rescore
-from konkyo.target import Against, ClassTarget, ContrastTarget, Target, class_logits
-from konkyo.tensors import blurred, channels, grid_mean, resize, unit, weigh
+from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Target, class_logits
+from konkyo.utils.tensors import blurred, channels, grid_mean, resize, unit, weigh
 
 
 @method(score="probability")

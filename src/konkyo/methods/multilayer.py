@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from konkyo.method import method
+from konkyo.methods.base import method
 from konkyo.methods.gradient import grad_cam_pp, hires_cam
 
 

@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from konkyo.engine.probe import Revisit, Vary
 from konkyo.errors import KonkyoError
-from konkyo.method import method
-from konkyo.probe import Revisit, Vary
-from konkyo.tensors import channels, grid_sum, safe_divide
+from konkyo.methods.base import method
+from konkyo.utils.tensors import channels, grid_sum, safe_divide
 
 
 @method(rectified=True)

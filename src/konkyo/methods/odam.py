@@ -9,11 +9,11 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from konkyo.engine.path import GradientScale, Sampling
+from konkyo.engine.probe import Integrate
 from konkyo.errors import KonkyoError
-from konkyo.method import method
-from konkyo.path import GradientScale, Sampling
-from konkyo.probe import Integrate
-from konkyo.tensors import blurred, channels, grid_mean
+from konkyo.methods.base import method
+from konkyo.utils.tensors import blurred, channels, grid_mean
 
 Baseline: TypeAlias = Literal["black", "mean", "blur"]
 Weights: TypeAlias = Literal["elementwise", "channel"]

@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from konkyo.engine.probe import On, Regrad, Revisit
 from konkyo.errors import KonkyoError
-from konkyo.method import method
-from konkyo.probe import On, Regrad, Revisit
-from konkyo.tensors import grid_mean, weigh
+from konkyo.methods.base import method
+from konkyo.utils.tensors import grid_mean, weigh
 
 Rule = Literal["right", "midpoint"]
 

@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from konkyo.engine.probe import Ablate, Rescore
 from konkyo.errors import KonkyoError
-from konkyo.method import method
-from konkyo.probe import Ablate, Rescore
-from konkyo.tensors import channels, resize, safe_divide, unit
+from konkyo.methods.base import method
+from konkyo.utils.tensors import channels, resize, safe_divide, unit
 
 
 @method(rectified=True)

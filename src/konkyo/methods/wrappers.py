@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from konkyo.engine.probe import On, Probe
 from konkyo.errors import KonkyoError, NotApplicable
-from konkyo.instance import InstanceTarget
-from konkyo.method import WRAPPERS, Method, find
-from konkyo.probe import On, Probe
-from konkyo.target import Target
-from konkyo.tensors import agreeing
-from konkyo.tensors import first_component as project
+from konkyo.methods.base import WRAPPERS, Method, find
+from konkyo.targets.classes import Target
+from konkyo.targets.detections import InstanceTarget
+from konkyo.utils.tensors import agreeing
+from konkyo.utils.tensors import first_component as project
 
 _SCALES = (0.9, 1.0, 1.1)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from konkyo.errors import KonkyoError
 from konkyo.metrics.base import Score, metric
 from konkyo.metrics.variants import Substrate, absent, asked, each, filler, pearson, ranks, seeded, spearman
-from konkyo.tensors import resize, safe_divide
+from konkyo.utils.tensors import resize, safe_divide
 
 
 @metric(better="lower")

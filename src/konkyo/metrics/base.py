@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError
-from konkyo.registry import Options, check_free, check_options, signature_of
-from konkyo.tensors import resize
+from konkyo.utils.registry import Options, check_free, check_options, signature_of
+from konkyo.utils.tensors import resize
 
 Better: TypeAlias = Literal["higher", "lower", "neither"]
 

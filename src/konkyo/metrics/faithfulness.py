@@ -9,7 +9,7 @@ from konkyo.errors import KonkyoError
 from konkyo.metrics.base import Explain, Score, auc, metric
 from konkyo.metrics.imputation import impute
 from konkyo.metrics.variants import absent, asked, each, explained, filler, pearson, ranks
-from konkyo.tensors import unit
+from konkyo.utils.tensors import unit
 
 Protocol = Literal["rise", "odam", "seed"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError
-from konkyo.tensors import safe_divide
+from konkyo.utils.tensors import safe_divide
 
 _DAMPING = 0.9
 _ROUNDS = 200

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from konkyo.metrics.base import metric
 from konkyo.metrics.localisation import defined
-from konkyo.tensors import overlap
+from konkyo.utils.tensors import overlap
 
 
 @metric(better="higher")

@@ -13,7 +13,7 @@ from torch import Tensor
 from konkyo.errors import KonkyoError
 from konkyo.metrics.base import auc, metric
 from konkyo.metrics.variants import absent
-from konkyo.tensors import safe_divide, unit
+from konkyo.utils.tensors import safe_divide, unit
 
 THRESHOLDS = tuple(i / 10 for i in range(1, 10))
 """Where VEA cuts a map that reaches from 0 to 1."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from konkyo.errors import unknown
 from konkyo.metrics.base import Metric, OfMean, metrics
-from konkyo.registry import check_options
+from konkyo.utils.registry import check_options
 
 
 class MapMetric(torchmetrics.Metric):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError
 from konkyo.metrics.base import Explain, Score
-from konkyo.tensors import resize, safe_divide
+from konkyo.utils.tensors import resize, safe_divide
 
 Substrate = Literal["zero", "blur", "black", "noise"]
 """What is put in the place of pixels: 0 of the prepared image (its mean colour), RISE's blur, black, or noise."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from konkyo.errors import KonkyoError
 from konkyo.metrics.base import OfMean, metric
 from konkyo.metrics.localisation import defined, histogram, in_chunks, pixels_in_random_order
-from konkyo.tensors import overlap, safe_divide, unit
+from konkyo.utils.tensors import overlap, safe_divide, unit
 
 DELTAS = (0.3, 0.5, 0.7)
 """The overlaps with the object's box that MaxBoxAccV2 asks for."""

@@ -31,7 +31,6 @@ def load(name: str, *, weights: str | Path | None = "default", device: str | Non
     else:
         for module in iter_modules(__path__):  # adapters import their library when a model of theirs is asked for
             import_module(f"{__name__}.{module.name}")
-        import_module("konkyo.training.saved")  # by name: training imports models
         prefix, slash, rest = name.partition("/")
         if not slash or prefix not in ADAPTERS:
             if (Path(name) / "manifest.json").is_file():

@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from konkyo.candidates import Candidates
+from konkyo.engine.capture import untouched
+from konkyo.engine.layer import INPUT, Layer, bind, main_tensor
+from konkyo.engine.trace import Site, trace
 from konkyo.errors import KonkyoError, NotApplicable, unknown
-from konkyo.instance import NEAR, Detections, InstanceTarget
-from konkyo.layer import INPUT, Layer, Site, bind, main_tensor, trace, untouched
 from konkyo.models.detectors import Detector, best_pairs
 from konkyo.models.preprocess import Frame, Preprocess
-from konkyo.target import Against, ClassTarget, ContrastTarget, Each, Score, Target, TopK, class_logits
-from konkyo.tensors import overlap
+from konkyo.targets.candidates import Candidates
+from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, Score, Target, TopK, class_logits
+from konkyo.targets.detections import NEAR, Detections, InstanceTarget
+from konkyo.utils.tensors import overlap
 
 Adapter: TypeAlias = Callable[[str, str | Path | None], "Model"]
 SIDES = ("negative", "positive")

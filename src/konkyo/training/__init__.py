@@ -1,1 +1,127 @@
-"""Training models to look at the right place: losses on maps, heads whose maps are better, and the studies of both."""
+"""Training models to look at the right place: losses on maps, heads whose maps are better, and the loop.
+
+The names below are the public face of this package.
+"""
+
+from typing import TYPE_CHECKING
+
+from konkyo.utils.lazy import lazy
+
+if TYPE_CHECKING:
+    from konkyo.models.networks.attention_branch import (
+        AttentionBranchNetwork,
+        AttentionBranchOutput,
+        attention_branch_loss,
+    )
+    from konkyo.models.networks.backbone import Backbone, features_of
+    from konkyo.models.networks.levels import level
+    from konkyo.models.networks.recam import ReCAM, ReCAMOutput, recam_loss
+    from konkyo.models.networks.vib import (
+        Noise,
+        VIBClassifier,
+        VIBHead,
+        VIBLoss,
+        VIBOutput,
+        channel_attention,
+        kl_divergence,
+        linear_attention,
+    )
+    from konkyo.training.augmentation import keep_salient_cutout, keep_salient_paste, saliency_mix
+    from konkyo.training.loop import Fitted, Objective, Recipe, fit
+    from konkyo.training.losses.consistency import ConsistencyLoss, LambdaSchedule
+    from konkyo.training.losses.distillation import InstanceMaps, attention_transfer, map_distillation, odam_maps
+    from konkyo.training.losses.reasons import outside_energy, right_reasons
+    from konkyo.training.maps import TrainingMaps
+
+__all__ = [
+    "AttentionBranchNetwork",
+    "AttentionBranchOutput",
+    "Backbone",
+    "ConsistencyLoss",
+    "Fitted",
+    "InstanceMaps",
+    "LambdaSchedule",
+    "Noise",
+    "Objective",
+    "ReCAM",
+    "ReCAMOutput",
+    "Recipe",
+    "TrainingMaps",
+    "VIBClassifier",
+    "VIBHead",
+    "VIBLoss",
+    "VIBOutput",
+    "attention_branch_loss",
+    "attention_transfer",
+    "channel_attention",
+    "features_of",
+    "fit",
+    "keep_salient_cutout",
+    "keep_salient_paste",
+    "kl_divergence",
+    "level",
+    "linear_attention",
+    "map_distillation",
+    "odam_maps",
+    "outside_energy",
+    "recam_loss",
+    "right_reasons",
+    "saliency_mix",
+]
+
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "konkyo.models.networks.attention_branch": (
+            "AttentionBranchNetwork",
+            "AttentionBranchOutput",
+            "attention_branch_loss",
+        ),
+        "konkyo.models.networks.backbone": (
+            "Backbone",
+            "features_of",
+        ),
+        "konkyo.models.networks.levels": ("level",),
+        "konkyo.models.networks.recam": (
+            "ReCAM",
+            "ReCAMOutput",
+            "recam_loss",
+        ),
+        "konkyo.models.networks.vib": (
+            "Noise",
+            "VIBClassifier",
+            "VIBHead",
+            "VIBLoss",
+            "VIBOutput",
+            "channel_attention",
+            "kl_divergence",
+            "linear_attention",
+        ),
+        "konkyo.training.augmentation": (
+            "keep_salient_cutout",
+            "keep_salient_paste",
+            "saliency_mix",
+        ),
+        "konkyo.training.loop": (
+            "Fitted",
+            "Objective",
+            "Recipe",
+            "fit",
+        ),
+        "konkyo.training.losses.consistency": (
+            "ConsistencyLoss",
+            "LambdaSchedule",
+        ),
+        "konkyo.training.losses.distillation": (
+            "InstanceMaps",
+            "attention_transfer",
+            "map_distillation",
+            "odam_maps",
+        ),
+        "konkyo.training.losses.reasons": (
+            "outside_energy",
+            "right_reasons",
+        ),
+        "konkyo.training.maps": ("TrainingMaps",),
+    },
+)

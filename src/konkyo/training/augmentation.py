@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from konkyo.engine.forward import real
 from konkyo.errors import KonkyoError
-from konkyo.forward import real
-from konkyo.metrics.consistency import blank
-from konkyo.tensors import resize
+from konkyo.metrics.distances import blank
+from konkyo.utils.tensors import resize
 
 
 class Mixed(NamedTuple):

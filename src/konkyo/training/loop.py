@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, ReduceLROnPlateau
 
 from konkyo.errors import KonkyoError, unknown
-from konkyo.files import csv_of, replacing, write_text
 from konkyo.training.processes import first, over_processes
+from konkyo.utils.files import csv_of, replacing, write_text
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from konkyo.engine.capture import Watch, untouched
+from konkyo.engine.forward import Pass, real
+from konkyo.engine.layer import Layer, bind, linear_head
 from konkyo.errors import KonkyoError, unknown
-from konkyo.forward import Pass, real
-from konkyo.layer import Layer, Watch, bind, linear_head, untouched
 from konkyo.models import Model, as_model
-from konkyo.target import class_logits
-from konkyo.tensors import grid_mean, weigh
+from konkyo.targets.classes import class_logits
+from konkyo.utils.tensors import grid_mean, weigh
 
 Mode: TypeAlias = Literal["auto", "closed_form", "autograd", "detached"]
 MODES: tuple[Mode, ...] = ("auto", "closed_form", "autograd", "detached")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from konkyo.candidates import Candidates
+from konkyo.targets.candidates import Candidates
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,8 +24,8 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.ssd import SSD, SSDScoringHead
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
-from konkyo.candidates import Candidates, pack
 from konkyo.models.detectors import Detector, Kept
+from konkyo.targets.candidates import Candidates, pack
 
 Maps: TypeAlias = Sequence[Tensor]
 Reading: TypeAlias = Callable[[Maps, list[Tensor]], tuple[Tensor, Tensor]]

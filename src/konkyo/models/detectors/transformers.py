@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from konkyo.candidates import pack
-from konkyo.forward import real
+from konkyo.engine.forward import real
 from konkyo.models.detectors import Detector, Kept, best_class, best_pairs
+from konkyo.targets.candidates import pack
 
 
 class _Family(NamedTuple):

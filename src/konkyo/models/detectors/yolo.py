@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert
 
-from konkyo.candidates import Candidates, pack
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models.detectors import Detector, Kept
+from konkyo.targets.candidates import Candidates, pack
 
 Boxes: TypeAlias = Literal["cxcywh", "xyxy", "xywh"]
 Scale: TypeAlias = Literal["pixels", "fraction"]

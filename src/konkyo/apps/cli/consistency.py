@@ -1,0 +1,130 @@
+"""The command that measures how alike the maps of a class are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from konkyo.apps.cli.measure import Data, Limit, told
+from konkyo.apps.cli.options import (
+    Crop,
+    Device,
+    Json,
+    Labels,
+    Layers,
+    Mean,
+    ModelName,
+    Options,
+    PrecisionName,
+    Resize,
+    Seed,
+    Std,
+    Weights,
+    out,
+    print_table,
+    request_of,
+    setup_of,
+)
+from konkyo.errors import KonkyoError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from PIL import Image
+
+    from konkyo.models import Model
+
+
+def consistency(
+    model: ModelName = "konkyo/scenes-classifier",
+    data: Data = "scenes:200,objects=1",
+    method: Annotated[str, typer.Option("--method", help="One of those that `konkyo methods` lists.")] = "grad_cam",
+    distance: Annotated[
+        str,
+        typer.Option(
+            "--distance", help="mse (Eq. 9), l2_over_hw (as the study's code), pearson, cosine, js, centre or top_iou."
+        ),
+    ] = "mse",
+    grid: Annotated[int, typer.Option("--grid", min=2, help="Cells a side that maps are brought to.")] = 14,
+    target: Annotated[
+        str, typer.Option("--target", help="Of wrongly decided images: the map of their label, or of the decision.")
+    ] = "label",
+    all_: Annotated[bool, typer.Option("--all", help="All images, not only those that are decided correctly.")] = False,
+    layer: Layers = None,
+    limit: Limit = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")] = 32,
+    resamples: Annotated[int, typer.Option("--resamples", min=0, help="For the intervals; 0: none.")] = 1000,
+    permutations: Annotated[int, typer.Option("--permutations", min=0, help="Of the labels; 0: no p-value.")] = 200,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines/--no-baselines", help="With an untrained copy of the network, too: twice the time."),
+    ] = True,
+    figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw PNG files.")] = True,
+    to: Annotated[Path, typer.Option("--out", help="Folder for tables, maps and figures.")] = Path(
+        "konkyo-consistency"
+    ),
+    weights: Weights = "default",
+    labels: Labels = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    mean: Mean = None,
+    std: Std = None,
+    option: Options = None,
+    seed: Seed = 0,
+    device: Device = None,
+    precision: PrecisionName = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how alike the maps of one class are: gaze consistency, with baselines, mean maps and extreme images."""
+    from konkyo.evaluation.consistency import consistency as run
+
+    setup = setup_of(model, weights, labels, (resize, crop, mean, std), device)
+    names, request = request_of(method, None, layer, option)
+    if len(names) != 1:
+        raise KonkyoError(f"--method is one method here; got {', '.join(names)}")
+    with told("explaining") as progress:
+        found = run(
+            setup.model,
+            data,
+            method=names[0],
+            target=target,  # type: ignore[arg-type] # checked there
+            only_correct=not all_,
+            grid=grid,
+            distance=distance,  # type: ignore[arg-type] # checked there
+            layer=request["layer"],
+            limit=limit,
+            batch=batch,
+            resamples=resamples,
+            permutations=permutations,
+            baselines=baselines,
+            seed=seed,
+            progress=lambda done, total: progress(done, total or done),
+            **request["options"],
+            **({} if precision is None else {"precision": precision}),
+        )
+    found.save(to, figures=figures, pictures=_pictures(setup.model, data, limit, seed) if figures else None)
+    if as_json:
+        print(json.dumps(found.description(), indent=1))  # noqa: T201 - standard output is what was asked for
+        return
+    print_table(*found.table())
+    out.print()
+    print_table(*found.summary())
+    out.print()
+    for line in found.remarks():
+        out.print(escape(line), highlight=False, soft_wrap=True)
+    out.print(f"table, maps and figures in {escape(str(to))}", highlight=False, soft_wrap=True)
+
+
+def _pictures(model: Model, data: str, limit: int | None, seed: int) -> Callable[[str], Image.Image]:
+    """The name of an image -> what the model sees of it."""
+    from konkyo.data.samples import samples
+
+    found = samples(data, limit=limit, seed=seed)
+    places = {name: index for index, name in enumerate(found.names)}
+    prepare = model.preprocess
+    assert prepare is not None  # the images have been prepared
+    return lambda name: prepare.view(found[places[name]].image)

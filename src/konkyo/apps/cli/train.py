@@ -1,0 +1,232 @@
+"""The commands that train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from konkyo.apps.cli.measure import Told, split, told
+from konkyo.apps.cli.options import out
+from konkyo.errors import KonkyoError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+train = typer.Typer(help="Train networks to look at the right place.", no_args_is_help=True)
+
+
+@train.callback()
+def _train() -> None:
+    """Train networks to look at the right place."""
+
+
+Epochs = Annotated[int, typer.Option(min=1)]
+Batch = Annotated[int, typer.Option(min=1, help="Images a step, over all devices.")]
+Rate = Annotated[float, typer.Option(help="Learning rate.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that read pictures.")]
+Devices = Annotated[int, typer.Option(min=1, help="Devices on each node.")]
+Nodes = Annotated[int, typer.Option(min=1, help="Nodes; start the same command on each.")]
+Accelerator = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
+Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="So many pictures of the data, drawn by seed 0; all.")]
+Seeds = Annotated[str, typer.Option(help="So many seeds, from 0; or the seeds themselves, as in 7,8,9 or (one) 7,.")]
+
+
+@train.command()
+def gaze(
+    data: Annotated[
+        str, typer.Option("--data", "-d", help="chest:DIR, brain:DIR, folder:DIR or lesions:COUNT, with options.")
+    ] = "lesions:1000",
+    level: Annotated[str, typer.Option(help="Of the study's five networks; several as in 1,2,3 or 1..5.")] = "2",
+    lambdas: Annotated[
+        str, typer.Option(help="Weights of the loss, in units of --distance; negative ones make maps differ.")
+    ] = "0,3",
+    seeds: Seeds = "3",
+    distance: Annotated[
+        str,
+        typer.Option(help="mse (the paper's formula), l2_over_hw (the study's code), pearson, cosine or js."),
+    ] = "mse",
+    aim: Annotated[str, typer.Option(help="What maps are drawn to: ema, the running mean of the class, or batch.")] = (
+        "ema"
+    ),
+    mode: Annotated[str, typer.Option(help="auto, closed_form, autograd or detached (the study's).")] = "auto",
+    view: Annotated[str, typer.Option(help="Maps of the train-mode forward, or of another one in eval mode.")] = (
+        "train"
+    ),
+    start: Annotated[int | None, typer.Option(help="The last epoch with weight 0; 2, or before the end.")] = None,
+    end: Annotated[int | None, typer.Option(help="The first epoch with the whole weight; 10, or the last.")] = None,
+    size: Annotated[int | None, typer.Option(min=16, help="Side of the images; 224, of lesions 48.")] = None,
+    augment: Annotated[bool | None, typer.Option(help="Mirror and crop at random; default: all but lesions.")] = None,
+    grid: Annotated[int, typer.Option(min=2, help="Cells a side of the maps whose L is measured.")] = 14,
+    epochs: Epochs = 20,
+    batch: Batch = 32,
+    rate: Annotated[float | None, typer.Option(help="Learning rate; 1e-4, of lesions 1e-3.")] = None,
+    workers: Workers = 0,
+    limit: Limit = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    accelerator: Accelerator = "auto",
+    precision: Precision = "fp32",
+    to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
+        "konkyo-gaze"
+    ),
+) -> None:
+    """Train the networks of the study of gaze consistency with several weights of its loss, from paired seeds."""
+    from konkyo.studies.gaze.study import GazeStudy, train_gaze
+    from konkyo.training.devices import fabric_of
+    from konkyo.training.loop import Recipe
+
+    drawn = data.partition(":")[0] == "lesions"
+    end = min(10, epochs) if end is None else end
+    start = min(2, end - 1) if start is None else start
+    study = GazeStudy(
+        data,
+        _whole("--level", level),
+        tuple(_numbers("--lambdas", lambdas)),
+        seeds_of(seeds),
+        size=size or (48 if drawn else 224),
+        distance=distance,  # type: ignore[arg-type] # checked by the loss
+        aim=aim,  # type: ignore[arg-type]
+        mode=mode,  # type: ignore[arg-type]
+        view=view,  # type: ignore[arg-type]
+        start=start,
+        end=end,
+        augment=not drawn if augment is None else augment,
+        grid=grid,
+        limit=limit,
+        recipe=Recipe(epochs, batch, (1e-3 if drawn else 1e-4) if rate is None else rate, workers=workers),
+    )
+    fabric = fabric_of(devices, nodes, accelerator=accelerator, precision=precision)
+    with _training("gaze", to, fabric) as progress:
+        train_gaze(study, to, fabric=fabric, progress=progress)
+
+
+@train.command()
+def vib(
+    data: Annotated[
+        str, typer.Option("--data", "-d", help="sun397:DIR, folder:DIR, scenes:COUNT or lesions:COUNT, with options.")
+    ] = "scenes:600,objects=1",
+    backbone: Annotated[str, typer.Option(help="As --model of `konkyo explain`.")] = "",
+    betas: Annotated[
+        str, typer.Option(help="Weights of the KL divergence, as in 0,1e-7..1; 0 is the noise alone.")
+    ] = "0,1e-3,1e-2,1e-1",
+    models: Annotated[str, typer.Option(help="plain, vib, recam, attention_branch.")] = "plain,vib",
+    seeds: Seeds = "1",
+    noise: Annotated[str, typer.Option(help="What the noise is made of: attention, linear, fc or constant.")] = (
+        "attention"
+    ),
+    variant: Annotated[str, typer.Option(help="affine (learnt softplus), or plain.")] = "affine",
+    offset: Annotated[float, typer.Option(help="Of the affine variant, at first.")] = -5.0,
+    reduction: Annotated[str, typer.Option(help="Of the KL over channels: sum (the definition) or mean.")] = "sum",
+    samples: Annotated[int, typer.Option(min=1, help="Of the code, a step.")] = 1,
+    metrics: Annotated[
+        str, typer.Option(help="Of maps on the test set, beside those of masks: as in deletion,insertion.")
+    ] = "",
+    second: Annotated[int, typer.Option(min=1, help="Epochs of ReCAM's second stage, after the others.")] = 4,
+    second_rate: Annotated[float, typer.Option(help="Of its second classifier; the rest has a tenth.")] = 5e-4,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the backbone's own weights.")] = False,
+    size: Annotated[int | None, typer.Option(min=16, help="Side of the images; 224, of scenes 128.")] = None,
+    augment: Annotated[bool, typer.Option(help="Mirror and crop at random.")] = True,
+    epochs: Epochs = 100,
+    batch: Batch = 256,
+    rate: Annotated[float | None, typer.Option(help="Learning rate; 0.1, pretrained 0.01.")] = None,
+    schedule: Annotated[str, typer.Option(help="steps, cosine, plateau or constant.")] = "steps",
+    optimiser: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
+    workers: Workers = 0,
+    limit: Limit = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+    accelerator: Accelerator = "auto",
+    precision: Precision = "fp32",
+    to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
+        "konkyo-vib"
+    ),
+) -> None:
+    """Train a network with a variational information bottleneck for every beta, and what it is compared with."""
+    from konkyo.models.networks.vib import Noise
+    from konkyo.studies.vib.study import VIBStudy, train_vib
+    from konkyo.training.devices import fabric_of
+    from konkyo.training.loop import Recipe
+
+    drawn = data.partition(":")[0] == "scenes"
+    if drawn and "objects=" not in data:  # a scene with several has no class
+        data = f"{data if ':' in data else data + ':600'},objects=1"
+    study = VIBStudy(
+        data,
+        backbone or ("konkyo/scenes-classifier" if drawn else "torchvision/resnet50"),
+        tuple(_numbers("--betas", betas)),
+        tuple(name.strip() for name in models.split(",") if name.strip()),  # type: ignore[misc] # checked there
+        seeds_of(seeds),
+        size or (128 if drawn else 224),
+        pretrained,
+        Noise(noise, variant, offset),  # type: ignore[arg-type]
+        reduction,  # type: ignore[arg-type]
+        samples,
+        augment,
+        metrics=tuple(split(metrics)),
+        second=second,
+        second_rate=second_rate,
+        limit=limit,
+        recipe=Recipe(
+            epochs,
+            batch,
+            (0.01 if pretrained else 0.1) if rate is None else rate,
+            optimiser,  # type: ignore[arg-type]
+            decay=1e-4,
+            schedule=schedule,  # type: ignore[arg-type]
+            workers=workers,
+        ),
+    )
+    fabric = fabric_of(devices, nodes, accelerator=accelerator, precision=precision)
+    with _training("vib", to, fabric) as progress:
+        train_vib(study, to, fabric=fabric, progress=progress)
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """The seeds that "3" (0, 1, 2) or "7,8" mean. KonkyoError: neither."""
+    found = _whole("--seeds", text)
+    return found if "," in text else tuple(range(found[0]))
+
+
+def _whole(option: str, text: str) -> tuple[int, ...]:
+    numbers = _numbers(option, text)
+    if not numbers or not all(number >= 0 and number.is_integer() for number in numbers):
+        raise KonkyoError(f"{option}: whole numbers from 0 were expected, as in 3 or 7,8,9; got {text!r}")
+    return tuple(int(number) for number in numbers)
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    """Numbers separated by commas, of which 1..5 are five, and 1e-3..1 the powers of ten from one to the other."""
+    try:
+        return [number for part in text.split(",") if part.strip() for number in _range(part.strip())]
+    except ValueError:
+        raise KonkyoError(f"{option}: numbers separated by commas were expected; got {text!r}") from None
+
+
+def _range(text: str) -> list[float]:
+    low, dots, high = text.partition("..")
+    if not dots:
+        return [float(text)]
+    if low.isdigit() and high.isdigit():
+        return [float(number) for number in range(int(low), int(high) + 1)]
+    first, last = math.log10(float(low)), math.log10(float(high))
+    if first != round(first) or last != round(last):
+        raise ValueError(text)
+    return [float(f"1e{power}") for power in range(round(first), round(last) + 1)]
+
+
+@contextmanager
+def _training(kind: str, to: Path, fabric: Fabric) -> Iterator[Told]:
+    """Whom to tell how far the trainings are; at their end, where what they gave is."""
+    with told("preparing", "whole epochs are kept", shown=fabric.is_global_zero) as progress:
+        yield progress
+    if fabric.is_global_zero:
+        where = escape(str(to))
+        text = f"networks, epochs and maps in {where}; tables and figures: konkyo report {kind} {where}"
+        out.print(text, highlight=False, soft_wrap=True)

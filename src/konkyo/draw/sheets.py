@@ -1,0 +1,514 @@
+"""Sheets of maps: images down and methods across, or the detections of an image; and pictures of paths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from konkyo.draw.overlay import Limits, Map, boxed, is_signed, overlay
+from konkyo.engine.path import PathTrace
+from konkyo.errors import KonkyoError
+from konkyo.utils.files import replacing
+from konkyo.utils.tensors import overlap
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_INK, _GREY, _AMBER, _PANEL = "#1a1a1a", "#606060", "#8f4a00", "#f1f1f1"
+_TEXT, _HEADING = 13, 18  # font sizes in pixels
+_LINE = 17  # from one line of text to the next
+_GAP, _MARGIN = 10, 16
+_BAR = (180, 12)
+_LONGEST_NOTE = 4  # lines
+_ACROSS = 11  # more columns than that stand below each other
+_WIDTH = 1600  # of all cells together, as far as
+_SIDES = (176, 320)  # the smallest and the largest cell allow it
+_PANELS = 5  # of a gallery beside each other
+_LINES = ("#2f6db5", "#d9562b", "#2e8b57", "#7a4fa3")  # of paths that are drawn together
+_SIZE_OF_PATH = (7.6, 1.1)  # of its picture in inches: width, and height of an interval's bars
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one method says of one image."""
+
+    map: Map | None
+    """(h, w), drawn over the row's picture; None: the note is written in its place."""
+    note: str = ""
+    """A remark under the picture, or why there is no map."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image and a cell per method."""
+
+    image: Image.Image
+    title: str
+    """Usually the name of the file."""
+    subtitle: str = ""
+    """Usually the class and its score."""
+    cells: Sequence[Cell] = field(default=())
+    box: Sequence[float] | None = None
+    """xyxy in pixels of the image: what the row is about, drawn in its picture and in every cell."""
+
+
+def contact_sheet(
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    *,
+    title: str = "",
+    shared: bool = False,
+    colour_bar: bool = True,
+) -> Image.Image:
+    """An RGB sheet: each row its picture, then a cell under each of the column titles.
+
+    `shared` gives the maps of a row one scale, which is written under its picture; otherwise each map has its own.
+    `colour_bar` adds the colours in use at the foot. Long names lose their middle; of many columns each row is told in
+    several lines. KonkyoError: no rows, or a row with another number of cells than there are columns.
+    """
+    if not rows:
+        raise KonkyoError("a contact sheet needs at least one row")
+    for row in rows:
+        if len(row.cells) != len(columns):
+            raise KonkyoError(f"row {row.title!r} has {len(row.cells)} cells for {len(columns)} columns")
+    bands = _bands(len(columns))
+    across = max(len(band) for band in bands)
+    side = min(max(_WIDTH // (across + 1), _SIDES[0]), _SIDES[1])
+    pictures = [_fitted(row.image, side) for row in rows]
+    side = max(_SIDES[0], *(picture.width for picture in pictures))
+    signed = _signed(rows, shared)
+    names = [_names([columns[i] for i in band], side) for band in bands]
+    strips = [] if len(bands) > 1 or not columns else list(names)  # names once on top, or with every part of a row
+    for row, picture, kinds in zip(rows, pictures, signed, strict=True):
+        for band, heading in zip(bands, names, strict=True):
+            part = replace(row, cells=[row.cells[i] for i in band])
+            strips += [heading] if len(bands) > 1 else []
+            limits = _range([c.map for c in row.cells if c.map is not None]) if shared else None
+            strips.append(_strip(part, picture, [kinds[i] for i in band], side, limits))
+    if colour_bar:
+        strips.append(_bars(signed, shared))
+    return _stacked(strips, title, close=names)
+
+
+def gallery(rows: Sequence[Row], *, title: str = "", colour_bar: bool = True) -> Image.Image:
+    """An RGB sheet of one image's detections: the image with all boxes, numbered, then each row's one cell.
+
+    KonkyoError: no rows, or a row that has not one cell.
+    """
+    if not rows or any(len(row.cells) != 1 for row in rows):
+        raise KonkyoError("a gallery needs at least one row, and one cell in each")
+    across = math.ceil((len(rows) + 1) / math.ceil((len(rows) + 1) / _PANELS))
+    side = min(_WIDTH // across, _SIDES[1])
+    whole = _fitted(rows[0].image, side)
+    panels = [_numbered(rows, whole)]
+    captions = [[(rows[0].title, _INK), (_counted(len(rows), "detection"), _GREY)]]
+    signed = [[kind] for (kind,) in _signed(rows, shared=False)]
+    for number, (row, (kind,)) in enumerate(zip(rows, signed, strict=True), start=1):
+        (cell,), picture = row.cells, _fitted(row.image, side)
+        name, _, score = row.subtitle.partition(" (")
+        captions.append([(f"{number}  {name}", _INK), *([(score.removesuffix(")"), _GREY)] if score else [])])
+        if cell.map is None:
+            _message(ImageDraw.Draw(picture), cell.note or "no map", (0, 0, picture.width - 1, picture.height - 1))
+        else:
+            picture = _with_box(row, overlay(picture, cell.map, signed=kind))
+            captions[-1] += [(line, _AMBER) for line in _wrapped(cell.note, side, _LONGEST_NOTE)]
+        panels.append(picture)
+    tall, lines = max(p.height for p in panels), max(map(len, captions))
+    side = max(_SIDES[0], *(p.width for p in panels))
+    strips = []
+    for start in range(0, len(panels), across):
+        part = list(zip(panels[start : start + across], captions[start : start + across], strict=True))
+        strip = Image.new("RGB", ((side + _GAP) * across - _GAP, tall + _GAP // 2 + lines * _LINE), "white")
+        for i, (panel, caption) in enumerate(part):
+            strip.paste(panel, (i * (side + _GAP), 0))
+            _caption(strip, caption, (i * (side + _GAP), tall + _GAP // 2), side)
+        strips.append(strip)
+    return _stacked(strips + ([_bars(signed, shared=False)] if colour_bar else []), title)
+
+
+class Integrated(Protocol):
+    """What a picture of paths needs of an `Explanation` (which draws itself by this package and is not known here)."""
+
+    @property
+    def path(self) -> PathTrace | None:
+        """What happened along the paths."""
+
+    @property
+    def method(self) -> str:
+        """Its name."""
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """What the rows are called."""
+
+    @property
+    def targets(self) -> Sequence[Any]:
+        """What the rows explain."""
+
+
+def path_figure(explanations: Integrated | Sequence[Integrated], row: int = 0) -> Image.Image:
+    """An RGB picture of what happens to a row on the way from the baseline (alpha = 0) to the image (alpha = 1).
+
+    Above, the score at every node; then for a detection how far the matched box still is from the one at the end,
+    1 - IoU (a hollow node: nothing is like the detection there, which counts as 1); below, the priority of every
+    interval between nodes (Eq. 5), as wide as it is. Several explanations of the same row are drawn together.
+    KonkyoError: a method that integrates along no path, or no such row.
+    """
+    from matplotlib.figure import Figure  # the global state of pyplot stays as it is
+
+    several = list(explanations) if isinstance(explanations, Sequence) else [explanations]
+    walks = [_Walk.of(explanation, row) for explanation in several]
+    if not walks:
+        raise KonkyoError("a picture of paths needs at least one explanation")
+    moves = any(walk.away is not None for walk in walks)
+    heights = [2.6, *([1.2] if moves else []), *[0.9] * len(walks)]
+    wide, inch = _SIZE_OF_PATH
+    tall = inch * sum(heights) + 1.1
+    figure = Figure((wide, tall), dpi=100, facecolor="white")
+    figure.subplots_adjust(left=0.105, right=0.975, top=1 - 0.6 / tall, bottom=0.5 / tall, hspace=0.28)
+    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    quantity, name = _explained(several[0], row)
+    title = f"{name} ({quantity} {walks[0].scores[-1]:.2f})"
+    figure.text(0.105, 1 - 0.1 / tall, title[:90], va="top", size=11, weight="bold", color=_INK, parse_math=False)
+    highest = max([1e-9, *(float(priority) for walk in walks for priority in walk.priorities)])
+    for walk, axis, colour in zip(walks, axes[-len(walks) :], _LINES * len(walks), strict=False):
+        label = f"{walk.name}: {_counted(len(walk.alphas), 'node')}"
+        for above, values in [(axes[0], walk.scores), *([(axes[1], walk.away)] if walk.away is not None else [])]:
+            above.plot(walk.alphas, values, color=colour, linewidth=1.3, label=label)
+            for there, face in ((walk.there, colour), (~walk.there, "white")):
+                style = {"s": 18, "facecolor": face, "edgecolor": colour, "zorder": 3, "clip_on": False}
+                above.scatter(walk.alphas[there], values[there], **style)
+        widths = np.diff(walk.alphas)
+        axis.bar(
+            walk.alphas[:-1], walk.priorities, widths, align="edge", color=colour, edgecolor="white", linewidth=0.6
+        )
+        axis.set_ylim(0, highest * 1.15)  # one scale for all
+        axis.set_ylabel("priority")
+        axis.text(0.995, 0.93, walk.name, color=colour, size=9, ha="right", va="top", transform=axis.transAxes)
+    axes[0].set_ylabel(quantity)
+    handles, place = axes[0].get_legend_handles_labels(), (0.1, 1 - 0.28 / tall)
+    figure.legend(
+        *handles,
+        loc="upper left",
+        bbox_to_anchor=place,
+        ncols=4,
+        fontsize=9,
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0,
+    )
+    if moves:
+        axes[1].set_ylabel("1 − IoU with\nthe final box")
+        axes[1].set_ylim(-0.04, 1.04)
+    for axis in axes:
+        axis.set_xlim(-0.01, 1.01)
+        axis.grid(axis="y", color="#e4e4e4", linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.tick_params(labelsize=8, colors=_GREY)
+        axis.yaxis.label.set(size=9, color=_INK)
+        axis.yaxis.set_label_coords(-0.065, 0.5)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("alpha: from the baseline (0) to the image (1)", fontsize=9, color=_INK)
+    return drawn(figure)
+
+
+def drawn(figure: Figure) -> Image.Image:
+    """A figure of matplotlib's as a picture."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
+
+
+def _bands(columns: int) -> list[range]:
+    """The columns that stand beside each other: all, or as many equal parts as keep a sheet readable."""
+    parts = max(1, -(-columns // _ACROSS))
+    across = max(1, -(-columns // parts))
+    return [range(start, min(start + across, columns)) for start in range(0, max(columns, 1), across)]
+
+
+def _names(columns: Sequence[str], side: int) -> Image.Image:
+    """The titles of columns, as a strip."""
+    bold = _font(_TEXT, bold=True)
+    strip = Image.new("RGB", ((side + _GAP) * (len(columns) + 1) - _GAP, _LINE), "white")
+    for i, name in enumerate(columns, start=1):
+        ImageDraw.Draw(strip).text((i * (side + _GAP), 0), _elided(name, bold, side), _INK, bold)
+    return strip
+
+
+def save_image(image: Image.Image, path: str | Path) -> Path:
+    """Writes the picture in the format of the suffix, under a temporary name first. -> the path"""
+    path = picture_name(path)
+    try:
+        with replacing(path) as temporary:
+            image.save(temporary, quality=92)  # of the formats that lose something
+    except ValueError as error:
+        raise KonkyoError(f"{path} cannot be written: {error}") from error
+    return path
+
+
+def picture_name(path: str | Path) -> Path:
+    """The path, if its suffix says how to save a picture; KonkyoError otherwise."""
+    path = Path(path)
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise KonkyoError(f"{path.name!r} does not say how to save a picture; end the name in .png, .jpg or .webp")
+    return path
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """One row's path: nodes in order, and between them the intervals."""
+
+    name: str
+    alphas: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    priorities: NDArray[np.float64]
+    there: NDArray[np.bool_]
+    """Whether anything is like the detection."""
+    away: NDArray[np.float64] | None
+    """1 - IoU with the box at the end; None for what is no detection."""
+
+    @classmethod
+    def of(cls, explanation: Integrated, row: int) -> _Walk:
+        trace = explanation.path
+        if trace is None:
+            raise KonkyoError(
+                f"{explanation.method} keeps no path: it integrates along none, or explains a combination"
+            )
+        if not -len(trace.alphas) <= row < len(trace.alphas):
+            raise KonkyoError(f"row {row} of an explanation with {len(trace.alphas)} rows")
+        count = int(trace.alphas[row].isfinite().sum())
+        alphas, scores, priorities = (
+            values[row, :length].double().cpu().numpy()
+            for values, length in ((trace.alphas, count), (trace.scores, count), (trace.priorities, count - 1))
+        )
+        boxes = trace.boxes[row, :count].double().cpu()
+        there = boxes.isfinite().all(1)
+        if not there.any():
+            return cls(explanation.method, alphas, scores, priorities, np.ones(count, bool), None)
+        away = torch.where(there, 1 - overlap(boxes.nan_to_num(0), boxes[there][-1]), 1.0)
+        return cls(explanation.method, alphas, scores, priorities, there.numpy(), away.numpy())
+
+
+def _explained(explanation: Integrated, row: int) -> tuple[str, str]:
+    """(the quantity that is explained of a row, what that is the quantity of)"""
+    target = explanation.targets[row]
+    quantity = str(getattr(target, "quantity", getattr(target, "score", "score")))
+    return quantity, _clean(explanation.labels[row]).removesuffix(f", {quantity}")
+
+
+def _stacked(strips: Sequence[Image.Image], title: str, close: Sequence[Image.Image] = ()) -> Image.Image:
+    """The strips below each other under a title; nearer to the next are those in `close`."""
+    top = _MARGIN + (_HEADING + _GAP if title else 0)
+    gaps = [_GAP // 2 if any(strip is one for one in close) else _GAP for strip in strips]
+    width = max(strip.width for strip in strips) + 2 * _MARGIN
+    sheet = Image.new("RGB", (width, top + sum(s.height for s in strips) + sum(gaps[:-1]) + _MARGIN), "white")
+    if title:
+        font = _font(_HEADING, bold=True)
+        ImageDraw.Draw(sheet).text((_MARGIN, _MARGIN), _elided(title, font, width - 2 * _MARGIN), _INK, font)
+    for strip, gap in zip(strips, gaps, strict=True):
+        sheet.paste(strip, (_MARGIN, top))
+        top += strip.height + gap
+    return sheet
+
+
+def _with_box(row: Row, picture: Image.Image) -> Image.Image:
+    """The row's picture, at whatever size, with its box."""
+    if row.box is None:
+        return picture
+    across, down = picture.width / row.image.width, picture.height / row.image.height
+    box = [side * share for side, share in zip(row.box, (across, down) * 2, strict=True)]
+    return boxed(picture, box, width=max(1, round(max(picture.size) / 150)), edge=1)
+
+
+def _numbered(rows: Sequence[Row], picture: Image.Image) -> Image.Image:
+    """The picture with every row's box and its number in the corner."""
+    font, share = _font(_TEXT - 2, bold=True), picture.width / rows[0].image.width
+    boxes = [
+        (n, row.box) for n, row in enumerate(rows, start=1) if row.box is not None and all(map(math.isfinite, row.box))
+    ]
+    for _, box in boxes:
+        picture = boxed(picture, [side * share for side in box], width=1, edge=1)
+    draw = ImageDraw.Draw(picture)
+    taken = list[tuple[int, int, int]]()
+    for number, (left, top, *_) in boxes:
+        wide, tall = round(font.getlength(str(number))) + 4, _TEXT
+        x = round(min(max(left * share, 0), picture.width - wide))
+        y = round(min(max(top * share, 0), picture.height - tall))
+        while clash := [end for start, row, end in taken if start < x + wide and x < end and abs(row - y) < tall]:
+            x = max(clash)  # beside the numbers that are there
+        taken.append((x, y, x + wide))
+        draw.rectangle((x, y, x + wide - 1, y + tall - 1), fill="black")
+        draw.text((x + wide / 2, y + tall / 2), str(number), "white", font, anchor="mm")
+    return picture
+
+
+def _caption(
+    strip: Image.Image, lines: Sequence[tuple[str, str]], at: tuple[int, int], side: int, *, bold: bool = True
+) -> None:
+    """Lines of (text, colour), each at most `side` wide; whether the first one is bold."""
+    for j, (line, colour) in enumerate(lines):
+        font = _font(_TEXT, bold=bold and j == 0)
+        ImageDraw.Draw(strip).text((at[0], at[1] + j * _LINE), _elided(line, font, side), colour, font)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _signed(rows: Sequence[Row], shared: bool) -> list[list[bool | None]]:
+    """Which cells are drawn on the diverging scale, None where there is no map: whole rows if they share a scale,
+    otherwise whole columns, so that a method looks the same throughout."""
+    rows_of: list[list[Map | None]] = [[cell.map for cell in row.cells] for row in rows]
+    lines = rows_of if shared else [list(column) for column in zip(*rows_of, strict=True)]
+    kinds = [any(is_signed(map_) for map_ in line if map_ is not None) for line in lines]
+    return [
+        [None if map_ is None else kinds[i if shared else j] for j, map_ in enumerate(row)]
+        for i, row in enumerate(rows_of)
+    ]
+
+
+def _strip(
+    row: Row, picture: Image.Image, signed: Sequence[bool | None], side: int, limits: Limits | None
+) -> Image.Image:
+    """A row: cells `side` wide, text below the pictures."""
+    captions = [[(row.title, _INK)]]
+    if row.subtitle:
+        captions[0] += [(line, _GREY) for line in _wrapped(row.subtitle, side, 2)]
+    if limits is not None:
+        low, high = limits
+        scale = f"±{max(-low, abs(high)):.3g}" if low < 0 else f"{low:.3g} to {high:.3g}"
+        captions[0].append((f"scale {scale}", _GREY))
+    for cell in row.cells:
+        note = [] if cell.map is None else _wrapped(cell.note, side, _LONGEST_NOTE)
+        captions.append([(line, _AMBER) for line in note])
+    tall = max(picture.height, side // 2)  # leaves room for a message beside a flat picture
+    lines = max(map(len, captions))
+    strip = Image.new("RGB", ((side + _GAP) * len(captions) - _GAP, tall + _GAP // 2 + lines * _LINE), "white")
+    draw = ImageDraw.Draw(strip)
+    strip.paste(_with_box(row, picture), (0, 0))
+    for i, (cell, diverging) in enumerate(zip(row.cells, signed, strict=True), start=1):
+        x = i * (side + _GAP)
+        if cell.map is not None:
+            drawn = overlay(picture, cell.map, limits=limits, signed=diverging)
+            strip.paste(_with_box(row, drawn), (x, 0))
+        else:
+            _message(draw, cell.note or "no map", (x, 0, x + side - 1, tall - 1))
+    for i, caption in enumerate(captions):
+        _caption(strip, caption, (i * (side + _GAP), tall + _GAP // 2), side, bold=i == 0)
+    return strip
+
+
+def _message(draw: ImageDraw.ImageDraw, text: str, box: tuple[int, int, int, int]) -> None:
+    """Text in the middle of a panel."""
+    draw.rectangle(box, _PANEL)
+    lines = _wrapped(text, box[2] - box[0] - 2 * _GAP, (box[3] - box[1] - _GAP) // _LINE)
+    y = (box[1] + box[3] - len(lines) * _LINE) // 2
+    for line in lines:
+        draw.text((box[0] + _GAP, y), line, _GREY, _font(_TEXT))
+        y += _LINE
+
+
+def _bars(signed: Sequence[Sequence[bool | None]], shared: bool) -> Image.Image:
+    """The colours in use, as they look over grey, side by side."""
+    kinds = [kind for kind in (False, True) if any(kind in row for row in signed)]
+    font = _font(_TEXT)
+    note = "one scale per row" if shared else "every map on its own scale"
+    wide = _BAR[0] + 2 * _GAP
+    total = len(kinds) * wide + round(font.getlength(note))
+    strip = Image.new("RGB", (total if kinds else 1, _BAR[1] + _LINE + 4 if kinds else 1), "white")
+    draw = ImageDraw.Draw(strip)
+    for i, kind in enumerate(kinds):
+        ends = (-1.0, 1.0) if kind else (0.0, 1.0)
+        ramp = torch.linspace(*ends, _BAR[0])[None].expand(_BAR[1], -1)
+        strip.paste(overlay(Image.new("RGB", _BAR, "#969696"), ramp, limits=ends), (i * wide, 0))
+        names = ("negative", "0", "positive") if kind else ("low", "high")
+        for j, name in enumerate(names):
+            share = j / (len(names) - 1)
+            x = i * wide + share * (_BAR[0] - font.getlength(name))
+            draw.text((round(x), _BAR[1] + 3), name, _GREY, font)
+    if kinds:
+        draw.text((len(kinds) * wide, -2), note, _GREY, font)
+    return strip
+
+
+def _range(maps: Sequence[Map]) -> Limits | None:
+    """The lowest and highest finite value of all."""
+    values = [np.asarray(m.detach().cpu().double() if isinstance(m, torch.Tensor) else m, float).ravel() for m in maps]
+    known = np.concatenate([v[np.isfinite(v)] for v in values]) if values else np.empty(0)
+    return (float(known.min()), float(known.max())) if known.size else None
+
+
+def _fitted(image: Image.Image, side: int) -> Image.Image:
+    """The picture enlarged or shrunk until its long side is `side`."""
+    share = side / max(image.size)
+    size = (max(round(image.width * share), 1), max(round(image.height * share), 1))
+    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    from matplotlib import get_data_path  # for the font it brings; `import konkyo` stays light
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", name)), size)
+
+
+def _clean(text: str) -> str:
+    """One line that any font can be asked to draw."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())
+
+
+def _elided(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text, its middle replaced by an ellipsis if it is too wide: beginnings and ends tell names apart."""
+    text = _clean(text)
+    if font.getlength(text) <= width:
+        return text
+    keep = next((k for k in range(min(len(text), 200) - 1, 0, -1) if font.getlength(_cut(text, k)) <= width), 0)
+    return _cut(text, keep)
+
+
+def _cut(text: str, keep: int) -> str:
+    return text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :]
+
+
+def _wrapped(text: str, width: float, lines: int) -> list[str]:
+    """The text in at most so many lines; the last one ends in an ellipsis where there was more."""
+    font = _font(_TEXT)
+    done: list[str] = []
+    line = ""
+    for word in _clean(text).split():
+        joined = f"{line} {word}".strip()
+        while font.getlength(joined) > width:
+            if line:
+                done.append(line)
+                joined, line = word, ""
+            else:  # a word wider than the line
+                fits = next(
+                    (k for k in range(min(len(joined), 200) - 1, 1, -1) if font.getlength(joined[:k]) <= width), 1
+                )
+                done.append(joined[:fits])
+                joined = joined[fits:]
+        line = joined
+    done += [line] if line else []
+    if len(done) <= lines:
+        return done
+    last = done[max(lines, 1) - 1]
+    while last and font.getlength(last + "…") > width:
+        last = last[:-1]
+    return [*done[: max(lines, 1) - 1], last + "…"]

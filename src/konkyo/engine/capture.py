@@ -1,0 +1,202 @@
+"""Grids read in a forward, and the state of a network kept while it is explained.
+
+Hooks and stubs touch a network here, in `replay` and in `trace` only; each leaves it as it was, also when an exception
+flies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from konkyo.engine.layer import Layer, exchanged, main_tensor, tensors_of
+from konkyo.errors import KonkyoError
+
+
+class Captured:
+    """What the layers put out in one forward, in the modules' own form."""
+
+    def __init__(self) -> None:
+        self.calls: dict[Layer, list[list[Tensor]]] = {}
+
+    def raw(self, layer: Layer) -> list[Tensor]:
+        """What the layer's call that is meant put out: one tensor, or all levels of a pyramid.
+
+        KonkyoError: the forward never made that call.
+        """
+        calls = self.calls.get(layer, [])
+        try:
+            return calls[layer.call]
+        except IndexError:
+            raise KonkyoError(
+                f"layer {layer.name!r} was called {len(calls)} times in this forward; call {layer.call} was asked for"
+            ) from None
+
+
+@contextmanager
+def capture(layers: Sequence[Layer], *, leaves: Sequence[Layer] = ()) -> Iterator[Captured]:
+    """Within the context a forward fills the `Captured`; run it under `no_grad`.
+
+    The first of `leaves` to be reached becomes the leaf of the graph: what comes before it runs without one, whatever
+    the weights' `requires_grad`, and what follows is differentiable. Downstream gets a clone, so that an in-place
+    operation right after the layer cannot rewrite what was captured.
+    """
+    captured = Captured()
+
+    def hook(layer: Layer) -> Callable[..., Any]:
+        def keep(_module: nn.Module, _args: Any, output: Any) -> Any:
+            tensors = tensors_of(output, layer)
+            if not tensors:
+                raise KonkyoError(f"layer {layer.name!r} puts out no tensor but {type(output).__name__}")
+            kept = tensors
+            if layer in leaves:
+                torch.set_grad_enabled(True)
+                kept = [t.detach().requires_grad_() if not t.requires_grad or t.is_leaf else t for t in tensors]
+            captured.calls.setdefault(layer, []).append(kept)
+            return exchanged(output, tensors, [t.clone() for t in kept])
+
+        return keep
+
+    with ExitStack() as undo:
+        undo.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the hook's switch ends here
+        for layer in layers:
+            if layer.module is not None:
+                undo.callback(layer.module.register_forward_hook(hook(layer)).remove)
+        yield captured
+
+
+class Watch:
+    """What a layer puts out in every forward that is differentiated, graph and all, and what the network was given.
+
+    For training, where the forward is the caller's own; `close` takes the hooks off again. Downstream gets a clone, so
+    that an in-place operation right after the layer cannot rewrite what was kept. What is kept is a view: a pyramid's
+    coarse levels come from its finer ones, and what is differentiated by a view is only what follows it. Copies of the
+    network (`copy.deepcopy`, for averaged weights) are not watched.
+    """
+
+    def __init__(self, root: nn.Module, layer: Layer) -> None:
+        assert layer.module is not None
+        self._open, self._layer = True, layer
+        self._given = list[tuple[tuple[Any, ...], dict[str, Any]]]()
+        self._calls = list[list[Tensor]]()
+        self._handles = [
+            root.register_forward_pre_hook(self._start, with_kwargs=True),
+            layer.module.register_forward_hook(self._keep),
+        ]
+
+    def _start(self, _root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._open:
+            self._calls.clear()
+            self._given[:] = [(args, kwargs)] if torch.is_grad_enabled() else []
+
+    def _keep(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        if not (self._open and self._given):
+            return output
+        tensors = tensors_of(output, self._layer)
+        if not tensors:
+            return output
+        kept = [t.view_as(t) for t in tensors]
+        self._calls.append(kept)
+        return exchanged(output, tensors, [t.clone() for t in kept])
+
+    def take(self) -> tuple[tuple[tuple[Any, ...], dict[str, Any]], list[Tensor]]:
+        """((args, kwargs) of the last forward, what the layer put out in it: one tensor, or a pyramid's levels).
+
+        Given out once. KonkyoError: there was no forward with gradients since the last time.
+        """
+        if not self._open:
+            raise KonkyoError(
+                "this network is not watched: hooks were taken off, or this is a copy; begin anew with it"
+            )
+        given, calls = self._given[:], self._calls[:]
+        self._given.clear()
+        self._calls.clear()
+        if not given or not calls:
+            raise KonkyoError(
+                f"layer {self._layer.name!r} put out nothing since it was last asked: run the network on images, with "
+                "gradients enabled, before each call; torch.compile hears of hooks that are there at its first forward"
+            )
+        return given[0], calls[self._layer.call]
+
+    def close(self) -> None:
+        """Takes the hooks off the network."""
+        self._open = False
+        self._given.clear()
+        self._calls.clear()
+        for handle in self._handles:
+            handle.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which hears of its network's forwards, too, and is not to keep what they put out."""
+        return {"_open": False, "_given": [], "_calls": [], "_handles": []}
+
+
+@dataclass
+class OutputBytes:
+    """Memory of the module outputs of a forward."""
+
+    largest: int = 0
+    total: int = 0
+
+
+@contextmanager
+def measured_outputs(root: nn.Module, outside: frozenset[nn.Module] = frozenset()) -> Iterator[OutputBytes]:
+    """Within the context a forward adds up the bytes of what the innermost modules, but those `outside`, put out."""
+    measured = OutputBytes()
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        tensor = main_tensor(output)
+        if tensor is not None:
+            size = tensor.numel() * tensor.element_size()
+            measured.largest = max(measured.largest, size)
+            measured.total += size
+
+    with ExitStack() as undo:
+        for module in set(root.modules()) - outside:
+            if not any(module.children()):
+                undo.callback(module.register_forward_hook(hook).remove)
+        yield measured
+
+
+@contextmanager
+def untouched(root: nn.Module) -> Iterator[None]:
+    """Within the context the network is in eval mode and runs eagerly; after it all is as it was.
+
+    That is: every module's mode, what `module.compile()` left, the random state; and the caller's autocast keeps no
+    weights that were cast here without a graph.
+    """
+    modules = list(root.modules())
+    modes = [(module, module.training) for module in modules]
+    compiled = [(m, m.__dict__["_compiled_call_impl"]) for m in modules if m.__dict__.get("_compiled_call_impl")]
+    device = next((p.device for p in root.parameters()), torch.device("cpu"))
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        try:
+            if any(mode for _, mode in modes):
+                root.eval()
+            for module, _ in compiled:
+                module.__dict__["_compiled_call_impl"] = None
+            yield
+        finally:
+            for module, mode in modes:
+                if module.training != mode:
+                    module.training = mode
+            for module, call in compiled:
+                module.__dict__["_compiled_call_impl"] = call
+            torch.clear_autocast_cache()
+
+
+@torch.no_grad()
+def draw_anew(part: nn.Module) -> None:
+    """Draws a module's own weights: as it initialises itself, or normal, with each parameter's deviation."""
+    if callable(reset := getattr(part, "reset_parameters", None)):
+        reset()
+        return
+    for parameter in part.parameters(recurse=False):
+        deviation = float(parameter.std()) if parameter.numel() > 1 else 0.0
+        parameter.normal_(0, deviation or 0.02)

@@ -1,0 +1,312 @@
+"""Pass: one forward of a network with layers captured, and the backwards of its output."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import replace
+from typing import Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from konkyo.engine.capture import capture
+from konkyo.engine.layer import Layer
+from konkyo.engine.rules import SoundBatchNorms
+from konkyo.errors import KonkyoError
+from konkyo.targets.classes import Target
+
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+
+
+class Network(Protocol):
+    """What a Pass needs of a model: its module tree, and a call `images -> output` (first dimension: the images)."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module tree that holds the layers."""
+
+    @property
+    def black(self) -> tuple[float, ...]:
+        """What a black pixel is in the images that go in, per channel; (0.0,) where that is not known."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The output for a batch of images."""
+
+
+def real(tensor: Tensor) -> Tensor:
+    """At least single precision: sums over half-precision activations are done in fp32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+class Pass:
+    """One forward of the network on `images` (N, C, *size) with `layers` captured.
+
+    Everything before the first of `differentiable` runs without a graph. `precision=None` keeps the caller's autocast
+    state; "bf16" and "fp16" run every forward of this Pass under autocast. Methods always compute in fp32 or better.
+    `within` is entered for the forward; what it yields is kept as `recorded`.
+
+    What is asked of a Pass is asked for rows: row r is image `rows[r]` seen from a target of its own.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        images: Tensor,
+        layers: Sequence[Layer] = (),
+        *,
+        differentiable: Sequence[Layer] = (),
+        precision: Precision | None = None,
+        within: Sequence[Callable[[nn.Module], AbstractContextManager[object]]] = (),
+    ) -> None:
+        self.network = network
+        self._autocast = _autocast_arguments(images.device.type, precision)
+        self._gradients: list[tuple[Rows, tuple[Target, ...], list[Tensor]]] = []
+        self._others: dict[object, Pass] = {}
+        with (
+            self.forwards(),
+            torch.no_grad(),
+            capture(layers, leaves=differentiable) as captured,
+            ExitStack() as entered,
+        ):
+            self.recorded = {enter: entered.enter_context(enter(network.module)) for enter in within}
+            self.images = images.clone() if images.is_inference() else images.detach()
+            leaf = self.images
+            if any(layer.module is None for layer in differentiable):
+                leaf = self.images.detach().requires_grad_()
+                torch.set_grad_enabled(True)
+            output = network(leaf.clone())
+            self.calls = {layer: len(captured.calls.get(layer, ())) for layer in layers}
+            self.output, self.half = real(output), output.element_size() < 4
+        self._levels: dict[Layer, tuple[Layer, ...]] = {}
+        self._raw: dict[Layer, Tensor] = {}
+        for layer in layers:
+            raws = [leaf] if layer.module is None else captured.raw(layer)
+            several = layer.level is None
+            self._levels[layer] = tuple(replace(layer, level=i) for i in range(len(raws))) if several else (layer,)
+            self._raw |= zip(self._levels[layer], raws, strict=True)
+            self.calls |= dict.fromkeys(self._levels[layer], self.calls[layer])
+        self._differentiable = [level for layer in differentiable for level in self._levels[layer]]
+        if self.output.shape[0] != len(images):
+            raise KonkyoError(f"{len(images)} images went in, but the output has shape {tuple(self.output.shape)}")
+
+    @contextmanager
+    def forwards(self) -> Iterator[None]:
+        """The state in which this Pass runs the network: its autocast, whatever the caller's is by then."""
+        grad = torch.is_grad_enabled()  # leaving inference mode would switch it on
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(grad),
+            torch.autocast(**self._autocast),  # type: ignore[arg-type]
+            SoundBatchNorms(),
+        ):
+            yield
+
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        """The state in which targets read the output, and from which backwards start: as a forward's, without autocast,
+        so that a target chooses the same in single precision wherever it is asked."""
+        with self.forwards(), torch.enable_grad(), torch.autocast(str(self._autocast["device_type"]), enabled=False):
+            yield
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The network's output on other images, in the state of this Pass."""
+        with self.forwards():
+            return real(self.network(images.to(self.images.dtype)))
+
+    def other(
+        self,
+        key: object,
+        layers: Sequence[Layer],
+        within: Callable[[nn.Module], AbstractContextManager[object]],
+        images: Tensor | None = None,
+    ) -> Pass:
+        """A Pass on the same images (or others) run another way, with `layers` its leaves; one per `key` is kept.
+
+        No layers: `within` makes the leaf.
+        """
+        at = (key, tuple(layers))
+        kept = self._others.get(at)
+        if kept is None or (images is not None and not torch.equal(images, kept.images)):
+            with self.forwards():
+                kept = Pass(
+                    self.network,
+                    self.images if images is None else images,
+                    layers,
+                    differentiable=layers,
+                    within=(within,),
+                )
+            self._others[at] = kept
+        return kept
+
+    def levels(self, layer: Layer) -> tuple[Layer, ...]:
+        """The layer itself, or the levels of a pyramid, each a layer of one map."""
+        return self._levels[layer]
+
+    def activations(self, layer: Layer) -> Tensor:
+        """What the layer put out, (N, C, *grid), detached."""
+        return real(layer.fold(self._raw[layer].detach()))
+
+    def gradients(self, rows: Rows, targets: Sequence[Target], layer: Layer) -> Tensor:
+        """d score / d activations (R, C, *grid); one backward serves all differentiable layers of this Pass."""
+        key = tuple(targets)
+        found = next((g for of, known, g in self._gradients if of == rows and known == key), None)
+        if found is None:
+            raws = [self._raw[item] for item in self._differentiable]
+            slopes = self._slopes_of(rows, key, raws)
+            found = [
+                of_rows(rows, [item.fold(column[i]) for column in slopes])
+                for i, item in enumerate(self._differentiable)
+            ]
+            self._gradients.append((rows, key, found))
+        return real(found[self._differentiable.index(layer)])
+
+    def _slopes_of(self, rows: Rows, targets: Sequence[Target], tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+        """As `slopes` of the targets' scores, with a graph for every score: a backward walks no other's."""
+        if all(target == targets[0] for target in targets):
+            return self.slopes(rows, lambda output: scores(output, targets), tensors)
+        with self._scoring():
+            each = [scores(self.output[i : i + 1], [t])[0] for i, t in zip(rows, targets, strict=True)]
+            sums = [torch.stack([each[row] for row in column]).sum() for column in columns(rows)]
+            return self._backwards(sums, tensors)
+
+    def gradients_of(self, rows: Rows, score: Callable[[Tensor], Tensor], layer: Layer) -> Tensor:
+        """d score(output of every row) / d activations (R, C, *grid) of any function of the output (R,)."""
+        slopes = self.slopes(rows, score, [self._raw[layer]])
+        return real(of_rows(rows, [layer.fold(column[0]) for column in slopes]))
+
+    def slopes(
+        self, rows: Rows, score: Callable[[Tensor], Tensor], tensors: Sequence[Tensor], *, create_graph: bool = False
+    ) -> list[list[Tensor]]:
+        """d score / d tensors of the graph, where `score` of the rows' outputs (R, ...) gives (R,).
+
+        A list of gradients for every column: the rows in columns, no image twice in one, as `of_rows` takes them apart.
+        0 where a score depends on none of the tensors.
+        """
+        with self._scoring():
+            values = score(pick(self.output, rows))
+            return self._backwards([values[column].sum() for column in columns(rows)], tensors, create_graph)
+
+    def gradients_of_each(self, targets: Sequence[Target], layers: Sequence[Layer]) -> list[list[Tensor]]:
+        """Of every target, which is that of all images, d score / d activations (N, C, *grid) of every layer."""
+        with self._scoring():
+            sums = [target(self.output).sum() for target in targets]
+            found = self._backwards(sums, [self._raw[layer] for layer in layers])
+        return [[real(layer.fold(g)) for layer, g in zip(layers, gradients, strict=True)] for gradients in found]
+
+    def _backwards(
+        self, sums: Sequence[Tensor], tensors: Sequence[Tensor], create_graph: bool = False
+    ) -> list[list[Tensor]]:
+        """d sum / d tensors of every sum, 0 where it depends on none."""
+        found: Sequence[Sequence[Tensor | None]] = [[None] * len(tensors)] * len(sums)
+        if any(total.requires_grad for total in sums):
+            # Down to the image a batch of gradients would hold every module's at once.
+            together = not create_graph and all(layer.module is not None for layer in self._differentiable)
+            found = _backwards(sums, tensors, together=together, create_graph=create_graph)
+        return [
+            [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, column, strict=True)] for column in found
+        ]
+
+    def curvature(self, rows: Rows, targets: Sequence[Target], layer: Layer, vectors: Tensor) -> Tensor:
+        """The Hessian of the score with respect to the layer's activations, times `vectors` (R, C, *grid)."""
+        raw, products = self._raw[layer], []
+        with torch.enable_grad():
+            first = self.slopes(rows, lambda output: scores(output, targets), [raw], create_graph=True)
+            for column, (gradient,) in zip(columns(rows), first, strict=True):
+                images = torch.tensor([rows[r] for r in column], device=raw.device)
+                slope = (layer.fold(gradient)[images] * vectors[column]).sum()
+                ((found,),) = self._backwards([slope], [raw])
+                products.append(layer.fold(found))
+        return real(of_rows(rows, products))
+
+
+Rows: TypeAlias = tuple[int, ...]
+"""The image of every row."""
+
+
+def pick(values: Tensor, rows: Rows) -> Tensor:
+    """Values per image (N, ...) as values per row (R, ...); of a single image without a copy."""
+    if rows == tuple(range(len(values))):
+        return values
+    if len(values) == 1:
+        return values.expand(len(rows), *values.shape[1:])
+    return values[torch.tensor(rows, device=values.device, dtype=torch.int64)]
+
+
+def of_rows(rows: Rows, columns: Sequence[Tensor]) -> Tensor:
+    """Values per image of every column [(N, ...), ...] as values per row (R, ...)."""
+    if len(columns) == 1 and rows == tuple(range(len(columns[0]))):
+        return columns[0]
+    seen: Counter[int] = Counter()
+    found = []
+    for image in rows:
+        found.append(columns[seen[image]][image])
+        seen[image] += 1
+    return torch.stack(found)
+
+
+def columns(rows: Rows) -> list[list[int]]:
+    """The rows' indices, those that are the first of their image, the second, ..."""
+    seen: Counter[int] = Counter()
+    columns: list[list[int]] = []
+    for r, image in enumerate(rows):
+        if seen[image] == len(columns):
+            columns.append([])
+        columns[seen[image]].append(r)
+        seen[image] += 1
+    return columns
+
+
+_TOGETHER = 16  # gradients in one walk through the graph
+
+
+def _backwards(
+    sums: Sequence[Tensor], tensors: Sequence[Tensor], *, together: bool, create_graph: bool
+) -> Sequence[Sequence[Tensor | None]]:
+    """The gradients of every sum; `together` where the graph can be walked with a batch of them."""
+    if together and len(sums) > 1:
+        rows: list[list[Tensor | None]] = []
+        with suppress(RuntimeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of operators without a rule for batches, which run one by one
+            for part in (sums[i : i + _TOGETHER] for i in range(0, len(sums), _TOGETHER)):
+                stack = torch.stack(list(part))
+                each = torch.eye(len(part), device=stack.device, dtype=stack.dtype)
+                found = torch.autograd.grad(
+                    stack, tensors, each, retain_graph=True, allow_unused=True, is_grads_batched=True
+                )
+                rows += [[None if g is None else g[i] for g in found] for i in range(len(part))]
+            return rows
+    return [
+        torch.autograd.grad(total, tensors, retain_graph=True, allow_unused=True, create_graph=create_graph)
+        if total.requires_grad
+        else [None] * len(tensors)
+        for total in sums
+    ]
+
+
+def scores(output: Tensor, targets: Sequence[Target]) -> Tensor:
+    """One target per row of the output -> (N,)."""
+    if len(set(map(id, targets))) == 1 or all(target == targets[0] for target in targets):
+        each = [targets[0](output)]
+    else:
+        each = [target(output[i : i + 1]) for i, target in enumerate(targets)]
+    for score in each:
+        if not isinstance(score, Tensor):
+            raise KonkyoError(f"a target is a callable output -> (N,) scores; it gave {type(score).__name__}")
+    found = torch.cat(each) if len(each) > 1 else each[0]
+    if found.shape != (len(output),):
+        raise KonkyoError(f"a target gives one score per image, shape ({len(output)},); got {tuple(found.shape)}")
+    return found
+
+
+def _autocast_arguments(device: str, precision: Precision | None) -> dict[str, object]:
+    if precision not in (None, "fp32", "bf16", "fp16"):
+        raise KonkyoError(f"precision is 'fp32', 'bf16', 'fp16' or None (as the caller's autocast); got {precision!r}")
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision is None:
+        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    else:
+        enabled, dtype = precision in kinds, kinds.get(precision, torch.get_autocast_dtype(device))
+    return {"device_type": device, "dtype": dtype, "enabled": enabled}

@@ -1,0 +1,172 @@
+"""Paths from a baseline to an image: where on them gradients are taken, and what adds up along them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from konkyo.errors import KonkyoError
+from konkyo.utils.tensors import overlap
+
+GradientScale: TypeAlias = Literal["max", "sum", "none"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which nodes of [0, 1] are taken: `nodes` uniform ones (of one: 1 itself), or some of them where they are needed.
+
+    `adaptive`: `initial` uniform nodes (no more than `nodes`), then the interval of the highest priority is halved,
+    again and again (Adaptive IG-ODAM, Eq. 3-5). The priority of [a, b] is
+    (balance g + (1 - balance) s) (b - a)^length_power with g = |G(b) - G(a)|_1, by `gradient_scale` divided by the
+    largest or the sum of the present intervals' (unbounded as it is, it would drown s), and s = 1 - IoU of the boxes at
+    a and b: 1 where only one of them is there, 0 where none is. Intervals are not halved below 1 / (4 nodes): at a jump
+    the priority stays, however short the interval.
+    `split_per_round` intervals are halved before priorities are looked at again.
+    """
+
+    nodes: int = 32
+    adaptive: bool = False
+    initial: int = 9
+    balance: float = 0.5
+    length_power: float = 0.0
+    split_per_round: int = 1
+    gradient_scale: GradientScale = "max"
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1:
+            raise KonkyoError(f"a path needs at least one node; got nodes={self.nodes}")
+        if self.adaptive and not (self.initial >= 2 and self.nodes >= 2):
+            raise KonkyoError(
+                f"halving intervals needs two nodes to begin with; got initial={self.initial}, nodes={self.nodes}"
+            )
+        if not 0 <= self.balance <= 1 or not 0 <= self.length_power < math.inf or self.split_per_round < 1:
+            raise KonkyoError(
+                "a balance in [0, 1], length_power >= 0 and split_per_round >= 1 were expected; got "
+                f"{self.balance}, {self.length_power} and {self.split_per_round}"
+            )
+
+    @property
+    def first(self) -> tuple[float, ...]:
+        """The nodes to begin with."""
+        count = min(self.initial, self.nodes) if self.adaptive else self.nodes
+        return (1.0,) if count == 1 else tuple(i / (count - 1) for i in range(count))
+
+
+def trapezoid(alphas: Tensor) -> Tensor:
+    """The weights of sorted nodes (M,) by the trapezoid rule (Eq. 6); they sum to the length. Of one node: 1."""
+    if len(alphas) == 1:
+        return torch.ones_like(alphas)
+    half = alphas.diff() / 2
+    return torch.nn.functional.pad(half, (1, 0)) + torch.nn.functional.pad(half, (0, 1))
+
+
+@dataclass(eq=False)
+class Node:
+    """A target at one point of its path."""
+
+    gradients: list[Tensor]
+    """(C, *grid) of every level."""
+    activations: list[Tensor]
+    """(C, *grid) of every level, where they are integrated over; else none."""
+    score: float
+    box: tuple[float, ...]
+    """Of the matching candidate, NaN where there is none."""
+
+
+@dataclass(eq=False)
+class Track:
+    """One target's nodes, in any order of their coming."""
+
+    nodes: dict[float, Node] = field(default_factory=dict)
+    distances: dict[tuple[float, float], float] = field(default_factory=dict)
+    moves: dict[tuple[float, float], float] = field(default_factory=dict)
+
+    @property
+    def alphas(self) -> list[float]:
+        """The nodes' places, in order."""
+        return sorted(self.nodes)
+
+    def priorities(self, sampling: Sampling) -> list[float]:
+        """Of every interval between neighbouring nodes (Eq. 5)."""
+        pairs = list(zip(self.alphas[:-1], self.alphas[1:], strict=True))
+        variations = [self.distance(a, b) for a, b in pairs]
+        scales = {"max": max(variations, default=0.0), "sum": sum(variations), "none": 1.0}
+        scale, balance = scales[sampling.gradient_scale] or 1.0, sampling.balance
+        return [
+            (balance * g / scale + (1 - balance) * self._move(a, b)) * (b - a) ** sampling.length_power
+            for (a, b), g in zip(pairs, variations, strict=True)
+        ]
+
+    def wanted(self, sampling: Sampling) -> list[float]:
+        """Where the next nodes belong: the middles of the intervals of the highest priority."""
+        if not self.nodes:
+            return list(sampling.first)
+        left = min(sampling.split_per_round, sampling.nodes - len(self.nodes))
+        if not sampling.adaptive or left <= 0:
+            return []
+        alphas, least = self.alphas, 1 / (4 * sampling.nodes)
+        ranked = sorted(
+            (-priority, a - b, a, (a + b) / 2)  # ties: the widest, then the first
+            for priority, a, b in zip(self.priorities(sampling), alphas[:-1], alphas[1:], strict=True)
+            if (b - a) / 2 >= least
+        )
+        return [middle for *_, middle in ranked[:left]]
+
+    def distance(self, a: float, b: float) -> float:
+        """How far the gradients of two nodes are apart (Eq. 3), over all levels."""
+        if (a, b) not in self.distances:
+            pairs = zip(self.nodes[a].gradients, self.nodes[b].gradients, strict=True)
+            self.distances[a, b] = sum(float((y.float() - x.float()).abs().sum()) for x, y in pairs)
+        return self.distances[a, b]
+
+    def _move(self, a: float, b: float) -> float:
+        """How far the box has moved between two nodes (Eq. 4)."""
+        if (a, b) not in self.moves:
+            self.moves[a, b] = self._moved(a, b)
+        return self.moves[a, b]
+
+    def _moved(self, a: float, b: float) -> float:
+        boxes = torch.tensor([self.nodes[a].box, self.nodes[b].box], dtype=torch.float64)
+        there = boxes.isfinite().all(1)
+        if not there.all():
+            return float(there.any())
+        return 1 - float(overlap(boxes[0], boxes[1]))
+
+
+@dataclass(frozen=True, eq=False)
+class PathTrace:
+    """What happened along the paths of R targets, with up to M nodes each; NaN beyond a row's last node."""
+
+    alphas: Tensor
+    """(R, M) the nodes, in order."""
+    priorities: Tensor
+    """(R, M - 1) of the intervals between them (Eq. 5)."""
+    scores: Tensor
+    """(R, M) the explained score at every node."""
+    boxes: Tensor
+    """(R, M, 4) the box of the matching candidate, xyxy in pixels; NaN where there is none."""
+
+    def of(self, rows: Sequence[int]) -> PathTrace:
+        """The paths of some of the targets."""
+        return PathTrace(*(getattr(self, f.name)[list(rows)] for f in fields(self)))
+
+
+def traced(tracks: list[Track], sampling: Sampling) -> PathTrace:
+    """The tracks' nodes as tensors."""
+    most, none = max(len(track.nodes) for track in tracks), [float("nan")]
+
+    def padded(values: list[list[float]], length: int) -> Tensor:
+        return torch.tensor([row + none * (length - len(row)) for row in values])
+
+    in_order = [[track.nodes[a] for a in track.alphas] for track in tracks]
+    return PathTrace(
+        padded([track.alphas for track in tracks], most),
+        padded([track.priorities(sampling) for track in tracks], most - 1),
+        padded([[node.score for node in nodes] for nodes in in_order], most),
+        torch.tensor([[list(n.box) for n in nodes] + [none * 4] * (most - len(nodes)) for nodes in in_order]),
+    )

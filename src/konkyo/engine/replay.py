@@ -1,0 +1,158 @@
+"""Replay: a forward with other values in a layer's place, which reruns only what follows the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from konkyo.engine.layer import Layer, exchanged, main_tensor, tensors_of
+
+
+@dataclass
+class _Call:
+    """A module's call in progress or finished, and the finished calls it made itself."""
+
+    module: nn.Module | None
+    output: Any = None
+    finished: list[_Call] = field(default_factory=list)
+
+
+class Replay:
+    """Reruns only what follows a layer, for variants of its output on one image.
+
+    Source of the idea: whatever finished before the layer did cannot depend on it. The largest such modules are
+    recorded once, and stubbed while variants run: each hands back its recorded output at once. The modules that are
+    still running when the layer finishes (its ancestors) run for real, and so does everything after it.
+
+    `layer.call` counts from 0 here (the number of the call in one forward). Recorded outputs have batch size 1.
+    Residual sums broadcast them; where that is not enough (concatenation) they are expanded to the variants' batch;
+    where a model defeats both, the whole network runs on the variants' batch. Which of the three holds is found by
+    replaying the layer's own output and comparing with what the network put out.
+    """
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], layer: Layer, root: nn.Module, image: Tensor) -> None:
+        self._forward, self._layer, self._image = forward, layer, image
+        self._stubs: dict[nn.Module, list[Any]] = {}
+        self.raw, output = self._record(root)
+        self._mode: str = next(m for m in ("broadcast", "expand", "whole") if m == "whole" or self._faithful(m, output))
+
+    def __call__(self, variants: Tensor) -> Tensor:
+        """The network's output (V, ...) with the layer's output replaced by `variants` (V, C, *grid)."""
+        return self._run(self._layer.unfold(variants.to(self.raw.dtype), self.raw), self._mode)
+
+    @property
+    def stubbed(self) -> frozenset[nn.Module]:
+        """The modules that are answered from the record, whatever the number of variants."""
+        return frozenset() if self._mode == "whole" else frozenset(self._stubs)
+
+    def _record(self, root: nn.Module) -> tuple[Tensor, Tensor]:
+        layer, stack, seen = self._layer, [_Call(None)], 0
+        raw: Tensor | None = None
+
+        def start(module: nn.Module, _args: Any) -> None:
+            if raw is None:
+                stack.append(_Call(module))
+
+        def end(module: nn.Module, _args: Any, output: Any) -> None:
+            nonlocal raw, seen
+            if raw is not None:
+                return
+            call = stack.pop()
+            call.output = tree_map(lambda leaf: leaf, output)  # of lists, which may be written to later, a copy
+            call.finished = []  # what it called is covered by its own output
+            stack[-1].finished.append(call)
+            if module is layer.module:
+                seen += 1
+                if seen == layer.call + 1 and (tensors := tensors_of(output, layer)):
+                    raw = tensors[0].detach().clone()
+
+        with ExitStack() as undo, torch.no_grad():
+            for module in root.modules():
+                undo.callback(module.register_forward_pre_hook(start).remove)
+                undo.callback(module.register_forward_hook(end).remove)
+            output = self._forward(self._image.clone())  # networks may work in place on their input
+        for call in stack:
+            for done in call.finished:
+                assert done.module is not None
+                self._stubs.setdefault(done.module, []).append(done.output)
+        assert raw is not None
+        return raw, output
+
+    def _faithful(self, mode: str, expected: Tensor) -> bool:
+        recorded = [t for outputs in self._stubs.values() for o in outputs if isinstance(t := main_tensor(o), Tensor)]
+        versions = [t._version for t in recorded]
+        try:
+            with torch.no_grad():
+                again = self._run(torch.cat([self.raw, self.raw]), mode)
+        except (RuntimeError, ValueError, AssertionError, IndexError, TypeError):  # shapes that do not go together, ...
+            return False
+        untouched = versions == [t._version for t in recorded]
+        tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) and self.raw.element_size() > 2 else 2e-2
+        scale = expected.abs().amax().clamp_min(1e-12)
+        return untouched and again.shape[0] == 2 and bool(((again - expected).abs() <= tolerance * scale).all())
+
+    def _run(self, values: Tensor, mode: str) -> Tensor:
+        image = self._image
+        if mode == "whole":
+            image = image.expand(len(values), *image.shape[1:])
+        with ExitStack() as undo:
+            for module, outputs in self._stubs.items():
+                if mode != "whole":
+                    undo.enter_context(_stubbed(module, self._answers(module, outputs, values, mode)))
+                elif module is self._layer.module:
+                    undo.enter_context(_replaced(module, self._layer, values))
+            return self._forward(image.clone())
+
+    def _answers(self, module: nn.Module, outputs: list[Any], values: Tensor, mode: str) -> list[Any]:
+        answers = outputs
+        if mode == "expand":
+            size = len(values)
+            answers = tree_map(
+                lambda t: t.expand(size, *t.shape[1:]) if isinstance(t, Tensor) and t.ndim and len(t) == 1 else t,
+                outputs,
+            )
+        if module is self._layer.module:
+            answers = [*answers[:-1], exchanged(answers[-1], tensors_of(answers[-1], self._layer), [values])]
+        return answers
+
+
+@contextmanager
+def _stubbed(module: nn.Module, answers: Sequence[Any]) -> Iterator[None]:
+    """The module's first calls are answered with `answers`, in order, without running it; later calls run it."""
+    run, left = module.forward, list(answers)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return left.pop(0) if left else run(*args, **kwargs)
+
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = own
+
+
+@contextmanager
+def _replaced(module: nn.Module, layer: Layer, values: Tensor) -> Iterator[None]:
+    """The module runs, but what its call that is meant puts out is replaced by `values`."""
+    calls = 0
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return exchanged(output, tensors_of(output, layer), [values]) if calls == layer.call + 1 else output
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,307 @@
+"""Other ways back through a network: guided ReLUs, relevance by the z+ rule, and what every bias adds.
+
+Each is a context in which a forward runs; the backward of its output then is the other one. Nothing stays behind on the
+network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from konkyo.errors import NotApplicable
+from konkyo.utils.tensors import safe_divide
+
+# --- what every backward needs ---------------------------------------------------------------------------------------
+
+
+class SoundBatchNorms(TorchFunctionMode):
+    """Hands batch norms gradients in the memory format of their output.
+
+    On the CPU torch (2.15) gets the backward of a batch norm in eval mode wrong for a single image where the gradient
+    comes with other strides, as it does when the grid is then read as tokens.
+    """
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs one function of torch, as the mode's protocol asks."""
+        out = function(*args, **(kwargs or {}))
+        if function is functional.batch_norm and out.requires_grad:
+            channels_last = out.ndim == 4 and not out.is_contiguous()
+            kept = torch.channels_last if channels_last else torch.contiguous_format
+            out.register_hook(lambda gradient: gradient.contiguous(memory_format=kept))
+        return out
+
+
+# --- guided backpropagation ------------------------------------------------------------------------------------------
+
+
+class _GuidedReLU(torch.autograd.Function):
+    """min(max(x, 0), top), which lets only positive gradients back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, top: float, inplace: bool) -> Tensor:
+        if inplace:
+            ctx.mark_dirty(x)
+        out = x.clamp_(0, top) if inplace else x.clamp(0, top)
+        ctx.save_for_backward((out > 0) & (out < top))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (passing,) = ctx.saved_tensors
+        return gradients[0].clamp(min=0) * passing, None, None
+
+
+_RELU = {functional.relu, torch.relu, Tensor.relu, functional.relu_, torch.relu_, Tensor.relu_}
+_RELU_IN_PLACE = {functional.relu_, torch.relu_, Tensor.relu_}
+
+
+class GuidedReLUs(TorchFunctionMode):
+    """Runs every ReLU and ReLU6, module or function, guided: Springenberg et al., 2015, Sec. 3.4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = False
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs one function of torch in place of itself, as the mode's protocol asks."""
+        kwargs = kwargs or {}
+        if function in _RELU:
+            self.used = True
+            inplace = function in _RELU_IN_PLACE or bool(kwargs.get("inplace", args[1] if len(args) > 1 else False))
+            return _GuidedReLU.apply(args[0] if args else kwargs["input"], float("inf"), inplace)
+        if function in (functional.relu6, functional.hardtanh):
+            given = dict(zip(("input", "min_val", "max_val", "inplace"), args, strict=False)) | kwargs
+            if function is functional.relu6:
+                given = dict(zip(("input", "inplace"), args, strict=False)) | kwargs | {"min_val": 0.0, "max_val": 6.0}
+            if given.get("min_val") == 0:
+                self.used = True
+                return _GuidedReLU.apply(given["input"], given["max_val"], bool(given.get("inplace")))
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def guided_relus(_root: nn.Module) -> Iterator[GuidedReLUs]:
+    """Within the context every ReLU of a forward lets only positive gradients back.
+
+    Other activations pass gradients of both signs as ever: a network that mixes them with ReLUs (MobileNetV3 and its
+    hardswish) is guided in part.
+    """
+    with GuidedReLUs() as mode:
+        yield mode
+
+
+# --- relevance -------------------------------------------------------------------------------------------------------
+
+_LINEAR = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
+_CLIPS = frozenset({"clamp", "clip", "hardtanh"})
+_PRODUCTS = frozenset({"mul", "imul", "rmul", "multiply"})
+_QUOTIENTS = frozenset({"div", "itruediv", "truediv", "divide", "true_divide"})
+_HAND_ON = {
+    *("relu", "relu6", "leaky_relu", "prelu", "dropout", "dropout1d", "dropout2d", "dropout3d"),
+    *("alpha_dropout", "feature_dropout", "feature_alpha_dropout", "add", "iadd", "radd", "sub", "isub"),
+    *("rsub", "subtract", "neg", "negative", "sum", "mean", "where", "masked_fill", "max", "amax", "maximum"),
+    *("min", "amin", "minimum", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "getitem"),
+    *("select", "index_select", "narrow", "gather", "split", "split_with_sizes", "tensor_split", "chunk"),
+    *("unbind", "flatten", "unflatten", "ravel", "reshape", "reshape_as", "view", "view_as", "permute"),
+    *("transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "T", "mT", "squeeze", "unsqueeze"),
+    *("expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile", "roll", "flip", "clone"),
+    *("contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16", "pad", "interpolate"),
+    *("upsample", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unfold", "fold", "requires_grad"),
+    "copy",
+    *(f"{kind}_pool{d}d" for kind in ("avg", "adaptive_avg", "max", "adaptive_max") for d in (1, 2, 3)),
+    *(f"{kind}_pool{d}d_with_indices" for kind in ("max", "adaptive_max") for d in (1, 2, 3)),
+}
+"""Functions whose gradient times value is relevance: linear ones without weights, ReLUs, and choices."""
+
+
+class _Relevance(TorchFunctionMode):
+    """Runs what depends on the leaf by the rules. `running` are the modules whose forward runs, innermost last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: list[nn.Module] = []
+        self._seen = WeakIdKeyDictionary()
+        """What functions put out here; scripts and custom functions of autograd run unseen."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs one function of torch in place of itself, as the mode's protocol asks."""
+        kwargs = kwargs or {}
+        if not torch.is_grad_enabled():  # before the leaf, or within a custom function of autograd
+            return function(*args, **kwargs)
+        learned = [t for t in _tensors((args, kwargs)) if t.requires_grad]
+        after = [t for t in learned if not isinstance(t, nn.Parameter)]
+        for tensor in after:
+            if tensor.grad_fn is not None and tensor not in self._seen:
+                raise _without_rule(f"{tensor.grad_fn.name()}, from outside of torch's functions")
+        out = self._run(function, args, kwargs, after)
+        if learned and not after:  # what weights alone make is constant, as they are
+            return out.detach() if isinstance(out, Tensor) else out
+        for tensor in (*_tensors((out,)), *_tensors(args[:1])):  # the first may be written to
+            self._seen[tensor] = None
+        return out
+
+    def _run(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], after: list[Tensor]
+    ) -> Any:
+        out = function(*args, **kwargs)
+        if not after or not any(t.requires_grad for t in _tensors((out,))):  # a size, a comparison, a detached copy
+            return out
+        name = _name(function)
+        if name in _LINEAR or name == "batch_norm":
+            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+            x: Tensor = given.pop("input")
+            if len(after) == 1 and x.requires_grad:
+                z = x if name == "batch_norm" else _positive(function, x, args[3:], given)
+                part = z * safe_divide(out, z).detach()
+                return part + (out - part).detach()  # the value is exact, also where z is 0
+        elif name in _CLIPS:
+            low = args[1] if len(args) > 1 else kwargs.get("min_val", kwargs.get("min"))
+            if isinstance(low, (int, float)) and low == 0:
+                return out
+        elif name in _HAND_ON or (
+            len(after) == 1 and (name in _PRODUCTS or (name in _QUOTIENTS and after[0] is args[0]))
+        ):
+            return out
+        raise _without_rule(f"{type(self.running[-1]).__name__}'s {name}" if self.running else name)
+
+
+def _without_rule(what: str) -> NotApplicable:
+    return NotApplicable(
+        f"there is no relevance rule for {what}, which runs after the layer; networks of convolutions, batch norms and "
+        "ReLUs have rules for all they do"
+    )
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """The same of a function, a tensor's method, one in place, an operator and an attribute."""
+    named: Any = getattr(function, "__self__", None) if getattr(function, "__name__", "") == "__get__" else function
+    return str(getattr(named, "__name__", named)).strip("_")
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Those among arguments or results of a function, also in lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
+
+
+def _positive(linear: Callable[..., Tensor], x: Tensor, rest: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
+    """The part of a linear map's result that comes from terms with a positive product, without the bias."""
+    weight: Tensor = given["weight"]
+    others = {name: value for name, value in given.items() if name not in ("weight", "bias")}
+
+    def run(values: Tensor, weights: Tensor) -> Tensor:
+        return linear(values, weights, None, *rest, **others)
+
+    return run(x.clamp(min=0), weight.clamp(min=0)) + run(x.clamp(max=0), weight.clamp(max=0))
+
+
+@contextmanager
+def positive_relevance(root: nn.Module) -> Iterator[None]:
+    """Within the context a forward puts out what it always does, but its gradient times a value is relevance.
+
+    Convolutions and linear maps, modules or functions, follow the z+ rule (alpha = 1, beta = 0: Bach et al., 2015) with
+    the weights they run with, batch norms hand relevance on, and for ReLU, pooling, dropout, sums, rearrangements and
+    multiplication by a constant gradient times value is relevance already (Montavon et al., 2019, Sec. 10.2). Nothing
+    else has a rule: NotApplicable, when any other function runs on what depends on the leaf.
+    """
+    mode = _Relevance()
+
+    def start(module: nn.Module, _args: Any) -> None:
+        mode.running.append(module)
+
+    def end(_module: nn.Module, _args: Any, _out: Any) -> None:
+        mode.running.pop()
+
+    with ExitStack() as undo:
+        for module in root.modules():
+            undo.callback(module.register_forward_pre_hook(start).remove)
+            undo.callback(module.register_forward_hook(end, always_call=True).remove)
+        undo.enter_context(mode)
+        yield
+
+
+# --- what every bias adds --------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class BiasTerm:
+    """One call of a module that adds a bias, and after a backward the gradient of what it put out."""
+
+    bias: Tensor
+    """(C,)"""
+    axis: int
+    """Of the channels, in what the module puts out."""
+    gradient: Tensor | None = None
+
+    def keep(self, gradient: Tensor) -> None:
+        """Called in the backward with the gradient of the module's output."""
+        self.gradient = gradient
+
+    def value(self) -> Tensor:
+        """Bias times gradient, channels second: (N, C, *grid), or (N, C). fp32 or better."""
+        assert self.gradient is not None
+        gradient = self.gradient if self.gradient.dtype == torch.float64 else self.gradient.float()
+        gradient = gradient.movedim(self.axis, 1)
+        return gradient * self.bias.detach().to(gradient).view(-1, *[1] * (gradient.ndim - 2))
+
+
+@contextmanager
+def bias_terms(root: nn.Module) -> Iterator[list[BiasTerm]]:
+    """Within the context a forward lists every bias that it adds, in order; backwards fill the gradients in.
+
+    A batch norm's bias is what it adds in all: beta - gamma mean / sqrt(variance + eps).
+    """
+    terms: list[BiasTerm] = []
+
+    def hook(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        bias, x = _bias(module), next(_tensors((args, kwargs)), None)
+        if bias is not None and x is not None and isinstance(out, Tensor) and out.requires_grad:
+            terms.append(BiasTerm(bias, _channel_axis(module, x, out)))
+            out.register_hook(terms[-1].keep)  # type: ignore[no-untyped-call] # of the value before in-place operations
+
+    with ExitStack() as undo:
+        for module in root.modules():
+            undo.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        yield terms
+
+
+def _channel_axis(module: nn.Module, x: Tensor, out: Tensor) -> int:
+    """Where a module's bias is added. Layer norms over the channels of (N, C, h, w) are classes of the libraries'."""
+    if isinstance(module, nn.LayerNorm):
+        shape = list(module.normalized_shape)
+        if list(x.shape[-1:]) != shape:
+            return 1
+        plain = functional.layer_norm(x, shape, module.weight, module.bias, module.eps)
+        return -1 if torch.allclose(plain, out, rtol=1e-3, atol=1e-4) else 1
+    return -1 if isinstance(module, nn.Linear) else 1
+
+
+def _bias(module: nn.Module) -> Tensor | None:
+    """What a module adds to each channel; None where it adds nothing."""
+    bias = getattr(module, "bias", None)
+    mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+    if isinstance(mean, Tensor) and isinstance(variance, Tensor):
+        weight, eps = getattr(module, "weight", None), getattr(module, "eps", 0.0)
+        scale = (torch.ones_like(mean) if weight is None else weight.detach()) / (variance + eps).sqrt()
+        return (torch.zeros_like(mean) if bias is None else bias.detach()) - scale * mean
+    return bias if isinstance(bias, Tensor) and bias.ndim == 1 else None

@@ -1,0 +1,1 @@
+"""How good maps are: evaluate, consistency and sanity checks."""

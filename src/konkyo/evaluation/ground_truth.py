@@ -1,0 +1,131 @@
+"""Truth: which things of a sample the rows of an explanation are about, and what a map of them is held against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from konkyo.data.samples import Box, Sample, Thing, around
+from konkyo.evaluation.columns import Region
+from konkyo.metrics.localisation import box_masks
+from konkyo.models import Preprocess
+from konkyo.utils.tensors import overlap
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """Rows and the things that each is about, in the pixels of the picture that the model sees."""
+
+    rows: tuple[tuple[int, ...], ...]
+    """Of every row, which of the things; none where that is not known."""
+    things: tuple[Thing, ...]
+    size: tuple[int, int]
+    """(height, width)"""
+    _masks: dict[Region, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    """Those that were asked for."""
+
+    def of(self, rows: Sequence[int]) -> Truth:
+        """The truth of some of the rows."""
+        return replace(self, rows=tuple(self.rows[row] for row in rows), _masks={})
+
+    def objects(self) -> dict[str, Tensor]:
+        """The boxes (R, 4) of the rows' things, NaN where there are none, and which rows share their things (R,)."""
+        boxes = torch.full((len(self.rows), 4), torch.nan)
+        for row, own in enumerate(self.rows):
+            corners = torch.tensor([box for i in own if (box := box_of(self.things[i])) is not None])
+            if len(corners):
+                boxes[row] = torch.cat([corners[:, :2].amin(0), corners[:, 2:].amax(0)])
+        known = {own: number for number, own in enumerate(dict.fromkeys(self.rows))}
+        numbers = [known[own] if own else -1 - row for row, own in enumerate(self.rows)]
+        return {"boxes": boxes, "objects": torch.tensor(numbers, dtype=torch.int64)}
+
+    def masks(self, region: Region) -> dict[str, Tensor]:
+        """The rows' things and all others (R, H, W) bool, empty where nothing is known."""
+        if region not in self._masks:
+            self._masks[region] = self._together(region)
+        return self._masks[region]
+
+    def _together(self, region: Region) -> dict[str, Tensor]:
+        drawn = [self._drawn(thing, region) for thing in self.things]
+
+        def together(which: Sequence[int]) -> Tensor:
+            return torch.stack([drawn[i] for i in which]).any(0) if which else torch.zeros(self.size, dtype=torch.bool)
+
+        rest = [[i for i in range(len(drawn)) if own and i not in own] for own in self.rows]
+        return {
+            "masks": torch.stack([together(own) for own in self.rows]),
+            "others": torch.stack([together(others) for others in rest]),
+        }
+
+    def _drawn(self, thing: Thing, region: Region) -> Tensor:
+        if region != "box":
+            found = thing.mask if region == "mask" else thing.evidence
+            return torch.zeros(self.size, dtype=torch.bool) if found is None else found
+        return box_masks(torch.tensor([box_of(thing) or (math.nan,) * 4]), self.size)[0]
+
+
+def box_of(thing: Thing) -> Box | None:
+    """The thing's box, if need be that around its mask; None where neither is known."""
+    return thing.box if thing.box is not None or thing.mask is None else around(thing.mask)
+
+
+def seen(sample: Sample, preprocess: Preprocess) -> tuple[Thing, ...]:
+    """The things of a sample (crowds left out) as far as the model sees them, in the pixels of what it sees.
+
+    A thing that a crop has cut off entirely keeps an empty mask or no box.
+    """
+    things = tuple(thing for thing in sample.things if not thing.crowd)
+    view = preprocess.view(sample.image)
+    if view.size == sample.image.size:
+        return things
+    left, top = preprocess.corner(sample.image)
+
+    def cut(mask: Tensor | None) -> Tensor | None:
+        if mask is None:
+            return None
+        picture = Image.fromarray(mask.numpy().astype(np.uint8) * 255)
+        return torch.from_numpy(np.array(preprocess.view(picture).convert("L")) > 0)
+
+    def moved(box: Box | None) -> Box | None:
+        if box is None:
+            return None
+        x0, x1 = (min(max(x - left, 0), view.width) for x in (box[0], box[2]))
+        y0, y1 = (min(max(y - top, 0), view.height) for y in (box[1], box[3]))
+        return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+    return tuple(
+        replace(thing, box=moved(thing.box), mask=cut(thing.mask), evidence=cut(thing.evidence)) for thing in things
+    )
+
+
+def same_class(one: str | None, other: str | None) -> bool:
+    """Whether two names are of one class: case, underscores and spaces do not matter."""
+    return one is not None and other is not None and _plain(one) == _plain(other)
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
+
+
+def matched(labels: Sequence[str], boxes: Tensor, things: Sequence[Thing], least: float) -> list[tuple[int, ...]]:
+    """Of every detection (best first), the thing of its class that it overlaps most and that no better one has.
+
+    Empty where no such thing overlaps it by an IoU of `least`.
+    """
+    found: list[tuple[int, ...]] = []
+    for label, box in zip(labels, boxes, strict=True):
+        free = [
+            i
+            for i, thing in enumerate(things)
+            if same_class(thing.label, label) and box_of(thing) is not None and (i,) not in found
+        ]
+        shares = overlap(boxes.new_tensor([box_of(things[i]) for i in free]).reshape(-1, 4), box)
+        best = int(shares.argmax()) if len(free) else 0
+        found.append((free[best],) if len(free) and 0 < float(shares[best]) >= least else ())
+    return found

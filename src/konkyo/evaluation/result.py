@@ -1,0 +1,329 @@
+"""Evaluation: the values of metrics for every map of every method, and what they say of the methods."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from konkyo.errors import KonkyoError, unknown
+from konkyo.evaluation.columns import Column
+from konkyo.metrics.base import Metric, OfMean
+from konkyo.utils.files import csv_text, plain, replacing, write_text
+
+_RESAMPLES = 2000
+_POOLED_RESAMPLES = 300  # every one of them pools the statistics of a whole data set
+
+
+Table: TypeAlias = tuple[list[str], list[list[str]]]
+"""(head, rows)"""
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown."""
+    head, rows = table
+    lines = [head, *rows]
+    texts = ["| " + " | ".join(cells) + " |" for cells in lines]
+    return "\n".join([texts[0], "|---" * len(head) + "|", *texts[1:]]) + "\n"
+
+
+def number(value: float, signed: bool = False) -> str:
+    """Three significant digits, "-" of what is not known; `signed`: with a plus.
+
+    >>> number(0.0351234), number(0.5, signed=True), number(math.nan)
+    ('0.0351', '+0.500', '-')
+    """
+    if not math.isfinite(value):
+        return "-"
+    sign = "+" if signed else ""
+    return f"{value:{sign}.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:{sign}.3g}"
+
+
+def bracketed(value: float, low: float, high: float, signed: bool = False) -> str:
+    """A number with its interval, where there is one."""
+    shown = number(value, signed)
+    return shown if math.isnan(low) else f"{shown} [{number(low, signed)}, {number(high, signed)}]"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a map was of."""
+
+    sample: str
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one method: over the rows that all methods have, so that methods are compared on the same."""
+
+    value: float
+    low: float
+    """Of the 95 % interval, by resampling images."""
+    high: float
+    count: int
+    """How many maps are in it."""
+    p: float
+    """Of the difference to the best method of the column, by flipping signs of the images' differences; NaN: none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Values (R,) of every metric for every method, NaN where undefined: where a map or the truth is absent."""
+
+    methods: tuple[str, ...]
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    statistics: Mapping[tuple[str, str], Tensor]
+    """(method, column) -> (R, ...): values, or the curves and histograms that values are made of."""
+    absent: Mapping[str, int]
+    """How many maps of a method are blank: those are in no metric."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What was left out, and why."""
+    _known: dict[tuple[str, str], Cell] = field(default_factory=dict, repr=False)
+    """The cells that were asked for."""
+
+    def column(self, name: str) -> Column:
+        """The column of a name. KonkyoError: none of them."""
+        found = next((c for c in self.columns if c.name == name), None)
+        if found is None:
+            raise unknown("column", name, [c.name for c in self.columns])
+        return found
+
+    def values(self, method: str, name: str) -> Tensor:
+        """The value of every map (R,) fp64, NaN where undefined. KonkyoError: a metric of whole data sets."""
+        return self.column(name).metric.summarised(self._statistic(method, name)).double()
+
+    def curve(self, method: str, name: str) -> Tensor:
+        """The mean curve (T,) of a metric that is one, over the rows that all methods have."""
+        statistic = self._statistic(method, name)[self._common(name)]
+        if statistic.ndim != 2:
+            raise KonkyoError(f"{name} has no curve")
+        return statistic.double().mean(0)
+
+    def cell(self, method: str, name: str) -> Cell:
+        """The value over the data set with its interval, and how it differs from the best method's."""
+        if (method, name) not in self._known:
+            self._known[method, name] = self._cell(method, name)
+        return self._known[method, name]
+
+    def _cell(self, method: str, name: str, seed: int = 0) -> Cell:
+        metric, common = self.column(name).metric, self._common(name)
+        group, statistic = self._images()[common], self._statistic(method, name)[common]
+        if not len(group):
+            return Cell(math.nan, math.nan, math.nan, 0, math.nan)
+        value, (low, high), p = float(metric.over(statistic)), _interval(metric, statistic, group, seed), math.nan
+        if metric.pooled is None and metric.better != "neither" and (best := self.best(name)) != method:
+            rival = self._statistic(best, name)[common]
+            p = _flipped((metric.summarised(statistic) - metric.summarised(rival)).double(), group, seed)
+        return Cell(value, low, high, len(statistic), p)
+
+    def best(self, name: str) -> str:
+        """The method with the best value of a column over the rows that all have. KonkyoError: nothing is better."""
+        column_, common = self.column(name), self._common(name)
+        if column_.metric.better == "neither":
+            raise KonkyoError(f"of {name} neither the higher nor the lower is better")
+        sign = 1 if column_.metric.better == "higher" else -1
+
+        def rank(method: str) -> float:
+            value = float(column_.metric.over(self._statistic(method, name)[common]))
+            return -math.inf if math.isnan(value) else sign * value
+
+        return max((m for m in self.methods if (m, name) in self.statistics), key=rank)
+
+    def differing(self, name: str) -> set[str]:
+        """The methods that differ from the best of a column: p < 0.05 after Holm's correction for their number."""
+        found = sorted((self.cell(m, name).p, m) for m in self.methods if (m, name) in self.statistics)
+        known, differ = [(p, m) for p, m in found if not math.isnan(p)], set[str]()
+        for k, (p, method) in enumerate(known):
+            if p * (len(known) - k) >= 0.05:
+                break
+            differ.add(method)
+        return differ
+
+    def worst(self, method: str, name: str, count: int = 5) -> list[Row]:
+        """The rows where a method is worst, the worst first."""
+        values = self.values(method, name)
+        sign = 1 if self.column(name).metric.better == "higher" else -1
+        order = torch.where(values.isnan(), math.inf, sign * values).argsort(stable=True)
+        return [self.rows[i] for i in order[: min(count, int((~values.isnan()).sum()))].tolist()]
+
+    def contested(self, name: str, count: int = 5) -> list[Row]:
+        """The rows where methods differ most, the most contested first: by the spread of their values."""
+        each = [self.values(m, name) for m in self.methods if (m, name) in self.statistics]
+        spread = torch.stack(each).std(0, correction=0)
+        order = torch.where(spread.isnan(), -math.inf, spread).argsort(descending=True, stable=True)
+        return [self.rows[i] for i in order[: min(count, int((~spread.isnan()).sum()))].tolist()]
+
+    # --- on disk ------------------------------------------------------------------------------------------------------
+
+    def table(self) -> Table:
+        """A row per method: value [95 % interval], bold where best, * where `differing` from it, and absent maps."""
+        head = ["method", *(f"{c.name} {_ARROWS[c.metric.better]}" for c in self.columns), "absent"]
+        rows = [[m, *(self._shown(m, c) for c in self.columns), str(self.absent.get(m, 0))] for m in self.methods]
+        return head, rows
+
+    def remarks(self) -> list[str]:
+        """What the table was made of, and what was left out."""
+        counts = {c.name: int(self._common(c.name).sum()) for c in self.columns}
+        said = ", ".join(f"{name} {count}" for name, count in counts.items())
+        return [f"Maps in the comparison (those that every method has) of {len(self.rows)}: {said}.", *self.notes]
+
+    def markdown(self) -> str:
+        """`table` and `remarks`."""
+        return markdown(self.table()) + "\n" + "\n".join(self.remarks()) + "\n"
+
+    def _shown(self, method: str, of: Column) -> str:
+        if (method, of.name) not in self.statistics:
+            return "not applicable"
+        cell = self.cell(method, of.name)
+        text = f"{cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}]"
+        if of.metric.better != "neither" and cell.count and self.best(of.name) == method:
+            return f"**{text}**"
+        return text + (" \\*" if method in self.differing(of.name) else "")
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes table.md, table.csv, values.csv, evaluation.json and curves.png into a folder. -> the folder"""
+        from konkyo.draw.curves import curves_figure  # pictures are drawn only when asked for
+
+        folder = Path(folder)
+        texts = {
+            "table.md": self.markdown(),
+            "table.csv": csv_text(_HEAD, self._cells()),
+            "values.csv": csv_text(["sample", "label", "score", "method", "metric", "value"], self._values()),
+            "evaluation.json": json.dumps(self.description(), indent=1),
+        }
+        for name, text in texts.items():
+            write_text(folder / name, text)
+        curves = {c.name: c.metric.better for c in self.columns if self._has_curve(c)}
+        if curves:
+            drawn = {
+                name: {m: self.curve(m, name).tolist() for m in self.methods if (m, name) in self.statistics}
+                for name in curves
+            }
+            picture = curves_figure(drawn, {name: _ARROWS[better] for name, better in curves.items()})
+            with replacing(folder / "curves.png") as temporary:
+                picture.save(temporary, format="png")
+        return folder
+
+    def description(self) -> dict[str, Any]:
+        """Everything but curves and histograms, as plain JSON values."""
+        return plain(  # type: ignore[no-any-return]
+            {
+                "konkyo": 1,
+                "settings": dict(self.settings),
+                "notes": list(self.notes),
+                "absent": dict(self.absent),
+                "table": [dict(zip(_HEAD, cell, strict=True)) for cell in self._cells()],
+                "worst": {
+                    f"{m}: {c.name}": [vars(r) for r in self.worst(m, c.name)]
+                    for m in self.methods
+                    for c in self.columns
+                    if (m, c.name) in self.statistics and c.metric.pooled is None and c.metric.better != "neither"
+                },
+                "contested": {
+                    c.name: [vars(r) for r in self.contested(c.name)]
+                    for c in self.columns
+                    if c.metric.pooled is None and any((m, c.name) in self.statistics for m in self.methods)
+                },
+            }
+        )
+
+    def _cells(self) -> list[list[Any]]:
+        return [
+            [m, c.name, *vars(self.cell(m, c.name)).values()]
+            for m in self.methods
+            for c in self.columns
+            if (m, c.name) in self.statistics
+        ]
+
+    def _values(self) -> Iterator[list[Any]]:
+        for method in self.methods:
+            for c in self.columns:
+                if (method, c.name) not in self.statistics or c.metric.pooled is not None:
+                    continue
+                for row, value in zip(self.rows, self.values(method, c.name).tolist(), strict=True):
+                    yield [row.sample, row.label, row.score, method, c.name, value]
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _statistic(self, method: str, name: str) -> Tensor:
+        if (method, name) not in self.statistics:
+            raise unknown("method and column", f"{method}: {name}", [f"{m}: {c}" for m, c in self.statistics])
+        return self.statistics[method, name]
+
+    def _has_curve(self, of: Column) -> bool:
+        return of.metric.pooled is None and any(
+            self.statistics[m, of.name].ndim == 2 for m in self.methods if (m, of.name) in self.statistics
+        )
+
+    def _common(self, name: str) -> Tensor:
+        """(R,) bool: the rows where every method's value is defined."""
+        column_ = self.column(name)
+        each = [self.statistics[m, name] for m in self.methods if (m, name) in self.statistics]
+        if not each:
+            return torch.zeros(len(self.rows), dtype=torch.bool)
+        if column_.metric.pooled is None:
+            each = [column_.metric.summarised(s) for s in each]
+        return torch.stack([~s.flatten(1).isnan().any(1) if s.ndim > 1 else ~s.isnan() for s in each]).all(0)
+
+    def _images(self) -> Tensor:
+        """(R,) the number of every row's image."""
+        numbers: dict[str, int] = {}
+        return torch.tensor([numbers.setdefault(row.sample, len(numbers)) for row in self.rows], dtype=torch.int64)
+
+
+_HEAD = ["method", "metric", *(f.name for f in fields(Cell))]
+_ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
+
+
+def _per_image(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """(sum of values, number of them) of every image."""
+    counts = torch.bincount(group).double()
+    sums = values.new_zeros(len(counts), *values.shape[1:]).index_add(0, group, values)
+    return sums[counts > 0], counts[counts > 0]
+
+
+def _resampled(count: int, times: int, seed: int) -> Tensor:
+    """(times, count) how often each of `count` images comes when as many are drawn with replacement."""
+    drawn = torch.randint(count, (times, count), generator=torch.Generator().manual_seed(seed))
+    return torch.zeros(times, count, dtype=torch.float64).scatter_add(1, drawn, torch.ones_like(drawn).double())
+
+
+def _interval(metric: Metric, statistic: Tensor, group: Tensor, seed: int) -> tuple[float, float]:
+    """The middle 95 % of the values of resampled images; NaN of a single image, which says nothing of others."""
+    pool = metric.pooled
+    if pool is None:
+        statistic = metric.summarised(statistic)
+    sums, counts = _per_image(statistic.double().flatten(1) if statistic.ndim > 1 else statistic.double(), group)
+    if len(counts) < 2:
+        return math.nan, math.nan
+    weights = _resampled(len(counts), _RESAMPLES if pool is None else _POOLED_RESAMPLES, seed)
+    if pool is None:
+        values = (weights @ sums) / (weights @ counts)
+    elif isinstance(pool, OfMean):
+        means = (weights @ sums) / (weights @ counts)[:, None]
+        values = torch.stack([pool.value(mean.view(statistic.shape[1:])) for mean in means])
+    else:
+        members = [(group == image).nonzero()[:, 0] for image in sorted(set(group.tolist()))]
+        each = [torch.cat([m.repeat(int(n)) for m, n in zip(members, w, strict=True) if n]) for w in weights]
+        values = torch.stack([pool(statistic[rows]).double() for rows in each])
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return low, high
+
+
+def _flipped(differences: Tensor, group: Tensor, seed: int) -> float:
+    """How probable a mean difference as large as this one is, if each image's could as well have the other sign."""
+    sums, _ = _per_image(differences, group)
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(2, (_RESAMPLES, len(sums)), generator=generator).double() * 2 - 1
+    larger = (signs @ sums).abs() >= sums.sum().abs() * (1 - 1e-12)
+    return float((1 + larger.sum()) / (1 + _RESAMPLES))

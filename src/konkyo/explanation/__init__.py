@@ -1,0 +1,1 @@
+"""From a request to maps: explain, compare, and what they give."""

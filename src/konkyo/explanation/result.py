@@ -1,0 +1,217 @@
+"""Explanation: a frozen batch of maps, one row per (image, target), with what made them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from konkyo.engine.path import PathTrace
+from konkyo.errors import KonkyoError
+from konkyo.explanation.diagnosis import Diagnosis
+from konkyo.targets.classes import ClassTarget, Target
+from konkyo.targets.detections import InstanceTarget
+from konkyo.utils.files import replacing
+from konkyo.utils.tensors import resize, unit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TENSORS = ("signed", "scores", "image_index", "boxes", "regions")
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Maps of one method at one layer. R rows: every image with every one of its targets, images in order."""
+
+    signed: Tensor
+    """(R, *grid) fp32, at the layer's resolution, before the ReLU where the method ends in one."""
+    rectified: bool
+    """Whether the method ends in a ReLU."""
+    scores: Tensor
+    """(R,) the explained scores."""
+    image_index: Tensor
+    """(R,) int64: which image a row belongs to."""
+    targets: tuple[Target | str, ...]
+    """What was explained, a row each (a string for a target of one's own that was loaded from a file)."""
+    labels: tuple[str, ...]
+    """What the targets are called."""
+    method: str
+    layer: str
+    """Name of the layer; several fused ones are joined by "+"."""
+    model: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    diagnosis: tuple[Diagnosis, ...] = ()
+    """Whether each row's map is meaningful, and what would help."""
+    boxes: Tensor | None = None
+    """(R, 4) xyxy pixels where a row explains a detection."""
+    path: PathTrace | None = None
+    """What happened along the path, of methods that integrate over one: nodes, priorities, scores, matched boxes."""
+    regions: Tensor | None = None
+    """(R, 4) the part of the map that lies on the picture, xyxy as shares of its width and height; None: all of it.
+    The rest lies on the border around a picture that was fitted into the model's input."""
+    images: tuple[Image.Image, ...] | Tensor | None = None
+    """What the model saw: pictures, or a tensor (N, 1 or 3, H, W), drawn as it is if it lies in [0, 1]. Not saved."""
+
+    @property
+    def maps(self) -> Tensor:
+        """(R, *grid) the maps as the method defines them, unscaled: `signed`, after the ReLU where there is one."""
+        return self.signed.relu() if self.rectified else self.signed
+
+    def __len__(self) -> int:
+        return len(self.signed)
+
+    def at(self, size: Sequence[int]) -> Tensor:
+        """The maps enlarged linearly to their pictures' size (cell centres stay in place): (R, *size)."""
+        return self._placed(self.maps, self._sized(size))
+
+    def unit(self, size: Sequence[int] | None = None) -> Tensor:
+        """The maps scaled to [0, 1] each (a constant map becomes zeros), enlarged first where a size is given."""
+        scaled = unit(self.maps)  # before enlarging, whose rounding a constant map must not show
+        return scaled if size is None else unit(self._placed(scaled, self._sized(size)))
+
+    def _placed(self, maps: Tensor, size: tuple[int, ...]) -> Tensor:
+        if self.regions is None:
+            return resize(maps, size)
+        placed = []
+        for map_, (left, top, right, bottom) in zip(maps, self.regions.tolist(), strict=True):
+            tall, wide = round(size[0] / (bottom - top)), round(size[1] / (right - left))
+            y, x = round(top * tall), round(left * wide)
+            placed.append(resize(map_[None], (tall, wide))[0, y : y + size[0], x : x + size[1]])
+        return torch.stack(placed) if placed else maps.new_zeros(0, *size)
+
+    def _sized(self, size: Sequence[int]) -> tuple[int, ...]:
+        axes = self.signed.ndim - 1
+        if not isinstance(size, Sequence) or len(size) != axes or min(size) < 1:
+            raise KonkyoError(f"a size is {axes} positive numbers of pixels, one per axis of the map; got {size!r}")
+        return tuple(size)
+
+    def picture(self, row: int) -> Image.Image:
+        """The picture that a row explains, as the model saw it. KonkyoError where it is not known."""
+        index = int(self.image_index[row])
+        if self.images is None:
+            raise KonkyoError("this explanation was loaded from a file, which keeps no pictures; pass image=")
+        if isinstance(self.images, Tensor):
+            colours = self.images[index].float()
+            if colours.ndim != 3 or colours.shape[0] not in (1, 3):
+                raise KonkyoError(f"only images (1 or 3, H, W) can be drawn; got {tuple(colours.shape)}; pass image=")
+            if colours.amin() < 0 or colours.amax() > 1:  # normalised by means that nobody told
+                colours = unit(colours[None])[0]
+            pixels = (colours.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+            return Image.fromarray(pixels)
+        return self.images[index]
+
+    def overlay(
+        self, row: int = 0, *, image: Image.Image | None = None, outline: float | None = None, **style: Any
+    ) -> Image.Image:
+        """The map drawn over its picture. `style`: see `konkyo.draw.overlay.overlay`.
+
+        `outline`: with a box around the largest part above that share of the map's range (0.2: as CAM localises).
+        """
+        from konkyo.draw.overlay import boxed, overlay  # pictures are drawn only when asked for
+        from konkyo.metrics.wsol import boxes_of
+
+        if not -len(self) <= row < len(self):
+            raise KonkyoError(f"row {row} of an explanation with {len(self)} rows")
+        picture = self.picture(row) if image is None else image
+        map_ = self.maps[row] if self.regions is None else self.at((picture.height, picture.width))[row]
+        drawn = overlay(picture, map_, **style)
+        if outline is not None:
+            for box in boxes_of(self.at((picture.height, picture.width))[row], outline)[:1].tolist():
+                drawn = boxed(drawn, box)
+        return drawn if self.boxes is None else boxed(drawn, self.boxes[row].tolist())
+
+    # --- on disk ------------------------------------------------------------------------------------------------------
+
+    def description(self) -> dict[str, Any]:
+        """Everything but the tensors, as plain JSON values."""
+        return {
+            "konkyo": 1,
+            "model": self.model,
+            "method": self.method,
+            "layer": self.layer,
+            "rectified": self.rectified,
+            "options": {k: v if isinstance(v, (int, float, str, bool)) else repr(v) for k, v in self.options.items()},
+            "seed": self.seed,
+            "labels": list(self.labels),
+            "targets": [_target_to_json(t) for t in self.targets],
+            "diagnosis": [{"kind": d.kind, "message": d.message} for d in self.diagnosis],
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Writes tensors and description to a .safetensors or .npz file, under a temporary name first. -> the path"""
+        path = Path(path)
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        if self.path is not None:
+            tensors |= {f"path.{f.name}": getattr(self.path, f.name) for f in fields(PathTrace)}
+        tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if t is not None}
+        text = json.dumps(self.description())
+        writers: dict[str, Callable[[Path], Any]] = {
+            ".safetensors": lambda to: save_file(tensors, to, metadata={"konkyo": text}),
+            ".npz": lambda to: _save_npz(to, tensors, text),
+        }
+        if path.suffix not in writers:
+            raise KonkyoError(f"explanations are saved as {' or '.join(writers)}; got {path.name!r}")
+        try:
+            with replacing(path) as temporary:
+                writers[path.suffix](temporary)
+        except SafetensorError as error:
+            raise KonkyoError(f"{path} cannot be written: {error}") from error
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Explanation:
+        """An explanation from `save`, on the CPU, without its pictures. KonkyoError: not such a file."""
+        path = Path(path)
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as file:
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    text = (file.metadata() or {})["konkyo"]
+            else:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                    tensors = {n: torch.from_numpy(archive[n]) for n in archive.files if n != "konkyo"}
+                    text = str(archive["konkyo"])
+            values = json.loads(text)
+            trace = {f.name: tensors.pop(f"path.{f.name}") for f in fields(PathTrace) if f"path.{f.name}" in tensors}
+            values["path"] = PathTrace(**trace) if trace else None
+            values["targets"] = tuple(_target_from_json(t) for t in values["targets"])
+            values["diagnosis"] = tuple(Diagnosis(**d) for d in values["diagnosis"])
+            values["labels"] = tuple(values["labels"])
+            known = {f.name for f in fields(cls)}
+            return cls(**{k: v for k, v in values.items() if k in known}, **tensors)
+        except Exception as error:  # damaged archives fail in every possible way
+            raise KonkyoError(f"{path} is no saved explanation: {error}") from error
+
+
+def _save_npz(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
+    with path.open("wb") as file:  # a file object, so that numpy keeps the temporary name
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+        np.savez_compressed(file, konkyo=np.array(text), **arrays)
+
+
+def _target_to_json(target: Target | str) -> Any:
+    if isinstance(target, ClassTarget):
+        return {"index": target.index, "score": target.score}
+    if isinstance(target, InstanceTarget):
+        return asdict(target)
+    return target if isinstance(target, str) else getattr(target, "__name__", repr(target))
+
+
+def _target_from_json(value: Any) -> Target | str:
+    if not isinstance(value, dict):
+        return str(value)
+    if "box" in value:
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        return InstanceTarget(**values)
+    return ClassTarget(**value)

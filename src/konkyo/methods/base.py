@@ -1,0 +1,222 @@
+"""`@method`: a pure function of tensors becomes a method that any Probe can run, and the registry of all methods."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol, overload, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from konkyo.engine.layer import INPUT
+from konkyo.engine.probe import NEEDS, Probe, offer
+from konkyo.errors import KonkyoError, NotApplicable, unknown
+from konkyo.targets.classes import ClassTarget, Score, Target
+from konkyo.utils.registry import Options, check_free, check_options, signature_of
+from konkyo.utils.tensors import Fuse
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A registered method: its function's positional parameters are needs, its keyword-only parameters options."""
+
+    name: str
+    function: Callable[..., Tensor]
+    rectified: bool
+    """Whether the map is the function's result after a ReLU."""
+    layer: str | None
+    """Where it is defined: "input"; "stages", the last layer of every grid size; or None, a feature layer, the model's
+    automatic one by default."""
+    score: Score
+    """What it explains of a class unless a Target says otherwise."""
+    needs: tuple[str, ...]
+    options: Options
+    fuse: Fuse = "layer_cam"
+    """How the maps of several layers become one unless the caller says otherwise."""
+    inner: Method | None = None
+    """The method that this one wraps."""
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of its documentation."""
+        return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
+
+    def _any(self, fact: str) -> bool:
+        return any(getattr(NEEDS[name], fact) for name in self.needs)
+
+    def needs_gradient(self) -> bool:
+        """Whether its map is blank wherever the score does not depend on the layer."""
+        return self._any("of_gradient") or (self.inner is not None and self.inner.needs_gradient())
+
+    def needs_layer(self) -> bool:
+        """Whether its map depends on the layer at all; RISE's does not."""
+        return self._any("of_layer") or (self.inner is not None and self.inner.needs_layer())
+
+    def needs_graph(self) -> bool:
+        """Whether the layer must be a leaf of the graph of the one forward that all methods share."""
+        return self._any("in_graph") or (self.inner is not None and self._any("itself") and self.inner.needs_graph())
+
+    def runs_variants(self) -> bool:
+        """Whether it scores variants, as many as the budget allows, or a method that it is made of does."""
+        return self._any("runs_variants") or (self.inner is not None and self.inner.runs_variants())
+
+    def traces_path(self) -> bool:
+        """Whether it keeps what happened along a path."""
+        return self._any("traces_path")
+
+    def __call__(self, probe: Probe, **options: Any) -> Tensor:
+        """The signed maps (N, *grid) of a Probe, before the ReLU where the method has one."""
+        found = self._run(probe, options)
+        # As many axes as the images: evidence per channel. (A layer's grid has the axes of the image.)
+        maps = found.sum(1) if self._per_channel(found, probe) else found
+        if maps.ndim < 2 or len(maps) != len(probe.inputs):
+            raise KonkyoError(
+                f"method {self.name} must give one map per image, shape ({len(probe.inputs)}, *grid), or one per "
+                f"channel, as many axes as the activations; got {tuple(found.shape)}"
+            )
+        return maps
+
+    def evidence(self, probe: Probe, **options: Any) -> Tensor:
+        """What each channel adds to the map (N, C, *grid). NotApplicable: a method that is no sum over channels."""
+        found = self._run(probe, options)
+        if not self._per_channel(found, probe):
+            raise NotApplicable(f"{self.name} is no sum over channels, so there is nothing to take the component of")
+        return found
+
+    def _per_channel(self, found: Tensor, probe: Probe) -> bool:
+        return self._any("of_layer") and found.ndim == probe.activations.ndim
+
+    def _run(self, probe: Probe, options: Mapping[str, Any]) -> Tensor:
+        check_options(self.name, options, self.options)
+        device = probe.inputs.device.type
+        # The caller's autocast is for the network; sums over maps are done in the tensors' own precision.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            return self.function(*(offer(probe, need) for need in self.needs), **options)
+
+
+METHODS: dict[str, Method] = {}
+"""All registered methods by name."""
+
+
+@overload
+def method(function: Callable[..., Tensor], /) -> Method: ...
+@overload
+def method(
+    *, rectified: bool = ..., layer: str | None = ..., score: Score = ..., fuse: Fuse = ...
+) -> Callable[[Callable[..., Tensor]], Method]: ...
+def method(
+    function: Callable[..., Tensor] | None = None,
+    /,
+    *,
+    rectified: bool = False,
+    layer: str | None = None,
+    score: Score = "logit",
+    fuse: Fuse = "layer_cam",
+) -> Any:
+    """Registers a function of tensors as a method under its own name.
+
+    Its positional parameters name what it needs of a `Probe`, its keyword-only parameters are the user's options. It
+    returns signed maps (N, *grid), or what each channel adds to them (N, C, *grid). `rectified` says that the method's
+    definition ends in a ReLU, which is applied to the result's `maps`, while `signed` keeps the map before it. `layer`:
+    "input" for a method defined there, "stages" for one made of a map from the last layer of every grid size, which
+    `fuse` makes one. KonkyoError: a name that no Probe offers, or a taken name.
+
+    >>> @method(rectified=True)
+    ... def my_cam(activations, gradients, *, power=1):
+    ...     "Channels weighted by a power of their mean gradient."
+    ...     return ((gradients.mean((2, 3), keepdim=True) ** power) * activations).sum(1)
+    >>> my_cam.needs, list(my_cam.options)
+    (('activations', 'gradients'), ['power'])
+    >>> _ = METHODS.pop("my_cam")
+    """
+
+    def register(function: Callable[..., Tensor]) -> Method:
+        if not function.__module__.startswith("konkyo.methods."):
+            import_module("konkyo.methods")  # so that a name of theirs is seen to be taken
+        name, needs, options = signature_of("method", function, NEEDS)
+        check_free("method", name, function, METHODS)
+        METHODS[name] = Method(name, function, rectified, layer, score, needs, options, fuse)
+        return METHODS[name]
+
+    return register if function is None else register(function)
+
+
+WRAPPERS: dict[str, Callable[[Method], Method]] = {}
+"""Methods made of another method, by name: "augmented(grad_cam)"."""
+
+
+def find(which: str | Method | Attribution) -> Method:
+    """The method of this name, or made of an attribution of Captum's. KonkyoError with the near names otherwise."""
+    if isinstance(which, Method):
+        return which
+    if not isinstance(which, (str, type)) and isinstance(which, Attribution):
+        return of_attribution(which)
+    if isinstance(which, str) and "(" in which:
+        wrapper, _, rest = which.strip().partition("(")
+        if wrapper not in WRAPPERS or not rest.endswith(")"):
+            raise unknown("wrapper", which, [f"{name}(METHOD)" for name in WRAPPERS])
+        return WRAPPERS[wrapper](find(rest[:-1].strip()))
+    if not isinstance(which, str) or which not in METHODS:
+        raise unknown("method", which, [*METHODS, *(f"{name}(METHOD)" for name in WRAPPERS)])
+    return METHODS[which]
+
+
+@runtime_checkable
+class Attribution(Protocol):
+    """What Captum's attribution objects have in common."""
+
+    attribute: Callable[..., Any]
+
+
+def of_attribution(attribution: Attribution) -> Method:
+    """An attribution object of Captum's as a method: its attributions, summed over channels.
+
+    Made around the model that is explained (or its network); it runs that by itself, so nothing is shared. Options are
+    those of its `attribute`. KonkyoError, when it runs: a target that is not a class, an object made around something
+    that puts out something else than the model, or attributions without a grid.
+    """
+    name = type(attribution).__name__
+
+    def function(
+        inputs: Tensor, output: Tensor, targets: Sequence[Target], generator: torch.Generator, **options: Any
+    ) -> Tensor:
+        if not all(isinstance(target, ClassTarget) and target.score == "logit" for target in targets):
+            raise KonkyoError(f"{name} of Captum explains the network's outputs by index; a class was expected")
+        indices = [target.index for target in targets if isinstance(target, ClassTarget)]
+        if output.shape[1] == 1:  # one logit stands for two classes
+            if not all(indices):
+                raise KonkyoError(f"{name} of Captum explains the one logit as it is: the class 'positive'")
+            indices = [0] * len(indices)
+        run = getattr(attribution, "forward_func", None)
+        again = output if run is None else run(inputs)
+        if (
+            not isinstance(again, Tensor)
+            or again.shape != output.shape
+            or not torch.allclose(again.to(output), output, rtol=1e-2, atol=1e-2)
+        ):
+            raise KonkyoError(
+                f"{name} of Captum was made around something that puts out something else than the model; make it "
+                f"around the konkyo.Model itself, as in {name}(model)"
+            )
+        torch.manual_seed(generator.initial_seed())  # the caller's random state is given back at the end
+        with torch.enable_grad():
+            found = attribution.attribute(inputs.clone().requires_grad_(), target=indices, **options)
+        found = found[0] if isinstance(found, tuple) else found
+        if not isinstance(found, Tensor) or found.ndim < 3 or len(found) != len(inputs):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise KonkyoError(f"{name} was expected to give attributions (N, C, *grid); got {shape}")
+        maps: Tensor = found.detach().sum(1)
+        return maps
+
+    parameters = inspect.signature(attribution.attribute).parameters
+    options = {n: p for n, p in parameters.items() if n not in ("self", "inputs", "target", "kwargs", "args")}
+    return Method(name, function, False, INPUT, "logit", ("inputs", "output", "targets", "generator"), options)
+
+
+def methods() -> dict[str, Method]:
+    """Every registered method by name."""
+    import_module("konkyo.methods")
+    return dict(METHODS)

@@ -1,0 +1,50 @@
+"""The networks that a manifest can ask for: functions of what JSON knows, each of a network with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from konkyo.models import Model, load
+from konkyo.models.networks.attention_branch import AttentionBranchNetwork
+from konkyo.models.networks.backbone import Pooled, as_backbone, fitting
+from konkyo.models.networks.levels import level
+from konkyo.models.networks.recam import ReCAM
+from konkyo.models.networks.vib import Noise, VIBClassifier
+
+
+def plain(backbone: str, classes: int, weights: str | None = None) -> nn.Module:
+    """A classifier of the mean over the grid of a backbone that `konkyo.load` knows; its `weights` as there."""
+    features = as_backbone(_classifier(backbone, weights))
+    head = nn.Linear(features.channels, classes)
+    fitting(head, features)
+    return Pooled(features, head)
+
+
+def vib(
+    backbone: str, classes: int, weights: str | None = None, noise: Mapping[str, Any] = {}, samples: int = 1
+) -> nn.Module:
+    """A `VIBClassifier`; `noise` are the arguments of a `Noise`."""
+    return VIBClassifier(_classifier(backbone, weights), classes, noise=Noise(**noise), samples=samples)
+
+
+def recam(backbone: str, classes: int, weights: str | None = None) -> nn.Module:
+    """A `ReCAM` network."""
+    return ReCAM(_classifier(backbone, weights), classes)
+
+
+def attention_branch(backbone: str, classes: int, weights: str | None = None) -> nn.Module:
+    """An `AttentionBranchNetwork`."""
+    return AttentionBranchNetwork(_classifier(backbone, weights), classes)
+
+
+def _classifier(name: str, weights: str | None) -> Model:
+    """The network that a backbone is taken of; a function in a file makes its own weights."""
+    return load(name, weights="default" if ".py:" in name else weights)
+
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    function.__name__: function for function in (level, plain, vib, recam, attention_branch)
+}

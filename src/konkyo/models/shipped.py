@@ -1,0 +1,145 @@
+"""The models that ship with the library, weights included."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from konkyo.data.sets.scenes import CLASSES
+from konkyo.errors import unknown
+from konkyo.models.base import Model, adapter
+from konkyo.models.checkpoints import build_with
+from konkyo.models.detectors.transformers import detector
+from konkyo.models.preprocess import Preprocess
+from konkyo.models.transformers import import_transformers
+
+SHIPPED = ("scenes-classifier", "scenes-detr")
+SCENES_SIZE = 128
+SCENES_MEAN = (0.63, 0.64, 0.62)
+SCENES_STD = (0.22, 0.19, 0.21)
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions and a way around them."""
+
+    def __init__(self, inside: int, outside: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outside)
+        self.around = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner: Tensor = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
+        result: Tensor = self.relu(inner + self.around(x))
+        return result
+
+
+class ScenesResNet(nn.Module):
+    """A small residual network: four stages, the mean over the last one's grid (of stride 8), and one linear layer.
+
+    So `head.weight[c]` applied at each cell of what `stage4` puts out is exactly the class activation map of c.
+    """
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.stage1 = _Block(32, 48, 2)
+        self.stage2 = _Block(48, 80, 2)
+        self.stage3 = _Block(80, 112)
+        self.stage4 = _Block(112, 144)
+        self.head = nn.Linear(144, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> logits (N, classes)."""
+        grid = self.stage4(self.stage3(self.stage2(self.stage1(self.stem(images)))))
+        logits: Tensor = self.head(grid.mean((-2, -1)))
+        return logits
+
+
+def scenes_classifier() -> nn.Module:
+    """The classifier of `konkyo.data.scenes.CLASSES`, trained, in eval mode.
+
+    It takes images of SCENES_SIZE pixels, scaled to [0, 1] and normalised with SCENES_MEAN and SCENES_STD.
+    """
+    model = ScenesResNet()
+    with as_file(files("konkyo") / "models" / "weights" / "scenes-classifier.safetensors") as path:
+        model.load_state_dict(load_file(path))
+    return model.eval()
+
+
+def scenes_detector() -> nn.Module:
+    """A detector of `konkyo.data.scenes.CLASSES`, untrained: transformers' RT-DETR, small. In eval mode.
+
+    Three stages to stride 16 (two levels), one encoder layer, two decoder layers, 30 queries. It takes images of
+    SCENES_SIZE pixels, scaled to [0, 1]. KonkyoError: transformers is not installed.
+    """
+    transformers = import_transformers()
+    backbone = transformers.RTDetrResNetConfig(
+        embedding_size=40,
+        hidden_sizes=[40, 96, 160],
+        depths=[1, 2, 2],
+        layer_type="basic",
+        out_features=["stage2", "stage3"],
+    )
+    config = transformers.RTDetrConfig(
+        backbone_config=backbone,
+        freeze_backbone_batch_norms=False,
+        encoder_in_channels=[96, 160],
+        feat_strides=[8, 16],
+        encode_proj_layers=[1],
+        encoder_hidden_dim=96,
+        encoder_ffn_dim=256,
+        encoder_attention_heads=4,
+        hidden_expansion=0.5,
+        d_model=96,
+        decoder_in_channels=[96, 96],
+        num_feature_levels=2,
+        decoder_layers=2,
+        decoder_ffn_dim=256,
+        decoder_attention_heads=4,
+        num_queries=30,
+        num_denoising=30,
+        id2label=dict(enumerate(CLASSES)),
+        label2id={name: index for index, name in enumerate(CLASSES)},
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of heads whose width is no power of 2
+        module: nn.Module = transformers.RTDetrForObjectDetection(config).eval()
+    return module
+
+
+@adapter("konkyo")
+def load(name: str, weights: str | Path | None) -> Model:
+    """`konkyo/scenes-classifier` or `konkyo/scenes-detr`. `weights`: "default" (shipped), None (random) or a file."""
+    if name not in SHIPPED:
+        raise unknown("shipped model", name, SHIPPED)
+    if name == "scenes-detr":
+        return _detector(weights)
+    module: nn.Module
+    usual = True
+    if weights is None:
+        module = ScenesResNet()
+    elif weights == "default":
+        module = scenes_classifier()
+    else:
+        module, usual = build_with(weights, lambda classes: ScenesResNet(classes or len(CLASSES)))
+    preprocess = Preprocess(SCENES_SIZE, SCENES_SIZE, SCENES_MEAN, SCENES_STD)
+    return Model(module.eval(), preprocess, CLASSES if usual else (), f"konkyo/{name}")
+
+
+def _detector(weights: str | Path | None) -> Model:
+    module = scenes_detector()
+    if weights == "default":
+        with as_file(files("konkyo") / "models" / "weights" / "scenes-detr.safetensors") as path:
+            module.load_state_dict(load_file(path))
+    elif weights is not None:
+        module, _ = build_with(weights, lambda _: scenes_detector())
+    preprocess = Preprocess((SCENES_SIZE, SCENES_SIZE), None, (0.0,) * 3, (1.0,) * 3)
+    return Model(module, preprocess, CLASSES, "konkyo/scenes-detr", detector=detector(module))

@@ -1,0 +1,102 @@
+"""Trained networks in folders: weights as safetensors, and a manifest from which the network is built again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from konkyo.errors import KonkyoError, unknown
+from konkyo.models import Model, Preprocess
+from konkyo.models.base import adapter
+from konkyo.models.checkpoints import read_weights
+from konkyo.models.networks.architectures import ARCHITECTURES
+from konkyo.utils.files import plain, replacing, write_text
+from konkyo.version import __version__
+
+WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network is built and fed: all that its weights do not say."""
+
+    architecture: str
+    arguments: Mapping[str, Any]
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    trained: Mapping[str, Any] = field(default_factory=dict)
+    """On what and how, for whoever reads the manifest."""
+
+    def build(self) -> nn.Module:
+        """The network with weights drawn from the global random state. KonkyoError: an unknown architecture."""
+        if self.architecture not in ARCHITECTURES:
+            raise unknown("architecture", self.architecture, ARCHITECTURES)
+        try:
+            return ARCHITECTURES[self.architecture](**self.arguments)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise KonkyoError(f"architecture {self.architecture!r}: {error}") from error
+
+
+def drawn(plan: Plan, seed: int) -> nn.Module:
+    """The network with the weights that a seed draws; the global random state stays as it is."""
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        return plan.build()
+
+
+def save_trained(folder: Path, network: nn.Module, plan: Plan) -> None:
+    """Writes the network's weights and the manifest, each whole or not at all."""
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(state, temporary)
+    manifest = {"konkyo": __version__, "torch": torch.__version__, **asdict(plan)}
+    write_text(folder / MANIFEST, json.dumps(plain(manifest), indent=1) + "\n")
+
+
+def read_plan(folder: str | Path) -> Plan:
+    """What the manifest in a folder says. KonkyoError: no manifest, or one that says something else."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        inside = sorted(found.parent.as_posix() for found in Path(folder).glob(f"*/**/{MANIFEST}"))
+        near = f"; there is one in {', '.join(inside[:3])}{' ...' if inside[3:] else ''}" if inside else ""
+        raise KonkyoError(f"{folder} holds no trained network: {MANIFEST} was expected{near}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        pairs: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in found["preprocess"].items()}
+        preprocess = Preprocess(**pairs)
+        name, arguments, classes = str(found["architecture"]), dict(found["arguments"]), found["classes"]
+        if not isinstance(classes, list) or not all(isinstance(label, str) for label in classes):
+            raise ValueError(f"classes are a list of names; got {classes!r}")
+        if arguments.get("classes", len(classes)) != len(classes):
+            raise ValueError(f"{arguments['classes']} classes have {len(classes)} names")
+        return Plan(name, arguments, tuple(classes), preprocess, found.get("trained", {}))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise KonkyoError(f"{path} is no manifest of a trained network: {error}") from error
+
+
+@adapter("trained")
+def load(name: str, weights: str | Path | None) -> Model:
+    """`trained/FOLDER`, as training left it. `weights`: "default" (the folder's), None (random) or a file."""
+    folder = Path(name).expanduser()
+    plan = read_plan(folder)
+    if ".py:" in str(plan.arguments.get("backbone", "")):  # a manifest is data, and must not choose what code runs
+        raise KonkyoError(
+            f"the backbone in {folder / MANIFEST} is a function in a file, {plan.arguments['backbone']!r}, which is "
+            f"not run from here: build the network yourself, konkyo.models.trained.read_plan({str(folder)!r}).build(), "
+            f"and load {WEIGHTS} into it"
+        )
+    module = plan.build()
+    if weights is not None:
+        path = folder / WEIGHTS if weights == "default" else Path(weights)
+        try:
+            module.load_state_dict(read_weights(path))
+        except RuntimeError as error:
+            raise KonkyoError(f"{path} does not fit its manifest: {' '.join(str(error).split())[:300]}") from error
+    return Model(module.eval(), plan.preprocess, plan.classes, f"trained/{name}")

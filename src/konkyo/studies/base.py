@@ -1,0 +1,206 @@
+"""What the studies share: a folder that knows its settings, and a network judged by how it decides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from konkyo.data.samples import Samples
+from konkyo.data.splits import Examples, Splits
+from konkyo.draw.sheets import save_image
+from konkyo.errors import KonkyoError
+from konkyo.metrics.distances import kappa
+from konkyo.models import Preprocess
+from konkyo.training.loop import Numbers, Recipe
+from konkyo.training.loop import Told as EpochsTold
+from konkyo.training.processes import first
+from konkyo.utils.files import plain, replacing, write_text
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Told: TypeAlias = Callable[[int, int, str], object]
+"""Called with (epochs done, epochs in all, what is being trained)."""
+STUDY, MAPS = "study.json", "pictures.safetensors"
+CLASSES_SHOWN = 20
+"""At most, in the pictures of a report."""
+CACHE = 2 << 30
+"""Bytes of opened pictures that a part of a data set may keep."""
+GROWS = ("lambdas", "betas", "seeds", "levels", "models")
+"""Settings that may be others when a study goes on: they only say which trainings there are."""
+
+
+def open_study(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Begins a study in a folder, or goes on with it. KonkyoError: another study is there, and in what it differs."""
+    path, now = folder / STUDY, json.loads(json.dumps(plain(settings)))
+    if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
+        raise KonkyoError(f"{folder} holds something else than a study: choose another folder, or an empty one")
+    if path.is_file():
+        try:
+            earlier = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise KonkyoError(f"{path} cannot be read as the settings of a study: {error}") from error
+        there, here = _flat(earlier), _flat(now)
+        differ = [
+            f"{name} ({there.get(name)} there, {here[name]} now)" for name in here if there.get(name) != here[name]
+        ]
+        if differ:
+            raise KonkyoError(f"{folder} is of a study with other {', '.join(differ)}; choose another folder")
+        for name in GROWS:
+            if name in now and name in earlier:
+                now[name] = earlier[name] + [value for value in now[name] if value not in earlier[name]]
+    write_text(path, json.dumps(now, indent=1) + "\n")
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Settings that must stay the same, those of a part named "part.name"."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{before}{name}.")
+        elif before or name not in GROWS:
+            found[before + name] = value
+    return found
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A test picture that reports show."""
+
+    name: str
+    label: str
+    file: str
+    """Its name in pictures/, or its path."""
+
+
+def show(test: Samples, classes: Sequence[str], preprocess: Preprocess, out: Path, most: int = 4) -> list[Shown]:
+    """Keeps the first `most` pictures of each class, as the network sees them, in pictures/ with an index.json.
+
+    Of many classes, so many of them evenly chosen that reports can be looked at.
+    """
+    step = -(-len(classes) // CLASSES_SHOWN)
+    found, counts = list[Shown](), {label: 0 if i % step == 0 else most for i, label in enumerate(classes)}
+    side = preprocess.crop or preprocess.resize
+    height, width = (side, side) if isinstance(side, int) or side is None else side
+    for index, label in enumerate(test.labels):
+        if counts[label] < most:
+            counts[label] += 1
+            found.append(Shown(test.names[index], label, f"{len(found):03}.png"))
+            picture = preprocess.view(test[index].image)
+            save_image(
+                picture if height is None or width is None else picture.resize((width, height)),
+                out / "pictures" / found[-1].file,
+            )
+    write_text(out / "pictures" / "index.json", json.dumps([asdict(each) for each in found], indent=1) + "\n")
+    return found
+
+
+def write_maps(folder: Path, maps: Tensor) -> None:
+    """Keeps a network's raw maps (P, h, w) of the pictures that are shown."""
+    with replacing(folder / MAPS) as temporary:
+        save_file({"maps": maps.cpu().contiguous()}, temporary)
+
+
+def read_maps(folder: Path) -> Tensor:
+    """What `write_maps` kept. KonkyoError: it cannot be read."""
+    path = folder / MAPS
+    try:
+        maps = load_file(path)["maps"]
+    except (SafetensorError, OSError, LookupError) as error:
+        raise KonkyoError(f"{path} cannot be read as maps: {error}") from error
+    if maps.ndim != 3:
+        raise KonkyoError(f"{path}: maps (P, h, w) were expected; got {tuple(maps.shape)}")
+    return maps
+
+
+class Study(Protocol):
+    """What all studies are asked for; a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def recipe(self) -> Recipe:
+        """How its networks are trained; its seed is replaced."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How pictures are prepared for evaluation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What all trainings of a study read: pictures that one of them has opened stay open for the next."""
+
+    parts: Splits
+    train: Examples
+    validation: DataLoader[tuple[Tensor, int]]
+    shown: Sequence[Shown]
+    """In the first process."""
+
+
+def begin(
+    kind: str, study: Study, parts: Splits, prepare: Callable[[Image.Image], Tensor], out: Path, fabric: Fabric
+) -> Material:
+    """Begins a study in its folder, or goes on with it; `prepare` makes training images of pictures.
+
+    KonkyoError: as of `open_study`; a batch or images that the processes cannot share.
+    """
+    settings = asdict(study)
+    settings["recipe"] = {n: value for n, value in settings["recipe"].items() if n not in ("seed", "workers")}
+    sizes = {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)}
+    study.recipe.check(len(parts.train), fabric.world_size)
+    shown: list[Shown] = []
+    with first(fabric) as mine:
+        if mine:
+            open_study(out, {"kind": kind, **settings, "classes": list(parts.classes), "sizes": sizes})
+            shown = show(parts.test, parts.classes, study.preprocess, out)
+    train = Examples(parts.train, prepare, parts.classes, cache=CACHE)
+    validation = Examples(parts.validation, study.preprocess, parts.classes, cache=CACHE)
+    return Material(parts, train, batches(validation, study.recipe), shown)
+
+
+def batches(examples: Examples, recipe: Recipe) -> DataLoader[tuple[Tensor, int]]:
+    """For evaluation."""
+    return DataLoader(examples, min(recipe.batch, 64), num_workers=recipe.workers)
+
+
+def walk(runs: Mapping[str, Callable[[EpochsTold], None]], epochs: int, progress: Told | None) -> None:
+    """Trains one network after another, each of so many epochs, and tells how far all of them are."""
+    for done, (what, train) in enumerate(runs.items()):
+
+        def told(epoch: int, _of: int, before: int = done * epochs, what: str = what) -> None:
+            if progress is not None:
+                progress(before + min(epoch, epochs), len(runs) * epochs, what)
+
+        told(0, epochs)
+        train(told)
+        told(epochs, epochs)
+
+
+@torch.no_grad()
+def decisions(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Numbers:
+    """Cross-entropy ("loss"), accuracy and Cohen's kappa of a network in eval mode that puts out logits (N, K)."""
+    logits, labels = list[Tensor](), list[Tensor]()
+    for images, label in batches:
+        logits.append(network(images.to(device)).float().cpu())
+        labels.append(label)
+    found, truth = torch.cat(logits), torch.cat(labels)
+    kinds = found.shape[1]
+    decided = found.argmax(1)
+    confusion = torch.bincount(truth * kinds + decided, minlength=kinds**2).view(kinds, kinds)
+    return {
+        "loss": float(functional.cross_entropy(found, truth)),
+        "accuracy": float((decided == truth).double().mean()),
+        "kappa": float(kappa(confusion)),
+    }

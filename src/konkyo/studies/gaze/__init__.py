@@ -1,0 +1,1 @@
+"""The study of gaze consistency: its trainings, its report and its figures."""

@@ -1,0 +1,1 @@
+"""The study of the information bottleneck: its trainings and its report."""

@@ -1,0 +1,1 @@
+"""Targets: which number of an output is explained."""

@@ -1,0 +1,196 @@
+"""Instances: one detection as a target, found again among the candidates of any other image by its likeness."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from konkyo.errors import KonkyoError, unknown
+from konkyo.targets.candidates import Candidates
+from konkyo.utils.tensors import overlap
+
+Quantity: TypeAlias = Literal["probability", "logit", "x1", "y1", "x2", "y2", "similarity", "combined"]
+ClassSimilarity: TypeAlias = Literal["cosine", "probability", "difference", "same"]
+SIDES_OF_BOX: tuple[Quantity, ...] = ("x1", "y1", "x2", "y2")
+NEAR = 0.1
+"""The least IoU with a box that is given for a detection."""
+_ROUNDING = 1e-6  # of similarities: what differs by a smaller share of them is taken for equal
+_SAME = 1e-4  # of boxes and probabilities: what a candidate differs by when it is computed in another batch
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """The candidate of every image that is most like an instance."""
+
+    index: Tensor
+    """(N,) int64, among the candidates."""
+    similarity: Tensor
+    """(N,) in [0, 1]"""
+    box: Tensor
+    """(N, 4) xyxy in input pixels; NaN where nothing is like it."""
+    found: Tensor
+    """(N,) bool"""
+
+
+@dataclass(frozen=True)
+class InstanceTarget:
+    """One detection. A detector's output (N, Q, 4 B + K) -> (N,): what the candidate most like the detection says.
+
+    The likeness of a candidate is IoU(its box, `box`) times the similarity of its class probabilities to `likeness`
+    (IG-ODAM, Eq. 1; D-RISE without objectness). On the detection's own image it is candidate `index` itself, whatever
+    its likeness. Of equal candidates the one with the larger probability of the class is taken, then the one with this
+    index, then the first. Candidates are all there are, below every threshold; ground truth has no part in it.
+
+    `quantity`: "probability" of the class `label`, its "logit" (the log-odds log(p / (1 - p)), up to what
+    single precision can tell from certainty, about 16; beyond it the gradient is 0),
+    a side of the box in input pixels, the "similarity" itself, or (for `explain`, which then takes the largest of the
+    scaled maps at every place) probability and sides "combined". Where no candidate is more similar than `least`, the
+    instance is absent, and the score is 0 with gradient 0. `class_similarity`: "cosine" of the class probabilities,
+    "probability" of the class, "difference" 1 - |p_t - p_j|, or "same": the probability where the class is the
+    candidate's best.
+    """
+
+    label: int
+    box: tuple[float, float, float, float]
+    """xyxy in pixels of the network's input"""
+    likeness: tuple[float, ...]
+    """The detection's class probabilities (K,)"""
+    index: int
+    quantity: Quantity = "probability"
+    class_similarity: ClassSimilarity = "cosine"
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.quantity not in get_args(Quantity):
+            raise unknown("quantity of an instance", self.quantity, get_args(Quantity))
+        if self.class_similarity not in get_args(ClassSimilarity):
+            raise unknown("class_similarity", self.class_similarity, get_args(ClassSimilarity))
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """The quantity of the matching candidate of every image (N,). KonkyoError: no candidates (N, Q, 4 B + K)."""
+        if self.quantity == "combined":
+            raise KonkyoError("a combination has maps, not a score of its own; give `explain` the detection")
+        candidates = Candidates(output, len(self.likeness))
+        match = self.match(output)
+        rows = torch.arange(len(output), device=output.device)
+        if self.quantity == "similarity":
+            value = self._similarity(candidates)[rows, match.index]
+        elif self.quantity in SIDES_OF_BOX:
+            value = candidates.boxes(self.label)[rows, match.index, SIDES_OF_BOX.index(self.quantity)]
+        else:
+            value = candidates.probabilities[rows, match.index, self.label]
+            value = value.logit(torch.finfo(value.dtype).eps) if self.quantity == "logit" else value
+        return torch.where(match.found, value, 0.0)
+
+    @torch.no_grad()
+    def match(self, output: Tensor) -> Match:
+        """Which candidate of every image is this instance."""
+        candidates = Candidates(output, len(self.likeness))
+        similarity = self._similarity(candidates)
+        best = similarity.amax(1)
+        equal = similarity >= best[:, None] * (1 - _ROUNDING)
+        likely = torch.where(equal, candidates.probabilities[..., self.label], -1.0)
+        index, found = likely.argmax(1), best > self.least
+        if self.index < output.shape[1]:
+            itself = self._itself(candidates)
+            mine = (likely[:, self.index] >= likely.amax(1)) | itself
+            index, found = torch.where(mine, self.index, index), found | itself
+        rows = torch.arange(len(output), device=output.device)
+        box = torch.where(found[:, None], candidates.boxes(self.label)[rows, index], torch.nan)
+        return Match(index, similarity[rows, index], box, found)
+
+    def _itself(self, candidates: Candidates) -> Tensor:
+        """(N,) bool, whether candidate `index` is the detection, as it is on the image that it was found on."""
+        box, likeness = candidates.boxes(self.label)[:, self.index], candidates.probabilities[:, self.index]
+        moved = (box - box.new_tensor(self.box)).abs().amax(1)
+        changed = (likeness - likeness.new_tensor(self.likeness)).abs().amax(1)
+        return (moved <= _SAME * box.abs().amax(1)) & (changed <= _SAME)
+
+    def _similarity(self, candidates: Candidates) -> Tensor:
+        """(N, Q)"""
+        alike: Tensor
+        probabilities = candidates.probabilities
+        named = probabilities[..., self.label]
+        if self.class_similarity == "cosine":
+            own = probabilities.new_tensor(self.likeness)
+            norms = probabilities.norm(dim=2) * own.norm()
+            alike = (probabilities @ own) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        elif self.class_similarity == "probability":
+            alike = named
+        elif self.class_similarity == "difference":
+            alike = 1 - (named - self.likeness[self.label]).abs()
+        else:
+            alike = torch.where(probabilities.argmax(2) == self.label, named, 0.0)
+        return alike * overlap(candidates.boxes(self.label), probabilities.new_tensor(self.box))
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """An object as metrics of detection follow it. Output (N, Q, 4 B + K) -> (N,): how sure the detector is of it.
+
+    The largest probability of the class `label` among all candidates whose IoU with `box` (xyxy in input pixels) is
+    above `iou`; 0 where there is none (the evaluation of ODAM; no candidate is suppressed).
+    """
+
+    label: int
+    box: tuple[float, ...]
+    classes: int
+    """K, how many classes there are."""
+    iou: float = 0.5
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """(N,)"""
+        candidates = Candidates(output, self.classes)
+        near = overlap(candidates.boxes(self.label), output.new_tensor(self.box)) > self.iou
+        return torch.where(near, candidates.probabilities[..., self.label], 0.0).amax(1)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Ask `explain` for what a detector keeps: a row per detection, highest score first, any number per image.
+
+    Detections with a score above `threshold`: of `classes` (names or indices; none: all) and, for every one of `boxes`
+    (xyxy in pixels of the picture), the detection that overlaps it most, by an IoU of 0.1 or more; of those the `top`
+    best. `quantity`, `class_similarity` and `least` are those of the `InstanceTarget` that each becomes; None: what the
+    method explains. `suppressed=False` takes the candidates above the threshold as they are, before the detector
+    suppresses any. KonkyoError: a value that none of them can have.
+    """
+
+    threshold: float = 0.5
+    top: int | None = None
+    classes: tuple[int | str, ...] = ()
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    quantity: Quantity | None = None
+    class_similarity: ClassSimilarity = "cosine"
+    least: float = 0.0
+    suppressed: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threshold, (int, float)) or not 0 <= self.threshold < 1:
+            raise KonkyoError(f"a threshold of scores lies in [0, 1); got {self.threshold!r}")
+        if self.quantity is not None and self.quantity not in get_args(Quantity):
+            raise unknown("quantity of an instance", self.quantity, get_args(Quantity))
+        if self.class_similarity not in get_args(ClassSimilarity):
+            raise unknown("class_similarity", self.class_similarity, get_args(ClassSimilarity))
+        if not isinstance(self.least, (int, float)) or not 0 <= self.least < 1:
+            raise KonkyoError(f"least, a similarity, lies in [0, 1); got {self.least!r}")
+        if self.top is not None and (not isinstance(self.top, int) or isinstance(self.top, bool) or self.top < 1):
+            raise KonkyoError(f"top is a number of detections, 1 or more; got {self.top!r}")
+        listed = isinstance(self.classes, (list, tuple))
+        if not listed or not all(isinstance(c, (int, str)) and not isinstance(c, bool) for c in self.classes):
+            raise KonkyoError(f"classes is a list of names or indices; got {self.classes!r}")
+        if not isinstance(self.boxes, (list, tuple)):
+            raise KonkyoError(f"boxes is a list of (x1, y1, x2, y2); got {self.boxes!r}")
+        for box in self.boxes:
+            if not isinstance(box, (tuple, list)) or len(box) != 4:
+                raise KonkyoError(f"boxes is a list of (x1, y1, x2, y2) in pixels; got {self.boxes!r}")
+            if not all(isinstance(side, (int, float)) and math.isfinite(side) for side in box):
+                raise KonkyoError(f"the sides of a box are numbers of pixels; got {box!r}")
+            if not (box[0] < box[2] and box[1] < box[3]):
+                raise KonkyoError(f"a box is (x1, y1, x2, y2) with x1 < x2 and y1 < y2; got {box!r}")
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "boxes", tuple(tuple(map(float, box)) for box in self.boxes))

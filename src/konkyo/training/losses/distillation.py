@@ -1,0 +1,191 @@
+"""Maps as teachers: losses that draw a student's maps, of classes or of detections, to those of a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from konkyo.engine.capture import Watch, untouched
+from konkyo.engine.forward import Pass, columns, of_rows, pick, real, scores
+from konkyo.engine.layer import Layer
+from konkyo.errors import KonkyoError, unknown
+from konkyo.metrics.distances import Distance, blank, distances, on_grid
+from konkyo.models import Model, as_model
+from konkyo.targets.classes import Target
+from konkyo.training.losses.consistency import LOSSES
+from konkyo.utils.tensors import on_finest, unit
+
+Slope: TypeAlias = Literal["autograd", "detached"]
+
+
+class Distilled(NamedTuple):
+    """A loss between maps, and of how many maps it is; tensors (), so that nothing waits for the device."""
+
+    loss: Tensor
+    """The mean distance of the maps that were compared; 0 where none was."""
+    used: Tensor
+    """int64: maps that were compared."""
+    blank_student: Tensor
+    """int64: maps left out because the student's says nothing. It gets no gradient: a student that blanks its maps
+    escapes the loss, and this number tells."""
+    blank_teacher: Tensor
+    """int64: maps left out because the teacher's says nothing."""
+
+
+def map_distillation(maps: Tensor, teacher: Tensor, *, distance: Distance = "mse") -> Distilled:
+    """How far a student's maps are from a teacher's of the same things. (N, h, w), (N, h', w') -> a loss and counts
+
+    `maps` have a graph: `konkyo.training.maps.TrainingMaps` of a classifier, `InstanceMaps` of a detector. `teacher`,
+    raw maps of any method, model and grid (`Explanation.maps`), is put on the student's grid as it is; then both are
+    scaled to [0, 1], and `distance` is one of `konkyo.metrics.distances.distances` that have a gradient. The teacher
+    gets none. Blank maps, of either, are left out and counted.
+
+        student = TrainingMaps(model, (3, 128, 128))
+        loss = cross_entropy(logits, labels) + 3 * map_distillation(student(logits, labels), teacher).loss
+
+    KonkyoError: a distance without a gradient, as many maps as there are not.
+    """
+    if distance not in LOSSES:
+        raise unknown("distance for training", distance, LOSSES)
+    if maps.ndim != 3 or teacher.ndim != 3 or len(maps) != len(teacher):
+        raise KonkyoError(
+            f"a teacher's map for each of the student's, (N, h, w) both, was expected; got {tuple(maps.shape)} and "
+            f"{tuple(teacher.shape)}"
+        )
+    with torch.autocast(maps.device.type, enabled=False):
+        own, aims = real(maps), on_grid(teacher.detach().to(maps.device), (maps.shape[1], maps.shape[2]))
+        mute, silent = blank(own), blank(aims)
+        rows = (~mute & ~silent).nonzero()[:, 0]
+        found = distances(unit(own[rows]), unit(aims[rows].to(own)), distance)
+    used = (~mute & ~silent).sum()
+    return Distilled(found.sum() / used.clamp_min(1), used, mute.sum(), silent.sum())
+
+
+def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+    """Activation-based attention transfer (Zagoruyko & Komodakis, 2017, Eq. 2), the mean over images. -> ()
+
+    |Q_S / |Q_S| - Q_T / |Q_T||_2 of Q = sum over channels of A^2, for one pair of layers; the paper's factor beta / 2
+    and sum over pairs are the caller's. Activations (N, C, h, w) and (N, C', h', w') of a network that may have other
+    channels and another grid: Q_T is put on the student's. No class has a part in it. The authors' code takes the mean
+    of the squared difference instead. KonkyoError: other shapes.
+    """
+    if student.ndim != 4 or teacher.ndim != 4 or len(student) != len(teacher):
+        raise KonkyoError(
+            f"activations (N, C, h, w) of the same images were expected; got {tuple(student.shape)} and "
+            f"{tuple(teacher.shape)}"
+        )
+    own, aims = (real(grid).square().sum(1) for grid in (student, teacher.detach()))
+    aims = on_grid(aims, (own.shape[1], own.shape[2])).to(own)
+    own, aims = (nn.functional.normalize(q.flatten(1), dim=1) for q in (own, aims))
+    found: Tensor = torch.linalg.vector_norm(own - aims, dim=1).mean()
+    return found
+
+
+# --- detections -------------------------------------------------------------------------------------------------------
+
+
+def odam_maps(
+    activations: Tensor | Sequence[Tensor], scores: Tensor, rows: Sequence[int], *, mode: Slope = "autograd"
+) -> Tensor:
+    """ODAM maps (Zhao & Chan, 2023) of several scores, to be differentiated: ReLU(sum_k G_k A_k). -> (R, h, w)
+
+    `scores` (R,), score r of image `rows[r]`, were computed from `activations` (N, C, h, w), or the levels of a
+    pyramid, which are enlarged to the finest and added before the ReLU. `mode`: "autograd", G with a graph, or
+    "detached", G as a constant: then only A learns. Deformable attention (`grid_sample`, as in RT-DETR's decoder) has
+    no second derivative in PyTorch, and the backward of "autograd" raises there. A score that depends on no activation
+    has a map of zeros.
+
+    As many gradients are taken as the image with most scores has of them; so images must not depend on each other
+    after the activations, as through the statistics of a batch. KonkyoError: not a row per score, an unknown mode,
+    activations without a graph.
+    """
+    levels = [activations] if isinstance(activations, Tensor) else list(activations)
+    return _odam([Layer("activations", None)] * len(levels), levels, scores, rows, mode)
+
+
+def _odam(layers: Sequence[Layer], raws: Sequence[Tensor], scores: Tensor, rows: Sequence[int], mode: Slope) -> Tensor:
+    """`odam_maps` of activations in the forms of their modules."""
+    if mode not in ("autograd", "detached"):
+        raise unknown("mode", mode, ("autograd", "detached"))
+    if scores.shape != (len(rows),) or not all(0 <= row < len(raws[0]) for row in rows):
+        raise KonkyoError(
+            f"a score (R,) for each of R rows, images from 0 to {len(raws[0]) - 1}, was expected; got "
+            f"{tuple(scores.shape)} scores and rows {list(rows)}"
+        )
+    if not all(raw.requires_grad for raw in raws):
+        raise KonkyoError(
+            "these activations are not part of a graph, so scores have no gradient by them: weights before the layer "
+            "must be free to learn, or images.requires_grad_() before the forward"
+        )
+    at, kept = tuple(rows), mode == "autograd"
+    slopes = list[list[Tensor]]()
+    for column in columns(at):
+        total = scores[column].sum()
+        found: Sequence[Tensor | None] = [None] * len(raws)
+        if total.requires_grad:
+            found = torch.autograd.grad(total, raws, retain_graph=True, create_graph=kept, allow_unused=True)
+        slopes.append([torch.zeros_like(a) if g is None else g for a, g in zip(raws, found, strict=True)])
+    signed = []
+    for i, (layer, raw) in enumerate(zip(layers, raws, strict=True)):
+        grids = layer.fold(raw)
+        weights = of_rows(at, [layer.fold(column[i]) for column in slopes]) if at else grids[:0]
+        signed.append((real(weights) * real(pick(grids, at) if at else grids[:0])).sum(1))
+    return on_finest(signed).sum(0).relu()
+
+
+class InstanceMaps:
+    """A detector's ODAM maps in its last forward, to be differentiated, of instances that it is asked for.
+
+    Made once for a detector and the shape (C, H, W) of its images; called after each forward with the candidates that
+    came out and with targets, such as a teacher's detections: a `konkyo.InstanceTarget` looks itself up among the
+    student's candidates by IoU and likeness of class probabilities.
+
+        found = konkyo.explain(teacher, images, method="odam", target=konkyo.Detections())
+        own = InstanceMaps(student, (3, 128, 128))(student(images), found.targets, found.image_index.tolist())
+        loss = detection_loss + map_distillation(own, found.maps).loss
+
+    An instance that nothing is like has a blank map. Boxes are in pixels of the network's input: teacher and student
+    must take images of one size. `layer` as in `konkyo.explain`, a pyramid too; `mode` as in `odam_maps`. In training
+    mode batch statistics tie images together, and maps are approximate; in eval mode they are ODAM's. The hooks stay
+    on the network until `close`. KonkyoError: a layer without a grid.
+    """
+
+    def __init__(
+        self,
+        model: Model | nn.Module,
+        shape: Sequence[int],
+        *,
+        layer: str | nn.Module | Layer | None = None,
+        mode: Slope = "autograd",
+    ) -> None:
+        adapted = as_model(model)
+        found = adapted.layer(layer, shape)
+        if found.module is None:
+            raise KonkyoError(f"training needs a layer that is a module; {found.name!r} is the image itself")
+        noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+        with untouched(adapted.module):
+            self.layers = Pass(adapted, adapted.prepared(noise), [found]).levels(found)
+        self.mode, self._watch = mode, Watch(adapted.module, found)
+
+    def __call__(self, output: Tensor, targets: Sequence[Target], rows: Sequence[int]) -> Tensor:
+        """(R, h, w), at least fp32: target r's map on image `rows[r]` of the last forward.
+
+        `output` (N, Q, 4 B + K) is what the model, or the caller from what its network returned, made of the batch.
+        KonkyoError: not a row per target; no forward with gradients.
+        """
+        _, raws = self._watch.take()
+        if len(targets) != len(rows) or len(output) != len(raws[0]):
+            raise KonkyoError(
+                f"a row per target and candidates of the last forward's {len(raws[0])} images were expected; got "
+                f"{len(targets)} targets, {len(rows)} rows and candidates of {len(output)} images"
+            )
+        with torch.autocast(output.device.type, enabled=False):
+            asked = scores(pick(real(output), tuple(rows)), targets) if len(rows) else output.new_zeros(0)
+            return _odam(self.layers, raws, asked, rows, self.mode)
+
+    def close(self) -> None:
+        """Takes the hooks off the network."""
+        self._watch.close()
