@@ -12,10 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import konkyo
-from konkyo.forward import Pass
-from konkyo.layer import Layer, capture
-from konkyo.probe import Probe
-from networks import (
+from helpers.networks import (
     Attention,
     InPlaceAfter,
     Returns,
@@ -25,6 +22,9 @@ from networks import (
     images,
     seeded,
 )
+from konkyo.forward import Pass
+from konkyo.layer import Layer, capture
+from konkyo.probe import Probe
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 OPTIONS: dict[str, dict[str, Any]] = {
