@@ -6,14 +6,14 @@ the demand, the rest is what konkyo does about it. (Of several tests of one dema
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from helpers.demands import NOT_YET, described
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,13 +24,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "demand(number, missing=None): shows that a demand of users is met")
     if config.getoption("--demands") is not None:
         config.pluginmanager.register(_Demands(config))
-
-
-def described(function: Any, marker: pytest.Mark) -> dict[str, Any]:
-    """What a marked test says of its demand: number, and where it is documented demand, answer and what is missing."""
-    demand, _, answer = (inspect.getdoc(function) or "").partition("\n")
-    found = {"number": marker.args[0], "demand": demand.rstrip("."), "answer": " ".join(answer.split())}
-    return found | {"missing": marker.kwargs.get("missing")} if demand else {"number": marker.args[0]}
 
 
 class _Demands:
@@ -61,7 +54,7 @@ class _Demands:
             number: {**self.said[number], "tests": sorted(tests), "passed": all(tests.values())}
             for number, tests in self.passed.items()
         }
-        for number, (demand, answer) in importlib.import_module("test_demands").NOT_YET.items():
+        for number, (demand, answer) in NOT_YET.items():
             rows[number] = {"demand": demand, "answer": answer, "missing": None, "tests": [], "passed": None}
         for row in rows.values():
             row.pop("number", None)

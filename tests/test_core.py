@@ -12,11 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import konkyo
-from konkyo.engine.capture import capture
-from konkyo.engine.forward import Pass
-from konkyo.engine.layer import Layer
-from konkyo.engine.probe import Probe
-from networks import (
+from helpers.networks import (
     Attention,
     InPlaceAfter,
     Returns,
@@ -26,6 +22,10 @@ from networks import (
     images,
     seeded,
 )
+from konkyo.engine.capture import capture
+from konkyo.engine.forward import Pass
+from konkyo.engine.layer import Layer
+from konkyo.engine.probe import Probe
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 OPTIONS: dict[str, dict[str, Any]] = {

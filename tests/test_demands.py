@@ -22,15 +22,14 @@ from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerB
 from typer.testing import CliRunner
 
 import konkyo
-from conftest import described
+from helpers.demands import NOT_YET, described
+from helpers.networks import Attention, InPlaceAfter, Returns, SmallResNet, images, seeded
+from helpers.paths import DOCS
 from konkyo.apps.cli import main as cli
-from networks import Attention, InPlaceAfter, Returns, SmallResNet, images, seeded
 
 calm = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 NUMBERS = {*range(1, 28)} - {7, 8, 9, 10}
 """The demands on explaining classifiers; the others are about detectors and segmenters."""
-NOT_YET: dict[int, tuple[str, str]] = {}
-"""Demands without a test: (the demand, what konkyo has in its place)."""
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
@@ -832,7 +831,7 @@ def test_every_demand_is_met_or_said_to_be_open() -> None:
 def test_the_page_is_of_these_tests(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--demands"):
         pytest.skip("the page is being made")
-    page = json.loads((Path(__file__).parents[1] / "docs" / "demands.json").read_text(encoding="utf-8"))
+    page = json.loads((DOCS / "demands.json").read_text(encoding="utf-8"))
     made = {int(n): {**row, "tests": {t.partition("[")[0] for t in row["tests"]}} for n, row in page.items()}
     assert {n: (row.pop("passed"), row["demand"]) for n, row in made.items() if n in NOT_YET} == {
         n: (None, demand) for n, (demand, _) in NOT_YET.items()

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 import konkyo
-
-DOCS = Path(__file__).parents[1] / "docs"
+from helpers.paths import DOCS
 
 
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import konkyo
+from helpers.networks import SmallResNet, images, seeded
 from konkyo.utils.tensors import unit
-from networks import SmallResNet, images, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CLASSES = [3, 0, 4]

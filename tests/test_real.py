@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 import konkyo
+from helpers.paths import DATA
 from konkyo.data.images import find_images, open_image
 
-DATA = Path(os.environ.get("KONKYO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 PHOTOS, WEIGHTS = DATA / "imagenet", DATA / "weights"
 
 pytestmark = pytest.mark.skipif(
