@@ -15,6 +15,7 @@ from PIL import Image
 
 import konkyo
 from helpers.commands import Outcome, Run, runner
+from konkyo.apps.cli import explain as command
 from konkyo.apps.cli import main as cli
 from konkyo.explanation.explain import SEVEN_CAMS
 
@@ -491,7 +492,7 @@ def test_the_explained_class_is_told(run: Run, photos: Path) -> None:
 
 
 def test_an_interrupted_run_says_how_to_go_on(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    explained, calls = cli._explained, []
+    explained, calls = command.explained, []
 
     def stops(*given: Any) -> Any:
         calls.append(given)

@@ -126,30 +126,6 @@ def evaluate(
     out.print(f"table, curves and every value in {escape(str(to))}", highlight=False, soft_wrap=True)
 
 
-def metrics(as_json: Json = False) -> None:
-    """List the metrics with what they need and their options."""
-    from konkyo.metrics import metrics as registered
-
-    found = registered()
-    if as_json:
-        table = {
-            name: {
-                "summary": m.description,
-                "better": m.better,
-                "needs": m.needs,
-                "options": {o: repr(p.default) for o, p in m.options.items()},
-            }
-            for name, m in found.items()
-        }
-        print(json.dumps(table, indent=2))  # noqa: T201 - standard output is what was asked for
-        return
-    rows = [
-        (n, m.better, m.description, ", ".join(f"{o}={p.default!r}" for o, p in m.options.items()))
-        for n, m in sorted(found.items())
-    ]
-    print_table(["metric", "better", "what it gives", "options"], rows)
-
-
 def sanity(
     images: Images,
     model: ModelName = "konkyo/scenes-classifier",

@@ -1,0 +1,184 @@
+"""The command that explains images: pictures, raw maps, and a manifest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from konkyo.apps.cli.options import (
+    Boxes,
+    Budget,
+    Classes,
+    Colours,
+    Crop,
+    Device,
+    FuseName,
+    Images,
+    Json,
+    Labels,
+    Layers,
+    Mean,
+    ModelName,
+    Not,
+    Of,
+    Options,
+    PrecisionName,
+    Resize,
+    Score,
+    Seed,
+    Std,
+    Top,
+    Wanted,
+    Weights,
+    files_of,
+    out,
+    progress,
+    request_of,
+    require_paths,
+    setup_of,
+    target_of,
+)
+from konkyo.errors import KonkyoError, NotApplicable
+
+if TYPE_CHECKING:
+    from konkyo.explanation.result import Explanation
+    from konkyo.targets.detections import Detections
+
+from konkyo.apps.cli.manifest import Manifest, interrupted, report_of, unique_names
+from konkyo.apps.cli.pictures import detection, explained, nothing_detected, rows_of, score_in_words
+
+
+def explain(
+    images: Images,
+    model: ModelName = "konkyo/scenes-classifier",
+    method: Annotated[
+        str,
+        typer.Option("--method", help="One or several, as in cam,layer_cam, or 'all'; grad_cam, of detectors odam."),
+    ] = "",
+    classes: Classes = None,
+    top: Top = None,
+    against: Not = None,
+    score: Score = None,
+    box: Boxes = None,
+    of: Of = None,
+    layer: Layers = None,
+    fuse: FuseName = None,
+    to: Annotated[Path, typer.Option("--out", help="Folder for pictures, maps and manifest.json.")] = Path(
+        "konkyo-out"
+    ),
+    maps: Annotated[str, typer.Option(help="Format of the raw maps: npz or safetensors.")] = "npz",
+    resume: Annotated[bool, typer.Option("--resume", help="Leave out images that the folder's manifest has.")] = False,
+    path: Annotated[bool, typer.Option("--path", help="Also draw the paths that methods integrate along.")] = False,
+    weights: Weights = "default",
+    labels: Labels = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    mean: Mean = None,
+    std: Std = None,
+    option: Options = None,
+    budget: Budget = None,
+    seed: Seed = 0,
+    device: Device = None,
+    precision: PrecisionName = None,
+    cmap: Colours = None,
+    as_json: Json = False,
+) -> None:
+    """Explain images: an overlay and a raw map per image, class and method, and a manifest of it all.
+
+    Of a detector: per detection instead of class, and a sheet of all detections of an image.
+    """
+    if maps not in ("npz", "safetensors"):
+        raise KonkyoError(f"--maps is npz or safetensors; got {maps!r}")
+    files = files_of(images)
+    files = [f for f in files if to.resolve() not in f.resolve().parents] or files  # not what an earlier run wrote
+    setup = setup_of(model, weights, labels, (resize, crop, mean, std), device)
+    target = target_of(setup, Wanted(classes, top, against, score, box, of))
+    names, request = request_of(method or ("odam" if setup.detects else "grad_cam"), target, layer, option)
+    if path:
+        require_paths(names, of)
+    request |= {"fuse": fuse, "budget": budget, "seed": seed, "precision": precision}
+    settings = {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}}
+    manifest = Manifest(to / "manifest.json", settings, resume=resume)
+    names_on_disk = unique_names(files, manifest)
+    for file, told in progress(files, "explaining"):
+        if manifest.has(file):
+            continue
+        with manifest.image(file) as entry, interrupted(manifest):
+            entry["name"] = names_on_disk[file]
+            found = explained(setup.model, file, names, {**request, "progress": told}, entry)
+            for name, result in found.items():
+                if isinstance(result, NotApplicable):
+                    entry.setdefault("not_applicable", []).append(str(result))
+                elif len(result):
+                    plain = name.replace("(", "-").replace(")", "")
+                    _write(result, to / f"{entry['name']}.{plain}", maps, cmap, entry)
+            if path:
+                _write_paths(found, to / entry["name"], entry)
+            if setup.detects:
+                _write_detections(found, file, to / f"{entry['name']}.detections.png", target, entry)
+            told_of = ", ".join(dict.fromkeys(m["explained"] for m in entry.get("maps", ()))) or entry.get("nothing")
+            if told_of and not as_json:
+                out.print(escape(f"{file.name}: {told_of}"), soft_wrap=True, highlight=False)
+    report_of(manifest, as_json, [f"pictures, maps and manifest in {to}"])
+
+
+def _write(result: Explanation, stem: Path, maps: str, cmap: str | None, entry: dict[str, Any]) -> None:
+    from konkyo.draw.sheets import save_image
+
+    raw = result.save(stem.with_name(f"{stem.name}.{maps}"))
+    for row, label in enumerate(result.labels):
+        number = f".{row + 1}" if len(result) > 1 else ""
+        overlay = save_image(result.overlay(row, cmap=cmap), stem.with_name(f"{stem.name}{number}.png"))
+        entry.setdefault("maps", []).append(
+            {
+                "method": result.method,
+                "label": label,
+                "explained": score_in_words(result, row),
+                "score": round(score, 6) if math.isfinite(score := result.scores[row].item()) else None,
+                **detection(result, row),
+                "layer": result.layer,
+                "overlay": overlay.name,
+                "map": raw.name,
+                "row": row,
+                "diagnosis": result.diagnosis[row].kind,
+                "message": result.diagnosis[row].message,
+            }
+        )
+
+
+def _write_detections(
+    found: Mapping[str, Explanation | NotApplicable], file: Path, to: Path, wanted: Detections, entry: dict[str, Any]
+) -> None:
+    """The sheet of an image's detections: side by side, or with several methods a row each."""
+    from konkyo.draw.sheets import contact_sheet, gallery, save_image
+
+    if not entry.get("maps"):
+        if not entry.get("not_applicable"):
+            entry["nothing"] = nothing_detected(wanted)
+        return
+    rows = rows_of({n: r for n, r in found.items() if not isinstance(r, NotApplicable)}, file.name, {})
+    if len(names := list(dict.fromkeys(m["method"] for m in entry["maps"]))) == 1:
+        sheet = gallery(rows)
+    else:
+        rows = [replace(row, subtitle=f"{number}  {row.subtitle}") for number, row in enumerate(rows, start=1)]
+        sheet = contact_sheet(rows, names)
+    entry["sheet"] = save_image(sheet, to).name
+
+
+def _write_paths(found: Mapping[str, Explanation | NotApplicable], stem: Path, entry: dict[str, Any]) -> None:
+    """A picture of every path, and one of all methods' together."""
+    from konkyo.draw.sheets import path_figure, save_image
+
+    walked = {n: r for n, r in found.items() if not isinstance(r, NotApplicable) and r.path is not None}
+    for row in range(max(map(len, walked.values()), default=0)):
+        drawn = {f".{name}": [result] for name, result in walked.items()}
+        drawn |= {"": list(walked.values())} if len(walked) > 1 else {}
+        for part, several in drawn.items():
+            picture = save_image(path_figure(several, row), stem.with_name(f"{stem.name}{part}.{row + 1}.path.png"))
+            entry.setdefault("paths", []).append(picture.name)

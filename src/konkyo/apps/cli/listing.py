@@ -1,0 +1,114 @@
+"""The commands that list what there is: methods, metrics, and the layers of a model."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from konkyo.apps.cli.options import (
+    Device,
+    Json,
+    Weights,
+    print_table,
+    setup_of,
+    size_of,
+)
+
+if TYPE_CHECKING:
+    pass
+
+from konkyo.apps.cli.pictures import failures_of
+
+
+def list_methods(as_json: Json = False) -> None:
+    """List the methods with what they need and their options."""
+    from konkyo.methods.base import methods
+
+    found = methods()
+    if as_json:
+        table: dict[str, Any] = {
+            name: {
+                "summary": m.summary,
+                "needs": m.needs,
+                "layer": m.layer or "feature grid",
+                "options": {o: repr(p.default) for o, p in m.options.items()},
+            }
+            for name, m in found.items()
+        }
+        print(json.dumps(table, indent=2))  # noqa: T201 - standard output is what was asked for
+        return
+    rows = [(n, m.summary, ", ".join(f"{o}={p.default!r}" for o, p in m.options.items())) for n, m in found.items()]
+    print_table(["method", "what it gives", "options"], rows)
+
+
+def list_metrics(as_json: Json = False) -> None:
+    """List the metrics with what they need and their options."""
+    from konkyo.metrics import metrics as registered
+
+    found = registered()
+    if as_json:
+        table = {
+            name: {
+                "summary": m.description,
+                "better": m.better,
+                "needs": m.needs,
+                "options": {o: repr(p.default) for o, p in m.options.items()},
+            }
+            for name, m in found.items()
+        }
+        print(json.dumps(table, indent=2))  # noqa: T201 - standard output is what was asked for
+        return
+    rows = [
+        (n, m.better, m.description, ", ".join(f"{o}={p.default!r}" for o, p in m.options.items()))
+        for n, m in sorted(found.items())
+    ]
+    print_table(["metric", "better", "what it gives", "options"], rows)
+
+
+def layers(
+    model: Annotated[str, typer.Argument(help="As --model elsewhere.")],
+    size: Annotated[
+        str | None, typer.Option(help="Image size in pixels, or HEIGHTxWIDTH; default: the model's own.")
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="Channels of the image; default: the model's own, or 3.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Also the modules whose output is no grid.")] = False,
+    weights: Weights = "default",
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """List the layers that can be explained, with shapes and gradient norms; an arrow marks the automatic one."""
+    setup = setup_of(model, weights, None, (None, None, None, None), device)
+    own = setup.model.preprocess
+    side = (size_of(size) if size else None) or (own and (own.crop or own.resize)) or 224
+    height, width = side if isinstance(side, tuple) else (side, side)
+    shape = (channels or (len(own.mean) if own else 3), height, width)
+    with failures_of(setup.model):
+        automatic = setup.model.automatic_layer(shape)
+        sites = [
+            s
+            for s in setup.model.sites(shape)
+            if every or s.layer is not None or (automatic is not None and s.name == automatic.name)
+        ]
+    if as_json:
+        listed = [
+            {"name": s.name, "kind": s.kind, "shape": s.shape, "grid": s.grid, "gradient": s.gradient} for s in sites
+        ]
+        print(json.dumps({"automatic": automatic and automatic.name, "layers": listed}, indent=2))  # noqa: T201
+        return
+    rows = [
+        (
+            ("→ " if automatic and s.name == automatic.name else "  ") + s.name,
+            s.kind,
+            "x".join(map(str, s.shape)),
+            "x".join(map(str, s.grid)),
+            "0" if s.gradient == 0 else f"{s.gradient:.2g}",
+        )
+        for s in sites
+    ]
+    if automatic and automatic.name not in {s.name for s in sites}:  # a detector's, which the trace takes for no grid
+        rows.append((f"→ {automatic.name}", "", "", "", ""))
+    print_table(["layer", "module", "output", "grid", "gradient norm"], rows)
