@@ -501,7 +501,7 @@ def test_an_interrupted_run_says_how_to_go_on(run: Run, photos: Path, monkeypatc
         return explained(*given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(cli, "_explained", stops)
+        patched.setattr(command, "explained", stops)
         found = run("explain", photos / "one.png", photos / "two.jpg", photos / "sub", "--out", "o")
     assert found.code == 130
     assert "interrupted: 2 images are done; the same command with --resume goes on" in found.err

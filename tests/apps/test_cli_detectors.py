@@ -13,7 +13,7 @@ from PIL import Image
 
 import konkyo
 from helpers.commands import Run, runner
-from konkyo.apps.cli import main as cli
+from konkyo.apps.cli import demo as cli
 from konkyo.draw.sheets import contact_sheet, gallery
 from konkyo.explanation.explain import OF_DETECTORS
 
