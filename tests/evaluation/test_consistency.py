@@ -22,7 +22,8 @@ from helpers.detectors import dense
 from konkyo.data.samples import Sample
 from konkyo.draw import consistency as report
 from konkyo.errors import KonkyoError
-from konkyo.evaluation.consistency import PLACELESS, Baseline, Consistency, _untrained, consistency, measure
+from konkyo.evaluation.consistency import PLACELESS, Baseline, Consistency, consistency, measure
+from konkyo.evaluation.consistency.run import _untrained
 from konkyo.metrics.distances import (
     DISTANCES,
     Distance,
@@ -463,7 +464,7 @@ def test_of_many_classes_those_with_most_maps_are_drawn(monkeypatch: pytest.Monk
     named = dict[str, list[str]]()
     for name in ("class_maps", "deviations", "matrix"):
         monkeypatch.setattr(report, name, lambda names, *_, name=name: named.update({name: names}))
-    monkeypatch.setattr("konkyo.evaluation.consistency._DRAWN", 3)
+    monkeypatch.setattr("konkyo.evaluation.consistency.figures._CLASSES_SHOWN", 3)
     found.figures()
     assert named["matrix"] == ["name 3", "name 7", "name 11"]
     assert named["class_maps"] == named["deviations"] == ["name 3 (3)", "name 7 (3)", "name 11 (3)"]

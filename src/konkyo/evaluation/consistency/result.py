@@ -1,0 +1,305 @@
+"""The result of consistency(): numbers, maps, and what they say; on disk and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from konkyo.errors import KonkyoError, unknown
+from konkyo.evaluation.result import Table, bracketed, markdown, number
+from konkyo.metrics.distances import Distance, distances
+from konkyo.utils.files import csv_text, plain, replacing, write_text
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PLACELESS = 0.85
+"""From this W / T on, classes hardly say where to look: 0.92 is measured for objects anywhere, 0.44 for fixed ones."""
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """The result of one image: its classes, and how far its map is from the mean map of its class."""
+
+    name: str
+    label: int
+    prediction: int
+    blank: bool
+    """Whether its map shows nothing; such a map is never measured."""
+    used: bool
+    """Whether the map is in the class's mean."""
+    deviation: float
+    """Its distance from the mean map of the class that it explains; NaN where it is not used."""
+
+    @property
+    def correct(self) -> bool:
+        """Whether the decision is the label."""
+        return self.label == self.prediction
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """The result of one class: counts of its images, and how alike their maps are."""
+
+    name: str
+    total: int
+    """Images with this label."""
+    correct: int
+    used: int
+    """Maps in the class's mean; 0 where there are fewer than two."""
+    blank: int
+    """Maps left out because they show nothing."""
+    value: float
+    """L of the class: the mean deviation, in the chosen distance."""
+    low: float
+    """Of the 95 % interval."""
+    high: float
+    rms: float
+    """The root of the mean squared difference from the mean map, whatever the distance; at most 0.5."""
+    within: float
+    """The variance of its maps (divided by their number less one), the mean over cells."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The numbers of a comparison in which nothing was learnt."""
+
+    value: float
+    ratio: float
+    """W / T; NaN where it has no meaning."""
+
+
+@dataclass(frozen=True, eq=False)
+class Consistency:
+    """The result says how alike the maps of one class are: numbers, maps, and every image's deviation.
+
+    NaN stands for a number that is not known.
+    """
+
+    classes: tuple[str, ...]
+    settings: Mapping[str, Any]
+    distance: Distance
+    grid: int
+    images: tuple[ImageResult, ...]
+    of_class: tuple[ClassResult, ...]
+    value: float
+    """L (Eq. 10): the mean deviation over all maps that are used."""
+    low: float
+    """Of the 95 % interval: 2.5 % of resampled values are lower."""
+    high: float
+    macro: float
+    """The mean of the classes' L, each class counting the same."""
+    rms: float
+    """The root of the mean squared difference, whatever the distance."""
+    within: float
+    """W: variance within classes, the mean over cells."""
+    total: float
+    """T: variance of all maps."""
+    shuffled: float
+    """The mean W of shuffled labels, divided by T: what `ratio` is where classes mean nothing."""
+    p: float
+    """How probable a W as small as this one is under shuffled labels."""
+    distances: Mapping[str, float]
+    """L in every distance."""
+    coverage: float
+    """The mean of the maps scaled to [0, 1]: which share of the picture they cover."""
+    blank: int
+    """Maps that would be used, but show nothing."""
+    accuracy: float
+    kappa: float
+    """Cohen's."""
+    wrong: float
+    """L of the images that are decided wrongly, with their own mean maps."""
+    wrong_count: int
+    baselines: Mapping[str, Baseline]
+    mean: Tensor
+    """(K, g, g) the mean map of every class; NaN of a class that is not used."""
+    deviation: Tensor
+    """(K, g, g) the standard deviation."""
+    maps: Tensor
+    """(n, g, g) float32, every map that is used, scaled to [0, 1], in the order of `images`."""
+    labels: Tensor
+    """(n,) the class that each of them explains."""
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def ratio(self) -> float:
+        """W / T: 0 where the maps of a class are identical, about 1 where classes do not differ; NaN of one class."""
+        several = sum(c.used > 0 for c in self.of_class) > 1  # one class is all there is, whatever its maps
+        return self.within / self.total if several and self.total > 0 else math.nan
+
+    @property
+    def between(self) -> Tensor:
+        """(K, K) the distances of the classes' mean maps; NaN of a class that is not used."""
+        known = [i for i, c in enumerate(self.of_class) if c.used]
+        matrix = torch.full((len(self.classes), len(self.classes)), math.nan, dtype=self.mean.dtype)
+        for i in known:
+            matrix[i, known] = distances(self.mean[known], self.mean[i], self.distance)
+        return matrix
+
+    def typical(self, name: str | int, k: int = 5) -> tuple[ImageResult, ...]:
+        """The `k` images of a class whose maps are nearest to its mean map, nearest first."""
+        return self.ranked(name)[:k]
+
+    def deviant(self, name: str | int, k: int = 5) -> tuple[ImageResult, ...]:
+        """The `k` images of a class whose maps are farthest from its mean map, farthest first."""
+        return self.ranked(name)[::-1][:k]
+
+    def ranked(self, name: str | int) -> tuple[ImageResult, ...]:
+        """The used images of a class, the nearest to the mean map first. KonkyoError: no such class."""
+        if name not in self.classes and not (isinstance(name, int) and 0 <= name < len(self.classes)):
+            raise unknown("class", name, self.classes)
+        index = self.classes.index(name) if isinstance(name, str) else name
+        used = [image for image in self.images if image.used]
+        of_class = [image for image, label in zip(used, self.labels.tolist(), strict=True) if label == index]
+        return tuple(sorted(of_class, key=lambda image: image.deviation))
+
+    def map_of(self, name: str) -> Tensor:
+        """The map (g, g) of an image that is used. KonkyoError: no such image."""
+        used = [image.name for image in self.images if image.used]
+        if name not in used:
+            raise unknown("image with a map", name, used)
+        return self.maps[used.index(name)]
+
+    # --- tables and text ----------------------------------------------------------------------------------------------
+
+    def table(self) -> Table:
+        """The table has a line per class that has images, and one for all."""
+        head = ["class", "images", "correct", "used", "blank", "L [95 %]", "RMS", "W"]
+        lines = [
+            [c.name, *map(str, (c.total, c.correct, c.used, c.blank)), *_cells(c.value, c.low, c.high, c.rms, c.within)]
+            for c in self.of_class
+            if c.total or c.used
+        ]
+        sums = [sum(getattr(c, name) for c in self.of_class) for name in ("total", "correct", "used", "blank")]
+        overall = _cells(self.value, self.low, self.high, self.rms, self.within)
+        return head, [*lines, ["all", *map(str, sums), *overall]]
+
+    def summary(self) -> Table:
+        """The table has a line per number of the whole data set, and lines for the baselines."""
+        rows = [
+            [f"L ({self.distance})", bracketed(self.value, self.low, self.high)],
+            ["L, the mean of classes", number(self.macro)],
+            ["W / T", number(self.ratio)],
+            ["W / T of shuffled labels", f"{number(self.shuffled)} (p = {number(self.p)})"],
+            ["coverage", number(self.coverage)],
+            ["accuracy", number(self.accuracy)],
+            ["kappa", number(self.kappa)],
+            ["L of wrong decisions", f"{number(self.wrong)} ({self.wrong_count} maps)"],
+            *([f"L in {name}", number(value)] for name, value in self.distances.items() if name != self.distance),
+        ]
+        for name, baseline in self.baselines.items():
+            ratio = "" if math.isnan(baseline.ratio) else f", W / T {number(baseline.ratio)}"
+            rows.append([f"baseline: {name}", f"L {number(baseline.value)}{ratio}"])
+        return ["of all", "value"], rows
+
+    def remarks(self) -> list[str]:
+        """The sentences that a reader of the numbers has to know."""
+        total, used = len(self.images), sum(c.used for c in self.of_class)
+        lines = [f"Maps: {used} of {total} images are used; {self.blank} are blank and left out."]
+        if alone := [c.name for c in self.of_class if c.total and not c.used]:
+            lines.append(f"Classes with fewer than two maps, not measured: {', '.join(alone[:10])}.")
+        if self.ratio > PLACELESS:
+            lines.append(
+                f"W / T is {self.ratio:.2f}, above {PLACELESS}: maps of one class are hardly more alike than maps of "
+                "any. Position is not defined by the class here, and a low L only says that all maps are alike."
+            )
+        if self.distance == "l2_over_hw":
+            lines.append("l2_over_hw falls with the number of cells: compare it at one grid only.")
+        lines.append(
+            "Consistency is not correctness: maps can agree on the wrong place. `konkyo evaluate` measures whether "
+            "they are right."
+        )
+        return [*lines, *self.notes]
+
+    def markdown(self) -> str:
+        """The text holds `table`, `summary` and `remarks`."""
+        return "\n".join([markdown(self.table()), markdown(self.summary()), *self.remarks()]) + "\n"
+
+    def description(self) -> dict[str, Any]:
+        """The dict holds everything but maps, as plain JSON values."""
+        skipped = ("mean", "deviation", "maps", "labels", "images", "of_class", "baselines")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skipped}
+        values |= {name: dict(values[name]) for name in ("settings", "distances")}
+        values |= {"ratio": self.ratio, "score": 1 - self.ratio, "between": self.between.tolist()}
+        values |= {"of_class": [asdict(c) for c in self.of_class]}
+        values |= {"baselines": {name: asdict(baseline) for name, baseline in self.baselines.items()}}
+        values |= {"images": [asdict(image) for image in self.images]}
+        return plain(values)  # type: ignore[no-any-return]
+
+    # --- on disk ------------------------------------------------------------------------------------------------------
+
+    def save(
+        self, folder: str | Path, *, figures: bool = False, pictures: Callable[[str], Image.Image] | None = None
+    ) -> Path:
+        """Writes consistency.json, table.md, classes.csv, images.csv and maps.safetensors into a folder. -> the folder
+
+        `figures`: PNG files too, as of `figures`.
+        """
+        folder = Path(folder)
+        names = self.classes
+        rows = [
+            [i.name, names[i.label], names[i.prediction], i.correct, i.blank, i.used, i.deviation] for i in self.images
+        ]
+        head = ["image", "label", "prediction", "correct", "blank", "used", "deviation"]
+        tensors = {name: getattr(self, name).contiguous() for name in ("mean", "deviation", "maps", "labels")}
+        with replacing(folder / "maps.safetensors") as temporary:
+            save_file(tensors, temporary)
+        for name, picture in (self.figures(pictures) if figures else {}).items():
+            with replacing(folder / name) as temporary:
+                picture.save(temporary, format="png")
+        texts = {
+            "table.md": self.markdown(),
+            "classes.csv": csv_text([f.name for f in fields(ClassResult)], [asdict(c).values() for c in self.of_class]),
+            "images.csv": csv_text(head, rows),
+            "consistency.json": json.dumps(self.description(), indent=1),  # the last: where it is, all is
+        }
+        for name, text in texts.items():
+            write_text(folder / name, text)
+        return folder
+
+    def figures(self, pictures: Callable[[str], Image.Image] | None = None, k: int = 4) -> dict[str, Image.Image]:
+        """The pictures by file name: maps, distances and deviations; with `pictures` (name -> the image) the extremes.
+
+        Of more than 48 classes, those with the most maps are drawn. There is no picture where no class is used.
+        """
+        from konkyo.evaluation.consistency.figures import figures  # pictures are drawn only when a user wants them
+
+        return figures(self, pictures, k)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Consistency:
+        """Reads the result that `save` wrote. KonkyoError: the folder holds none."""
+        folder = Path(folder)
+        try:
+            values = json.loads((folder / "consistency.json").read_text(encoding="utf-8"))
+            with safe_open(folder / "maps.safetensors", "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            known = {f.name for f in fields(cls)}
+            values = {n: math.nan if v is None else v for n, v in values.items() if n in known}
+            values["images"] = tuple(ImageResult(**_known(image)) for image in values["images"])
+            values["of_class"] = tuple(ClassResult(**_known(c)) for c in values["of_class"])
+            values["baselines"] = {name: Baseline(**_known(b)) for name, b in values["baselines"].items()}
+            values["distances"] = _known(values["distances"])
+            values |= {name: tuple(values[name]) for name in ("classes", "notes")}
+            return cls(**values, **tensors)
+        except Exception as error:  # damaged files fail in every possible way
+            raise KonkyoError(f"{folder} holds no saved consistency: {error}") from error
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a file, with NaN for the numbers that JSON does not know."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def _cells(value: float, low: float, high: float, *others: float) -> list[str]:
+    return [bracketed(value, low, high), *map(number, others)]

@@ -1,0 +1,307 @@
+"""consistency(): from a model and data to maps, and to the numbers of `measure`."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from konkyo.data.samples import Data, Sample, Samples, samples
+from konkyo.data.sets.scenes import Scenes
+from konkyo.engine.capture import draw_anew, untouched
+from konkyo.engine.forward import Pass, Precision
+from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, unknown
+from konkyo.evaluation.consistency.result import Baseline, Consistency
+from konkyo.evaluation.consistency.statistics import ExplainedClass, measure
+from konkyo.explanation.explain import Where, Which, explain
+from konkyo.methods.base import find
+from konkyo.metrics.distances import DISTANCES, Distance, on_grid
+from konkyo.models import Model, as_model
+from konkyo.targets.classes import class_logits
+
+Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
+Told: TypeAlias = Callable[[int, int | None], object]
+"""Called with (images done, images in all; None where that is not known)."""
+
+
+def consistency(
+    model: Model | nn.Module,
+    data: str | Path | Data | Scenes | Samples | Batches,
+    *,
+    method: Which = "grad_cam",
+    target: ExplainedClass = "label",
+    only_correct: bool = True,
+    grid: int = 14,
+    distance: Distance = "mse",
+    layer: Where = None,
+    limit: int | None = None,
+    batch: int = 32,
+    resamples: int = 1000,
+    permutations: int = 200,
+    baselines: bool = True,
+    seed: int = 0,
+    progress: Told | None = None,
+    **options: Any,
+) -> Consistency:
+    """The result says how alike a classifier's maps are within a class: per class and overall.
+
+    `data`: as `konkyo.data.samples` takes it ("folder:DIR", "scenes:200,objects=1", samples of one's own), prepared as
+    the model wants; or batches of (prepared images (N, C, H, W), labels (N,) int64), such as a DataLoader. `method`:
+    any that `explain` takes, `layer` and `options` (its own, and `fuse`, `precision`, `budget`) as there. `target`:
+    what is explained of images that are decided wrongly, their label or the decision; all others have but one class.
+    What the numbers are: `measure`, and docs/consistency.md. `limit`: so many images; of samples, chosen by the seed.
+    `baselines` explains the images by an untrained copy of the network, too, which doubles the time. The model comes
+    back as it was.
+
+    KonkyoError: a detector, an image without a label, or a label that the model has no class for.
+    """
+    adapted = as_model(model)
+    _check(adapted, target, distance, batch, limit)
+    chosen = find(method)
+    source = _Source.of(adapted, data, limit, batch, seed)
+    settings: dict[str, Any] = {"method": chosen, "layer": layer, "seed": seed} | options
+    maps = _Maps(adapted, _Untrained.of(adapted, settings) if baselines else None, settings, grid, target)
+    maps.collect(source, progress)
+    classes = adapted.classes or tuple(f"class {i}" for i in range(maps.kinds))
+    how: dict[str, Any] = {"classes": classes, "grid": grid, "distance": distance, "target": target, "seed": seed}
+    result = measure(
+        torch.cat(maps.trained),
+        torch.cat(maps.labels),
+        torch.cat(maps.predictions),
+        names=maps.names,
+        only_correct=only_correct,
+        resamples=resamples,
+        permutations=permutations,
+        baselines=baselines,
+        settings={
+            "model": adapted.name,
+            "data": source.name,
+            "images": len(maps.names),
+            "method": chosen.name,
+            "layer": maps.layer,
+            "target": target,
+            "only_correct": only_correct,
+            "grid": grid,
+            "distance": distance,
+            "resamples": resamples,
+            "permutations": permutations,
+            "seed": seed,
+            "options": {name: repr(value) for name, value in options.items()},
+        },
+        **how,
+    )
+    if maps.untrained:
+        result = _with_untrained(result, torch.cat(maps.untrained), how)
+    return replace(result, notes=source.notes)
+
+
+def _check(adapted: Model, target: ExplainedClass, distance: Distance, batch: int, limit: int | None) -> None:
+    """KonkyoError where the arguments of `consistency` cannot be right."""
+    if adapted.detector is not None:
+        raise KonkyoError(f"{adapted.name} is a detector; consistency is measured of a classifier's maps")
+    if target not in ("label", "decision"):
+        raise KonkyoError(f"target is 'label' or 'decision'; got {target!r}")
+    if distance not in DISTANCES:
+        raise unknown("distance", distance, DISTANCES)
+    if batch < 1 or (limit is not None and limit < 1):
+        raise KonkyoError(f"a batch and a limit are numbers of images, 1 or more; got {batch} and {limit}")
+
+
+def _with_untrained(result: Consistency, maps: Tensor, how: Mapping[str, Any]) -> Consistency:
+    """The result with the baseline of the maps that an untrained network gives for the same images."""
+    used = torch.tensor([image.used for image in result.images])
+    labels = result.labels
+    untrained = measure(maps[used], labels, labels, resamples=0, permutations=0, baselines=False, **how)
+    rows = {"untrained network": Baseline(untrained.value, untrained.ratio)}
+    return replace(result, baselines={**result.baselines, **rows})
+
+
+# --- maps of all images -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Untrained:
+    """A copy of the network without training, and the settings that explain it."""
+
+    model: Model
+    settings: Mapping[str, Any]
+
+    @staticmethod
+    def of(model: Model, settings: Mapping[str, Any]) -> _Untrained:
+        layer = settings["layer"]
+        if isinstance(layer, nn.Module):  # the copy has a module of its own under that name
+            name = next((n for n, m in model.module.named_modules() if m is layer), None)
+            settings = {**settings, "layer": name}
+        return _Untrained(_untrained(model, settings["seed"]), settings)
+
+
+@dataclass(eq=False)
+class _Maps:
+    """The maps of all images with labels and decisions, a batch per entry, as they are collected."""
+
+    model: Model
+    untrained_copy: _Untrained | None
+    settings: Mapping[str, Any]
+    """Of `explain`."""
+    grid: int
+    target: ExplainedClass
+    trained: list[Tensor] = field(default_factory=list)
+    """(n, g, g) each."""
+    untrained: list[Tensor] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+    predictions: list[Tensor] = field(default_factory=list)
+    layer: str = ""
+    kinds: int = 0
+    """The classes that the network has outputs for."""
+
+    def collect(self, source: _Source, progress: Told | None) -> None:
+        """Explains all images of a source. KonkyoError: there is none, or a label has no class."""
+        with warnings.catch_warnings(), untouched(self.model.module):
+            warnings.simplefilter("ignore", KonkyoWarning)  # blank maps are counted
+            for names, images, labels in source.batches:
+                self._add(names, self.model.prepared(images), labels)
+                if progress is not None:
+                    progress(len(self.names), source.count)
+        if not self.names:
+            raise KonkyoError(f"no image came from the data{': ' + source.skipped[0] if source.skipped else ''}")
+
+    def _add(self, names: list[str], images: Tensor, labels: Tensor) -> None:
+        logits = _logits(self.model, images, self.settings.get("precision"))
+        self.kinds, labels = logits.shape[1], labels.to(logits.device)
+        if not 0 <= int(labels.min()) <= int(labels.max()) < self.kinds:
+            came = f"{int(labels.min())} to {int(labels.max())}"
+            raise KonkyoError(f"labels of {self.model.name} are 0 to {self.kinds - 1}; got {came}")
+        predictions = logits.argmax(1)
+        targets = (labels if self.target == "label" else predictions).tolist()
+        explanation = explain(self.model, images, target=targets, **self.settings)
+        self.layer = explanation.layer
+        self.trained.append(on_grid(_floating(explanation.maps), self.grid).cpu())
+        if (bare := self.untrained_copy) is not None:
+            maps = explain(bare.model, images, target=targets, **bare.settings).maps
+            self.untrained.append(on_grid(_floating(maps), self.grid).cpu())
+        self.names += names
+        self.labels.append(labels.cpu())
+        self.predictions.append(predictions.cpu())
+
+
+# --- from data to batches ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Data as prepared batches with names and labels."""
+
+    name: str
+    count: int | None
+    batches: Iterator[tuple[list[str], Tensor, Tensor]]
+    skipped: list[str]
+    """Why images could not be read; filled as the batches are."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The sentence about images that could not be read, where there are any."""
+        if not self.skipped:
+            return ()
+        return (f"{len(self.skipped)} images could not be read and were left out, the first: {self.skipped[0]}",)
+
+    @staticmethod
+    def of(model: Model, data: Any, limit: int | None, batch: int, seed: int) -> _Source:
+        if isinstance(data, (str, Path, Samples, Scenes)):
+            return _Source._of_samples(model, samples(data, limit=limit, seed=seed), batch)
+        try:
+            stream = iter(data)
+        except TypeError as error:
+            raise KonkyoError(f"data is a name, samples, or batches (images, labels); got {data!r}") from error
+        head = list(islice(stream, 1))
+        if head and isinstance(head[0], Sample):
+            return _Source._of_samples(model, samples(data, limit=limit, seed=seed), batch)
+        return _Source(type(data).__name__, limit, _batches(chain(head, stream), limit), [])
+
+    @staticmethod
+    def _of_samples(model: Model, data: Samples, batch: int) -> _Source:
+        skipped = list[str]()
+        return _Source(data.source or "samples", len(data), _prepared(model, data, batch, skipped), skipped)
+
+
+def _prepared(
+    model: Model, data: Samples, batch: int, skipped: list[str]
+) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+    """Batches of samples as the model wants them; one ends where the next picture has another size."""
+    if not model.classes:
+        raise KonkyoError(
+            f"{model.name} has no class names, so labels mean nothing to it: konkyo.Model(..., classes=[...]), "
+            "or --labels FILE on the command line"
+        )
+    if model.preprocess is None:
+        raise KonkyoError(f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)")
+    names, images, labels = list[str](), list[Tensor](), list[int]()
+    for index, name in enumerate(data.names):
+        try:
+            sample = data[index]
+            image = model.preprocess(sample.image)
+        except ImageError as error:
+            skipped.append(str(error))
+            continue
+        if sample.label is None:
+            raise KonkyoError(f"sample {name} has no label of its own; consistency is measured within classes")
+        if images and (len(images) == batch or images[0].shape != image.shape):
+            yield names, torch.stack(images), torch.tensor(labels)
+            names, images, labels = [], [], []
+        names.append(name)
+        images.append(image)
+        labels.append(model.class_index(sample.label))
+    if images:
+        yield names, torch.stack(images), torch.tensor(labels)
+
+
+def _batches(data: Iterable[Any], limit: int | None) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+    """Checked batches in their order, with the numbers of images for names."""
+    done = 0
+    for entry in data:
+        pair = entry if isinstance(entry, (tuple, list)) and len(entry) == 2 else (entry, None)
+        images, labels = pair
+        if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
+            came = " and ".join(type(part).__name__ for part in pair)
+            raise KonkyoError(f"batches of tensors (images, labels) were expected; got {came}")
+        if images.ndim != 4 or labels.shape != images.shape[:1] or labels.is_floating_point() or not len(labels):
+            came = f"{tuple(images.shape)} and {tuple(labels.shape)} {labels.dtype}"
+            raise KonkyoError(f"batches of images (N, C, H, W) and labels (N,) int64 were expected; got {came}")
+        most = len(images) if limit is None else limit - done
+        images, labels = images[:most], labels[:most]
+        yield [str(done + i) for i in range(len(images))], images, labels
+        done += len(images)
+        if limit is not None and done >= limit:
+            return
+
+
+def _floating(maps: Tensor) -> Tensor:
+    """Maps in 32 bits at least. KonkyoError: no maps of images."""
+    if maps.ndim != 3:
+        raise KonkyoError(f"maps (N, h, w) of images are compared; got {tuple(maps.shape)}")
+    return maps.detach().to(torch.promote_types(maps.dtype, torch.float32))
+
+
+def _logits(model: Model, images: Tensor, precision: Precision | None) -> Tensor:
+    """The logits (N, K). KonkyoError: the network is no classifier."""
+    output = Pass(model, images, precision=precision).output.detach()
+    if output.ndim != 2:
+        raise KonkyoError(f"a classifier's output is (N, classes); that of {model.name} is {tuple(output.shape)}")
+    return class_logits(output)
+
+
+def _untrained(model: Model, seed: int) -> Model:
+    """A copy of the network whose weights are initialised again."""
+    module = copy.deepcopy(model.module)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for part in module.modules():
+            draw_anew(part)
+    return replace(model, module=module)

@@ -1,0 +1,325 @@
+"""measure(): from maps and labels to the numbers of consistency, with intervals, baselines and permutations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from konkyo.errors import KonkyoError, unknown
+from konkyo.evaluation.consistency.result import Baseline, ClassResult, Consistency, ImageResult
+from konkyo.metrics.distances import (
+    DISTANCES,
+    Distance,
+    blank,
+    class_means,
+    distances,
+    kappa,
+    on_grid,
+    shuffled_within,
+    within_total,
+)
+from konkyo.utils.tensors import unit
+
+ExplainedClass: TypeAlias = Literal["label", "decision"]
+"""The class that the map of a wrongly decided image is of."""
+
+_SHUFFLES = 20  # of labels, for the baseline of a distance that has to be computed again for each
+_CHUNK = 4_000_000  # random numbers that are held at once
+_SIGMA = 0.25  # of the Gaussian in the centre, as a share of the side
+
+
+def measure(
+    maps: Tensor,
+    labels: Tensor,
+    predictions: Tensor,
+    *,
+    classes: Sequence[str],
+    names: Sequence[str] = (),
+    grid: int = 14,
+    distance: Distance = "mse",
+    only_correct: bool = True,
+    target: ExplainedClass = "label",
+    resamples: int = 1000,
+    permutations: int = 200,
+    baselines: bool = True,
+    seed: int = 0,
+    settings: Mapping[str, Any] = {},
+) -> Consistency:
+    """The consistency of maps as a method gave them, (N, h, w): Eq. 8-10 of the study of gaze consistency.
+
+    Maps are brought to `grid` x `grid` cells as they are, and scaled to [0, 1] then. The mean map of a class is that of
+    all its maps which are used. Used are maps of images that are decided correctly (D_c+; `only_correct=False`: of
+    all), that are not blank, in classes with two or more of them. L is the mean distance of these from the mean map.
+    `labels`, `predictions`: (N,) int64. `target`: the class that the map of a wrongly decided image is of.
+
+    Intervals: `resamples` draws of as many images within each class, whose deviations from the mean map of all are
+    averaged anew. The mean map stays; with few maps that is too short, see docs/consistency.md. `permutations` of
+    the labels give the W that labels without meaning would have. Both may be 0, and nothing else costs more than the
+    distances themselves. KonkyoError: what does not fit together.
+    """
+    _check(len(maps), len(classes), labels, predictions, names, distance, target)
+    selection = _selection(
+        maps, labels.cpu().long(), predictions.cpu().long(), len(classes), grid, only_correct, target
+    )
+    used, of = selection.used_maps, selection.used_of
+    mean, deviation, counts = class_means(used, of, len(classes))
+    by_distance = {name: distances(used, mean[of], name) for name in DISTANCES}
+    deviations = by_distance[distance]
+    intervals = _intervals(deviations, of, len(classes), resamples, seed)
+    class_results = _class_results(selection, classes, counts, deviations, by_distance["mse"], intervals)
+    within, total, shuffled, p = _variances(used, of, permutations, seed)
+    wrong = _wrong_deviations(selection, distance)
+    unused = (counts == 0)[:, None, None]
+    return Consistency(
+        classes=tuple(classes),
+        settings=dict(settings),
+        distance=distance,
+        grid=grid,
+        images=_image_results(selection, names, deviations),
+        of_class=class_results,
+        value=_mean(deviations),
+        low=intervals.low,
+        high=intervals.high,
+        macro=float(_class_values(deviations, of, len(classes)).nanmean()),
+        rms=math.sqrt(_mean(by_distance["mse"])),
+        within=within,
+        total=total,
+        shuffled=shuffled,
+        p=p,
+        distances={name: _mean(values) for name, values in by_distance.items()},
+        coverage=_mean(used),
+        blank=int((selection.eligible & selection.blank).sum()),
+        accuracy=_mean(selection.correct.double()),
+        kappa=_agreement(selection),
+        wrong=_mean(wrong),
+        wrong_count=len(wrong),
+        baselines=_baselines(used, of, len(classes), distance, shuffled, permutations, seed) if baselines else {},
+        mean=mean.float().masked_fill(unused, math.nan),
+        deviation=deviation.float().masked_fill(unused, math.nan),
+        maps=selection.maps[selection.used],
+        labels=of,
+    )
+
+
+# --- which maps are used ----------------------------------------------------------------------------------------------
+
+
+def _check(
+    count: int,
+    classes: int,
+    labels: Tensor,
+    predictions: Tensor,
+    names: Sequence[str],
+    distance: Distance,
+    target: ExplainedClass,
+) -> None:
+    """KonkyoError where the arguments of `measure` do not fit together."""
+    if distance not in DISTANCES:
+        raise unknown("distance", distance, DISTANCES)
+    if target not in ("label", "decision"):
+        raise KonkyoError(f"target is 'label' or 'decision'; got {target!r}")
+    for what, indices in (("labels", labels), ("predictions", predictions)):
+        if indices.shape != (count,) or indices.is_floating_point():
+            raise KonkyoError(
+                f"{what}: a class index per map, ({count},) int64, was expected; got {tuple(indices.shape)}"
+            )
+        if count and not 0 <= int(indices.min()) <= int(indices.max()) < classes:
+            raise KonkyoError(
+                f"{what} from 0 to {classes - 1} ({classes} classes) were expected; got {int(indices.max())}"
+            )
+    if names and len(names) != count:
+        raise KonkyoError(f"a name per map was expected: {count}, not {len(names)}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Selection:
+    """N maps with their classes, and which of them are used; the masks are (N,) bool."""
+
+    maps: Tensor
+    """(N, g, g) float32, scaled to [0, 1]."""
+    labels: Tensor
+    predictions: Tensor
+    of: Tensor
+    """(N,) the class that each map explains."""
+    classes: int
+    eligible: Tensor
+    """Whether the image is of those whose maps are measured: all, or the correctly decided ones."""
+    blank: Tensor
+    used: Tensor
+
+    @property
+    def correct(self) -> Tensor:
+        """Whether the decision is the label. -> (N,) bool"""
+        return self.labels == self.predictions
+
+    @property
+    def used_maps(self) -> Tensor:
+        """The maps that are used. -> (n, g, g) float64"""
+        return self.maps[self.used].double()
+
+    @property
+    def used_of(self) -> Tensor:
+        """The class that each used map explains. -> (n,)"""
+        return self.of[self.used]
+
+
+def _selection(
+    maps: Tensor,
+    labels: Tensor,
+    predictions: Tensor,
+    classes: int,
+    grid: int,
+    only_correct: bool,
+    target: ExplainedClass,
+) -> _Selection:
+    cells = on_grid(maps.detach(), grid)
+    empty = blank(cells).cpu()
+    scaled = unit(cells.nan_to_num(0, 0, 0)).float().cpu()
+    correct = labels == predictions
+    of = labels if target == "label" else predictions
+    eligible = correct if only_correct else torch.ones_like(correct)
+    used = _in_company(of, eligible & ~empty, classes)
+    return _Selection(scaled, labels, predictions, of, classes, eligible, empty, used)
+
+
+def _in_company(of: Tensor, among: Tensor, classes: int) -> Tensor:
+    """Which maps are of a class that has two or more `among` (N,) bool. -> (N,) bool"""
+    return among & (torch.bincount(of[among], minlength=classes) >= 2)[of]
+
+
+# --- results of images and classes ------------------------------------------------------------------------------------
+
+
+def _image_results(selection: _Selection, names: Sequence[str], deviations: Tensor) -> tuple[ImageResult, ...]:
+    """A result per image; `deviations` (n,) are those of the used maps."""
+    count = len(selection.maps)
+    by_image = torch.full((count,), math.nan, dtype=torch.float64)
+    by_image[selection.used] = deviations
+    columns = (selection.labels, selection.predictions, selection.blank, selection.used, by_image)
+    rows = zip(names or map(str, range(count)), *(column.tolist() for column in columns), strict=True)
+    return tuple(ImageResult(*row) for row in rows)
+
+
+def _class_results(
+    selection: _Selection,
+    classes: Sequence[str],
+    counts: Tensor,
+    deviations: Tensor,
+    squares: Tensor,
+    intervals: _Intervals,
+) -> tuple[ClassResult, ...]:
+    """A result per class, of `counts` (K,) used maps; `deviations` and `squares` (n,) are those of the used maps."""
+    kinds, of = len(classes), selection.used_of
+    totals = torch.bincount(selection.labels, minlength=kinds)
+    correct = torch.bincount(selection.labels[selection.correct], minlength=kinds)
+    left_out = torch.bincount(selection.of[selection.eligible & selection.blank], minlength=kinds)
+    values, mean_squares = _class_values(deviations, of, kinds), _class_values(squares, of, kinds)
+    variances = mean_squares * counts / (counts - 1)
+    columns = (totals, correct, counts, left_out, values, intervals.lows, intervals.highs)
+    rows = zip(classes, *(c.tolist() for c in (*columns, mean_squares.sqrt(), variances)), strict=True)
+    return tuple(ClassResult(*row) for row in rows)
+
+
+def _wrong_deviations(selection: _Selection, distance: Distance) -> Tensor:
+    """The distances of wrongly decided images' maps from their own mean maps. -> (m,)"""
+    wrong = _in_company(selection.of, ~selection.correct & ~selection.blank, selection.classes)
+    return _deviations(selection.maps[wrong].double(), selection.of[wrong], selection.classes, distance)
+
+
+def _agreement(selection: _Selection) -> float:
+    """Cohen's kappa of labels and decisions."""
+    kinds = selection.classes
+    confusion = torch.bincount(selection.labels * kinds + selection.predictions, minlength=kinds * kinds)
+    return float(kappa(confusion.view(kinds, kinds)))
+
+
+def _deviations(maps: Tensor, of: Tensor, classes: int, distance: Distance) -> Tensor:
+    """The distance of every map from the mean map of its class. -> (n,)"""
+    return distances(maps, class_means(maps, of, classes)[0][of], distance)
+
+
+def _class_values(values: Tensor, of: Tensor, classes: int) -> Tensor:
+    """The mean value of every class, NaN of none. -> (K,)"""
+    sums = values.new_zeros(classes).index_add(0, of, values)
+    return sums / torch.bincount(of, minlength=classes)
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if values.numel() else math.nan
+
+
+# --- intervals and baselines ------------------------------------------------------------------------------------------
+
+
+def _generator(seed: int, use: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed * 0x9E3779B1 + use) % 2**63)
+
+
+@dataclass(frozen=True, eq=False)
+class _Intervals:
+    """The middle 95 % of means, of every class and of all."""
+
+    lows: Tensor
+    """(K,)"""
+    highs: Tensor
+    low: float
+    high: float
+
+
+def _intervals(values: Tensor, of: Tensor, classes: int, resamples: int, seed: int) -> _Intervals:
+    """The intervals by resampling the values within each class, so that classes keep their sizes."""
+    bounds = torch.full((2, classes), math.nan, dtype=torch.float64)
+    if not resamples or not len(values):
+        return _Intervals(bounds[0], bounds[1], math.nan, math.nan)
+    shares, generator = torch.tensor([0.025, 0.975], dtype=torch.float64), _generator(seed, 0)
+    sums = values.new_zeros(resamples)
+    for index in torch.unique(of).tolist():
+        of_class = values[of == index]
+        count = len(of_class)
+        chunk = max(1, _CHUNK // count)
+        times = [min(chunk, resamples - start) for start in range(0, resamples, chunk)]
+        resampled = torch.cat([of_class[torch.randint(count, (t, count), generator=generator)].sum(1) for t in times])
+        bounds[:, index] = (resampled / count).quantile(shares)
+        sums += resampled
+    low, high = (sums / len(values)).quantile(shares).tolist()
+    return _Intervals(bounds[0], bounds[1], low, high)
+
+
+def _variances(maps: Tensor, of: Tensor, permutations: int, seed: int) -> tuple[float, float, float, float]:
+    """W, T, the mean W / T of shuffled labels, and how probable a W as small as this one is under these.
+
+    NaN stands for what is not known.
+    """
+    within, total = (float(v) for v in within_total(maps, of)) if len(maps) else (math.nan, math.nan)
+    permuted = shuffled_within(maps, of, permutations if len(maps) else 0, _generator(seed, 1))
+    shuffled = _mean(permuted) / total if total > 0 else math.nan
+    smaller = (permuted <= within * (1 + 1e-9)).sum()
+    return within, total, shuffled, float((1 + smaller) / (1 + len(permuted))) if len(permuted) else math.nan
+
+
+def _baselines(
+    maps: Tensor, of: Tensor, classes: int, distance: Distance, shuffled: float, permutations: int, seed: int
+) -> dict[str, Baseline]:
+    """L of the same maps around other maps than the mean of their class."""
+    if not len(maps):
+        return {}
+    baselines, generator = dict[str, Baseline](), _generator(seed, 2)
+    if times := min(permutations, _SHUFFLES):
+        orders = (torch.randperm(len(of), generator=generator) for _ in range(times))
+        values = [_mean(_deviations(maps, of[order], classes, distance)) for order in orders]
+        baselines["shuffled labels"] = Baseline(sum(values) / times, shuffled)
+    grid = maps.shape[1]
+    steps = (torch.arange(grid, dtype=maps.dtype) + 0.5) / grid - 0.5
+    bell = torch.exp(-(steps**2) / (2 * _SIGMA**2))
+    references = {
+        "uniform map": torch.full_like(maps[0], float(maps.mean())),
+        "centre Gaussian": unit((bell[:, None] * bell)[None]),
+    }
+    for name, reference in references.items():
+        baselines[name] = Baseline(_mean(distances(maps, reference, distance)), math.nan)
+    return baselines
