@@ -39,7 +39,7 @@ from konkyo.metrics.distances import (
 from konkyo.models import Model, as_model
 from konkyo.targets.classes import class_logits
 from konkyo.utils.files import csv_text, plain, replacing, write_text
-from konkyo.utils.tensors import unit
+from konkyo.utils.tensors import min_max
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -392,7 +392,7 @@ def measure(
         raise KonkyoError(f"a name per map was expected: {count}, not {len(names)}")
     cells = on_grid(maps.detach(), grid)
     empty = blank(cells).cpu()
-    scaled = unit(cells.nan_to_num(0, 0, 0)).float().cpu()
+    scaled = min_max(cells.nan_to_num(0, 0, 0)).float().cpu()
     labels, predictions = labels.cpu().long(), predictions.cpu().long()
     correct = labels == predictions
     of = labels if target == "label" else predictions
@@ -517,7 +517,9 @@ def _baselines(
     bell = torch.exp(-(steps**2) / (2 * _SIGMA**2))
     even = torch.full_like(maps[0], float(maps.mean()))
     found["uniform map"] = Baseline(_mean(distances(maps, even, distance)), math.nan)
-    found["centre Gaussian"] = Baseline(_mean(distances(maps, unit((bell[:, None] * bell)[None]), distance)), math.nan)
+    found["centre Gaussian"] = Baseline(
+        _mean(distances(maps, min_max((bell[:, None] * bell)[None]), distance)), math.nan
+    )
     return found
 
 
