@@ -34,7 +34,7 @@ def scans(count: int, seed: int, *, telling: float) -> tuple[Tensor, Tensor, Ten
     samples = list(Lesions(count, seed=seed, places="random"))
     images = torch.stack([prepare(sample.image) for sample in samples])
     labels = torch.tensor([CLASSES.index(str(sample.label)) for sample in samples])
-    masks = [sample.things[0].mask for sample in samples]
+    masks = [sample.annotations[0].mask for sample in samples]
     for image, label in zip(images, labels.tolist(), strict=True):
         y, x = CORNERS[label if draw.random() < telling else draw.randrange(3)]
         image[:, y : y + 6, x : x + 6] = 2.0

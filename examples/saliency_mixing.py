@@ -31,7 +31,7 @@ def scans(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Images (N, 1, 48, 48), labels, and masks of lesions anywhere."""
     prepare = konkyo.Preprocess(48, None, (0.3,), (0.25,))
     samples = list(Lesions(count, seed=seed, places="random"))
-    masks = [sample.things[0].mask for sample in samples]
+    masks = [sample.annotations[0].mask for sample in samples]
     return (
         torch.stack([prepare(sample.image) for sample in samples]),
         torch.tensor([CLASSES.index(str(sample.label)) for sample in samples]),

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import konkyo
 from helpers.networks import SmallResNet, images, seeded
-from konkyo.utils.tensors import unit
+from konkyo.utils.tensors import min_max
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CLASSES = [3, 0, 4]
@@ -45,9 +45,9 @@ def test_pytorch_grad_cam(method: str, peer: str) -> None:
     other = copy.deepcopy(network())
     with getattr(pgc, peer)(model=other, target_layers=[other.stage3]) as cam:
         theirs = torch.from_numpy(cam(images(), [ClassifierOutputTarget(c) for c in CLASSES]))
-    maps = unit(mine(method).relu())
+    maps = min_max(mine(method).relu())
     enlarged = functional.interpolate(maps[:, None], (32, 40), mode="bilinear", align_corners=False)[:, 0]
-    torch.testing.assert_close(unit(enlarged), theirs.double(), rtol=0, atol=2e-5)
+    torch.testing.assert_close(min_max(enlarged), theirs.double(), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from PIL import Image
 import konkyo
 from helpers.commands import Outcome, Run, runner
 from konkyo.apps.cli import explain as command
-from konkyo.apps.cli import main as cli
 from konkyo.explanation.explain import SEVEN_CAMS
 
 NETS = """

@@ -25,7 +25,7 @@ def grey(sample: Sample) -> Tensor:
 
 def middle(sample: Sample) -> tuple[float, float]:
     """The middle of the lesion; the unit is the picture's side."""
-    x0, y0, x1, y1 = sample.things[0].box
+    x0, y0, x1, y1 = sample.annotations[0].box
     return (x0 + x1) / 2 / sample.image.width, (y0 + y1) / 2 / sample.image.height
 
 
@@ -33,7 +33,7 @@ def test_a_sample_is_grey_with_one_lesion_and_its_truth():
     for index, sample in enumerate(Lesions(30, seed=5, size=56)):
         assert (sample.image.mode, sample.image.size) == ("RGB", (56, 56))
         assert np.ptp(np.array(sample.image), axis=2).max() == 0
-        (thing,) = sample.things
+        (thing,) = sample.annotations
         assert sample.label == thing.label == CLASSES[index % 3]
         assert thing.mask is thing.evidence
         rows, columns = thing.mask.nonzero().T
@@ -49,7 +49,7 @@ def test_seed_and_index_alone_decide_the_scan():
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     for index in (3, 0, 5):
         assert first[index].image.tobytes() == longer[index].image.tobytes()
-        assert torch.equal(first[index].things[0].mask, longer[index].things[0].mask)
+        assert torch.equal(first[index].annotations[0].mask, longer[index].annotations[0].mask)
     assert torch.equal(before[0], torch.get_rng_state())
     assert (before[1] == np.random.get_state()[1]).all()
     assert first[-1].name == first[5].name
@@ -68,10 +68,11 @@ def test_the_size_changes_the_resolution_and_nothing_else(places):
 
 def test_fixed_and_random_places_differ_in_the_lesions_place_only():
     for one, other in zip(Lesions(24, seed=2), Lesions(24, seed=2, places="random"), strict=True):
-        elsewhere = ~F.max_pool2d((one.things[0].mask | other.things[0].mask)[None].float(), 3, 1, 1)[0].bool()
+        either = one.annotations[0].mask | other.annotations[0].mask
+        elsewhere = ~F.max_pool2d(either[None].float(), 3, 1, 1)[0].bool()
         assert elsewhere.float().mean() > 0.5
         assert torch.equal(grey(one)[elsewhere], grey(other)[elsewhere])
-        assert abs(int(one.things[0].mask.sum()) - int(other.things[0].mask.sum())) < 30
+        assert abs(int(one.annotations[0].mask.sum()) - int(other.annotations[0].mask.sum())) < 30
 
 
 def test_a_fixed_place_is_the_class_and_a_random_one_is_not():
@@ -94,7 +95,7 @@ def test_lesions_lie_in_the_body(monkeypatch):
     monkeypatch.setattr(drawing, "_NOISE", 0.0)
     for places in ("fixed", "random"):
         for sample in Lesions(60, seed=3, size=96, places=places):
-            field, mask = grey(sample), sample.things[0].mask
+            field, mask = grey(sample), sample.annotations[0].mask
             assert (field[mask] > 0.1).float().mean() > 0.99
 
 

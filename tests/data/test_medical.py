@@ -270,7 +270,7 @@ def test_scans_are_found_and_are_samples(tmp_path):
     assert [path.name for path in find_images(tmp_path)] == ["a.nii.gz", "a_mask.png", "b.dcm"]
     found = samples(f"folder:{tmp_path}")
     assert found.names == ("a.nii.gz", "b.dcm")
-    assert found[0].things[0].mask.all()
+    assert found[0].annotations[0].mask.all()
     assert "DICOM" in found[1].image.info["konkyo"][0]
 
 

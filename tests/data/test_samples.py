@@ -18,7 +18,7 @@ from torch import Tensor
 
 import konkyo
 from helpers.paths import DATA
-from konkyo.data.samples import DRAWN, LAYOUTS, UNSEEN, Sample, Samples, Thing, samples
+from konkyo.data.samples import DRAWN, LAYOUTS, UNSEEN, Annotation, Sample, Samples, samples
 from konkyo.data.sets import coco as coco_module
 from konkyo.data.sets.coco import _mask
 from konkyo.data.sets.scenes import CLASSES, Scenes
@@ -79,17 +79,17 @@ def test_scenes_with_their_truth():
     for sample, scene, name in zip(found, drawings, found.names, strict=True):
         assert same(sample.image, scene.image)
         assert sample.name == name
-        assert [thing.label for thing in sample.things] == [CLASSES[label] for label in scene.labels]
-        assert torch.equal(torch.tensor([thing.box for thing in sample.things]), scene.boxes)
-        assert torch.equal(torch.stack([thing.mask for thing in sample.things]), scene.masks)
-        assert torch.equal(torch.stack([thing.evidence for thing in sample.things]), scene.evidence)
-        assert (sample.label is None) == (len(sample.things) > 1)
+        assert [thing.label for thing in sample.annotations] == [CLASSES[label] for label in scene.labels]
+        assert torch.equal(torch.tensor([thing.box for thing in sample.annotations]), scene.boxes)
+        assert torch.equal(torch.stack([thing.mask for thing in sample.annotations]), scene.masks)
+        assert torch.equal(torch.stack([thing.evidence for thing in sample.annotations]), scene.evidence)
+        assert (sample.label is None) == (len(sample.annotations) > 1)
 
 
 def test_scenes_of_one_object_have_a_label_and_options_are_heeded():
-    assert all(len(s.things) == 1 and s.label == s.things[0].label for s in samples("scenes:5,objects=1"))
+    assert all(len(s.annotations) == 1 and s.label == s.annotations[0].label for s in samples("scenes:5,objects=1"))
     found = list(samples("scenes:8,objects=2-3,size=64"))
-    assert {len(sample.things) for sample in found} == {2, 3}
+    assert {len(sample.annotations) for sample in found} == {2, 3}
     assert found[0].image.size == (64, 64)
     assert len(samples("scenes")) == 1000
     given_ones = Scenes(3, seed=9, objects=1)
@@ -185,11 +185,11 @@ def test_layouts_of_coco(tmp_path, monkeypatch, file, images):
     assert (found.names, found.classes, found.source) == (("b.png", "a.png"), ("brush", "person"), source)
     first, second = found
     assert same(first.image, Image.open(tmp_path / images / "b.png"))
-    assert [(t.label, t.box, t.mask, t.crowd) for t in first.things] == [
+    assert [(t.label, t.box, t.mask, t.crowd) for t in first.annotations] == [
         ("brush", (3.0, 2.0, 8.0, 6.0), None, False),
         ("person", (3.0, 2.0, 8.0, 6.0), None, False),
     ]
-    assert (second.name, second.label, second.things) == ("a.png", None, ())
+    assert (second.name, second.label, second.annotations) == ("a.png", None, ())
     monkeypatch.chdir(tmp_path.parent)
     assert len(samples(f"coco:{tmp_path.name}")) == 2
 
@@ -200,7 +200,7 @@ def test_several_annotation_files_are_not_guessed_between(tmp_path):
     refused(source, "instances_train.json", "instances_val.json", "annotations=FILE")
     chosen = f"{source},annotations=annotations/instances_val.json"
     refused(chosen, "of the 2 pictures", "2 are not in", "b.png", "images=FOLDER")
-    assert len(samples(f"{chosen},images=pics")[0].things) == 1
+    assert len(samples(f"{chosen},images=pics")[0].annotations) == 1
 
 
 def test_run_lengths_crowds_and_boxes_from_masks(tmp_path):
@@ -211,7 +211,7 @@ def test_run_lengths_crowds_and_boxes_from_masks(tmp_path):
         {"segmentation": rle(torch.zeros_like(mask)), "bbox": []},
         {"segmentation": []},
     ]
-    crowd, boxed, empty, none = samples(coco_set(tmp_path, things))[0].things
+    crowd, boxed, empty, none = samples(coco_set(tmp_path, things))[0].annotations
     assert crowd.crowd
     assert torch.equal(crowd.mask, mask)
     assert torch.equal(decoded(counts_of(mask), HEIGHT, WIDTH), mask)
@@ -252,7 +252,7 @@ def test_polygons_are_filled_and_united(tmp_path, monkeypatch, library):
     rectangle, triangle = [3, 2, 8, 2, 8, 6, 3, 6], [0.5, 0.2, 2.5, 0.9, 1.2, 7.7]
     filled, both = samples(
         coco_set(tmp_path, [{"segmentation": [rectangle]}, {"segmentation": [rectangle, triangle]}])
-    )[0].things
+    )[0].annotations
     assert torch.equal(filled.mask, block())
     reference = by_library(module, module.frPyObjects([triangle], HEIGHT, WIDTH))[:, :, 0]
     assert reference.any()
@@ -267,7 +267,7 @@ def test_without_a_library_only_polygons_are_refused(tmp_path, monkeypatch):
     source = coco_set(tmp_path, [{"segmentation": [[3, 2, 8, 2, 8, 6]]}])
     refused(source, "pycocotools", "faster-coco-eval", "konkyo[coco]")
     coco_set(tmp_path, [{"segmentation": rle(block())}])
-    assert samples(source)[0].things[0].mask.any()
+    assert samples(source)[0].annotations[0].mask.any()
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_missing_and_damaged_files_of_coco(tmp_path):
     refused(f"{source},image=pics", "'images'", "annotations")
     refused(f"{source},annotations=none.json", "none.json")
     (tmp_path / "images/b.png").write_bytes(b"no image")
-    assert samples(source)[1].things == ()
+    assert samples(source)[1].annotations == ()
     refused(source, "b.png")
     picture(tmp_path / "images/b.png", size=(9, 9))
     refused(source, "b.png", "(9, 9)", "(12, 8)")
@@ -336,7 +336,7 @@ def test_pictures_lie_as_their_annotations_see_them(tmp_path, turned):
 def test_photographs_of_coco():
     found = samples(f"coco:{COCO}")
     assert (len(found), len(found.classes)) == (100, 80)
-    things = [thing for sample in found for thing in sample.things]
+    things = [thing for sample in found for thing in sample.annotations]
     assert (len(things), sum(thing.crowd for thing in things)) == (746, 6)
     for thing in things:
         rows, columns = thing.mask.any(1).nonzero(), thing.mask.any(0).nonzero()
@@ -370,12 +370,12 @@ def test_voc_boxes_count_from_one_and_include_their_last_pixel(tmp_path):
     found = samples(source)
     assert found.names == ("one", "two")
     assert same(found[0].image, Image.open(tmp_path / "JPEGImages/one.png"))
-    assert [(t.label, t.box, t.mask) for t in found[0].things] == [
+    assert [(t.label, t.box, t.mask) for t in found[0].annotations] == [
         ("person", BOX, None),
         ("cat", (0.0, 0.0, 2.0, 2.5), None),
     ]
-    assert found[1].things == ()
-    assert [t.box for t in samples(f"{source},origin=0")[0].things] == [(4, 3, 8, 6), (1, 1, 2, 2.5)]
+    assert found[1].annotations == ()
+    assert [t.box for t in samples(f"{source},origin=0")[0].annotations] == [(4, 3, 8, 6), (1, 1, 2, 2.5)]
     voc_set(tmp_path, PERSON.format("").replace("<xmin>4", "<xmin>0"))
     refused(source, "one.xml", "origin=0")
     refused(f"{source},origin=2", "origin", "'2'")
@@ -393,7 +393,7 @@ def test_voc_masks_belong_to_objects_in_the_order_of_the_file(tmp_path, palette)
         image.putpalette([value for i in range(256) for value in (i * 37 % 256, i * 91 % 256, i * 13 % 256)])
     (tmp_path / "SegmentationObject").mkdir()
     image.save(tmp_path / "SegmentationObject/one.png")
-    person, cat = samples(source)[0].things
+    person, cat = samples(source)[0].annotations
     assert torch.equal(person.mask, block())
     assert cat.mask.nonzero().tolist() == [[0, 0], [0, 1]]
 
@@ -459,7 +459,7 @@ def test_flat_folders_and_folders_of_classes(tmp_path):
         picture(tmp_path / "classes" / ("dog", "cat")[number] / "same.png", number)
     flat, classes = samples(f"folder:{tmp_path / 'flat'}"), samples(f"folder:{tmp_path / 'classes'}")
     assert (flat.names, flat.classes) == (("img2.png", "img10.png"), ())
-    assert [(sample.label, sample.things) for sample in flat] == [(None, ())] * 2
+    assert [(sample.label, sample.annotations) for sample in flat] == [(None, ())] * 2
     assert same(flat[0].image, Image.open(tmp_path / "flat/img2.png"))
     assert (classes.names, classes.classes) == (("cat/same.png", "dog/same.png"), ("cat", "dog"))
     assert [sample.label for sample in classes] == ["cat", "dog"]
@@ -496,11 +496,11 @@ def test_masks_of_folders(tmp_path, mask, options):
     found = samples(f"folder:{root}{options}")
     assert found.names == ("cat/one.png", "cat/two.png")
     assert "1 of 2" in found.note
-    (thing,) = found[0].things
+    (thing,) = found[0].annotations
     assert (thing.label, thing.box) == ("cat", BOX)
     assert torch.equal(thing.mask, block())
     assert same(found[0].image, Image.open(root / "cat/one.png"))  # as the mask: not turned upright
-    assert found[1].things == ()
+    assert found[1].annotations == ()
 
 
 def test_what_masks_may_look_like(tmp_path):
@@ -509,17 +509,17 @@ def test_what_masks_may_look_like(tmp_path):
     wide = (24, 16)
     for values in (block(), 255 * block(), 100 + 100 * block(), torch.stack([255 * block()] + 2 * [0 * block()], -1)):
         drawn(tmp_path / "masks/one.png", values)
-        assert torch.equal(samples(source)[0].things[0].mask, block())
+        assert torch.equal(samples(source)[0].annotations[0].mask, block())
     Image.fromarray(block().numpy()).save(tmp_path / "masks/one.png")  # 1 bit
-    assert torch.equal(samples(source)[0].things[0].mask, block())
+    assert torch.equal(samples(source)[0].annotations[0].mask, block())
     for value in (0, 1, 255):
         drawn(tmp_path / "masks/one.png", np.full((HEIGHT, WIDTH), value))
-        thing = samples(source)[0].things[0]
+        thing = samples(source)[0].annotations[0]
         assert bool(thing.mask.all()) == bool(thing.mask.any()) == (value > 0)
         assert thing.box == ((0, 0, WIDTH, HEIGHT) if value else None)
     grey = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) * 255 // (HEIGHT * WIDTH - 1)
     drawn(tmp_path / "masks/one.png", grey)
-    assert torch.equal(samples(source)[0].things[0].mask, torch.from_numpy(grey >= 128))
+    assert torch.equal(samples(source)[0].annotations[0].mask, torch.from_numpy(grey >= 128))
     drawn(tmp_path / "masks/one.png", np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 3)
     refused(source, "masks/one.png", "what is inside")
     drawn(tmp_path / "masks/one.png", np.zeros((HEIGHT, WIDTH, 4)))
@@ -582,7 +582,7 @@ def test_samples_travel_to_workers(tmp_path):
 
 def test_data_of_ones_own():
     image = Image.new("RGB", (WIDTH, HEIGHT))
-    own = [Sample(name, image, things=(Thing("cat", mask=block()),)) for name in "abc"]
+    own = [Sample(name, image, annotations=(Annotation("cat", mask=block()),)) for name in "abc"]
     assert samples(own).names == ("a", "b", "c")
     assert samples(own)[2] is own[2]
     assert len(samples(own, limit=2)) == 2
@@ -600,11 +600,11 @@ def test_data_of_ones_own():
     with pytest.raises(IndexError):
         samples(own)[3]
     with pytest.raises(KonkyoError, match="bool mask"):
-        Sample("a", image, things=(Thing(mask=block(size=(5, 5), box=(0, 0, 1, 1))),))
+        Sample("a", image, annotations=(Annotation(mask=block(size=(5, 5), box=(0, 0, 1, 1))),))
     with pytest.raises(KonkyoError, match="bool mask"):
-        Sample("a", image, things=(Thing(evidence=block().float()),))
+        Sample("a", image, annotations=(Annotation(evidence=block().float()),))
     with pytest.raises(KonkyoError, match="a box"):
-        Sample("a", image, things=(Thing(box=(3, 3, 2, 5)),))
+        Sample("a", image, annotations=(Annotation(box=(3, 3, 2, 5)),))
     with pytest.raises(KonkyoError, match="several"):
         Samples(("a", "a"), own.__getitem__)
 

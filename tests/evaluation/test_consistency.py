@@ -36,7 +36,7 @@ from konkyo.metrics.distances import (
     within_total,
 )
 from konkyo.models import Model
-from konkyo.utils.tensors import unit
+from konkyo.utils.tensors import min_max
 
 CHEAP: dict[str, Any] = {"resamples": 0, "permutations": 0}
 ABC = ("a", "b", "c")
@@ -82,7 +82,7 @@ def test_a_finer_grid_interpolates_and_the_same_grid_changes_nothing() -> None:
 
 
 def test_distances_by_hand() -> None:
-    one, other = unit(some(4)), unit(some(4, seed=1))
+    one, other = min_max(some(4)), min_max(some(4, seed=1))
     a, b = one.numpy().reshape(4, -1), other.numpy().reshape(4, -1)
     expected = {
         "mse": [np.mean((x - y) ** 2) for x, y in zip(a, b, strict=True)],
@@ -130,7 +130,7 @@ def test_distances_of_opposite_corners_and_of_nothing() -> None:
 def test_distances_have_gradients(name: Distance) -> None:
     maps = (some(2, 4) + 0.1).requires_grad_()
     assert torch.autograd.gradcheck(lambda m: distances(m, some(2, 4, 1), name), maps)
-    sparse = unit(some(2, 4)).relu().mul(some(2, 4, 2) > 0.5).requires_grad_()
+    sparse = min_max(some(2, 4)).relu().mul(some(2, 4, 2) > 0.5).requires_grad_()
     (gradient,) = torch.autograd.grad(distances(sparse, some(1, 4, 1), name).sum(), sparse)
     assert gradient.isfinite().all()
     zero = torch.zeros(2, 4, 4, requires_grad=True)
@@ -139,7 +139,7 @@ def test_distances_have_gradients(name: Distance) -> None:
 
 
 def test_the_code_of_the_study_depends_on_the_grid_and_its_formula_does_not() -> None:
-    coarse, labels = unit(some(12, 28)), drawn(12, 2, 3)
+    coarse, labels = min_max(some(12, 28)), drawn(12, 2, 3)
     fine = coarse.repeat_interleave(4, 1).repeat_interleave(4, 2)
     for name, factor in (("l2_over_hw", 1 / 4), ("mse", 1.0)):
         values = [
@@ -405,7 +405,7 @@ def test_typical_and_deviant_images() -> None:
     assert order == sorted(order)
     assert len(order) == 5
     assert [i.name for i in found.deviant("a", 5)] == [i.name for i in found.typical("a", 5)[::-1]]
-    torch.testing.assert_close(found.map_of("image 4"), unit(maps[4:5])[0])
+    torch.testing.assert_close(found.map_of("image 4"), min_max(maps[4:5])[0])
     torch.testing.assert_close(found.between[0, 1], distances(found.mean[:1], found.mean[1])[0])
     assert found.between[0, 0] == 0
     assert torch.equal(found.between[:2, :2], found.between[:2, :2].T)

@@ -28,7 +28,7 @@ from helpers.evaluation_inputs import (
     thing,
 )
 from helpers.unregistered import made
-from konkyo.data.samples import Thing
+from konkyo.data.samples import Annotation
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.columns import column
 from konkyo.evaluation.evaluate import OF_CLASSIFIERS as PAPERS_OF_CLASSIFIERS
@@ -69,7 +69,7 @@ def test_values_of_a_classifier_are_those_of_metrics_called_by_hand(model: konky
                 return model.module(variants).softmax(1)[:, label].detach()
 
             maps = konkyo.explain(model, sample.image, method=name, target=label).maps
-            fox, leaf = (t.mask[None] for t in sample.things)
+            fox, leaf = (t.mask[None] for t in sample.annotations)
             for kind in ("deletion", "insertion"):
                 value = METRICS[kind](maps, images=images, score=score, steps=4, seed=5 + i)
                 by_hand[f"{kind}(steps=4)"].append(float(value))
@@ -91,8 +91,8 @@ def test_rows_of_a_classifier_are_named_by_the_class(model: konkyo.Model) -> Non
 
 def test_a_decision_that_nothing_in_the_picture_bears_out_has_no_place(model: konkyo.Model) -> None:
     right, wrong = pictures(2)
-    wrong = replace(wrong, things=(thing("blue", (2, 2, 9, 9)),))
-    nameless = replace(right, name="nameless", things=(Thing(None, (3, 3, 9, 9), block((3, 3, 9, 9))),))
+    wrong = replace(wrong, annotations=(thing("blue", (2, 2, 9, 9)),))
+    nameless = replace(right, name="nameless", annotations=(Annotation(None, (3, 3, 9, 9), block((3, 3, 9, 9))),))
     found = evaluate(model, [right, wrong, nameless], ["grad_cam"], ["ebpg", "ebpg@evidence", "deletion(steps=4)"])
     assert found.values("grad_cam", "ebpg@mask").isnan().tolist() == [False, True, False]
     assert found.values("grad_cam", "ebpg@evidence").isnan().all()
@@ -108,7 +108,7 @@ def test_the_label_in_place_of_the_decision(model: konkyo.Model) -> None:
         result = konkyo.explain(model, sample.image, target="green")
         equal(
             found.values("grad_cam", "ebpg@mask")[i : i + 1],
-            METRICS["ebpg"](result.maps, masks=sample.things[1].mask[None]),
+            METRICS["ebpg"](result.maps, masks=sample.annotations[1].mask[None]),
         )
         images = torch.from_numpy(np.array(sample.image)).permute(2, 0, 1)[None] / 255
         assert found.rows[i].score == pytest.approx(model.module(images).softmax(1)[0, 1].item(), rel=1e-5)
@@ -123,8 +123,10 @@ def test_what_is_seen_of_a_cropped_picture_is_measured() -> None:
     whole = pictures(2)
     parts = []
     for sample in whole:
-        things = tuple(Thing(t.label, box_of(Thing(mask=m)), m) for t in sample.things for m in [t.mask[4:28, 8:32]])
-        parts.append(replace(sample, image=sample.image.crop(cut), things=things))
+        things = tuple(
+            Annotation(t.label, box_of(Annotation(mask=m)), m) for t in sample.annotations for m in [t.mask[4:28, 8:32]]
+        )
+        parts.append(replace(sample, image=sample.image.crop(cut), annotations=things))
     names = ["ebpg", "ebpg@box", "odi", "compactness", "deletion(steps=4,budget=box)"]
     one, other = (evaluate(m, data, ["grad_cam"], names) for m, data in ((cropped, whole), (colours(), parts)))
     for name in names:
@@ -178,7 +180,7 @@ def test_options_reach_the_methods_that_have_them(model: konkyo.Model) -> None:
     found = evaluate(model, [sample], [made(scaled), "grad_cam"], ["ebpg"], power=3)
     assert said == [3]
     maps = torch.from_numpy(np.array(sample.image)).float().sum(2)[None] ** 3
-    equal(found.values("scaled", "ebpg@mask"), METRICS["ebpg"](maps, masks=sample.things[0].mask[None]))
+    equal(found.values("scaled", "ebpg@mask"), METRICS["ebpg"](maps, masks=sample.annotations[0].mask[None]))
 
 
 @pytest.mark.parametrize("options", [{"powr": 3}, {"explaned": "label"}])
@@ -404,7 +406,7 @@ def test_maps_of_another_tool_are_measured_by_the_same_ruler(model: konkyo.Model
 
 def test_maps_without_a_model_are_one_per_thing(tmp_path: Path) -> None:
     (sample,) = pictures(1)
-    sample = replace(sample, things=(*sample.things, replace(sample.things[0], crowd=True)))
+    sample = replace(sample, annotations=(*sample.annotations, replace(sample.annotations[0], crowd=True)))
     heat = np.random.default_rng(0).random((2, 16, 20)).astype(np.float32)
     np.savez(tmp_path / "p0.npz", heat)
     found = evaluate(None, [sample], [Maps(tmp_path, "tool")], ["ebpg", "ebpg@box", "pointing_game", "compactness"])
@@ -412,7 +414,7 @@ def test_maps_without_a_model_are_one_per_thing(tmp_path: Path) -> None:
     large = torch.nn.functional.interpolate(torch.from_numpy(heat)[:, None], SIZE, mode="bilinear")[:, 0]
     low, high = large.flatten(1).amin(1)[:, None, None], large.flatten(1).amax(1)[:, None, None]
     large = (large - low) / (high - low)
-    masks = torch.stack([t.mask for t in sample.things[:2]])
+    masks = torch.stack([t.mask for t in sample.annotations[:2]])
     equal(found.values("tool", "ebpg@mask"), (large * masks).sum((1, 2)) / large.sum((1, 2)))
     peaks = [divmod(int(m.argmax()), 40) for m in large]
     assert found.values("tool", "pointing_game@mask").tolist() == [

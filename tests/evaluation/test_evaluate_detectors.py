@@ -45,12 +45,12 @@ def test_values_of_a_detector_are_those_of_metrics_called_by_hand(boxed: bool, s
     owners = greedy(
         [name.replace(" ", "_") for name in result.labels],
         result.boxes.tolist(),
-        [replace(t, label=t.label.lower()) for t in sample.things],
+        [replace(t, label=t.label.lower()) for t in sample.annotations],
         0.5,
     )
     rows = [i for i, own in enumerate(owners) if own]
     assert len(rows) == len(found.rows) == 3
-    things = [sample.things[owners[i][0]] for i in rows]
+    things = [sample.annotations[owners[i][0]] for i in rows]
     in_input = [[t.box[k] * shares[k % 2] + border[k % 2] for k in range(4)] for t in things]
     labels = [int(t.label[-1]) for t in things]
 

@@ -202,7 +202,7 @@ def test_stars_are_corrected_for_the_number_of_methods() -> None:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
     folder = tmp_path_factory.mktemp("saved")
     samples = pictures(5)
-    samples[2] = replace(samples[2], things=(thing("blue", (1, 1, 4, 4)),))
+    samples[2] = replace(samples[2], annotations=(thing("blue", (1, 1, 4, 4)),))
     other = made(lambda inputs: -inputs.sum(1), name="other")
     names = ["deletion(steps=4)", "ebpg", "px_ap(steps=9)"]
     return evaluate(colours(), samples, ["grad_cam", other], names, out=folder), folder
@@ -299,7 +299,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped_with_the_same_values(model:
     }
     asked |= {"masks": 8, "seed": 3}
     samples = pictures(4)
-    samples[1] = replace(samples[1], things=(thing("blue", (1, 1, 4, 4)),))  # has NaN
+    samples[1] = replace(samples[1], annotations=(thing("blue", (1, 1, 4, 4)),))  # has NaN
     straight = evaluate(model, counted(samples)[0], out=tmp_path / "straight", **asked)
 
     def stop(done: int, total: int) -> None:

@@ -13,13 +13,17 @@ from PIL import Image
 
 import konkyo
 from helpers.evaluation_inputs import SIZE, block, greedy, thing
-from konkyo.data.samples import Sample, Thing
-from konkyo.evaluation.ground_truth import Truth, box_of, matched, same_class, seen
+from konkyo.data.samples import Annotation, Sample
+from konkyo.evaluation.ground_truth import Truth, box_of, in_view, matched, same_class
 
 
 def test_the_truth_of_rows_pixel_by_pixel() -> None:
     boxes = [(2, 3, 10, 12), (8, 3, 20, 9), (30, 20, 38, 30)]
-    things = (thing("a", boxes[0], evidence=block((3, 4, 5, 6))), thing("b", boxes[1]), Thing("c", (30, 20, 38, 30)))
+    things = (
+        thing("a", boxes[0], evidence=block((3, 4, 5, 6))),
+        thing("b", boxes[1]),
+        Annotation("c", (30, 20, 38, 30)),
+    )
     truth = Truth(((0,), (0, 1), (), (2,), (0,)), things, SIZE)
     masks, others = truth.masks("mask").values()
     assert torch.equal(masks[0], block(boxes[0]))
@@ -53,10 +57,10 @@ def test_two_rows_of_which_nothing_is_known_share_no_object() -> None:
 
 
 def test_the_box_of_a_thing_is_if_need_be_that_around_its_mask() -> None:
-    assert box_of(Thing("a", None, block((4, 5, 9, 7)))) == (4, 5, 9, 7)
-    assert box_of(Thing("a", (0, 0, 2, 2), block((4, 5, 9, 7)))) == (0, 0, 2, 2)
-    assert box_of(Thing("a", None, block((0, 0, 0, 0)))) is None
-    assert box_of(Thing("a")) is None
+    assert box_of(Annotation("a", None, block((4, 5, 9, 7)))) == (4, 5, 9, 7)
+    assert box_of(Annotation("a", (0, 0, 2, 2), block((4, 5, 9, 7)))) == (0, 0, 2, 2)
+    assert box_of(Annotation("a", None, block((0, 0, 0, 0)))) is None
+    assert box_of(Annotation("a")) is None
 
 
 def test_what_a_resize_and_a_centre_crop_leave_of_things() -> None:
@@ -68,11 +72,11 @@ def test_what_a_resize_and_a_centre_crop_leave_of_things() -> None:
         thing("whole", (20, 10, 30, 25), size, evidence=block((22, 11, 23, 12), size)),
         thing("part", (0, 0, 20, 10), size),
         thing("gone", (50, 0, 60, 48), size),
-        Thing("mask gone", None, block((0, 0, 14, 48), size)),
+        Annotation("mask gone", None, block((0, 0, 14, 48), size)),
         thing("crowd", (20, 10, 30, 25), size, crowd=True),
-        Thing("bare"),
+        Annotation("bare"),
     )
-    found = seen(Sample("a", image, None, things), preprocess)
+    found = in_view(Sample("a", image, None, things), preprocess)
     assert preprocess.view(image).size == (32, 40)
     assert [t.label for t in found] == ["whole", "part", "gone", "mask gone", "bare"]
     for before, after in zip(things[:4], found[:4], strict=True):
@@ -92,7 +96,7 @@ def test_what_a_resize_and_a_centre_crop_leave_of_things() -> None:
 def test_a_letterbox_shows_all_of_the_picture() -> None:
     preprocess = konkyo.Preprocess((24, 24), (24, 24), (0.5,) * 3, (0.25,) * 3, fit="contain")
     image, own = Image.new("RGB", (40, 32)), thing("a", (3, 5, 20, 31))
-    (found,) = seen(Sample("a", image, None, (own,)), preprocess)
+    (found,) = in_view(Sample("a", image, None, (own,)), preprocess)
     assert preprocess.view(image).size == (40, 32)
     assert found.box == own.box
     assert torch.equal(found.mask, own.mask)
@@ -122,7 +126,7 @@ def test_detections_are_matched_one_to_one_the_best_first(seed: int, least: floa
         low = random.uniform(0, 12, (count, 2))
         return np.concatenate([low, low + random.uniform(4, 12, (count, 2))], 1).astype(np.float32).tolist()
 
-    things = tuple(Thing(str(random.choice(["Red_fox", "owl"])), tuple(b)) for b in boxes(4))
+    things = tuple(Annotation(str(random.choice(["Red_fox", "owl"])), tuple(b)) for b in boxes(4))
     labels, found = [str(random.choice(["red fox", "OWL"])) for _ in range(6)], boxes(6)
     result = matched(labels, torch.tensor(found), things, least)
     assert result == greedy(labels, found, things, least)
@@ -131,7 +135,11 @@ def test_detections_are_matched_one_to_one_the_best_first(seed: int, least: floa
 
 
 def test_two_detections_of_one_thing_and_the_least_overlap() -> None:
-    things = (Thing("red_fox", (0, 0, 10, 10)), Thing("owl", (0, 0, 10, 10)), Thing(None, (0, 0, 10, 10)))
+    things = (
+        Annotation("red_fox", (0, 0, 10, 10)),
+        Annotation("owl", (0, 0, 10, 10)),
+        Annotation(None, (0, 0, 10, 10)),
+    )
     boxes = torch.tensor([[0.0, 0, 10, 5], [0, 0, 10, 10], [0, 0, 10, 10]])
     assert matched(["Red fox", "Red fox", "owl"], boxes, things, 0.5) == [(0,), (), (1,)]
     assert matched(["Red fox", "Red fox", "owl"], boxes, things, 0.51) == [(), (0,), (1,)]

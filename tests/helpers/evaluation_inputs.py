@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import konkyo
 from helpers.detections import iou_by_hand
-from konkyo.data.samples import Sample, Thing
+from konkyo.data.samples import Annotation, Sample
 
 Box = tuple[int, int, int, int]
 SIZE = (32, 40)
@@ -30,8 +30,8 @@ def block(box: Box, size: tuple[int, int] = SIZE) -> Tensor:
     return mask
 
 
-def thing(label: str | None, box: Box, size: tuple[int, int] = SIZE, **more: Any) -> Thing:
-    return Thing(label, tuple(map(float, box)), block(box, size), **more)
+def thing(label: str | None, box: Box, size: tuple[int, int] = SIZE, **more: Any) -> Annotation:
+    return Annotation(label, tuple(map(float, box)), block(box, size), **more)
 
 
 class Colours(nn.Module):
@@ -84,18 +84,18 @@ def detected(model: konkyo.Model, size: tuple[int, int], count: int = 3, seed: i
     """A picture with as many things, each on a detection of the model."""
     image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
     found = konkyo.explain(model, image, target=konkyo.Detections(threshold=0.3))
-    things: list[Thing] = []
+    things: list[Annotation] = []
     for label, box in zip(found.labels, found.boxes.tolist(), strict=True):
         inside = (max(box[0], 0), max(box[1], 0), min(box[2], size[1]), min(box[3], size[0]))
         free = all(iou_by_hand(inside, t.box) < 0.3 for t in things)
         if free and iou_by_hand(inside, box) > 0.8 and len(things) < count:
             whole = tuple(map(round, inside))
-            things.append(Thing(label.replace(" ", "_").upper(), tuple(inside), block(whole, size)))
+            things.append(Annotation(label.replace(" ", "_").upper(), tuple(inside), block(whole, size)))
     assert len(things) == count
     return Sample(f"d{seed}", image, None, tuple(things))
 
 
-def greedy(labels: Sequence[str], boxes: Sequence[Sequence[float]], things: Sequence[Thing], least: float) -> list:
+def greedy(labels: Sequence[str], boxes: Sequence[Sequence[float]], things: Sequence[Annotation], least: float) -> list:
     """Which thing each detection is matched with, or none: in plain loops, from the definition."""
     taken: set[int] = set()
     result = []

@@ -17,7 +17,7 @@ from torch.nn import functional
 import konkyo
 from helpers.closeness import close
 from helpers.networks import Attention, SmallResNet, images, seeded
-from konkyo.utils.tensors import unit
+from konkyo.utils.tensors import min_max
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # maps of random weights, and the peers
 SEED = 3
@@ -344,7 +344,7 @@ def test_one_stage_is_the_map_that_it_is_made_of(systems: dict[str, System], met
     run = lambda name: konkyo.explain(system.network, system.x, method=name, target=CLASSES)
     whole = run(method)
     assert "+" not in whole.layer
-    close(unit(whole.maps), unit(run(base).maps.relu()))
+    close(min_max(whole.maps), min_max(run(base).maps.relu()))
 
 
 # --- what holds by definition -----------------------------------------------------------------------------------------
@@ -654,9 +654,9 @@ def test_shapley_cam_of_pytorch_grad_cam(systems: dict[str, System]) -> None:
     other = copy.deepcopy(system.network)
     with pgc.ShapleyCAM(model=other, target_layers=[other.stage3]) as cam:
         theirs = torch.from_numpy(cam(system.x[:1].clone(), [ClassifierOutputReST(1)])).double()
-    ours = unit(explain(system, "shapley_cam", rest(1), system.x[:1]).maps.double())
+    ours = min_max(explain(system, "shapley_cam", rest(1), system.x[:1]).maps.double())
     enlarged = functional.interpolate(ours[:, None], (32, 40), mode="bilinear", align_corners=False)[:, 0]
-    torch.testing.assert_close(unit(enlarged), theirs, rtol=0, atol=2e-5)
+    torch.testing.assert_close(min_max(enlarged), theirs, rtol=0, atol=2e-5)
 
 
 def test_projections_of_pytorch_grad_cam(systems: dict[str, System]) -> None:

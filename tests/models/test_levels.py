@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import konkyo
 from konkyo import KonkyoError
-from konkyo.models.networks.levels import GAZE, LEVELS, level
+from konkyo.models.networks.levels import GAZE, LEVELS, gaze_network
 
 COUNTS = {
     1: (4_866, 4_932),
@@ -87,7 +87,7 @@ def seeded(number: int, classes: int = 3) -> nn.Module:
     """In double precision, with statistics of batch norm that are those of no fresh network."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = level(number, classes).double().eval()
+        network = gaze_network(number, classes).double().eval()
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.uniform_(-0.5, 0.5)
@@ -113,7 +113,7 @@ def seen(network: nn.Module, pictures: Tensor, name: str = GAZE) -> tuple[Tensor
 @pytest.mark.parametrize("number", LEVELS)
 def test_weights_are_as_many_as_in_the_study(number: int) -> None:
     with torch.device("meta"):
-        counts = tuple(sum(p.numel() for p in level(number, classes).parameters()) for classes in (2, 4))
+        counts = tuple(sum(p.numel() for p in gaze_network(number, classes).parameters()) for classes in (2, 4))
     assert counts == COUNTS[number]
 
 
@@ -139,7 +139,7 @@ def test_levels_3_to_5_are_the_tables_sums(number: int) -> None:
 @pytest.mark.parametrize("number", LEVELS)
 def test_the_grid_that_is_compared(number: int) -> None:
     with torch.device("meta"):
-        network = level(number, 2)
+        network = gaze_network(number, 2)
         grid, output = seen(network, torch.empty(1, 1, 224, 224))
     channels = {1: 32, 5: 512}.get(number, 256)
     assert grid.shape == (1, channels, *([112, 112] if number == 1 else [28, 28]))
@@ -148,7 +148,7 @@ def test_the_grid_that_is_compared(number: int) -> None:
 
 @pytest.mark.parametrize("number", LEVELS)
 def test_dropout_before_the_head(number: int) -> None:
-    found = [m.p for m in level(number, 2).modules() if isinstance(m, nn.Dropout)]
+    found = [m.p for m in gaze_network(number, 2).modules() if isinstance(m, nn.Dropout)]
     assert found == {1: [], 5: [0.6]}.get(number, [0.5])
 
 
@@ -164,7 +164,7 @@ def test_the_smallest_images(number: int) -> None:
 
 
 def test_images_of_several_channels() -> None:
-    assert level(1, 2, channels=3)(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
+    assert gaze_network(1, 2, channels=3)(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
 
 
 @pytest.mark.parametrize("number", [3, 4, 5])
@@ -182,4 +182,4 @@ def test_grad_cam_of_these_levels_is_the_heads_weights(number: int) -> None:
 @pytest.mark.parametrize("number", [0, 6, 9, -1])
 def test_an_unknown_level(number: int) -> None:
     with pytest.raises(KonkyoError, match=rf"unknown level '{number}'.*On offer: 1, 2, 3, 4, 5"):
-        level(number, 2)
+        gaze_network(number, 2)

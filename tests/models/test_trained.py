@@ -17,7 +17,7 @@ from torch import nn
 import konkyo
 from konkyo import KonkyoError
 from konkyo.models import trained as saved
-from konkyo.models.networks.levels import GAZE, LEVELS, level
+from konkyo.models.networks.levels import GAZE, LEVELS, gaze_network
 from konkyo.models.trained import ARCHITECTURES, MANIFEST, WEIGHTS, Plan, read_plan, save_trained
 
 PREPROCESS = konkyo.Preprocess((24, 20), None, (0.5,), (0.25,), interpolation="bicubic")
@@ -37,7 +37,7 @@ def plan(number: int = 2, **changes: Any) -> Plan:
 def network(number: int = 2) -> nn.Module:
     """As after a training: batch norm has seen images."""
     torch.manual_seed(3)
-    found = level(number, 3)
+    found = gaze_network(number, 3)
     found(torch.randn(4, 1, 24, 20) * 2 + 1)
     return found
 
@@ -105,7 +105,7 @@ def test_weights_are_safetensors_whatever_the_network_shares(tmp_path: Path) -> 
 
 
 def test_other_weights_and_none(tmp_path: Path) -> None:
-    first, second = network(1), level(1, 3)
+    first, second = network(1), gaze_network(1, 3)
     save_trained(tmp_path / "first", first, plan(1))
     torch.save(second.state_dict(), tmp_path / "second.pth")
     model = konkyo.load(f"trained/{tmp_path / 'first'}", weights=tmp_path / "second.pth")
@@ -199,7 +199,7 @@ def test_weights_that_are_not_there_or_broken(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS).unlink()
     with pytest.raises(KonkyoError, match="no weights file"):
         konkyo.load(f"trained/{tmp_path}")
-    state = level(1, 3).state_dict()
+    state = gaze_network(1, 3).state_dict()
     del state["head.bias"]
     save_file(state, tmp_path / WEIGHTS)
     with pytest.raises(KonkyoError, match="does not fit its manifest"):
@@ -216,7 +216,7 @@ def test_weights_that_cannot_be_written_leave_those_before(tmp_path: Path, monke
 
     monkeypatch.setattr(saved, "save_file", half)
     with pytest.raises(KeyboardInterrupt):
-        save_trained(tmp_path, level(1, 3), plan(1))
+        save_trained(tmp_path, gaze_network(1, 3), plan(1))
     assert (tmp_path / WEIGHTS).read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == [MANIFEST, WEIGHTS]
 

@@ -29,7 +29,7 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
-class Thing:
+class Annotation:
     """An object in a picture, in the picture's pixels."""
 
     label: str | None = None
@@ -54,18 +54,22 @@ class Sample:
     """RGB."""
     label: str | None = None
     """The picture's class, where pictures have one."""
-    things: tuple[Thing, ...] = ()
+    annotations: tuple[Annotation, ...] = ()
 
     def __post_init__(self) -> None:
         size = (self.image.height, self.image.width)
-        for thing in self.things:
-            for mask in (thing.mask, thing.evidence):
+        for annotation in self.annotations:
+            for mask in (annotation.mask, annotation.evidence):
                 if mask is not None and (mask.dtype != torch.bool or mask.shape != size):
                     came = f"a mask of shape {tuple(mask.shape)} and type {mask.dtype}"
-                    raise KonkyoError(f"sample {self.name}, {thing.label}: expected a bool mask of {size}; got {came}")
-            x0, y0, x1, y1 = thing.box or (0, 0, 0, 0)
+                    raise KonkyoError(
+                        f"sample {self.name}, {annotation.label}: expected a bool mask of {size}; got {came}"
+                    )
+            x0, y0, x1, y1 = annotation.box or (0, 0, 0, 0)
             if not (x0 <= x1 and y0 <= y1):
-                raise KonkyoError(f"sample {self.name}, {thing.label}: expected a box x0, y0, x1, y1; got {thing.box}")
+                raise KonkyoError(
+                    f"sample {self.name}, {annotation.label}: expected a box x0, y0, x1, y1; got {annotation.box}"
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,8 +214,8 @@ def _scene(scenes: Scenes, index: int) -> Sample:
     scene = scenes[index]
     labels = [CLASSES[label] for label in scene.labels.tolist()]
     truth = zip(labels, map(tuple, scene.boxes.tolist()), scene.masks, scene.evidence, strict=True)
-    things = tuple(Thing(*each) for each in truth)
-    return Sample(f"scene-{scenes.seed}-{index}", scene.image, labels[0] if len(labels) == 1 else None, things)
+    annotations = tuple(Annotation(*each) for each in truth)
+    return Sample(f"scene-{scenes.seed}-{index}", scene.image, labels[0] if len(labels) == 1 else None, annotations)
 
 
 @drawn

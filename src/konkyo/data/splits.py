@@ -80,7 +80,7 @@ def labels_of(found: Samples) -> tuple[str, ...]:
         if sample.label is None:
             hint = (
                 "; scenes have one with objects=1"
-                if isinstance(sample.things, tuple) and len(sample.things) > 1
+                if isinstance(sample.annotations, tuple) and len(sample.annotations) > 1
                 else ""
             )
             raise KonkyoError(f"expected samples with a label, as of DIR/CLASS/NAME.jpg; {sample.name} has none{hint}")

@@ -22,7 +22,7 @@ from konkyo.engine.capture import untouched
 from konkyo.engine.forward import Pass, Precision
 from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, unknown
 from konkyo.evaluation.columns import Column, column
-from konkyo.evaluation.ground_truth import Truth, matched, same_class, seen
+from konkyo.evaluation.ground_truth import Truth, in_view, matched, same_class
 from konkyo.evaluation.result import Evaluation, Row
 from konkyo.explanation.explain import Which, explain, explanations
 from konkyo.explanation.result import Explanation
@@ -315,7 +315,7 @@ def _measured(plan: _Plan, sample: Sample, index: int) -> _Part:
     if plan.model is not None:
         with untouched(plan.model.module):
             return _explained(plan, plan.model, sample, index)
-    things = tuple(thing for thing in sample.things if not thing.crowd)
+    things = tuple(thing for thing in sample.annotations if not thing.crowd)
     truth = Truth(tuple((i,) for i in range(len(things))), things, (sample.image.height, sample.image.width))
     part = _Part(sample.name, [(thing.label or "", math.nan) for thing in things])
     for m in plan.methods:
@@ -443,7 +443,7 @@ def _targets(plan: _Plan, model: Model, sample: Sample, output: Tensor) -> tuple
     """What is explained of a sample, what is true of it, and how many detections are left out."""
     assert model.preprocess is not None
     view = model.preprocess.view(sample.image)
-    things, size = seen(sample, model.preprocess), (view.height, view.width)
+    things, size = in_view(sample, model.preprocess), (view.height, view.width)
     if model.detector is None:
         if plan.explained == "label" and sample.label is None:
             raise KonkyoError(f"sample {sample.name} has no label of its own; explained='decision' needs none")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from konkyo.data.samples import Box, Sample, Thing, around
+from konkyo.data.samples import Annotation, Box, Sample, around
 from konkyo.evaluation.columns import Region
 from konkyo.metrics.localisation import box_masks
 from konkyo.models import Preprocess
@@ -24,7 +24,7 @@ class Truth:
 
     rows: tuple[tuple[int, ...], ...]
     """Of every row, which of the things; none where that is not known."""
-    things: tuple[Thing, ...]
+    annotations: tuple[Annotation, ...]
     size: tuple[int, int]
     """(height, width)"""
     _masks: dict[Region, dict[str, Tensor]] = field(default_factory=dict, repr=False)
@@ -38,7 +38,7 @@ class Truth:
         """The boxes (R, 4) of the rows' things, NaN where there are none, and which rows share their things (R,)."""
         boxes = torch.full((len(self.rows), 4), torch.nan)
         for row, own in enumerate(self.rows):
-            corners = torch.tensor([box for i in own if (box := box_of(self.things[i])) is not None])
+            corners = torch.tensor([box for i in own if (box := box_of(self.annotations[i])) is not None])
             if len(corners):
                 boxes[row] = torch.cat([corners[:, :2].amin(0), corners[:, 2:].amax(0)])
         known = {own: number for number, own in enumerate(dict.fromkeys(self.rows))}
@@ -52,7 +52,7 @@ class Truth:
         return self._masks[region]
 
     def _together(self, region: Region) -> dict[str, Tensor]:
-        drawn = [self._drawn(thing, region) for thing in self.things]
+        drawn = [self._drawn(annotation, region) for annotation in self.annotations]
 
         def together(which: Sequence[int]) -> Tensor:
             return torch.stack([drawn[i] for i in which]).any(0) if which else torch.zeros(self.size, dtype=torch.bool)
@@ -63,27 +63,27 @@ class Truth:
             "others": torch.stack([together(others) for others in rest]),
         }
 
-    def _drawn(self, thing: Thing, region: Region) -> Tensor:
+    def _drawn(self, annotation: Annotation, region: Region) -> Tensor:
         if region != "box":
-            found = thing.mask if region == "mask" else thing.evidence
+            found = annotation.mask if region == "mask" else annotation.evidence
             return torch.zeros(self.size, dtype=torch.bool) if found is None else found
-        return box_masks(torch.tensor([box_of(thing) or (math.nan,) * 4]), self.size)[0]
+        return box_masks(torch.tensor([box_of(annotation) or (math.nan,) * 4]), self.size)[0]
 
 
-def box_of(thing: Thing) -> Box | None:
+def box_of(annotation: Annotation) -> Box | None:
     """The thing's box, if need be that around its mask; None where neither is known."""
-    return thing.box if thing.box is not None or thing.mask is None else around(thing.mask)
+    return annotation.box if annotation.box is not None or annotation.mask is None else around(annotation.mask)
 
 
-def seen(sample: Sample, preprocess: Preprocess) -> tuple[Thing, ...]:
+def in_view(sample: Sample, preprocess: Preprocess) -> tuple[Annotation, ...]:
     """The things of a sample (crowds left out) as far as the model sees them, in the pixels of what it sees.
 
     A thing that a crop has cut off entirely keeps an empty mask or no box.
     """
-    things = tuple(thing for thing in sample.things if not thing.crowd)
+    annotations = tuple(annotation for annotation in sample.annotations if not annotation.crowd)
     view = preprocess.view(sample.image)
     if view.size == sample.image.size:
-        return things
+        return annotations
     left, top = preprocess.corner(sample.image)
 
     def cut(mask: Tensor | None) -> Tensor | None:
@@ -100,7 +100,8 @@ def seen(sample: Sample, preprocess: Preprocess) -> tuple[Thing, ...]:
         return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
     return tuple(
-        replace(thing, box=moved(thing.box), mask=cut(thing.mask), evidence=cut(thing.evidence)) for thing in things
+        replace(annotation, box=moved(annotation.box), mask=cut(annotation.mask), evidence=cut(annotation.evidence))
+        for annotation in annotations
     )
 
 
@@ -113,7 +114,9 @@ def _plain(name: str) -> str:
     return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
 
 
-def matched(labels: Sequence[str], boxes: Tensor, things: Sequence[Thing], least: float) -> list[tuple[int, ...]]:
+def matched(
+    labels: Sequence[str], boxes: Tensor, annotations: Sequence[Annotation], least: float
+) -> list[tuple[int, ...]]:
     """Of every detection (best first), the thing of its class that it overlaps most and that no better one has.
 
     Empty where no such thing overlaps it by an IoU of `least`.
@@ -122,10 +125,10 @@ def matched(labels: Sequence[str], boxes: Tensor, things: Sequence[Thing], least
     for label, box in zip(labels, boxes, strict=True):
         free = [
             i
-            for i, thing in enumerate(things)
-            if same_class(thing.label, label) and box_of(thing) is not None and (i,) not in found
+            for i, annotation in enumerate(annotations)
+            if same_class(annotation.label, label) and box_of(annotation) is not None and (i,) not in found
         ]
-        shares = overlap(boxes.new_tensor([box_of(things[i]) for i in free]).reshape(-1, 4), box)
+        shares = overlap(boxes.new_tensor([box_of(annotations[i]) for i in free]).reshape(-1, 4), box)
         best = int(shares.argmax()) if len(free) else 0
         found.append((free[best],) if len(free) and 0 < float(shares[best]) >= least else ())
     return found

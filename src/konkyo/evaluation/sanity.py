@@ -21,7 +21,7 @@ from konkyo.explanation.result import Explanation
 from konkyo.metrics.variants import pearson, spearman
 from konkyo.models import Model, as_model
 from konkyo.targets.classes import ClassTarget, Each
-from konkyo.utils.tensors import on_finest, resize, unit
+from konkyo.utils.tensors import min_max, on_finest, resize
 
 Order: TypeAlias = Literal["cascading", "independent"]
 Over: TypeAlias = Literal["seed", "noise", "mirror", "layer"]
@@ -194,7 +194,7 @@ def stability(
         raise KonkyoError(f"over is 'seed', 'noise', 'mirror' or 'layer'; got {over!r}")
     if len(found) < 2:
         raise KonkyoError(f"at least two maps are compared; got {len(found)}: more samples or layers")
-    stack = on_finest([unit(m) for m in found])
+    stack = on_finest([min_max(m) for m in found])
     pairs = [pearson(a.flatten(1), b.flatten(1)) for i, a in enumerate(stack) for b in stack[i + 1 :]]
     return Stability(over, stack.mean(0), stack.std(0, correction=0), torch.stack(pairs).mean(0))
 

@@ -30,7 +30,7 @@ from konkyo.methods.base import Attribution, Method, find
 from konkyo.models import Frame, Model, as_model
 from konkyo.targets.classes import ClassTarget, Target
 from konkyo.targets.detections import SIDES_OF_BOX, InstanceTarget
-from konkyo.utils.tensors import FUSES, Fuse, fuse, on_finest, resize, unit
+from konkyo.utils.tensors import FUSES, Fuse, fuse, min_max, on_finest, resize
 
 Images: TypeAlias = "Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image]"
 Which: TypeAlias = "str | Method | Attribution"
@@ -359,7 +359,7 @@ def _parts(target: Target) -> list[Target]:
 
 def _combined(signed: Tensor, method: Method) -> Tensor:
     """ODAM's combination of the maps of a class's probability and the sides of its box: the largest at every place."""
-    return unit(signed.relu() if method.rectified else signed).amax(0) if len(signed) > 1 else signed[0]
+    return min_max(signed.relu() if method.rectified else signed).amax(0) if len(signed) > 1 else signed[0]
 
 
 def _path(trace: PathTrace, frames: Sequence[Frame]) -> PathTrace:

@@ -21,7 +21,7 @@ from konkyo.explanation.diagnosis import Diagnosis
 from konkyo.targets.classes import ClassTarget, Target
 from konkyo.targets.detections import InstanceTarget
 from konkyo.utils.files import replacing
-from konkyo.utils.tensors import resize, unit
+from konkyo.utils.tensors import min_max, resize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,8 +77,8 @@ class Explanation:
 
     def unit(self, size: Sequence[int] | None = None) -> Tensor:
         """The maps scaled to [0, 1] each (a constant map becomes zeros), enlarged first where a size is given."""
-        scaled = unit(self.maps)  # before enlarging, whose rounding a constant map must not show
-        return scaled if size is None else unit(self._placed(scaled, self._sized(size)))
+        scaled = min_max(self.maps)  # before enlarging, whose rounding a constant map must not show
+        return scaled if size is None else min_max(self._placed(scaled, self._sized(size)))
 
     def _placed(self, maps: Tensor, size: tuple[int, ...]) -> Tensor:
         if self.regions is None:
@@ -106,7 +106,7 @@ class Explanation:
             if colours.ndim != 3 or colours.shape[0] not in (1, 3):
                 raise KonkyoError(f"only images (1 or 3, H, W) can be drawn; got {tuple(colours.shape)}; pass image=")
             if colours.amin() < 0 or colours.amax() > 1:  # normalised by means that nobody told
-                colours = unit(colours[None])[0]
+                colours = min_max(colours[None])[0]
             pixels = (colours.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
             return Image.fromarray(pixels)
         return self.images[index]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from konkyo.methods.base import method
-from konkyo.utils.tensors import channels, grid_mean, grid_sum, resize, safe_divide, unit, weigh
+from konkyo.utils.tensors import channels, grid_mean, grid_sum, min_max, resize, safe_divide, weigh
 
 Scale = Literal["layer", "channel"]
 
@@ -49,7 +49,7 @@ def relevance_cam(activations: Tensor, relevance: Tensor) -> Tensor:
 def full_grad(full_gradients: Sequence[Tensor], *, scale: Scale = "layer") -> Tensor:
     """FullGrad (Srinivas & Fleuret, 2019, Eq. 7): input gradients and the gradients of every bias, each made a picture.
 
-    map = sum_c psi(x G)_c + sum over biases and channels psi(b G)_c, psi = up(unit(|.|)). unit is taken over all
+    map = sum_c psi(x G)_c + sum over biases and channels psi(b G)_c, psi = up(min_max(|.|)). min_max is taken over all
     channels of a layer, as the authors' code does; `scale="channel"` gives every channel the same weight
     (pytorch-grad-cam). In a piecewise linear network the unscaled terms add up to the score; biases without a grid
     (linear layers after pooling, tokens, windows) count there, but have no place in the map: of a transformer it shows
@@ -63,12 +63,12 @@ def full_grad(full_gradients: Sequence[Tensor], *, scale: Scale = "layer") -> Te
             if scale == "layer":
                 flat = sizes.flatten(1)
                 low, high = flat.amin(1), flat.amax(1)
-                # unit() of every value, summed over channels before it is enlarged: enlarging is linear.
+                # min_max() of every value, summed over channels before it is enlarged: enlarging is linear.
                 maps = safe_divide(
                     sizes.sum(1) - sizes.shape[1] * low.view(-1, *[1] * (sizes.ndim - 2)),
                     (high - low).view(-1, *[1] * (sizes.ndim - 2)),
                 )
             else:
-                maps = unit(sizes.flatten(0, 1)).view_as(sizes).sum(1)
+                maps = min_max(sizes.flatten(0, 1)).view_as(sizes).sum(1)
             total += resize(maps, tuple(first.shape[2:]))
     return total

@@ -12,7 +12,7 @@ from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.methods.perturbation import contrast
 from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Target, class_logits
-from konkyo.utils.tensors import blurred, channels, grid_mean, resize, unit, weigh
+from konkyo.utils.tensors import blurred, channels, grid_mean, min_max, resize, weigh
 
 
 @method(score="probability")
@@ -29,7 +29,7 @@ def group_cam(
     """Group-CAM (Zhang et al., 2021): groups of channels weighted by what they bring back into a blurred image.
 
     map = sum_l ReLU(p(x * m_l + b * (1 - m_l)) - p(b)) M_l, M_l = ReLU(sum of mean(G_k) A_k over the channels k of
-    group l), m_l = unit(up(M_l)), b = x under a Gaussian of 51 x 51 pixels and deviation 50. Groups are neighbouring
+    group l), m_l = min_max(up(M_l)), b = x under a Gaussian of 51 x 51 pixels and deviation 50. Groups are neighbouring
     channels. G is the class's logit's gradient, p its probability. `variant` "paper" sets to 0 what in M_l is not above
     its 70th percentile, "released" leaves it, as the authors' last code does. A group whose M_l is constant has no
     mask and no weight. Cost: groups + 1 forwards; under a budget the strongest groups come first.
@@ -45,7 +45,7 @@ def group_cam(
     size, veiled = tuple(inputs.shape[2:]), blurred(inputs, 50.0, reach=25)
 
     def mixed(image: int, k: Tensor) -> Tensor:
-        masks = unit(resize(maps[image, k - 1], size))  # k = 0 is the blurred image itself
+        masks = min_max(resize(maps[image, k - 1], size))  # k = 0 is the blurred image itself
         masks = torch.where(channels(k == 0, inputs), 0.0, masks)[:, None]
         return masks * inputs[image] + (1 - masks) * veiled[image]
 
@@ -69,7 +69,7 @@ def opti_cam(
     """Opti-CAM (Zhang et al., 2023): channels with the weights under which the masked image scores highest.
 
     map = sum_k w_k ReLU(A_k), w = softmax(u), u from `steps` steps of Adam at the learning rate `rate`, from u = 0,
-    that raise score(x * unit(up(map))). `objective` "keep" brings that score to the image's own instead.
+    that raise score(x * min_max(up(map))). `objective` "keep" brings that score to the image's own instead.
     All images of the batch at once, each as if alone. Cost: a forward and a whole backward per step. The weights are
     positive and no step looks at what is against the class; a mask may win by what its edges look like.
     """
@@ -81,7 +81,7 @@ def opti_cam(
     for step in range(1, steps + 1):
         with torch.enable_grad():
             leaf = u.detach().requires_grad_()
-            masked = unit(resize(weigh(leaf.softmax(1), features), size))[:, None] * inputs
+            masked = min_max(resize(weigh(leaf.softmax(1), features), size))[:, None] * inputs
         seen = on(masked.detach().to(inputs), "input")
         sign = torch.ones_like(score) if objective == "maximise" else (score - seen.score).sign()
         uphill = seen.gradients * sign.view(-1, *[1] * (inputs.ndim - 1))

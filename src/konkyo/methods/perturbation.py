@@ -10,14 +10,14 @@ from torch import Tensor
 from konkyo.engine.probe import Ablate, Rescore
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
-from konkyo.utils.tensors import channels, resize, safe_divide, unit
+from konkyo.utils.tensors import channels, min_max, resize, safe_divide
 
 
 @method(rectified=True)
 def score_cam(inputs: Tensor, activations: Tensor, rescore: Rescore, *, prune: float = 0.0) -> Tensor:
     """Score-CAM (Wang et al., 2020, Alg. 1): channels weighted by the score of the image seen through them.
 
-    map = ReLU(sum_k w_k A_k), w = softmax_k(score(x * unit(up(A_k))) - score(baseline)); the baseline's score is the
+    map = ReLU(sum_k w_k A_k), w = softmax_k(score(x * min_max(up(A_k))) - score(baseline)); the baseline's score is the
     same for every channel and cancels in the softmax. A constant channel has no mask: its weight is 0, and it costs
     no forward. One forward per channel; masks are made on the device, a chunk at a time. All weights are positive: of
     signed activations (a layer norm's) the sum may be negative everywhere.
@@ -29,7 +29,7 @@ def score_cam(inputs: Tensor, activations: Tensor, rescore: Rescore, *, prune: f
     size = tuple(inputs.shape[2:])
 
     def masked(image: int, k: Tensor) -> Tensor:
-        return unit(resize(activations[image, k], size))[:, None] * inputs[image]
+        return min_max(resize(activations[image, k], size))[:, None] * inputs[image]
 
     scores = rescore(activations.shape[1], inputs=masked, priority=_pruned(contrast(activations), prune))
     return channels(_shares(scores, 1), activations) * activations
@@ -48,10 +48,10 @@ def ss_cam(
 ) -> Tensor:
     """SS-CAM (Wang et al., 2020): Score-CAM with the score of every channel averaged over noise.
 
-    map = ReLU(sum_k w_k A_k), w = softmax_k(mean_n score(x * (M_k + noise_n))), M_k = unit(up(A_k)); `noise` "input":
-    score(x * M_k + noise_n). Gaussian noise of deviation `std`, in units of the mask (0 to 1) or of the preprocessed
-    image; all channels and images meet the same `samples` of it, so that channels differ by what they show alone.
-    std = 0 is Score-CAM. Cost: samples * channels forwards; under a budget the strongest channels come first.
+    map = ReLU(sum_k w_k A_k), w = softmax_k(mean_n score(x * (M_k + noise_n))), M_k = min_max(up(A_k)).
+    `noise` "input": score(x * M_k + noise_n). Gaussian noise of deviation `std`, in units of the mask (0 to 1) or of
+    the preprocessed image. All channels and images meet the same `samples` of it, so that channels differ by what they
+    show alone. std = 0 is Score-CAM. Cost: samples * channels forwards; under a budget the strongest channels come first.
     """
     if samples < 1 or not 0 <= std < math.inf:
         raise KonkyoError(f"ss_cam needs samples >= 1 and std >= 0; got {samples}, {std}")
@@ -60,7 +60,7 @@ def ss_cam(
     fields = std * torch.randn(samples, planes, *size, generator=generator, device="cpu").to(inputs)
 
     def noisy(image: int, k: Tensor) -> Tensor:
-        masks, field = unit(resize(activations[image, k // samples], size))[:, None], fields[k % samples]
+        masks, field = min_max(resize(activations[image, k // samples], size))[:, None], fields[k % samples]
         return (masks + field) * inputs[image] if noise == "mask" else masks * inputs[image] + field
 
     priority = contrast(activations).repeat_interleave(samples, 1)
@@ -79,7 +79,7 @@ def is_cam(
 ) -> Tensor:
     """IS-CAM (Naidu et al., 2020): Score-CAM with the score of every channel averaged while its mask grows.
 
-    map = ReLU(sum_k w_k A_k), w = softmax_k(mean_i score(s_i x * unit(up(A_k)))), i = 1 ... steps. The paper adds
+    map = ReLU(sum_k w_k A_k), w = softmax_k(mean_i score(s_i x * min_max(up(A_k)))), i = 1 ... steps. The paper adds
     up the steps, s_i = sum_{j <= i} j / steps, so that the masked image ends (steps + 1) / 2 times as bright as it is;
     `scale` "linear" is the integral up to the masked image itself, s_i = i / steps. steps = 1 is Score-CAM. Cost:
     steps * channels forwards; under a budget the strongest channels come first.
@@ -91,7 +91,7 @@ def is_cam(
     factors = factors.cumsum(0) if scale == "cumulative" else factors
 
     def grown(image: int, k: Tensor) -> Tensor:
-        masks = channels(factors[k % steps], inputs) * unit(resize(activations[image, k // steps], size))
+        masks = channels(factors[k % steps], inputs) * min_max(resize(activations[image, k // steps], size))
         return masks[:, None] * inputs[image]
 
     priority = contrast(activations).repeat_interleave(steps, 1)
@@ -131,8 +131,8 @@ def poly_cam(inputs: Tensor, activations: Tensor, rescore: Rescore, *, variant: 
     """Poly-CAM (Englebert et al., 2022): maps of all grid sizes, each sharpening the one below it.
 
     map_l = LNorm(L_l) * up(map_{l+1}), from the deepest layer up, where the map is L; L_l = ReLU(sum_k w_k A_k),
-    LNorm(L) = L / up(down(L)) with down to the grid of layer l + 1. With M_k = up(unit(A_k)), `variant` "+" takes
-    w_k = p(x * M_k), "-" ReLU(p(x) - p(x * (1 - M_k))), "±" ReLU of the sum of both. unit() divides by the largest
+    LNorm(L) = L / up(down(L)) with down to the grid of layer l + 1. With M_k = up(min_max(A_k)), `variant` "+" takes
+    w_k = p(x * M_k), "-" ReLU(p(x) - p(x * (1 - M_k))), "±" ReLU of the sum of both. min_max() divides by the largest
     value minus the smallest; the released code takes the 0.1 and 99.9 percentiles for these, and divides by the upper
     one alone. Where a layer's coarse version is 0, LNorm is 0. Made for activations after a ReLU. Cost: one forward per
     channel of every layer, for "±" two: thousands; a budget goes to the channels with the largest activations.
@@ -140,7 +140,7 @@ def poly_cam(inputs: Tensor, activations: Tensor, rescore: Rescore, *, variant: 
     size, count = tuple(inputs.shape[2:]), activations.shape[1]
 
     def masked(image: int, k: Tensor) -> Tensor:
-        masks = resize(unit(activations[image, k // 2 % count]), size)  # k: seen, hidden, ..., the image itself
+        masks = resize(min_max(activations[image, k // 2 % count]), size)  # k: seen, hidden, ..., the image itself
         masks = torch.where(channels(k % 2 == 1, inputs), 1 - masks, masks)
         return torch.where(channels(k == 2 * count, inputs), 1.0, masks)[:, None] * inputs[image]
 

@@ -8,7 +8,17 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError
 from konkyo.metrics.base import Score, metric
-from konkyo.metrics.variants import Substrate, absent, asked, each, filler, pearson, ranks, seeded, spearman
+from konkyo.metrics.variants import (
+    Substrate,
+    absent,
+    filler,
+    over_variants,
+    pearson,
+    ranks,
+    scores_of,
+    seeded,
+    spearman,
+)
 from konkyo.utils.tensors import resize, safe_divide
 
 
@@ -39,7 +49,7 @@ def infidelity(
         raise KonkyoError(f"infidelity needs samples >= 1, side >= 1 and std > 0; got {samples}, {side} and {std}")
     height, width = images.shape[2:]
     attribution = resize(raw.float(), (height, width))
-    whole = each(1, images, lambda rows, _: asked(score, images[rows], rows), batch)[:, 0]
+    whole = over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch)[:, 0]
 
     def draw(sample: int) -> Tensor:
         generator = seeded(seed, sample)
@@ -55,10 +65,10 @@ def infidelity(
     def compared(rows: Tensor, drawn: Tensor) -> Tensor:
         change = drawn if kind == "gaussian" else drawn * images[rows]
         foretold = (change.sum(1).to(attribution) * attribution[rows]).sum((1, 2))
-        found = whole[rows] - asked(score, images[rows] - change, rows)
+        found = whole[rows] - scores_of(score, images[rows] - change, rows)
         return torch.stack([foretold.to(found), found], 1)
 
-    foretold, found = each(samples, images, compared, batch, draw=draw, shape=(2,)).unbind(2)
+    foretold, found = over_variants(samples, images, compared, batch, draw=draw, shape=(2,)).unbind(2)
     if scaling == "optimal":
         foretold = foretold * safe_divide((foretold * found).sum(1), (foretold**2).sum(1))[:, None]
     return ((foretold - found) ** 2).mean(1).masked_fill(absent(raw), torch.nan)
@@ -131,11 +141,11 @@ def _foretold(
         return chosen.view(maps.shape[1:]).to(maps.device)
 
     def compared(rows: Tensor, chosen: Tensor) -> Tensor:
-        left = asked(score, torch.where(chosen[:, None], hidden(rows), images[rows]), rows)
+        left = scores_of(score, torch.where(chosen[:, None], hidden(rows), images[rows]), rows)
         return torch.stack([(maps[rows] * chosen).sum((1, 2)).to(left), -left], 1)
 
-    sums, falls = each(samples, images, compared, batch, draw=draw, shape=(2,)).unbind(2)
-    whole = each(1, images, lambda rows, _: asked(score, images[rows], rows), batch)
+    sums, falls = over_variants(samples, images, compared, batch, draw=draw, shape=(2,)).unbind(2)
+    whole = over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch)
     return pearson(sums, falls + whole).masked_fill(absent(maps), torch.nan)
 
 
@@ -163,7 +173,7 @@ def monotonicity(
         raise KonkyoError(f"2 to {area} groups and a sample at least were expected; got {groups} and {samples}")
     group = ranks(maps.abs(), seed).long().mul_(groups).div_(area, rounding_mode="floor")
     sums = maps.new_zeros(len(maps), groups).scatter_add_(1, group.flatten(1), maps.abs().flatten(1))
-    whole = each(1, images, lambda rows, _: asked(score, images[rows], rows), batch)
+    whole = over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch)
     squares = torch.zeros_like(sums, dtype=whole.dtype)
     for sample in range(samples):
         other = filler("noise", images, pixels, seed, sample)
@@ -178,9 +188,9 @@ def _without_group(
 
     def without(rows: Tensor, which: Tensor) -> Tensor:
         inside = group[rows] == which[:, None, None]
-        return asked(score, torch.where(inside[:, None], hidden(rows), images[rows]), rows)
+        return scores_of(score, torch.where(inside[:, None], hidden(rows), images[rows]), rows)
 
-    return each(groups, images, without, batch)
+    return over_variants(groups, images, without, batch)
 
 
 @metric(better="lower")
@@ -203,9 +213,9 @@ def completeness_error(
     hidden = filler(baseline, images, pixels, 0)
 
     def end(rows: Tensor, which: Tensor) -> Tensor:
-        return asked(score, torch.where((which == 1)[:, None, None, None], hidden(rows), images[rows]), rows)
+        return scores_of(score, torch.where((which == 1)[:, None, None, None], hidden(rows), images[rows]), rows)
 
-    whole, nothing = each(2, images, end, batch).unbind(1)
+    whole, nothing = over_variants(2, images, end, batch).unbind(1)
     added = whole - nothing
     error = (raw.flatten(1).to(added).sum(1) - added).abs()
     return error / added.abs().masked_fill(added == 0, torch.nan) if relative else error

@@ -58,7 +58,7 @@ def blank(maps: Tensor) -> Tensor:
 def distances(maps: Tensor, others: Tensor, kind: Distance = "mse") -> Tensor:
     """How far each map is from another, 0 where they are one. (N, h, w), (N or 1, h, w) or (h, w) -> (N,)
 
-    Both are normalised maps (`konkyo.utils.tensors.unit`) or means of such; with P cells:
+    Both are normalised maps (`konkyo.utils.tensors.min_max`) or means of such; with P cells:
 
     - "mse": the mean squared difference (Eq. 9 of the study of gaze consistency).
     - "l2_over_hw": the root of the sum of squares, divided by P: what that study's code computes. It falls with the

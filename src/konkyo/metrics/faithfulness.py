@@ -8,8 +8,8 @@ from torch import Tensor
 from konkyo.errors import KonkyoError
 from konkyo.metrics.base import Explain, Score, auc, metric
 from konkyo.metrics.imputation import impute
-from konkyo.metrics.variants import absent, asked, each, explained, filler, pearson, ranks
-from konkyo.utils.tensors import unit
+from konkyo.metrics.variants import absent, filler, maps_of, over_variants, pearson, ranks, scores_of
+from konkyo.utils.tensors import min_max
 
 Protocol = Literal["rise", "odam", "seed"]
 
@@ -53,9 +53,9 @@ def deletion(
 
     def without(rows: Tensor, point: Tensor) -> Tensor:
         gone = rank[rows] < taken[rows, point, None, None]
-        return asked(score, torch.where(gone[:, None], hidden(rows), images[rows]), rows)
+        return scores_of(score, torch.where(gone[:, None], hidden(rows), images[rows]), rows)
 
-    curve = _known(each(taken.shape[1], images, without, batch), maps, taken)
+    curve = _known(over_variants(taken.shape[1], images, without, batch), maps, taken)
     divide = protocol != "rise" if normalise is None else normalise
     return _divided(curve, curve[:, :1]) if divide else curve
 
@@ -89,13 +89,13 @@ def insertion(
 
     def within(rows: Tensor, point: Tensor) -> Tensor:
         come = rank[rows] < given[rows, first + point, None, None]
-        return asked(score, torch.where(come[:, None], images[rows], hidden(rows)), rows)
+        return scores_of(score, torch.where(come[:, None], images[rows], hidden(rows)), rows)
 
-    curve = each(given.shape[1] - first, images, within, batch)
+    curve = over_variants(given.shape[1] - first, images, within, batch)
     curve = _known(torch.cat([curve.new_zeros(len(maps), first), curve], 1), maps, given)
     if not normalise:
         return curve
-    return _divided(curve, each(1, images, lambda rows, _: asked(score, images[rows], rows), batch))
+    return _divided(curve, over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch))
 
 
 def _counts(maps: Tensor, budget: Tensor | None, protocol: Protocol, steps: int, every: int | None) -> Tensor:
@@ -162,12 +162,12 @@ def coherency(maps: Tensor, images: Tensor, explain: Explain, *, batch: int = 32
     (1 + r) / 2, r the correlation of map(I) and map(I * map(I)), the latter's factor min-max scaled. -> (R,) shares,
     NaN where one of the maps is constant. Cost: an explanation.
     """
-    shown, size = unit(maps), tuple(maps.shape[1:])
+    shown, size = min_max(maps), tuple(maps.shape[1:])
 
     def again(rows: Tensor, _: Tensor) -> Tensor:
-        return explained(explain, images[rows] * shown[rows, None].to(images), rows, size)
+        return maps_of(explain, images[rows] * shown[rows, None].to(images), rows, size)
 
-    found = each(1, images, again, batch, shape=size)
+    found = over_variants(1, images, again, batch, shape=size)
     return ((1 + pearson(maps.flatten(1), found[:, 0].flatten(1).to(maps))) / 2).masked_fill(absent(maps), torch.nan)
 
 
@@ -179,7 +179,7 @@ def adcc(maps: Tensor, images: Tensor, score: Score, explain: Explain, *, batch:
     0 where one of the terms is, NaN where one is not defined. Of every image, where the paper's table takes the mean of
     each term first. Cost: two forwards and an explanation.
     """
-    complexity = unit(maps).flatten(1).mean(1)
+    complexity = min_max(maps).flatten(1).mean(1)
     drop = _drop(*_seen_through(maps, images, score, batch))
     terms = torch.stack([coherency.function(maps, images, explain, batch=batch), 1 - complexity, 1 - drop], 1)
     return (3 / (1 / terms).sum(1)).where(terms.isfinite().all(1), torch.nan)  # 1 / 0 is infinite, 3 / infinity is 0
@@ -187,13 +187,13 @@ def adcc(maps: Tensor, images: Tensor, score: Score, explain: Explain, *, batch:
 
 def _seen_through(maps: Tensor, images: Tensor, score: Score, batch: int) -> tuple[Tensor, Tensor]:
     """The scores of the images, and of the images times their scaled maps, NaN where there is none. -> (R,), (R,)"""
-    shown = unit(maps)
+    shown = min_max(maps)
 
     def half(rows: Tensor, masked: Tensor) -> Tensor:
         factor = torch.where(masked[:, None, None] == 1, shown[rows], 1.0)
-        return asked(score, images[rows] * factor[:, None].to(images), rows)
+        return scores_of(score, images[rows] * factor[:, None].to(images), rows)
 
-    whole, part = each(2, images, half, batch).unbind(1)
+    whole, part = over_variants(2, images, half, batch).unbind(1)
     return whole, part.masked_fill(absent(maps), torch.nan)
 
 
@@ -225,7 +225,7 @@ def road(
         least, step = point // steps == 1, point % steps + 1
         count = (2 * step * area + steps + 1).div(2 * (steps + 1), rounding_mode="floor")[:, None, None]
         gone = torch.where(least[:, None, None], rank[rows] >= area - count, rank[rows] < count)
-        return asked(score, impute(images[rows], gone, noise=noise, seed=seed), rows)
+        return scores_of(score, impute(images[rows], gone, noise=noise, seed=seed), rows)
 
-    scores = each(2 * steps, images, filled, batch).masked_fill(absent(maps)[:, None], torch.nan)
+    scores = over_variants(2 * steps, images, filled, batch).masked_fill(absent(maps)[:, None], torch.nan)
     return scores.reshape(len(maps), 2, steps)

@@ -13,7 +13,7 @@ from torch import Tensor
 from konkyo.errors import KonkyoError
 from konkyo.metrics.base import auc, metric
 from konkyo.metrics.variants import absent
-from konkyo.utils.tensors import safe_divide, unit
+from konkyo.utils.tensors import min_max, safe_divide
 
 THRESHOLDS = tuple(i / 10 for i in range(1, 10))
 """Where VEA cuts a map that reaches from 0 to 1."""
@@ -50,7 +50,7 @@ def iou(maps: Tensor, masks: Tensor, *, threshold: float = 0.5) -> Tensor:
         raise KonkyoError(f"threshold of iou lies in [0, 1); got {threshold}")
 
     def part(maps: Tensor, masks: Tensor) -> Tensor:
-        above = unit(maps) > threshold
+        above = min_max(maps) > threshold
         common, either = ((above & masks).flatten(1).sum(1), (above | masks).flatten(1).sum(1))
         return defined(common / either, maps, masks)
 
@@ -88,7 +88,7 @@ def ebpg(maps: Tensor, masks: Tensor) -> Tensor:
     """
 
     def part(maps: Tensor, masks: Tensor) -> Tensor:
-        energy = unit(maps)
+        energy = min_max(maps)
         return defined(safe_divide((energy * masks).sum((1, 2)), energy.sum((1, 2))), maps, masks)
 
     return in_chunks(part, maps, masks)
@@ -125,7 +125,7 @@ def odi(maps: Tensor, masks: Tensor, others: Tensor) -> Tensor:
     """
 
     def part(maps: Tensor, masks: Tensor, others: Tensor) -> Tensor:
-        energy = unit(maps)
+        energy = min_max(maps)
         share = (energy * others).sum((1, 2)) / (energy * (masks | others)).sum((1, 2))
         return defined(share, maps, masks, others)
 
@@ -191,7 +191,7 @@ def compactness(maps: Tensor, boxes: Tensor, *, seed: int = 0) -> Tensor:
     ys, xs = (torch.arange(n, device=maps.device) for n in maps.shape[1:])
 
     def part(maps: Tensor, boxes: Tensor) -> Tensor:
-        energy, peak = unit(maps), _peaks(maps, order)
+        energy, peak = min_max(maps), _peaks(maps, order)
         rows, columns = energy.sum(2), energy.sum(1)
         down = rows * (ys - (peak // len(xs))[:, None]).square()
         across = columns * (xs - (peak % len(xs))[:, None]).square()
@@ -278,7 +278,7 @@ def pixels_in_random_order(maps: Tensor, seed: int) -> Tensor:
 
 def _vea(maps: Tensor, masks: Tensor) -> Tensor:
     def part(maps: Tensor, masks: Tensor) -> Tensor:
-        scaled, levels = unit(maps), torch.zeros_like(masks, dtype=torch.uint8)
+        scaled, levels = min_max(maps), torch.zeros_like(masks, dtype=torch.uint8)
         for threshold in THRESHOLDS:
             levels += scaled > threshold
         outside, inside = histogram(levels, masks, len(THRESHOLDS) + 1).flip(2).cumsum(2).flip(2).unbind(1)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError
 from konkyo.metrics.base import Explain, metric
-from konkyo.metrics.variants import absent, each, explained, pearson, uniform
+from konkyo.metrics.variants import absent, maps_of, over_variants, pearson, uniform
 
 
 @metric(better="lower")
@@ -21,14 +21,14 @@ def max_sensitivity(
     _check(radius, samples)
 
     def first(rows: Tensor, _: Tensor) -> Tensor:
-        return explained(explain, images[rows], rows)
+        return maps_of(explain, images[rows], rows)
 
     def far(rows: Tensor, drawn: Tensor) -> Tensor:
-        found = explained(explain, images[rows] + radius * (2 * drawn - 1), rows)
+        found = maps_of(explain, images[rows] + radius * (2 * drawn - 1), rows)
         return _length(found - still[rows])
 
-    still = each(1, images, first, batch, shape=(1, 1))[:, 0]
-    moves = each(samples, images, far, batch, draw=lambda k: uniform(images, seed, k))
+    still = over_variants(1, images, first, batch, shape=(1, 1))[:, 0]
+    moves = over_variants(samples, images, far, batch, draw=lambda k: uniform(images, seed, k))
     length = _length(still)
     return moves.amax(1) / length.masked_fill(length == 0, torch.nan)
 
@@ -55,10 +55,10 @@ def map_stability(
     size = tuple(maps.shape[1:])
 
     def alike(rows: Tensor, drawn: Tensor) -> Tensor:
-        found = explained(explain, images[rows] + radius * (2 * drawn - 1), rows, size)
+        found = maps_of(explain, images[rows] + radius * (2 * drawn - 1), rows, size)
         return pearson(maps[rows].flatten(1), found.flatten(1).to(maps))
 
-    found = each(samples, images, alike, batch, draw=lambda k: uniform(images, seed, k)).mean(1)
+    found = over_variants(samples, images, alike, batch, draw=lambda k: uniform(images, seed, k)).mean(1)
     return found.masked_fill(absent(maps), torch.nan)
 
 

@@ -16,7 +16,7 @@ Substrate = Literal["zero", "blur", "black", "noise"]
 _ORDER, _NOISE = 0x5EED, 0xF1117  # so that two uses of one seed draw different numbers
 
 
-def each(
+def over_variants(
     count: int,
     images: Tensor,
     ask: Callable[[Tensor, Tensor], Tensor],
@@ -47,7 +47,7 @@ def each(
     return values.view(count, len(images), *values.shape[1:]).transpose(0, 1)
 
 
-def asked(score: Score, variants: Tensor, rows: Tensor) -> Tensor:
+def scores_of(score: Score, variants: Tensor, rows: Tensor) -> Tensor:
     """The scores (V,) of variants, in 32 bits at least."""
     found = score(variants, rows)
     if found.shape != rows.shape:
@@ -55,7 +55,7 @@ def asked(score: Score, variants: Tensor, rows: Tensor) -> Tensor:
     return found.to(torch.promote_types(found.dtype, torch.float32))
 
 
-def explained(explain: Explain, variants: Tensor, rows: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
+def maps_of(explain: Explain, variants: Tensor, rows: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
     """The maps (V, h, w) of variants, in 32 bits at least; enlarged to `size` where it is given."""
     found = explain(variants, rows)
     if found.ndim != 3 or len(found) != len(rows):

@@ -17,7 +17,7 @@ from torch import Tensor
 from konkyo.errors import KonkyoError
 from konkyo.metrics.base import OfMean, metric
 from konkyo.metrics.localisation import defined, histogram, in_chunks, pixels_in_random_order
-from konkyo.utils.tensors import overlap, safe_divide, unit
+from konkyo.utils.tensors import min_max, overlap, safe_divide
 
 DELTAS = (0.3, 0.5, 0.7)
 """The overlaps with the object's box that MaxBoxAccV2 asks for."""
@@ -70,7 +70,7 @@ def px_ap(maps: Tensor, masks: Tensor, *, steps: int = 1000) -> Tensor:
     _check_steps(steps)
 
     def part(maps: Tensor, masks: Tensor) -> Tensor:
-        levels = (unit(maps).nan_to_num() * steps).floor()
+        levels = (min_max(maps).nan_to_num() * steps).floor()
         return defined(histogram(levels, masks, steps + 1).float(), maps, masks)
 
     return in_chunks(part, maps, masks)
@@ -84,7 +84,7 @@ def boxes_of(heat: Tensor, threshold: float = 0.2) -> Tensor:
     """
     if heat.ndim != 2 or not 0 <= threshold < 1:
         raise KonkyoError(f"boxes_of takes a map (H, W) and 0 <= threshold < 1; got {tuple(heat.shape)}, {threshold}")
-    above = (unit(heat.detach().float()[None]) > threshold).int()
+    above = (min_max(heat.detach().float()[None]) > threshold).int()
     _, sizes, boxes = next(_components(above, 1))
     return boxes[sizes.argsort(descending=True, stable=True)]
 
@@ -111,7 +111,7 @@ def _overlaps(maps: Tensor, boxes: Tensor, steps: int, order: Tensor | None) -> 
 
     def part(maps: Tensor, boxes: Tensor) -> Tensor:
         best = maps.new_zeros(steps, len(maps))
-        levels = (unit(maps).nan_to_num() * steps).floor().int()
+        levels = (min_max(maps).nan_to_num() * steps).floor().int()
         for above, (corner, size, found) in zip(range(steps - 1, -1, -1), _components(levels, steps), strict=True):
             row = corner // pixels
             shared = overlap(found, boxes[row])

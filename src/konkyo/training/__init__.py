@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         attention_branch_loss,
     )
     from konkyo.models.networks.backbone import Backbone, features_of
-    from konkyo.models.networks.levels import level
+    from konkyo.models.networks.levels import gaze_network
     from konkyo.models.networks.recam import ReCAM, ReCAMOutput, recam_loss
     from konkyo.models.networks.vib import (
         Noise,
@@ -56,10 +56,10 @@ __all__ = [
     "channel_attention",
     "features_of",
     "fit",
+    "gaze_network",
     "keep_salient_cutout",
     "keep_salient_paste",
     "kl_divergence",
-    "level",
     "linear_attention",
     "map_distillation",
     "odam_maps",
@@ -81,7 +81,7 @@ __getattr__, __dir__ = lazy(
             "Backbone",
             "features_of",
         ),
-        "konkyo.models.networks.levels": ("level",),
+        "konkyo.models.networks.levels": ("gaze_network",),
         "konkyo.models.networks.recam": (
             "ReCAM",
             "ReCAMOutput",

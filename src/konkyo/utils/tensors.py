@@ -75,7 +75,7 @@ def on_finest(maps: Sequence[Tensor]) -> Tensor:
     return torch.stack([resize(m, finest) for m in maps])
 
 
-def unit(maps: Tensor) -> Tensor:
+def min_max(maps: Tensor) -> Tensor:
     """Min-max per map; a constant map becomes zeros, never NaN. (N, *grid) -> (N, *grid) in [0, 1]"""
     flat = maps.flatten(1)
     low, high = flat.amin(1), flat.amax(1)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from konkyo.data.samples import Box, Sample, Samples, Thing, around, layout, open_annotated
+from konkyo.data.samples import Annotation, Box, Sample, Samples, around, layout, open_annotated
 from konkyo.errors import KonkyoError
 
 _FILES = ("instances.json", "_annotations.coco.json", "instances_*.json", "annotations/instances*.json")
@@ -41,8 +41,8 @@ def coco(folder: Path, *, annotations: str = "", images: str = "") -> Samples:
         data = json.loads(files[0].read_text(encoding="utf-8"))
         classes = {category["id"]: str(category["name"]) for category in data["categories"]}
         truths: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in data["images"]}
-        for thing in data["annotations"]:
-            truths[thing["image_id"]].append({**thing, "label": classes[thing["category_id"]]})
+        for annotation in data["annotations"]:
+            truths[annotation["image_id"]].append({**annotation, "label": classes[annotation["category_id"]]})
         if len(truths) < len(data["images"]):
             raise LookupError("several images of one id")
         names = tuple(str(image["file_name"]) for image in data["images"])
@@ -54,8 +54,8 @@ def coco(folder: Path, *, annotations: str = "", images: str = "") -> Samples:
         raise KonkyoError(
             f"{files[0]} is not as COCO's instances, lists of {_FORM} that fit together: {came}"
         ) from None
-    things = [truths[image["id"]] for image in data["images"]]
-    read = partial(_sample, files[0], _pictures(folder, files[0], images, names), names, sizes, things)
+    by_picture = [truths[image["id"]] for image in data["images"]]
+    read = partial(_sample, files[0], _pictures(folder, files[0], images, names), names, sizes, by_picture)
     return Samples(names, read, tuple(classes.values()), "boxes as x, y, width, height; pictures as they are stored")
 
 
@@ -83,7 +83,7 @@ def _sample(
     index: int,
 ) -> Sample:
     width, height = sizes[index]
-    image, things = open_annotated(where / names[index], sizes[index]), []
+    image, annotations = open_annotated(where / names[index], sizes[index]), []
     for truth in truths[index]:
         try:
             mask = _mask(truth.get("segmentation"), height, width)
@@ -91,8 +91,8 @@ def _sample(
         except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise KonkyoError(f"{file}: annotation {truth.get('id')} cannot be read, {reason}") from None
-        things.append(Thing(truth["label"], box, mask, crowd=bool(truth.get("iscrowd"))))
-    return Sample(names[index], image, things=tuple(things))
+        annotations.append(Annotation(truth["label"], box, mask, crowd=bool(truth.get("iscrowd"))))
+    return Sample(names[index], image, annotations=tuple(annotations))
 
 
 def _xyxy(x: float, y: float, width: float, height: float) -> Box:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from konkyo.data.images import find_images, open_image
-from konkyo.data.samples import PARTS, Sample, Samples, Thing, around, layout, open_annotated, selected
+from konkyo.data.samples import PARTS, Annotation, Sample, Samples, around, layout, open_annotated, selected
 from konkyo.errors import ImageError, KonkyoError
 
 
@@ -96,7 +96,7 @@ def _sample(
         return Sample(names[index], open_image(file), label)
     mask = _mask(outline)
     image = open_annotated(file, (mask.shape[1], mask.shape[0]))
-    return Sample(names[index], image, label, (Thing(label, around(mask), mask),))
+    return Sample(names[index], image, label, (Annotation(label, around(mask), mask),))
 
 
 def _mask(file: Path) -> Tensor:

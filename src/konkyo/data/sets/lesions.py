@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from konkyo.data.samples import Sample, Samples, Thing, around, drawn
+from konkyo.data.samples import Annotation, Sample, Samples, around, drawn
 from konkyo.errors import KonkyoError
 
 CLASSES: tuple[str, ...] = ("disc", "ring", "stripes")
@@ -42,11 +42,11 @@ class Lesions(torch.utils.data.Dataset[Sample]):
 
     places: "fixed", a place per class, up to 4/48 of the side away from it along x and y, or "random", anywhere in the
     body; nothing else differs between the two. A sample has a grey picture (RGB of three equal channels) and one
-    `Thing`: the lesion, its label, its box and its mask, which is the whole round patch, holes and gaps included, and
-    its evidence as well. Two distractors, a soft spot and a cross, say nothing about the class.
+    `Annotation`: the lesion, its label, its box and its mask. The mask is the whole round patch, holes and gaps
+    included, and its evidence as well. Two distractors, a soft spot and a cross, say nothing about the class.
 
     >>> sample = Lesions(300, seed=3)[1]
-    >>> sample.name, sample.label, sample.image.size, sample.things[0].box
+    >>> sample.name, sample.label, sample.image.size, sample.annotations[0].box
     ('lesion-fixed-3-1', 'ring', (48, 48), (27.0, 14.0, 42.0, 29.0))
     """
 
@@ -69,7 +69,7 @@ class Lesions(torch.utils.data.Dataset[Sample]):
         values, mask = _scan(self.seed, index, self.size, self.places)
         label, inside = CLASSES[index % len(CLASSES)], torch.from_numpy(mask)
         image = Image.fromarray(values).convert("RGB")
-        return Sample(self.name(index), image, label, (Thing(label, around(inside), inside, inside),))
+        return Sample(self.name(index), image, label, (Annotation(label, around(inside), inside, inside),))
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(self.length))

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from konkyo.data.images import find_images
-from konkyo.data.samples import Box, Sample, Samples, Thing, layout, open_annotated
+from konkyo.data.samples import Annotation, Box, Sample, Samples, layout, open_annotated
 from konkyo.errors import ImageError, KonkyoError
 
 _NOBODY = 255
@@ -56,12 +56,16 @@ def _sample(folder: Path, names: Sequence[str], pictures: dict[str, Path], origi
     root = _parsed(file)
     try:
         width, height = (int(root.findtext(f"size/{side}") or 0) for side in ("width", "height"))
-        objects = [(_text(thing, "name"), _box(thing, origin)) for thing in root.findall("object")]
+        objects = [(_text(element, "name"), _box(element, origin)) for element in root.findall("object")]
     except ValueError as error:
         raise KonkyoError(f"{file}: {error}") from None
     image = open_annotated(pictures[name], (width, height) if width and height else None)
     masks = _masks(drawn, image.size, [box for _, box in objects]) if drawn.is_file() else [None] * len(objects)
-    return Sample(name, image, things=tuple(Thing(*thing, mask) for thing, mask in zip(objects, masks, strict=True)))
+    return Sample(
+        name,
+        image,
+        annotations=tuple(Annotation(*annotation, mask) for annotation, mask in zip(objects, masks, strict=True)),
+    )
 
 
 def _parsed(file: Path) -> Element:
@@ -81,15 +85,15 @@ def _parsed(file: Path) -> Element:
     return builder.close()
 
 
-def _text(thing: Element, path: str) -> str:
-    text = (thing.findtext(path) or "").strip()
+def _text(element: Element, path: str) -> str:
+    text = (element.findtext(path) or "").strip()
     if not text:
         raise ValueError(f"an object without {path}; expected name and bndbox with xmin, ymin, xmax, ymax")
     return text
 
 
-def _box(thing: Element, origin: int) -> Box:
-    x0, y0, x1, y1 = (float(_text(thing, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
+def _box(element: Element, origin: int) -> Box:
+    x0, y0, x1, y1 = (float(_text(element, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
     if not (origin <= x0 <= x1 < math.inf and origin <= y0 <= y1 < math.inf):
         hint = "; if the first pixel is 0, write voc:DIR,origin=0" if origin else ""
         raise ValueError(f"a box {(x0, y0, x1, y1)}, expected {origin} <= xmin <= xmax and so for y{hint}")

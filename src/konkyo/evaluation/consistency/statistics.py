@@ -23,7 +23,7 @@ from konkyo.metrics.distances import (
     shuffled_within,
     within_total,
 )
-from konkyo.utils.tensors import unit
+from konkyo.utils.tensors import min_max
 
 ExplainedClass: TypeAlias = Literal["label", "decision"]
 """The class that the map of a wrongly decided image is of."""
@@ -179,7 +179,7 @@ def _selection(
 ) -> _Selection:
     cells = on_grid(maps.detach(), grid)
     empty = blank(cells).cpu()
-    scaled = unit(cells.nan_to_num(0, 0, 0)).float().cpu()
+    scaled = min_max(cells.nan_to_num(0, 0, 0)).float().cpu()
     correct = labels == predictions
     of = labels if target == "label" else predictions
     eligible = correct if only_correct else torch.ones_like(correct)
@@ -318,7 +318,7 @@ def _baselines(
     bell = torch.exp(-(steps**2) / (2 * _SIGMA**2))
     references = {
         "uniform map": torch.full_like(maps[0], float(maps.mean())),
-        "centre Gaussian": unit((bell[:, None] * bell)[None]),
+        "centre Gaussian": min_max((bell[:, None] * bell)[None]),
     }
     for name, reference in references.items():
         baselines[name] = Baseline(_mean(distances(maps, reference, distance)), math.nan)

@@ -10,7 +10,7 @@ from torch import nn
 from konkyo.models import Model, load
 from konkyo.models.networks.attention_branch import AttentionBranchNetwork
 from konkyo.models.networks.backbone import Pooled, as_backbone, fitting
-from konkyo.models.networks.levels import level
+from konkyo.models.networks.levels import gaze_network
 from konkyo.models.networks.recam import ReCAM
 from konkyo.models.networks.vib import Noise, VIBClassifier
 
@@ -46,5 +46,10 @@ def _classifier(name: str, weights: str | None) -> Model:
 
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
-    function.__name__: function for function in (level, plain, vib, recam, attention_branch)
+    "level": gaze_network,
+    "plain": plain,
+    "vib": vib,
+    "recam": recam,
+    "attention_branch": attention_branch,
 }
+"""By the name in a manifest."""

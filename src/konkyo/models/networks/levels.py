@@ -17,7 +17,7 @@ GAZE = "gaze"
 """The name of the layer that the study takes maps from."""
 
 
-def level(number: int, classes: int, channels: int = 1) -> nn.Module:
+def gaze_network(number: int, classes: int, channels: int = 1) -> nn.Module:
     """The untrained network of a level, for images of 16 pixels a side or more. KonkyoError: no such level.
 
     1: Conv 16, ReLU, pool, Conv 32, ReLU (gaze), pool. 2: three of Conv, batch norm, ReLU, pool with 32, 64 and 128
@@ -25,7 +25,7 @@ def level(number: int, classes: int, channels: int = 1) -> nn.Module:
     the last one gaze, pooled in between. 4: as 3 with convolutions that squeeze and excite in place of the blocks.
     5: as 3, twice as wide. Levels 2 to 4 drop half of the channels before the head, level 5 drops 0.6.
 
-    >>> sum(p.numel() for p in level(3, classes=2).parameters())
+    >>> sum(p.numel() for p in gaze_network(3, classes=2).parameters())
     1208258
     """
     if number not in LEVELS:

@@ -25,7 +25,7 @@ from konkyo.training.loop import EPOCHS, Numbers, read_epochs
 from konkyo.training.losses.consistency import LambdaSchedule
 from konkyo.utils.estimates import CENTRAL, Correlation, Estimate, t_quantile
 from konkyo.utils.files import csv_of, plain, read_json, write_text
-from konkyo.utils.tensors import unit
+from konkyo.utils.tensors import min_max
 
 MEASURED: Mapping[str, str] = {
     "accuracy": "accuracy",
@@ -463,7 +463,7 @@ class GazeReport:
         lines = []
         for run in sorted((run for run in mapped if run.seed == seed), key=lambda run: run.strength):
             assert run.maps is not None  # those that have none are left out
-            lines.append((run.strength, unit(run.maps[chosen].float()), [_taken_for(run, p.name) for p in shown]))
+            lines.append((run.strength, min_max(run.maps[chosen].float()), [_taken_for(run, p.name) for p in shown]))
         pictures = [_opened(Path(picture.file)) for picture in shown]
         title = f"Level {level}, seed {seed}: test images; each map on its own scale; ✗ and a class: wrongly decided"
         return drawing.Grid(pictures, [picture.label for picture in shown], lines), title

@@ -19,7 +19,7 @@ from konkyo.evaluation.consistency import consistency
 from konkyo.explanation.explain import explain
 from konkyo.metrics.distances import Distance
 from konkyo.models import Model, Preprocess
-from konkyo.models.networks.levels import GAZE, LEVELS, level
+from konkyo.models.networks.levels import GAZE, LEVELS, gaze_network
 from konkyo.models.trained import Plan, drawn, save_trained
 from konkyo.studies.base import Material, Told, begin, decisions, walk, write_maps
 from konkyo.training.loop import Fitted, Numbers, Recipe, fit
@@ -126,7 +126,7 @@ def train_gaze(study: GazeStudy, out: str | Path, *, fabric: Fabric, progress: T
     parts = splits(study.data, seed=study.split_seed, limit=study.limit)
     with torch.random.fork_rng([]):
         for number in study.levels:  # what cannot be trained is told before anything is written
-            study.loss(level(number, len(parts.classes))).close()
+            study.loss(gaze_network(number, len(parts.classes))).close()
     prepare = augmented(study.preprocess) if study.augment else study.preprocess
     material = begin("gaze", study, parts, prepare, out, fabric)
     runs = {

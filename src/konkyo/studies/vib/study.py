@@ -222,7 +222,7 @@ def _tested(study: VIBStudy, material: Material, network: nn.Module, folder: Pat
         numbers |= _coded(network, test, device)
     explained = network.reactivated().eval() if isinstance(network, ReCAM) else network
     model = Model(explained, study.preprocess, parts.classes, study.backbone)
-    few = (parts.test[i].things for i in range(min(len(parts.test), 20)))
+    few = (parts.test[i].annotations for i in range(min(len(parts.test), 20)))
     masked = any(thing.mask is not None for things in few for thing in things)
     if columns := (*(WITH_MASKS if masked else ()), *study.metrics):
         found = evaluate(model, parts.test, [CAM], columns, explained="label", out=folder / "test")

@@ -18,7 +18,7 @@ from konkyo.models import Model
 from konkyo.targets.classes import class_logits
 from konkyo.training.maps import Mode, TrainingMaps, View
 from konkyo.training.processes import over_processes, processes
-from konkyo.utils.tensors import resize, unit
+from konkyo.utils.tensors import min_max, resize
 
 Aim: TypeAlias = Literal["ema", "batch"]
 LOSSES: tuple[Distance, ...] = ("mse", "l2_over_hw", "pearson", "cosine", "js")
@@ -135,7 +135,7 @@ class ConsistencyLoss(nn.Module):
 
     def _distance(self, raw: Tensor, labels: Tensor, right: Tensor, usable: Tensor) -> Tensor:
         """The loss of maps as they come from the network, those that are not usable being zeros."""
-        maps = unit(resize(raw, tuple(self.means.shape[1:])))  # images may be of another size than `shape` said
+        maps = min_max(resize(raw, tuple(self.means.shape[1:])))  # images may be of another size than `shape` said
         means, counts = self._class_means(maps.detach(), labels, usable)
         active = counts >= self.least
         if self.training and self.aim == "ema":

@@ -16,7 +16,7 @@ from konkyo.metrics.distances import Distance, blank, distances, on_grid
 from konkyo.models import Model, as_model
 from konkyo.targets.classes import Target
 from konkyo.training.losses.consistency import LOSSES
-from konkyo.utils.tensors import on_finest, unit
+from konkyo.utils.tensors import min_max, on_finest
 
 Slope: TypeAlias = Literal["autograd", "detached"]
 
@@ -59,7 +59,7 @@ def map_distillation(maps: Tensor, teacher: Tensor, *, distance: Distance = "mse
         own, aims = real(maps), on_grid(teacher.detach().to(maps.device), (maps.shape[1], maps.shape[2]))
         mute, silent = blank(own), blank(aims)
         rows = (~mute & ~silent).nonzero()[:, 0]
-        found = distances(unit(own[rows]), unit(aims[rows].to(own)), distance)
+        found = distances(min_max(own[rows]), min_max(aims[rows].to(own)), distance)
     used = (~mute & ~silent).sum()
     return Distilled(found.sum() / used.clamp_min(1), used, mute.sum(), silent.sum())
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 from konkyo.engine.forward import real
 from konkyo.errors import KonkyoError
 from konkyo.metrics.distances import blank, on_grid
-from konkyo.utils.tensors import safe_divide, unit
+from konkyo.utils.tensors import min_max, safe_divide
 
 
 def right_reasons(images: Tensor, logits: Tensor, masks: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def outside_energy(maps: Tensor, masks: Tensor) -> Tensor:
         )
     with torch.autocast(maps.device.type, enabled=False):
         rows = (masks.flatten(1).any(1).to(maps.device) & ~blank(maps)).nonzero()[:, 0]
-        energy = unit(real(maps[rows]))
+        energy = min_max(real(maps[rows]))
         inside = on_grid(masks.to(energy)[rows], (maps.shape[1], maps.shape[2]))
         shares = safe_divide((energy * inside).sum((1, 2)), energy.sum((1, 2)))
         return (1 - shares).sum() / max(len(rows), 1)
