@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,17 +15,22 @@ from helpers.paths import DOCS
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 @pytest.mark.parametrize("page", ["index.md", "extending.md"])
 def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from konkyo.data.samples import LAYOUTS
     from konkyo.methods.base import METHODS
+    from konkyo.metrics import METRICS
 
     monkeypatch.chdir(tmp_path)
-    before = konkyo.methods()
+    konkyo.methods()
+    registries: list[dict[str, Any]] = [METHODS, METRICS, LAYOUTS]
+    before = [dict(registry) for registry in registries]
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     try:
         exec(compile("\n".join(blocks), page, "exec"), {"__name__": "docs"})
     finally:
-        METHODS.clear()
-        METHODS.update(before)
+        for registry, entries in zip(registries, before, strict=True):
+            registry.clear()
+            registry.update(entries)
     assert any(tmp_path.iterdir())  # each page saves a picture
 
 
