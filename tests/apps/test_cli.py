@@ -129,7 +129,8 @@ def test_explain_writes_overlays_maps_and_a_manifest(run: Run, photos: Path) -> 
     found = run("explain", photos / "one.png", "--out", "o", "--top", 2, "--method", "grad_cam, hires_cam", "--seed", 4)
     assert found.code == 0
     assert names("o") == sorted(
-        ["manifest.json"] + [f"one.{m}.{x}" for m in ("grad_cam", "hires_cam") for x in ("npz", "1.png", "2.png")]
+        ["manifest.json", "manifest.jsonl"]
+        + [f"one.{m}.{x}" for m in ("grad_cam", "hires_cam") for x in ("npz", "1.png", "2.png")]
     )
     model = konkyo.load("nets.py:named")
     expected = konkyo.explain(model, photos / "one.png", method="hires_cam", target=konkyo.TopK(2), seed=4)
@@ -163,7 +164,7 @@ def test_json_is_all_there_is_on_standard_output(run: Run, photos: Path) -> None
 
 def test_classes_layers_options_and_precision_reach_the_method(run: Run, photos: Path) -> None:
     def of(*words: object) -> konkyo.Explanation:
-        assert run("explain", photos / "one.png", "--out", "o", *words).code == 0
+        assert run("explain", photos / "one.png", "--out", "o", "--overwrite", *words).code == 0
         return konkyo.Explanation.load("o/one.eigen_cam.npz" if "eigen_cam" in words else "o/one.grad_cam.npz")
 
     model = konkyo.load("nets.py:named")
@@ -198,18 +199,20 @@ def test_preprocessing_and_labels_are_replaced(run: Run, photos: Path) -> None:
     assert torch.equal(saved.signed, konkyo.explain(model, photos / "one.png", target=1).signed)
     assert saved.signed.shape == (1, 5, 6)
     assert saved.labels == ("dog fish",)
-    assert run("explain", photos / "one.png", "--labels", "labels.json", "-c", "x", "--out", "o").code == 0
+    assert (
+        run("explain", photos / "one.png", "--labels", "labels.json", "-c", "x", "--out", "o", "--overwrite").code == 0
+    )
     assert konkyo.Explanation.load("o/one.grad_cam.npz").targets == (konkyo.ClassTarget(2),)
-    whole = run("explain", photos / "one.png", "--resize", "none", "--crop", "none", "--out", "o")
+    whole = run("explain", photos / "one.png", "--resize", "none", "--crop", "none", "--out", "o", "--overwrite")
     assert whole.code == 0
     assert konkyo.Explanation.load("o/one.grad_cam.npz").signed.shape == (1, 12, 15)
-    grey = run("explain", photos / "one.png", "--model", "nets.py:grey", "--mean", "0.5", "--std", "0.5", "--out", "o")
+    grey = run("explain", photos / "one.png", "--model", "nets.py:grey", "--mean", "0.5", "--std", "0.5", "--out", "p")
     assert grey.code == 0
 
 
 def test_safetensors_maps(run: Run, photos: Path) -> None:
     assert run("explain", photos / "one.png", "--maps", "safetensors", "--out", "o").code == 0
-    assert names("o") == ["manifest.json", "one.grad_cam.png", "one.grad_cam.safetensors"]
+    assert names("o") == ["manifest.json", "manifest.jsonl", "one.grad_cam.png", "one.grad_cam.safetensors"]
 
 
 def test_folders_globs_and_files_of_the_same_name(run: Run, photos: Path) -> None:
@@ -258,7 +261,7 @@ def test_a_method_that_does_not_apply_leaves_the_others(run: Run, photos: Path) 
     found = run("explain", photos / "one.png", "--model", "nets.py:deep", "--method", "cam,grad_cam", "--out", "o")
     assert found.code == 0
     assert "cam: needs global average pooling" in found.out
-    assert names("o") == ["manifest.json", "one.grad_cam.npz", "one.grad_cam.png"]
+    assert names("o") == ["manifest.json", "manifest.jsonl", "one.grad_cam.npz", "one.grad_cam.png"]
     alone = run("explain", photos / "one.png", "--model", "nets.py:deep", "--method", "cam", "--out", "p")
     assert alone.code == 1
     assert alone.out == ""
@@ -288,10 +291,10 @@ def test_resume_leaves_out_what_is_done(run: Run, photos: Path) -> None:
 
 def test_resume_needs_the_same_settings_and_a_manifest(run: Run, photos: Path) -> None:
     assert run("explain", photos / "one.png", "--out", "o", "--resume").code == 0
-    assert_told(run("explain", photos / "one.png", "--out", "o", "--resume", "--top", 2), "other settings")
+    assert_told(run("explain", photos / "one.png", "--out", "o", "--resume", "--top", 2), "with other target")
     for text in ("{}", "not json", "[]"):
-        Path("o/manifest.json").write_text(text)
-        assert_told(run("explain", photos / "one.png", "--out", "o", "--resume"), "no manifest to resume from")
+        Path("o/manifest.jsonl").write_text(text)
+        assert_told(run("explain", photos / "one.png", "--out", "o", "--resume"), "no record of a run")
 
 
 def test_resume_overwrites_no_map_of_another_image(run: Run, photos: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +31,7 @@ from konkyo.metrics.variants import absent
 from konkyo.models import Model, as_model
 from konkyo.targets.classes import ClassTarget, Each, Target
 from konkyo.targets.detections import Detections, InstanceTarget, Tracked
-from konkyo.utils.files import write_text
+from konkyo.utils.ledger import Ledger
 from konkyo.utils.tensors import resize
 
 Explained: TypeAlias = Literal["decision", "label"]
@@ -192,19 +191,23 @@ def evaluate(
         "precision": precision,
         "options": {name: repr(value) for name, value in options.items()},
     }
-    store = _Store(None if out is None else Path(out) / "samples", settings)
     parts = list[_Part]()
-    for index, name in enumerate(found.names):
-        part = store.read(index, name)
-        if part is None:
-            try:
-                part = _measured(plan, found[index], index)
-            except ImageError as error:
-                part = _Part(name, skipped=str(error))
-            store.write(index, part)
-        parts.append(part)
-        if progress is not None:
-            progress(index + 1, len(found))
+    # The samples of a limit are the first of those of a larger one.
+    with Ledger(None if out is None else Path(out) / "samples.jsonl", settings, free=("samples",)) as ledger:
+        for index, name in enumerate(found.names):
+            if str(index) not in ledger.entries:
+                try:
+                    part = _measured(plan, found[index], index)
+                except ImageError as error:
+                    part = _Part(name, skipped=str(error))
+                ledger.add(str(index), asdict(part))
+            parts.append(_Part(**ledger.entries[str(index)]))
+            if parts[-1].sample != name:
+                raise KonkyoError(
+                    f"{ledger.path}: sample {index} is {parts[-1].sample!r}, not of {name!r}; choose another folder"
+                )
+            if progress is not None:
+                progress(index + 1, len(found))
     if parts and all(part.skipped for part in parts):
         raise KonkyoError(f"none of the {len(parts)} samples could be read: {parts[0].skipped}")
     result = _gathered(plan, settings, parts, found.note)
@@ -232,42 +235,6 @@ class _Part:
     """Why a method does not apply."""
     skipped: str = ""
     """Why the sample could not be read."""
-
-
-@dataclass(frozen=True)
-class _Store:
-    """A file per sample with what was measured of it, and the settings that all have in common."""
-
-    folder: Path | None
-    settings: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        if self.folder is None:
-            return
-        path = self.folder / "settings.json"
-        if path.is_file():
-            earlier, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(self.settings))
-            # The samples of a limit are the first of those of a larger one.
-            differ = [name for name in now if name != "samples" and earlier.get(name) != now[name]]
-            if differ:
-                raise KonkyoError(f"{self.folder} is of a run with other {', '.join(differ)}; choose another folder")
-            if earlier == now:
-                return
-        write_text(path, json.dumps(self.settings))
-
-    def read(self, index: int, name: str) -> _Part | None:
-        """What was measured of a sample, None if nothing was yet."""
-        if self.folder is None or not (path := self.folder / f"{index:06}.json").is_file():
-            return None
-        part = _Part(**json.loads(path.read_text(encoding="utf-8")))
-        if part.sample != name:
-            raise KonkyoError(f"{path} is of sample {part.sample!r}, not of {name!r}; choose another folder")
-        return part
-
-    def write(self, index: int, part: _Part) -> None:
-        """Keeps it."""
-        if self.folder is not None:
-            write_text(self.folder / f"{index:06}.json", json.dumps(asdict(part)))
 
 
 def _digest(module: nn.Module) -> str:

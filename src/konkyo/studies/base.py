@@ -26,6 +26,7 @@ from konkyo.training.loop import Numbers, Recipe
 from konkyo.training.loop import Told as EpochsTold
 from konkyo.training.processes import first
 from konkyo.utils.files import plain, replacing, write_text
+from konkyo.utils.ledger import differences
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -51,27 +52,13 @@ def open_study(folder: Path, settings: Mapping[str, Any]) -> None:
             earlier = dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise KonkyoError(f"{path} cannot be read as the settings of a study: {error}") from error
-        there, here = _flat(earlier), _flat(now)
-        differ = [
-            f"{name} ({there.get(name)} there, {here[name]} now)" for name in here if there.get(name) != here[name]
-        ]
+        differ = differences(earlier, now, GROWS)
         if differ:
             raise KonkyoError(f"{folder} is of a study with other {', '.join(differ)}; choose another folder")
         for name in GROWS:
             if name in now and name in earlier:
                 now[name] = earlier[name] + [value for value in now[name] if value not in earlier[name]]
     write_text(path, json.dumps(now, indent=1) + "\n")
-
-
-def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Settings that must stay the same, those of a part named "part.name"."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{before}{name}.")
-        elif before or name not in GROWS:
-            found[before + name] = value
-    return found
 
 
 @dataclass(frozen=True)

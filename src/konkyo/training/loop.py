@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from konkyo.errors import KonkyoError, unknown
 from konkyo.training.processes import first, over_processes
 from konkyo.utils.files import csv_of, replacing, write_text
+from konkyo.utils.ledger import differences
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -293,8 +294,7 @@ class _Training:
         now = asdict(self.recipe)
         # More epochs are a longer training, but not where the rates depend on their number.
         free = {"workers"} | ({"epochs"} if self.recipe.schedule in ("plateau", "constant") else set())
-        differ = [name for name in now if name not in free and earlier.get(name) != now[name]]
-        if differ:
+        if differ := differences(earlier, now, free):
             raise KonkyoError(f"{path} is of a training with other {', '.join(differ)}; choose another folder")
         if len(rows) > self.recipe.epochs:
             raise KonkyoError(f"{path} has {len(rows)} epochs, more than {self.recipe.epochs}; choose another folder")

@@ -109,6 +109,6 @@ def compare(
     notes = []
     if rows:
         save_image(contact_sheet(rows, names, title=setup.model.name, shared=shared), to)
-        manifest.values["sheet"] = str(to)
+        manifest.sheet(to)
         notes.append(f"contact sheet: {to}")
     report_of(manifest, as_json, notes)

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
     from konkyo.targets.detections import Detections
 
-from konkyo.apps.cli.manifest import Manifest, interrupted, report_of, unique_names
+from konkyo.apps.cli.manifest import Manifest, report_of, unique_names
 from konkyo.apps.cli.pictures import detection, explained, nothing_detected, rows_of, score_in_words
 
 
@@ -74,6 +74,9 @@ def explain(
     ),
     maps: Annotated[str, typer.Option(help="Format of the raw maps: npz or safetensors.")] = "npz",
     resume: Annotated[bool, typer.Option("--resume", help="Leave out images that the folder's manifest has.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Remove what the folder's manifest lists, and begin anew.")
+    ] = False,
     path: Annotated[bool, typer.Option("--path", help="Also draw the paths that methods integrate along.")] = False,
     weights: Weights = "default",
     labels: Labels = None,
@@ -104,27 +107,28 @@ def explain(
         require_paths(names, of)
     request |= {"fuse": fuse, "budget": budget, "seed": seed, "precision": precision}
     settings = {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}}
-    manifest = Manifest(to / "manifest.json", settings, resume=resume)
-    names_on_disk = unique_names(files, manifest)
-    for file, told in progress(files, "explaining"):
-        if manifest.has(file):
-            continue
-        with manifest.image(file) as entry, interrupted(manifest):
-            entry["name"] = names_on_disk[file]
-            found = explained(setup.model, file, names, {**request, "progress": told}, entry)
-            for name, result in found.items():
-                if isinstance(result, NotApplicable):
-                    entry.setdefault("not_applicable", []).append(str(result))
-                elif len(result):
-                    plain = name.replace("(", "-").replace(")", "")
-                    _write(result, to / f"{entry['name']}.{plain}", maps, cmap, entry)
-            if path:
-                _write_paths(found, to / entry["name"], entry)
-            if setup.detects:
-                _write_detections(found, file, to / f"{entry['name']}.detections.png", target, entry)
-            told_of = ", ".join(dict.fromkeys(m["explained"] for m in entry.get("maps", ()))) or entry.get("nothing")
-            if told_of and not as_json:
-                out.print(escape(f"{file.name}: {told_of}"), soft_wrap=True, highlight=False)
+    settings |= {"maps": maps, "colours": cmap}
+    with Manifest(to, settings, resume=resume, overwrite=overwrite) as manifest:
+        names_on_disk = unique_names(files, manifest)
+        for file, tell in progress(files, "explaining"):
+            if manifest.has(file):
+                continue
+            with manifest.image(file) as entry:
+                entry["name"] = names_on_disk[file]
+                results = explained(setup.model, file, names, {**request, "progress": tell}, entry)
+                for name, result in results.items():
+                    if isinstance(result, NotApplicable):
+                        entry.setdefault("not_applicable", []).append(str(result))
+                    elif len(result):
+                        plain = name.replace("(", "-").replace(")", "")
+                        _write(result, to / f"{entry['name']}.{plain}", maps, cmap, entry)
+                if path:
+                    _write_paths(results, to / entry["name"], entry)
+                if setup.detects:
+                    _write_detections(results, file, to / f"{entry['name']}.detections.png", target, entry)
+                labels_of = ", ".join(dict.fromkeys(m["explained"] for m in entry.get("maps", ())))
+                if (line := labels_of or entry.get("nothing")) and not as_json:
+                    out.print(escape(f"{file.name}: {line}"), soft_wrap=True, highlight=False)
     report_of(manifest, as_json, [f"pictures, maps and manifest in {to}"])
 
 
