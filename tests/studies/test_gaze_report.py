@@ -22,7 +22,7 @@ from konkyo.evaluation.consistency import Consistency, measure
 from konkyo.studies.gaze import figures as drawing
 from konkyo.studies.gaze.report import _fitted, report_gaze
 from konkyo.training.loop import write_epochs
-from konkyo.utils.estimates import Correlation, Estimate, t_quantile
+from konkyo.utils.statistics import Correlation, Estimate, t_quantile
 
 CLASSES = ("disc", "ring")
 COUNT = 16

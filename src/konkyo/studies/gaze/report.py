@@ -23,8 +23,8 @@ from konkyo.studies.base import MAPS, STUDY, Shown, read_maps
 from konkyo.studies.gaze import figures as drawing
 from konkyo.training.loop import EPOCHS, Numbers, read_epochs
 from konkyo.training.losses.consistency import LambdaSchedule
-from konkyo.utils.estimates import CENTRAL, Correlation, Estimate, t_quantile
 from konkyo.utils.files import csv_of, plain, read_json, write_text
+from konkyo.utils.statistics import CENTRAL, Correlation, Estimate, t_quantile
 from konkyo.utils.tensors import unit
 
 MEASURED: Mapping[str, str] = {
