@@ -26,7 +26,7 @@ from konkyo.models.networks.attention_branch import attention_branch_loss
 from konkyo.models.networks.recam import ReCAM, recam_loss
 from konkyo.models.networks.vib import Noise, Reduction, VIBClassifier, VIBLoss, kl_divergence
 from konkyo.models.trained import Plan, drawn, save_trained
-from konkyo.studies.base import Material, Told, batches, begin, decisions, walk, write_maps
+from konkyo.studies.base import StudyData, Told, batches, begin, classification_scores, walk, write_maps
 from konkyo.training.loop import Numbers, Recipe, fit
 from konkyo.training.loop import Told as EpochsTold
 from konkyo.training.processes import first
@@ -151,9 +151,9 @@ def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: Tol
     for kind in study.models:  # what cannot be built is told before anything is written
         study.begun(study.plan(kind, 0.0, 0, parts.classes), 0)
     prepare = augmented(study.preprocess, study.least) if study.augment else study.preprocess
-    material = begin("vib", study, parts, prepare, out, fabric)
+    data = begin("vib", study, parts, prepare, out, fabric)
     runs = {
-        f"{name}, seed {seed}": partial(_run, study, material, kind, beta, seed, out / name / f"seed_{seed}", fabric)
+        f"{name}, seed {seed}": partial(_run, study, data, kind, beta, seed, out / name / f"seed_{seed}", fabric)
         for seed in study.seeds
         for name, kind, beta in runs_of(study.models, study.betas)
     }
@@ -162,7 +162,7 @@ def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: Tol
 
 def _run(
     study: VIBStudy,
-    material: Material,
+    data: StudyData,
     kind: str,
     beta: float,
     seed: int,
@@ -172,12 +172,12 @@ def _run(
 ) -> None:
     if fabric.broadcast((folder / "test.json").is_file()):
         return
-    recipe, plan = replace(study.recipe, seed=seed), study.plan(kind, beta, seed, material.parts.classes)
+    recipe, plan = replace(study.recipe, seed=seed), study.plan(kind, beta, seed, data.parts.classes)
     network = study.begun(plan, seed)
-    train = material.train
+    train = data.train
 
     def judge(network: nn.Module, _epoch: int) -> Numbers:
-        return decisions(network, material.validation, fabric.device)
+        return classification_scores(network, data.validation, fabric.device)
 
     def keep(network: nn.Module) -> None:
         save_trained(folder, network, plan)
@@ -196,7 +196,7 @@ def _run(
     with first(fabric) as mine, warnings.catch_warnings():
         warnings.simplefilter("ignore", KonkyoWarning)  # of blank maps, which are counted, and shown as such
         if mine:
-            _tested(study, material, network.eval(), folder, fabric.device)
+            _tested(study, data, network.eval(), folder, fabric.device)
 
 
 def _entropy(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -213,11 +213,11 @@ def _groups(network: nn.Module) -> list[dict[str, Any]]:
     return [{"params": others}, *([{"params": noise, "weight_decay": 0.0}] if noise else [])]
 
 
-def _tested(study: VIBStudy, material: Material, network: nn.Module, folder: Path, device: torch.device) -> None:
+def _tested(study: VIBStudy, data: StudyData, network: nn.Module, folder: Path, device: torch.device) -> None:
     """How the network decides on the test set, how far its maps lie on masks, and its maps of the shown pictures."""
-    parts, shown = material.parts, material.shown
+    parts, shown = data.parts, data.shown
     test = batches(Examples(parts.test, study.preprocess, parts.classes), study.recipe)
-    numbers: dict[str, Any] = decisions(network, test, device)
+    numbers: dict[str, Any] = classification_scores(network, test, device)
     if isinstance(network, VIBClassifier):
         numbers |= _coded(network, test, device)
     explained = network.reactivated().eval() if isinstance(network, ReCAM) else network
