@@ -29,3 +29,9 @@ def test_scipy_is_loaded_when_it_is_used(statement: str, loaded: bool) -> None:
 def test_equal_values_share_the_mean_of_their_ranks() -> None:
     """x has the ranks 1, 2.5, 2.5, 4 and y 1, 2, 3, 4: the covariance 4.5 by the root of 4.5 times 5."""
     assert Correlation.of([0, 1, 1, 9], [1, 2, 4, 8]).spearman == pytest.approx(4.5 / (4.5 * 5) ** 0.5)
+
+
+def test_a_perfect_order_is_exactly_one() -> None:
+    """Its interval is itself; a rank correlation that is 1 to rounding only would get another one."""
+    perfect = Correlation.of(range(7), [n**3 for n in range(7)])
+    assert (perfect.spearman, perfect.spearman_low, perfect.spearman_high) == (1, 1, 1)

@@ -85,15 +85,15 @@ def deviations(names: Sequence[str], values: Sequence[Sequence[float]], distance
     bands = math.ceil(len(names) / across)
     figure = Figure(figsize=(max(2, across) * 2.7, bands * 1.7 + 0.4), layout="constrained", dpi=120)
     panels = figure.subplots(bands, across, squeeze=False, sharex=True)
-    highest = max((max(own) for own in values if len(own)), default=0.0) or 1.0
+    highest = max((max(of_class) for of_class in values if len(of_class)), default=0.0) or 1.0
     steps = [highest * i / 20 for i in range(21)]
     for index, panel in enumerate(panels.flat):
         if index >= len(names):
             panel.set_axis_off()
             continue
-        own = values[index]
-        panel.hist(own, bins=steps, color="#2f6db5")
-        panel.axvline(sum(own) / max(1, len(own)), color="#d9562b", linewidth=1.4)
+        of_class = values[index]
+        panel.hist(of_class, bins=steps, color="#2f6db5")
+        panel.axvline(sum(of_class) / max(1, len(of_class)), color="#d9562b", linewidth=1.4)
         panel.set_title(shortened(names[index]), fontsize=9, parse_math=False)
         panel.tick_params(labelsize=8, labelbottom=True)
         panel.spines[["top", "right"]].set_visible(False)

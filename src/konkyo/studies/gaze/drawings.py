@@ -93,8 +93,8 @@ def curves(
             if rising is not None:
                 axis.axvspan(*rising, color="#f0f0f0", linewidth=0)
             for strength in strengths:
-                own = [line.values for line in lines if line.strength == strength and column in line.values]
-                epochs, mean, low, high = _over(own, column)
+                values = [line.values for line in lines if line.strength == strength and column in line.values]
+                epochs, mean, low, high = _over(values, column)
                 axis.fill_between(epochs, low, high, color=colours[strength], alpha=0.18, linewidth=0)
                 mark = {"marker": "o"} if len(epochs) == 1 else {}
                 axis.plot(epochs, mean, color=colours[strength], linewidth=1.7, **mark)
@@ -160,8 +160,8 @@ def within(
             late = [epoch > after for epoch in line.values["epoch"]]
             colour = colours[line.strength]
             axis.plot(x, y, color=colour, linewidth=0.6, alpha=0.35)
-            for wanted, face, alpha in ((False, "none", 0.45), (True, colour, 0.85)):
-                chosen = [i for i, is_late in enumerate(late) if is_late == wanted]
+            for counted, face, alpha in ((False, "none", 0.45), (True, colour, 0.85)):
+                chosen = [i for i, is_late in enumerate(late) if is_late == counted]
                 style: dict[str, Any] = {"facecolor": face, "edgecolor": colour, "alpha": alpha, "s": 20}
                 axis.scatter([x[i] for i in chosen], [y[i] for i in chosen], linewidth=0.8, **style)
         handles = [
@@ -185,14 +185,14 @@ def against(
     across_, down = len(quantities), len(panels)
     figure = Figure(figsize=(3.6 * across_, 3.1 * down + 0.5), layout="constrained", dpi=120)
     axes = figure.subplots(down, across_, squeeze=False)
-    for row, (name, found) in zip(axes, panels.items(), strict=True):
-        strengths = sorted(found)
+    for row, (name, by_strength) in zip(axes, panels.items(), strict=True):
+        strengths = sorted(by_strength)
         colours = colours_of(strengths)
         for axis, (quantity, title) in zip(row, quantities.items(), strict=True):
-            bars = [found[s][quantity] for s in strengths]
+            bars = [by_strength[s][quantity] for s in strengths]
             for seed in sorted({seed for bar in bars for seed in bar.seeds}):
-                own = [bar.seeds.get(seed, math.nan) for bar in bars]
-                axis.plot(range(len(bars)), own, color="#b8b8b8", linewidth=0.9, marker=".", markersize=5, zorder=1)
+                values = [bar.seeds.get(seed, math.nan) for bar in bars]
+                axis.plot(range(len(bars)), values, color="#b8b8b8", linewidth=0.9, marker=".", markersize=5, zorder=1)
             for place, (strength, bar) in enumerate(zip(strengths, bars, strict=True)):
                 if math.isfinite(bar.low):
                     axis.plot([place, place], [bar.low, bar.high], color=colours[strength], linewidth=2, zorder=2)
@@ -301,19 +301,19 @@ def colours_of(strengths: Sequence[float]) -> dict[float, Any]:
     """A colour per lambda: grey for 0, warm below, from blue to green above, darker near 0."""
     below = sorted((s for s in strengths if s < 0), reverse=True)
     above = sorted(s for s in strengths if s > 0)
-    found: dict[float, Any] = {0.0: "#404040"} if 0 in strengths else {}
-    for map_name, ends, own in (("YlOrRd", (0.75, 0.45), below), ("viridis", (0.25, 0.75), above)):
-        for i, strength in enumerate(own):
-            share = i / max(1, len(own) - 1)
-            found[strength] = matplotlib.colormaps[map_name](ends[0] + share * (ends[1] - ends[0]))
-    return {s: found[s] for s in sorted(found)}
+    colours: dict[float, Any] = {0.0: "#404040"} if 0 in strengths else {}
+    for map_name, ends, of_sign in (("YlOrRd", (0.75, 0.45), below), ("viridis", (0.25, 0.75), above)):
+        for i, strength in enumerate(of_sign):
+            share = i / max(1, len(of_sign) - 1)
+            colours[strength] = matplotlib.colormaps[map_name](ends[0] + share * (ends[1] - ends[0]))
+    return {s: colours[s] for s in sorted(colours)}
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _strengths(found: Any) -> list[float]:
-    return sorted(set(found))
+def _strengths(values: Any) -> list[float]:
+    return sorted(set(values))
 
 
 def _over(runs: Sequence[Mapping[str, Sequence[float]]], column: str) -> tuple[list[float], ...]:

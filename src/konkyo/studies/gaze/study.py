@@ -186,13 +186,13 @@ def judged(
 ) -> Numbers:
     """How a network decides and how consistent its maps are, as epochs.csv has it."""
     model = Model(network, classes=classes)
-    found = consistency(model, batches, layer=GAZE, grid=grid, resamples=0, permutations=0, baselines=False)
+    measured = consistency(model, batches, layer=GAZE, grid=grid, resamples=0, permutations=0, baselines=False)
     return classification_scores(network, batches, device) | {
-        "L": found.value,
-        "rms": found.rms,
-        "wt": found.ratio,
-        "coverage": found.coverage,
-        "blank": found.blank / len(found.images),
+        "L": measured.value,
+        "rms": measured.rms,
+        "wt": measured.ratio,
+        "coverage": measured.coverage,
+        "blank": measured.blank / len(measured.images),
     }
 
 
@@ -201,7 +201,7 @@ def _tested(study: GazeStudy, data: StudyData, fitted: Fitted, folder: Path, see
     parts, shown = data.parts, data.shown
     model = Model(fitted.network, study.preprocess, parts.classes)
     # The paper's own distance, whatever was trained with: so runs compare.
-    found = consistency(model, parts.test, layer=GAZE, grid=study.grid, seed=seed)
+    result = consistency(model, parts.test, layer=GAZE, grid=study.grid, seed=seed)
     pictures = [parts.test[parts.test.names.index(picture.name)].image for picture in shown]
     images = torch.stack([study.preprocess(picture) for picture in pictures])
     aims = [parts.classes.index(picture.label) for picture in shown]
@@ -209,4 +209,4 @@ def _tested(study: GazeStudy, data: StudyData, fitted: Fitted, folder: Path, see
         warnings.simplefilter("ignore", KonkyoWarning)  # blank maps are shown as such
         maps = explain(model, images, method="grad_cam", target=aims, layer=GAZE).maps
     write_maps(folder, maps)
-    found.save(folder / "test")
+    result.save(folder / "test")
