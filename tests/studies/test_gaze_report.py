@@ -19,10 +19,12 @@ from typer.testing import CliRunner
 from konkyo.apps.cli.report import report
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.consistency import Consistency, measure
-from konkyo.studies.gaze import figures as drawing
-from konkyo.studies.gaze.report import _fitted, report_gaze
+from konkyo.studies.gaze import drawings as drawing
+from konkyo.studies.gaze import figures
+from konkyo.studies.gaze.report import report_gaze
+from konkyo.studies.gaze.statistics import fitted
 from konkyo.training.loop import write_epochs
-from konkyo.utils.estimates import Correlation, Estimate, t_quantile
+from konkyo.utils.statistics import Correlation, Estimate, t_quantile
 
 CLASSES = ("disc", "ring")
 COUNT = 16
@@ -164,7 +166,7 @@ def test_what_is_held_is_a_partial_correlation() -> None:
 
 def test_the_band_is_that_of_least_squares() -> None:
     x, y = [0.0, 1.0, 2.0, 4.0, 7.0], [1.0, 2.5, 2.0, 5.0, 6.0]
-    fit = _fitted(list(zip(x, y, strict=True)))
+    fit = fitted(list(zip(x, y, strict=True)))
     assert fit is not None
     design = torch.tensor([[1.0, a] for a in x], dtype=torch.float64)
     truth = torch.tensor(y, dtype=torch.float64)
@@ -176,8 +178,8 @@ def test_the_band_is_that_of_least_squares() -> None:
         assert fit.y[place] == pytest.approx(float(at @ beta))
         assert (fit.low[place], fit.high[place]) == pytest.approx((fit.y[place] - half, fit.y[place] + half))
     assert (fit.x[0], fit.x[-1]) == (0, 7)
-    assert _fitted([(1, 1), (2, 2)]) is None
-    assert _fitted([(1, 1), (1, 2), (1, 3)]) is None
+    assert fitted([(1, 1), (2, 2)]) is None
+    assert fitted([(1, 1), (1, 2), (1, 3)]) is None
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------
@@ -326,7 +328,7 @@ def test_mean_maps_are_over_seeds(study: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(drawing, "mean_maps", catch)
     found = report_gaze(study)
-    found._mean_maps(2)
+    figures.mean_maps(found, 2)
     means, deviations, values = caught[0]
     tests = [run.test for run in found.runs if run.strength == 0 and run.test is not None]
     assert means.shape == (3, 2, 5, 5)
@@ -337,7 +339,7 @@ def test_mean_maps_are_over_seeds(study: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_grid_shows_the_runs_own_maps(study: Path) -> None:
     found = report_gaze(study)
-    grid, title = found._grid(2) or pytest.fail("no grid")
+    grid, title = figures.map_grid(found, 2) or pytest.fail("no grid")
     assert "seed 0" in title
     assert list(grid.labels) == ["disc", "disc", "ring", "ring"]
     assert [strength for strength, *_ in grid.lines] == [-1, 0, 3]

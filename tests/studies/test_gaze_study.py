@@ -26,7 +26,7 @@ from konkyo.data.sets.lesions import CLASSES, Lesions
 from konkyo.data.splits import splits
 from konkyo.evaluation.consistency import Consistency, consistency
 from konkyo.models import Model
-from konkyo.studies.base import decisions, open_study
+from konkyo.studies.base import classification_scores, open_study
 from konkyo.studies.gaze import study as gaze_study
 from konkyo.studies.gaze.study import GazeObjective, GazeStudy, train_gaze
 from konkyo.training.devices import fabric_of
@@ -433,7 +433,7 @@ def test_how_a_network_decides() -> None:
     logits = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 3, 1], [1, 0, 0], [0, 0, 1.5]])
     labels = torch.tensor([0, 1, 2, 0, 2])
     batches = [(logits[:2], labels[:2]), (logits[2:], labels[2:])]
-    found = decisions(nn.Identity(), batches, torch.device("cpu"))
+    found = classification_scores(nn.Identity(), batches, torch.device("cpu"))
     assert found["accuracy"] == pytest.approx(0.8)
     # rows 2, 1, 2 of 5; columns 2, 2, 1 of 5
     chance = (2 * 2 + 1 * 2 + 2 * 1) / 25

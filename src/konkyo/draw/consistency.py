@@ -48,7 +48,7 @@ def class_maps(names: Sequence[str], means: Tensor, deviations: Tensor) -> Image
             panel = panels[2 * band + below, place]
             shown[kind] = panel.imshow(map_.numpy(), cmap=SEQUENTIAL, vmin=0, vmax=highest)
             if not below:
-                panel.set_title(_short(name), fontsize=9, parse_math=False)
+                panel.set_title(shortened(name), fontsize=9, parse_math=False)
     for line, (kind, image) in zip(panels, shown.items(), strict=False):  # beside the first band
         bar = figure.colorbar(image, ax=line.tolist(), aspect=10)
         bar.set_label(kind, fontsize=9)
@@ -64,8 +64,8 @@ def matrix(names: Sequence[str], distances: Tensor, distance: str) -> Image.Imag
     panel = figure.subplots()
     image = panel.imshow(distances.numpy(), cmap="viridis", vmin=0)
     if count <= _NAMED:
-        panel.set_xticks(range(count), [_short(n) for n in names], rotation=90, fontsize=8, parse_math=False)
-        panel.set_yticks(range(count), [_short(n) for n in names], fontsize=8, parse_math=False)
+        panel.set_xticks(range(count), [shortened(n) for n in names], rotation=90, fontsize=8, parse_math=False)
+        panel.set_yticks(range(count), [shortened(n) for n in names], fontsize=8, parse_math=False)
     if count <= 12:
         highest = float(distances.max())
         for i in range(count):
@@ -85,16 +85,16 @@ def deviations(names: Sequence[str], values: Sequence[Sequence[float]], distance
     bands = math.ceil(len(names) / across)
     figure = Figure(figsize=(max(2, across) * 2.7, bands * 1.7 + 0.4), layout="constrained", dpi=120)
     panels = figure.subplots(bands, across, squeeze=False, sharex=True)
-    highest = max((max(own) for own in values if len(own)), default=0.0) or 1.0
+    highest = max((max(of_class) for of_class in values if len(of_class)), default=0.0) or 1.0
     steps = [highest * i / 20 for i in range(21)]
     for index, panel in enumerate(panels.flat):
         if index >= len(names):
             panel.set_axis_off()
             continue
-        own = values[index]
-        panel.hist(own, bins=steps, color="#2f6db5")
-        panel.axvline(sum(own) / max(1, len(own)), color="#d9562b", linewidth=1.4)
-        panel.set_title(_short(names[index]), fontsize=9, parse_math=False)
+        of_class = values[index]
+        panel.hist(of_class, bins=steps, color="#2f6db5")
+        panel.axvline(sum(of_class) / max(1, len(of_class)), color="#d9562b", linewidth=1.4)
+        panel.set_title(shortened(names[index]), fontsize=9, parse_math=False)
         panel.tick_params(labelsize=8, labelbottom=True)
         panel.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(f"distance from the mean map of the class ({distance}); line: their mean", fontsize=9)
@@ -126,13 +126,17 @@ def extremes(sections: Sequence[Section]) -> Image.Image:
                 above = heading if row == 0 and place == 0 else ""
                 line[start + place].set_title(above + note, fontsize=8, pad=3)
         line[0].text(
-            -0.08, 0.5, _short(section.title), transform=line[0].transAxes, ha="right", va="center", fontsize=9
+            -0.08, 0.5, shortened(section.title), transform=line[0].transAxes, ha="right", va="center", fontsize=9
         )
     figure.supxlabel("over each image: the distance of its map from the mean map of its class", fontsize=9)
     return drawn(figure)
 
 
-def _short(name: str) -> str:
-    """A long name without its middle."""
-    half = (_LONGEST - 1) // 2
-    return name if len(name) <= _LONGEST else f"{name[:half]}…{name[-half:]}"
+def shortened(name: str, longest: int = _LONGEST) -> str:
+    """The name without its middle where it is longer than `longest` characters.
+
+    >>> shortened("golden retriever", 9)
+    'gold…ever'
+    """
+    half = (longest - 1) // 2
+    return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"

@@ -53,7 +53,7 @@ def bracketed(value: float, low: float, high: float, signed: bool = False) -> st
 
 @dataclass(frozen=True)
 class Row:
-    """What a map was of."""
+    """The image and the target that a map was of."""
 
     sample: str
     label: str
@@ -93,10 +93,10 @@ class Evaluation:
 
     def column(self, name: str) -> Column:
         """The column of a name. KonkyoError: none of them."""
-        found = next((c for c in self.columns if c.name == name), None)
-        if found is None:
+        column = next((c for c in self.columns if c.name == name), None)
+        if column is None:
             raise unknown("column", name, [c.name for c in self.columns])
-        return found
+        return column
 
     def values(self, method: str, name: str) -> Tensor:
         """The value of every map (R,) fp64, NaN where undefined. KonkyoError: a metric of whole data sets."""
@@ -141,8 +141,8 @@ class Evaluation:
 
     def differing(self, name: str) -> set[str]:
         """The methods that differ from the best of a column: p < 0.05 after Holm's correction for their number."""
-        found = sorted((self.cell(m, name).p, m) for m in self.methods if (m, name) in self.statistics)
-        known, differ = [(p, m) for p, m in found if not math.isnan(p)], set[str]()
+        tested = sorted((self.cell(m, name).p, m) for m in self.methods if (m, name) in self.statistics)
+        known, differ = [(p, m) for p, m in tested if not math.isnan(p)], set[str]()
         for k, (p, method) in enumerate(known):
             if p * (len(known) - k) >= 0.05:
                 break
@@ -158,8 +158,8 @@ class Evaluation:
 
     def contested(self, name: str, count: int = 5) -> list[Row]:
         """The rows where methods differ most, the most contested first: by the spread of their values."""
-        each = [self.values(m, name) for m in self.methods if (m, name) in self.statistics]
-        spread = torch.stack(each).std(0, correction=0)
+        values = [self.values(m, name) for m in self.methods if (m, name) in self.statistics]
+        spread = torch.stack(values).std(0, correction=0)
         order = torch.where(spread.isnan(), -math.inf, spread).argsort(descending=True, stable=True)
         return [self.rows[i] for i in order[: min(count, int((~spread.isnan()).sum()))].tolist()]
 
@@ -172,13 +172,13 @@ class Evaluation:
         return head, rows
 
     def remarks(self) -> list[str]:
-        """What the table was made of, and what was left out."""
+        """The sentences about what the table was made of, and what was left out."""
         counts = {c.name: int(self._common(c.name).sum()) for c in self.columns}
-        said = ", ".join(f"{name} {count}" for name, count in counts.items())
-        return [f"Maps in the comparison (those that every method has) of {len(self.rows)}: {said}.", *self.notes]
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        return [f"Maps in the comparison (those that every method has) of {len(self.rows)}: {listed}.", *self.notes]
 
     def markdown(self) -> str:
-        """`table` and `remarks`."""
+        """The text holds `table` and `remarks`."""
         return markdown(self.table()) + "\n" + "\n".join(self.remarks()) + "\n"
 
     def _shown(self, method: str, of: Column) -> str:
@@ -205,11 +205,11 @@ class Evaluation:
             write_text(folder / name, text)
         curves = {c.name: c.metric.better for c in self.columns if self._has_curve(c)}
         if curves:
-            drawn = {
+            lines = {
                 name: {m: self.curve(m, name).tolist() for m in self.methods if (m, name) in self.statistics}
                 for name in curves
             }
-            picture = curves_figure(drawn, {name: _ARROWS[better] for name, better in curves.items()})
+            picture = curves_figure(lines, {name: _ARROWS[better] for name, better in curves.items()})
             with replacing(folder / "curves.png") as temporary:
                 picture.save(temporary, format="png")
         return folder
@@ -268,12 +268,12 @@ class Evaluation:
     def _common(self, name: str) -> Tensor:
         """(R,) bool: the rows where every method's value is defined."""
         column_ = self.column(name)
-        each = [self.statistics[m, name] for m in self.methods if (m, name) in self.statistics]
-        if not each:
+        statistics = [self.statistics[m, name] for m in self.methods if (m, name) in self.statistics]
+        if not statistics:
             return torch.zeros(len(self.rows), dtype=torch.bool)
         if column_.metric.pooled is None:
-            each = [column_.metric.summarised(s) for s in each]
-        return torch.stack([~s.flatten(1).isnan().any(1) if s.ndim > 1 else ~s.isnan() for s in each]).all(0)
+            statistics = [column_.metric.summarised(s) for s in statistics]
+        return torch.stack([~s.flatten(1).isnan().any(1) if s.ndim > 1 else ~s.isnan() for s in statistics]).all(0)
 
     def _images(self) -> Tensor:
         """(R,) the number of every row's image."""
@@ -294,8 +294,8 @@ def _per_image(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
 
 def _resampled(count: int, times: int, seed: int) -> Tensor:
     """(times, count) how often each of `count` images comes when as many are drawn with replacement."""
-    drawn = torch.randint(count, (times, count), generator=torch.Generator().manual_seed(seed))
-    return torch.zeros(times, count, dtype=torch.float64).scatter_add(1, drawn, torch.ones_like(drawn).double())
+    indices = torch.randint(count, (times, count), generator=torch.Generator().manual_seed(seed))
+    return torch.zeros(times, count, dtype=torch.float64).scatter_add(1, indices, torch.ones_like(indices).double())
 
 
 def _interval(metric: Metric, statistic: Tensor, group: Tensor, seed: int) -> tuple[float, float]:
@@ -314,8 +314,8 @@ def _interval(metric: Metric, statistic: Tensor, group: Tensor, seed: int) -> tu
         values = torch.stack([pool.value(mean.view(statistic.shape[1:])) for mean in means])
     else:
         members = [(group == image).nonzero()[:, 0] for image in sorted(set(group.tolist()))]
-        each = [torch.cat([m.repeat(int(n)) for m, n in zip(members, w, strict=True) if n]) for w in weights]
-        values = torch.stack([pool(statistic[rows]).double() for rows in each])
+        resamples = [torch.cat([m.repeat(int(n)) for m, n in zip(members, w, strict=True) if n]) for w in weights]
+        values = torch.stack([pool(statistic[rows]).double() for rows in resamples])
     low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
     return low, high
 

@@ -31,7 +31,7 @@ ALIKE = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Sanity:
-    """How alike maps are to those of the network as it is, in steps."""
+    """The result of a test: how alike maps are to those of the network as it is, in steps."""
 
     test: str
     steps: tuple[str, ...]
@@ -69,13 +69,13 @@ def randomisation(
     _require_some(usual)
     if isinstance(module_ := settings.get("layer"), nn.Module):  # to be found in copies
         settings["layer"] = next((n for n, m in adapted.module.named_modules() if m is module_), module_)
-    found, names = list[Tensor](), list[str]()
+    similarities, names = list[Tensor](), list[str]()
     for name, module in _randomised(adapted.module, order, steps, seed):
-        asked = {"method": method, "target": target, "seed": seed} | settings
-        maps = _quietly(partial(explain, replace(adapted, module=module), images, **asked)).maps
-        found.append(rank_correlation(usual.maps, maps))
+        arguments = {"method": method, "target": target, "seed": seed} | settings
+        maps = _quietly(partial(explain, replace(adapted, module=module), images, **arguments)).maps
+        similarities.append(rank_correlation(usual.maps, maps))
         names.append(name)
-    similarity = torch.stack(found)
+    similarity = torch.stack(similarities)
     last = float(similarity[-1].nanmean() if order == "cascading" else similarity.nanmean())
     passed = not last > ALIKE
     what = "all weights random" if order == "cascading" else "one part's weights random"
@@ -106,17 +106,17 @@ def random_class(
     indices, classes = [t.index for t in usual.targets if isinstance(t, ClassTarget)], len(adapted.classes)
     if len(indices) < len(usual) or len(indices) > len(set(usual.image_index.tolist())):
         raise KonkyoError(f"one class per image is compared with others; {adapted.name} explains something else")
-    generator, found, names = torch.Generator().manual_seed(seed), list[Tensor](), list[str]()
+    generator, similarities, names = torch.Generator().manual_seed(seed), list[Tensor](), list[str]()
     if others < 1 or classes < 2:
         raise KonkyoError(f"another class was expected: others >= 1 and two classes; got {others} and {classes}")
     shifts = [torch.randperm(classes - 1, generator=generator) for _ in indices]
     for k in range(min(others, classes - 1)):
-        drawn = [(index + 1 + int(s[k])) % classes for index, s in zip(indices, shifts, strict=True)]
-        asked = {"method": method, "target": drawn, "seed": seed} | settings
-        maps = _quietly(partial(explain, adapted, images, **asked)).maps
-        found.append(rank_correlation(usual.maps, maps))
+        targets = [(index + 1 + int(s[k])) % classes for index, s in zip(indices, shifts, strict=True)]
+        arguments = {"method": method, "target": targets, "seed": seed} | settings
+        maps = _quietly(partial(explain, adapted, images, **arguments)).maps
+        similarities.append(rank_correlation(usual.maps, maps))
         names.append(f"other class {k + 1}")
-    similarity = torch.stack(found)
+    similarity = torch.stack(similarities)
     mean = float(similarity.nanmean())
     passed = not mean > ALIKE
     says = "the map depends on the class" if passed else "the map is much the same for any class"
@@ -125,7 +125,7 @@ def random_class(
 
 @dataclass(frozen=True, eq=False)
 class Stability:
-    """How much maps change with what they should not depend on."""
+    """The result says how much maps change with what they should not depend on."""
 
     over: Over
     mean: Tensor
@@ -169,32 +169,32 @@ def stability(
     _, target = _usual(adapted, images, method, seed, settings)
 
     def maps(of: Images = images, **changes: Any) -> Tensor:
-        asked = {"target": target, "seed": seed} | settings | changes
-        return _quietly(partial(explain, adapted, of, method=method, **asked)).maps
+        arguments = {"target": target, "seed": seed} | settings | changes
+        return _quietly(partial(explain, adapted, of, method=method, **arguments)).maps
 
     if over == "mirror" and adapted.detector is not None:
         raise KonkyoError("the mirror image has its boxes elsewhere; over='mirror' is for classifiers")
     if over in ("noise", "mirror") and not isinstance(images, Tensor):
         raise KonkyoError("noise and mirror images are made of a prepared tensor (N, C, H, W)")
     if over == "seed":
-        found = [maps(seed=seed + k) for k in range(samples)]
+        variants = [maps(seed=seed + k) for k in range(samples)]
     elif over == "noise":
         assert isinstance(images, Tensor)
         generator = torch.Generator().manual_seed(seed)
         flat = images.flatten(1)
         spread = radius * (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (images.ndim - 1))
         noises = (torch.randn(images.shape, generator=generator).to(images) for _ in range(samples))
-        found = [maps(images + spread * noise) for noise in noises]
+        variants = [maps(images + spread * noise) for noise in noises]
     elif over == "mirror":
         assert isinstance(images, Tensor)
-        found = [maps(), maps(images.flip(-1)).flip(-1)]
+        variants = [maps(), maps(images.flip(-1)).flip(-1)]
     elif over == "layer":
-        found = [maps(layer=layer) for layer in layers]
+        variants = [maps(layer=layer) for layer in layers]
     else:
         raise KonkyoError(f"over is 'seed', 'noise', 'mirror' or 'layer'; got {over!r}")
-    if len(found) < 2:
-        raise KonkyoError(f"at least two maps are compared; got {len(found)}: more samples or layers")
-    stack = on_finest([min_max(m) for m in found])
+    if len(variants) < 2:
+        raise KonkyoError(f"at least two maps are compared; got {len(variants)}: more samples or layers")
+    stack = on_finest([min_max(m) for m in variants])
     pairs = [pearson(a.flatten(1), b.flatten(1)) for i, a in enumerate(stack) for b in stack[i + 1 :]]
     return Stability(over, stack.mean(0), stack.std(0, correction=0), torch.stack(pairs).mean(0))
 

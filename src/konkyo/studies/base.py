@@ -62,7 +62,7 @@ def open_study(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Shown:
+class TestPicture:
     """A test picture that reports show."""
 
     name: str
@@ -71,36 +71,36 @@ class Shown:
     """Its name in pictures/, or its path."""
 
 
-def show(test: Samples, classes: Sequence[str], preprocess: Preprocess, out: Path, most: int = 4) -> list[Shown]:
-    """Keeps the first `most` pictures of each class, as the network sees them, in pictures/ with an index.json.
+def show(test: Samples, classes: Sequence[str], preprocess: Preprocess, out: Path, most: int = 4) -> list[TestPicture]:
+    """Saves the first `most` pictures of each class, as the network sees them, in pictures/ with an index.json.
 
-    Of many classes, so many of them evenly chosen that reports can be looked at.
+    Of many classes only some are saved, evenly chosen, so that reports can be looked at.
     """
     step = -(-len(classes) // CLASSES_SHOWN)
-    found, counts = list[Shown](), {label: 0 if i % step == 0 else most for i, label in enumerate(classes)}
+    pictures, counts = list[TestPicture](), {label: 0 if i % step == 0 else most for i, label in enumerate(classes)}
     side = preprocess.crop or preprocess.resize
     height, width = (side, side) if isinstance(side, int) or side is None else side
     for index, label in enumerate(test.labels):
         if counts[label] < most:
             counts[label] += 1
-            found.append(Shown(test.names[index], label, f"{len(found):03}.png"))
-            picture = preprocess.view(test[index].image)
+            pictures.append(TestPicture(test.names[index], label, f"{len(pictures):03}.png"))
+            image = preprocess.view(test[index].image)
             save_image(
-                picture if height is None or width is None else picture.resize((width, height)),
-                out / "pictures" / found[-1].file,
+                image if height is None or width is None else image.resize((width, height)),
+                out / "pictures" / pictures[-1].file,
             )
-    write_text(out / "pictures" / "index.json", json.dumps([asdict(each) for each in found], indent=1) + "\n")
-    return found
+    write_text(out / "pictures" / "index.json", json.dumps([asdict(picture) for picture in pictures], indent=1) + "\n")
+    return pictures
 
 
 def write_maps(folder: Path, maps: Tensor) -> None:
-    """Keeps a network's raw maps (P, h, w) of the pictures that are shown."""
+    """Saves a network's raw maps (P, h, w) of the pictures that are shown."""
     with replacing(folder / MAPS) as temporary:
         save_file({"maps": maps.cpu().contiguous()}, temporary)
 
 
 def read_maps(folder: Path) -> Tensor:
-    """What `write_maps` kept. KonkyoError: it cannot be read."""
+    """Reads the maps (P, h, w) that `write_maps` saved. KonkyoError: they cannot be read."""
     path = folder / MAPS
     try:
         maps = load_file(path)["maps"]
@@ -126,19 +126,19 @@ class Study(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
-    """What all trainings of a study read: pictures that one of them has opened stay open for the next."""
+class StudyData:
+    """The data that all trainings of a study read; pictures that one of them has opened stay open for the next."""
 
     parts: Splits
     train: Examples
     validation: DataLoader[tuple[Tensor, int]]
-    shown: Sequence[Shown]
+    shown: Sequence[TestPicture]
     """In the first process."""
 
 
 def begin(
     kind: str, study: Study, parts: Splits, prepare: Callable[[Image.Image], Tensor], out: Path, fabric: Fabric
-) -> Material:
+) -> StudyData:
     """Begins a study in its folder, or goes on with it; `prepare` makes training images of pictures.
 
     KonkyoError: as of `open_study`; a batch or images that the processes cannot share.
@@ -147,14 +147,14 @@ def begin(
     settings["recipe"] = {n: value for n, value in settings["recipe"].items() if n not in ("seed", "workers")}
     sizes = {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)}
     study.recipe.check(len(parts.train), fabric.world_size)
-    shown: list[Shown] = []
+    shown: list[TestPicture] = []
     with first(fabric) as mine:
         if mine:
             open_study(out, {"kind": kind, **settings, "classes": list(parts.classes), "sizes": sizes})
             shown = show(parts.test, parts.classes, study.preprocess, out)
     train = Examples(parts.train, prepare, parts.classes, cache=CACHE)
     validation = Examples(parts.validation, study.preprocess, parts.classes, cache=CACHE)
-    return Material(parts, train, batches(validation, study.recipe), shown)
+    return StudyData(parts, train, batches(validation, study.recipe), shown)
 
 
 def batches(examples: Examples, recipe: Recipe) -> DataLoader[tuple[Tensor, int]]:
@@ -176,18 +176,20 @@ def walk(runs: Mapping[str, Callable[[EpochsTold], None]], epochs: int, progress
 
 
 @torch.no_grad()
-def decisions(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Numbers:
+def classification_scores(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> Numbers:
     """Cross-entropy ("loss"), accuracy and Cohen's kappa of a network in eval mode that puts out logits (N, K)."""
     logits, labels = list[Tensor](), list[Tensor]()
     for images, label in batches:
         logits.append(network(images.to(device)).float().cpu())
         labels.append(label)
-    found, truth = torch.cat(logits), torch.cat(labels)
-    kinds = found.shape[1]
-    decided = found.argmax(1)
-    confusion = torch.bincount(truth * kinds + decided, minlength=kinds**2).view(kinds, kinds)
+    scores, label = torch.cat(logits), torch.cat(labels)
+    kinds = scores.shape[1]
+    decision = scores.argmax(1)
+    confusion = torch.bincount(label * kinds + decision, minlength=kinds**2).view(kinds, kinds)
     return {
-        "loss": float(functional.cross_entropy(found, truth)),
-        "accuracy": float((decided == truth).double().mean()),
+        "loss": float(functional.cross_entropy(scores, label)),
+        "accuracy": float((decision == label).double().mean()),
         "kappa": float(kappa(confusion)),
     }

@@ -1,7 +1,23 @@
 """How alike the maps of one class are, over a data set: `consistency` runs a model, `measure` takes maps."""
 
-from konkyo.evaluation.consistency.result import PLACELESS, Baseline, ClassResult, Consistency, ImageResult
+from konkyo.evaluation.consistency.result import (
+    NOT_CORRECTNESS,
+    PLACELESS,
+    Baseline,
+    ClassResult,
+    Consistency,
+    ImageResult,
+)
 from konkyo.evaluation.consistency.run import consistency
 from konkyo.evaluation.consistency.statistics import measure
 
-__all__ = ["PLACELESS", "Baseline", "ClassResult", "Consistency", "ImageResult", "consistency", "measure"]
+__all__ = [
+    "NOT_CORRECTNESS",
+    "PLACELESS",
+    "Baseline",
+    "ClassResult",
+    "Consistency",
+    "ImageResult",
+    "consistency",
+    "measure",
+]

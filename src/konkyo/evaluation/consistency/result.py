@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 PLACELESS = 0.85
 """From this W / T on, classes hardly say where to look: 0.92 is measured for objects anywhere, 0.44 for fixed ones."""
+NOT_CORRECTNESS = (
+    "Consistency is not correctness: maps can agree on the wrong place. `konkyo evaluate` measures whether they are "
+    "right."
+)
+"""The remark that every report on consistency ends with."""
 
 
 @dataclass(frozen=True)
@@ -215,11 +220,7 @@ class Consistency:
             )
         if self.distance == "l2_over_hw":
             lines.append("l2_over_hw falls with the number of cells: compare it at one grid only.")
-        lines.append(
-            "Consistency is not correctness: maps can agree on the wrong place. `konkyo evaluate` measures whether "
-            "they are right."
-        )
-        return [*lines, *self.notes]
+        return [*lines, NOT_CORRECTNESS, *self.notes]
 
     def markdown(self) -> str:
         """The text holds `table`, `summary` and `remarks`."""

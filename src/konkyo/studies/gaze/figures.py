@@ -1,381 +1,152 @@
-"""Pictures of a study of gaze consistency: curves, kappa against L, numbers against lambda, mean maps and maps."""
+"""The figures of a report on gaze consistency: which curves, points, bars and maps they show."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
+import torch
 from PIL import Image
-from torch import Tensor
 
-from konkyo.draw.overlay import SEQUENTIAL, overlay
-from konkyo.draw.sheets import drawn
-from konkyo.errors import KonkyoError
+from konkyo.evaluation.result import bracketed
+from konkyo.studies.gaze import drawings
+from konkyo.studies.gaze.run import Run
+from konkyo.studies.gaze.statistics import fitted
+from konkyo.studies.reports import open_picture
+from konkyo.utils.tensors import min_max
 
-_MARKERS = "os^DvP*X<>"  # of levels, in their order
-_GREY, _INK, _WRONG = "#606060", "#1a1a1a", "#b3261e"
-_CELL, _APART = 1.1, 0.12  # inches of a map, and the space between groups of them as a share of it
-_LONGEST = 14  # characters of a class's name
-_HALF = 0.5  # the largest deviation that numbers in [0, 1] can have
-_ROOM = 0.35  # above and below all seeds, as a share of their range: intervals of few seeds may run out of the panel
+if TYPE_CHECKING:
+    from konkyo.studies.gaze.result import GazeReport
 
-
-@dataclass(frozen=True)
-class Line:
-    """One run, epoch by epoch: the column "epoch" and those of the quantities. NaN: not known."""
-
-    strength: float
-    """lambda"""
-    values: Mapping[str, Sequence[float]]
-
-
-@dataclass(frozen=True)
-class Point:
-    """One trained model."""
-
-    strength: float
-    level: int
-    x: float
-    y: float
+AUTOCORRELATED = (
+    "Warning: epochs of one run are autocorrelated; they are no independent observations.\n"
+    "No interval or test of the epochs is valid. Read the correlation across models instead."
+)
+CLASSES_SHOWN = 16
+"""At most, below each other in the picture of mean maps."""
+_CURVES: Mapping[str, str] = {
+    "valid_accuracy": "validation accuracy",
+    "valid_loss": "validation cross-entropy",
+    "valid_L": "validation L",
+    "valid_wt": "validation W/T",
+}
+_PICTURES_SHOWN = 12  # beside each other in the grid of maps
+_RUNS_NAMED = 4  # whose correlations are written in a picture
 
 
-@dataclass(frozen=True)
-class Fit:
-    """A straight line and its band, at as many places as it is drawn with."""
-
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float]
-    high: Sequence[float]
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One quantity at one lambda: its mean, the interval (NaN: none), and each seed's value."""
-
-    mean: float
-    low: float
-    high: float
-    seeds: Mapping[int, float]
+def figures(report: GazeReport) -> dict[str, Image.Image]:
+    """The figures by file name; `GazeReport.figures` says which."""
+    pictures = _of_epochs(report)
+    if not report.finished:
+        return pictures
+    pictures["kappa_L.png"] = _across_models(report)
+    pictures["lambda.png"] = _against_lambda(report)
+    for level in sorted({level for level, _ in report.settings()}):
+        ending = ".png" if len(report.levels) == 1 else f"-level-{level}.png"
+        pictures[f"mean_maps{ending}"] = mean_maps(report, level)
+        if grid := map_grid(report, level):
+            pictures[f"map_grid{ending}"] = drawings.map_grid(*grid)
+    return pictures
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Maps of the same pictures under several lambdas."""
-
-    pictures: Sequence[Image.Image]
-    labels: Sequence[str]
-    """The class of each."""
-    lines: Sequence[tuple[float, Tensor, Sequence[str | None]]]
-    """(lambda, maps (P, h, w) in [0, 1], what each picture is wrongly taken for; None: rightly decided or not known)"""
-
-
-def curves(
-    panels: Mapping[str, Sequence[Line]], quantities: Mapping[str, str], rising: tuple[float, float] | None = None
-) -> Image.Image:
-    """Every quantity (column -> title) over the epochs: the mean over seeds, and a band from the lowest to the highest.
-
-    A row of panels per key; of a single one, two panels stand beside each other. `rising`: between which epochs lambda
-    grows, which is shaded.
-    """
-    single = len(panels) == 1
-    across = min(2 if single else 4, len(quantities))
-    down = len(panels) * math.ceil(len(quantities) / across)
-    wide, tall = (4.9, 3.1) if single else (3.7, 2.7)
-    figure = Figure(figsize=(wide * across, tall * down + 0.7), layout="constrained", dpi=120)
-    axes = figure.subplots(down, across, squeeze=False)
-    strengths = _strengths(line.strength for lines in panels.values() for line in lines)
-    colours = colours_of(strengths)
-    rising = rising if any(strengths) else None
-    places = iter(axes.flat)
-    for name, lines in panels.items():
-        for column, title in quantities.items():
-            axis = next(places)
-            if rising is not None:
-                axis.axvspan(*rising, color="#f0f0f0", linewidth=0)
-            for strength in strengths:
-                own = [line.values for line in lines if line.strength == strength and column in line.values]
-                epochs, mean, low, high = _over(own, column)
-                axis.fill_between(epochs, low, high, color=colours[strength], alpha=0.18, linewidth=0)
-                mark = {"marker": "o"} if len(epochs) == 1 else {}
-                axis.plot(epochs, mean, color=colours[strength], linewidth=1.7, **mark)
-            axis.set_title(title if single else f"{name}: {title}", fontsize=10)
-            axis.set_xlabel("epoch", fontsize=9)
-            axis.xaxis.get_major_locator().set_params(integer=True)
-            _plain(axis)
-    for axis in places:
-        axis.set_axis_off()
-    grown = "; shaded: λ grows" if rising is not None else ""
-    _legend(figure, colours, f"line: mean of seeds, band: lowest to highest seed{grown}")
-    return drawn(figure)
+def _of_epochs(report: GazeReport) -> dict[str, Image.Image]:
+    """The learning curves, and kappa against L over epochs; none of runs without epochs."""
+    lines = {
+        f"Level {level}": [_line(run) for run in report.runs if run.level == level and run.epochs]
+        for level in report.levels
+    }
+    lines = {name: of_level for name, of_level in lines.items() if of_level}
+    if not lines:
+        return {}
+    rising = (float(report.study["start"]), float(report.study["end"])) if "end" in report.study else None
+    notes = {name: dict[float, str]() for name in lines}
+    for level, strength in sorted({(run.level, run.strength) for run in report.runs if run.epochs}):
+        r = [c.pearson for c in report.within_runs(level, strength)]
+        few = ", ".join(f"{value:.2f}" for value in r) or "-"
+        many = f"{statistics.fmean(r):.2f}, the mean of {len(r)}" if len(r) > _RUNS_NAMED else ""
+        notes[f"Level {level}"][strength] = many or few
+    columns = ("valid_L", "valid_kappa")
+    return {
+        "curves.png": drawings.curves(lines, _CURVES, rising),
+        "kappa_L_within.png": drawings.within(lines, notes, columns, after=report.burn_in, warning=AUTOCORRELATED),
+    }
 
 
-def across(points: Sequence[Point], fit: Fit | None, title: str, labels: tuple[str, str]) -> Image.Image:
-    """One point per trained model, with a dashed line and its band. `labels`: of the axes x and y."""
-    figure = Figure(figsize=(6.6, 5.2), layout="constrained", dpi=120)
-    axis = figure.subplots()
-    colours, levels = colours_of(_strengths(p.strength for p in points)), sorted({p.level for p in points})
-    if fit is not None:
-        axis.fill_between(fit.x, fit.low, fit.high, color=_GREY, alpha=0.15, linewidth=0)
-        axis.plot(fit.x, fit.y, color=_GREY, linestyle="--", linewidth=1.4)
-    for point in points:
-        marker = _MARKERS[levels.index(point.level) % len(_MARKERS)]
-        style: dict[str, Any] = {"marker": marker, "s": 46, "edgecolor": "white", "linewidth": 0.7, "zorder": 3}
-        axis.scatter([point.x], [point.y], color=colours[point.strength], **style)
-    _within_points(axis, [p.y for p in points])
-    axis.set_title(title, fontsize=10)
-    axis.set_xlabel(labels[0], fontsize=9)
-    axis.set_ylabel(labels[1], fontsize=9)
-    _plain(axis)
-    said = "one point per trained model, on the test set" + ("; dashed: least squares, 95 % band" if fit else "")
-    _legend(figure, colours, said, levels if len(levels) > 1 else ())
-    return drawn(figure)
+def _across_models(report: GazeReport) -> Image.Image:
+    points = [drawings.Point(run.strength, run.level, run.value("L"), run.value("kappa")) for run in report.finished]
+    points = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
+    every = report.correlations()["all models"]
+    title = f"Pearson r = {bracketed(every.pearson, every.low, every.high)}, n = {every.n} models"
+    title = title if math.isfinite(every.pearson) else f"no correlation: n = {every.n}, or values that do not differ"
+    return drawings.across(points, fitted([(p.x, p.y) for p in points]), title, (f"L ({report.distance})", "κ"))
 
 
-def within(
-    panels: Mapping[str, Sequence[Line]],
-    said: Mapping[str, Mapping[float, str]],
-    columns: tuple[str, str],
-    *,
-    after: int,
-    warning: str,
-) -> Image.Image:
-    """One point per epoch, a panel per key; pale and hollow up to epoch `after`. The warning is written above.
-
-    `said`: of every panel, what is written beside each lambda. `columns`: those of the axes x and y.
-    """
-    count = len(panels)
-    across_ = min(3, count)
-    down = math.ceil(count / across_)
-    wide = 7.0 if count == 1 else 4.2 * across_
-    figure = Figure(figsize=(wide, (4.6 if count == 1 else 3.4) * down + 1.3), layout="constrained", dpi=120)
-    axes = figure.subplots(down, across_, squeeze=False)
-    colours = colours_of(_strengths(line.strength for lines in panels.values() for line in lines))
-    for axis in axes.flat[count:]:
-        axis.set_axis_off()
-    for axis, (name, lines) in zip(axes.flat, panels.items(), strict=False):
-        for line in lines:
-            if not all(column in line.values for column in (*columns, "epoch")):
-                continue
-            x, y = (list(line.values[column]) for column in columns)
-            late = [epoch > after for epoch in line.values["epoch"]]
-            colour = colours[line.strength]
-            axis.plot(x, y, color=colour, linewidth=0.6, alpha=0.35)
-            for wanted, face, alpha in ((False, "none", 0.45), (True, colour, 0.85)):
-                chosen = [i for i, is_late in enumerate(late) if is_late == wanted]
-                style: dict[str, Any] = {"facecolor": face, "edgecolor": colour, "alpha": alpha, "s": 20}
-                axis.scatter([x[i] for i in chosen], [y[i] for i in chosen], linewidth=0.8, **style)
-        handles = [
-            Line2D([], [], color=colours[strength], marker="o", linestyle="", label=f"λ = {strength:g}: {text}")
-            for strength, text in sorted(said[name].items())
-        ]
-        axis.legend(handles=handles, fontsize=8, framealpha=0.85, loc="best", title="r of each run", title_fontsize=8)
-        axis.set_title(f"{name}: one point per epoch of every run, validation", fontsize=10 if count == 1 else 9)
-        axis.set_xlabel("L", fontsize=9)
-        axis.set_ylabel("κ", fontsize=9)
-        _plain(axis)
-    figure.suptitle(warning, fontsize=9, color=_WRONG, fontweight="bold")
-    figure.supxlabel(f"hollow: up to epoch {after}, left out of every correlation", fontsize=9, color=_GREY)
-    return drawn(figure)
+def _against_lambda(report: GazeReport) -> Image.Image:
+    bars: dict[str, dict[float, dict[str, drawings.Bar]]] = {}
+    for level, strength in report.settings():
+        bars.setdefault(f"Level {level}", {})[strength] = {
+            column: _bar(report, level, strength, column) for column in ("L", "accuracy", "wt")
+        }
+    foot = "test set; dot: mean of seeds, bar: its 95 % interval (t), it may leave the panel; pale lines: seeds"
+    titles = {"L": f"L ({report.distance})", "accuracy": "accuracy", "wt": "W/T"}
+    return drawings.against(bars, titles, foot)
 
 
-def against(
-    panels: Mapping[str, Mapping[float, Mapping[str, Bar]]], quantities: Mapping[str, str], foot: str
-) -> Image.Image:
-    """Every quantity over lambda, which stands on a categorical axis: mean and interval, and a pale line per seed."""
-    across_, down = len(quantities), len(panels)
-    figure = Figure(figsize=(3.6 * across_, 3.1 * down + 0.5), layout="constrained", dpi=120)
-    axes = figure.subplots(down, across_, squeeze=False)
-    for row, (name, found) in zip(axes, panels.items(), strict=True):
-        strengths = sorted(found)
-        colours = colours_of(strengths)
-        for axis, (quantity, title) in zip(row, quantities.items(), strict=True):
-            bars = [found[s][quantity] for s in strengths]
-            for seed in sorted({seed for bar in bars for seed in bar.seeds}):
-                own = [bar.seeds.get(seed, math.nan) for bar in bars]
-                axis.plot(range(len(bars)), own, color="#b8b8b8", linewidth=0.9, marker=".", markersize=5, zorder=1)
-            for place, (strength, bar) in enumerate(zip(strengths, bars, strict=True)):
-                if math.isfinite(bar.low):
-                    axis.plot([place, place], [bar.low, bar.high], color=colours[strength], linewidth=2, zorder=2)
-                axis.scatter([place], [bar.mean], color=colours[strength], s=44, zorder=3, edgecolor="white")
-            axis.set_xticks(range(len(strengths)), [f"{s:g}" for s in strengths])
-            axis.set_xlim(-0.5, len(strengths) - 0.5)
-            seeds = [value for bar in bars for value in bar.seeds.values()]
-            ends = [end for bar in bars for end in (bar.low, bar.high)]
-            _within_points(axis, seeds, ends)
-            axis.set_title(title if down == 1 else f"{name}: {title}", fontsize=10)
-            axis.set_xlabel("λ", fontsize=10)
-            _plain(axis)
-    figure.supxlabel(foot, fontsize=9, color=_GREY)
-    return drawn(figure)
+def mean_maps(report: GazeReport, level: int) -> Image.Image:
+    """The picture of a level's mean maps: the mean over seeds, and the root of the mean of squared deviations."""
+    strengths = [strength for n, strength in report.settings() if n == level]
+    tests = [[run.test for run in report.of(level, s).values() if run.test is not None] for s in strengths]
+    means = torch.stack([torch.stack([t.mean for t in of_lambda]).nanmean(0) for of_lambda in tests])
+    squares = torch.stack([torch.stack([t.deviation.square() for t in of_lambda]).nanmean(0) for of_lambda in tests])
+    values = [torch.tensor([[c.value for c in t.of_class] for t in of_lambda]).nanmean(0) for of_lambda in tests]
+    first = slice(CLASSES_SHOWN)
+    maps = (means[:, first], squares.sqrt()[:, first])
+    return drawings.mean_maps(tests[0][0].classes[first], strengths, *maps, torch.stack(values)[:, first])
 
 
-def mean_maps(
-    classes: Sequence[str], strengths: Sequence[float], means: Tensor, deviations: Tensor, values: Tensor
-) -> Image.Image:
-    """Mean maps of every class and lambda (S, K, h, w), beside them the standard deviations; `values` (S, K): L.
-
-    Scales from 0 to 1 and from 0 to 0.5; crossed out: no maps.
-    """
-    count, kinds = len(strengths), len(classes)
-    figure = Figure(
-        figsize=((2 * count + _APART) * _CELL + 2.2, kinds * (_CELL + 0.22) + 0.9), layout="constrained", dpi=120
-    )
-    # The empty column in the middle keeps the two kinds apart.
-    ratios = [1.0] * count + [_APART / 2] + [1.0] * count
-    axes = figure.subplots(kinds, 2 * count + 1, squeeze=False, width_ratios=ratios)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for start, kind, maps, highest in ((0, "mean", means, 1.0), (count + 1, "standard deviation", deviations, _HALF)):
-        shown = None
-        for place in range(count):
-            for row in range(kinds):
-                axis, map_ = axes[row, start + place], maps[place, row]
-                if not map_.isfinite().all():
-                    axis.plot([0, 1, math.nan, 0, 1], [0, 1, math.nan, 1, 0], color="#c8c8c8", linewidth=0.8)
-                    axis.set_box_aspect(1)
-                else:
-                    shown = axis.imshow(map_.numpy(), cmap=SEQUENTIAL, vmin=0, vmax=highest)
-                heads = f"λ = {strengths[place]:g}\n" if row == 0 else ""
-                value = float(values[place, row])
-                under = f"L {value:.3g}" if kind == "mean" and math.isfinite(value) else " "
-                axis.set_title(heads + under, fontsize=8, pad=3)
-        if shown is not None:
-            bar = figure.colorbar(
-                shown, ax=axes[:, start : start + count].ravel().tolist(), location="bottom", aspect=30, shrink=0.8
-            )
-            bar.set_label(kind, fontsize=9)
-            bar.ax.tick_params(labelsize=8)
-    for row, name in enumerate(classes):
-        axis = axes[row, 0]
-        axis.text(-0.1, 0.5, _short(name), transform=axis.transAxes, ha="right", va="center", fontsize=9)
-    return drawn(figure)
-
-
-def map_grid(grid: Grid, title: str) -> Image.Image:
-    """The pictures, and below each its map for every lambda, from its own lowest to its own highest value.
-
-    KonkyoError: no pictures, or lines of other lengths.
-    """
-    count = len(grid.pictures)
-    if not count or any(len(maps) != count or len(notes) != count for _, maps, notes in grid.lines):
-        raise KonkyoError(f"a grid of maps needs a map per picture and lambda; got {count} pictures")
-    down = len(grid.lines) + 1
-    turns = [i for i in range(1, count) if grid.labels[i] != grid.labels[i - 1]]
-    columns = [i + sum(turn <= i for turn in turns) for i in range(count)]  # an empty one before every other class
-    ratios = [1.0 if i in columns else _APART for i in range(columns[-1] + 1)]
-    close = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02)
-    figure = Figure(figsize=(sum(ratios) * _CELL + 0.9, down * (_CELL + 0.16) + 0.6), layout=close, dpi=120)
-    every = figure.subplots(down, len(ratios), squeeze=False, width_ratios=ratios)
-    for axis in every.flat:
-        axis.set_axis_off()
-    axes = every[:, columns]
-    names = ["image", *(f"λ = {strength:g}" for strength, *_ in grid.lines)]
-    for row, name in zip(axes, names, strict=True):
-        row[0].text(-0.1, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=9)
-    for place, (picture, label) in enumerate(zip(grid.pictures, grid.labels, strict=True)):
-        large = _enlarged(picture)
-        axes[0, place].imshow(large)
-        axes[0, place].set_title(_short(label), fontsize=9, pad=3)
-        for row, (_, maps, notes) in enumerate(grid.lines, start=1):
-            axis, note, map_ = axes[row, place], notes[place], maps[place]
-            axis.imshow(overlay(large, map_, limits=(0.0, 1.0)))
-            if float(map_.max()) <= 0:
-                axis.text(
-                    0.5,
-                    0.5,
-                    "blank",
-                    transform=axis.transAxes,
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="w",
-                    bbox={"facecolor": "black", "alpha": 0.7, "pad": 2},
-                )
-            if note is not None:
-                axis.set_title(f"✗ {_short(note)}", fontsize=8, pad=2, color=_WRONG)
-    figure.suptitle(title, fontsize=10)
-    return drawn(figure)
-
-
-def colours_of(strengths: Sequence[float]) -> dict[float, Any]:
-    """A colour per lambda: grey for 0, warm below, from blue to green above, darker near 0."""
-    below = sorted((s for s in strengths if s < 0), reverse=True)
-    above = sorted(s for s in strengths if s > 0)
-    found: dict[float, Any] = {0.0: "#404040"} if 0 in strengths else {}
-    for map_name, ends, own in (("YlOrRd", (0.75, 0.45), below), ("viridis", (0.25, 0.75), above)):
-        for i, strength in enumerate(own):
-            share = i / max(1, len(own) - 1)
-            found[strength] = matplotlib.colormaps[map_name](ends[0] + share * (ends[1] - ends[0]))
-    return {s: found[s] for s in sorted(found)}
+def map_grid(report: GazeReport, level: int) -> tuple[drawings.Grid, str] | None:
+    """The maps of the seed that has most of them, and the title of their picture; None where there are no maps."""
+    mapped = [run for run in report.runs if run.level == level and run.maps is not None]
+    if not mapped or not report.pictures:
+        return None
+    seeds = [run.seed for run in mapped]
+    seed = min(seeds, key=lambda s: (-seeds.count(s), s))
+    chosen = _some([picture.label for picture in report.pictures])
+    shown = [report.pictures[i] for i in chosen]
+    lines = []
+    for run in sorted((run for run in mapped if run.seed == seed), key=lambda run: run.strength):
+        assert run.maps is not None  # those that have none are left out
+        lines.append((run.strength, min_max(run.maps[chosen].float()), [_mistaken_for(run, p.name) for p in shown]))
+    title = f"Level {level}, seed {seed}: test images; each map on its own scale; ✗ and a class: wrongly decided"
+    return drawings.Grid([open_picture(p) for p in shown], [p.label for p in shown], lines), title
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _strengths(found: Any) -> list[float]:
-    return sorted(set(found))
+def _line(run: Run) -> drawings.Line:
+    columns = dict.fromkeys(name for row in run.epochs for name in row)
+    return drawings.Line(run.strength, {n: [row.get(n, math.nan) for row in run.epochs] for n in columns})
 
 
-def _over(runs: Sequence[Mapping[str, Sequence[float]]], column: str) -> tuple[list[float], ...]:
-    """(epochs, mean, lowest, highest) of a column over runs, which may have come to different epochs."""
-    at: dict[float, list[float]] = {}
-    for values in runs:
-        for epoch, value in zip(values["epoch"], values[column], strict=True):
-            if math.isfinite(value):
-                at.setdefault(epoch, []).append(value)
-    epochs = sorted(at)
-    return epochs, [sum(at[e]) / len(at[e]) for e in epochs], [min(at[e]) for e in epochs], [max(at[e]) for e in epochs]
+def _bar(report: GazeReport, level: int, strength: float, column: str) -> drawings.Bar:
+    mean = report.estimate(level, strength, column)
+    by_seed = {seed: run.value(column) for seed, run in report.of(level, strength).items()}
+    return drawings.Bar(mean.mean, mean.low, mean.high, by_seed)
 
 
-def _within_points(axis: Axes, points: Sequence[float], ends: Sequence[float] = ()) -> None:
-    """The panel's height: that of the points and some room, which long intervals and bands do not make larger."""
-    known = [value for value in points if math.isfinite(value)]
-    if not known:
-        return
-    low, high = min(known), max(known)
-    room = (high - low or abs(high) or 1.0) * _ROOM
-    reach = [end for end in ends if math.isfinite(end)]
-    bottom = max(low - room, min([low - room / 4, *(end - room / 8 for end in reach)])) if ends else low - room / 2
-    top = min(high + room, max([high + room / 4, *(end + room / 8 for end in reach)])) if ends else high + room / 2
-    # What all seeds have between 0 and 1 is a share: nothing is to be seen outside.
-    axis.set_ylim(max(bottom, -room / 8) if low >= 0 else bottom, min(top, 1 + room / 8) if high <= 1 else top)
+def _some(labels: Sequence[str]) -> list[int]:
+    """The first places of each label, together as many as stand beside each other."""
+    kinds = list(dict.fromkeys(labels))[:_PICTURES_SHOWN]
+    count = max(1, _PICTURES_SHOWN // max(1, len(kinds)))
+    return [i for kind in kinds for i in [j for j, label in enumerate(labels) if label == kind][:count]]
 
 
-def _plain(axis: Axes) -> None:
-    axis.grid(alpha=0.3)
-    axis.set_axisbelow(True)
-    axis.tick_params(labelsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def _legend(figure: Figure, colours: Mapping[float, Any], said: str, levels: Sequence[int] = ()) -> None:
-    """Below the panels: the colours of lambdas, the markers of levels, and how to read the picture."""
-    handles = [Line2D([], [], color=c, marker="o", linestyle="", label=f"λ = {s:g}") for s, c in colours.items()]
-    for i, level in enumerate(levels):
-        marker = _MARKERS[i % len(_MARKERS)]
-        handles.append(Line2D([], [], color=_GREY, marker=marker, linestyle="", label=f"Level {level}"))
-    legend = figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(7, len(handles)), fontsize=9, frameon=False, title=said
-    )
-    legend.get_title().set(fontsize=9, color=_GREY)
-
-
-def _enlarged(picture: Image.Image, least: int = 128) -> Image.Image:
-    """A small picture with the pixels it has, larger: maps are drawn as fine as they are shown."""
-    times = max(1, math.ceil(least / max(picture.size)))
-    size = (picture.width * times, picture.height * times)
-    return picture.convert("RGB").resize(size, Image.Resampling.NEAREST if times > 1 else Image.Resampling.BICUBIC)
-
-
-def _short(name: str) -> str:
-    """A long name without its middle."""
-    half = (_LONGEST - 1) // 2
-    return name if len(name) <= _LONGEST else f"{name[:half]}…{name[-half:]}"
+def _mistaken_for(run: Run, name: str) -> str | None:
+    """The class that an image is wrongly decided as; None where it is decided rightly, or not known."""
+    if run.test is None:
+        return None
+    image = next((image for image in run.test.images if image.name == name), None)
+    return None if image is None or image.correct else run.test.classes[image.prediction]

@@ -21,7 +21,7 @@ from konkyo.metrics.distances import Distance
 from konkyo.models import Model, Preprocess
 from konkyo.models.networks.levels import GAZE, LEVELS, gaze_network
 from konkyo.models.trained import Plan, drawn, save_trained
-from konkyo.studies.base import Material, Told, begin, decisions, walk, write_maps
+from konkyo.studies.base import StudyData, Told, begin, classification_scores, walk, write_maps
 from konkyo.training.loop import Fitted, Numbers, Recipe, fit
 from konkyo.training.loop import Told as EpochsTold
 from konkyo.training.losses.consistency import Aim, ConsistencyLoss, LambdaSchedule
@@ -128,12 +128,12 @@ def train_gaze(study: GazeStudy, out: str | Path, *, fabric: Fabric, progress: T
         for number in study.levels:  # what cannot be trained is told before anything is written
             study.loss(gaze_network(number, len(parts.classes))).close()
     prepare = augmented(study.preprocess) if study.augment else study.preprocess
-    material = begin("gaze", study, parts, prepare, out, fabric)
+    data = begin("gaze", study, parts, prepare, out, fabric)
     runs = {
         f"level {number}, lambda {weight:g}, seed {seed}": partial(
             _run,
             study,
-            material,
+            data,
             number,
             weight,
             seed,
@@ -149,7 +149,7 @@ def train_gaze(study: GazeStudy, out: str | Path, *, fabric: Fabric, progress: T
 
 def _run(
     study: GazeStudy,
-    material: Material,
+    data: StudyData,
     number: int,
     weight: float,
     seed: int,
@@ -159,7 +159,7 @@ def _run(
 ) -> None:
     if fabric.broadcast((folder / "test" / "consistency.json").is_file()):  # written last
         return
-    recipe, classes = replace(study.recipe, seed=seed), material.parts.classes
+    recipe, classes = replace(study.recipe, seed=seed), data.parts.classes
     trained = {"study": "gaze", "data": study.data, "lambda": weight, "distance": study.distance, **asdict(recipe)}
     plan = Plan("level", {"number": number, "classes": len(classes)}, classes, study.preprocess, trained)
     network = drawn(plan, seed)
@@ -167,10 +167,10 @@ def _run(
     fitted = fit(
         network,
         GazeObjective(gaze, LambdaSchedule(weight, study.start, study.end)),
-        material.train,
+        data.train,
         recipe,
         folder,
-        judge=lambda network, _epoch: judged(network, material.validation, classes, study.grid, fabric.device),
+        judge=lambda network, _epoch: judged(network, data.validation, classes, study.grid, fabric.device),
         keep=lambda network: save_trained(folder, network, plan),
         fabric=fabric,
         progress=told,
@@ -178,7 +178,7 @@ def _run(
     gaze.close()
     with first(fabric) as mine:
         if mine:
-            _tested(study, material, fitted, folder, seed)
+            _tested(study, data, fitted, folder, seed)
 
 
 def judged(
@@ -186,22 +186,22 @@ def judged(
 ) -> Numbers:
     """How a network decides and how consistent its maps are, as epochs.csv has it."""
     model = Model(network, classes=classes)
-    found = consistency(model, batches, layer=GAZE, grid=grid, resamples=0, permutations=0, baselines=False)
-    return decisions(network, batches, device) | {
-        "L": found.value,
-        "rms": found.rms,
-        "wt": found.ratio,
-        "coverage": found.coverage,
-        "blank": found.blank / len(found.images),
+    measured = consistency(model, batches, layer=GAZE, grid=grid, resamples=0, permutations=0, baselines=False)
+    return classification_scores(network, batches, device) | {
+        "L": measured.value,
+        "rms": measured.rms,
+        "wt": measured.ratio,
+        "coverage": measured.coverage,
+        "blank": measured.blank / len(measured.images),
     }
 
 
-def _tested(study: GazeStudy, material: Material, fitted: Fitted, folder: Path, seed: int) -> None:
+def _tested(study: GazeStudy, data: StudyData, fitted: Fitted, folder: Path, seed: int) -> None:
     """The consistency on the test set, and the maps of the pictures that are shown."""
-    parts, shown = material.parts, material.shown
+    parts, shown = data.parts, data.shown
     model = Model(fitted.network, study.preprocess, parts.classes)
     # The paper's own distance, whatever was trained with: so runs compare.
-    found = consistency(model, parts.test, layer=GAZE, grid=study.grid, seed=seed)
+    result = consistency(model, parts.test, layer=GAZE, grid=study.grid, seed=seed)
     pictures = [parts.test[parts.test.names.index(picture.name)].image for picture in shown]
     images = torch.stack([study.preprocess(picture) for picture in pictures])
     aims = [parts.classes.index(picture.label) for picture in shown]
@@ -209,4 +209,4 @@ def _tested(study: GazeStudy, material: Material, fitted: Fitted, folder: Path, 
         warnings.simplefilter("ignore", KonkyoWarning)  # blank maps are shown as such
         maps = explain(model, images, method="grad_cam", target=aims, layer=GAZE).maps
     write_maps(folder, maps)
-    found.save(folder / "test")
+    result.save(folder / "test")

@@ -26,7 +26,7 @@ from konkyo.models.networks.attention_branch import attention_branch_loss
 from konkyo.models.networks.recam import ReCAM, recam_loss
 from konkyo.models.networks.vib import Noise, Reduction, VIBClassifier, VIBLoss, kl_divergence
 from konkyo.models.trained import Plan, drawn, save_trained
-from konkyo.studies.base import Material, Told, batches, begin, decisions, walk, write_maps
+from konkyo.studies.base import StudyData, Told, batches, begin, classification_scores, walk, write_maps
 from konkyo.training.loop import Numbers, Recipe, fit
 from konkyo.training.loop import Told as EpochsTold
 from konkyo.training.processes import first
@@ -49,10 +49,10 @@ SAMPLES = 12
 
 def runs_of(models: Sequence[str], betas: Sequence[float]) -> list[tuple[str, str, float]]:
     """(name, kind, beta) of every network of a seed; the name is that of its folder, the beta NaN where it has none."""
-    found = list[tuple[str, str, float]]()
+    runs = list[tuple[str, str, float]]()
     for kind in models:
-        found += [(f"vib_{b:g}", kind, b) for b in sorted(betas)] if kind == "vib" else [(kind, kind, math.nan)]
-    return found
+        runs += [(f"vib_{b:g}", kind, b) for b in sorted(betas)] if kind == "vib" else [(kind, kind, math.nan)]
+    return runs
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class VIBStudy:
             VIBLoss(beta, self.reduction)
         # As folders are named, so that a beta has one folder in every call.
         object.__setattr__(self, "betas", tuple(float(f"{beta:g}") + 0.0 for beta in self.betas))
-        if any(len(set(each)) < len(each) for each in (self.betas, self.models, self.seeds)):
+        if any(len(set(values)) < len(values) for values in (self.betas, self.models, self.seeds)):
             raise KonkyoError(f"a beta, a model or a seed came twice: {self.betas}, {self.models}, {self.seeds}")
         replace(self.recipe, epochs=self.second, rate=self.second_rate)
 
@@ -105,8 +105,8 @@ class VIBStudy:
     def preprocess(self) -> Preprocess:
         """The short side resized, and the middle, with the backbone's own means."""
         with torch.random.fork_rng([]):
-            own = load(self.backbone, weights="default" if ".py:" in self.backbone else None).preprocess
-        usual = Preprocess() if own is None else own
+            preprocess = load(self.backbone, weights="default" if ".py:" in self.backbone else None).preprocess
+        usual = Preprocess() if preprocess is None else preprocess
         return Preprocess(self.size, self.size, usual.mean, usual.std)
 
     def plan(self, kind: str, beta: float, seed: int, classes: tuple[str, ...]) -> Plan:
@@ -151,9 +151,9 @@ def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: Tol
     for kind in study.models:  # what cannot be built is told before anything is written
         study.begun(study.plan(kind, 0.0, 0, parts.classes), 0)
     prepare = augmented(study.preprocess, study.least) if study.augment else study.preprocess
-    material = begin("vib", study, parts, prepare, out, fabric)
+    data = begin("vib", study, parts, prepare, out, fabric)
     runs = {
-        f"{name}, seed {seed}": partial(_run, study, material, kind, beta, seed, out / name / f"seed_{seed}", fabric)
+        f"{name}, seed {seed}": partial(_run, study, data, kind, beta, seed, out / name / f"seed_{seed}", fabric)
         for seed in study.seeds
         for name, kind, beta in runs_of(study.models, study.betas)
     }
@@ -162,7 +162,7 @@ def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: Tol
 
 def _run(
     study: VIBStudy,
-    material: Material,
+    data: StudyData,
     kind: str,
     beta: float,
     seed: int,
@@ -172,12 +172,12 @@ def _run(
 ) -> None:
     if fabric.broadcast((folder / "test.json").is_file()):
         return
-    recipe, plan = replace(study.recipe, seed=seed), study.plan(kind, beta, seed, material.parts.classes)
+    recipe, plan = replace(study.recipe, seed=seed), study.plan(kind, beta, seed, data.parts.classes)
     network = study.begun(plan, seed)
-    train = material.train
+    train = data.train
 
     def judge(network: nn.Module, _epoch: int) -> Numbers:
-        return decisions(network, material.validation, fabric.device)
+        return classification_scores(network, data.validation, fabric.device)
 
     def keep(network: nn.Module) -> None:
         save_trained(folder, network, plan)
@@ -196,7 +196,7 @@ def _run(
     with first(fabric) as mine, warnings.catch_warnings():
         warnings.simplefilter("ignore", KonkyoWarning)  # of blank maps, which are counted, and shown as such
         if mine:
-            _tested(study, material, network.eval(), folder, fabric.device)
+            _tested(study, data, network.eval(), folder, fabric.device)
 
 
 def _entropy(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -209,15 +209,15 @@ _LOSSES: dict[str, Loss] = {"plain": _entropy, "attention_branch": attention_bra
 def _groups(network: nn.Module) -> list[dict[str, Any]]:
     """All parameters; without decay those of the noise, which it would move towards more of it, whatever beta is."""
     noise = [p for name, p in network.named_parameters() if name in ("head.scale", "head.offset")]
-    others = [p for p in network.parameters() if not any(p is each for each in noise)]
+    others = [p for p in network.parameters() if not any(p is parameter for parameter in noise)]
     return [{"params": others}, *([{"params": noise, "weight_decay": 0.0}] if noise else [])]
 
 
-def _tested(study: VIBStudy, material: Material, network: nn.Module, folder: Path, device: torch.device) -> None:
+def _tested(study: VIBStudy, data: StudyData, network: nn.Module, folder: Path, device: torch.device) -> None:
     """How the network decides on the test set, how far its maps lie on masks, and its maps of the shown pictures."""
-    parts, shown = material.parts, material.shown
+    parts, shown = data.parts, data.shown
     test = batches(Examples(parts.test, study.preprocess, parts.classes), study.recipe)
-    numbers: dict[str, Any] = decisions(network, test, device)
+    numbers: dict[str, Any] = classification_scores(network, test, device)
     if isinstance(network, VIBClassifier):
         numbers |= _coded(network, test, device)
     explained = network.reactivated().eval() if isinstance(network, ReCAM) else network
@@ -225,20 +225,20 @@ def _tested(study: VIBStudy, material: Material, network: nn.Module, folder: Pat
     few = (parts.test[i].annotations for i in range(min(len(parts.test), 20)))
     masked = any(thing.mask is not None for things in few for thing in things)
     if columns := (*(WITH_MASKS if masked else ()), *study.metrics):
-        found = evaluate(model, parts.test, [CAM], columns, explained="label", out=folder / "test")
-        numbers["maps"] = {name: asdict(found.cell(CAM.name, name)) for name in columns}
-        numbers["blank"] = found.absent[CAM.name] / max(1, len(found.rows))
-    maps, said = list[Tensor](), list[dict[str, Any]]()
+        evaluation = evaluate(model, parts.test, [CAM], columns, explained="label", out=folder / "test")
+        numbers["maps"] = {name: asdict(evaluation.cell(CAM.name, name)) for name in columns}
+        numbers["blank"] = evaluation.absent[CAM.name] / max(1, len(evaluation.rows))
+    maps, decided = list[Tensor](), list[dict[str, Any]]()
     for picture in shown:
         sample = parts.test[parts.test.names.index(picture.name)]
         image = study.preprocess(sample.image)[None]
         with torch.no_grad():
             sure, best = network(image.to(device)).float().softmax(1)[0].max(0)
-        said.append({"decision": parts.classes[int(best)], "probability": float(sure)})
+        decided.append({"decision": parts.classes[int(best)], "probability": float(sure)})
         maps.append(explain(model, image, method=CAM, target=parts.classes.index(picture.label)).maps.cpu())
     if maps:
         write_maps(folder, torch.cat(maps))
-    numbers["pictures"] = said
+    numbers["pictures"] = decided
     write_text(folder / "test.json", json.dumps(plain(numbers), indent=1) + "\n")
 
 

@@ -1,0 +1,266 @@
+"""The tables and the text of a report on gaze consistency."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from konkyo.evaluation.consistency import NOT_CORRECTNESS, PLACELESS
+from konkyo.evaluation.result import Table, bracketed, number
+from konkyo.evaluation.result import markdown as markdown_table
+from konkyo.studies.gaze.figures import AUTOCORRELATED, CLASSES_SHOWN
+from konkyo.studies.gaze.run import MEASURED
+from konkyo.training.losses.consistency import LambdaSchedule
+from konkyo.utils.statistics import Estimate
+
+if TYPE_CHECKING:
+    from konkyo.studies.gaze.result import GazeReport
+
+TITLES: Mapping[str, str] = {
+    "accuracy": "accuracy",
+    "kappa": "κ",
+    "L": "L",
+    "rms": "RMS",
+    "wt": "W/T",
+    "coverage": "coverage",
+}
+_POSITIVE = ("L", "rms", "wt")  # whose ratios mean something
+_RATIO: Mapping[str, str] = {"mean": "", "low": "_low", "high": "_high"}
+_PAIRED = (
+    "Paired: runs of one seed begin with the same weights and see the same images in the same order. In brackets the "
+    "95 % interval (Student's t; of ratios, of their logarithms), not corrected for the number of comparisons.\n"
+)
+
+
+def mean_and_deviation(estimate: Estimate) -> str:
+    """The mean, and the standard deviation where there is one.
+
+    >>> mean_and_deviation(Estimate.of([1.0, 3.0]))
+    '2.000 ± 1.414'
+    """
+    mean = number(estimate.mean)
+    return mean if math.isnan(estimate.sd) else f"{mean} ± {number(estimate.sd)}"
+
+
+def _with_interval(estimate: Estimate) -> str:
+    ends = "" if math.isnan(estimate.low) else f" [{number(estimate.low)}, {number(estimate.high)}]"
+    return mean_and_deviation(estimate) + ends
+
+
+def _bracketed(estimate: Estimate, signed: bool = False) -> str:
+    return bracketed(estimate.mean, estimate.low, estimate.high, signed)
+
+
+def test_table(report: GazeReport, cell: Callable[[Estimate], str]) -> Table:
+    """The table of the test set's numbers over seeds, a line per level and lambda."""
+    columns = ["accuracy", "kappa", "L", "rms", "wt"]
+    head = ["level", "λ", "seeds", *(TITLES[c] for c in columns)]
+    rows = []
+    for level, strength in report.settings():
+        estimates = [report.estimate(level, strength, column) for column in columns]
+        rows.append([str(level), f"{strength:g}", str(len(report.of(level, strength))), *map(cell, estimates)])
+    return head, rows
+
+
+def differences(report: GazeReport) -> Table:
+    """The table of differences from lambda = 0 of the same seed, and of ratios, a line per level and other lambda."""
+    columns = ["accuracy", "kappa", "L", "wt"]
+    head = ["level", "λ", "pairs", *(f"Δ {TITLES[c]}" for c in columns), "L / L(0)", "W/T / W/T(0)"]
+    rows = []
+    for level, strength in report.settings():
+        if strength == 0 or not report.pairs(level, strength, "L"):
+            continue
+        estimates = [report.difference(level, strength, column) for column in columns]
+        ratios = [_bracketed(report.ratio(level, strength, column)) for column in ("L", "wt")]
+        cells = [_bracketed(estimate, signed=True) for estimate in estimates]
+        rows.append([str(level), f"{strength:g}", str(estimates[0].n), *cells, *ratios])
+    return head, rows
+
+
+def correlation_table(report: GazeReport) -> Table:
+    """The table of correlations across models, a line per selection of them."""
+    rows = [
+        [
+            name,
+            str(c.n),
+            bracketed(c.pearson, c.low, c.high),
+            bracketed(c.spearman, c.spearman_low, c.spearman_high),
+        ]
+        for name, c in report.correlations().items()
+    ]
+    return ["κ against L", "models", "Pearson r [95 %]", "Spearman ρ [95 %]"], rows
+
+
+def within_table(report: GazeReport) -> Table:
+    """The table of correlations within runs, each over its own epochs; a line per level and lambda."""
+    rows = []
+    for level, strength in sorted({(run.level, run.strength) for run in report.runs}):
+        correlations = report.within_runs(level, strength)
+        r = [c.pearson for c in correlations]
+        z = Estimate.of(math.atanh(value) for value in r if abs(value) < 1).through(math.tanh)
+        counts = sorted({c.n for c in correlations})
+        epochs = "-" if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        listed = ", ".join(f"{value:.2f}" for value in r) or "-"
+        rows.append([str(level), f"{strength:g}", str(len(correlations)), epochs, listed, _bracketed(z)])
+    return ["level", "λ", "runs", "epochs of each", "r of each run", "mean of runs [95 % over runs]"], rows
+
+
+def run_table(report: GazeReport) -> Table:
+    """The table of all runs, a line each."""
+    head = ["level", "λ", "seed", "epochs", *(TITLES[c] for c in MEASURED), "blank"]
+    rows = []
+    for run in report.runs:
+        blank = "-" if run.test is None else str(run.test.blank)
+        cells = [number(run.value(column)) for column in MEASURED]
+        rows.append([str(run.level), f"{run.strength:g}", str(run.seed), str(len(run.epochs)), *cells, blank])
+    return head, rows
+
+
+def remarks(report: GazeReport) -> list[str]:
+    """The sentences that a reader of the numbers has to know."""
+    lines = [*report.notes, *_on_seeds(report)]
+    for level in report.levels:
+        ratio = report.estimate(level, 0.0, "wt").mean
+        if ratio > PLACELESS:
+            lines.append(
+                f"Level {level}: W/T is {ratio:.2f} without the loss, above {PLACELESS}. Position is not defined "
+                "by the class here, and a lower L only says that all maps are alike."
+            )
+    for level, strength in report.settings():
+        lines += _on_tests(report, level, strength)
+    if (kinds := len(report.study.get("classes", []))) > CLASSES_SHOWN and report.finished:
+        lines.append(f"Mean maps are drawn of the first {CLASSES_SHOWN} classes of {kinds}.")
+    if all(row["epoch"] <= report.burn_in for run in report.runs for row in run.epochs):
+        lines.append(f"No correlation within runs: none has come beyond epoch {report.burn_in}, where λ stops growing.")
+    if len(report.correlations()) > 1:
+        lines.append(
+            "The interval of a correlation takes models as independent. Those of one seed begin with the same "
+            "weights, and λ changes κ and L at once: 'within λ' is what is left when λ is held; it is led by the "
+            "λ whose models differ most."
+        )
+    return [*lines, NOT_CORRECTNESS]
+
+
+def _on_seeds(report: GazeReport) -> list[str]:
+    """The remarks on too few seeds, on the weight of the loss, and on runs that have no pair."""
+    lines = []
+    sizes = sorted({len(report.of(*setting)) for setting in report.settings()})
+    if sizes and sizes[0] < 2:
+        lines.append("A single seed has no interval: what differs between lambdas may be chance.")
+    elif sizes and sizes[0] < 3:
+        lines.append("Intervals of two seeds are so wide (12.7 standard errors) that they exclude hardly anything.")
+    epochs, end = report.study.get("recipe", {}).get("epochs"), report.study.get("end")
+    if epochs and end and end > epochs:
+        share = LambdaSchedule(1.0, report.study.get("start", 0), end)(epochs)
+        lines.append(f"The loss never had its whole weight: {share:.2g} of λ in the last of {epochs} epochs.")
+    if report.settings() and not report.differences()[1]:
+        lines.append("No differences: they need runs with and without the loss (lambda 0) from the same seed.")
+    return lines
+
+
+def _on_tests(report: GazeReport, level: int, strength: float) -> list[str]:
+    """The remarks on blank maps, on classes with too few maps, and on images that could not be read."""
+    lines, which = [], f"Level {level}, λ = {strength:g}"
+    tests = [run.test for run in report.of(level, strength).values() if run.test is not None]
+    if count := sum(test.blank for test in tests):
+        images = sum(len(test.images) for test in tests)
+        lines.append(f"{which}: {count} of {images} test maps are blank and left out.")
+    if few := sum(any(not c.used for c in test.of_class) for test in tests):
+        lines.append(
+            f"{which}: in {few} of {len(tests)} runs a class has fewer than two correctly decided test images, "
+            "and no part in L and W/T."
+        )
+    return lines + sorted({f"{which}: {note}." for test in tests for note in test.notes})
+
+
+def markdown(report: GazeReport, pictures: Iterable[str]) -> str:
+    """The text of the report; `pictures`: names of the files that lie beside it."""
+    files = list(pictures)
+    parts = ["# A study of gaze consistency\n", markdown_table((["", ""], _facts(report)))]
+
+    def section(title: str, *lines: str, shown: str = "") -> None:
+        links = [f"![{name}]({name})\n" for name in files if shown and name.startswith(shown)]
+        if lines or links:
+            parts.extend([f"## {title}\n", *lines, *links])
+
+    if report.finished:
+        section(
+            "Test set: L and accuracy against λ",
+            "Mean ± standard deviation over seeds, and the 95 % interval of the mean (Student's t).\n",
+            markdown_table(report.table(_with_interval)),
+            shown="lambda",
+        )
+    if report.differences()[1]:
+        section("Differences from λ = 0", _PAIRED, markdown_table(report.differences()))
+    section("Learning curves", shown="curves")
+    if report.finished:
+        section(
+            "κ against L across models",
+            "One point per trained model, on the test set.\n",
+            markdown_table(report.correlation_table()),
+            shown="kappa_L.",
+        )
+    section(
+        "κ against L within runs",
+        f"**{' '.join(AUTOCORRELATED.split())}**\n",
+        f"Validation, epochs after {report.burn_in} (until then λ is growing). The interval is over runs, which are "
+        "independent, not over epochs.\n",
+        markdown_table(report.within_table()),
+        shown="kappa_L_within",
+    )
+    section("Mean maps", shown="mean_maps")
+    section("Maps of the same test images", shown="map_grid")
+    section("Runs", markdown_table(report.run_table()))
+    section("To be kept in mind", "\n".join(f"- {line}" for line in report.remarks()) + "\n")
+    return "\n".join(parts)
+
+
+def _facts(report: GazeReport) -> list[list[str]]:
+    """(name, value) of the settings that a reader looks for first."""
+    study = report.study
+    sizes = ", ".join(f"{name} {count}" for name, count in study.get("sizes", {}).items())
+    facts = [
+        ["data", f"{study.get('data', '-')}" + (f" ({sizes} images)" if sizes else "")],
+        ["classes", ", ".join(study.get("classes", []))],
+        ["levels", ", ".join(map(str, report.levels))],
+        ["λ", ", ".join(f"{s:g}" for s in sorted({run.strength for run in report.runs}))],
+        ["seeds", ", ".join(map(str, sorted({run.seed for run in report.runs})))],
+        ["trained with", f"{study.get('distance', '-')}, λ from epoch {study.get('start')} to {study.get('end')}"],
+        ["recipe", ", ".join(f"{name} {value}" for name, value in study.get("recipe", {}).items())],
+        ["runs", f"{len(report.finished)} finished of {len(report.runs)}"],
+    ]
+    return [[name, value] for name, value in facts if value]
+
+
+def records(report: GazeReport) -> dict[str, list[dict[str, Any]]]:
+    """The rows of every csv file by its name, each column -> value."""
+    runs = [
+        {"level": run.level, "lambda": run.strength, "seed": run.seed, "epochs": len(run.epochs)}
+        | {column: run.value(column) for column in MEASURED}
+        | {"blank": math.nan if run.test is None else run.test.blank}
+        for run in report.runs
+    ]
+    means, differences = list[dict[str, Any]](), list[dict[str, Any]]()
+    for level, strength in report.settings():
+        where = {"level": level, "lambda": strength}
+        for column in MEASURED:
+            means.append(where | {"quantity": column} | asdict(report.estimate(level, strength, column)))
+            if strength == 0 or not report.pairs(level, strength, column):
+                continue
+            difference = where | {"quantity": column} | asdict(report.difference(level, strength, column))
+            ratio = asdict(report.ratio(level, strength, column)) if column in _POSITIVE else {}
+            differences.append(difference | {f"ratio{e}": ratio.get(n, math.nan) for n, e in _RATIO.items()})
+    return {
+        "runs": runs,
+        "lambdas": means,
+        "differences": differences,
+        "correlations": [{"models": name} | asdict(c) for name, c in report.correlations().items()],
+        "within": [
+            {"level": run.level, "lambda": run.strength, "seed": run.seed, "epochs": within.n}
+            | {"pearson": within.pearson, "spearman": within.spearman, "warning": "autocorrelated"}
+            for run in report.runs
+            for within in [report.within(run)]
+        ],
+    }

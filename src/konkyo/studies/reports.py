@@ -1,0 +1,76 @@
+"""The files of a study that its report reads, and the files that the report writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from konkyo.draw.sheets import save_image
+from konkyo.errors import KonkyoError
+from konkyo.studies.base import MAPS, STUDY, TestPicture, read_maps
+from konkyo.utils.files import csv_of, read_json, write_text
+
+
+def read_settings(folder: Path, kind: str) -> dict[str, Any]:
+    """The settings of a study of this kind ("gaze", "vib"). KonkyoError: another folder, a file that cannot be read."""
+    path = folder / STUDY
+    if not path.is_file():
+        raise KonkyoError(f"{folder} holds no study of `konkyo train {kind}`: {STUDY} was expected")
+    settings = read_json(path)
+    if not isinstance(settings, dict) or settings.get("kind") != kind:
+        raise KonkyoError(f"{folder} holds no study of {kind}: {STUDY} is of something else")
+    return settings
+
+
+def read_test_pictures(folder: Path) -> list[TestPicture]:
+    """The test pictures of a study, with the paths of their files; none where the study has no index of them.
+
+    KonkyoError: an index that cannot be read.
+    """
+    path = folder / "pictures" / "index.json"
+    if not path.is_file():
+        return []
+    try:
+        return [TestPicture(str(e["name"]), str(e["label"]), str(path.parent / e["file"])) for e in read_json(path)]
+    except (LookupError, TypeError) as error:
+        raise KonkyoError(f"{path}: a list of name, label and file was expected ({error})") from error
+
+
+def read_test_maps(folder: Path, count: int) -> Tensor:
+    """The raw maps (count, h, w) of a network of the study. KonkyoError: another number, or no maps."""
+    maps = read_maps(folder)
+    if len(maps) != count:
+        raise KonkyoError(f"{folder / MAPS} has {len(maps)} maps of {count} pictures")
+    return maps
+
+
+def open_picture(picture: TestPicture) -> Image.Image:
+    """The picture in RGB. KonkyoError: its file cannot be read."""
+    try:
+        image: Image.Image = Image.open(picture.file).convert("RGB")
+    except OSError as error:
+        raise KonkyoError(f"{picture.file} cannot be read as a picture: {error}") from error
+    return image
+
+
+def save_report(
+    folder: Path,
+    text: str,
+    description: Mapping[str, Any],
+    tables: Mapping[str, Iterable[Mapping[str, Any]]],
+    pictures: Mapping[str, Image.Image],
+) -> Path:
+    """Writes report.md, report.json, a csv file per table with rows, and pictures by their names. -> the folder"""
+    for name, picture in pictures.items():
+        save_image(picture, folder / name)
+    for name, rows in tables.items():
+        if rows:
+            write_text(folder / f"{name}.csv", csv_of(rows))
+    write_text(folder / "report.json", json.dumps(description, indent=1) + "\n")
+    write_text(folder / "report.md", text)
+    return folder
