@@ -116,6 +116,12 @@ class Pass:
         with self.forwards():
             return real(self.network(images.to(self.images.dtype)))
 
+    @property
+    def black(self) -> Tensor:
+        """Black images (N, C, *size); see `Network.black`."""
+        pixel = self.images.new_tensor(self.network.black)
+        return pixel.view(1, -1, *[1] * (self.images.ndim - 2)).expand_as(self.images)
+
     def other(
         self,
         key: object,
@@ -257,6 +263,33 @@ def columns(rows: Rows) -> list[list[int]]:
         columns[seen[image]].append(r)
         seen[image] += 1
     return columns
+
+
+def rows_by_image(rows: Rows) -> list[list[int]]:
+    """The rows' indices of every image, in the order in which the images come."""
+    groups: dict[int, list[int]] = {}
+    for row, image in enumerate(rows):
+        groups.setdefault(image, []).append(row)
+    return list(groups.values())
+
+
+def distinct_views(rows: Rows, images: Tensor) -> tuple[Tensor, Rows]:
+    """Images (M, ...), view after view of all R rows, without the repeats of rows of one image.
+
+    -> (the images that differ, the image of each of the M rows). Where rows of one image see other views of it, nothing
+    is left out. KonkyoError: M is no multiple of R.
+    """
+    views, rest = divmod(len(images), len(rows))
+    if rest or not views:
+        raise KonkyoError(f"a multiple of {len(rows)} images was expected; got {len(images)}")
+    firsts = [group[0] for group in rows_by_image(rows)]
+    if len(firsts) < len(rows):
+        places = [list(dict.fromkeys(rows)).index(image) for image in rows]
+        once = torch.cat([view[firsts] for view in torch.split(images, len(rows))])
+        shared = tuple(v * len(firsts) + at for v in range(views) for at in places)
+        if torch.equal(once[list(shared)], images):
+            return once, shared
+    return images, tuple(range(len(images)))
 
 
 _TOGETHER = 16  # gradients in one walk through the graph

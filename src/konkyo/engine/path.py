@@ -102,7 +102,7 @@ class Track:
             for (a, b), g in zip(pairs, variations, strict=True)
         ]
 
-    def wanted(self, sampling: Sampling) -> list[float]:
+    def next_places(self, sampling: Sampling) -> list[float]:
         """Where the next nodes belong: the middles of the intervals of the highest priority."""
         if not self.nodes:
             return list(sampling.first)
