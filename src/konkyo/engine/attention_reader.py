@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from konkyo.engine.attention import Attentions, Block, explicit_attention, per_head
-from konkyo.engine.forward import Pass, Rows, columns, of_rows, pick, real, scores
+from konkyo.engine.forward import Pass, Rows, at_least_float32, of_rows, pick, rounds, scores
 from konkyo.engine.layer import MAX_PREFIX_TOKENS, Layer
 from konkyo.engine.needs import ReadTokens
 from konkyo.engine.replay import Replay
@@ -35,7 +35,7 @@ class AttentionReader:
         """`Probe.attentions`."""
         _, attended = self._attended
         blocks = attended.among_tokens(self._count)
-        return tuple(pick(real(per_head(p.detach(), self._count)), self._rows) for p in blocks)
+        return tuple(pick(at_least_float32(per_head(p.detach(), self._count)), self._rows) for p in blocks)
 
     def gradients(self) -> tuple[Tensor, ...]:
         """`Probe.attention_gradients`."""
@@ -51,7 +51,7 @@ class AttentionReader:
         count = self._count
         last = attended.among_tokens(count)[-1]
         if attended.pooling is not None:
-            return pick(real(per_head(attended.pooling.detach(), count)).mean((1, 2)), self._rows)
+            return pick(at_least_float32(per_head(attended.pooling.detach(), count)).mean((1, 2)), self._rows)
         noise = torch.randn(pass_.output.shape[1:], generator=torch.Generator().manual_seed(0), device="cpu").to(
             pass_.output
         )
@@ -70,20 +70,20 @@ class AttentionReader:
                 total = target(output).sum()
                 parts = torch.autograd.grad(total, leaf, retain_graph=True) if total.requires_grad else [leaf * 0]
             slopes.append(parts[0].detach())
-        gradients: list[list[Tensor]] = []  # of every column, of every block
-        for column in columns(self._rows):
-            images = [self._rows[row] for row in column]
+        gradients: list[list[Tensor]] = []  # of every round, of every block
+        for part in rounds(self._rows):
+            images = [self._rows[row] for row in part]
             gradients.append([])
             for at, block in enumerate(blocks):
                 slope = torch.zeros_like(block.tokens)
-                slope[images] = torch.stack([slopes[row][at] for row in column]).to(slope)
+                slope[images] = torch.stack([slopes[row][at] for row in part]).to(slope)
                 (gradient,) = torch.autograd.grad(block.tokens, block.probabilities, slope, retain_graph=True)
                 gradients[-1].append(gradient)
         return tuple(self._per_row(block) for block in zip(*gradients, strict=True))
 
     def _per_row(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The gradients of one attention, of every column, as (R, heads, L, L)."""
-        return real(of_rows(self._rows, [per_head(gradient, self._count) for gradient in gradients]))
+        """The gradients of one attention, of every round, as (R, heads, L, L)."""
+        return at_least_float32(of_rows(self._rows, [per_head(gradient, self._count) for gradient in gradients]))
 
     def _tails(self, attended: Attentions, blocks: Sequence[Block], tokens: ReadTokens) -> list[tuple[Tensor, Tensor]]:
         """Of every image: (the blocks' tokens (blocks, L, C), a leaf; what the network puts out for them)."""

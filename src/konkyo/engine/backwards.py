@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from konkyo.engine.forward import Pass, Rows, columns, pick, scores
+from konkyo.engine.forward import Pass, Rows, pick, rounds, scores
 from konkyo.engine.layer import INPUT, Layer, covers
 from konkyo.engine.rules import BiasTerm, bias_terms, guided_relus, positive_relevance
 from konkyo.errors import NotApplicable
@@ -47,14 +47,14 @@ def full_gradients(pass_: Pass, rows: Rows, targets: Sequence[Target]) -> tuple[
     if bias_terms not in pass_.recorded:  # asked for by a method that another one is made of
         listed = pass_.other("biases", [layer], bias_terms)
     terms: list[BiasTerm] = listed.recorded[bias_terms]  # type: ignore[assignment]
-    parts: list[tuple[Tensor, ...]] = []
-    for column in (split := columns(rows)):  # a backward fills the terms in, the next one anew
-        images_of, targets_of = tuple(rows[row] for row in column), [targets[row] for row in column]
+    values: list[tuple[Tensor, ...]] = []
+    for part in (split := rounds(rows)):  # a backward fills the terms in, the next one anew
+        images_of, targets_of = tuple(rows[row] for row in part), [targets[row] for row in part]
         gradient = listed.gradients_of(images_of, partial(scores, targets=targets_of), layer)
-        values = (pick(_placed(term.value(), images), images_of) for term in terms if term.gradient is not None)
-        parts.append((pick(images, images_of) * gradient, *values))
-    order = torch.tensor([row for column in split for row in column]).argsort().to(images.device)
-    return parts[0] if len(parts) == 1 else tuple(torch.cat(part)[order] for part in zip(*parts, strict=True))
+        of_biases = (pick(_placed(term.value(), images), images_of) for term in terms if term.gradient is not None)
+        values.append((pick(images, images_of) * gradient, *of_biases))
+    order = torch.tensor([row for part in split for row in part]).argsort().to(images.device)
+    return values[0] if len(values) == 1 else tuple(torch.cat(term)[order] for term in zip(*values, strict=True))
 
 
 def _placed(term: Tensor, images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from konkyo.engine.forward import Pass, Rows, pick, real, scores
+from konkyo.engine.forward import Pass, Rows, at_least_float32, pick, scores
 from konkyo.engine.layer import Layer, linear_head
 from konkyo.engine.variants import Variants
 from konkyo.errors import NotApplicable
@@ -36,13 +36,17 @@ class Channels:
         with torch.enable_grad():
             total = scores(output, self._targets).sum()
             (gradient,) = torch.autograd.grad(total, output) if total.requires_grad else (torch.zeros_like(output),)
-        return gradient @ real(self._head_weight)
+        return gradient @ at_least_float32(self._head_weight)
 
     def ablate(self, activations: Tensor, score: Tensor, priority: Tensor | None) -> Tensor:
         """`Probe.ablate`, of the rows' activations and scores."""
         if self._head_weight is not None:
             # The output is linear in the channels' means, so each channel's share is known without a forward.
-            means, output, share = grid_mean(activations), self._output(), real(self._head_weight).T  # (C, K)
+            means, output, share = (
+                grid_mean(activations),
+                self._output(),
+                at_least_float32(self._head_weight).T,
+            )  # (C, K)
             return torch.stack([self._targets[i](output[i] - means[i, :, None] * share) for i in range(len(means))])
 
         def without(row: int, channels: Tensor) -> Tensor:

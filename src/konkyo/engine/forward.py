@@ -36,8 +36,8 @@ class Network(Protocol):
         """The output for a batch of images."""
 
 
-def real(tensor: Tensor) -> Tensor:
-    """At least single precision: sums over half-precision activations are done in fp32."""
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in single precision, or in double where it is: sums over half-precision activations need that."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
@@ -79,7 +79,7 @@ class Pass:
                 torch.set_grad_enabled(True)
             output = network(leaf.clone())
             self.calls = {layer: len(captured.calls.get(layer, ())) for layer in layers}
-            self.output, self.half = real(output), output.element_size() < 4
+            self.output, self.half = at_least_float32(output), output.element_size() < 4
         self._levels: dict[Layer, tuple[Layer, ...]] = {}
         self._raw: dict[Layer, Tensor] = {}
         for layer in layers:
@@ -114,7 +114,7 @@ class Pass:
     def forward(self, images: Tensor) -> Tensor:
         """The network's output on other images, in the state of this Pass."""
         with self.forwards():
-            return real(self.network(images.to(self.images.dtype)))
+            return at_least_float32(self.network(images.to(self.images.dtype)))
 
     @property
     def black(self) -> Tensor:
@@ -134,18 +134,18 @@ class Pass:
         No layers: `within` makes the leaf.
         """
         at = (key, tuple(layers))
-        kept = self._others.get(at)
-        if kept is None or (images is not None and not torch.equal(images, kept.images)):
+        other = self._others.get(at)
+        if other is None or (images is not None and not torch.equal(images, other.images)):
             with self.forwards():
-                kept = Pass(
+                other = Pass(
                     self.network,
                     self.images if images is None else images,
                     layers,
                     differentiable=layers,
                     within=(within,),
                 )
-            self._others[at] = kept
-        return kept
+            self._others[at] = other
+        return other
 
     def levels(self, layer: Layer) -> tuple[Layer, ...]:
         """The layer itself, or the levels of a pyramid, each a layer of one map."""
@@ -153,66 +153,65 @@ class Pass:
 
     def activations(self, layer: Layer) -> Tensor:
         """What the layer put out, (N, C, *grid), detached."""
-        return real(layer.fold(self._raw[layer].detach()))
+        return at_least_float32(layer.fold(self._raw[layer].detach()))
 
     def gradients(self, rows: Rows, targets: Sequence[Target], layer: Layer) -> Tensor:
         """d score / d activations (R, C, *grid); one backward serves all differentiable layers of this Pass."""
         key = tuple(targets)
-        found = next((g for of, known, g in self._gradients if of == rows and known == key), None)
-        if found is None:
+        gradients = next((g for of, known, g in self._gradients if of == rows and known == key), None)
+        if gradients is None:
             raws = [self._raw[item] for item in self._differentiable]
             slopes = self._slopes_of(rows, key, raws)
-            found = [
-                of_rows(rows, [item.fold(column[i]) for column in slopes])
-                for i, item in enumerate(self._differentiable)
+            gradients = [
+                of_rows(rows, [item.fold(slope[i]) for slope in slopes]) for i, item in enumerate(self._differentiable)
             ]
-            self._gradients.append((rows, key, found))
-        return real(found[self._differentiable.index(layer)])
+            self._gradients.append((rows, key, gradients))
+        return at_least_float32(gradients[self._differentiable.index(layer)])
 
     def _slopes_of(self, rows: Rows, targets: Sequence[Target], tensors: Sequence[Tensor]) -> list[list[Tensor]]:
         """As `slopes` of the targets' scores, with a graph for every score: a backward walks no other's."""
         if all(target == targets[0] for target in targets):
             return self.slopes(rows, lambda output: scores(output, targets), tensors)
         with self._scoring():
-            each = [scores(self.output[i : i + 1], [t])[0] for i, t in zip(rows, targets, strict=True)]
-            sums = [torch.stack([each[row] for row in column]).sum() for column in columns(rows)]
+            values = [scores(self.output[i : i + 1], [t])[0] for i, t in zip(rows, targets, strict=True)]
+            sums = [torch.stack([values[row] for row in part]).sum() for part in rounds(rows)]
             return self._backwards(sums, tensors)
 
     def gradients_of(self, rows: Rows, score: Callable[[Tensor], Tensor], layer: Layer) -> Tensor:
         """d score(output of every row) / d activations (R, C, *grid) of any function of the output (R,)."""
         slopes = self.slopes(rows, score, [self._raw[layer]])
-        return real(of_rows(rows, [layer.fold(column[0]) for column in slopes]))
+        return at_least_float32(of_rows(rows, [layer.fold(slope[0]) for slope in slopes]))
 
     def slopes(
         self, rows: Rows, score: Callable[[Tensor], Tensor], tensors: Sequence[Tensor], *, create_graph: bool = False
     ) -> list[list[Tensor]]:
         """d score / d tensors of the graph, where `score` of the rows' outputs (R, ...) gives (R,).
 
-        A list of gradients for every column: the rows in columns, no image twice in one, as `of_rows` takes them apart.
+        A list of gradients for every round of `rounds(rows)`, as `of_rows` takes them apart.
         0 where a score depends on none of the tensors.
         """
         with self._scoring():
             values = score(pick(self.output, rows))
-            return self._backwards([values[column].sum() for column in columns(rows)], tensors, create_graph)
+            return self._backwards([values[part].sum() for part in rounds(rows)], tensors, create_graph)
 
     def gradients_of_each(self, targets: Sequence[Target], layers: Sequence[Layer]) -> list[list[Tensor]]:
         """Of every target, which is that of all images, d score / d activations (N, C, *grid) of every layer."""
         with self._scoring():
             sums = [target(self.output).sum() for target in targets]
-            found = self._backwards(sums, [self._raw[layer] for layer in layers])
-        return [[real(layer.fold(g)) for layer, g in zip(layers, gradients, strict=True)] for gradients in found]
+            slopes = self._backwards(sums, [self._raw[layer] for layer in layers])
+        return [[at_least_float32(layer.fold(g)) for layer, g in zip(layers, slope, strict=True)] for slope in slopes]
 
     def _backwards(
         self, sums: Sequence[Tensor], tensors: Sequence[Tensor], create_graph: bool = False
     ) -> list[list[Tensor]]:
         """d sum / d tensors of every sum, 0 where it depends on none."""
-        found: Sequence[Sequence[Tensor | None]] = [[None] * len(tensors)] * len(sums)
+        slopes: Sequence[Sequence[Tensor | None]] = [[None] * len(tensors)] * len(sums)
         if any(total.requires_grad for total in sums):
             # Down to the image a batch of gradients would hold every module's at once.
             together = not create_graph and all(layer.module is not None for layer in self._differentiable)
-            found = _backwards(sums, tensors, together=together, create_graph=create_graph)
+            slopes = _backwards(sums, tensors, together=together, create_graph=create_graph)
         return [
-            [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, column, strict=True)] for column in found
+            [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, slope, strict=True)] for slope in slopes
         ]
 
     def curvature(self, rows: Rows, targets: Sequence[Target], layer: Layer, vectors: Tensor) -> Tensor:
@@ -220,12 +219,12 @@ class Pass:
         raw, products = self._raw[layer], []
         with torch.enable_grad():
             first = self.slopes(rows, lambda output: scores(output, targets), [raw], create_graph=True)
-            for column, (gradient,) in zip(columns(rows), first, strict=True):
-                images = torch.tensor([rows[r] for r in column], device=raw.device)
-                slope = (layer.fold(gradient)[images] * vectors[column]).sum()
-                ((found,),) = self._backwards([slope], [raw])
-                products.append(layer.fold(found))
-        return real(of_rows(rows, products))
+            for part, (gradient,) in zip(rounds(rows), first, strict=True):
+                images = torch.tensor([rows[r] for r in part], device=raw.device)
+                slope = (layer.fold(gradient)[images] * vectors[part]).sum()
+                ((product,),) = self._backwards([slope], [raw])
+                products.append(layer.fold(product))
+        return at_least_float32(of_rows(rows, products))
 
 
 Rows: TypeAlias = tuple[int, ...]
@@ -241,28 +240,28 @@ def pick(values: Tensor, rows: Rows) -> Tensor:
     return values[torch.tensor(rows, device=values.device, dtype=torch.int64)]
 
 
-def of_rows(rows: Rows, columns: Sequence[Tensor]) -> Tensor:
-    """Values per image of every column [(N, ...), ...] as values per row (R, ...)."""
-    if len(columns) == 1 and rows == tuple(range(len(columns[0]))):
-        return columns[0]
-    seen: Counter[int] = Counter()
-    found = []
+def of_rows(rows: Rows, values: Sequence[Tensor]) -> Tensor:
+    """Values per image of every round [(N, ...), ...] as values per row (R, ...)."""
+    if len(values) == 1 and rows == tuple(range(len(values[0]))):
+        return values[0]
+    turns: Counter[int] = Counter()
+    picked = []
     for image in rows:
-        found.append(columns[seen[image]][image])
-        seen[image] += 1
-    return torch.stack(found)
+        picked.append(values[turns[image]][image])
+        turns[image] += 1
+    return torch.stack(picked)
 
 
-def columns(rows: Rows) -> list[list[int]]:
-    """The rows' indices, those that are the first of their image, the second, ..."""
-    seen: Counter[int] = Counter()
-    columns: list[list[int]] = []
-    for r, image in enumerate(rows):
-        if seen[image] == len(columns):
-            columns.append([])
-        columns[seen[image]].append(r)
-        seen[image] += 1
-    return columns
+def rounds(rows: Rows) -> list[list[int]]:
+    """The rows' indices in rounds, no image twice in one: the first row of every image, the second, ..."""
+    turns: Counter[int] = Counter()
+    parts: list[list[int]] = []
+    for row, image in enumerate(rows):
+        if turns[image] == len(parts):
+            parts.append([])
+        parts[turns[image]].append(row)
+        turns[image] += 1
+    return parts
 
 
 def rows_by_image(rows: Rows) -> list[list[int]]:
@@ -305,11 +304,11 @@ def _backwards(
             warnings.simplefilter("ignore")  # of operators without a rule for batches, which run one by one
             for part in (sums[i : i + _TOGETHER] for i in range(0, len(sums), _TOGETHER)):
                 stack = torch.stack(list(part))
-                each = torch.eye(len(part), device=stack.device, dtype=stack.dtype)
-                found = torch.autograd.grad(
-                    stack, tensors, each, retain_graph=True, allow_unused=True, is_grads_batched=True
+                one_hot = torch.eye(len(part), device=stack.device, dtype=stack.dtype)
+                slopes = torch.autograd.grad(
+                    stack, tensors, one_hot, retain_graph=True, allow_unused=True, is_grads_batched=True
                 )
-                rows += [[None if g is None else g[i] for g in found] for i in range(len(part))]
+                rows += [[None if g is None else g[i] for g in slopes] for i in range(len(part))]
             return rows
     return [
         torch.autograd.grad(total, tensors, retain_graph=True, allow_unused=True, create_graph=create_graph)
@@ -322,16 +321,16 @@ def _backwards(
 def scores(output: Tensor, targets: Sequence[Target]) -> Tensor:
     """One target per row of the output -> (N,)."""
     if len(set(map(id, targets))) == 1 or all(target == targets[0] for target in targets):
-        each = [targets[0](output)]
+        parts = [targets[0](output)]
     else:
-        each = [target(output[i : i + 1]) for i, target in enumerate(targets)]
-    for score in each:
-        if not isinstance(score, Tensor):
-            raise KonkyoError(f"a target is a callable output -> (N,) scores; it gave {type(score).__name__}")
-    found = torch.cat(each) if len(each) > 1 else each[0]
-    if found.shape != (len(output),):
-        raise KonkyoError(f"a target gives one score per image, shape ({len(output)},); got {tuple(found.shape)}")
-    return found
+        parts = [target(output[i : i + 1]) for i, target in enumerate(targets)]
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise KonkyoError(f"a target is a callable output -> (N,) scores; it gave {type(part).__name__}")
+    values = torch.cat(parts) if len(parts) > 1 else parts[0]
+    if values.shape != (len(output),):
+        raise KonkyoError(f"a target gives one score per image, shape ({len(output)},); got {tuple(values.shape)}")
+    return values
 
 
 def _autocast_arguments(device: str, precision: Precision | None) -> dict[str, object]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from konkyo.engine.capture import measured_outputs
-from konkyo.engine.forward import Pass, Rows, real, rows_by_image
+from konkyo.engine.forward import Pass, Rows, at_least_float32, rows_by_image
 from konkyo.engine.layer import Layer
 from konkyo.engine.needs import Vary, Visit
 from konkyo.engine.replay import Replay
@@ -250,7 +250,7 @@ class Variants:
                 score, slope = self._targets[row](output).sum(), None
                 if score.requires_grad:
                     (slope,) = torch.autograd.grad(score, leaf, allow_unused=True, retain_graph=row != rows[-1])
-                slopes.append(torch.zeros_like(leaf) if slope is None else real(slope))
+                slopes.append(torch.zeros_like(leaf) if slope is None else at_least_float32(slope))
         return slopes
 
     def _visit(self, variants: Tensor, rows: Sequence[int]) -> tuple[Tensor, Iterator[Tensor]]:
