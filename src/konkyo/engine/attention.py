@@ -1,4 +1,4 @@
-"""Attention made explicit: while a forward runs, the probabilities of every attention are computed and kept.
+"""Explicit attention: while a forward runs, the probabilities of every attention are computed and stored.
 
 Fused kernels never hold them. Within `explicit_attention` each attention, however it is written (PyTorch's fused
 function, `nn.MultiheadAttention`, a softmax by hand), becomes a product, a softmax and a product, and its probabilities
@@ -33,12 +33,12 @@ class _Call:
     module: nn.Module
     number: int
     """Which of the module's calls, from 0."""
-    given: Tensor | None
+    input: Tensor | None
     """The first tensor that it was called with."""
     attentions: int = 0
     """How many attentions were computed within."""
     out: Tensor | None = None
-    """What it put out, where that is of three axes and one attention was computed within."""
+    """What the module put out, where that has three axes and one attention was computed within."""
     handed_on: Tensor | None = None
     """The copy of `out` that the network went on with."""
 
@@ -62,36 +62,36 @@ class Attentions(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.probabilities: list[Tensor] = []
-        """(N, heads, queries, keys) each, or (N * heads, queries, keys) where the network keeps them so; in the graph.
+        """(N, heads, queries, keys) each, or (N * heads, queries, keys) where the network has them so, in the graph.
         At least in single precision."""
         self.tails: dict[object, list[tuple[Tensor, Tensor]]] = {}
-        """A place to keep what was computed from the blocks' tokens."""
+        """What was computed from the blocks' tokens, stored by whoever computed it."""
         self._stack: list[_Call] = []
         self._paths: list[tuple[_Call, ...]] = []
         self._counts: dict[nn.Module, int] = {}
 
-    # --- what was found -----------------------------------------------------------------------------------------------
+    # --- what a forward computed --------------------------------------------------------------------------------------
 
     def among_tokens(self, images: int) -> list[Tensor]:
         """The probabilities of every self-attention over the tokens of whole images, first to last.
 
         NotApplicable: none; attention within windows; or tokens that become fewer (or other ones) on the way.
         """
-        found = [p for p in self.probabilities if p.shape[-1] == p.shape[-2]]
-        if not found:
+        square = [p for p in self.probabilities if p.shape[-1] == p.shape[-2]]
+        if not square:
             raise NotApplicable("reads attention between tokens, and this network computes none that can be seen")
-        if any(p.ndim > 4 or len(p) % images or (p.ndim == 4 and len(p) != images) for p in found):
+        if any(p.ndim > 4 or len(p) % images or (p.ndim == 4 and len(p) != images) for p in square):
             raise NotApplicable(
                 "needs attention between all tokens of an image; this network attends within windows or pieces"
             )
         others = [p for p in self.probabilities if p.shape[-1] != p.shape[-2]]
-        tokens = {p.shape[-1] for p in [*found, *others]}
+        tokens = {p.shape[-1] for p in [*square, *others]}
         if len(tokens) > 1 or len(others) > 1 or (others and others[0] is not self.probabilities[-1]):
             raise NotApplicable(
                 "needs the same tokens in every block; in this network they are merged, or attention is between "
                 f"different ones (keys: {', '.join(map(str, sorted(tokens)))})"
             )
-        return found
+        return square
 
     @property
     def pooling(self) -> Tensor | None:
@@ -105,7 +105,7 @@ class Attentions(TorchFunctionMode):
         NotApplicable: a network that is not made so; and what `among_tokens` says.
         """
         reason = "needs blocks that are modules, each handing tokens (N, L, C) on to the next"
-        found, count = list[Block](), len(self.among_tokens(images))
+        blocks, count = list[Block](), len(self.among_tokens(images))
         calls = list[_Call]()
         for probabilities, path in zip(self.probabilities[:count], self._paths, strict=False):
             # With a single attention nothing tells a block from the attention in it, but that it is around it.
@@ -114,10 +114,10 @@ class Attentions(TorchFunctionMode):
             if call is None or call.out is None or call.out.shape[:2] != (images, probabilities.shape[-1]):
                 raise NotApplicable(reason)
             calls.append(call)
-            found.append(Block(call.module, call.number, call.out, probabilities))
-        if any(after.given is not before.handed_on for before, after in pairwise(calls)):
+            blocks.append(Block(call.module, call.number, call.out, probabilities))
+        if any(after.input is not before.handed_on for before, after in pairwise(calls)):
             raise NotApplicable(reason)
-        return found
+        return blocks
 
     # --- attention, explicitly ----------------------------------------------------------------------------------------
 
@@ -129,9 +129,9 @@ class Attentions(TorchFunctionMode):
         if function is functional.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
         if function is functional.multi_head_attention_forward:
-            given = _MULTI_HEAD.bind(*args, **kwargs)
-            given.apply_defaults()
-            return self._multi_head(**given.arguments)
+            bound = _MULTI_HEAD.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return self._multi_head(**bound.arguments)
         if function in _SOFTMAX:
             out: Tensor = function(*args, **kwargs)
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
@@ -231,9 +231,9 @@ class Attentions(TorchFunctionMode):
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module's call begins."""
-        given = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+        first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
         self._counts[module] = number = self._counts.get(module, -1) + 1
-        self._stack.append(_Call(module, number, given))
+        self._stack.append(_Call(module, number, first))
 
     def leave(self, module: nn.Module, _args: Any, output: Any) -> Any:
         """A module's call ends. Where it may be a block, its tokens are kept and the network goes on with a copy."""
@@ -244,7 +244,7 @@ class Attentions(TorchFunctionMode):
         if call.attentions == 1 and isinstance(first, Tensor) and first.ndim == 3 and first.requires_grad:
             call.out, call.handed_on = first, first.clone()
             return call.handed_on if first is output else type(output)((call.handed_on, *output[1:]))
-        call.given = None
+        call.input = None
         return output
 
 
@@ -256,7 +256,7 @@ def _added(mask: Tensor, like: Tensor) -> Tensor:
 
 
 def per_head(values: Tensor, images: int) -> Tensor:
-    """(N, heads, queries, keys) of what is kept as that or as (N * heads, queries, keys)."""
+    """The values as (N, heads, queries, keys), where they are that or (N * heads, queries, keys)."""
     return values if values.ndim == 4 else values.view(images, -1, *values.shape[1:])
 
 
@@ -267,11 +267,11 @@ def explicit_attention(root: nn.Module) -> Iterator[Attentions]:
     The first attention's probabilities become the leaf of the graph: what comes before runs without one, whatever the
     weights' `requires_grad`, and what follows is differentiable. The network's output is what it always is.
     """
-    found = Attentions()
+    attentions = Attentions()
     with ExitStack() as undo:
         undo.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the switch in `_keep` ends here
         for module in root.modules():
-            undo.callback(module.register_forward_pre_hook(found.enter, with_kwargs=True).remove)
-            undo.callback(module.register_forward_hook(found.leave).remove)
-        undo.enter_context(found)
-        yield found
+            undo.callback(module.register_forward_pre_hook(attentions.enter, with_kwargs=True).remove)
+            undo.callback(module.register_forward_hook(attentions.leave).remove)
+        undo.enter_context(attentions)
+        yield attentions

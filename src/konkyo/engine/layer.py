@@ -114,8 +114,8 @@ def linear_head(root: nn.Module, means: Tensor, output: Tensor, tolerance: float
         if (linear.out_features, linear.in_features) != (output.shape[1], means.shape[1]):
             continue
         # Without the bias: beside a large one, what other grids give would look the same.
-        own = output if linear.bias is None else output - linear.bias.detach().to(output)
+        unbiased = output if linear.bias is None else output - linear.bias.detach().to(output)
         again = means @ linear.weight.detach().to(means).T
-        if ((again - own).abs() <= tolerance * own.abs().amax()).all():
+        if ((again - unbiased).abs() <= tolerance * unbiased.abs().amax()).all():
             return linear
     return None

@@ -98,7 +98,7 @@ class Track:
         scales = {"max": max(variations, default=0.0), "sum": sum(variations), "none": 1.0}
         scale, balance = scales[sampling.gradient_scale] or 1.0, sampling.balance
         return [
-            (balance * g / scale + (1 - balance) * self._move(a, b)) * (b - a) ** sampling.length_power
+            (balance * g / scale + (1 - balance) * self._box_move(a, b)) * (b - a) ** sampling.length_power
             for (a, b), g in zip(pairs, variations, strict=True)
         ]
 
@@ -124,13 +124,13 @@ class Track:
             self.distances[a, b] = sum(float((y.float() - x.float()).abs().sum()) for x, y in pairs)
         return self.distances[a, b]
 
-    def _move(self, a: float, b: float) -> float:
+    def _box_move(self, a: float, b: float) -> float:
         """How far the box has moved between two nodes (Eq. 4)."""
         if (a, b) not in self.moves:
-            self.moves[a, b] = self._moved(a, b)
+            self.moves[a, b] = self._box_distance(a, b)
         return self.moves[a, b]
 
-    def _moved(self, a: float, b: float) -> float:
+    def _box_distance(self, a: float, b: float) -> float:
         boxes = torch.tensor([self.nodes[a].box, self.nodes[b].box], dtype=torch.float64)
         there = boxes.isfinite().all(1)
         if not there.all():

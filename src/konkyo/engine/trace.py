@@ -1,4 +1,4 @@
-"""Trace: every grid of a network, found in one forward and backward."""
+"""Trace: one forward and backward tells which modules of a network put out a grid."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ _REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
 
 
 def trace(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -> list[Site]:
-    """Every module's last output, in the order in which they finish, from one forward and backward on `image` (1, ...).
+    """Lists every module's last output, in the order in which they finish, of one forward on `image` (1, ...).
 
     The gradient is that of the largest output. Modules that only pool, drop or pass on are left out.
     """
     with torch.enable_grad():
         run = _traced(forward, root, image)
         layers = _layouts(run, forward, root, image)
-        wanted = [name for name in run.edges if layers[name] is not None]
-        found = _gradients(run, [run.edges[name] for name in wanted])
-    gradients, sites, norms = dict(zip(wanted, found, strict=True)), [], []
+        names = [name for name in run.edges if layers[name] is not None]
+        gradients = dict(zip(names, _gradients(run, [run.edges[name] for name in names]), strict=True))
+    sites, norms = [], []
     for name, tensor in run.outputs.items():
         layer, gradient, norm = layers[name], gradients.get(name), tensor.new_zeros(())
         if layer is not None and gradient is not None:
@@ -137,11 +137,11 @@ def _gradients(run: _Run, grids: Sequence[GradientEdge]) -> Sequence[Tensor | No
     top = run.score.reshape(run.batch, -1)[0].amax()
     if not grids or not top.requires_grad:
         return [None] * len(grids)
-    found = torch.autograd.grad(top, grids, allow_unused=True, retain_graph=True)
-    seen = [g.abs().amax() for g in found if g is not None and g.numel()]
+    gradients = torch.autograd.grad(top, grids, allow_unused=True, retain_graph=True)
+    peaks = [g.abs().amax() for g in gradients if g is not None and g.numel()]
     read = run.head_input
-    if read is None or not read.requires_grad or (seen and torch.stack([s.float() for s in seen]).amax() != 0):
-        return found
+    if read is None or not read.requires_grad or (peaks and torch.stack([p.float() for p in peaks]).amax() != 0):
+        return gradients
     noise = torch.randn(read.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(read)
     return torch.autograd.grad((read * noise)[:1].sum(), grids, allow_unused=True)
 
@@ -203,7 +203,7 @@ class _Sizes:
         known = [(length - math.prod(g), g) for g in reversed(self.known) if math.prod(g) > 1]
         known = [(prefix, g) for prefix, g in known if 0 <= prefix <= MAX_PREFIX_TOKENS]
         if known:
-            return min(known, key=lambda found: found[0])
+            return min(known, key=lambda candidate: candidate[0])
         if length <= max(self.prefixes):  # the class token and its like alone
             return None
         prefixes = self.prefixes if self.certain else range(MAX_PREFIX_TOKENS + 1)
@@ -225,9 +225,9 @@ def _read(name: str, shape: tuple[int, ...], sizes: _Sizes) -> Layer | None:
         elif sizes.fit(last):
             layer, grid = Layer(name, None, channel_axis=-1), last
     elif len(shape) == 3 and len(sizes.image) > 1:
-        found = sizes.of_tokens(shape[1])
-        if found is not None:
-            prefix, grid = found
+        split = sizes.of_tokens(shape[1])
+        if split is not None:
+            prefix, grid = split
             layer = Layer(name, None, channel_axis=-1, tokens=grid, prefix=prefix)
     return layer if layer is not None and math.prod(grid) > 1 else None
 
@@ -237,15 +237,15 @@ def _last_axes(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tens
 
     Nothing for a network that takes images of one size only.
     """
-    found: dict[str, int] = {}
+    axes: dict[str, int] = {}
     with ExitStack() as undo, torch.no_grad(), suppress(*_REFUSALS):
         for name, module in root.named_modules():
 
-            def keep(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+            def note(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
                 tensor = main_tensor(output)
                 if tensor is not None and tensor.ndim:
-                    found[name] = tensor.shape[-1]
+                    axes[name] = tensor.shape[-1]
 
-            undo.callback(module.register_forward_hook(keep).remove)
+            undo.callback(module.register_forward_hook(note).remove)
         forward(torch.cat([image, image], dim=-1))
-    return found
+    return axes
