@@ -28,7 +28,7 @@ _MULTI_HEAD = inspect.signature(functional.multi_head_attention_forward)
 
 @dataclass(eq=False)
 class _Call:
-    """A module's call in one forward."""
+    """This is a module's call in one forward."""
 
     module: nn.Module
     number: int
@@ -45,7 +45,7 @@ class _Call:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A module that turns tokens into tokens with one self-attention in it."""
+    """A block is a module that turns tokens into tokens with one self-attention in it."""
 
     module: nn.Module
     call: int
@@ -57,7 +57,7 @@ class Block:
 
 
 class Attentions(TorchFunctionMode):
-    """The attentions of one forward; see `explicit_attention`."""
+    """This mode records the attentions of one forward; see `explicit_attention`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Attentions(TorchFunctionMode):
     # --- what a forward computed --------------------------------------------------------------------------------------
 
     def among_tokens(self, images: int) -> list[Tensor]:
-        """The probabilities of every self-attention over the tokens of whole images, first to last.
+        """Returns the probabilities of every self-attention over the tokens of whole images, first to last.
 
         NotApplicable: none; attention within windows; or tokens that become fewer (or other ones) on the way.
         """
@@ -95,12 +95,12 @@ class Attentions(TorchFunctionMode):
 
     @property
     def pooling(self) -> Tensor | None:
-        """The probabilities of an attention with other queries than tokens, by which the head reads them."""
+        """By these probabilities the head reads the tokens, where its queries are other ones; else None."""
         last = self.probabilities[-1]
         return last if last.shape[-1] != last.shape[-2] else None
 
     def blocks(self, images: int) -> list[Block]:
-        """The modules around every self-attention that hand tokens on, one to the next.
+        """Returns the modules around the self-attentions, which hand tokens on, one to the next.
 
         NotApplicable: a network that is not made so; and what `among_tokens` says.
         """
@@ -163,7 +163,7 @@ class Attentions(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """`scaled_dot_product_attention`, step by step."""
+        """Computes `scaled_dot_product_attention` step by step."""
         if enable_gqa:
             key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
         scores = (query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)) @ key.mT
@@ -197,7 +197,7 @@ class Attentions(TorchFunctionMode):
         use_separate_proj_weight: bool,
         **others: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """`multi_head_attention_forward`: tokens (L, N, C) -> the same, and the weights where they are wanted."""
+        """Computes `multi_head_attention_forward`: tokens (L, N, C) -> the same, and the weights if `need_weights`."""
         if query.ndim != 3 or any(others[name] is not None for name in ("bias_k", "bias_v", "static_k", "static_v")):
             raise NotApplicable("cannot read an attention with keys of its own, or one without a batch")
         if others["add_zero_attn"]:
@@ -236,7 +236,7 @@ class Attentions(TorchFunctionMode):
         self._stack.append(_Call(module, number, first))
 
     def leave(self, module: nn.Module, _args: Any, output: Any) -> Any:
-        """A module's call ends. Where it may be a block, its tokens are kept and the network goes on with a copy."""
+        """A module's call ends; where it may be a block, its tokens are recorded and the network gets a copy."""
         call = self._stack.pop()
         while call.module is not module:  # calls that ended in an exception which the network caught
             call = self._stack.pop()
@@ -249,14 +249,14 @@ class Attentions(TorchFunctionMode):
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask of `nn.MultiheadAttention` as numbers that are added to the scores."""
+    """Turns a mask of `nn.MultiheadAttention` into numbers that are added to the scores."""
     if mask.dtype != torch.bool:
         return mask.to(like.dtype)
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -torch.inf)
 
 
 def per_head(values: Tensor, images: int) -> Tensor:
-    """The values as (N, heads, queries, keys), where they are that or (N * heads, queries, keys)."""
+    """Returns values (N, heads, queries, keys), or (N * heads, queries, keys), as (N, heads, queries, keys)."""
     return values if values.ndim == 4 else values.view(images, -1, *values.shape[1:])
 
 

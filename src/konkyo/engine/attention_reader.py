@@ -32,13 +32,13 @@ class AttentionReader:
         return pass_, attended
 
     def probabilities(self) -> tuple[Tensor, ...]:
-        """`Probe.attentions`."""
+        """Computes `Probe.attentions`."""
         _, attended = self._attended
         blocks = attended.among_tokens(self._count)
         return tuple(pick(at_least_float32(per_head(p.detach(), self._count)), self._rows) for p in blocks)
 
     def gradients(self) -> tuple[Tensor, ...]:
-        """`Probe.attention_gradients`."""
+        """Computes `Probe.attention_gradients`."""
         pass_, attended = self._attended
         slopes = pass_.slopes(
             self._rows, lambda output: scores(output, self._targets), attended.among_tokens(self._count)
@@ -46,7 +46,7 @@ class AttentionReader:
         return tuple(self._per_row(block) for block in zip(*slopes, strict=True))
 
     def readout(self) -> Tensor:
-        """`Probe.readout`."""
+        """Computes `Probe.readout`."""
         pass_, attended = self._attended
         count = self._count
         last = attended.among_tokens(count)[-1]
@@ -60,7 +60,7 @@ class AttentionReader:
         return pick(safe_divide(read, read.sum(1, keepdim=True)), self._rows)
 
     def block_gradients(self, tokens: ReadTokens) -> tuple[Tensor, ...]:
-        """`Probe.block_gradients`."""
+        """Computes `Probe.block_gradients`."""
         _, attended = self._attended
         blocks = attended.blocks(self._count)
         tails, slopes = self._tails(attended, blocks, tokens), []
@@ -82,11 +82,11 @@ class AttentionReader:
         return tuple(self._per_row(block) for block in zip(*gradients, strict=True))
 
     def _per_row(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The gradients of one attention, of every round, as (R, heads, L, L)."""
+        """Puts the gradients of one attention, which come by rounds, in the order of the rows (R, heads, L, L)."""
         return at_least_float32(of_rows(self._rows, [per_head(gradient, self._count) for gradient in gradients]))
 
     def _tails(self, attended: Attentions, blocks: Sequence[Block], tokens: ReadTokens) -> list[tuple[Tensor, Tensor]]:
-        """Of every image: (the blocks' tokens (blocks, L, C), a leaf; what the network puts out for them)."""
+        """Returns for every image (the blocks' tokens (blocks, L, C), a leaf; what the network puts out for them)."""
         if tokens not in attended.tails:
             last = Layer("the last block", blocks[-1].module, call=blocks[-1].call)
             tails = []
@@ -104,7 +104,7 @@ class AttentionReader:
 
 
 def tokens_on_grid(tokens: Tensor, layer: Layer, grid: Sequence[int]) -> Tensor:
-    """`Probe.on_grid`."""
+    """Computes `Probe.on_grid`."""
     prefix = tokens.shape[1] - math.prod(grid)
     if not 0 <= prefix <= MAX_PREFIX_TOKENS or (layer.tokens is not None and prefix != layer.prefix):
         raise NotApplicable(

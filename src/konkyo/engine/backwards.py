@@ -17,7 +17,7 @@ from konkyo.utils.tensors import safe_divide
 
 
 def guided_gradients(pass_: Pass, rows: Rows, targets: Sequence[Target]) -> Tensor:
-    """`Probe.guided_gradients`."""
+    """Computes `Probe.guided_gradients`."""
     layer = Layer(INPUT, None)
     guided = pass_.other("guided", [layer], guided_relus)
     if not guided.recorded[guided_relus].used:  # type: ignore[attr-defined]
@@ -26,7 +26,7 @@ def guided_gradients(pass_: Pass, rows: Rows, targets: Sequence[Target]) -> Tens
 
 
 def relevance(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer) -> Tensor:
-    """`Probe.relevance`."""
+    """Computes `Probe.relevance`."""
     if not all(isinstance(target, ClassTarget) for target in targets):
         raise NotApplicable("relevance is handed down from one class against the others; the target is no class")
     ruled = pass_.other("relevance", [layer], positive_relevance)
@@ -42,7 +42,7 @@ def relevance(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer) 
 
 
 def full_gradients(pass_: Pass, rows: Rows, targets: Sequence[Target]) -> tuple[Tensor, ...]:
-    """`Probe.full_gradients`."""
+    """Computes `Probe.full_gradients`."""
     layer, images, listed = Layer(INPUT, None), pass_.images, pass_
     if bias_terms not in pass_.recorded:  # asked for by a method that another one is made of
         listed = pass_.other("biases", [layer], bias_terms)
@@ -58,6 +58,6 @@ def full_gradients(pass_: Pass, rows: Rows, targets: Sequence[Target]) -> tuple[
 
 
 def _placed(term: Tensor, images: Tensor) -> Tensor:
-    """What a bias adds, where its module puts out a grid of every image; its sum per image (N, 1) otherwise."""
+    """Returns a bias term as it is if its module puts out a grid per image, otherwise its sum per image (N, 1)."""
     grid = term.ndim == images.ndim and len(term) == len(images) and covers(term.shape[2:], images.shape[2:])
     return term if grid else term.reshape(len(images), -1).sum(1, keepdim=True)

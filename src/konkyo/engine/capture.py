@@ -19,13 +19,13 @@ from konkyo.errors import KonkyoError
 
 
 class Captured:
-    """What the layers put out in one forward, in the modules' own form."""
+    """This holds what the layers put out in one forward, in the form of their modules."""
 
     def __init__(self) -> None:
         self.calls: dict[Layer, list[list[Tensor]]] = {}
 
     def raw(self, layer: Layer) -> list[Tensor]:
-        """What the layer's call that is meant put out: one tensor, or all levels of a pyramid.
+        """Returns what the layer's module put out in its call `layer.call`: one tensor, or all levels of a pyramid.
 
         KonkyoError: the forward never made that call.
         """

@@ -24,7 +24,7 @@ class Channels:
         self._variants = variants
 
     def class_weights(self) -> Tensor:
-        """`Probe.class_weights`."""
+        """Computes `Probe.class_weights`."""
         if self._layer.module is None:
             raise NotApplicable("needs a feature layer; the input is none")
         if self._head_weight is None:
@@ -39,7 +39,7 @@ class Channels:
         return gradient @ at_least_float32(self._head_weight)
 
     def ablate(self, activations: Tensor, score: Tensor, priority: Tensor | None) -> Tensor:
-        """`Probe.ablate`, of the rows' activations and scores."""
+        """Computes `Probe.ablate` from the activations and scores of the rows."""
         if self._head_weight is not None:
             # The output is linear in the channels' means, so each channel's share is known without a forward.
             means, output, share = (
@@ -62,7 +62,7 @@ class Channels:
 
     @cached_property
     def _head_weight(self) -> Tensor | None:
-        """The weight (K, C) of the linear layer that follows the mean over the grid; None if the head is not that."""
+        """This is the weight (K, C) of the linear layer after the mean over the grid; None if the head is another."""
         if self._layer.module is None or self._pass.output.ndim != 2:
             return None
         means, output = grid_mean(self._pass.activations(self._layer)), self._pass.output.detach()

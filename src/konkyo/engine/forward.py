@@ -37,18 +37,18 @@ class Network(Protocol):
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in single precision, or in double where it is: sums over half-precision activations need that."""
+    """Returns the tensor in single precision, or in double if it is: sums over half-precision values need that."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 class Pass:
-    """One forward of the network on `images` (N, C, *size) with `layers` captured.
+    """A Pass is one forward of the network on `images` (N, C, *size) with `layers` captured.
 
     Everything before the first of `differentiable` runs without a graph. `precision=None` keeps the caller's autocast
     state; "bf16" and "fp16" run every forward of this Pass under autocast. Methods always compute in fp32 or better.
-    `within` is entered for the forward; what it yields is kept as `recorded`.
+    `within` is entered for the forward; what it yields is stored as `recorded`.
 
-    What is asked of a Pass is asked for rows: row r is image `rows[r]` seen from a target of its own.
+    Methods of a Pass that take `rows` answer for every row: row r is image `rows[r]` with target `targets[r]`.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Pass:
 
     @contextmanager
     def forwards(self) -> Iterator[None]:
-        """The state in which this Pass runs the network: its autocast, whatever the caller's is by then."""
+        """Within the context a network runs as this Pass does: with its autocast, whatever the caller's is by then."""
         grad = torch.is_grad_enabled()  # leaving inference mode would switch it on
         with (
             torch.inference_mode(False),
@@ -106,13 +106,14 @@ class Pass:
 
     @contextmanager
     def _scoring(self) -> Iterator[None]:
-        """The state in which targets read the output, and from which backwards start: as a forward's, without autocast,
-        so that a target chooses the same in single precision wherever it is asked."""
+        """Within the context targets read the output and backwards start: as in `forwards`, but without autocast.
+
+        So a target chooses the same in single precision, whatever the caller's autocast is."""
         with self.forwards(), torch.enable_grad(), torch.autocast(str(self._autocast["device_type"]), enabled=False):
             yield
 
     def forward(self, images: Tensor) -> Tensor:
-        """The network's output on other images, in the state of this Pass."""
+        """Runs the network on other images, in the state of this Pass -> its output."""
         with self.forwards():
             return at_least_float32(self.network(images.to(self.images.dtype)))
 
@@ -129,7 +130,7 @@ class Pass:
         within: Callable[[nn.Module], AbstractContextManager[object]],
         images: Tensor | None = None,
     ) -> Pass:
-        """A Pass on the same images (or others) run another way, with `layers` its leaves; one per `key` is kept.
+        """Returns a Pass on the same images (or others) run another way, `layers` its leaves; one per `key` is stored.
 
         No layers: `within` makes the leaf.
         """
@@ -148,15 +149,15 @@ class Pass:
         return other
 
     def levels(self, layer: Layer) -> tuple[Layer, ...]:
-        """The layer itself, or the levels of a pyramid, each a layer of one map."""
+        """Returns the layer itself, or the levels of a pyramid, which are layers of one map."""
         return self._levels[layer]
 
     def activations(self, layer: Layer) -> Tensor:
-        """What the layer put out, (N, C, *grid), detached."""
+        """Returns what the layer put out (N, C, *grid), detached."""
         return at_least_float32(layer.fold(self._raw[layer].detach()))
 
     def gradients(self, rows: Rows, targets: Sequence[Target], layer: Layer) -> Tensor:
-        """d score / d activations (R, C, *grid); one backward serves all differentiable layers of this Pass."""
+        """Returns d score / d activations (R, C, *grid); one backward serves all differentiable layers of this Pass."""
         key = tuple(targets)
         gradients = next((g for of, known, g in self._gradients if of == rows and known == key), None)
         if gradients is None:
@@ -169,7 +170,7 @@ class Pass:
         return at_least_float32(gradients[self._differentiable.index(layer)])
 
     def _slopes_of(self, rows: Rows, targets: Sequence[Target], tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-        """As `slopes` of the targets' scores, with a graph for every score: a backward walks no other's."""
+        """Computes `slopes` of the targets' scores, with a graph per score, so that a backward walks that one only."""
         if all(target == targets[0] for target in targets):
             return self.slopes(rows, lambda output: scores(output, targets), tensors)
         with self._scoring():
@@ -178,14 +179,14 @@ class Pass:
             return self._backwards(sums, tensors)
 
     def gradients_of(self, rows: Rows, score: Callable[[Tensor], Tensor], layer: Layer) -> Tensor:
-        """d score(output of every row) / d activations (R, C, *grid) of any function of the output (R,)."""
+        """Returns d score(output of every row) / d activations (R, C, *grid) of any function of the output (R,)."""
         slopes = self.slopes(rows, score, [self._raw[layer]])
         return at_least_float32(of_rows(rows, [layer.fold(slope[0]) for slope in slopes]))
 
     def slopes(
         self, rows: Rows, score: Callable[[Tensor], Tensor], tensors: Sequence[Tensor], *, create_graph: bool = False
     ) -> list[list[Tensor]]:
-        """d score / d tensors of the graph, where `score` of the rows' outputs (R, ...) gives (R,).
+        """Returns d score / d tensors of the graph, where `score` of the rows' outputs (R, ...) gives (R,).
 
         A list of gradients for every round of `rounds(rows)`, as `of_rows` takes them apart.
         0 where a score depends on none of the tensors.
@@ -195,7 +196,7 @@ class Pass:
             return self._backwards([values[part].sum() for part in rounds(rows)], tensors, create_graph)
 
     def gradients_of_each(self, targets: Sequence[Target], layers: Sequence[Layer]) -> list[list[Tensor]]:
-        """Of every target, which is that of all images, d score / d activations (N, C, *grid) of every layer."""
+        """Returns d score / d activations (N, C, *grid) of every layer for every target, which all images have."""
         with self._scoring():
             sums = [target(self.output).sum() for target in targets]
             slopes = self._backwards(sums, [self._raw[layer] for layer in layers])
@@ -204,7 +205,7 @@ class Pass:
     def _backwards(
         self, sums: Sequence[Tensor], tensors: Sequence[Tensor], create_graph: bool = False
     ) -> list[list[Tensor]]:
-        """d sum / d tensors of every sum, 0 where it depends on none."""
+        """Returns d sum / d tensors of every sum, 0 where it depends on none."""
         slopes: Sequence[Sequence[Tensor | None]] = [[None] * len(tensors)] * len(sums)
         if any(total.requires_grad for total in sums):
             # Down to the image a batch of gradients would hold every module's at once.
@@ -215,7 +216,7 @@ class Pass:
         ]
 
     def curvature(self, rows: Rows, targets: Sequence[Target], layer: Layer, vectors: Tensor) -> Tensor:
-        """The Hessian of the score with respect to the layer's activations, times `vectors` (R, C, *grid)."""
+        """Multiplies the Hessian of the score with respect to the activations by `vectors` -> (R, C, *grid)."""
         raw, products = self._raw[layer], []
         with torch.enable_grad():
             first = self.slopes(rows, lambda output: scores(output, targets), [raw], create_graph=True)
@@ -232,7 +233,7 @@ Rows: TypeAlias = tuple[int, ...]
 
 
 def pick(values: Tensor, rows: Rows) -> Tensor:
-    """Values per image (N, ...) as values per row (R, ...); of a single image without a copy."""
+    """Returns values per image (N, ...) as values per row (R, ...); of a single image without a copy."""
     if rows == tuple(range(len(values))):
         return values
     if len(values) == 1:
@@ -241,7 +242,7 @@ def pick(values: Tensor, rows: Rows) -> Tensor:
 
 
 def of_rows(rows: Rows, values: Sequence[Tensor]) -> Tensor:
-    """Values per image of every round [(N, ...), ...] as values per row (R, ...)."""
+    """Returns values per image of every round [(N, ...), ...] as values per row (R, ...)."""
     if len(values) == 1 and rows == tuple(range(len(values[0]))):
         return values[0]
     turns: Counter[int] = Counter()
@@ -253,7 +254,7 @@ def of_rows(rows: Rows, values: Sequence[Tensor]) -> Tensor:
 
 
 def rounds(rows: Rows) -> list[list[int]]:
-    """The rows' indices in rounds, no image twice in one: the first row of every image, the second, ..."""
+    """Deals the rows' indices into rounds, no image twice in one: the first row of every image, the second, ..."""
     turns: Counter[int] = Counter()
     parts: list[list[int]] = []
     for row, image in enumerate(rows):
@@ -265,7 +266,7 @@ def rounds(rows: Rows) -> list[list[int]]:
 
 
 def rows_by_image(rows: Rows) -> list[list[int]]:
-    """The rows' indices of every image, in the order in which the images come."""
+    """Groups the rows' indices by image, in the order in which the images come."""
     groups: dict[int, list[int]] = {}
     for row, image in enumerate(rows):
         groups.setdefault(image, []).append(row)
@@ -273,7 +274,7 @@ def rows_by_image(rows: Rows) -> list[list[int]]:
 
 
 def distinct_views(rows: Rows, images: Tensor) -> tuple[Tensor, Rows]:
-    """Images (M, ...), view after view of all R rows, without the repeats of rows of one image.
+    """Takes out of images (M, ...), view after view of all R rows, the repeats of rows of one image.
 
     -> (the images that differ, the image of each of the M rows). Where rows of one image see other views of it, nothing
     is left out. KonkyoError: M is no multiple of R.
@@ -297,7 +298,7 @@ _TOGETHER = 16  # gradients in one walk through the graph
 def _backwards(
     sums: Sequence[Tensor], tensors: Sequence[Tensor], *, together: bool, create_graph: bool
 ) -> Sequence[Sequence[Tensor | None]]:
-    """The gradients of every sum; `together` where the graph can be walked with a batch of them."""
+    """Returns the gradients of every sum; `together` tries to walk the graph once with a batch of gradients."""
     if together and len(sums) > 1:
         rows: list[list[Tensor | None]] = []
         with suppress(RuntimeError), warnings.catch_warnings():
@@ -319,7 +320,7 @@ def _backwards(
 
 
 def scores(output: Tensor, targets: Sequence[Target]) -> Tensor:
-    """One target per row of the output -> (N,)."""
+    """Scores every row of the output by its own target -> (N,)."""
     if len(set(map(id, targets))) == 1 or all(target == targets[0] for target in targets):
         parts = [targets[0](output)]
     else:

@@ -19,7 +19,7 @@ from konkyo.targets.detections import InstanceTarget
 
 @dataclass(eq=False)
 class Integral:
-    """What adds up along paths from a baseline."""
+    """An integral is what adds up along the paths of all rows from a baseline."""
 
     of: tuple[Sampling, bool]
     """The sampling, and whether the integral is over the activations."""
@@ -31,7 +31,7 @@ class Integral:
 
 @dataclass(eq=False)
 class Pyramid:
-    """The levels of a layer, and what was integrated for all of them at once."""
+    """A pyramid holds the levels of a layer, and what was integrated for all of them at once."""
 
     levels: tuple[Layer, ...]
     integrals: list[Integral] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Integration:
         self._variants = variants
 
     def of(self, layer: Layer, baseline: Tensor, sampling: Sampling, by_activations: bool) -> Tensor:
-        """The integral at one level (N, C, *grid), computed when any level is first asked for it."""
+        """Returns the integral at one level (N, C, *grid); the first call computes it for all levels."""
         known, settings = self._pyramid.integrals, (sampling, by_activations)
         integral = next((i for i in known if i.of == settings and torch.equal(i.baseline, baseline)), None)
         if integral is None:
@@ -85,7 +85,7 @@ class Integration:
     def _nodes(
         self, rows: Sequence[int], alphas: Sequence[float], baseline: Tensor, by_activations: bool
     ) -> Iterator[tuple[float, int, Node]]:
-        """(alpha, row, node) of all rows of one image, a forward for every alpha."""
+        """Yields (alpha, row, node) for all rows of one image, with a forward for every alpha."""
         levels, start = self._pyramid.levels, baseline[rows[0]]
         image = self._pass.images[self._rows[rows[0]]]
         targets = [self._targets[row] for row in rows]
@@ -112,7 +112,7 @@ class Integration:
 
 
 class _Sum:
-    """What adds up along one row's path, a grid per level."""
+    """This adds up gradients along one row's path, a grid per level."""
 
     def __init__(self, track: Track, by_activations: bool) -> None:
         self._track, self._by_activations = track, by_activations
@@ -147,7 +147,7 @@ class _Sum:
 
 
 def _matched(target: Target, output: Tensor) -> list[tuple[float, ...]]:
-    """The boxes of the candidates that a target is about, one per image; NaN for a target that is about none."""
+    """Returns the boxes of the candidates that a target is about, one per image; NaN if it is about none."""
     if isinstance(target, InstanceTarget):
         return [tuple(box) for box in target.match(output).box.tolist()]
     return [(math.nan,) * 4] * len(output)

@@ -20,7 +20,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What a public member of `Probe` is for the methods that name it as a parameter."""
+    """A need is a public member of `Probe`, described for the methods that name it as a parameter."""
 
     of_target: bool
     """Whether its value, or what it returns when called, depends on the target and not on the image alone."""
@@ -68,7 +68,7 @@ def need(**facts: Any) -> Callable[[_Function], _Function]:
 
 
 def needs_of(kind: type) -> dict[str, Need]:
-    """Every need that a class offers, by name. TypeError: a public member that declares nothing."""
+    """Returns every need that a class offers, by name. TypeError: a public member that declares nothing."""
     return {name: _declared(name, member) for name, member in vars(kind).items() if not name.startswith("_")}
 
 

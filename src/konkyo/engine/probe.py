@@ -33,7 +33,7 @@ _TRANSFORMERS = "transformers with global attention"
 
 
 class Probe:
-    """A Pass seen from targets, at one layer: R rows, each an image of the Pass and a target of it.
+    """A Probe is a Pass seen from targets, at one layer: R rows, each an image of the Pass and a target of it.
 
     Its public names are what a method may ask for, each declared by `@need`. `rows` is the image of every row (None:
     one row per image). `knows_target`: see `Variants`. `pyramid`: what the Probes of all levels have in common.
@@ -288,7 +288,7 @@ NEEDS: Mapping[str, Need] = needs_of(Probe)
 
 
 def offer(probe: Probe, name: str) -> Any:
-    """The need of this name, for a method.
+    """Returns the need of this name, for a method.
 
     The Probe notes when the method is given something of the target: by a value at once, by what is called when it has
     returned. See `Variants` for what follows from that.
@@ -310,7 +310,7 @@ def offer(probe: Probe, name: str) -> Any:
 
 
 def largest_gradient(probe: Probe) -> Tensor | None:
-    """The largest absolute gradient at the layer of every row (R,), where a method has asked for it."""
+    """Returns the largest absolute gradient of every row (R,), if a method has used the gradients at the layer."""
     return probe.gradients.flatten(1).abs().amax(1) if "gradients" in vars(probe) else None
 
 

@@ -16,7 +16,7 @@ from konkyo.engine.layer import Layer, exchanged, main_tensor, tensors_of
 
 @dataclass
 class _Call:
-    """A module's call in progress or finished, and the finished calls it made itself."""
+    """This is a module's call, in progress or finished, with the finished calls that it made itself."""
 
     module: nn.Module | None
     output: Any = None
@@ -43,12 +43,12 @@ class Replay:
         self._mode: str = next(m for m in ("broadcast", "expand", "whole") if m == "whole" or self._faithful(m, output))
 
     def __call__(self, variants: Tensor) -> Tensor:
-        """The network's output (V, ...) with the layer's output replaced by `variants` (V, C, *grid)."""
+        """Returns the network's output (V, ...) with the layer's output replaced by `variants` (V, C, *grid)."""
         return self._run(self._layer.unfold(variants.to(self.raw.dtype), self.raw), self._mode)
 
     @property
     def stubbed(self) -> frozenset[nn.Module]:
-        """The modules that are answered from the record, whatever the number of variants."""
+        """These modules return their recorded output, whatever the number of variants."""
         return frozenset() if self._mode == "whole" else frozenset(self._stubs)
 
     def _record(self, root: nn.Module) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ class Replay:
 
 @contextmanager
 def _stubbed(module: nn.Module, answers: Sequence[Any]) -> Iterator[None]:
-    """The module's first calls are answered with `answers`, in order, without running it; later calls run it."""
+    """Within the context the module's first calls return `answers`, in order, without running; later calls run it."""
     run, left = module.forward, list(answers)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -143,7 +143,7 @@ def _stubbed(module: nn.Module, answers: Sequence[Any]) -> Iterator[None]:
 
 @contextmanager
 def _replaced(module: nn.Module, layer: Layer, values: Tensor) -> Iterator[None]:
-    """The module runs, but what its call that is meant puts out is replaced by `values`."""
+    """Within the context the module runs, but `values` replace what its call `layer.call` puts out."""
     calls = 0
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:

@@ -46,7 +46,7 @@ class SoundBatchNorms(TorchFunctionMode):
 
 
 class _GuidedReLU(torch.autograd.Function):
-    """min(max(x, 0), top), which lets only positive gradients back."""
+    """This computes min(max(x, 0), top) and lets only positive gradients back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, top: float, inplace: bool) -> Tensor:
@@ -64,7 +64,7 @@ class _GuidedReLU(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Clip:
-    """How a function that clips is called: what its parameters are, and their values where it has none."""
+    """This says how a clipping function is called: its parameters, and the values where it has none of them."""
 
     parameters: tuple[str, ...]
     low: float = 0.0
@@ -136,7 +136,7 @@ _HAND_ON = {
 
 @dataclass(frozen=True)
 class _Application:
-    """A function of torch that ran on what depends on the leaf."""
+    """This is a function of torch that ran on what depends on the leaf."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -155,14 +155,14 @@ def _hand_on(run: _Application) -> Any:
 
 
 def _positive_part(run: _Application) -> Any:
-    """The z+ rule of a linear map."""
+    """Applies the z+ rule of a linear map."""
     values = dict(zip(("input", "weight", "bias"), run.args, strict=False)) | run.kwargs
     x: Tensor = values.pop("input")
     return _proportional(run, x, lambda: _positive(run.function, x, run.args[3:], values))
 
 
 def _of_input(run: _Application) -> Any:
-    """Relevance goes on as the input's, as in batch norms."""
+    """Hands all relevance on to the input, as in batch norms."""
     x: Tensor = run.args[0] if run.args else run.kwargs["input"]
     return _proportional(run, x, lambda: x)
 
@@ -249,13 +249,13 @@ def _without_rule(what: str) -> NotApplicable:
 
 
 def _name(function: Callable[..., Any]) -> str:
-    """The same of a function, a tensor's method, one in place, an operator and an attribute."""
+    """Returns one name for a function, the tensor's method, the one in place, the operator and the attribute."""
     named: Any = getattr(function, "__self__", None) if getattr(function, "__name__", "") == "__get__" else function
     return str(getattr(named, "__name__", named)).strip("_")
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Those among arguments or results of a function, also in lists."""
+    """Yields the tensors among arguments or results of a function, also those in lists."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -266,7 +266,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _positive(linear: Callable[..., Tensor], x: Tensor, rest: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
-    """The part of a linear map's result that comes from terms with a positive product, without the bias."""
+    """Returns the part of a linear map's result that comes from positive products, without the bias."""
     weight: Tensor = named["weight"]
     others = {name: value for name, value in named.items() if name not in ("weight", "bias")}
 
@@ -306,7 +306,7 @@ def positive_relevance(root: nn.Module) -> Iterator[None]:
 
 @dataclass(eq=False)
 class BiasTerm:
-    """One call of a module that adds a bias, and after a backward the gradient of what it put out."""
+    """This is one call of a module that adds a bias; after a backward it holds the gradient of the call's output."""
 
     bias: Tensor
     """(C,)"""
@@ -315,11 +315,11 @@ class BiasTerm:
     gradient: Tensor | None = None
 
     def keep(self, gradient: Tensor) -> None:
-        """Called in the backward with the gradient of the module's output."""
+        """Stores the gradient of the module's output; the backward calls it."""
         self.gradient = gradient
 
     def value(self) -> Tensor:
-        """Bias times gradient, channels second: (N, C, *grid), or (N, C). fp32 or better."""
+        """Returns bias times gradient, channels second: (N, C, *grid), or (N, C); in fp32 or better."""
         assert self.gradient is not None
         gradient = self.gradient if self.gradient.dtype == torch.float64 else self.gradient.float()
         gradient = gradient.movedim(self.axis, 1)
@@ -347,7 +347,10 @@ def bias_terms(root: nn.Module) -> Iterator[list[BiasTerm]]:
 
 
 def _channel_axis(module: nn.Module, x: Tensor, out: Tensor) -> int:
-    """Where a module's bias is added. Layer norms over the channels of (N, C, h, w) are classes of the libraries'."""
+    """Returns the axis along which a bias is added.
+
+    Layer norms over the channels of (N, C, h, w) are classes of the libraries'.
+    """
     if isinstance(module, nn.LayerNorm):
         shape = list(module.normalized_shape)
         if list(x.shape[-1:]) != shape:
@@ -358,7 +361,7 @@ def _channel_axis(module: nn.Module, x: Tensor, out: Tensor) -> int:
 
 
 def _bias(module: nn.Module) -> Tensor | None:
-    """What a module adds to each channel; None where it adds nothing."""
+    """Returns what a module adds to each channel; None where it adds nothing."""
     bias = getattr(module, "bias", None)
     mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     if isinstance(mean, Tensor) and isinstance(variance, Tensor):

@@ -30,13 +30,13 @@ Progress: TypeAlias = Callable[[int, int], object]
 
 @dataclass(frozen=True)
 class Budget:
-    """How many variants may be scored for a row (None: all), and what is called after each chunk."""
+    """A budget limits how many variants are scored for a row (None: all); `progress` is called after each chunk."""
 
     variants: int | None = None
     progress: Progress | None = None
 
     def divided(self, parts: int) -> Budget:
-        """The budget of each of so many parts of a map: layers, views."""
+        """Returns the budget of one of so many parts of a map: layers, views."""
         return self if self.variants is None else replace(self, variants=max(1, self.variants // parts))
 
 
@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, eq=False)
 class _Way(Generic[_T]):
-    """How the variants of a group of rows are made and run."""
+    """This says how the variants of a group of rows are made and run."""
 
     vary: Vary
     run: Callable[[Tensor, Sequence[int]], _T]
@@ -60,7 +60,7 @@ class _Way(Generic[_T]):
 
 @dataclass(frozen=True, eq=False)
 class _Chunk(Generic[_T]):
-    """Some variants that ran."""
+    """A chunk is some variants that ran in one batch."""
 
     rows: tuple[int, ...]
     """The rows that have them in common."""
@@ -94,7 +94,7 @@ class Variants:
         priority: Tensor | None = None,
         of_image: bool = False,
     ) -> Tensor:
-        """`Probe.rescore`; scores are of the type of `like`. `of_image`: the variants depend on no target."""
+        """Computes `Probe.rescore`, in the type of `like`. `of_image`: the variants depend on no target."""
         result = like.new_full((len(self._rows), count), -torch.inf)
         groups = self._groups(priority)
         orders = [self._order(count, None if priority is None else priority[group[0]]) for group in groups]
@@ -114,7 +114,7 @@ class Variants:
         return result
 
     def gradient_sum(self, weights: Tensor, *, inputs: Vary | None = None, activations: Vary | None = None) -> Tensor:
-        """`Probe.regrad`."""
+        """Computes `Probe.regrad`."""
         order, total = self._order_of_all(len(weights)), [torch.zeros(())] * len(self._rows)
         if not len(order):
             raise KonkyoError("regrad needs at least one variant")
@@ -130,7 +130,7 @@ class Variants:
         return torch.stack(total)
 
     def visits(self, count: int, inputs: Vary) -> Iterator[Visit]:
-        """`Probe.revisit`."""
+        """Computes `Probe.revisit`."""
         return self._visits(self._groups(), _Way(inputs, self._visit, graph=True), self._order_of_all(count))
 
     def _visits(
@@ -144,7 +144,7 @@ class Variants:
             self.report(done + 1, len(groups))
 
     def report(self, done: int, total: int) -> bool:
-        """Calls the budget's progress. -> whether the caller wants the run to stop."""
+        """Calls the budget's progress and returns whether the caller wants the run to stop."""
         if self.budget.progress is not None and not self._stopped:
             self._stopped = self.budget.progress(done, total) is True
         return self._stopped
@@ -158,7 +158,7 @@ class Variants:
         *,
         graph: bool = False,
     ) -> Iterator[tuple[Tensor, _T]]:
-        """(indices, what `run` gives for variants of them), one chunk after the other, as large as memory allows.
+        """Yields (indices, what `run` gives for their variants), one chunk after the other, as large as memory allows.
 
         `make(indices)` gives the variants of a chunk, once for every row or group of rows that has its own. The first
         variant runs alone: it shows how much memory a variant takes, and whether the network accepts the channels_last
@@ -187,7 +187,7 @@ class Variants:
                 yield indices, run(batch.contiguous(memory_format=memory_format))
 
     def _shared_chunks(self, group: Sequence[int], order: Tensor, way: _Way[_T]) -> Iterator[_Chunk[_T]]:
-        """The chunks of rows that share their variants; where these differ, each part of the rows has its own chunk."""
+        """Yields the chunks of rows that share variants; where these differ, every part of the rows has a chunk."""
         parts, rows, done, added = [list(group)], list[int](), 0, 0
 
         def make(indices: Tensor) -> Iterator[Tensor]:
@@ -210,7 +210,7 @@ class Variants:
             added = 0
 
     def _groups(self, priority: Tensor | None = None) -> list[list[int]]:
-        """The rows that may have variants in common: those of an image, where they run them in the same order."""
+        """Returns the rows that may share variants: those of an image, where they run them in the same order."""
         groups = rows_by_image(self._rows)
         if priority is None or all(bool((priority[group] == priority[group[0]]).all()) for group in groups):
             return groups
@@ -220,7 +220,7 @@ class Variants:
         return torch.arange(count, device=self._pass.images.device)
 
     def _order(self, count: int, priority: Tensor | None) -> Tensor:
-        """The indices of a row's variants that are run, the first first."""
+        """Returns the indices of a row's variants that are run, the first first."""
         if priority is None:
             order = self._order_of_all(count)
         else:
@@ -230,7 +230,7 @@ class Variants:
     def _forward(
         self, row: int, inputs: Vary | None, activations: Vary | None
     ) -> tuple[Callable[[Tensor], Tensor], Vary, frozenset[nn.Module]]:
-        """(variants -> output, what makes the variants, modules that do not run for variants) of a row's image."""
+        """Returns (variants -> output, what makes the variants, modules that do not run for them) of a row's image."""
         vary = activations if inputs is None else inputs
         if vary is None or (inputs is not None and activations is not None):
             raise KonkyoError("rescore and regrad take either inputs= or activations=, exactly one of them")
@@ -242,7 +242,7 @@ class Variants:
         return replay, vary, replay.stubbed
 
     def _slopes(self, forward: Callable[[Tensor], Tensor], variants: Tensor, rows: Sequence[int]) -> list[Tensor]:
-        """d score / d variants (v, C, *grid) of every row."""
+        """Returns d score / d variants (v, C, *grid) of every row."""
         with torch.inference_mode(False), torch.enable_grad():
             leaf = variants.detach().requires_grad_()
             output, slopes = forward(leaf.clone()), []
@@ -254,7 +254,7 @@ class Variants:
         return slopes
 
     def _visit(self, variants: Tensor, rows: Sequence[int]) -> tuple[Tensor, Iterator[Tensor]]:
-        """(activations (v, C, *grid), the gradients (v, C, *grid) of every row, each computed when its turn comes)."""
+        """Returns (activations (v, C, *grid), the rows' gradients (v, C, *grid), computed one by one when needed)."""
         layer = self._layer
         with self._pass.forwards():
             pass_ = Pass(self._pass.network, variants, (layer,), differentiable=(layer,))
