@@ -137,11 +137,11 @@ class Attentions(TorchFunctionMode):
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
             square = out.ndim >= 3 and out.shape[-1] == out.shape[-2]
             if axis in (-1, out.ndim - 1) and (square or out.ndim == 4):
-                return self._keep(out.float() if out.element_size() < 4 else out).to(out.dtype)
+                return self._record(out.float() if out.element_size() < 4 else out).to(out.dtype)
             return out
         return function(*args, **kwargs)
 
-    def _keep(self, probabilities: Tensor) -> Tensor:
+    def _record(self, probabilities: Tensor) -> Tensor:
         """Notes the probabilities; the first ones become the leaf of the graph."""
         if not torch.is_grad_enabled() or not probabilities.requires_grad:
             torch.set_grad_enabled(True)
@@ -174,7 +174,7 @@ class Attentions(TorchFunctionMode):
         elif attn_mask is not None:
             scores = scores + attn_mask
         kind = torch.float32 if scores.element_size() < 4 else scores.dtype
-        probabilities = functional.dropout(self._keep(scores.softmax(-1, dtype=kind)), dropout_p)
+        probabilities = functional.dropout(self._record(scores.softmax(-1, dtype=kind)), dropout_p)
         return probabilities.to(value.dtype) @ value
 
     def _multi_head(
@@ -269,7 +269,7 @@ def explicit_attention(root: nn.Module) -> Iterator[Attentions]:
     """
     attentions = Attentions()
     with ExitStack() as undo:
-        undo.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the switch in `_keep` ends here
+        undo.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the switch in `_record` ends here
         for module in root.modules():
             undo.callback(module.register_forward_pre_hook(attentions.enter, with_kwargs=True).remove)
             undo.callback(module.register_forward_hook(attentions.leave).remove)
