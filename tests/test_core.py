@@ -772,7 +772,7 @@ def test_targets_share_the_forwards_of_variants(method: str) -> None:
 
 
 def test_variants_that_follow_the_target_are_not_shared() -> None:
-    from konkyo.engine.probe import Rescore
+    from konkyo.engine.needs import Rescore
     from konkyo.methods.base import METHODS
 
     try:

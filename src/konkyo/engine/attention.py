@@ -1,4 +1,4 @@
-"""Attention made explicit: while a forward runs, the probabilities of every attention are computed and kept.
+"""Explicit attention: while a forward runs, the probabilities of every attention are computed and stored.
 
 Fused kernels never hold them. Within `explicit_attention` each attention, however it is written (PyTorch's fused
 function, `nn.MultiheadAttention`, a softmax by hand), becomes a product, a softmax and a product, and its probabilities
@@ -28,24 +28,24 @@ _MULTI_HEAD = inspect.signature(functional.multi_head_attention_forward)
 
 @dataclass(eq=False)
 class _Call:
-    """A module's call in one forward."""
+    """This is a module's call in one forward."""
 
     module: nn.Module
     number: int
     """Which of the module's calls, from 0."""
-    given: Tensor | None
+    input: Tensor | None
     """The first tensor that it was called with."""
     attentions: int = 0
     """How many attentions were computed within."""
     out: Tensor | None = None
-    """What it put out, where that is of three axes and one attention was computed within."""
+    """What the module put out, where that has three axes and one attention was computed within."""
     handed_on: Tensor | None = None
     """The copy of `out` that the network went on with."""
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A module that turns tokens into tokens with one self-attention in it."""
+    """A block is a module that turns tokens into tokens with one self-attention in it."""
 
     module: nn.Module
     call: int
@@ -57,55 +57,55 @@ class Block:
 
 
 class Attentions(TorchFunctionMode):
-    """The attentions of one forward; see `explicit_attention`."""
+    """This mode records the attentions of one forward; see `explicit_attention`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.probabilities: list[Tensor] = []
-        """(N, heads, queries, keys) each, or (N * heads, queries, keys) where the network keeps them so; in the graph.
+        """(N, heads, queries, keys) each, or (N * heads, queries, keys) where the network has them so, in the graph.
         At least in single precision."""
         self.tails: dict[object, list[tuple[Tensor, Tensor]]] = {}
-        """A place to keep what was computed from the blocks' tokens."""
+        """What was computed from the blocks' tokens, stored by whoever computed it."""
         self._stack: list[_Call] = []
         self._paths: list[tuple[_Call, ...]] = []
         self._counts: dict[nn.Module, int] = {}
 
-    # --- what was found -----------------------------------------------------------------------------------------------
+    # --- what a forward computed --------------------------------------------------------------------------------------
 
     def among_tokens(self, images: int) -> list[Tensor]:
-        """The probabilities of every self-attention over the tokens of whole images, first to last.
+        """Returns the probabilities of every self-attention over the tokens of whole images, first to last.
 
         NotApplicable: none; attention within windows; or tokens that become fewer (or other ones) on the way.
         """
-        found = [p for p in self.probabilities if p.shape[-1] == p.shape[-2]]
-        if not found:
+        square = [p for p in self.probabilities if p.shape[-1] == p.shape[-2]]
+        if not square:
             raise NotApplicable("reads attention between tokens, and this network computes none that can be seen")
-        if any(p.ndim > 4 or len(p) % images or (p.ndim == 4 and len(p) != images) for p in found):
+        if any(p.ndim > 4 or len(p) % images or (p.ndim == 4 and len(p) != images) for p in square):
             raise NotApplicable(
                 "needs attention between all tokens of an image; this network attends within windows or pieces"
             )
         others = [p for p in self.probabilities if p.shape[-1] != p.shape[-2]]
-        tokens = {p.shape[-1] for p in [*found, *others]}
+        tokens = {p.shape[-1] for p in [*square, *others]}
         if len(tokens) > 1 or len(others) > 1 or (others and others[0] is not self.probabilities[-1]):
             raise NotApplicable(
                 "needs the same tokens in every block; in this network they are merged, or attention is between "
                 f"different ones (keys: {', '.join(map(str, sorted(tokens)))})"
             )
-        return found
+        return square
 
     @property
     def pooling(self) -> Tensor | None:
-        """The probabilities of an attention with other queries than tokens, by which the head reads them."""
+        """By these probabilities the head reads the tokens, where its queries are other ones; else None."""
         last = self.probabilities[-1]
         return last if last.shape[-1] != last.shape[-2] else None
 
     def blocks(self, images: int) -> list[Block]:
-        """The modules around every self-attention that hand tokens on, one to the next.
+        """Returns the modules around the self-attentions, which hand tokens on, one to the next.
 
         NotApplicable: a network that is not made so; and what `among_tokens` says.
         """
         reason = "needs blocks that are modules, each handing tokens (N, L, C) on to the next"
-        found, count = list[Block](), len(self.among_tokens(images))
+        blocks, count = list[Block](), len(self.among_tokens(images))
         calls = list[_Call]()
         for probabilities, path in zip(self.probabilities[:count], self._paths, strict=False):
             # With a single attention nothing tells a block from the attention in it, but that it is around it.
@@ -114,10 +114,10 @@ class Attentions(TorchFunctionMode):
             if call is None or call.out is None or call.out.shape[:2] != (images, probabilities.shape[-1]):
                 raise NotApplicable(reason)
             calls.append(call)
-            found.append(Block(call.module, call.number, call.out, probabilities))
-        if any(after.given is not before.handed_on for before, after in pairwise(calls)):
+            blocks.append(Block(call.module, call.number, call.out, probabilities))
+        if any(after.input is not before.handed_on for before, after in pairwise(calls)):
             raise NotApplicable(reason)
-        return found
+        return blocks
 
     # --- attention, explicitly ----------------------------------------------------------------------------------------
 
@@ -129,19 +129,19 @@ class Attentions(TorchFunctionMode):
         if function is functional.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
         if function is functional.multi_head_attention_forward:
-            given = _MULTI_HEAD.bind(*args, **kwargs)
-            given.apply_defaults()
-            return self._multi_head(**given.arguments)
+            bound = _MULTI_HEAD.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return self._multi_head(**bound.arguments)
         if function in _SOFTMAX:
             out: Tensor = function(*args, **kwargs)
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
             square = out.ndim >= 3 and out.shape[-1] == out.shape[-2]
             if axis in (-1, out.ndim - 1) and (square or out.ndim == 4):
-                return self._keep(out.float() if out.element_size() < 4 else out).to(out.dtype)
+                return self._record(out.float() if out.element_size() < 4 else out).to(out.dtype)
             return out
         return function(*args, **kwargs)
 
-    def _keep(self, probabilities: Tensor) -> Tensor:
+    def _record(self, probabilities: Tensor) -> Tensor:
         """Notes the probabilities; the first ones become the leaf of the graph."""
         if not torch.is_grad_enabled() or not probabilities.requires_grad:
             torch.set_grad_enabled(True)
@@ -163,7 +163,7 @@ class Attentions(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """`scaled_dot_product_attention`, step by step."""
+        """Computes `scaled_dot_product_attention` step by step."""
         if enable_gqa:
             key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
         scores = (query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)) @ key.mT
@@ -174,7 +174,7 @@ class Attentions(TorchFunctionMode):
         elif attn_mask is not None:
             scores = scores + attn_mask
         kind = torch.float32 if scores.element_size() < 4 else scores.dtype
-        probabilities = functional.dropout(self._keep(scores.softmax(-1, dtype=kind)), dropout_p)
+        probabilities = functional.dropout(self._record(scores.softmax(-1, dtype=kind)), dropout_p)
         return probabilities.to(value.dtype) @ value
 
     def _multi_head(
@@ -197,7 +197,7 @@ class Attentions(TorchFunctionMode):
         use_separate_proj_weight: bool,
         **others: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """`multi_head_attention_forward`: tokens (L, N, C) -> the same, and the weights where they are wanted."""
+        """Computes `multi_head_attention_forward`: tokens (L, N, C) -> the same, and the weights if `need_weights`."""
         if query.ndim != 3 or any(others[name] is not None for name in ("bias_k", "bias_v", "static_k", "static_v")):
             raise NotApplicable("cannot read an attention with keys of its own, or one without a batch")
         if others["add_zero_attn"]:
@@ -231,12 +231,12 @@ class Attentions(TorchFunctionMode):
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module's call begins."""
-        given = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+        first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
         self._counts[module] = number = self._counts.get(module, -1) + 1
-        self._stack.append(_Call(module, number, given))
+        self._stack.append(_Call(module, number, first))
 
     def leave(self, module: nn.Module, _args: Any, output: Any) -> Any:
-        """A module's call ends. Where it may be a block, its tokens are kept and the network goes on with a copy."""
+        """A module's call ends; where it may be a block, its tokens are recorded and the network gets a copy."""
         call = self._stack.pop()
         while call.module is not module:  # calls that ended in an exception which the network caught
             call = self._stack.pop()
@@ -244,19 +244,19 @@ class Attentions(TorchFunctionMode):
         if call.attentions == 1 and isinstance(first, Tensor) and first.ndim == 3 and first.requires_grad:
             call.out, call.handed_on = first, first.clone()
             return call.handed_on if first is output else type(output)((call.handed_on, *output[1:]))
-        call.given = None
+        call.input = None
         return output
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask of `nn.MultiheadAttention` as numbers that are added to the scores."""
+    """Turns a mask of `nn.MultiheadAttention` into numbers that are added to the scores."""
     if mask.dtype != torch.bool:
         return mask.to(like.dtype)
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -torch.inf)
 
 
 def per_head(values: Tensor, images: int) -> Tensor:
-    """(N, heads, queries, keys) of what is kept as that or as (N * heads, queries, keys)."""
+    """Returns values (N, heads, queries, keys), or (N * heads, queries, keys), as (N, heads, queries, keys)."""
     return values if values.ndim == 4 else values.view(images, -1, *values.shape[1:])
 
 
@@ -267,11 +267,11 @@ def explicit_attention(root: nn.Module) -> Iterator[Attentions]:
     The first attention's probabilities become the leaf of the graph: what comes before runs without one, whatever the
     weights' `requires_grad`, and what follows is differentiable. The network's output is what it always is.
     """
-    found = Attentions()
+    attentions = Attentions()
     with ExitStack() as undo:
-        undo.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the switch in `_keep` ends here
+        undo.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the switch in `_record` ends here
         for module in root.modules():
-            undo.callback(module.register_forward_pre_hook(found.enter, with_kwargs=True).remove)
-            undo.callback(module.register_forward_hook(found.leave).remove)
-        undo.enter_context(found)
-        yield found
+            undo.callback(module.register_forward_pre_hook(attentions.enter, with_kwargs=True).remove)
+            undo.callback(module.register_forward_hook(attentions.leave).remove)
+        undo.enter_context(attentions)
+        yield attentions

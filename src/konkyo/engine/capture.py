@@ -1,4 +1,4 @@
-"""Grids read in a forward, and the state of a network kept while it is explained.
+"""Capture: hooks read the grids of a forward, and a network keeps its state while it is explained.
 
 Hooks and stubs touch a network here, in `replay` and in `trace` only; each leaves it as it was, also when an exception
 flies.
@@ -19,13 +19,13 @@ from konkyo.errors import KonkyoError
 
 
 class Captured:
-    """What the layers put out in one forward, in the modules' own form."""
+    """This holds what the layers put out in one forward, in the form of their modules."""
 
     def __init__(self) -> None:
         self.calls: dict[Layer, list[list[Tensor]]] = {}
 
     def raw(self, layer: Layer) -> list[Tensor]:
-        """What the layer's call that is meant put out: one tensor, or all levels of a pyramid.
+        """Returns what the layer's module put out in its call `layer.call`: one tensor, or all levels of a pyramid.
 
         KonkyoError: the forward never made that call.
         """
@@ -49,18 +49,18 @@ def capture(layers: Sequence[Layer], *, leaves: Sequence[Layer] = ()) -> Iterato
     captured = Captured()
 
     def hook(layer: Layer) -> Callable[..., Any]:
-        def keep(_module: nn.Module, _args: Any, output: Any) -> Any:
+        def store(_module: nn.Module, _args: Any, output: Any) -> Any:
             tensors = tensors_of(output, layer)
             if not tensors:
                 raise KonkyoError(f"layer {layer.name!r} puts out no tensor but {type(output).__name__}")
-            kept = tensors
+            raws = tensors
             if layer in leaves:
                 torch.set_grad_enabled(True)
-                kept = [t.detach().requires_grad_() if not t.requires_grad or t.is_leaf else t for t in tensors]
-            captured.calls.setdefault(layer, []).append(kept)
-            return exchanged(output, tensors, [t.clone() for t in kept])
+                raws = [t.detach().requires_grad_() if not t.requires_grad or t.is_leaf else t for t in tensors]
+            captured.calls.setdefault(layer, []).append(raws)
+            return exchanged(output, tensors, [t.clone() for t in raws])
 
-        return keep
+        return store
 
     with ExitStack() as undo:
         undo.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the hook's switch ends here
@@ -71,74 +71,74 @@ def capture(layers: Sequence[Layer], *, leaves: Sequence[Layer] = ()) -> Iterato
 
 
 class Watch:
-    """What a layer puts out in every forward that is differentiated, graph and all, and what the network was given.
+    """Records the arguments of every forward with gradients and what a layer puts out in it, graph and all.
 
-    For training, where the forward is the caller's own; `close` takes the hooks off again. Downstream gets a clone, so
-    that an in-place operation right after the layer cannot rewrite what was kept. What is kept is a view: a pyramid's
-    coarse levels come from its finer ones, and what is differentiated by a view is only what follows it. Copies of the
+    It serves training, where the caller runs the forward; `close` takes the hooks off again. Downstream gets a clone,
+    so that an in-place operation right after the layer cannot rewrite the record. The record is a view: the coarse
+    levels of a pyramid come from its finer ones, and a gradient at a view covers only what follows it. Copies of the
     network (`copy.deepcopy`, for averaged weights) are not watched.
     """
 
     def __init__(self, root: nn.Module, layer: Layer) -> None:
         assert layer.module is not None
         self._open, self._layer = True, layer
-        self._given = list[tuple[tuple[Any, ...], dict[str, Any]]]()
+        self._arguments = list[tuple[tuple[Any, ...], dict[str, Any]]]()
         self._calls = list[list[Tensor]]()
         self._handles = [
             root.register_forward_pre_hook(self._start, with_kwargs=True),
-            layer.module.register_forward_hook(self._keep),
+            layer.module.register_forward_hook(self._store),
         ]
 
     def _start(self, _root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._open:
             self._calls.clear()
-            self._given[:] = [(args, kwargs)] if torch.is_grad_enabled() else []
+            self._arguments[:] = [(args, kwargs)] if torch.is_grad_enabled() else []
 
-    def _keep(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        if not (self._open and self._given):
+    def _store(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        if not (self._open and self._arguments):
             return output
         tensors = tensors_of(output, self._layer)
         if not tensors:
             return output
-        kept = [t.view_as(t) for t in tensors]
-        self._calls.append(kept)
-        return exchanged(output, tensors, [t.clone() for t in kept])
+        views = [t.view_as(t) for t in tensors]
+        self._calls.append(views)
+        return exchanged(output, tensors, [t.clone() for t in views])
 
     def take(self) -> tuple[tuple[tuple[Any, ...], dict[str, Any]], list[Tensor]]:
-        """((args, kwargs) of the last forward, what the layer put out in it: one tensor, or a pyramid's levels).
+        """Hands out the last forward once: ((args, kwargs), what the layer put out, a tensor or a pyramid's levels).
 
-        Given out once. KonkyoError: there was no forward with gradients since the last time.
+        KonkyoError: there was no forward with gradients since the last time.
         """
         if not self._open:
             raise KonkyoError(
                 "this network is not watched: hooks were taken off, or this is a copy; begin anew with it"
             )
-        given, calls = self._given[:], self._calls[:]
-        self._given.clear()
+        arguments, calls = self._arguments[:], self._calls[:]
+        self._arguments.clear()
         self._calls.clear()
-        if not given or not calls:
+        if not arguments or not calls:
             raise KonkyoError(
                 f"layer {self._layer.name!r} put out nothing since it was last asked: run the network on images, with "
                 "gradients enabled, before each call; torch.compile hears of hooks that are there at its first forward"
             )
-        return given[0], calls[self._layer.call]
+        return arguments[0], calls[self._layer.call]
 
     def close(self) -> None:
         """Takes the hooks off the network."""
         self._open = False
-        self._given.clear()
+        self._arguments.clear()
         self._calls.clear()
         for handle in self._handles:
             handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy, which hears of its network's forwards, too, and is not to keep what they put out."""
-        return {"_open": False, "_given": [], "_calls": [], "_handles": []}
+        """The state of a copy: its hooks still run in its network's forwards, but record nothing."""
+        return {"_open": False, "_arguments": [], "_calls": [], "_handles": []}
 
 
 @dataclass
 class OutputBytes:
-    """Memory of the module outputs of a forward."""
+    """The memory of the module outputs of a forward, in bytes."""
 
     largest: int = 0
     total: int = 0

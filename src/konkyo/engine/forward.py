@@ -36,19 +36,19 @@ class Network(Protocol):
         """The output for a batch of images."""
 
 
-def real(tensor: Tensor) -> Tensor:
-    """At least single precision: sums over half-precision activations are done in fp32."""
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Returns the tensor in single precision, or in double if it is: sums over half-precision values need that."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 class Pass:
-    """One forward of the network on `images` (N, C, *size) with `layers` captured.
+    """A Pass is one forward of the network on `images` (N, C, *size) with `layers` captured.
 
     Everything before the first of `differentiable` runs without a graph. `precision=None` keeps the caller's autocast
     state; "bf16" and "fp16" run every forward of this Pass under autocast. Methods always compute in fp32 or better.
-    `within` is entered for the forward; what it yields is kept as `recorded`.
+    `within` is entered for the forward; what it yields is stored as `recorded`.
 
-    What is asked of a Pass is asked for rows: row r is image `rows[r]` seen from a target of its own.
+    Methods of a Pass that take `rows` answer for every row: row r is image `rows[r]` with target `targets[r]`.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Pass:
                 torch.set_grad_enabled(True)
             output = network(leaf.clone())
             self.calls = {layer: len(captured.calls.get(layer, ())) for layer in layers}
-            self.output, self.half = real(output), output.element_size() < 4
+            self.output, self.half = at_least_float32(output), output.element_size() < 4
         self._levels: dict[Layer, tuple[Layer, ...]] = {}
         self._raw: dict[Layer, Tensor] = {}
         for layer in layers:
@@ -94,7 +94,7 @@ class Pass:
 
     @contextmanager
     def forwards(self) -> Iterator[None]:
-        """The state in which this Pass runs the network: its autocast, whatever the caller's is by then."""
+        """Within the context a network runs as this Pass does: with its autocast, whatever the caller's is by then."""
         grad = torch.is_grad_enabled()  # leaving inference mode would switch it on
         with (
             torch.inference_mode(False),
@@ -106,15 +106,22 @@ class Pass:
 
     @contextmanager
     def _scoring(self) -> Iterator[None]:
-        """The state in which targets read the output, and from which backwards start: as a forward's, without autocast,
-        so that a target chooses the same in single precision wherever it is asked."""
+        """Within the context targets read the output and backwards start: as in `forwards`, but without autocast.
+
+        So a target chooses the same in single precision, whatever the caller's autocast is."""
         with self.forwards(), torch.enable_grad(), torch.autocast(str(self._autocast["device_type"]), enabled=False):
             yield
 
     def forward(self, images: Tensor) -> Tensor:
-        """The network's output on other images, in the state of this Pass."""
+        """Runs the network on other images, in the state of this Pass -> its output."""
         with self.forwards():
-            return real(self.network(images.to(self.images.dtype)))
+            return at_least_float32(self.network(images.to(self.images.dtype)))
+
+    @property
+    def black(self) -> Tensor:
+        """Black images (N, C, *size); see `Network.black`."""
+        pixel = self.images.new_tensor(self.network.black)
+        return pixel.view(1, -1, *[1] * (self.images.ndim - 2)).expand_as(self.images)
 
     def other(
         self,
@@ -123,103 +130,102 @@ class Pass:
         within: Callable[[nn.Module], AbstractContextManager[object]],
         images: Tensor | None = None,
     ) -> Pass:
-        """A Pass on the same images (or others) run another way, with `layers` its leaves; one per `key` is kept.
+        """Returns a Pass on the same images (or others) run another way, `layers` its leaves; one per `key` is stored.
 
         No layers: `within` makes the leaf.
         """
         at = (key, tuple(layers))
-        kept = self._others.get(at)
-        if kept is None or (images is not None and not torch.equal(images, kept.images)):
+        other = self._others.get(at)
+        if other is None or (images is not None and not torch.equal(images, other.images)):
             with self.forwards():
-                kept = Pass(
+                other = Pass(
                     self.network,
                     self.images if images is None else images,
                     layers,
                     differentiable=layers,
                     within=(within,),
                 )
-            self._others[at] = kept
-        return kept
+            self._others[at] = other
+        return other
 
     def levels(self, layer: Layer) -> tuple[Layer, ...]:
-        """The layer itself, or the levels of a pyramid, each a layer of one map."""
+        """Returns the layer itself, or the levels of a pyramid, which are layers of one map."""
         return self._levels[layer]
 
     def activations(self, layer: Layer) -> Tensor:
-        """What the layer put out, (N, C, *grid), detached."""
-        return real(layer.fold(self._raw[layer].detach()))
+        """Returns what the layer put out (N, C, *grid), detached."""
+        return at_least_float32(layer.fold(self._raw[layer].detach()))
 
     def gradients(self, rows: Rows, targets: Sequence[Target], layer: Layer) -> Tensor:
-        """d score / d activations (R, C, *grid); one backward serves all differentiable layers of this Pass."""
+        """Returns d score / d activations (R, C, *grid); one backward serves all differentiable layers of this Pass."""
         key = tuple(targets)
-        found = next((g for of, known, g in self._gradients if of == rows and known == key), None)
-        if found is None:
+        gradients = next((g for of, known, g in self._gradients if of == rows and known == key), None)
+        if gradients is None:
             raws = [self._raw[item] for item in self._differentiable]
             slopes = self._slopes_of(rows, key, raws)
-            found = [
-                of_rows(rows, [item.fold(column[i]) for column in slopes])
-                for i, item in enumerate(self._differentiable)
+            gradients = [
+                of_rows(rows, [item.fold(slope[i]) for slope in slopes]) for i, item in enumerate(self._differentiable)
             ]
-            self._gradients.append((rows, key, found))
-        return real(found[self._differentiable.index(layer)])
+            self._gradients.append((rows, key, gradients))
+        return at_least_float32(gradients[self._differentiable.index(layer)])
 
     def _slopes_of(self, rows: Rows, targets: Sequence[Target], tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-        """As `slopes` of the targets' scores, with a graph for every score: a backward walks no other's."""
+        """Computes `slopes` of the targets' scores, with a graph per score, so that a backward walks that one only."""
         if all(target == targets[0] for target in targets):
             return self.slopes(rows, lambda output: scores(output, targets), tensors)
         with self._scoring():
-            each = [scores(self.output[i : i + 1], [t])[0] for i, t in zip(rows, targets, strict=True)]
-            sums = [torch.stack([each[row] for row in column]).sum() for column in columns(rows)]
+            values = [scores(self.output[i : i + 1], [t])[0] for i, t in zip(rows, targets, strict=True)]
+            sums = [torch.stack([values[row] for row in part]).sum() for part in rounds(rows)]
             return self._backwards(sums, tensors)
 
     def gradients_of(self, rows: Rows, score: Callable[[Tensor], Tensor], layer: Layer) -> Tensor:
-        """d score(output of every row) / d activations (R, C, *grid) of any function of the output (R,)."""
+        """Returns d score(output of every row) / d activations (R, C, *grid) of any function of the output (R,)."""
         slopes = self.slopes(rows, score, [self._raw[layer]])
-        return real(of_rows(rows, [layer.fold(column[0]) for column in slopes]))
+        return at_least_float32(of_rows(rows, [layer.fold(slope[0]) for slope in slopes]))
 
     def slopes(
         self, rows: Rows, score: Callable[[Tensor], Tensor], tensors: Sequence[Tensor], *, create_graph: bool = False
     ) -> list[list[Tensor]]:
-        """d score / d tensors of the graph, where `score` of the rows' outputs (R, ...) gives (R,).
+        """Returns d score / d tensors of the graph, where `score` of the rows' outputs (R, ...) gives (R,).
 
-        A list of gradients for every column: the rows in columns, no image twice in one, as `of_rows` takes them apart.
+        A list of gradients for every round of `rounds(rows)`, as `of_rows` takes them apart.
         0 where a score depends on none of the tensors.
         """
         with self._scoring():
             values = score(pick(self.output, rows))
-            return self._backwards([values[column].sum() for column in columns(rows)], tensors, create_graph)
+            return self._backwards([values[part].sum() for part in rounds(rows)], tensors, create_graph)
 
     def gradients_of_each(self, targets: Sequence[Target], layers: Sequence[Layer]) -> list[list[Tensor]]:
-        """Of every target, which is that of all images, d score / d activations (N, C, *grid) of every layer."""
+        """Returns d score / d activations (N, C, *grid) of every layer for every target, which all images have."""
         with self._scoring():
             sums = [target(self.output).sum() for target in targets]
-            found = self._backwards(sums, [self._raw[layer] for layer in layers])
-        return [[real(layer.fold(g)) for layer, g in zip(layers, gradients, strict=True)] for gradients in found]
+            slopes = self._backwards(sums, [self._raw[layer] for layer in layers])
+        return [[at_least_float32(layer.fold(g)) for layer, g in zip(layers, slope, strict=True)] for slope in slopes]
 
     def _backwards(
         self, sums: Sequence[Tensor], tensors: Sequence[Tensor], create_graph: bool = False
     ) -> list[list[Tensor]]:
-        """d sum / d tensors of every sum, 0 where it depends on none."""
-        found: Sequence[Sequence[Tensor | None]] = [[None] * len(tensors)] * len(sums)
+        """Returns d sum / d tensors of every sum, 0 where it depends on none."""
+        slopes: Sequence[Sequence[Tensor | None]] = [[None] * len(tensors)] * len(sums)
         if any(total.requires_grad for total in sums):
             # Down to the image a batch of gradients would hold every module's at once.
             together = not create_graph and all(layer.module is not None for layer in self._differentiable)
-            found = _backwards(sums, tensors, together=together, create_graph=create_graph)
+            slopes = _backwards(sums, tensors, together=together, create_graph=create_graph)
         return [
-            [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, column, strict=True)] for column in found
+            [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, slope, strict=True)] for slope in slopes
         ]
 
     def curvature(self, rows: Rows, targets: Sequence[Target], layer: Layer, vectors: Tensor) -> Tensor:
-        """The Hessian of the score with respect to the layer's activations, times `vectors` (R, C, *grid)."""
+        """Multiplies the Hessian of the score with respect to the activations by `vectors` -> (R, C, *grid)."""
         raw, products = self._raw[layer], []
         with torch.enable_grad():
             first = self.slopes(rows, lambda output: scores(output, targets), [raw], create_graph=True)
-            for column, (gradient,) in zip(columns(rows), first, strict=True):
-                images = torch.tensor([rows[r] for r in column], device=raw.device)
-                slope = (layer.fold(gradient)[images] * vectors[column]).sum()
-                ((found,),) = self._backwards([slope], [raw])
-                products.append(layer.fold(found))
-        return real(of_rows(rows, products))
+            for part, (gradient,) in zip(rounds(rows), first, strict=True):
+                images = torch.tensor([rows[r] for r in part], device=raw.device)
+                slope = (layer.fold(gradient)[images] * vectors[part]).sum()
+                ((product,),) = self._backwards([slope], [raw])
+                products.append(layer.fold(product))
+        return at_least_float32(of_rows(rows, products))
 
 
 Rows: TypeAlias = tuple[int, ...]
@@ -227,7 +233,7 @@ Rows: TypeAlias = tuple[int, ...]
 
 
 def pick(values: Tensor, rows: Rows) -> Tensor:
-    """Values per image (N, ...) as values per row (R, ...); of a single image without a copy."""
+    """Returns values per image (N, ...) as values per row (R, ...); of a single image without a copy."""
     if rows == tuple(range(len(values))):
         return values
     if len(values) == 1:
@@ -235,28 +241,55 @@ def pick(values: Tensor, rows: Rows) -> Tensor:
     return values[torch.tensor(rows, device=values.device, dtype=torch.int64)]
 
 
-def of_rows(rows: Rows, columns: Sequence[Tensor]) -> Tensor:
-    """Values per image of every column [(N, ...), ...] as values per row (R, ...)."""
-    if len(columns) == 1 and rows == tuple(range(len(columns[0]))):
-        return columns[0]
-    seen: Counter[int] = Counter()
-    found = []
+def of_rows(rows: Rows, values: Sequence[Tensor]) -> Tensor:
+    """Returns values per image of every round [(N, ...), ...] as values per row (R, ...)."""
+    if len(values) == 1 and rows == tuple(range(len(values[0]))):
+        return values[0]
+    turns: Counter[int] = Counter()
+    picked = []
     for image in rows:
-        found.append(columns[seen[image]][image])
-        seen[image] += 1
-    return torch.stack(found)
+        picked.append(values[turns[image]][image])
+        turns[image] += 1
+    return torch.stack(picked)
 
 
-def columns(rows: Rows) -> list[list[int]]:
-    """The rows' indices, those that are the first of their image, the second, ..."""
-    seen: Counter[int] = Counter()
-    columns: list[list[int]] = []
-    for r, image in enumerate(rows):
-        if seen[image] == len(columns):
-            columns.append([])
-        columns[seen[image]].append(r)
-        seen[image] += 1
-    return columns
+def rounds(rows: Rows) -> list[list[int]]:
+    """Deals the rows' indices into rounds, no image twice in one: the first row of every image, the second, ..."""
+    turns: Counter[int] = Counter()
+    parts: list[list[int]] = []
+    for row, image in enumerate(rows):
+        if turns[image] == len(parts):
+            parts.append([])
+        parts[turns[image]].append(row)
+        turns[image] += 1
+    return parts
+
+
+def rows_by_image(rows: Rows) -> list[list[int]]:
+    """Groups the rows' indices by image, in the order in which the images come."""
+    groups: dict[int, list[int]] = {}
+    for row, image in enumerate(rows):
+        groups.setdefault(image, []).append(row)
+    return list(groups.values())
+
+
+def distinct_views(rows: Rows, images: Tensor) -> tuple[Tensor, Rows]:
+    """Takes out of images (M, ...), view after view of all R rows, the repeats of rows of one image.
+
+    -> (the images that differ, the image of each of the M rows). Where rows of one image see other views of it, nothing
+    is left out. KonkyoError: M is no multiple of R.
+    """
+    views, rest = divmod(len(images), len(rows))
+    if rest or not views:
+        raise KonkyoError(f"a multiple of {len(rows)} images was expected; got {len(images)}")
+    firsts = [group[0] for group in rows_by_image(rows)]
+    if len(firsts) < len(rows):
+        places = [list(dict.fromkeys(rows)).index(image) for image in rows]
+        once = torch.cat([view[firsts] for view in torch.split(images, len(rows))])
+        shared = tuple(v * len(firsts) + at for v in range(views) for at in places)
+        if torch.equal(once[list(shared)], images):
+            return once, shared
+    return images, tuple(range(len(images)))
 
 
 _TOGETHER = 16  # gradients in one walk through the graph
@@ -265,18 +298,18 @@ _TOGETHER = 16  # gradients in one walk through the graph
 def _backwards(
     sums: Sequence[Tensor], tensors: Sequence[Tensor], *, together: bool, create_graph: bool
 ) -> Sequence[Sequence[Tensor | None]]:
-    """The gradients of every sum; `together` where the graph can be walked with a batch of them."""
+    """Returns the gradients of every sum; `together` tries to walk the graph once with a batch of gradients."""
     if together and len(sums) > 1:
         rows: list[list[Tensor | None]] = []
         with suppress(RuntimeError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of operators without a rule for batches, which run one by one
             for part in (sums[i : i + _TOGETHER] for i in range(0, len(sums), _TOGETHER)):
                 stack = torch.stack(list(part))
-                each = torch.eye(len(part), device=stack.device, dtype=stack.dtype)
-                found = torch.autograd.grad(
-                    stack, tensors, each, retain_graph=True, allow_unused=True, is_grads_batched=True
+                one_hot = torch.eye(len(part), device=stack.device, dtype=stack.dtype)
+                slopes = torch.autograd.grad(
+                    stack, tensors, one_hot, retain_graph=True, allow_unused=True, is_grads_batched=True
                 )
-                rows += [[None if g is None else g[i] for g in found] for i in range(len(part))]
+                rows += [[None if g is None else g[i] for g in slopes] for i in range(len(part))]
             return rows
     return [
         torch.autograd.grad(total, tensors, retain_graph=True, allow_unused=True, create_graph=create_graph)
@@ -287,18 +320,18 @@ def _backwards(
 
 
 def scores(output: Tensor, targets: Sequence[Target]) -> Tensor:
-    """One target per row of the output -> (N,)."""
+    """Scores every row of the output by its own target -> (N,)."""
     if len(set(map(id, targets))) == 1 or all(target == targets[0] for target in targets):
-        each = [targets[0](output)]
+        parts = [targets[0](output)]
     else:
-        each = [target(output[i : i + 1]) for i, target in enumerate(targets)]
-    for score in each:
-        if not isinstance(score, Tensor):
-            raise KonkyoError(f"a target is a callable output -> (N,) scores; it gave {type(score).__name__}")
-    found = torch.cat(each) if len(each) > 1 else each[0]
-    if found.shape != (len(output),):
-        raise KonkyoError(f"a target gives one score per image, shape ({len(output)},); got {tuple(found.shape)}")
-    return found
+        parts = [target(output[i : i + 1]) for i, target in enumerate(targets)]
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise KonkyoError(f"a target is a callable output -> (N,) scores; it gave {type(part).__name__}")
+    values = torch.cat(parts) if len(parts) > 1 else parts[0]
+    if values.shape != (len(output),):
+        raise KonkyoError(f"a target gives one score per image, shape ({len(output)},); got {tuple(values.shape)}")
+    return values
 
 
 def _autocast_arguments(device: str, precision: Precision | None) -> dict[str, object]:

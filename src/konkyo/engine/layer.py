@@ -1,4 +1,4 @@
-"""Layers: what a module puts out seen as a feature grid, of which the image itself is one."""
+"""Layers: they read what a module puts out as a feature grid; the image itself is a grid, too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_PREFIX_TOKENS = 8  # class token, distillation token, registers
 
 @dataclass(frozen=True)
 class Layer:
-    """A module whose output is a feature grid; `module=None` is the image itself.
+    """A layer is a module whose output is a feature grid; `module=None` is the image itself.
 
     `fold` turns what the module puts out into (N, C, *grid), `unfold` turns such a grid back. Channels first, channels
     last and tokens differ here and nowhere else.
@@ -40,14 +40,14 @@ class Layer:
     """-1: the first tensor of what the module puts out; None: all maps in it, a pyramid's levels; or one of them."""
 
     def fold(self, raw: Tensor) -> Tensor:
-        """The module's output as (N, C, *grid)."""
+        """Returns the module's output as (N, C, *grid)."""
         if self.tokens is not None:
             end = self.prefix + math.prod(self.tokens)  # what follows are no places (a detector's queries)
             raw = raw[:, self.prefix : end].reshape(len(raw), *self.tokens, -1)
         return raw.movedim(self.channel_axis, 1)
 
     def unfold(self, grid: Tensor, raw: Tensor) -> Tensor:
-        """A grid (V, C, *grid) in the module's own form; other tokens come from `raw`, its output for one image."""
+        """Returns a grid (V, C, *grid) in the module's form; other tokens come from `raw`, its output for one image."""
         out = grid.movedim(1, self.channel_axis)
         if self.tokens is not None:
             before, _, after = raw.expand(len(grid), -1, -1).tensor_split(
@@ -58,7 +58,7 @@ class Layer:
 
 
 def main_tensor(output: Any) -> Tensor | None:
-    """The first tensor of what a module puts out: itself, or the first in a tuple, list or mapping."""
+    """Returns the first tensor of what a module puts out: itself, or the first in a tuple, list or mapping."""
     if isinstance(output, Tensor):
         return output
     values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
@@ -66,12 +66,12 @@ def main_tensor(output: Any) -> Tensor | None:
 
 
 def maps_in(output: Any) -> list[Tensor]:
-    """The levels of a pyramid: the floating (N, C, *grid) in what a module puts out, however nested, in its order."""
+    """Returns a pyramid's levels: the floating (N, C, *grid) in a module's output, however nested, in its order."""
     return [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point() and t.ndim >= 3]
 
 
 def tensors_of(output: Any, layer: Layer) -> list[Tensor]:
-    """What a layer captures of its module's output: one tensor, or all levels of a pyramid."""
+    """Returns what a layer captures of its module's output: one tensor, or all levels of a pyramid."""
     if layer.level == -1:
         first = main_tensor(output)
         return [] if first is None else [first]
@@ -80,7 +80,7 @@ def tensors_of(output: Any, layer: Layer) -> list[Tensor]:
 
 
 def exchanged(output: Any, tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Any:
-    """The output with `others` in the places of `tensors`, which are in it."""
+    """Returns the output with `others` in the places of `tensors`, which are in it."""
     swap = {id(tensor): other for tensor, other in zip(tensors, others, strict=True)}
     swapped = 0
 
@@ -96,7 +96,7 @@ def exchanged(output: Any, tensors: Sequence[Tensor], others: Sequence[Tensor]) 
 
 
 def covers(grid: Sequence[int], spatial: Sequence[int]) -> bool:
-    """Whether the grid could be the input divided by one stride, up to rounding."""
+    """Tells whether the grid could be the input divided by one stride, up to rounding."""
     if any(g > s or g < 1 for g, s in zip(grid, spatial, strict=True)):
         return False
     stride = max(spatial) / grid[spatial.index(max(spatial))]
@@ -104,18 +104,18 @@ def covers(grid: Sequence[int], spatial: Sequence[int]) -> bool:
 
 
 def bind(layer: Layer, root: nn.Module) -> Layer:
-    """The layer with its module, looked up by name in `root`."""
+    """Returns the layer with its module, looked up by name in `root`."""
     return replace(layer, module=root.get_submodule(layer.name))
 
 
 def linear_head(root: nn.Module, means: Tensor, output: Tensor, tolerance: float) -> nn.Linear | None:
-    """The linear layer that makes the output (N, K) of the means over the grid (N, C); None: none does."""
+    """Returns the linear layer that makes the output (N, K) of the means over the grid (N, C), or None."""
     for linear in reversed([m for m in root.modules() if isinstance(m, nn.Linear)]):
         if (linear.out_features, linear.in_features) != (output.shape[1], means.shape[1]):
             continue
         # Without the bias: beside a large one, what other grids give would look the same.
-        own = output if linear.bias is None else output - linear.bias.detach().to(output)
+        unbiased = output if linear.bias is None else output - linear.bias.detach().to(output)
         again = means @ linear.weight.detach().to(means).T
-        if ((again - own).abs() <= tolerance * own.abs().amax()).all():
+        if ((again - unbiased).abs() <= tolerance * unbiased.abs().amax()).all():
             return linear
     return None

@@ -1,21 +1,26 @@
-"""What each need of a method is: said once, by a decorator, where `Probe` defines it."""
+"""Needs: what a method may ask of a `Probe`, as facts that a decorator declares and as types of parameters."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
+
+from konkyo.engine.path import Sampling
+
+if TYPE_CHECKING:
+    from konkyo.engine.probe import Probe
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What a public member of `Probe` is for the methods that name it as a parameter."""
+    """A need is a public member of `Probe`, described for the methods that name it as a parameter."""
 
     of_target: bool
     """Whether its value, or what it returns when called, depends on the target and not on the image alone."""
@@ -63,7 +68,7 @@ def need(**facts: Any) -> Callable[[_Function], _Function]:
 
 
 def needs_of(kind: type) -> dict[str, Need]:
-    """Every need that a class offers, by name. TypeError: a public member that declares nothing."""
+    """Returns every need that a class offers, by name. TypeError: a public member that declares nothing."""
     return {name: _declared(name, member) for name, member in vars(kind).items() if not name.startswith("_")}
 
 
@@ -76,3 +81,93 @@ def _declared(name: str, member: Any) -> Need:
     parameters = list(inspect.signature(function).parameters)[1:] if callable(member) else []
     signature = f"({', '.join(parameters)})" if callable(member) else ""
     return replace(declared, name=name, signature=signature, summary=sentence)
+
+
+# --- the types of the needs that are called, as a method's parameters ------------------------------------------------
+
+Vary: TypeAlias = Callable[[int, Tensor], Tensor]
+"""(row, variant indices (v,)) -> the variants (v, C, *grid). The same arguments give the same variants."""
+
+
+class Rescore(Protocol):
+    """`Probe.rescore`, as a method's parameter."""
+
+    def __call__(
+        self, count: int, *, inputs: Vary | None = ..., activations: Vary | None = ..., priority: Tensor | None = ...
+    ) -> Tensor:
+        """Scores of variants (N, count)."""
+
+
+class Ablate(Protocol):
+    """`Probe.ablate`, as a method's parameter."""
+
+    def __call__(self, priority: Tensor | None = ...) -> Tensor:
+        """The score without each channel (N, C)."""
+
+
+Through: TypeAlias = Literal["alpha", "activations"]
+
+
+class Integrate(Protocol):
+    """`Probe.integrate`, as a method's parameter."""
+
+    def __call__(self, baseline: Tensor, sampling: Sampling, *, through: Through = ...) -> Tensor:
+        """The gradient at the layer, integrated along the path (N, C, *grid)."""
+
+
+OtherScore: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""(output (N, K), explained score (N,)) -> another score (N,), differentiable."""
+
+
+class Differentiate(Protocol):
+    """`Probe.differentiate`, as a method's parameter."""
+
+    def __call__(self, score: OtherScore) -> Tensor:
+        """The other score's gradient (N, C, *grid)."""
+
+
+class Curvature(Protocol):
+    """`Probe.curvature`, as a method's parameter."""
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """The Hessian times the vectors (N, C, *grid)."""
+
+
+Visit: TypeAlias = tuple[int, Tensor, Tensor, Tensor]
+"""(row, variant indices (v,), activations (v, C, *grid), gradients (v, C, *grid))."""
+
+
+class Revisit(Protocol):
+    """`Probe.revisit`, as a method's parameter."""
+
+    def __call__(self, count: int, *, inputs: Vary) -> Iterator[Visit]:
+        """The variants' activations and gradients, chunk by chunk."""
+
+
+class On(Protocol):
+    """`Probe.on`, as a method's parameter."""
+
+    def __call__(self, images: Tensor, layer: str | None = ...) -> Probe:
+        """A Probe of the same targets on other images."""
+
+
+ReadTokens: TypeAlias = Literal["mean", "head"]
+"""How a block's tokens are scored: their mean in every token's place, or as they stand."""
+
+
+class BlockGradients(Protocol):
+    """`Probe.block_gradients`, as a method's parameter."""
+
+    def __call__(self, tokens: ReadTokens = ...) -> tuple[Tensor, ...]:
+        """The gradient of every block's own score at its attention (N, heads, L, L)."""
+
+
+OnGrid: TypeAlias = Callable[[Tensor], Tensor]
+"""`Probe.on_grid`: values per token (N, L) -> (N, *grid)."""
+
+
+class Regrad(Protocol):
+    """`Probe.regrad`, as a method's parameter."""
+
+    def __call__(self, weights: Tensor, *, inputs: Vary | None = ..., activations: Vary | None = ...) -> Tensor:
+        """The weighted sum of variants' gradients (N, C, *grid)."""

@@ -18,7 +18,7 @@ GradientScale: TypeAlias = Literal["max", "sum", "none"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which nodes of [0, 1] are taken: `nodes` uniform ones (of one: 1 itself), or some of them where they are needed.
+    """This says which nodes of [0, 1] are taken: `nodes` uniform ones (a single one is 1), or adaptive ones.
 
     `adaptive`: `initial` uniform nodes (no more than `nodes`), then the interval of the highest priority is halved,
     again and again (Adaptive IG-ODAM, Eq. 3-5). The priority of [a, b] is
@@ -52,13 +52,13 @@ class Sampling:
 
     @property
     def first(self) -> tuple[float, ...]:
-        """The nodes to begin with."""
+        """The path begins with these nodes."""
         count = min(self.initial, self.nodes) if self.adaptive else self.nodes
         return (1.0,) if count == 1 else tuple(i / (count - 1) for i in range(count))
 
 
 def trapezoid(alphas: Tensor) -> Tensor:
-    """The weights of sorted nodes (M,) by the trapezoid rule (Eq. 6); they sum to the length. Of one node: 1."""
+    """Returns the weights of sorted nodes (M,) by the trapezoid rule (Eq. 6); they sum to the length. One node: 1."""
     if len(alphas) == 1:
         return torch.ones_like(alphas)
     half = alphas.diff() / 2
@@ -67,7 +67,7 @@ def trapezoid(alphas: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class Node:
-    """A target at one point of its path."""
+    """A node is a target's score, box and gradients at one point of its path."""
 
     gradients: list[Tensor]
     """(C, *grid) of every level."""
@@ -80,7 +80,7 @@ class Node:
 
 @dataclass(eq=False)
 class Track:
-    """One target's nodes, in any order of their coming."""
+    """A track holds one target's nodes, in the order in which they were computed."""
 
     nodes: dict[float, Node] = field(default_factory=dict)
     distances: dict[tuple[float, float], float] = field(default_factory=dict)
@@ -88,22 +88,22 @@ class Track:
 
     @property
     def alphas(self) -> list[float]:
-        """The nodes' places, in order."""
+        """These are the places of the nodes, sorted."""
         return sorted(self.nodes)
 
     def priorities(self, sampling: Sampling) -> list[float]:
-        """Of every interval between neighbouring nodes (Eq. 5)."""
+        """Returns the priority of every interval between neighbouring nodes (Eq. 5)."""
         pairs = list(zip(self.alphas[:-1], self.alphas[1:], strict=True))
         variations = [self.distance(a, b) for a, b in pairs]
         scales = {"max": max(variations, default=0.0), "sum": sum(variations), "none": 1.0}
         scale, balance = scales[sampling.gradient_scale] or 1.0, sampling.balance
         return [
-            (balance * g / scale + (1 - balance) * self._move(a, b)) * (b - a) ** sampling.length_power
+            (balance * g / scale + (1 - balance) * self._box_move(a, b)) * (b - a) ** sampling.length_power
             for (a, b), g in zip(pairs, variations, strict=True)
         ]
 
-    def wanted(self, sampling: Sampling) -> list[float]:
-        """Where the next nodes belong: the middles of the intervals of the highest priority."""
+    def next_places(self, sampling: Sampling) -> list[float]:
+        """Returns where the next nodes belong: the middles of the intervals of the highest priority."""
         if not self.nodes:
             return list(sampling.first)
         left = min(sampling.split_per_round, sampling.nodes - len(self.nodes))
@@ -118,19 +118,19 @@ class Track:
         return [middle for *_, middle in ranked[:left]]
 
     def distance(self, a: float, b: float) -> float:
-        """How far the gradients of two nodes are apart (Eq. 3), over all levels."""
+        """Returns how far the gradients of two nodes are apart (Eq. 3), over all levels."""
         if (a, b) not in self.distances:
             pairs = zip(self.nodes[a].gradients, self.nodes[b].gradients, strict=True)
             self.distances[a, b] = sum(float((y.float() - x.float()).abs().sum()) for x, y in pairs)
         return self.distances[a, b]
 
-    def _move(self, a: float, b: float) -> float:
-        """How far the box has moved between two nodes (Eq. 4)."""
+    def _box_move(self, a: float, b: float) -> float:
+        """Returns how far the box has moved between two nodes (Eq. 4)."""
         if (a, b) not in self.moves:
-            self.moves[a, b] = self._moved(a, b)
+            self.moves[a, b] = self._box_distance(a, b)
         return self.moves[a, b]
 
-    def _moved(self, a: float, b: float) -> float:
+    def _box_distance(self, a: float, b: float) -> float:
         boxes = torch.tensor([self.nodes[a].box, self.nodes[b].box], dtype=torch.float64)
         there = boxes.isfinite().all(1)
         if not there.all():
@@ -140,7 +140,7 @@ class Track:
 
 @dataclass(frozen=True, eq=False)
 class PathTrace:
-    """What happened along the paths of R targets, with up to M nodes each; NaN beyond a row's last node."""
+    """This holds the nodes on the paths of R targets, at most M per path; NaN beyond a row's last node."""
 
     alphas: Tensor
     """(R, M) the nodes, in order."""
@@ -152,12 +152,12 @@ class PathTrace:
     """(R, M, 4) the box of the matching candidate, xyxy in pixels; NaN where there is none."""
 
     def of(self, rows: Sequence[int]) -> PathTrace:
-        """The paths of some of the targets."""
+        """Returns the paths of some of the targets."""
         return PathTrace(*(getattr(self, f.name)[list(rows)] for f in fields(self)))
 
 
 def traced(tracks: list[Track], sampling: Sampling) -> PathTrace:
-    """The tracks' nodes as tensors."""
+    """Returns the tracks' nodes as tensors."""
     most, none = max(len(track.nodes) for track in tracks), [float("nan")]
 
     def padded(values: list[list[float]], length: int) -> Tensor:

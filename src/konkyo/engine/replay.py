@@ -16,7 +16,7 @@ from konkyo.engine.layer import Layer, exchanged, main_tensor, tensors_of
 
 @dataclass
 class _Call:
-    """A module's call in progress or finished, and the finished calls it made itself."""
+    """This is a module's call, in progress or finished, with the finished calls that it made itself."""
 
     module: nn.Module | None
     output: Any = None
@@ -26,14 +26,14 @@ class _Call:
 class Replay:
     """Reruns only what follows a layer, for variants of its output on one image.
 
-    Source of the idea: whatever finished before the layer did cannot depend on it. The largest such modules are
-    recorded once, and stubbed while variants run: each hands back its recorded output at once. The modules that are
-    still running when the layer finishes (its ancestors) run for real, and so does everything after it.
+    A module that finished before the layer did cannot depend on it. The largest such modules are recorded once, and
+    stubbed while variants run: a stub returns the recorded output at once. The modules that are still running when the
+    layer finishes (its ancestors) run as they are, and so does everything after it.
 
     `layer.call` counts from 0 here (the number of the call in one forward). Recorded outputs have batch size 1.
     Residual sums broadcast them; where that is not enough (concatenation) they are expanded to the variants' batch;
-    where a model defeats both, the whole network runs on the variants' batch. Which of the three holds is found by
-    replaying the layer's own output and comparing with what the network put out.
+    where both fail, the whole network runs on the variants' batch. A trial tells which of the three holds: the layer's
+    original output is replayed and the result compared with what the network put out.
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor], layer: Layer, root: nn.Module, image: Tensor) -> None:
@@ -43,16 +43,16 @@ class Replay:
         self._mode: str = next(m for m in ("broadcast", "expand", "whole") if m == "whole" or self._faithful(m, output))
 
     def __call__(self, variants: Tensor) -> Tensor:
-        """The network's output (V, ...) with the layer's output replaced by `variants` (V, C, *grid)."""
+        """Returns the network's output (V, ...) with the layer's output replaced by `variants` (V, C, *grid)."""
         return self._run(self._layer.unfold(variants.to(self.raw.dtype), self.raw), self._mode)
 
     @property
     def stubbed(self) -> frozenset[nn.Module]:
-        """The modules that are answered from the record, whatever the number of variants."""
+        """These modules return their recorded output, whatever the number of variants."""
         return frozenset() if self._mode == "whole" else frozenset(self._stubs)
 
     def _record(self, root: nn.Module) -> tuple[Tensor, Tensor]:
-        layer, stack, seen = self._layer, [_Call(None)], 0
+        layer, stack, calls = self._layer, [_Call(None)], 0
         raw: Tensor | None = None
 
         def start(module: nn.Module, _args: Any) -> None:
@@ -60,7 +60,7 @@ class Replay:
                 stack.append(_Call(module))
 
         def end(module: nn.Module, _args: Any, output: Any) -> None:
-            nonlocal raw, seen
+            nonlocal raw, calls
             if raw is not None:
                 return
             call = stack.pop()
@@ -68,8 +68,8 @@ class Replay:
             call.finished = []  # what it called is covered by its own output
             stack[-1].finished.append(call)
             if module is layer.module:
-                seen += 1
-                if seen == layer.call + 1 and (tensors := tensors_of(output, layer)):
+                calls += 1
+                if calls == layer.call + 1 and (tensors := tensors_of(output, layer)):
                     raw = tensors[0].detach().clone()
 
         with ExitStack() as undo, torch.no_grad():
@@ -124,26 +124,26 @@ class Replay:
 
 @contextmanager
 def _stubbed(module: nn.Module, answers: Sequence[Any]) -> Iterator[None]:
-    """The module's first calls are answered with `answers`, in order, without running it; later calls run it."""
+    """Within the context the module's first calls return `answers`, in order, without running; later calls run it."""
     run, left = module.forward, list(answers)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         return left.pop(0) if left else run(*args, **kwargs)
 
-    own = module.__dict__.get("forward")
+    instance_forward = module.__dict__.get("forward")
     module.__dict__["forward"] = forward
     try:
         yield
     finally:
-        if own is None:
+        if instance_forward is None:
             del module.__dict__["forward"]
         else:
-            module.__dict__["forward"] = own
+            module.__dict__["forward"] = instance_forward
 
 
 @contextmanager
 def _replaced(module: nn.Module, layer: Layer, values: Tensor) -> Iterator[None]:
-    """The module runs, but what its call that is meant puts out is replaced by `values`."""
+    """Within the context the module runs, but `values` replace what its call `layer.call` puts out."""
     calls = 0
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:

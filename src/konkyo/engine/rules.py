@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,8 @@ class SoundBatchNorms(TorchFunctionMode):
         out = function(*args, **(kwargs or {}))
         if function is functional.batch_norm and out.requires_grad:
             channels_last = out.ndim == 4 and not out.is_contiguous()
-            kept = torch.channels_last if channels_last else torch.contiguous_format
-            out.register_hook(lambda gradient: gradient.contiguous(memory_format=kept))
+            memory_format = torch.channels_last if channels_last else torch.contiguous_format
+            out.register_hook(lambda gradient: gradient.contiguous(memory_format=memory_format))
         return out
 
 
@@ -46,7 +46,7 @@ class SoundBatchNorms(TorchFunctionMode):
 
 
 class _GuidedReLU(torch.autograd.Function):
-    """min(max(x, 0), top), which lets only positive gradients back."""
+    """This computes min(max(x, 0), top) and lets only positive gradients back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, top: float, inplace: bool) -> Tensor:
@@ -62,8 +62,23 @@ class _GuidedReLU(torch.autograd.Function):
         return gradients[0].clamp(min=0) * passing, None, None
 
 
-_RELU = {functional.relu, torch.relu, Tensor.relu, functional.relu_, torch.relu_, Tensor.relu_}
-_RELU_IN_PLACE = {functional.relu_, torch.relu_, Tensor.relu_}
+@dataclass(frozen=True)
+class _Clip:
+    """This says how a clipping function is called: its parameters, and the values where it has none of them."""
+
+    parameters: tuple[str, ...]
+    low: float = 0.0
+    high: float = float("inf")
+    inplace: bool = False
+
+
+_GUIDED: dict[Callable[..., Any], _Clip] = {
+    **dict.fromkeys((functional.relu, torch.relu, Tensor.relu), _Clip(("input", "inplace"))),
+    **dict.fromkeys((functional.relu_, torch.relu_, Tensor.relu_), _Clip(("input",), inplace=True)),
+    functional.relu6: _Clip(("input", "inplace"), high=6.0),
+    functional.hardtanh: _Clip(("input", "min_val", "max_val", "inplace"), low=-1.0, high=1.0),
+}
+"""The functions that run guided, where they clip at 0."""
 
 
 class GuidedReLUs(TorchFunctionMode):
@@ -78,17 +93,13 @@ class GuidedReLUs(TorchFunctionMode):
     ) -> Any:
         """Runs one function of torch in place of itself, as the mode's protocol asks."""
         kwargs = kwargs or {}
-        if function in _RELU:
-            self.used = True
-            inplace = function in _RELU_IN_PLACE or bool(kwargs.get("inplace", args[1] if len(args) > 1 else False))
-            return _GuidedReLU.apply(args[0] if args else kwargs["input"], float("inf"), inplace)
-        if function in (functional.relu6, functional.hardtanh):
-            given = dict(zip(("input", "min_val", "max_val", "inplace"), args, strict=False)) | kwargs
-            if function is functional.relu6:
-                given = dict(zip(("input", "inplace"), args, strict=False)) | kwargs | {"min_val": 0.0, "max_val": 6.0}
-            if given.get("min_val") == 0:
+        if function in _GUIDED:
+            clip = _GUIDED[function]
+            values = dict(zip(clip.parameters, args, strict=False)) | kwargs
+            if values.get("min_val", clip.low) == 0:
                 self.used = True
-                return _GuidedReLU.apply(given["input"], given["max_val"], bool(given.get("inplace")))
+                inplace = clip.inplace or bool(values.get("inplace"))
+                return _GuidedReLU.apply(values["input"], values.get("max_val", clip.high), inplace)
         return function(*args, **kwargs)
 
 
@@ -105,10 +116,6 @@ def guided_relus(_root: nn.Module) -> Iterator[GuidedReLUs]:
 
 # --- relevance -------------------------------------------------------------------------------------------------------
 
-_LINEAR = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
-_CLIPS = frozenset({"clamp", "clip", "hardtanh"})
-_PRODUCTS = frozenset({"mul", "imul", "rmul", "multiply"})
-_QUOTIENTS = frozenset({"div", "itruediv", "truediv", "divide", "true_divide"})
 _HAND_ON = {
     *("relu", "relu6", "leaky_relu", "prelu", "dropout", "dropout1d", "dropout2d", "dropout3d"),
     *("alpha_dropout", "feature_dropout", "feature_alpha_dropout", "add", "iadd", "radd", "sub", "isub"),
@@ -127,13 +134,78 @@ _HAND_ON = {
 """Functions whose gradient times value is relevance: linear ones without weights, ReLUs, and choices."""
 
 
+@dataclass(frozen=True)
+class _Application:
+    """This is a function of torch that ran on what depends on the leaf."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    after: list[Tensor]
+    """The arguments that depend on the leaf."""
+    out: Any
+
+
+_Rule: TypeAlias = Callable[[_Application], Any]
+"""What a function put out, with the backward of its rule; None: the rule does not cover how it was called."""
+
+
+def _hand_on(run: _Application) -> Any:
+    return run.out
+
+
+def _positive_part(run: _Application) -> Any:
+    """Applies the z+ rule of a linear map."""
+    values = dict(zip(("input", "weight", "bias"), run.args, strict=False)) | run.kwargs
+    x: Tensor = values.pop("input")
+    return _proportional(run, x, lambda: _positive(run.function, x, run.args[3:], values))
+
+
+def _of_input(run: _Application) -> Any:
+    """Hands all relevance on to the input, as in batch norms."""
+    x: Tensor = run.args[0] if run.args else run.kwargs["input"]
+    return _proportional(run, x, lambda: x)
+
+
+def _proportional(run: _Application, x: Tensor, part: Callable[[], Tensor]) -> Any:
+    if len(run.after) != 1 or not x.requires_grad:
+        return None
+    z = part()
+    share = z * safe_divide(run.out, z).detach()
+    return share + (run.out - share).detach()  # the value is exact, also where z is 0
+
+
+def _clip_at_zero(run: _Application) -> Any:
+    low = run.args[1] if len(run.args) > 1 else run.kwargs.get("min_val", run.kwargs.get("min"))
+    return run.out if isinstance(low, (int, float)) and low == 0 else None
+
+
+def _by_constant(run: _Application) -> Any:
+    return run.out if len(run.after) == 1 else None
+
+
+def _divided_by_constant(run: _Application) -> Any:
+    return run.out if len(run.after) == 1 and run.after[0] is run.args[0] else None
+
+
+_RULES: dict[str, _Rule] = {
+    **dict.fromkeys(_HAND_ON, _hand_on),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "linear"), _positive_part),
+    "batch_norm": _of_input,
+    **dict.fromkeys(("clamp", "clip", "hardtanh"), _clip_at_zero),
+    **dict.fromkeys(("mul", "imul", "rmul", "multiply"), _by_constant),
+    **dict.fromkeys(("div", "itruediv", "truediv", "divide", "true_divide"), _divided_by_constant),
+}
+"""The rule of every function that has one, by its name."""
+
+
 class _Relevance(TorchFunctionMode):
     """Runs what depends on the leaf by the rules. `running` are the modules whose forward runs, innermost last."""
 
     def __init__(self) -> None:
         super().__init__()
         self.running: list[nn.Module] = []
-        self._seen = WeakIdKeyDictionary()
+        self._outputs = WeakIdKeyDictionary()
         """What functions put out here; scripts and custom functions of autograd run unseen."""
 
     def __torch_function__(
@@ -146,13 +218,13 @@ class _Relevance(TorchFunctionMode):
         learned = [t for t in _tensors((args, kwargs)) if t.requires_grad]
         after = [t for t in learned if not isinstance(t, nn.Parameter)]
         for tensor in after:
-            if tensor.grad_fn is not None and tensor not in self._seen:
+            if tensor.grad_fn is not None and tensor not in self._outputs:
                 raise _without_rule(f"{tensor.grad_fn.name()}, from outside of torch's functions")
         out = self._run(function, args, kwargs, after)
         if learned and not after:  # what weights alone make is constant, as they are
             return out.detach() if isinstance(out, Tensor) else out
         for tensor in (*_tensors((out,)), *_tensors(args[:1])):  # the first may be written to
-            self._seen[tensor] = None
+            self._outputs[tensor] = None
         return out
 
     def _run(
@@ -162,22 +234,11 @@ class _Relevance(TorchFunctionMode):
         if not after or not any(t.requires_grad for t in _tensors((out,))):  # a size, a comparison, a detached copy
             return out
         name = _name(function)
-        if name in _LINEAR or name == "batch_norm":
-            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
-            x: Tensor = given.pop("input")
-            if len(after) == 1 and x.requires_grad:
-                z = x if name == "batch_norm" else _positive(function, x, args[3:], given)
-                part = z * safe_divide(out, z).detach()
-                return part + (out - part).detach()  # the value is exact, also where z is 0
-        elif name in _CLIPS:
-            low = args[1] if len(args) > 1 else kwargs.get("min_val", kwargs.get("min"))
-            if isinstance(low, (int, float)) and low == 0:
-                return out
-        elif name in _HAND_ON or (
-            len(after) == 1 and (name in _PRODUCTS or (name in _QUOTIENTS and after[0] is args[0]))
-        ):
-            return out
-        raise _without_rule(f"{type(self.running[-1]).__name__}'s {name}" if self.running else name)
+        rule = _RULES.get(name)
+        ruled = None if rule is None else rule(_Application(function, args, kwargs, after, out))
+        if ruled is None:
+            raise _without_rule(f"{type(self.running[-1]).__name__}'s {name}" if self.running else name)
+        return ruled
 
 
 def _without_rule(what: str) -> NotApplicable:
@@ -188,13 +249,13 @@ def _without_rule(what: str) -> NotApplicable:
 
 
 def _name(function: Callable[..., Any]) -> str:
-    """The same of a function, a tensor's method, one in place, an operator and an attribute."""
+    """Returns one name for a function, the tensor's method, the one in place, the operator and the attribute."""
     named: Any = getattr(function, "__self__", None) if getattr(function, "__name__", "") == "__get__" else function
     return str(getattr(named, "__name__", named)).strip("_")
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Those among arguments or results of a function, also in lists."""
+    """Yields the tensors among arguments or results of a function, also those in lists."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -204,10 +265,10 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value.values())
 
 
-def _positive(linear: Callable[..., Tensor], x: Tensor, rest: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
-    """The part of a linear map's result that comes from terms with a positive product, without the bias."""
-    weight: Tensor = given["weight"]
-    others = {name: value for name, value in given.items() if name not in ("weight", "bias")}
+def _positive(linear: Callable[..., Tensor], x: Tensor, rest: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    """Returns the part of a linear map's result that comes from positive products, without the bias."""
+    weight: Tensor = named["weight"]
+    others = {name: value for name, value in named.items() if name not in ("weight", "bias")}
 
     def run(values: Tensor, weights: Tensor) -> Tensor:
         return linear(values, weights, None, *rest, **others)
@@ -245,7 +306,7 @@ def positive_relevance(root: nn.Module) -> Iterator[None]:
 
 @dataclass(eq=False)
 class BiasTerm:
-    """One call of a module that adds a bias, and after a backward the gradient of what it put out."""
+    """This is one call of a module that adds a bias; after a backward it holds the gradient of the call's output."""
 
     bias: Tensor
     """(C,)"""
@@ -254,11 +315,11 @@ class BiasTerm:
     gradient: Tensor | None = None
 
     def keep(self, gradient: Tensor) -> None:
-        """Called in the backward with the gradient of the module's output."""
+        """Stores the gradient of the module's output; the backward calls it."""
         self.gradient = gradient
 
     def value(self) -> Tensor:
-        """Bias times gradient, channels second: (N, C, *grid), or (N, C). fp32 or better."""
+        """Returns bias times gradient, channels second: (N, C, *grid), or (N, C); in fp32 or better."""
         assert self.gradient is not None
         gradient = self.gradient if self.gradient.dtype == torch.float64 else self.gradient.float()
         gradient = gradient.movedim(self.axis, 1)
@@ -286,7 +347,10 @@ def bias_terms(root: nn.Module) -> Iterator[list[BiasTerm]]:
 
 
 def _channel_axis(module: nn.Module, x: Tensor, out: Tensor) -> int:
-    """Where a module's bias is added. Layer norms over the channels of (N, C, h, w) are classes of the libraries'."""
+    """Returns the axis along which a bias is added.
+
+    Layer norms over the channels of (N, C, h, w) are classes of the libraries'.
+    """
     if isinstance(module, nn.LayerNorm):
         shape = list(module.normalized_shape)
         if list(x.shape[-1:]) != shape:
@@ -297,7 +361,7 @@ def _channel_axis(module: nn.Module, x: Tensor, out: Tensor) -> int:
 
 
 def _bias(module: nn.Module) -> Tensor | None:
-    """What a module adds to each channel; None where it adds nothing."""
+    """Returns what a module adds to each channel; None where it adds nothing."""
     bias = getattr(module, "bias", None)
     mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     if isinstance(mean, Tensor) and isinstance(variance, Tensor):

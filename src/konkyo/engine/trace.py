@@ -1,4 +1,4 @@
-"""Trace: every grid of a network, found in one forward and backward."""
+"""Trace: one forward and backward tells which modules of a network put out a grid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from konkyo.engine.layer import MAX_PREFIX_TOKENS, Layer, covers, exchanged, mai
 
 @dataclass(frozen=True)
 class Site:
-    """One module's last output in a traced forward, and whether the decision depends on its grid."""
+    """A site is one module's last output in a traced forward, and whether the decision depends on its grid."""
 
     name: str
     kind: str
@@ -45,16 +45,16 @@ _REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
 
 
 def trace(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -> list[Site]:
-    """Every module's last output, in the order in which they finish, from one forward and backward on `image` (1, ...).
+    """Lists every module's last output, in the order in which they finish, of one forward on `image` (1, ...).
 
     The gradient is that of the largest output. Modules that only pool, drop or pass on are left out.
     """
     with torch.enable_grad():
         run = _traced(forward, root, image)
         layers = _layouts(run, forward, root, image)
-        wanted = [name for name in run.edges if layers[name] is not None]
-        found = _gradients(run, [run.edges[name] for name in wanted])
-    gradients, sites, norms = dict(zip(wanted, found, strict=True)), [], []
+        names = [name for name in run.edges if layers[name] is not None]
+        gradients = dict(zip(names, _gradients(run, [run.edges[name] for name in names]), strict=True))
+    sites, norms = [], []
     for name, tensor in run.outputs.items():
         layer, gradient, norm = layers[name], gradients.get(name), tensor.new_zeros(())
         if layer is not None and gradient is not None:
@@ -69,7 +69,7 @@ def trace(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -
 
 @dataclass
 class _Run:
-    """What one traced forward showed."""
+    """This holds what one traced forward showed."""
 
     batch: int
     score: Tensor = field(default_factory=lambda: torch.zeros(()))
@@ -86,8 +86,9 @@ class _Run:
 
 
 def _traced(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -> _Run:
-    """A forward on the image twice in one batch: what does not come twice then (the windows of a picture, a table of
-    positions) is no grid per image. On the image alone where the network takes no batch."""
+    """Runs a forward on the image twice in one batch, or on the image alone where the network takes no batch.
+
+    What does not come twice then (the windows of a picture, a table of positions) is no grid per image."""
     pair = torch.cat([image, image])
     with suppress(*_REFUSALS):
         run = _traced_batch(forward, root, pair)
@@ -128,7 +129,7 @@ def _traced_batch(forward: Callable[[Tensor], Tensor], root: nn.Module, images: 
 
 
 def _gradients(run: _Run, grids: Sequence[GradientEdge]) -> Sequence[Tensor | None]:
-    """d(largest output of the first image)/d(grids).
+    """Returns d(largest output of the first image)/d(grids).
 
     A head whose weights are all zero, as some libraries start them, lets no gradient through, and the layers that the
     decision will depend on would look like those that it never can. What the head reads tells them apart: there a
@@ -137,17 +138,17 @@ def _gradients(run: _Run, grids: Sequence[GradientEdge]) -> Sequence[Tensor | No
     top = run.score.reshape(run.batch, -1)[0].amax()
     if not grids or not top.requires_grad:
         return [None] * len(grids)
-    found = torch.autograd.grad(top, grids, allow_unused=True, retain_graph=True)
-    seen = [g.abs().amax() for g in found if g is not None and g.numel()]
+    gradients = torch.autograd.grad(top, grids, allow_unused=True, retain_graph=True)
+    peaks = [g.abs().amax() for g in gradients if g is not None and g.numel()]
     read = run.head_input
-    if read is None or not read.requires_grad or (seen and torch.stack([s.float() for s in seen]).amax() != 0):
-        return found
+    if read is None or not read.requires_grad or (peaks and torch.stack([p.float() for p in peaks]).amax() != 0):
+        return gradients
     noise = torch.randn(read.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(read)
     return torch.autograd.grad((read * noise)[:1].sum(), grids, allow_unused=True)
 
 
 def _layouts(run: _Run, forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -> dict[str, Layer | None]:
-    """How each module's output is a grid, if it is one."""
+    """Tells how each module's output is a grid, if it is one."""
     sizes, layers, axes = _Sizes(tuple(image.shape[2:]), run.spaces), dict[str, Layer | None](), dict[torch.Size, int]()
     wider: dict[str, int] | None = None
     for name, tensor in run.outputs.items():
@@ -169,7 +170,7 @@ def _layouts(run: _Run, forward: Callable[[Tensor], Tensor], root: nn.Module, im
 
 
 class _Sizes:
-    """The grid sizes of a network, which tell a grid from anything else of the same rank.
+    """These are the grid sizes of a network, which tell a grid from anything else of the same rank.
 
     Certain are the image's and what convolutions and pools of more than one place put out; likely is what patch merging
     (a stride of 2, 4 or 8) makes of those. A network without such modules is believed as it comes, at any stride.
@@ -185,7 +186,7 @@ class _Sizes:
             self.add(size)
 
     def add(self, size: tuple[int, ...]) -> None:
-        """One more size that is known to be a grid."""
+        """Adds one more size that is known to be a grid."""
         if size in self.known:
             return
         self.known.append(size)
@@ -195,15 +196,15 @@ class _Sizes:
                 self.strided[grid] = self.strided.get(grid, False) or down == up
 
     def fit(self, grid: Sequence[int]) -> bool:
-        """Whether this can be a grid's size."""
+        """Tells whether this can be a grid's size."""
         return tuple(grid) in self.strided or (not self.certain and covers(grid, self.image))
 
     def of_tokens(self, length: int) -> tuple[int, tuple[int, ...]] | None:
-        """(prefix, grid) of so many tokens, the known grids first, with as few tokens before the grid as may be."""
+        """Returns (prefix, grid) of so many tokens: a known grid if one fits, with as short a prefix as may be."""
         known = [(length - math.prod(g), g) for g in reversed(self.known) if math.prod(g) > 1]
         known = [(prefix, g) for prefix, g in known if 0 <= prefix <= MAX_PREFIX_TOKENS]
         if known:
-            return min(known, key=lambda found: found[0])
+            return min(known, key=lambda candidate: candidate[0])
         if length <= max(self.prefixes):  # the class token and its like alone
             return None
         prefixes = self.prefixes if self.certain else range(MAX_PREFIX_TOKENS + 1)
@@ -216,7 +217,7 @@ class _Sizes:
 
 
 def _read(name: str, shape: tuple[int, ...], sizes: _Sizes) -> Layer | None:
-    """How an output of this shape is a grid over the image; None if it is none (or one cell only)."""
+    """Tells how an output of this shape is a grid over the image; None if it is none (or one cell only)."""
     layer = None
     if len(shape) == len(sizes.image) + 2:
         first, last = shape[2:], shape[1:-1]
@@ -225,27 +226,27 @@ def _read(name: str, shape: tuple[int, ...], sizes: _Sizes) -> Layer | None:
         elif sizes.fit(last):
             layer, grid = Layer(name, None, channel_axis=-1), last
     elif len(shape) == 3 and len(sizes.image) > 1:
-        found = sizes.of_tokens(shape[1])
-        if found is not None:
-            prefix, grid = found
+        split = sizes.of_tokens(shape[1])
+        if split is not None:
+            prefix, grid = split
             layer = Layer(name, None, channel_axis=-1, tokens=grid, prefix=prefix)
     return layer if layer is not None and math.prod(grid) > 1 else None
 
 
 def _last_axes(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -> dict[str, int]:
-    """The last axis of every module's output for an image twice as wide: where it stays, it holds the channels.
+    """Returns every module's last axis for an image twice as wide: where its length stays, it holds the channels.
 
     Nothing for a network that takes images of one size only.
     """
-    found: dict[str, int] = {}
+    axes: dict[str, int] = {}
     with ExitStack() as undo, torch.no_grad(), suppress(*_REFUSALS):
         for name, module in root.named_modules():
 
-            def keep(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+            def note(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
                 tensor = main_tensor(output)
                 if tensor is not None and tensor.ndim:
-                    found[name] = tensor.shape[-1]
+                    axes[name] = tensor.shape[-1]
 
-            undo.callback(module.register_forward_hook(keep).remove)
+            undo.callback(module.register_forward_hook(note).remove)
         forward(torch.cat([image, image], dim=-1))
-    return found
+    return axes

@@ -20,9 +20,11 @@ import konkyo.methods  # noqa: F401 - registers every method
 from konkyo.data.images import open_image
 from konkyo.engine.capture import untouched
 from konkyo.engine.forward import Pass, Precision
+from konkyo.engine.integration import Pyramid
 from konkyo.engine.layer import INPUT, STAGES, Layer
 from konkyo.engine.path import PathTrace
-from konkyo.engine.probe import NEEDS, Effort, Probe, Progress, Pyramid, largest_gradient
+from konkyo.engine.probe import NEEDS, Probe, largest_gradient
+from konkyo.engine.variants import Budget, Progress
 from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable, unknown
 from konkyo.explanation.diagnosis import Diagnosis, diagnose
 from konkyo.explanation.result import Explanation
@@ -279,7 +281,7 @@ def _run(
     frames: Sequence[Frame],
 ) -> Explanation:
     options = {name: value for name, value in request.options.items() if name in method.options}
-    effort = Effort(request.budget, request.progress).shared(len(layers))
+    budget = Budget(request.budget, request.progress).divided(len(layers))
     per_image = model.targets(request.target, pass_.output.detach(), score=method.score, frames=frames)
     whole = [target for image in per_image for target in image]
     images = [image for image, found in enumerate(per_image) for _ in found]
@@ -298,7 +300,7 @@ def _run(
                 rows=rows,
                 seed=request.seed,
                 knows_target=False,
-                effort=effort,
+                budget=budget,
                 pyramid=pyramid,
             )
             for level in pyramid.levels

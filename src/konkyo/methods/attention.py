@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.engine.probe import BlockGradients, OnGrid, ReadTokens
+from konkyo.engine.needs import BlockGradients, OnGrid, ReadTokens
 from konkyo.methods.base import method
 
 

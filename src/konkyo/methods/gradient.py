@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.engine.probe import Curvature, Differentiate
+from konkyo.engine.needs import Curvature, Differentiate
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.methods.base import method
 from konkyo.targets.classes import ClassTarget, Target

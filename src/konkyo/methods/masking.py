@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.engine.probe import Rescore
+from konkyo.engine.needs import Rescore
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.utils.tensors import normalised, resize, safe_divide

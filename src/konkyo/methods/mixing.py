@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.engine.probe import Differentiate, On, Rescore
+from konkyo.engine.needs import Differentiate, On, Rescore
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.methods.perturbation import contrast

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.engine.probe import Revisit, Vary
+from konkyo.engine.needs import Revisit, Vary
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.utils.tensors import channels, grid_sum, safe_divide

@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from konkyo.engine.needs import Integrate
 from konkyo.engine.path import GradientScale, Sampling
-from konkyo.engine.probe import Integrate
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.utils.tensors import blurred, channels, grid_mean

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.engine.probe import On, Regrad, Revisit
+from konkyo.engine.needs import On, Regrad, Revisit
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.utils.tensors import grid_mean, weigh

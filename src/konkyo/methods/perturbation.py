@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.engine.probe import Ablate, Rescore
+from konkyo.engine.needs import Ablate, Rescore
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.utils.tensors import channels, min_max, resize, safe_divide

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from konkyo.engine.forward import real
+from konkyo.engine.forward import at_least_float32
 from konkyo.errors import KonkyoError
 from konkyo.metrics.distances import blank
 from konkyo.utils.tensors import resize
@@ -51,7 +51,7 @@ def saliency_mix(images: Tensor, labels: Tensor, maps: Tensor, generator: torch.
     count, (height, width) = len(images), images.shape[2:]
     source = torch.randperm(count, generator=generator, device=generator.device).to(images.device)
     share, y, x = _uniform((3, count), generator, images)
-    peak = resize(real(maps[source]), (height, width)).flatten(1).argmax(1)
+    peak = resize(at_least_float32(maps[source]), (height, width)).flatten(1).argmax(1)
     lost = blank(maps)[source]
     y = torch.where(lost, (y * height).long(), peak // width)
     x = torch.where(lost, (x * width).long(), peak % width)
@@ -106,7 +106,7 @@ def _square(images: Tensor, maps: Tensor, generator: torch.Generator, side: int,
         raise KonkyoError(
             f"a side from 1 to {min(height, width)} pixels and tau in (0, 1) were expected; got {side} and {tau}"
         )
-    importance = resize(real(maps), (height, width))[:, None]
+    importance = resize(at_least_float32(maps), (height, width))[:, None]
     sums = functional.avg_pool2d(functional.avg_pool2d(importance, (side, 1), 1), (1, side), 1)[:, 0]
     flat = sums.flatten(1)
     quantile = flat.kthvalue(math.ceil(tau * flat.shape[1]), dim=1, keepdim=True).values

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from konkyo.engine.capture import Watch, untouched
-from konkyo.engine.forward import Pass, real
+from konkyo.engine.forward import Pass, at_least_float32
 from konkyo.engine.layer import Layer, bind, linear_head
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models import Model, as_model
@@ -96,9 +96,9 @@ class TrainingMaps:
         with torch.autocast(raw.device.type, enabled=False):
             if self.mode == "closed_form":
                 assert self._head is not None
-                found = weigh(class_weights(self._head, classes) / _cells(activations), real(activations))
+                found = weigh(class_weights(self._head, classes) / _cells(activations), at_least_float32(activations))
             else:
-                found = weigh(self._mean_gradient(logits, raw, classes), real(activations))
+                found = weigh(self._mean_gradient(logits, raw, classes), at_least_float32(activations))
         return found.relu()
 
     def _mean_gradient(self, logits: Tensor, raw: Tensor, classes: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class TrainingMaps:
                     "that, or mode 'detached'"
                 )
             self._proven = True
-        return grid_mean(real(self.layer.fold(gradient))) / scale
+        return grid_mean(at_least_float32(self.layer.fold(gradient))) / scale
 
     def _evaluated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         with untouched(self.network), sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
@@ -165,7 +165,7 @@ def _pooled_head(model: Model, images: Tensor, layer: Layer) -> nn.Linear | None
 
 def class_weights(head: nn.Linear, classes: Tensor) -> Tensor:
     """What the linear layer has for a class per image: (N,) -> (N, C); of a single logit the classes are -z and z."""
-    weight = real(head.weight)
+    weight = at_least_float32(head.weight)
     return class_logits(weight.T).T[classes]
 
 

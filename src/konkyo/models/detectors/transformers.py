@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from konkyo.engine.forward import real
+from konkyo.engine.forward import at_least_float32
 from konkyo.models.detectors import Detector, Kept, best_class, best_pairs
 from konkyo.targets.candidates import pack
 
@@ -66,7 +66,7 @@ def detector(module: nn.Module) -> Detector | None:
 def _propose(module: nn.Module, images: Tensor, *, softmax: bool) -> Tensor:
     """(N, Q, 4 + K) of the Q queries, in fp32 at least."""
     output = module(pixel_values=images)
-    logits, boxes = real(output.logits), real(output.pred_boxes)
+    logits, boxes = at_least_float32(output.logits), at_least_float32(output.pred_boxes)
     height, width = images.shape[2:]
     centres, sides = torch.split(boxes, 2, -1)
     corners = torch.cat([centres - sides / 2, centres + sides / 2], -1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from konkyo.engine.capture import untouched
-from konkyo.engine.forward import real
+from konkyo.engine.forward import at_least_float32
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models import Model
 from konkyo.models.networks.backbone import as_backbone, fitting
@@ -84,7 +84,7 @@ def kl_divergence(mean: Tensor, std: Tensor) -> Tensor:
 
     1/2 sum_d (mean^2 + std^2 - 1 - 2 log std), in float32 at least.
     """
-    mean, std = real(mean), real(std)
+    mean, std = at_least_float32(mean), at_least_float32(std)
     return 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).sum(-1)
 
 
@@ -140,14 +140,14 @@ class VIBHead(nn.Module):
     def forward(self, grid: Tensor) -> VIBOutput | Tensor:
         """(N, C, h, w) -> logits (N, K); in training `VIBOutput`."""
         if not self.training:
-            return self.scores(grid_mean(real(grid)))
+            return self.scores(grid_mean(at_least_float32(grid)))
         mean, std = self.code(grid)
         return VIBOutput(self.scores(sampled(mean, std, self.samples)), mean, std, kl_divergence(mean, std))
 
     def code(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """The mean and the standard deviation of the code. (N, C, h, w) -> (N, C), (N, C)"""
         with torch.autocast(grid.device.type, enabled=False):  # attention would be in 16 bits
-            grid = real(grid)
+            grid = at_least_float32(grid)
             mean = grid_mean(grid)
             source, temperature = self.noise.source, self.noise.temperature
             if source == "attention":
@@ -194,7 +194,7 @@ class VIBClassifier(nn.Module):
             mean, std = self.head.code(self.backbone(images))
             generator = torch.Generator(mean.device).manual_seed(seed)
             codes = sampled(mean, std, samples, generator)
-            return real(self.head.scores(codes)).softmax(-1).mean(0)
+            return at_least_float32(self.head.scores(codes)).softmax(-1).mean(0)
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class VIBLoss:
                 "a VIBLoss is of the output in training mode, a VIBOutput; in eval mode a VIB network puts out logits "
                 f"for any loss; got {type(output).__name__}"
             )
-        logits = real(output.logits)
+        logits = at_least_float32(output.logits)
         samples, _, classes = logits.shape
         repeated = labels.repeat(samples, *[1] * (labels.ndim - 1))
         ce, kl = functional.cross_entropy(logits.flatten(0, 1), repeated), output.kl.mean()

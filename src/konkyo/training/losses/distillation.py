@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from konkyo.engine.capture import Watch, untouched
-from konkyo.engine.forward import Pass, columns, of_rows, pick, real, scores
+from konkyo.engine.forward import Pass, at_least_float32, of_rows, pick, rounds, scores
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError, unknown
 from konkyo.metrics.distances import Distance, blank, distances, on_grid
@@ -56,7 +56,7 @@ def map_distillation(maps: Tensor, teacher: Tensor, *, distance: Distance = "mse
             f"{tuple(teacher.shape)}"
         )
     with torch.autocast(maps.device.type, enabled=False):
-        own, aims = real(maps), on_grid(teacher.detach().to(maps.device), (maps.shape[1], maps.shape[2]))
+        own, aims = at_least_float32(maps), on_grid(teacher.detach().to(maps.device), (maps.shape[1], maps.shape[2]))
         mute, silent = blank(own), blank(aims)
         rows = (~mute & ~silent).nonzero()[:, 0]
         found = distances(min_max(own[rows]), min_max(aims[rows].to(own)), distance)
@@ -77,7 +77,7 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
             f"activations (N, C, h, w) of the same images were expected; got {tuple(student.shape)} and "
             f"{tuple(teacher.shape)}"
         )
-    own, aims = (real(grid).square().sum(1) for grid in (student, teacher.detach()))
+    own, aims = (at_least_float32(grid).square().sum(1) for grid in (student, teacher.detach()))
     aims = on_grid(aims, (own.shape[1], own.shape[2])).to(own)
     own, aims = (nn.functional.normalize(q.flatten(1), dim=1) for q in (own, aims))
     found: Tensor = torch.linalg.vector_norm(own - aims, dim=1).mean()
@@ -122,7 +122,7 @@ def _odam(layers: Sequence[Layer], raws: Sequence[Tensor], scores: Tensor, rows:
         )
     at, kept = tuple(rows), mode == "autograd"
     slopes = list[list[Tensor]]()
-    for column in columns(at):
+    for column in rounds(at):
         total = scores[column].sum()
         found: Sequence[Tensor | None] = [None] * len(raws)
         if total.requires_grad:
@@ -132,7 +132,7 @@ def _odam(layers: Sequence[Layer], raws: Sequence[Tensor], scores: Tensor, rows:
     for i, (layer, raw) in enumerate(zip(layers, raws, strict=True)):
         grids = layer.fold(raw)
         weights = of_rows(at, [layer.fold(column[i]) for column in slopes]) if at else grids[:0]
-        signed.append((real(weights) * real(pick(grids, at) if at else grids[:0])).sum(1))
+        signed.append((at_least_float32(weights) * at_least_float32(pick(grids, at) if at else grids[:0])).sum(1))
     return on_finest(signed).sum(0).relu()
 
 
@@ -183,7 +183,7 @@ class InstanceMaps:
                 f"{len(targets)} targets, {len(rows)} rows and candidates of {len(output)} images"
             )
         with torch.autocast(output.device.type, enabled=False):
-            asked = scores(pick(real(output), tuple(rows)), targets) if len(rows) else output.new_zeros(0)
+            asked = scores(pick(at_least_float32(output), tuple(rows)), targets) if len(rows) else output.new_zeros(0)
             return _odam(self.layers, raws, asked, rows, self.mode)
 
     def close(self) -> None:

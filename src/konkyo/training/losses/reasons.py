@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from konkyo.engine.forward import real
+from konkyo.engine.forward import at_least_float32
 from konkyo.errors import KonkyoError
 from konkyo.metrics.distances import blank, on_grid
 from konkyo.utils.tensors import min_max, safe_divide
@@ -33,7 +33,7 @@ def right_reasons(images: Tensor, logits: Tensor, masks: Tensor) -> Tensor:
     if not images.requires_grad:
         raise KonkyoError("the gradient by the images is asked for: images.requires_grad_() before the forward")
     with torch.autocast(images.device.type, enabled=False):
-        both = real(logits) if logits.shape[1] > 1 else functional.pad(real(logits), (1, 0))
+        both = at_least_float32(logits) if logits.shape[1] > 1 else functional.pad(at_least_float32(logits), (1, 0))
         total = functional.log_softmax(both, dim=1).sum()
         slope = None
         if total.requires_grad:
@@ -61,7 +61,7 @@ def outside_energy(maps: Tensor, masks: Tensor) -> Tensor:
         )
     with torch.autocast(maps.device.type, enabled=False):
         rows = (masks.flatten(1).any(1).to(maps.device) & ~blank(maps)).nonzero()[:, 0]
-        energy = min_max(real(maps[rows]))
+        energy = min_max(at_least_float32(maps[rows]))
         inside = on_grid(masks.to(energy)[rows], (maps.shape[1], maps.shape[2]))
         shares = safe_divide((energy * inside).sum((1, 2)), energy.sum((1, 2)))
         return (1 - shares).sum() / max(len(rows), 1)
