@@ -51,7 +51,8 @@ def ss_cam(
     map = ReLU(sum_k w_k A_k), w = softmax_k(mean_n score(x * (M_k + noise_n))), M_k = min_max(up(A_k)).
     `noise` "input": score(x * M_k + noise_n). Gaussian noise of deviation `std`, in units of the mask (0 to 1) or of
     the preprocessed image. All channels and images meet the same `samples` of it, so that channels differ by what they
-    show alone. std = 0 is Score-CAM. Cost: samples * channels forwards; under a budget the strongest channels come first.
+    show alone. std = 0 is Score-CAM. Cost: samples * channels forwards. Under a budget the strongest channels come
+    first.
     """
     if samples < 1 or not 0 <= std < math.inf:
         raise KonkyoError(f"ss_cam needs samples >= 1 and std >= 0; got {samples}, {std}")
