@@ -191,7 +191,7 @@ DRAWN: dict[str, Callable[..., Samples]] = {}
 """Functions of a number of samples, as text, and a seed, with text for options."""
 
 
-def drawn(function: _Function) -> _Function:
+def synthetic(function: _Function) -> _Function:
     """Registers a function (count, seed, *, options) -> Samples under its name."""
     DRAWN[function.__name__] = function
     return function
@@ -218,7 +218,7 @@ def _scene(scenes: Scenes, index: int) -> Sample:
     return Sample(f"scene-{scenes.seed}-{index}", scene.image, labels[0] if len(labels) == 1 else None, annotations)
 
 
-@drawn
+@synthetic
 def scenes(count: str, seed: int, *, objects: str = "1-5", size: str = "128") -> Samples:
     """COUNT (1000) scenes that no shipped model was trained on."""
     numbers = re.fullmatch(r"(\d+) (\d+)(?:-(\d+))? (\d+)", f"{count or 1000} {objects} {size}")

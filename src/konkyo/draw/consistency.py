@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from konkyo.draw.overlay import SEQUENTIAL, overlay
-from konkyo.draw.sheets import drawn
+from konkyo.draw.sheets import to_image
 from konkyo.errors import KonkyoError
 
 _ACROSS = 6  # classes beside each other
@@ -53,7 +53,7 @@ def class_maps(names: Sequence[str], means: Tensor, deviations: Tensor) -> Image
         bar = figure.colorbar(image, ax=line.tolist(), aspect=10)
         bar.set_label(kind, fontsize=9)
         bar.ax.tick_params(labelsize=8)
-    return drawn(figure)
+    return to_image(figure)
 
 
 def matrix(names: Sequence[str], distances: Tensor, distance: str) -> Image.Image:
@@ -76,7 +76,7 @@ def matrix(names: Sequence[str], distances: Tensor, distance: str) -> Image.Imag
     panel.set_title(f"distance of mean maps ({distance})", fontsize=10, parse_math=False)
     bar = figure.colorbar(image, ax=panel, shrink=0.8)
     bar.ax.tick_params(labelsize=8)
-    return drawn(figure)
+    return to_image(figure)
 
 
 def deviations(names: Sequence[str], values: Sequence[Sequence[float]], distance: str) -> Image.Image:
@@ -99,7 +99,7 @@ def deviations(names: Sequence[str], values: Sequence[Sequence[float]], distance
         panel.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(f"distance from the mean map of the class ({distance}); line: their mean", fontsize=9)
     figure.supylabel("images", fontsize=9)
-    return drawn(figure)
+    return to_image(figure)
 
 
 def extremes(sections: Sequence[Section]) -> Image.Image:
@@ -129,7 +129,7 @@ def extremes(sections: Sequence[Section]) -> Image.Image:
             -0.08, 0.5, shortened(section.title), transform=line[0].transAxes, ha="right", va="center", fontsize=9
         )
     figure.supxlabel("over each image: the distance of its map from the mean map of its class", fontsize=9)
-    return drawn(figure)
+    return to_image(figure)
 
 
 def shortened(name: str, longest: int = _LONGEST) -> str:

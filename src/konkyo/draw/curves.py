@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from PIL import Image
 
-from konkyo.draw.sheets import drawn
+from konkyo.draw.sheets import to_image
 
 
 def curves_figure(curves: Mapping[str, Mapping[str, Sequence[float]]], better: Mapping[str, str]) -> Image.Image:
@@ -24,7 +24,7 @@ def curves_figure(curves: Mapping[str, Mapping[str, Sequence[float]]], better: M
         panel.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=9, frameon=False)
-    return drawn(figure)
+    return to_image(figure)
 
 
 def convergence_figure(nodes: Sequence[int], errors: Mapping[str, Sequence[float]]) -> Image.Image:
@@ -40,4 +40,4 @@ def convergence_figure(nodes: Sequence[int], errors: Mapping[str, Sequence[float
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False, fontsize=9)
-    return drawn(figure)
+    return to_image(figure)

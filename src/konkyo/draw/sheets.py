@@ -219,10 +219,10 @@ def path_figure(explanations: Integrated | Sequence[Integrated], row: int = 0) -
         axis.yaxis.set_label_coords(-0.065, 0.5)
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("alpha: from the baseline (0) to the image (1)", fontsize=9, color=_INK)
-    return drawn(figure)
+    return to_image(figure)
 
 
-def drawn(figure: Figure) -> Image.Image:
+def to_image(figure: Figure) -> Image.Image:
     """A figure of matplotlib's as a picture."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
@@ -402,8 +402,8 @@ def _strip(
     for i, (cell, diverging) in enumerate(zip(row.cells, signed, strict=True), start=1):
         x = i * (side + _GAP)
         if cell.map is not None:
-            drawn = overlay(picture, cell.map, limits=limits, signed=diverging)
-            strip.paste(_with_box(row, drawn), (x, 0))
+            overlaid = overlay(picture, cell.map, limits=limits, signed=diverging)
+            strip.paste(_with_box(row, overlaid), (x, 0))
         else:
             _message(draw, cell.note or "no map", (x, 0, x + side - 1, tall - 1))
     for i, caption in enumerate(captions):

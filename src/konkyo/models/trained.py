@@ -44,7 +44,7 @@ class Plan:
             raise KonkyoError(f"architecture {self.architecture!r}: {error}") from error
 
 
-def drawn(plan: Plan, seed: int) -> nn.Module:
+def initialised(plan: Plan, seed: int) -> nn.Module:
     """The network with the weights that a seed draws; the global random state stays as it is."""
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from konkyo.data.samples import Annotation, Sample, Samples, around, drawn
+from konkyo.data.samples import Annotation, Sample, Samples, around, synthetic
 from konkyo.errors import KonkyoError
 
 CLASSES: tuple[str, ...] = ("disc", "ring", "stripes")
@@ -79,7 +79,7 @@ class Lesions(torch.utils.data.Dataset[Sample]):
         return f"lesion-{self.places}-{self.seed}-{index}"
 
 
-@drawn
+@synthetic
 def lesions(count: str, seed: int, *, places: str = "fixed", size: str = "48") -> Samples:
     """COUNT (600) drawn scans with a lesion; `places` fixed (a place per class) or random, `size` in pixels."""
     if re.fullmatch(r"\d* \d+", f"{count} {size}") is None or places not in PLACES:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from konkyo.draw.consistency import shortened
 from konkyo.draw.overlay import SEQUENTIAL, overlay
-from konkyo.draw.sheets import drawn
+from konkyo.draw.sheets import to_image
 from konkyo.errors import KonkyoError
 from konkyo.studies.gaze.statistics import Fit
 
@@ -106,7 +106,7 @@ def curves(
         axis.set_axis_off()
     grown = "; shaded: λ grows" if rising is not None else ""
     _legend(figure, colours, f"line: mean of seeds, band: lowest to highest seed{grown}")
-    return drawn(figure)
+    return to_image(figure)
 
 
 def across(points: Sequence[Point], fit: Fit | None, title: str, labels: tuple[str, str]) -> Image.Image:
@@ -128,7 +128,7 @@ def across(points: Sequence[Point], fit: Fit | None, title: str, labels: tuple[s
     _plain(axis)
     said = "one point per trained model, on the test set" + ("; dashed: least squares, 95 % band" if fit else "")
     _legend(figure, colours, said, levels if len(levels) > 1 else ())
-    return drawn(figure)
+    return to_image(figure)
 
 
 def within(
@@ -175,7 +175,7 @@ def within(
         _plain(axis)
     figure.suptitle(warning, fontsize=9, color=_WRONG, fontweight="bold")
     figure.supxlabel(f"hollow: up to epoch {after}, left out of every correlation", fontsize=9, color=_GREY)
-    return drawn(figure)
+    return to_image(figure)
 
 
 def against(
@@ -206,7 +206,7 @@ def against(
             axis.set_xlabel("λ", fontsize=10)
             _plain(axis)
     figure.supxlabel(foot, fontsize=9, color=_GREY)
-    return drawn(figure)
+    return to_image(figure)
 
 
 def mean_maps(
@@ -248,7 +248,7 @@ def mean_maps(
     for row, name in enumerate(classes):
         axis = axes[row, 0]
         axis.text(-0.1, 0.5, shortened(name, _LONGEST), transform=axis.transAxes, ha="right", va="center", fontsize=9)
-    return drawn(figure)
+    return to_image(figure)
 
 
 def map_grid(grid: Grid, title: str) -> Image.Image:
@@ -294,7 +294,7 @@ def map_grid(grid: Grid, title: str) -> Image.Image:
             if note is not None:
                 axis.set_title(f"✗ {shortened(note, _LONGEST)}", fontsize=8, pad=2, color=_WRONG)
     figure.suptitle(title, fontsize=10)
-    return drawn(figure)
+    return to_image(figure)
 
 
 def colours_of(strengths: Sequence[float]) -> dict[float, Any]:

@@ -20,7 +20,7 @@ from konkyo.explanation.explain import explain
 from konkyo.metrics.distances import Distance
 from konkyo.models import Model, Preprocess
 from konkyo.models.networks.levels import GAZE, LEVELS, gaze_network
-from konkyo.models.trained import Plan, drawn, save_trained
+from konkyo.models.trained import Plan, initialised, save_trained
 from konkyo.studies.base import StudyData, Told, begin, classification_scores, walk, write_maps
 from konkyo.training.loop import Fitted, Numbers, Recipe, fit
 from konkyo.training.loop import Told as EpochsTold
@@ -162,7 +162,7 @@ def _run(
     recipe, classes = replace(study.recipe, seed=seed), data.parts.classes
     trained = {"study": "gaze", "data": study.data, "lambda": weight, "distance": study.distance, **asdict(recipe)}
     plan = Plan("level", {"number": number, "classes": len(classes)}, classes, study.preprocess, trained)
-    network = drawn(plan, seed)
+    network = initialised(plan, seed)
     gaze = study.loss(network)
     fitted = fit(
         network,

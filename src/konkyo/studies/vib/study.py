@@ -25,7 +25,7 @@ from konkyo.models import Model, Preprocess, load
 from konkyo.models.networks.attention_branch import attention_branch_loss
 from konkyo.models.networks.recam import ReCAM, recam_loss
 from konkyo.models.networks.vib import Noise, Reduction, VIBClassifier, VIBLoss, kl_divergence
-from konkyo.models.trained import Plan, drawn, save_trained
+from konkyo.models.trained import Plan, initialised, save_trained
 from konkyo.studies.base import StudyData, Told, batches, begin, classification_scores, walk, write_maps
 from konkyo.training.loop import Numbers, Recipe, fit
 from konkyo.training.loop import Told as EpochsTold
@@ -121,9 +121,9 @@ class VIBStudy:
         return Plan(kind, arguments, classes, self.preprocess, trained | asdict(replace(self.recipe, seed=seed)))
 
     def begun(self, plan: Plan, seed: int) -> nn.Module:
-        """The network before its training: the backbone, which is drawn first, is the same for all of a seed."""
+        """The network before its training: the backbone, which is initialised first, is the same for all of a seed."""
         weights = {"weights": "default"} if self.pretrained else {}
-        return drawn(replace(plan, arguments={**plan.arguments, **weights}), seed)
+        return initialised(replace(plan, arguments={**plan.arguments, **weights}), seed)
 
 
 class StepLoss(nn.Module):
