@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,27 @@ def test_help_does_not_wait_for_torch(command: str) -> None:
     }
     assert "typer" in imported  # the listing is one
     assert not imported & {"torch", "torchvision", "matplotlib", "numpy"}
+
+
+@pytest.mark.parametrize(("encoding", "arrow"), [("cp1252", "? "), ("ascii", "? "), ("utf-8", "→ ")])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_output_whose_encoding_lacks_a_character_has_a_replacement(encoding: str, arrow: str, as_json: bool) -> None:
+    words = ["layers", "konkyo/scenes-classifier", *(["--json"] if as_json else [])]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "konkyo", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.decode(encoding)
+    if as_json:
+        automatic = json.loads(text)["automatic"]
+        assert automatic in {layer["name"] for layer in json.loads(text)["layers"]}
+    else:
+        assert any(line.startswith(arrow) for line in text.splitlines())
+
+
+@pytest.mark.parametrize("option", ["--install-completion", "--show-completion"])
+def test_the_shell_can_complete_commands(option: str) -> None:
+    assert option in program("--help").stdout
 
 
 def test_as_a_program_it_explains_and_tells_errors_without_a_traceback(photos: Path, tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -15,23 +16,16 @@ from konkyo.apps.cli.demo import demo
 from konkyo.apps.cli.explain import explain
 from konkyo.apps.cli.listing import layers, list_methods, list_metrics
 from konkyo.apps.cli.measure import benchmark, evaluate, sanity
-from konkyo.apps.cli.options import (
-    err,
-    out,
-)
+from konkyo.apps.cli.options import err, out
 from konkyo.apps.cli.report import report
 from konkyo.apps.cli.train import train
 from konkyo.errors import KonkyoError, KonkyoWarning
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="konkyo",
     help="Shows what in an image a vision model decided on.",
     epilog="Exit status: 0 all done, 1 nothing could be done (and why), 2 wrong usage, 3 some images skipped.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -59,8 +53,16 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
+def replace_unencodable() -> None:
+    """Standard output and error write a question mark where their encoding lacks a character, and never fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
 def main() -> None:
-    """The `konkyo` command: errors of the user's making are told in a line, without a traceback."""
+    """The `konkyo` command runs, and an error of the user's making is one line without a traceback."""
+    replace_unencodable()
     warnings.simplefilter("ignore", KonkyoWarning)  # told with each image
     try:
         app()
