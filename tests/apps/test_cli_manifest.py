@@ -1,0 +1,144 @@
+"""The record of `konkyo explain`: what it costs, who may write it, and what a second run into one folder does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers.commands import Run, runner
+
+NET = """from torch import manual_seed, nn
+def build():
+    manual_seed(0)
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), *head).eval()
+"""
+PREPARED = ["--resize", 24, "--crop", "none", "--mean", "0,0,0", "--std", "1,1,1"]
+OPTIONS = ["--model", "nets.py:build", "--method", "grad_cam", "--out", "out", *map(str, PREPARED)]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    random = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(random.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(tmp_path / f"{i:03}.png")
+    return runner(NET, "build", tmp_path, monkeypatch, capsys)
+
+
+def manifest() -> Any:
+    return json.loads(Path("out/manifest.json").read_text())
+
+
+def listed() -> list[str]:
+    return [entry["file"] for entry in manifest()["images"]]
+
+
+def test_an_image_adds_its_own_lines_and_no_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cost of one more image does not grow with those done."""
+    from konkyo.utils import ledger
+
+    assert run("explain", "000.png", *OPTIONS).code == 0
+    first, _, entry = Path("out/manifest.jsonl").read_text().partition("\n")
+    record = json.loads(entry.partition(" ")[2])
+    more = (ledger._entry(f"earlier-{i}.png", {**record["values"], "file": f"earlier-{i}.png"}) for i in range(3000))
+    Path("out/manifest.jsonl").write_text(f"{first}\n{entry}{''.join(more)}")
+    sizes: list[int] = []
+    add = ledger.Ledger.add
+
+    def counted(self: ledger.Ledger, key: str, values: Any) -> None:
+        before = Path("out/manifest.jsonl").stat().st_size
+        add(self, key, values)
+        sizes.append(Path("out/manifest.jsonl").stat().st_size - before)
+
+    monkeypatch.setattr(ledger.Ledger, "add", counted)
+    assert run("explain", "000.png", "001.png", "002.png", *OPTIONS, "--resume").code == 0
+    assert len(sizes) == 2
+    assert max(sizes) < 2 * len(entry)
+    assert len(manifest()["images"]) == 3003
+
+
+def test_two_processes_into_one_folder_lose_nothing(run: Run, tmp_path: Path) -> None:
+    """The second is refused in words, or both are done."""
+    commands = [
+        [sys.executable, "-m", "konkyo", "explain", *files, *OPTIONS]
+        for files in (["000.png", "001.png", "002.png", "003.png"], ["004.png", "005.png", "006.png", "007.png"])
+    ]
+    runs = [
+        subprocess.Popen(c, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands
+    ]
+    texts = [process.communicate()[0] for process in runs]
+    done = [files for files, process in zip((range(4), range(4, 8)), runs, strict=True) if process.returncode == 0]
+    assert done, texts
+    assert set(listed()) == {f"{i:03}.png" for files in done for i in files}
+    for process, text in zip(runs, texts, strict=True):
+        assert process.returncode == 0 or "another run is writing into out" in text
+
+
+def test_another_run_with_the_same_settings_adds_to_the_folder(run: Run) -> None:
+    assert run("explain", "000.png", *OPTIONS).code == 0
+    again = run("explain", "001.png", *OPTIONS)
+    assert again.code == 0
+    assert "1 images explained, 0 skipped" in again.out
+    assert listed() == ["000.png", "001.png"]
+    assert Path("out/000.grad_cam.png").is_file()
+
+
+def test_resume_says_how_much_is_there(run: Run) -> None:
+    assert run("explain", "000.png", "001.png", *OPTIONS).code == 0
+    again = run("explain", "000.png", "001.png", "002.png", *OPTIONS, "--resume")
+    assert "2 already there" in again.err
+    assert listed() == ["000.png", "001.png", "002.png"]
+
+
+def test_other_settings_are_refused_and_nothing_is_touched(run: Run) -> None:
+    assert run("explain", "000.png", *OPTIONS).code == 0
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    for more in ([], ["--resume"]):
+        refused = run("explain", "000.png", *OPTIONS, "--seed", 3, "--cmap", "viridis", *more)
+        assert refused.code == 1
+        assert "seed (0 there, 3 now), colours (None there, viridis now)" in refused.err
+        assert "--overwrite" in refused.err
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
+
+
+def test_overwrite_removes_what_the_manifest_lists_and_nothing_else(run: Run) -> None:
+    assert run("explain", "000.png", "001.png", *OPTIONS, "--top", 2).code == 0
+    Path("out/notes.txt").write_text("mine")
+    Path("mine.png").write_bytes(b"mine")
+    text = Path("out/manifest.json").read_text().replace("000.grad_cam.1.png", "../mine.png")
+    Path("out/manifest.json").write_text(text)
+    assert run("explain", "001.png", *OPTIONS, "--overwrite").code == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        *("001.grad_cam.npz", "001.grad_cam.png", "manifest.json", "manifest.jsonl", "notes.txt")
+    ]
+    assert Path("mine.png").read_bytes() == b"mine"
+    assert listed() == ["001.png"]
+
+
+def test_a_damaged_line_is_explained_again(run: Run) -> None:
+    assert run("explain", "000.png", "001.png", *OPTIONS).code == 0
+    record = Path("out/manifest.jsonl").read_bytes()
+    Path("out/manifest.jsonl").write_bytes(record[:-20])
+    again = run("explain", "000.png", "001.png", *OPTIONS, "--resume")
+    assert "1 damaged lines; their images are explained again" in " ".join(again.err.split())
+    assert "1 already there" in again.err
+    assert listed() == ["000.png", "001.png"]
+
+
+def test_the_manifest_of_before_is_not_written_over(run: Run) -> None:
+    assert run("explain", "000.png", *OPTIONS).code == 0
+    Path("out/manifest.jsonl").unlink()
+    before = Path("out/manifest.json").read_bytes()
+    refused = run("explain", "001.png", *OPTIONS)
+    assert refused.code == 1
+    assert "has no manifest.jsonl beside it" in refused.err
+    assert Path("out/manifest.json").read_bytes() == before
+    assert run("explain", "001.png", *OPTIONS, "--overwrite").code == 0
+    assert not Path("out/000.grad_cam.png").exists()
