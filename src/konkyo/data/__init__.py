@@ -5,12 +5,11 @@ Besides the modules `images`, `samples`, `scenes` and `splits`, the names below 
 
 from typing import TYPE_CHECKING
 
-from konkyo.data import images, samples
+from konkyo.data import images, samples, splits
 from konkyo.data.sets import scenes
 from konkyo.utils.lazy import lazy
 
 if TYPE_CHECKING:
-    from konkyo.data import splits
     from konkyo.data.images import find_images, open_image
     from konkyo.data.samples import Sample, Samples
     from konkyo.data.sets.lesions import Lesions

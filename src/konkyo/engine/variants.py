@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,12 @@ from konkyo.engine.needs import Vary, Visit
 from konkyo.engine.replay import Replay
 from konkyo.errors import KonkyoError
 from konkyo.targets.classes import Target
+from konkyo.utils.progress import Progress
 
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 256 * 2**20, 2 * 2**30
 """Memory that the largest module output of a chunk of variants, with its working space, may take: beyond it larger
 batches are no faster. On a GPU no more than half of what is free."""
 _WORKING_COPIES = 6  # a convolution holds input, output and a workspace of the order of both
-
-
-Progress: TypeAlias = Callable[[int, int], object]
-"""Called with (variants done, variants in all); what is exactly True stops the run."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -32,11 +32,10 @@ from konkyo.models import Model, as_model
 from konkyo.targets.classes import ClassTarget, Each, Target
 from konkyo.targets.detections import Detections, InstanceTarget, Tracked
 from konkyo.utils.ledger import Ledger
+from konkyo.utils.progress import Progress
 from konkyo.utils.tensors import resize
 
 Explained: TypeAlias = Literal["decision", "label"]
-Told: TypeAlias = Callable[[int, int], object]
-"""Called with (samples done, samples in all)."""
 
 OF_CLASSIFIERS = ("deletion", "insertion", "ebpg@mask", "pointing_game@mask")
 OF_DETECTORS = ("deletion(protocol=seed)", "insertion(protocol=seed)", "vea@mask", "ebpg@box")
@@ -128,7 +127,7 @@ def evaluate(
     seed: int = 0,
     precision: Precision | None = None,
     out: str | Path | None = None,
-    progress: Told | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Evaluation:
     """A table of methods and metrics over a data set: every value kept, with intervals and paired tests.

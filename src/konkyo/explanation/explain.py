@@ -24,7 +24,7 @@ from konkyo.engine.integration import Pyramid
 from konkyo.engine.layer import INPUT, STAGES, Layer
 from konkyo.engine.path import PathTrace
 from konkyo.engine.probe import NEEDS, Probe, largest_gradient
-from konkyo.engine.variants import Budget, Progress
+from konkyo.engine.variants import Budget
 from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable, unknown
 from konkyo.explanation.diagnosis import Diagnosis, diagnose
 from konkyo.explanation.result import Explanation
@@ -32,6 +32,7 @@ from konkyo.methods.base import Attribution, Method, find
 from konkyo.models import Frame, Model, as_model
 from konkyo.targets.classes import ClassTarget, Target
 from konkyo.targets.detections import SIDES_OF_BOX, InstanceTarget
+from konkyo.utils.progress import Progress
 from konkyo.utils.tensors import FUSES, Fuse, fuse, min_max, on_finest, resize
 
 Images: TypeAlias = "Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image]"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from PIL import Image
@@ -23,16 +23,14 @@ from konkyo.errors import KonkyoError
 from konkyo.metrics.distances import kappa
 from konkyo.models import Preprocess
 from konkyo.training.loop import Numbers, Recipe
-from konkyo.training.loop import Told as EpochsTold
 from konkyo.training.processes import first
 from konkyo.utils.files import plain, replacing, write_text
 from konkyo.utils.ledger import differences
+from konkyo.utils.progress import Progress, StageProgress
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Told: TypeAlias = Callable[[int, int, str], object]
-"""Called with (epochs done, epochs in all, what is being trained)."""
 STUDY, MAPS = "study.json", "pictures.safetensors"
 CLASSES_SHOWN = 20
 """At most, in the pictures of a report."""
@@ -162,17 +160,17 @@ def batches(examples: Examples, recipe: Recipe) -> DataLoader[tuple[Tensor, int]
     return DataLoader(examples, min(recipe.batch, 64), num_workers=recipe.workers)
 
 
-def walk(runs: Mapping[str, Callable[[EpochsTold], None]], epochs: int, progress: Told | None) -> None:
+def walk(runs: Mapping[str, Callable[[Progress], None]], epochs: int, progress: StageProgress | None) -> None:
     """Trains one network after another, each of so many epochs, and tells how far all of them are."""
     for done, (what, train) in enumerate(runs.items()):
 
-        def told(epoch: int, _of: int, before: int = done * epochs, what: str = what) -> None:
+        def tell(epoch: int, _of: int | None, before: int = done * epochs, what: str = what) -> None:
             if progress is not None:
                 progress(before + min(epoch, epochs), len(runs) * epochs, what)
 
-        told(0, epochs)
-        train(told)
-        told(epochs, epochs)
+        tell(0, epochs)
+        train(tell)
+        tell(epochs, epochs)
 
 
 @torch.no_grad()

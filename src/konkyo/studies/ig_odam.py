@@ -17,12 +17,13 @@ from konkyo.data.samples import Data, Samples, samples
 from konkyo.data.sets.scenes import Scenes
 from konkyo.errors import KonkyoError, KonkyoWarning
 from konkyo.evaluation.evaluate import OF_DETECTORS as TABLE_OF_DETECTORS
-from konkyo.evaluation.evaluate import Matching, Told, evaluate
+from konkyo.evaluation.evaluate import Matching, evaluate
 from konkyo.evaluation.result import Evaluation, Table, markdown
 from konkyo.explanation.explain import OF_DETECTORS, SEVEN_CAMS, explain
 from konkyo.models import Model, as_model
 from konkyo.targets.detections import Detections
 from konkyo.utils.files import plain, replacing, write_text
+from konkyo.utils.progress import Progress
 
 TABLE_OF_CLASSIFIERS = ("deletion", "insertion", "ebpg@mask", "pointing_game@evidence")
 NODES = (2, 4, 8, 16, 32, 64)
@@ -62,7 +63,7 @@ def tables(
     seed: int = 0,
     steps: int = 100,
     out: str | Path | None = None,
-    progress: Told | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Evaluation:
     """Tables 1 and 2 of the paper on IG-ODAM for a detector; for a classifier the seven CAMs and RISE.
@@ -103,7 +104,7 @@ def convergence(
     limit: int | None = None,
     matching: Matching = RIGHT,
     seed: int = 0,
-    progress: Told | None = None,
+    progress: Progress | None = None,
 ) -> Convergence:
     """How fast uniform and adaptive nodes approach the integral of IG-ODAM, at equal numbers of them.
 
@@ -150,7 +151,7 @@ def sweep(
     seed: int = 0,
     steps: int = 100,
     out: str | Path | None = None,
-    progress: Told | None = None,
+    progress: Progress | None = None,
 ) -> dict[int, Evaluation]:
     """The columns of the detectors' table for uniform and adaptive nodes, at equal numbers of them: {nodes: table}.
 

@@ -20,13 +20,12 @@ from konkyo.errors import KonkyoError, unknown
 from konkyo.training.processes import first, over_processes
 from konkyo.utils.files import csv_of, replacing, write_text
 from konkyo.utils.ledger import differences
+from konkyo.utils.progress import Progress
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 CHECKPOINT, EPOCHS = "checkpoint.pt", "epochs.csv"
-Told: TypeAlias = Callable[[int, int], object]
-"""Called with (epochs done, epochs in all)."""
 Numbers: TypeAlias = dict[str, float]
 Optimisers: TypeAlias = Literal["adam", "sgd"]
 Schedules: TypeAlias = Literal["plateau", "cosine", "steps", "constant"]
@@ -133,7 +132,7 @@ def fit(
     keep: Callable[[nn.Module], None],
     fabric: Fabric,
     groups: Sequence[Mapping[str, Any]] | None = None,
-    progress: Told | None = None,
+    progress: Progress | None = None,
 ) -> Fitted:
     """Trains the network; every epoch's numbers, a checkpoint and the weights so far are in `folder`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -25,10 +25,9 @@ from konkyo.methods.base import find
 from konkyo.metrics.distances import DISTANCES, Distance, on_grid
 from konkyo.models import Model, as_model
 from konkyo.targets.classes import class_logits
+from konkyo.utils.progress import Progress
 
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
-Told: TypeAlias = Callable[[int, int | None], object]
-"""Called with (images done, images in all; None where that is not known)."""
 
 
 def consistency(
@@ -47,7 +46,7 @@ def consistency(
     permutations: int = 200,
     baselines: bool = True,
     seed: int = 0,
-    progress: Told | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Consistency:
     """The result says how alike a classifier's maps are within a class: per class and overall.
@@ -162,7 +161,7 @@ class _Maps:
     kinds: int = 0
     """The classes that the network has outputs for."""
 
-    def collect(self, source: _Source, progress: Told | None) -> None:
+    def collect(self, source: _Source, progress: Progress | None) -> None:
         """Explains all images of a source. KonkyoError: there is none, or a label has no class."""
         with warnings.catch_warnings(), untouched(self.model.module):
             warnings.simplefilter("ignore", KonkyoWarning)  # blank maps are counted

@@ -21,13 +21,13 @@ from konkyo.metrics.distances import Distance
 from konkyo.models import Model, Preprocess
 from konkyo.models.networks.levels import GAZE, LEVELS, gaze_network
 from konkyo.models.trained import Plan, initialised, save_trained
-from konkyo.studies.base import StudyData, Told, begin, classification_scores, walk, write_maps
+from konkyo.studies.base import StudyData, begin, classification_scores, walk, write_maps
 from konkyo.training.loop import Fitted, Numbers, Recipe, fit
-from konkyo.training.loop import Told as EpochsTold
 from konkyo.training.losses.consistency import Aim, ConsistencyLoss, LambdaSchedule
 from konkyo.training.maps import Mode, View
 from konkyo.training.processes import first, processes
 from konkyo.training.transforms import augmented
+from konkyo.utils.progress import Progress, StageProgress
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -115,7 +115,7 @@ class GazeObjective(nn.Module):
         }
 
 
-def train_gaze(study: GazeStudy, out: str | Path, *, fabric: Fabric, progress: Told | None = None) -> None:
+def train_gaze(study: GazeStudy, out: str | Path, *, fabric: Fabric, progress: StageProgress | None = None) -> None:
     """Trains every network of the study into `out`, a folder each; `konkyo.studies.gaze.report` reads them.
 
     level-L/lambda_W/seed_S holds the weights and their manifest (`konkyo.load("trained/FOLDER")`), a checkpoint,
@@ -155,7 +155,7 @@ def _run(
     seed: int,
     folder: Path,
     fabric: Fabric,
-    told: EpochsTold,
+    progress: Progress,
 ) -> None:
     if fabric.broadcast((folder / "test" / "consistency.json").is_file()):  # written last
         return
@@ -173,7 +173,7 @@ def _run(
         judge=lambda network, _epoch: judged(network, data.validation, classes, study.grid, fabric.device),
         keep=lambda network: save_trained(folder, network, plan),
         fabric=fabric,
-        progress=told,
+        progress=progress,
     )
     gaze.close()
     with first(fabric) as mine:

@@ -26,12 +26,12 @@ from konkyo.models.networks.attention_branch import attention_branch_loss
 from konkyo.models.networks.recam import ReCAM, recam_loss
 from konkyo.models.networks.vib import Noise, Reduction, VIBClassifier, VIBLoss, kl_divergence
 from konkyo.models.trained import Plan, initialised, save_trained
-from konkyo.studies.base import StudyData, Told, batches, begin, classification_scores, walk, write_maps
+from konkyo.studies.base import StudyData, batches, begin, classification_scores, walk, write_maps
 from konkyo.training.loop import Numbers, Recipe, fit
-from konkyo.training.loop import Told as EpochsTold
 from konkyo.training.processes import first
 from konkyo.training.transforms import augmented
 from konkyo.utils.files import plain, write_text
+from konkyo.utils.progress import Progress, StageProgress
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -138,7 +138,7 @@ class StepLoss(nn.Module):
         return self.loss(output, labels)
 
 
-def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: Told | None = None) -> None:
+def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: StageProgress | None = None) -> None:
     """Trains every network of the study into `out`, a folder each; `konkyo.studies.vib.report` reads them.
 
     NAME/seed_S holds the weights and their manifest (`konkyo.load("trained/FOLDER")`), a checkpoint, epochs.csv, and in
@@ -168,7 +168,7 @@ def _run(
     seed: int,
     folder: Path,
     fabric: Fabric,
-    told: EpochsTold,
+    progress: Progress,
 ) -> None:
     if fabric.broadcast((folder / "test.json").is_file()):
         return
@@ -187,12 +187,12 @@ def _run(
         stage, second = StepLoss(lambda o, y: recam_loss(o, y, weight=0.0)), StepLoss(recam_loss)
         # Without w', of which nothing is asked yet: weight decay alone would change it.
         groups = [{"params": [*network.backbone.parameters(), *network.first.parameters()]}]
-        fit(network, stage, train, recipe, folder / "first", groups=groups, progress=told, **how)
+        fit(network, stage, train, recipe, folder / "first", groups=groups, progress=progress, **how)
         recipe = replace(recipe, epochs=study.second, rate=study.second_rate, schedule="constant")
         fit(network, second, train, recipe, folder, groups=network.groups(study.second_rate), **how)
     else:
         loss = VIBLoss(beta, study.reduction) if kind == "vib" else _LOSSES[kind]
-        fit(network, StepLoss(loss), train, recipe, folder, groups=_groups(network), progress=told, **how)
+        fit(network, StepLoss(loss), train, recipe, folder, groups=_groups(network), progress=progress, **how)
     with first(fabric) as mine, warnings.catch_warnings():
         warnings.simplefilter("ignore", KonkyoWarning)  # of blank maps, which are counted, and shown as such
         if mine:
