@@ -145,6 +145,29 @@ def evaluate(
     own. `out`: a folder where every sample's values are kept as soon as they are known, and where an interrupted run
     goes on; the result is `save`d there too. KonkyoError: another run's folder, or an unknown name.
     """
+    plan = _planned(model, methods, metrics, explained, matching, seed, precision, options)
+    pictures = samples(data, limit=limit, seed=seed)
+    settings = _settings(plan, pictures, type(data).__name__)
+    parts = _measured_samples(plan, pictures, settings, None if out is None else Path(out) / "samples.jsonl", progress)
+    if parts and all(part.skipped for part in parts):
+        raise KonkyoError(f"none of the {len(parts)} samples could be read: {parts[0].skipped}")
+    result = _gathered(plan, settings, parts, pictures.note)
+    if out is not None:
+        result.save(out)
+    return result
+
+
+def _planned(
+    model: Model | nn.Module | None,
+    methods: Sequence[Which | Maps],
+    metrics: Sequence[str] | None,
+    explained: Explained,
+    matching: Matching,
+    seed: int,
+    precision: Precision | None,
+    options: Mapping[str, Any],
+) -> _Plan:
+    """What is to be measured. KonkyoError: a method, metric or option that is unknown, or does not go together."""
     adapted = None if model is None else as_model(model)
     if isinstance(methods, str) or isinstance(metrics, str):
         raise KonkyoError("methods and metrics are lists of names, as in ['grad_cam']; a string came")
@@ -172,31 +195,41 @@ def evaluate(
         raise KonkyoError(f"two of the methods have one name: {', '.join(labels)}")
     if len({c.name for c in columns}) < len(columns):
         raise KonkyoError(f"two of the metrics are one: {', '.join(c.name for c in columns)}")
-    found = samples(data, limit=limit, seed=seed)
-    plan = _Plan(adapted, chosen, columns, explained, matching, seed, precision, options)
-    settings = {
-        "konkyo": 1,  # of what is kept
+    return _Plan(adapted, chosen, columns, explained, matching, seed, precision, options)
+
+
+def _settings(plan: _Plan, pictures: Samples, kind: str) -> dict[str, Any]:
+    """What a run that goes on must have in common with the one before; `kind` names data without a source."""
+    adapted = plan.model
+    return {
+        "konkyo": 1,  # of what is recorded
         "model": None if adapted is None else adapted.name,
         "weights": None if adapted is None else _digest(adapted.module),
         "preprocess": None if adapted is None else repr(adapted.preprocess),
-        "maps": {m.name: str(m.folder.resolve()) for m in chosen if isinstance(m, Maps)},
-        "data": found.source or type(data).__name__,
-        "samples": len(found),
-        "methods": labels,
-        "metrics": [c.name for c in columns],
-        "explained": explained,
-        "matching": str(matching),
-        "seed": seed,
-        "precision": precision,
-        "options": {name: repr(value) for name, value in options.items()},
+        "maps": {m.name: str(m.folder.resolve()) for m in plan.methods if isinstance(m, Maps)},
+        "data": pictures.source or kind,
+        "samples": len(pictures),
+        "methods": [m.name for m in plan.methods],
+        "metrics": [c.name for c in plan.columns],
+        "explained": plan.explained,
+        "matching": str(plan.matching),
+        "seed": plan.seed,
+        "precision": plan.precision,
+        "options": {name: repr(value) for name, value in plan.options.items()},
     }
+
+
+def _measured_samples(
+    plan: _Plan, pictures: Samples, settings: Mapping[str, Any], record: Path | None, progress: Progress | None
+) -> list[_Part]:
+    """What was measured of every sample: now, or by an earlier run into the same record."""
     parts = list[_Part]()
     # The samples of a limit are the first of those of a larger one.
-    with Ledger(None if out is None else Path(out) / "samples.jsonl", settings, free=("samples",)) as ledger:
-        for index, name in enumerate(found.names):
+    with Ledger(record, settings, free=("samples",)) as ledger:
+        for index, name in enumerate(pictures.names):
             if str(index) not in ledger.entries:
                 try:
-                    part = _measured(plan, found[index], index)
+                    part = _measured(plan, pictures[index], index)
                 except ImageError as error:
                     part = _Part(name, skipped=str(error))
                 ledger.add(str(index), asdict(part))
@@ -206,13 +239,8 @@ def evaluate(
                     f"{ledger.path}: sample {index} is {parts[-1].sample!r}, not of {name!r}; choose another folder"
                 )
             if progress is not None:
-                progress(index + 1, len(found))
-    if parts and all(part.skipped for part in parts):
-        raise KonkyoError(f"none of the {len(parts)} samples could be read: {parts[0].skipped}")
-    result = _gathered(plan, settings, parts, found.note)
-    if out is not None:
-        result.save(out)
-    return result
+                progress(index + 1, len(pictures))
+    return parts
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------

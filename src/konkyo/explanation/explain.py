@@ -289,27 +289,12 @@ def _run(
     parts = [_parts(target) for target in whole]
     targets = [part for group in parts for part in group]
     rows = tuple(image for image, group in zip(images, parts, strict=True) for _ in group)
-    signed, probes, pyramids = [], list[Probe](), list[Pyramid]()
-    for layer in layers:
-        pyramid = Pyramid(pass_.levels(layer))
-        pyramids.append(pyramid)
-        levels = [
-            Probe(
-                pass_,
-                targets,
-                level,
-                rows=rows,
-                seed=request.seed,
-                knows_target=False,
-                budget=budget,
-                pyramid=pyramid,
-            )
-            for level in pyramid.levels
-        ]
-        probes += levels
-        if rows:
-            # The levels of a pyramid add up, as the channels of one layer do.
-            signed.append(on_finest([method(probe, **options).detach() for probe in levels]).sum(0))
+    pyramids = [Pyramid(pass_.levels(layer)) for layer in layers]
+    shared: dict[str, Any] = {"rows": rows, "seed": request.seed, "knows_target": False, "budget": budget}
+    of_layers = [[Probe(pass_, targets, level, pyramid=p, **shared) for level in p.levels] for p in pyramids]
+    probes = [probe for levels in of_layers for probe in levels]
+    # The levels of a pyramid add up, as the channels of one layer do.
+    signed = [on_finest([method(probe, **options).detach() for probe in levels]).sum(0) for levels in of_layers if rows]
     if rows:
         maps = _fused(signed, method, request.fuse).float()
     else:  # a detector that keeps nothing
@@ -327,12 +312,6 @@ def _run(
     classes = pass_.output.shape[1] if pass_.output.ndim == 2 else None
     bordered = any(frames[image].region != (0.0, 0.0, 1.0, 1.0) for image in images)
     integrals = [integral for pyramid in pyramids for integral in pyramid.integrals]
-    used = {name: parameter.default for name, parameter in method.options.items()} | options
-    if len(layers) > 1:
-        how = request.fuse or method.fuse
-        used["fuse"] = getattr(how, "__name__", how)
-    if request.budget is not None and method.runs_variants():
-        used["budget"] = request.budget
     return Explanation(
         signed=maps,
         rectified=method.rectified,
@@ -343,7 +322,7 @@ def _run(
         method=method.name,
         layer="+".join(item.name if item.call == -1 else f"{item.name}#{item.call}" for item in layers),
         model=model.name,
-        options=used,
+        options=_options_used(method, options, request, len(layers)),
         seed=request.seed,
         diagnosis=_diagnose(model, method, layers, maps, scores, whole, gradients, pass_),
         boxes=_boxes(whole, images, frames, scores, none=model.detector is None),
@@ -351,6 +330,17 @@ def _run(
         path=_path(integrals[0].trace.of(firsts), [frames[image] for image in rows]) if integrals else None,
         images=pictures,
     )
+
+
+def _options_used(method: Method, options: Mapping[str, Any], request: _Request, layers: int) -> dict[str, Any]:
+    """The method's options with their defaults, and what else decided what its map is."""
+    used = {name: parameter.default for name, parameter in method.options.items()} | dict(options)
+    if layers > 1:
+        how = request.fuse or method.fuse
+        used["fuse"] = getattr(how, "__name__", how)
+    if request.budget is not None and method.runs_variants():
+        used["budget"] = request.budget
+    return used
 
 
 def _parts(target: Target) -> list[Target]:
