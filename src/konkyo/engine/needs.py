@@ -6,14 +6,11 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
 from konkyo.engine.path import Sampling
-
-if TYPE_CHECKING:
-    from konkyo.engine.probe import Probe
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -142,13 +139,6 @@ class Revisit(Protocol):
 
     def __call__(self, count: int, *, inputs: Vary) -> Iterator[Visit]:
         """The variants' activations and gradients, chunk by chunk."""
-
-
-class On(Protocol):
-    """`Probe.on`, as a method's parameter."""
-
-    def __call__(self, images: Tensor, layer: str | None = ...) -> Probe:
-        """A Probe of the same targets on other images."""
 
 
 ReadTokens: TypeAlias = Literal["mean", "head"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, wraps
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,13 @@ from konkyo.targets.classes import Target
 _GRADIENT = {"of_target": True, "of_layer": True, "of_gradient": True, "inside": True}
 """What all gradients at the layer are, as needs."""
 _TRANSFORMERS = "transformers with global attention"
+
+
+class On(Protocol):
+    """`Probe.on`, as a method's parameter."""
+
+    def __call__(self, images: Tensor, layer: str | None = ...) -> Probe:
+        """A Probe of the same targets on other images."""
 
 
 class Probe:

@@ -5,7 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.engine.needs import On, Regrad, Revisit
+from konkyo.engine.needs import Regrad, Revisit
+from konkyo.engine.probe import On
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.utils.tensors import grid_mean, weigh

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from konkyo.engine.needs import On
-from konkyo.engine.probe import Probe
+from konkyo.engine.probe import On, Probe
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.methods.base import WRAPPERS, Method, find
 from konkyo.targets.classes import Target

@@ -7,10 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.engine.needs import Differentiate, On, Rescore
+from konkyo.engine.needs import Differentiate, Rescore
+from konkyo.engine.probe import On
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
-from konkyo.methods.perturbation import contrast
+from konkyo.methods.score_cam import contrast
 from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Target, class_logits
 from konkyo.utils.tensors import blurred, channels, grid_mean, min_max, resize, weigh
 
