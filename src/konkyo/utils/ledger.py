@@ -75,7 +75,7 @@ class Ledger:
             if not present or self.damaged or self.settings != self._before:
                 lines = [_line({"settings": self.settings}), *(_entry(k, v) for k, v in self.entries.items())]
                 write_text(path, "".join(lines))
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("a", encoding="utf-8", newline="\n")
         except BaseException:
             _release(self._lock)
             raise
@@ -175,7 +175,7 @@ def _line(record: Any) -> str:
 
 def _parsed(line: bytes) -> Any:
     """What a line holds; None where it is damaged."""
-    checksum, _, text = line.partition(b" ")
+    checksum, _, text = line.rstrip(b"\r").partition(b" ")  # of an editor that ends lines its own way
     try:
         return json.loads(text) if int(checksum, 16) == crc32(text) else None
     except (ValueError, RecursionError):

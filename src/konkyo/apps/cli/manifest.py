@@ -91,9 +91,11 @@ class Manifest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None, _trace: object) -> None:
-        if self._folder is not None and (self._ledger.entries or kind is None):
-            write_text(self._folder / DOCUMENT, json.dumps(self.document(), indent=2))
-        self._ledger.close()
+        try:
+            if self._folder is not None and (self._ledger.entries or kind is None):
+                write_text(self._folder / DOCUMENT, json.dumps(self.document(), indent=2))
+        finally:
+            self._ledger.close()
         if kind is KeyboardInterrupt:
             done = len(self.images)
             err.print(f"interrupted: {done} images are done; the same command with --resume goes on from there")
