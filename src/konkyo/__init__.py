@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from konkyo.engine.layer import Layer
     from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable
     from konkyo.evaluation.consistency import Consistency, consistency
-    from konkyo.evaluation.evaluate import Maps, Matching, evaluate
+    from konkyo.evaluation.evaluate import Maps, evaluate
     from konkyo.evaluation.result import Evaluation
     from konkyo.evaluation.sanity import random_class, randomisation, stability
     from konkyo.explanation.diagnosis import Diagnosis
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
     from konkyo.targets.suppression import odam_nms
+    from konkyo.tasks.base import Matching
 
 from konkyo.version import __version__ as __version__
 
@@ -33,7 +34,7 @@ _HOMES = {
     "konkyo.evaluation.consistency": ("Consistency", "consistency"),
     "konkyo.explanation.diagnosis": ("Diagnosis",),
     "konkyo.errors": ("KonkyoError", "KonkyoWarning", "NotApplicable"),
-    "konkyo.evaluation.evaluate": ("Maps", "Matching", "evaluate"),
+    "konkyo.evaluation.evaluate": ("Maps", "evaluate"),
     "konkyo.evaluation.result": ("Evaluation",),
     "konkyo.explanation.explain": ("compare", "explain", "explanations"),
     "konkyo.explanation.result": ("Explanation",),
@@ -42,6 +43,7 @@ _HOMES = {
     "konkyo.methods.base": ("Method", "method", "methods"),
     "konkyo.models": ("Model", "Preprocess", "load"),
     "konkyo.models.detectors": ("Detector",),
+    "konkyo.tasks.base": ("Matching",),
     "konkyo.models.detectors.yolo": ("dense_detector",),
     "konkyo.methods.wrappers": ("augmented", "first_component"),
     "konkyo.evaluation.sanity": ("random_class", "randomisation", "stability"),

@@ -15,7 +15,7 @@ import konkyo
 from helpers.commands import Run, runner
 from konkyo.apps.cli import demo as cli
 from konkyo.draw.sheets import contact_sheet, gallery
-from konkyo.explanation.explain import OF_DETECTORS
+from konkyo.tasks.detection import OF_DETECTORS
 
 NETS = """
 import torch

@@ -28,14 +28,12 @@ from helpers.evaluation_inputs import (
     thing,
 )
 from helpers.unregistered import made
-from konkyo.data.samples import Annotation
+from konkyo.data.samples import Annotation, box_of
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.columns import column
-from konkyo.evaluation.evaluate import OF_CLASSIFIERS as PAPERS_OF_CLASSIFIERS
-from konkyo.evaluation.evaluate import OF_DETECTORS as PAPERS_OF_DETECTORS
 from konkyo.evaluation.evaluate import Maps, evaluate
-from konkyo.evaluation.ground_truth import box_of
 from konkyo.metrics import METRICS, metric, metrics
+from konkyo.tasks import ClassificationTask, DetectionTask
 
 
 def flat(inputs: Tensor) -> Tensor:
@@ -367,15 +365,15 @@ def test_a_network_of_grey_pictures() -> None:
 
 
 def test_the_default_metrics_are_the_founding_papers(model: konkyo.Model) -> None:
-    assert [column(n).name for n in PAPERS_OF_CLASSIFIERS] == [
+    assert [column(n).name for n in ClassificationTask.columns] == [
         "deletion",
         "insertion",
         "ebpg@mask",
         "pointing_game@mask",
     ]
-    assert [column(n).budget for n in PAPERS_OF_DETECTORS[:2]] == ["box", "box"]
+    assert [column(n).budget for n in DetectionTask.columns[:2]] == ["box", "box"]
     found = evaluate(model, pictures(1), ["grad_cam"])
-    assert [c.name for c in found.columns] == list(PAPERS_OF_CLASSIFIERS)
+    assert [c.name for c in found.columns] == list(ClassificationTask.columns)
 
 
 def test_a_run_of_which_nothing_could_be_read_is_an_error(model: konkyo.Model, tmp_path: Path) -> None:

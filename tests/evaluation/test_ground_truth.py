@@ -13,8 +13,10 @@ from PIL import Image
 
 import konkyo
 from helpers.evaluation_inputs import SIZE, block, greedy, thing
-from konkyo.data.samples import Annotation, Sample
-from konkyo.evaluation.ground_truth import Truth, box_of, in_view, matched, same_class
+from konkyo.data.samples import Annotation, Sample, box_of
+from konkyo.evaluation.ground_truth import Truth, in_view
+from konkyo.tasks.base import same_class
+from konkyo.tasks.detection import matched
 
 
 def test_the_truth_of_rows_pixel_by_pixel() -> None:

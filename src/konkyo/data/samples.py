@@ -289,3 +289,8 @@ def around(mask: Tensor) -> Box | None:
     if not len(rows):
         return None
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def box_of(annotation: Annotation) -> Box | None:
+    """Returns an annotation's box, if need be that around its mask; None where neither is known."""
+    return annotation.box if annotation.box is not None or annotation.mask is None else around(annotation.mask)

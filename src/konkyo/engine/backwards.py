@@ -12,7 +12,7 @@ from konkyo.engine.forward import Pass, Rows, pick, rounds, scores
 from konkyo.engine.layer import INPUT, Layer, covers
 from konkyo.engine.rules import BiasTerm, bias_terms, guided_relus, positive_relevance
 from konkyo.errors import NotApplicable
-from konkyo.targets.classes import ClassTarget, Target
+from konkyo.targets.base import Target, as_target
 from konkyo.utils.tensors import safe_divide
 
 
@@ -27,14 +27,14 @@ def guided_gradients(pass_: Pass, rows: Rows, targets: Sequence[Target]) -> Tens
 
 def relevance(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer) -> Tensor:
     """Computes `Probe.relevance`."""
-    if not all(isinstance(target, ClassTarget) for target in targets):
+    indices = [index for target in targets if (index := as_target(target).class_index) is not None]
+    if len(indices) < len(targets):
         raise NotApplicable("relevance is handed down from one class against the others; the target is no class")
     ruled = pass_.other("relevance", [layer], positive_relevance)
     classes = pass_.output.shape[1]
     start = torch.full_like(pick(pass_.output.detach(), rows), -1 / classes)
-    for row, target in zip(start, targets, strict=True):
-        assert isinstance(target, ClassTarget)
-        row[target.index if classes > 1 else 0] = 1 if classes > 1 else 2 * target.index - 1
+    for row, index in zip(start, indices, strict=True):
+        row[index if classes > 1 else 0] = 1 if classes > 1 else 2 * index - 1
     # Under the rules gradient times value is relevance, at the output too.
     slope = safe_divide(start, pick(ruled.output.detach(), rows))
     gradients = ruled.gradients_of(rows, lambda output: (output * slope).sum(1), layer)

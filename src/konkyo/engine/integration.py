@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -13,8 +12,7 @@ from konkyo.engine.forward import Pass, Rows, rows_by_image
 from konkyo.engine.layer import Layer
 from konkyo.engine.path import Node, PathTrace, Sampling, Track, traced, trapezoid
 from konkyo.engine.variants import Variants
-from konkyo.targets.classes import Target
-from konkyo.targets.detections import InstanceTarget
+from konkyo.targets.base import Target, as_target
 
 
 @dataclass(eq=False)
@@ -105,7 +103,7 @@ class Integration:
             output = pass_.output.detach()
             of_targets = pass_.gradients_of_each(targets, levels)
             for row, target, gradients in zip(rows, targets, of_targets, strict=True):
-                scores, boxes = target(output).tolist(), _matched(target, output)
+                scores, boxes = target(output).tolist(), as_target(target).matched_boxes(output)
                 for v, k in enumerate(chunk.tolist()):
                     grids = [g[v] for g in gradients], [a[v] for a in activations]
                     yield alphas[k], row, Node(*grids, scores[v], boxes[v])
@@ -144,10 +142,3 @@ class _Sum:
             steps = zip(node.activations, earlier.activations, strict=True)
             parts = [(g + h) / 2 * (a - b) for (g, h), (a, b) in zip(pairs, steps, strict=True)]
         self.levels = [t + p for t, p in zip(self.levels, parts, strict=True)] if self.levels else parts
-
-
-def _matched(target: Target, output: Tensor) -> list[tuple[float, ...]]:
-    """Returns the boxes of the candidates that a target is about, one per image; NaN if it is about none."""
-    if isinstance(target, InstanceTarget):
-        return [tuple(box) for box in target.match(output).box.tolist()]
-    return [(math.nan,) * 4] * len(output)

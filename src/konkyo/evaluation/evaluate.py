@@ -6,9 +6,9 @@ import hashlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,43 +21,23 @@ from konkyo.engine.capture import untouched
 from konkyo.engine.forward import Pass, Precision
 from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, unknown
 from konkyo.evaluation.columns import Column, column
-from konkyo.evaluation.ground_truth import Truth, in_view, matched, same_class
+from konkyo.evaluation.ground_truth import Truth, in_view
 from konkyo.evaluation.result import Evaluation, Row
 from konkyo.explanation.explain import Which, explain, explanations
 from konkyo.explanation.result import Explanation
 from konkyo.methods.base import Method, find
 from konkyo.metrics.base import Explain, Score
 from konkyo.metrics.variants import absent
-from konkyo.models import Model, as_model
-from konkyo.targets.classes import ClassTarget, Each, Target
-from konkyo.targets.detections import Detections, InstanceTarget, Tracked
+from konkyo.models import Model, Preprocess, as_model
+from konkyo.targets.base import Target, as_target
+from konkyo.targets.classes import Each
+from konkyo.tasks.base import Explained, Matching
 from konkyo.utils.ledger import Ledger
 from konkyo.utils.progress import Progress
 from konkyo.utils.tensors import resize
 
-Explained: TypeAlias = Literal["decision", "label"]
-
-OF_CLASSIFIERS = ("deletion", "insertion", "ebpg@mask", "pointing_game@mask")
-OF_DETECTORS = ("deletion(protocol=seed)", "insertion(protocol=seed)", "vea@mask", "ebpg@box")
+RIGHT = Matching()
 WITHOUT_MODEL = ("ebpg@mask", "pointing_game@mask")
-
-
-@dataclass(frozen=True)
-class Matching:
-    """Which detections are measured: those that are right, each with the thing it found.
-
-    Detections above `threshold`, in the order of their scores, each to the thing of its class that it overlaps most and
-    that no other has, by an IoU of `iou` or more. ODAM's evaluation takes threshold 0.1, iou 0.9, and `unique`: only
-    where every method's map has one highest place.
-    """
-
-    threshold: float = 0.3
-    iou: float = 0.5
-    unique: bool = False
-
-    def __str__(self) -> str:
-        peak = ", every method's map with one highest place" if self.unique else ""
-        return f"score > {self.threshold}, IoU >= {self.iou} with a thing of the class, one each{peak}"
 
 
 @dataclass(frozen=True)
@@ -114,6 +94,37 @@ class _Plan:
     precision: Precision | None
     options: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        labels = [m.name for m in self.methods]
+        offer = sorted({o for m in self.methods if isinstance(m, Method) for o in m.options})
+        for name in self.options:
+            if name not in offer:
+                raise unknown(f"option of {', '.join(labels)}", name, offer or ["(none)"])
+        if len(set(labels)) < len(labels):
+            raise KonkyoError(f"two of the methods have one name: {', '.join(labels)}")
+        if len({c.name for c in self.columns}) < len(self.columns):
+            raise KonkyoError(f"two of the metrics are one: {', '.join(c.name for c in self.columns)}")
+
+    def settings(self, data: str, count: int) -> dict[str, Any]:
+        """Returns what decides the values, as plain JSON values: a run that goes on must have the same."""
+        model = self.model
+        return {
+            "konkyo": 1,  # of what is kept
+            "model": None if model is None else model.name,
+            "weights": None if model is None else _digest(model.module),
+            "preprocess": None if model is None else repr(model.preprocess),
+            "maps": {m.name: str(m.folder.resolve()) for m in self.methods if isinstance(m, Maps)},
+            "data": data,
+            "samples": count,
+            "methods": [m.name for m in self.methods],
+            "metrics": [c.name for c in self.columns],
+            "explained": self.explained,
+            "matching": str(self.matching),
+            "seed": self.seed,
+            "precision": self.precision,
+            "options": {name: repr(value) for name, value in self.options.items()},
+        }
+
 
 def evaluate(
     model: Model | nn.Module | None,
@@ -122,7 +133,7 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     *,
     explained: Explained = "decision",
-    matching: Matching = Matching(),
+    matching: Matching = RIGHT,
     limit: int | None = None,
     seed: int = 0,
     precision: Precision | None = None,
@@ -145,30 +156,32 @@ def evaluate(
     own. `out`: a folder where every sample's values are kept as soon as they are known, and where an interrupted run
     goes on; the result is `save`d there too. KonkyoError: another run's folder, or an unknown name.
     """
-    plan = _planned(model, methods, metrics, explained, matching, seed, precision, options)
-    pictures = samples(data, limit=limit, seed=seed)
-    settings = _settings(plan, pictures, type(data).__name__)
-    parts = _measured_samples(plan, pictures, settings, None if out is None else Path(out) / "samples.jsonl", progress)
+    adapted = None if model is None else as_model(model)
+    _check(adapted, methods, metrics, explained)
+    columns = _columns(adapted, metrics)
+    chosen = tuple(m if isinstance(m, Maps) else find(m) for m in methods)
+    plan = _Plan(adapted, chosen, columns, explained, matching, seed, precision, options)
+    source = samples(data, limit=limit, seed=seed)
+    settings = plan.settings(source.source or type(data).__name__, len(source))
+    parts = list[_Part]()
+    # The samples of a limit are the first of those of a larger one.
+    with Ledger(None if out is None else Path(out) / "samples.jsonl", settings, free=("samples",)) as ledger:
+        for index in range(len(source)):
+            parts.append(_recorded(plan, source, index, ledger))
+            if progress is not None:
+                progress(index + 1, len(source))
     if parts and all(part.skipped for part in parts):
         raise KonkyoError(f"none of the {len(parts)} samples could be read: {parts[0].skipped}")
-    result = _gathered(plan, settings, parts, pictures.note)
+    result = _gathered(plan, settings, parts, source.note)
     if out is not None:
         result.save(out)
     return result
 
 
-def _planned(
-    model: Model | nn.Module | None,
-    methods: Sequence[Which | Maps],
-    metrics: Sequence[str] | None,
-    explained: Explained,
-    matching: Matching,
-    seed: int,
-    precision: Precision | None,
-    options: Mapping[str, Any],
-) -> _Plan:
-    """What is to be measured. KonkyoError: a method, metric or option that is unknown, or does not go together."""
-    adapted = None if model is None else as_model(model)
+def _check(
+    model: Model | None, methods: Sequence[Which | Maps], metrics: Sequence[str] | None, explained: Explained
+) -> None:
+    """KonkyoError: methods or metrics that are no lists, nothing to measure, or methods without a model."""
     if isinstance(methods, str) or isinstance(metrics, str):
         raise KonkyoError("methods and metrics are lists of names, as in ['grad_cam']; a string came")
     if not methods and model is None:
@@ -177,70 +190,33 @@ def _planned(
         raise KonkyoError("methods is an empty list; `konkyo.methods()` has those on offer")
     if explained not in ("decision", "label"):
         raise KonkyoError(f"explained is 'decision' or 'label'; got {explained!r}")
-    if adapted is None and not all(isinstance(m, Maps) for m in methods):
+    if model is None and not all(isinstance(m, Maps) for m in methods):
         raise KonkyoError("methods need a model; without one only Maps of other tools can be measured")
-    usual = OF_DETECTORS if adapted is not None and adapted.detector is not None else OF_CLASSIFIERS
-    names = (WITHOUT_MODEL if adapted is None else usual) if metrics is None else tuple(metrics)
+
+
+def _columns(model: Model | None, metrics: Sequence[str] | None) -> tuple[Column, ...]:
+    """Returns the columns by their names, or those of the task. KonkyoError: one that needs a model without one."""
+    names = (WITHOUT_MODEL if model is None else model.task.columns) if metrics is None else metrics
     columns = tuple(column(name) for name in names)
     for c in columns:
-        if adapted is None and {"images", "score", "explain"} & set(c.metric.needs):
+        if model is None and {"images", "score", "explain"} & set(c.metric.needs):
             raise KonkyoError(f"{c.name} needs a model, which came as None")
-    chosen = tuple(m if isinstance(m, Maps) else find(m) for m in methods)
-    labels = [m.name for m in chosen]
-    offer = sorted({o for m in chosen if isinstance(m, Method) for o in m.options})
-    for name in options:
-        if name not in offer:
-            raise unknown(f"option of {', '.join(labels)}", name, offer or ["(none)"])
-    if len(set(labels)) < len(labels):
-        raise KonkyoError(f"two of the methods have one name: {', '.join(labels)}")
-    if len({c.name for c in columns}) < len(columns):
-        raise KonkyoError(f"two of the metrics are one: {', '.join(c.name for c in columns)}")
-    return _Plan(adapted, chosen, columns, explained, matching, seed, precision, options)
+    return columns
 
 
-def _settings(plan: _Plan, pictures: Samples, kind: str) -> dict[str, Any]:
-    """What a run that goes on must have in common with the one before; `kind` names data without a source."""
-    adapted = plan.model
-    return {
-        "konkyo": 1,  # of what is recorded
-        "model": None if adapted is None else adapted.name,
-        "weights": None if adapted is None else _digest(adapted.module),
-        "preprocess": None if adapted is None else repr(adapted.preprocess),
-        "maps": {m.name: str(m.folder.resolve()) for m in plan.methods if isinstance(m, Maps)},
-        "data": pictures.source or kind,
-        "samples": len(pictures),
-        "methods": [m.name for m in plan.methods],
-        "metrics": [c.name for c in plan.columns],
-        "explained": plan.explained,
-        "matching": str(plan.matching),
-        "seed": plan.seed,
-        "precision": plan.precision,
-        "options": {name: repr(value) for name, value in plan.options.items()},
-    }
-
-
-def _measured_samples(
-    plan: _Plan, pictures: Samples, settings: Mapping[str, Any], record: Path | None, progress: Progress | None
-) -> list[_Part]:
-    """What was measured of every sample: now, or by an earlier run into the same record."""
-    parts = list[_Part]()
-    # The samples of a limit are the first of those of a larger one.
-    with Ledger(record, settings, free=("samples",)) as ledger:
-        for index, name in enumerate(pictures.names):
-            if str(index) not in ledger.entries:
-                try:
-                    part = _measured(plan, pictures[index], index)
-                except ImageError as error:
-                    part = _Part(name, skipped=str(error))
-                ledger.add(str(index), asdict(part))
-            parts.append(_Part(**ledger.entries[str(index)]))
-            if parts[-1].sample != name:
-                raise KonkyoError(
-                    f"{ledger.path}: sample {index} is {parts[-1].sample!r}, not of {name!r}; choose another folder"
-                )
-            if progress is not None:
-                progress(index + 1, len(pictures))
-    return parts
+def _recorded(plan: _Plan, source: Samples, index: int, ledger: Ledger) -> _Part:
+    """Returns what was measured of a sample; it is measured now if the ledger does not have it."""
+    name = source.names[index]
+    if str(index) not in ledger.entries:
+        try:
+            part = _measured(plan, source[index], index)
+        except ImageError as error:
+            part = _Part(name, skipped=str(error))
+        ledger.add(str(index), asdict(part))
+    part = _Part(**ledger.entries[str(index)])
+    if part.sample != name:
+        raise KonkyoError(f"{ledger.path}: sample {index} is {part.sample!r}, not of {name!r}; choose another folder")
+    return part
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------
@@ -289,9 +265,11 @@ def _gathered(plan: _Plan, settings: Mapping[str, Any], parts: Sequence[_Part], 
     rows = tuple(Row(part.sample, label, score) for part in parts for label, score in part.rows)
     skipped = [part.skipped for part in parts if part.skipped]
     notes = [f"Truth: {note}."] if note else []
-    if plan.model is not None and plan.model.detector is not None:
+    if plan.model is not None and plan.model.task.instances:
         dropped = sum(part.dropped for part in parts)
-        notes.append(f"Detections: {len(rows)} of {len(rows) + dropped} ({plan.matching}).")
+        notes.append(
+            f"{plan.model.task.instances.capitalize()}: {len(rows)} of {len(rows) + dropped} ({plan.matching})."
+        )
     notes += [f"{len(skipped)} samples skipped: {skipped[0]}"] if skipped else []
     refused = {name: why for part in parts for name, why in part.refused.items()}
     notes += [f"{name}: {why}" for name, why in refused.items()]
@@ -308,7 +286,7 @@ def _measured(plan: _Plan, sample: Sample, index: int) -> _Part:
     """The statistics of every method and column for the rows of one sample."""
     if plan.model is not None:
         with untouched(plan.model.module):
-            return _explained(plan, plan.model, sample, index)
+            return _explained(plan, _opened(plan, plan.model, sample), index)
     things = tuple(thing for thing in sample.annotations if not thing.crowd)
     truth = Truth(tuple((i,) for i in range(len(things))), things, (sample.image.height, sample.image.width))
     part = _Part(sample.name, [(thing.label or "", math.nan) for thing in things])
@@ -319,78 +297,133 @@ def _measured(plan: _Plan, sample: Sample, index: int) -> _Part:
     return part
 
 
-def _explained(plan: _Plan, model: Model, sample: Sample, index: int) -> _Part:
-    preprocess = model.preprocess
-    if preprocess is None:
+@dataclass(frozen=True, eq=False)
+class _View:
+    """A sample as the model sees it."""
+
+    model: Model
+    preprocess: Preprocess
+    sample: Sample
+    images: Tensor
+    """(1, C, H, W) as prepared for the network."""
+    output: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """What is measured of a sample: a row per target."""
+
+    targets: list[Target]
+    truth: Truth
+    requests: Mapping[str, list[Any]]
+    """Of every method, what asks it for each of the targets."""
+    numbers: list[int]
+    """Which of the targets are measured; the others are left out."""
+
+    def of(self, values: Sequence[Any]) -> list[Any]:
+        """Returns those of the targets' values whose targets are measured."""
+        return [values[i] for i in self.numbers]
+
+
+def _opened(plan: _Plan, model: Model, sample: Sample) -> _View:
+    """Returns the sample with the network's output. KonkyoError: the model does not say how to prepare pictures."""
+    if model.preprocess is None:
         raise KonkyoError(f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)")
-    images = model.prepared(preprocess(sample.image)[None])
-    output = Pass(model, images, precision=plan.precision).output.detach()
-    targets, truth, dropped = _targets(plan, model, sample, output)
-    part = _Part(sample.name, dropped=dropped)
+    images = model.prepared(model.preprocess(sample.image)[None])
+    return _View(model, model.preprocess, sample, images, Pass(model, images, precision=plan.precision).output.detach())
+
+
+def _explained(plan: _Plan, view: _View, index: int) -> _Part:
+    """Returns the statistics of every method for what the model decides on."""
+    targets, truth, dropped = _targets(plan, view)
+    part = _Part(view.sample.name, dropped=dropped)
     if not targets:
         return part
-    found = dict[str, Explanation]()
-    aims = {m.name: _aims(m, targets) for m in plan.methods}
-    for m in plan.methods:  # those that explain the same share a forward
-        group = [n for n in plan.methods if isinstance(n, Method) and aims[n.name] == aims[m.name]]
-        if group and m is group[0]:
-            options = {k: v for k, v in plan.options.items() if any(k in n.options for n in group)}
-            settings = {"seed": plan.seed, "precision": plan.precision, "options": options}
-            for name, result in explanations(
-                model, sample.image, group, target=Each(*aims[m.name]), **settings
-            ).items():
-                if isinstance(result, Explanation):
-                    found[name] = result
-                else:
-                    part.refused[name] = str(result)
-    foreign = {m.name: m.of(sample.name, len(targets)) for m in plan.methods if isinstance(m, Maps)}
-    whole = {name: result.maps for name, result in found.items()} | foreign
-    keep = list(range(len(targets)))
-    if plan.matching.unique and model.detector is not None and whole:
-        peaks = [(m.flatten(1) == m.flatten(1).amax(1, keepdim=True)).sum(1).cpu() == 1 for m in whole.values()]
-        keep = torch.stack(peaks).all(0).nonzero()[:, 0].tolist()
-        part.dropped += len(targets) - len(keep)
-    if not keep:
-        return part
-    targets, truth = [targets[i] for i in keep], truth.of(keep)
-    boxes = preprocess.frame(sample.image).placed(truth.objects()["boxes"].to(images))
-    boxes = torch.stack([_or_own(box, target) for box, target in zip(boxes, targets, strict=True)])
-    scored = [_scored(model, t, box) for t, box in zip(targets, boxes, strict=True)]
-    shared: dict[str, Any] = {
-        "images": images.expand(len(keep), *images.shape[1:]),
-        "score": _scorer(model, scored, plan.precision),
-        "area": _areas(boxes, images.shape[2:]),
-        "pixels": images.new_tensor([model.black, preprocess.white]),
+    requests = {
+        m.name: [view.model.task.request_of(target, m.score) for target in targets]
+        for m in plan.methods
+        if isinstance(m, Method)
     }
-    part.rows = [(_name(model, t), float(s(output))) for t, s in zip(targets, scored, strict=True)]
+    results, part.refused = _results(plan, view, requests)
+    foreign = {m.name: m.of(view.sample.name, len(targets)) for m in plan.methods if isinstance(m, Maps)}
+    numbers = list(range(len(targets)))
+    if plan.matching.unique and view.model.task.instances and (results or foreign):
+        numbers = _with_one_peak([*(result.maps for result in results.values()), *foreign.values()])
+        part.dropped += len(targets) - len(numbers)
+    if not numbers:
+        return part
+    rows = _Rows(targets, truth.of(numbers), requests, numbers)
+    shared = _shared_inputs(plan, view, rows, part)
     for m in plan.methods:
-        given = dict(shared)
-        if isinstance(m, Method) and m.name in found:
-            result = found[m.name]
-            of_rows = [aims[m.name][i] for i in keep]
-            given |= {"seen": result.at(truth.size)[keep], "maps": result.maps[keep], "raw": result.signed[keep]}
-            given["explain"] = _explainer(plan, model, m, of_rows)
-            given["own_score"] = _scorer(model, [_explained_score(model, m, aim) for aim in of_rows], plan.precision)
+        if isinstance(m, Method) and m.name in results:
+            _measure(plan, part, m.name, shared | _inputs_of(plan, view, m, results[m.name], rows), rows.truth, index)
         elif m.name in foreign:
-            given["seen"] = foreign[m.name][keep].to(images)
-            region = preprocess.frame(sample.image).region
-            given["maps"] = given["raw"] = _bordered(given["seen"], region, (images.shape[2], images.shape[3]))
-        else:
-            continue
-        _measure(plan, part, m.name, given, truth, index)
+            maps = foreign[m.name][numbers].to(view.images)
+            _measure(plan, part, m.name, shared | _inputs_of_foreign(view, maps), rows.truth, index)
     return part
 
 
-def _explained_score(model: Model, method: Method, aim: Any) -> Target:
-    """What a method explains of a row, as a score."""
-    if not isinstance(aim, int):
-        return cast("Target", aim)
-    return ClassTarget(aim, "sigmoid" if model.multilabel and method.score == "probability" else method.score)
+def _results(
+    plan: _Plan, view: _View, requests: Mapping[str, list[Any]]
+) -> tuple[dict[str, Explanation], dict[str, str]]:
+    """Returns the maps of every method, and why others do not apply; those that explain the same share a forward."""
+    results, refused = dict[str, Explanation](), dict[str, str]()
+    methods = [m for m in plan.methods if isinstance(m, Method)]
+    for m in methods:
+        group = [n for n in methods if requests[n.name] == requests[m.name]]
+        if m is not group[0]:
+            continue
+        options = {k: v for k, v in plan.options.items() if any(k in n.options for n in group)}
+        settings = {"seed": plan.seed, "precision": plan.precision, "options": options}
+        target = Each(*requests[m.name])
+        for name, result in explanations(view.model, view.sample.image, group, target=target, **settings).items():
+            if isinstance(result, Explanation):
+                results[name] = result
+            else:
+                refused[name] = str(result)
+    return results, refused
 
 
-def _name(model: Model, target: Any) -> str:
-    """What the target is called; a class by its name."""
-    return model.label(ClassTarget(target) if isinstance(target, int) else target)
+def _with_one_peak(maps: Sequence[Tensor]) -> list[int]:
+    """Returns the rows whose maps (R, h, w) all have one highest place."""
+    peaks = [(m.flatten(1) == m.flatten(1).amax(1, keepdim=True)).sum(1).cpu() == 1 for m in maps]
+    rows: list[int] = torch.stack(peaks).all(0).nonzero()[:, 0].tolist()
+    return rows
+
+
+def _shared_inputs(plan: _Plan, view: _View, rows: _Rows, part: _Part) -> dict[str, Any]:
+    """Returns what metrics of all methods are given; the part gets the rows' labels and scores."""
+    model, images, targets = view.model, view.images, rows.of(rows.targets)
+    boxes = view.preprocess.frame(view.sample.image).placed(rows.truth.objects()["boxes"].to(images))
+    boxes = torch.stack([_box_or_location(box, target) for box, target in zip(boxes, targets, strict=True)])
+    scores = [model.task.perturbation_score(target, box) for target, box in zip(targets, boxes, strict=True)]
+    part.rows = [(model.label(target), float(s(view.output))) for target, s in zip(targets, scores, strict=True)]
+    return {
+        "images": images.expand(len(targets), *images.shape[1:]),
+        "score": _scorer(model, scores, plan.precision),
+        "area": _areas(boxes, images.shape[2:]),
+        "pixels": images.new_tensor([model.black, view.preprocess.white]),
+    }
+
+
+def _inputs_of(plan: _Plan, view: _View, method: Method, result: Explanation, rows: _Rows) -> dict[str, Any]:
+    """Returns what metrics are given of a method's maps."""
+    requests, model = rows.of(rows.requests[method.name]), view.model
+    scores = [model.targets(request, view.output, score=method.score)[0][0] for request in requests]
+    return {
+        "seen": result.at(rows.truth.size)[rows.numbers],
+        "maps": result.maps[rows.numbers],
+        "raw": result.signed[rows.numbers],
+        "explain": _explainer(plan, model, method, requests),
+        "own_score": _scorer(model, scores, plan.precision),
+    }
+
+
+def _inputs_of_foreign(view: _View, maps: Tensor) -> dict[str, Any]:
+    """Returns what metrics are given of another tool's maps (R, h, w)."""
+    size = (view.images.shape[2], view.images.shape[3])
+    bordered = _bordered(maps, view.preprocess.frame(view.sample.image).region, size)
+    return {"seen": maps, "maps": bordered, "raw": bordered}
 
 
 def _bordered(maps: Tensor, region: tuple[float, float, float, float], size: tuple[int, int]) -> Tensor:
@@ -433,45 +466,32 @@ def _measure(plan: _Plan, part: _Part, method: str, given: Mapping[str, Any], tr
         part.statistics.setdefault(method, {})[c.name] = statistic.tolist()
 
 
-def _targets(plan: _Plan, model: Model, sample: Sample, output: Tensor) -> tuple[list[Any], Truth, int]:
-    """What is explained of a sample, what is true of it, and how many detections are left out."""
-    assert model.preprocess is not None
-    view = model.preprocess.view(sample.image)
-    things, size = in_view(sample, model.preprocess), (view.height, view.width)
-    if model.detector is None:
-        if plan.explained == "label" and sample.label is None:
-            raise KonkyoError(f"sample {sample.name} has no label of its own; explained='decision' needs none")
-        (target,) = model.targets(sample.label if plan.explained == "label" else None, output)[0]
-        name = model.label(target)
-        own = tuple(i for i, thing in enumerate(things) if thing.label is None or same_class(thing.label, name))
-        return [target.index if isinstance(target, ClassTarget) else target], Truth((own,), things, size), 0
-    frames = (model.preprocess.frame(sample.image),)
-    (found,) = model.targets(Detections(threshold=plan.matching.threshold), output, frames=frames)
-    boxes = torch.tensor([t.box for t in found if isinstance(t, InstanceTarget)]).reshape(-1, 4)
-    owned = matched([model.label(t) for t in found], frames[0].shown(boxes), things, plan.matching.iou)
-    keep = [i for i, own in enumerate(owned) if own or plan.matching.iou == 0]
-    return [found[i] for i in keep], Truth(tuple(owned[i] for i in keep), things, size), len(found) - len(keep)
+def _targets(plan: _Plan, view: _View) -> tuple[list[Target], Truth, int]:
+    """Returns what is explained of a sample, what is true of it, and how many targets are left out."""
+    model, picture, frame = (
+        view.model,
+        view.preprocess.view(view.sample.image),
+        view.preprocess.frame(view.sample.image),
+    )
+    annotations, size = in_view(view.sample, view.preprocess), (picture.height, picture.width)
+    request = model.task.measured(view.sample, plan.explained, plan.matching)
+    (targets,) = model.targets(request, view.output, frames=(frame,))
+    boxes = model.task.boxes(targets, torch.zeros(0))
+    pairs = model.task.matches(
+        [model.label(target) for target in targets],
+        None if boxes is None else frame.shown(boxes),
+        annotations,
+        plan.matching,
+    )
+    matched = [(target, pair) for target, pair in zip(targets, pairs, strict=True) if pair is not None]
+    truth = Truth(tuple(pair for _, pair in matched), annotations, size)
+    return [target for target, _ in matched], truth, len(targets) - len(matched)
 
 
-def _aims(method: Method | Maps, targets: Sequence[Any]) -> list[Any]:
-    """What a method explains of the targets: D-RISE an instance's likeness, which is what it weighs masks by."""
-    if isinstance(method, Method) and method.score == "similarity":
-        return [replace(t, quantity="similarity") if isinstance(t, InstanceTarget) else t for t in targets]
-    return list(targets)
-
-
-def _or_own(box: Tensor, target: Any) -> Tensor:
-    """The box, or where it is not known the detection's own."""
-    return torch.where(box.isnan(), box.new_tensor(target.box), box) if isinstance(target, InstanceTarget) else box
-
-
-def _scored(model: Model, target: Any, box: Tensor) -> Target:
-    """What perturbed images are scored by."""
-    if isinstance(target, InstanceTarget):
-        return Tracked(target.label, tuple(box.tolist()), len(target.likeness))
-    if isinstance(target, int):
-        return ClassTarget(target, "sigmoid" if model.multilabel else "probability")
-    return cast("Target", target)
+def _box_or_location(box: Tensor, target: Target) -> Tensor:
+    """Returns the box (4,), or where it is not known the place that the target is about."""
+    location = as_target(target).location()
+    return box if location is None else torch.where(box.isnan(), box.new_tensor(location), box)
 
 
 def _scorer(model: Model, targets: Sequence[Target], precision: Precision | None) -> Score:

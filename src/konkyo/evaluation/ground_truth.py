@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from konkyo.data.samples import Annotation, Box, Sample, around
+from konkyo.data.samples import Annotation, Box, Sample, box_of
 from konkyo.evaluation.columns import Region
 from konkyo.metrics.localisation import box_masks
 from konkyo.models import Preprocess
-from konkyo.utils.tensors import overlap
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +69,6 @@ class Truth:
         return box_masks(torch.tensor([box_of(annotation) or (math.nan,) * 4]), self.size)[0]
 
 
-def box_of(annotation: Annotation) -> Box | None:
-    """The thing's box, if need be that around its mask; None where neither is known."""
-    return annotation.box if annotation.box is not None or annotation.mask is None else around(annotation.mask)
-
-
 def in_view(sample: Sample, preprocess: Preprocess) -> tuple[Annotation, ...]:
     """The things of a sample (crowds left out) as far as the model sees them, in the pixels of what it sees.
 
@@ -103,32 +97,3 @@ def in_view(sample: Sample, preprocess: Preprocess) -> tuple[Annotation, ...]:
         replace(annotation, box=moved(annotation.box), mask=cut(annotation.mask), evidence=cut(annotation.evidence))
         for annotation in annotations
     )
-
-
-def same_class(one: str | None, other: str | None) -> bool:
-    """Whether two names are of one class: case, underscores and spaces do not matter."""
-    return one is not None and other is not None and _plain(one) == _plain(other)
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
-
-
-def matched(
-    labels: Sequence[str], boxes: Tensor, annotations: Sequence[Annotation], least: float
-) -> list[tuple[int, ...]]:
-    """Of every detection (best first), the thing of its class that it overlaps most and that no better one has.
-
-    Empty where no such thing overlaps it by an IoU of `least`.
-    """
-    found: list[tuple[int, ...]] = []
-    for label, box in zip(labels, boxes, strict=True):
-        free = [
-            i
-            for i, annotation in enumerate(annotations)
-            if same_class(annotation.label, label) and box_of(annotation) is not None and (i,) not in found
-        ]
-        shares = overlap(boxes.new_tensor([box_of(annotations[i]) for i in free]).reshape(-1, 4), box)
-        best = int(shares.argmax()) if len(free) else 0
-        found.append((free[best],) if len(free) and 0 < float(shares[best]) >= least else ())
-    return found

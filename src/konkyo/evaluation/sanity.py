@@ -20,7 +20,8 @@ from konkyo.explanation.explain import Images, Which, explain
 from konkyo.explanation.result import Explanation
 from konkyo.metrics.variants import pearson, spearman
 from konkyo.models import Model, as_model
-from konkyo.targets.classes import ClassTarget, Each
+from konkyo.targets.base import Target, as_target
+from konkyo.targets.classes import Each
 from konkyo.utils.tensors import min_max, on_finest, resize
 
 Order: TypeAlias = Literal["cascading", "independent"]
@@ -103,7 +104,7 @@ def random_class(
         raise KonkyoError(f"{adapted.name} has no class names, so it is not known how many others there are")
     usual, _ = _usual(adapted, images, method, seed, settings)
     _require_some(usual)
-    indices, classes = [t.index for t in usual.targets if isinstance(t, ClassTarget)], len(adapted.classes)
+    indices, classes = [index for index in map(_class_index, usual.targets) if index is not None], len(adapted.classes)
     if len(indices) < len(usual) or len(indices) > len(set(usual.image_index.tolist())):
         raise KonkyoError(f"one class per image is compared with others; {adapted.name} explains something else")
     generator, similarities, names = torch.Generator().manual_seed(seed), list[Tensor](), list[str]()
@@ -172,7 +173,7 @@ def stability(
         arguments = {"target": target, "seed": seed} | settings | changes
         return _quietly(partial(explain, adapted, of, method=method, **arguments)).maps
 
-    if over == "mirror" and adapted.detector is not None:
+    if over == "mirror" and adapted.task.instances:
         raise KonkyoError("the mirror image has its boxes elsewhere; over='mirror' is for classifiers")
     if over in ("noise", "mirror") and not isinstance(images, Tensor):
         raise KonkyoError("noise and mirror images are made of a prepared tensor (N, C, H, W)")
@@ -202,6 +203,11 @@ def stability(
 def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     """Spearman's correlation of the absolute values of maps (R, *grid), NaN for constant ones. -> (R,)"""
     return spearman(maps.abs().flatten(1), resize(others, tuple(maps.shape[1:])).abs().flatten(1))
+
+
+def _class_index(target: Target | str) -> int | None:
+    """Returns the class that a target is of; None for other targets, and for the name of one."""
+    return None if isinstance(target, str) else as_target(target).class_index
 
 
 def _require_some(usual: Explanation) -> None:

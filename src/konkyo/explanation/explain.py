@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate, combinations
@@ -30,19 +29,14 @@ from konkyo.explanation.diagnosis import Diagnosis, diagnose
 from konkyo.explanation.result import Explanation
 from konkyo.methods.base import Attribution, Method, find
 from konkyo.models import Frame, Model, as_model
-from konkyo.targets.classes import ClassTarget, Target
-from konkyo.targets.detections import SIDES_OF_BOX, InstanceTarget
+from konkyo.targets.base import Target
+from konkyo.tasks.base import SEVEN_CAMS, Task
 from konkyo.utils.progress import Progress
-from konkyo.utils.tensors import FUSES, Fuse, fuse, min_max, on_finest, resize
+from konkyo.utils.tensors import FUSES, Fuse, fuse, on_finest, resize
 
 Images: TypeAlias = "Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image]"
 Which: TypeAlias = "str | Method | Attribution"
 Where: TypeAlias = "str | nn.Module | Layer | Sequence[str | nn.Module | Layer] | None"
-
-SEVEN_CAMS = ("cam", "grad_cam", "grad_cam_pp", "score_cam", "eigen_cam", "ablation_cam", "layer_cam")
-"""The class activation maps of the founding survey, in its order."""
-OF_DETECTORS = ("grad_cam", "grad_cam_pp", "d_rise", "odam", "ig_odam", "adaptive_ig_odam")
-"""The methods that the paper on IG-ODAM compares."""
 
 
 def explain(
@@ -147,53 +141,70 @@ def explanations(
     if isinstance(methods, (str, Method)):
         raise KonkyoError(f"methods is a list of methods, as in [{methods!r}]; got {methods!r}")
     chosen, request = [find(m) for m in methods], _Request(**settings)
-    if not chosen:
-        raise KonkyoError("methods is an empty list; `konkyo.methods()` has those on offer")
-    for m, other in combinations(chosen, 2):
-        if m.name == other.name and m is not other:
-            raise KonkyoError(f"two of the methods are called {m.name!r}; explain with them one after the other")
-    for name in request.options or ():
-        if not any(name in m.options for m in chosen):
-            offer = sorted({o for m in chosen for o in m.options})
-            if not offer:
-                raise KonkyoError(f"unknown option {name!r}: {', '.join(m.name for m in chosen)} has no options")
-            raise unknown(f"option of {', '.join(m.name for m in chosen)}", name, offer)
+    _check(chosen, request.options or ())
     adapted = as_model(model)
-    tensor, pictures, frames = _prepare(adapted, images)
-    found: dict[str, Explanation | NotApplicable] = {}
+    prepared = _prepare(adapted, images)
+    results: dict[str, Explanation | NotApplicable] = {}
     layers: dict[Method, list[Layer]] = {}
     for m in chosen:
         try:
-            with _first_forward(adapted, tensor):
-                layers[m] = _layers(adapted, m, request.layer, tuple(tensor.shape[1:]))
+            with _first_forward(adapted, prepared.images):
+                layers[m] = _layers(adapted, m, request.layer, tuple(prepared.images.shape[1:]))
         except NotApplicable as reason:
-            found[m.name] = reason
-    wanted = [item for group in layers.values() for item in group]
+            results[m.name] = reason
+    with untouched(adapted.module):
+        pass_ = _shared_pass(adapted, prepared.images, layers, request.precision)
+        for m in layers:
+            try:
+                results[m.name] = _explanation(_Run(adapted, pass_, m, layers[m], request, prepared))
+            except NotApplicable as reason:
+                results[m.name] = NotApplicable(f"{m.name}: {reason}")
+    _warn_of_doubts([result for result in results.values() if isinstance(result, Explanation)])
+    return {m.name: results[m.name] for m in chosen}
+
+
+def _check(methods: Sequence[Method], options: Iterable[str]) -> None:
+    """KonkyoError: no methods, two of one name, or an option that none of them has."""
+    if not methods:
+        raise KonkyoError("methods is an empty list; `konkyo.methods()` has those on offer")
+    for m, other in combinations(methods, 2):
+        if m.name == other.name and m is not other:
+            raise KonkyoError(f"two of the methods are called {m.name!r}; explain with them one after the other")
+    for name in options:
+        if not any(name in m.options for m in methods):
+            offer = sorted({o for m in methods for o in m.options})
+            if not offer:
+                raise KonkyoError(f"unknown option {name!r}: {', '.join(m.name for m in methods)} has no options")
+            raise unknown(f"option of {', '.join(m.name for m in methods)}", name, offer)
+
+
+def _shared_pass(
+    model: Model, images: Tensor, layers: Mapping[Method, list[Layer]], precision: Precision | None
+) -> Pass:
+    """Returns the one forward that all methods share; it captures what any of them needs."""
+    captured = [item for group in layers.values() for item in group]
     graph = [item for m in layers if m.needs_graph() for item in layers[m]]
     within = list(dict.fromkeys(context for m in layers for n in m.needs if (context := NEEDS[n].within)))
     if within:
-        wanted, graph = [*wanted, Layer(INPUT, None)], [*graph, Layer(INPUT, None)]
-    with untouched(adapted.module):
-        with _first_forward(adapted, tensor):
-            pass_ = Pass(
-                adapted,
-                tensor,
-                list(dict.fromkeys(wanted)),
-                differentiable=list(dict.fromkeys(graph)),
-                precision=request.precision,
-                within=within,
-            )
-        for m in layers:
-            try:
-                found[m.name] = _run(adapted, pass_, m, layers[m], request, pictures, frames)
-            except NotApplicable as reason:
-                found[m.name] = NotApplicable(f"{m.name}: {reason}")
-    doubtful = [(r.method, r, d) for r in found.values() if isinstance(r, Explanation) for d in r.diagnosis if not d.ok]
+        captured, graph = [*captured, Layer(INPUT, None)], [*graph, Layer(INPUT, None)]
+    with _first_forward(model, images):
+        return Pass(
+            model,
+            images,
+            list(dict.fromkeys(captured)),
+            differentiable=list(dict.fromkeys(graph)),
+            precision=precision,
+            within=within,
+        )
+
+
+def _warn_of_doubts(results: Sequence[Explanation]) -> None:
+    """Warns once, of the first map that says nothing."""
+    doubtful = [(result, d) for result in results for d in result.diagnosis if not d.ok]
     if doubtful:
-        name, result, diagnosis = doubtful[0]
-        count = sum(r is result for _, r, _ in doubtful)
-        _warn(f"{name}: {count} of {len(result)} maps: {diagnosis.message}")
-    return {m.name: found[m.name] for m in chosen}
+        first, diagnosis = doubtful[0]
+        count = sum(result is first for result, _ in doubtful)
+        _warn(f"{first.method}: {count} of {len(first)} maps: {diagnosis.message}")
 
 
 @contextmanager
@@ -219,12 +230,24 @@ def _warn(message: str) -> None:
     warnings.warn(message, KonkyoWarning, stacklevel=level + 1)
 
 
-def _prepare(model: Model, images: Images) -> tuple[Tensor, tuple[Image.Image, ...] | Tensor, tuple[Frame, ...]]:
-    """(prepared images (N, C, ...), what the model saw of them, where that lies in the input)."""
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """Images as the network takes them."""
+
+    images: Tensor
+    """(N, C, ...)"""
+    pictures: tuple[Image.Image, ...] | Tensor
+    """What the model sees of them."""
+    frames: tuple[Frame, ...]
+    """Where that lies in the network's input."""
+
+
+def _prepare(model: Model, images: Images) -> _Prepared:
+    """Returns paths, pictures or a tensor as the network takes them. KonkyoError: something else, or other sizes."""
     if isinstance(images, Tensor):
         tensor = model.prepared(images)
         shown = tensor.detach() if model.preprocess is None else model.preprocess.undo(tensor.detach())
-        return tensor, shown, (Frame(),) * len(tensor)
+        return _Prepared(tensor, shown, (Frame(),) * len(tensor))
     if not isinstance(images, (str, Path, Image.Image, Sequence)):
         raise KonkyoError(
             f"images are a path, a picture, a list of them, or a tensor (N, C, H, W); got {type(images).__name__}"
@@ -248,8 +271,11 @@ def _prepare(model: Model, images: Images) -> tuple[Tensor, tuple[Image.Image, .
         raise KonkyoError(
             "the pictures differ in size after preprocessing; give the Preprocess a crop, or explain them one by one"
         )
-    seen = tuple(model.preprocess.view(picture) for picture in opened)
-    return model.prepared(torch.stack(prepared)), seen, tuple(model.preprocess.frame(picture) for picture in opened)
+    return _Prepared(
+        model.prepared(torch.stack(prepared)),
+        tuple(model.preprocess.view(picture) for picture in opened),
+        tuple(model.preprocess.frame(picture) for picture in opened),
+    )
 
 
 def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) -> list[Layer]:
@@ -265,94 +291,162 @@ def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) 
     for item in several:
         if item is not None and not isinstance(item, (str, nn.Module, Layer)):
             raise KonkyoError(f"a layer is a dotted name, a module, 'input' or 'stages'; got {item!r}")
-    found = []
+    layers = []
     for item in several:
         many = isinstance(item, str) and item == STAGES
-        found += model.stages(shape) if many else [model.layer(item, shape, needs_gradient=needs_gradient)]
-    return found
+        layers += model.stages(shape) if many else [model.layer(item, shape, needs_gradient=needs_gradient)]
+    return layers
 
 
-def _run(
-    model: Model,
-    pass_: Pass,
-    method: Method,
-    layers: Sequence[Layer],
-    request: _Request,
-    pictures: tuple[Image.Image, ...] | Tensor,
-    frames: Sequence[Frame],
-) -> Explanation:
-    options = {name: value for name, value in request.options.items() if name in method.options}
-    budget = Budget(request.budget, request.progress).divided(len(layers))
-    per_image = model.targets(request.target, pass_.output.detach(), score=method.score, frames=frames)
-    whole = [target for image in per_image for target in image]
-    images = [image for image, found in enumerate(per_image) for _ in found]
-    parts = [_parts(target) for target in whole]
-    targets = [part for group in parts for part in group]
-    rows = tuple(image for image, group in zip(images, parts, strict=True) for _ in group)
-    pyramids = [Pyramid(pass_.levels(layer)) for layer in layers]
-    shared: dict[str, Any] = {"rows": rows, "seed": request.seed, "knows_target": False, "budget": budget}
-    of_layers = [[Probe(pass_, targets, level, pyramid=p, **shared) for level in p.levels] for p in pyramids]
-    probes = [probe for levels in of_layers for probe in levels]
-    # The levels of a pyramid add up, as the channels of one layer do.
-    signed = [on_finest([method(probe, **options).detach() for probe in levels]).sum(0) for levels in of_layers if rows]
-    if rows:
-        maps = _fused(signed, method, request.fuse).float()
-    else:  # a detector that keeps nothing
-        maps = on_finest([probe.activations[:, 0] for probe in probes])[0].float()
-    scores = probes[0].score.float() if rows else maps.new_zeros(0)
-    seen = [g for probe in probes if (g := largest_gradient(probe)) is not None]
-    gradients = torch.stack(seen).amax(0) if seen else None
-    firsts = list(accumulate(map(len, parts[:-1]), initial=0)) if parts else []
-    if len(rows) > len(images):  # combinations, whose path is that of their probability
-        maps = torch.stack(
-            [_combined(maps[at : at + len(part)], method) for at, part in zip(firsts, parts, strict=True)]
-        )
-        scores, gradients = scores[firsts], None if gradients is None else gradients[firsts]
-        rows = tuple(rows[first] for first in firsts)
-    classes = pass_.output.shape[1] if pass_.output.ndim == 2 else None
-    bordered = any(frames[image].region != (0.0, 0.0, 1.0, 1.0) for image in images)
-    integrals = [integral for pyramid in pyramids for integral in pyramid.integrals]
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One method's part of a call."""
+
+    model: Model
+    pass_: Pass
+    method: Method
+    layers: Sequence[Layer]
+    request: _Request
+    prepared: _Prepared
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are the method's."""
+        return {name: value for name, value in self.request.options.items() if name in self.method.options}
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """What is explained: a row per target, and the rows of the parts that a target's map is combined of."""
+
+    targets: list[Target]
+    images: list[int]
+    """Of every target, which image it is of."""
+    parts: list[list[Target]]
+    """Of every target, itself or what it is a combination of."""
+
+    @property
+    def part_targets(self) -> list[Target]:
+        """The parts of all targets, one after the other."""
+        return [part for group in self.parts for part in group]
+
+    @property
+    def part_images(self) -> tuple[int, ...]:
+        """Of every part, which image it is of."""
+        return tuple(image for image, group in zip(self.images, self.parts, strict=True) for _ in group)
+
+    @property
+    def firsts(self) -> list[int]:
+        """Of every target, which of all parts is its first."""
+        return list(accumulate(map(len, self.parts[:-1]), initial=0)) if self.parts else []
+
+
+@dataclass(frozen=True, eq=False)
+class _Maps:
+    """What a method makes of rows."""
+
+    signed: Tensor
+    """(R, *grid)"""
+    scores: Tensor
+    """(R,)"""
+    gradients: Tensor | None
+    """(R,) the largest absolute gradient, where the method asked for gradients."""
+    path: PathTrace | None
+
+
+def _explanation(run: _Run) -> Explanation:
+    """Returns the maps of a method with all that is known of them."""
+    model, output, frames = run.model, run.pass_.output, run.prepared.frames
+    rows = _rows(run)
+    maps = _combined(model.task, run.method, rows, _part_maps(run, rows))
+    outputs = output.shape[1] if output.ndim == 2 else None
+    bordered = any(frames[image].region != (0.0, 0.0, 1.0, 1.0) for image in rows.images)
     return Explanation(
-        signed=maps,
-        rectified=method.rectified,
-        scores=scores,
-        image_index=torch.tensor(images, dtype=torch.int64, device=scores.device),
-        targets=tuple(whole),
-        labels=tuple(model.label(t, classes) for t in whole),
-        method=method.name,
-        layer="+".join(item.name if item.call == -1 else f"{item.name}#{item.call}" for item in layers),
+        signed=maps.signed,
+        rectified=run.method.rectified,
+        scores=maps.scores,
+        image_index=torch.tensor(rows.images, dtype=torch.int64, device=maps.scores.device),
+        targets=tuple(rows.targets),
+        labels=tuple(model.label(t, outputs) for t in rows.targets),
+        method=run.method.name,
+        layer="+".join(item.name if item.call == -1 else f"{item.name}#{item.call}" for item in run.layers),
         model=model.name,
-        options=_options_used(method, options, request, len(layers)),
-        seed=request.seed,
-        diagnosis=_diagnose(model, method, layers, maps, scores, whole, gradients, pass_),
-        boxes=_boxes(whole, images, frames, scores, none=model.detector is None),
-        regions=scores.new_tensor([frames[image].region for image in images]) if bordered else None,
-        path=_path(integrals[0].trace.of(firsts), [frames[image] for image in rows]) if integrals else None,
-        images=pictures,
+        options=_options_used(run),
+        seed=run.request.seed,
+        diagnosis=_diagnose(run, rows.targets, maps),
+        boxes=_boxes(model.task, rows, frames, maps.scores),
+        regions=maps.scores.new_tensor([frames[image].region for image in rows.images]) if bordered else None,
+        path=None if maps.path is None else _path(maps.path, [frames[image] for image in rows.images]),
+        images=run.prepared.pictures,
     )
 
 
-def _options_used(method: Method, options: Mapping[str, Any], request: _Request, layers: int) -> dict[str, Any]:
-    """The method's options with their defaults, and what else decided what its map is."""
-    used = {name: parameter.default for name, parameter in method.options.items()} | dict(options)
-    if layers > 1:
-        how = request.fuse or method.fuse
+def _rows(run: _Run) -> _Rows:
+    """Returns the targets of all images as rows."""
+    score, frames = run.method.score, run.prepared.frames
+    per_image = run.model.targets(run.request.target, run.pass_.output.detach(), score=score, frames=frames)
+    targets = [target for image in per_image for target in image]
+    images = [image for image, group in enumerate(per_image) for _ in group]
+    return _Rows(targets, images, [run.model.task.parts(target) for target in targets])
+
+
+def _part_maps(run: _Run, rows: _Rows) -> _Maps:
+    """Returns what the method makes of every part, at all layers together."""
+    targets, images = rows.part_targets, rows.part_images
+    budget = Budget(run.request.budget, run.request.progress).divided(len(run.layers))
+    pyramids = [Pyramid(run.pass_.levels(layer)) for layer in run.layers]
+    signed, probes = [], list[Probe]()
+    for pyramid in pyramids:
+        levels = [
+            Probe(
+                run.pass_,
+                targets,
+                level,
+                rows=images,
+                seed=run.request.seed,
+                knows_target=False,
+                budget=budget,
+                pyramid=pyramid,
+            )
+            for level in pyramid.levels
+        ]
+        probes += levels
+        if images:
+            # The levels of a pyramid add up, as the channels of one layer do.
+            signed.append(on_finest([run.method(probe, **run.options).detach() for probe in levels]).sum(0))
+    if images:
+        maps = _fused(signed, run.method, run.request.fuse).float()
+    else:  # a detector that keeps nothing
+        maps = on_finest([probe.activations[:, 0] for probe in probes])[0].float()
+    scores = probes[0].score.float() if images else maps.new_zeros(0)
+    largest = [gradient for probe in probes if (gradient := largest_gradient(probe)) is not None]
+    integrals = [integral for pyramid in pyramids for integral in pyramid.integrals]
+    trace = integrals[0].trace.of(rows.firsts) if integrals else None  # a combination's is that of its first part
+    return _Maps(maps, scores, torch.stack(largest).amax(0) if largest else None, trace)
+
+
+def _combined(task: Task, method: Method, rows: _Rows, maps: _Maps) -> _Maps:
+    """Returns the maps of all targets from those of their parts; score and gradient are those of the first part."""
+    firsts = rows.firsts
+    if len(maps.scores) == len(rows.targets):
+        return maps
+    groups = [maps.signed[at : at + len(part)] for at, part in zip(firsts, rows.parts, strict=True)]
+    signed = [
+        group[0] if len(group) == 1 else task.combined(group.relu() if method.rectified else group) for group in groups
+    ]
+    gradients = None if maps.gradients is None else maps.gradients[firsts]
+    return replace(maps, signed=torch.stack(signed), scores=maps.scores[firsts], gradients=gradients)
+
+
+def _options_used(run: _Run) -> dict[str, Any]:
+    """Returns all options of the method with their values, and what else decides its maps."""
+    used = {name: parameter.default for name, parameter in run.method.options.items()} | run.options
+    if len(run.layers) > 1:
+        how = run.request.fuse or run.method.fuse
         used["fuse"] = getattr(how, "__name__", how)
-    if request.budget is not None and method.runs_variants():
-        used["budget"] = request.budget
+    if run.request.budget is not None and run.method.runs_variants():
+        used["budget"] = run.request.budget
     return used
-
-
-def _parts(target: Target) -> list[Target]:
-    """What is explained for a target: itself, or all that a combination is made of."""
-    if isinstance(target, InstanceTarget) and target.quantity == "combined":
-        return [replace(target, quantity=quantity) for quantity in ("probability", *SIDES_OF_BOX)]
-    return [target]
-
-
-def _combined(signed: Tensor, method: Method) -> Tensor:
-    """ODAM's combination of the maps of a class's probability and the sides of its box: the largest at every place."""
-    return min_max(signed.relu() if method.rectified else signed).amax(0) if len(signed) > 1 else signed[0]
 
 
 def _path(trace: PathTrace, frames: Sequence[Frame]) -> PathTrace:
@@ -361,18 +455,12 @@ def _path(trace: PathTrace, frames: Sequence[Frame]) -> PathTrace:
     return replace(trace, boxes=torch.stack(shown))
 
 
-def _boxes(
-    targets: Sequence[Target], rows: Sequence[int], frames: Sequence[Frame], like: Tensor, *, none: bool
-) -> Tensor | None:
-    """The boxes of detections in the pixels of their pictures, NaN for rows that explain something else."""
-    if none or (targets and not any(isinstance(target, InstanceTarget) for target in targets)):
-        return None
-    nothing = (math.nan,) * 4
-    boxes = [
-        frames[image].shown(like.new_tensor(target.box if isinstance(target, InstanceTarget) else nothing))
-        for image, target in zip(rows, targets, strict=True)
-    ]
-    return torch.stack(boxes) if boxes else like.new_zeros(0, 4)
+def _boxes(task: Task, rows: _Rows, frames: Sequence[Frame], like: Tensor) -> Tensor | None:
+    """Returns the boxes of the targets in the pixels of their pictures; None where none has one."""
+    boxes = task.boxes(rows.targets, like)
+    if boxes is None or not len(boxes):
+        return boxes
+    return torch.stack([frames[image].shown(box) for image, box in zip(rows.images, boxes, strict=True)])
 
 
 def _fused(signed: Sequence[Tensor], method: Method, how: Fuse | None) -> Tensor:
@@ -388,28 +476,22 @@ def _fused(signed: Sequence[Tensor], method: Method, how: Fuse | None) -> Tensor
     return torch.where(blank, resize(signed[-1], tuple(maps.shape[1:])).clamp(max=0), maps)
 
 
-def _diagnose(
-    model: Model,
-    method: Method,
-    layers: Sequence[Layer],
-    signed: Tensor,
-    scores: Tensor,
-    targets: Sequence[Target],
-    largest_gradient: Tensor | None,
-    pass_: Pass,
-) -> tuple[Diagnosis, ...]:
-    probable = [isinstance(t, ClassTarget) and t.score == "probability" for t in targets]
+def _diagnose(run: _Run, targets: Sequence[Target], maps: _Maps) -> tuple[Diagnosis, ...]:
+    """Returns whether every map is meaningful, and what would help."""
+    saturating = [run.model.task.saturates(target) for target in targets]
 
     def way_out() -> str:
-        automatic = model.automatic_layer(tuple(pass_.images.shape[1:]))
-        if automatic is None or any(layer.name in (automatic.name, INPUT) for layer in layers):
+        automatic = run.model.automatic_layer(tuple(run.prepared.images.shape[1:]))
+        if automatic is None or any(layer.name in (automatic.name, INPUT) for layer in run.layers):
             return "try another layer: `konkyo layers` lists them"
         return f"try layer={automatic.name!r}"
 
     return diagnose(
-        signed,
-        rectified=method.rectified,
-        largest_gradient=largest_gradient,
-        probabilities=[s if p else None for s, p in zip(scores, probable, strict=True)] if any(probable) else (),
+        maps.signed,
+        rectified=run.method.rectified,
+        largest_gradient=maps.gradients,
+        probabilities=[s if p else None for s, p in zip(maps.scores, saturating, strict=True)]
+        if any(saturating)
+        else (),
         way_out=way_out,
     )

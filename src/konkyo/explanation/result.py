@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,8 @@ from torch import Tensor
 from konkyo.engine.path import PathTrace
 from konkyo.errors import KonkyoError
 from konkyo.explanation.diagnosis import Diagnosis
-from konkyo.targets.classes import ClassTarget, Target
-from konkyo.targets.detections import InstanceTarget
+from konkyo.targets.base import Target
+from konkyo.tasks import TASKS
 from konkyo.utils.files import replacing
 from konkyo.utils.tensors import min_max, resize
 
@@ -201,17 +201,18 @@ def _save_npz(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
 
 
 def _target_to_json(target: Target | str) -> Any:
-    if isinstance(target, ClassTarget):
-        return {"index": target.index, "score": target.score}
-    if isinstance(target, InstanceTarget):
-        return asdict(target)
-    return target if isinstance(target, str) else getattr(target, "__name__", repr(target))
+    """Returns a target as its task saves it; of one that no task saves, the name."""
+    if isinstance(target, str):
+        return target
+    saved = (kind.saved(target) for kind in TASKS.values())
+    return next((values for values in saved if values is not None), getattr(target, "__name__", repr(target)))
 
 
 def _target_from_json(value: Any) -> Target | str:
     if not isinstance(value, dict):
         return str(value)
-    if "box" in value:
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-        return InstanceTarget(**values)
-    return ClassTarget(**value)
+    targets = (kind.restored(value) for kind in TASKS.values())
+    target = next((target for target in targets if target is not None), None)
+    if target is None:
+        raise KonkyoError(f"no task knows a target with {', '.join(value)}")
+    return target

@@ -14,7 +14,8 @@ from torch import Tensor
 from konkyo.engine.layer import INPUT
 from konkyo.engine.probe import NEEDS, Probe, offer
 from konkyo.errors import KonkyoError, NotApplicable, unknown
-from konkyo.targets.classes import ClassTarget, Score, Target
+from konkyo.targets.base import Target, as_target
+from konkyo.targets.classes import Score
 from konkyo.utils.registry import Options, check_free, check_options, signature_of
 from konkyo.utils.tensors import Fuse
 
@@ -183,9 +184,9 @@ def of_attribution(attribution: Attribution) -> Method:
     def function(
         inputs: Tensor, output: Tensor, targets: Sequence[Target], generator: torch.Generator, **options: Any
     ) -> Tensor:
-        if not all(isinstance(target, ClassTarget) and target.score == "logit" for target in targets):
+        indices = [index for target in targets if (index := as_target(target).class_logit) is not None]
+        if len(indices) < len(targets):
             raise KonkyoError(f"{name} of Captum explains the network's outputs by index; a class was expected")
-        indices = [target.index for target in targets if isinstance(target, ClassTarget)]
         if output.shape[1] == 1:  # one logit stands for two classes
             if not all(indices):
                 raise KonkyoError(f"{name} of Captum explains the one logit as it is: the class 'positive'")

@@ -14,7 +14,7 @@ from torch import Tensor
 from konkyo.engine.needs import Curvature, Differentiate
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.methods.base import method
-from konkyo.targets.classes import ClassTarget, Target
+from konkyo.targets.base import Target, as_target
 from konkyo.utils.tensors import channels, grid_mean, grid_sum, safe_divide
 
 
@@ -106,12 +106,12 @@ def finer_cam(
     """
     if not 0 <= gamma < math.inf or classes < 1:
         raise KonkyoError(f"finer_cam needs gamma >= 0 and classes >= 1; got {gamma}, {classes}")
-    own = [target.index for target in targets if isinstance(target, ClassTarget) and target.score == "logit"]
-    if output.ndim != 2 or output.shape[1] < 2 or len(own) < len(targets):
+    indices = [index for target in targets if (index := as_target(target).class_logit) is not None]
+    if output.ndim != 2 or output.shape[1] < 2 or len(indices) < len(targets):
         raise NotApplicable("compares a class's logit with other classes'; needs such a target, and two classes")
-    rows = torch.arange(len(own), device=output.device)
+    rows = torch.arange(len(indices), device=output.device)
     distance = (output - score[:, None]).abs()
-    distance[rows, own] = math.inf
+    distance[rows, indices] = math.inf
     near = distance.topk(min(classes, output.shape[1] - 1), largest=False).indices
     share = output.gather(1, near).softmax(1) if weights == "softmax" else output.new_tensor(1 / near.shape[1])
     gradients = differentiate(lambda out, y: y - gamma * (share * out.gather(1, near)).sum(1))

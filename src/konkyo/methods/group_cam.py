@@ -12,7 +12,7 @@ from konkyo.engine.probe import On
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.methods.score_cam import contrast
-from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Target, class_logits
+from konkyo.targets.base import Target, as_target
 from konkyo.utils.tensors import blurred, channels, grid_mean, min_max, resize, weigh
 
 
@@ -93,20 +93,6 @@ def opti_cam(
 
 
 def _logits(output: Tensor, score: Tensor, targets: Sequence[Target]) -> Tensor:
-    """The logit of every row's class, or what a target makes of classes' logits; of any other, its score. -> (N,)"""
-    rows = [
-        _logit(target, output[i : i + 1])
-        if isinstance(target, ClassTarget | Against | ContrastTarget)
-        else score[i : i + 1]
-        for i, target in enumerate(targets)
-    ]
-    return torch.cat(rows)
-
-
-def _logit(target: Target, output: Tensor) -> Tensor:
-    """The same with logits in the place of the probabilities of classes. -> (N,)"""
-    if isinstance(target, ContrastTarget):
-        return _logit(target.this, output) - _logit(target.that, output)
-    if isinstance(target, Against):
-        return -_logit(target.target, output)
-    return class_logits(output)[:, target.index] if isinstance(target, ClassTarget) else target(output)
+    """Returns the logit of every row's class, or what a target makes of such; of others the score (N,)."""
+    logits = [as_target(target).logit(output[i : i + 1]) for i, target in enumerate(targets)]
+    return torch.cat([score[i : i + 1] if logit is None else logit for i, logit in enumerate(logits)])

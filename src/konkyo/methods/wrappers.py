@@ -11,8 +11,7 @@ from torch import Tensor
 from konkyo.engine.probe import On, Probe
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.methods.base import WRAPPERS, Method, find
-from konkyo.targets.classes import Target
-from konkyo.targets.detections import InstanceTarget
+from konkyo.targets.base import Target, as_target
 from konkyo.utils.tensors import agreeing
 from konkyo.utils.tensors import first_component as project
 
@@ -30,7 +29,7 @@ def augmented(method: str | Method, *, scales: Sequence[float] = _SCALES, flip: 
         raise KonkyoError(f"augmented needs finite scales, at least one; got {scales!r}")
 
     def function(inputs: Tensor, targets: Sequence[Target], on: On, **options: Any) -> Tensor:
-        if flip and any(isinstance(target, InstanceTarget) for target in targets):
+        if flip and any(as_target(target).location() is not None for target in targets):
             raise NotApplicable("a mirrored image has its detections elsewhere; for those: augmented(..., flip=False)")
         views = torch.cat([inputs * scale for scale in sizes])
         maps = inner(on(torch.cat([views, views.flip(-1)]) if flip else views), **options)

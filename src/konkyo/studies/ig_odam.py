@@ -16,19 +16,20 @@ from torch import Tensor, nn
 from konkyo.data.samples import Data, Samples, samples
 from konkyo.data.sets.scenes import Scenes
 from konkyo.errors import KonkyoError, KonkyoWarning
-from konkyo.evaluation.evaluate import OF_DETECTORS as TABLE_OF_DETECTORS
-from konkyo.evaluation.evaluate import Matching, evaluate
+from konkyo.evaluation.evaluate import RIGHT, evaluate
 from konkyo.evaluation.result import Evaluation, Table, markdown
-from konkyo.explanation.explain import OF_DETECTORS, SEVEN_CAMS, explain
+from konkyo.explanation.explain import explain
 from konkyo.models import Model, as_model
 from konkyo.targets.detections import Detections
+from konkyo.tasks import ClassificationTask, DetectionTask
+from konkyo.tasks.base import Matching
 from konkyo.utils.files import plain, replacing, write_text
 from konkyo.utils.progress import Progress
 
 TABLE_OF_CLASSIFIERS = ("deletion", "insertion", "ebpg@mask", "pointing_game@evidence")
+TABLE_OF_DETECTORS = DetectionTask.columns
 NODES = (2, 4, 8, 16, 32, 64)
 PATHS = ("ig_odam", "adaptive_ig_odam")
-RIGHT = Matching()
 REFERENCE_NODES = 257
 """Of the integral that others are held against."""
 
@@ -73,13 +74,14 @@ def tables(
     the part that alone decides the class. The rest is as in `evaluate`.
     """
     adapted = as_model(model)
-    detects = adapted.detector is not None
-    columns = TABLE_OF_DETECTORS if detects else TABLE_OF_CLASSIFIERS
+    methods, columns = adapted.task.methods, adapted.task.columns
+    if isinstance(adapted.task, ClassificationTask):
+        methods, columns = (*methods, "rise"), TABLE_OF_CLASSIFIERS
     shorter = [_of_steps(name, steps) for name in columns]
     return evaluate(
         adapted,
         data,
-        OF_DETECTORS if detects else (*SEVEN_CAMS, "rise"),
+        methods,
         shorter,
         limit=limit,
         matching=matching,
@@ -112,7 +114,7 @@ def convergence(
     9. KonkyoError: no detector, or nothing is detected.
     """
     adapted = as_model(model)
-    if adapted.detector is None:
+    if not isinstance(adapted.task, DetectionTask):
         raise KonkyoError(f"paths are compared on a detector's instances; {adapted.name} is no detector")
     found, target = samples(data, limit=limit, seed=seed), Detections(threshold=matching.threshold)
     errors: dict[str, list[list[Tensor]]] = {name: [[] for _ in nodes] for name in PATHS}

@@ -1,8 +1,7 @@
-"""Targets: which number of the model's output is explained. A target is a callable `output -> (N,)` scores."""
+"""Targets of classes: which class's score is explained, which one against it, and what a user asks for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -10,8 +9,9 @@ import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
+from konkyo.targets.base import BaseTarget, as_target
+from konkyo.targets.base import Target as Target
 
-Target: TypeAlias = Callable[[Any], Tensor]
 Score: TypeAlias = Literal["logit", "probability", "sigmoid", "similarity"]
 """What is explained of a decision; the "similarity" is that of detections only."""
 
@@ -22,7 +22,7 @@ def class_logits(output: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ClassTarget:
+class ClassTarget(BaseTarget):
     """The score of one class: its logit, or its probability. output (N, K) -> (N,).
 
     A model with a single logit z has the classes 0 ("negative", logit -z) and 1 ("positive", logit z). The probability
@@ -60,9 +60,27 @@ class ClassTarget:
             else (logits.softmax(1)[:, self.index])
         )
 
+    @property
+    def class_index(self) -> int:
+        """The class itself."""
+        return self.index
+
+    @property
+    def class_logit(self) -> int | None:
+        """The class, where its logit is explained and not its probability."""
+        return self.index if self.score == "logit" else None
+
+    def logit(self, output: Tensor) -> Tensor:
+        """Returns the class's logit of every image (N,)."""
+        return class_logits(output)[:, self.index]
+
+    def in_words(self, label: str, score: float) -> str:
+        """Returns the class with its score, as in "cat (logit 3.55)"."""
+        return f"{label} ({self.score} {score:.2f})"
+
 
 @dataclass(frozen=True)
-class Against:
+class Against(BaseTarget):
     """What speaks against a target: its score with the sign turned. -> (N,)"""
 
     target: Target
@@ -71,9 +89,14 @@ class Against:
         """The negated score of every image."""
         return -self.target(output)
 
+    def logit(self, output: Tensor) -> Tensor | None:
+        """Returns the negated logit of every image (N,)."""
+        value = as_target(self.target).logit(output)
+        return None if value is None else -value
+
 
 @dataclass(frozen=True)
-class ContrastTarget:
+class ContrastTarget(BaseTarget):
     """Why this and not that: the difference of two targets. -> (N,)
 
     For `explain` each of the two may also be a class index or name.
@@ -85,6 +108,14 @@ class ContrastTarget:
     def __call__(self, output: Any) -> Tensor:
         """The difference of the two scores of every image."""
         return self.this(output) - self.that(output)
+
+    def logit(self, output: Tensor) -> Tensor | None:
+        """Returns the difference of the two logits (N,); of what has none, the score stands in its place."""
+        pair = [(target, as_target(target).logit(output)) for target in (self.this, self.that)]
+        if all(value is None for _, value in pair):
+            return None
+        this, that = (target(output) if value is None else value for target, value in pair)
+        return this - that
 
 
 @dataclass(frozen=True)

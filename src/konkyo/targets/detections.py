@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
+from konkyo.targets.base import BaseTarget
 from konkyo.targets.candidates import Candidates
 from konkyo.utils.tensors import overlap
 
@@ -37,7 +38,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class InstanceTarget:
+class InstanceTarget(BaseTarget):
     """One detection. A detector's output (N, Q, 4 B + K) -> (N,): what the candidate most like the detection says.
 
     The likeness of a candidate is IoU(its box, `box`) times the similarity of its class probabilities to `likeness`
@@ -85,6 +86,26 @@ class InstanceTarget:
             value = candidates.probabilities[rows, match.index, self.label]
             value = value.logit(torch.finfo(value.dtype).eps) if self.quantity == "logit" else value
         return torch.where(match.found, value, 0.0)
+
+    def location(self) -> tuple[float, float, float, float]:
+        """Returns the detection's own box."""
+        return self.box
+
+    def matched_boxes(self, output: Tensor) -> list[tuple[float, ...]]:
+        """Returns the box of the matching candidate of every image; NaN where the instance is absent."""
+        return [tuple(box) for box in self.match(output).box.tolist()]
+
+    def details(self) -> dict[str, Any]:
+        """Returns the probability of the detection's class, and the quantity that is explained."""
+        return {"probability": round(self.likeness[self.label], 6), "quantity": self.quantity}
+
+    def in_words(self, label: str, score: float) -> str:
+        """Returns the class with its probability or logit, as in "x1 of cat (probability 0.70)"."""
+        name = label.removesuffix(f", {self.quantity}")
+        if self.quantity not in ("probability", "logit", "similarity"):
+            name = f"{'class and box' if self.quantity == 'combined' else self.quantity} of {name}"
+        logit, probability = f"logit {score:.2f}", f"probability {self.likeness[self.label]:.2f}"
+        return f"{name} ({logit if self.quantity == 'logit' else probability})"
 
     @torch.no_grad()
     def match(self, output: Tensor) -> Match:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from konkyo.draw.sheets import Row
 
 from konkyo.apps.cli.manifest import Manifest, report_of
-from konkyo.apps.cli.pictures import explained, nothing_detected, rows_of
+from konkyo.apps.cli.pictures import explained, rows_of
 
 
 def compare(
@@ -85,14 +85,12 @@ def compare(
 ) -> None:
     """Compare methods on a contact sheet: a row per image and class (or detection), a column per method."""
     from konkyo.draw.sheets import contact_sheet, picture_name, save_image
-    from konkyo.explanation.explain import OF_DETECTORS, SEVEN_CAMS
 
     picture_name(to)
     files = files_of(images)
     setup = setup_of(model, weights, labels, (resize, crop, mean, std), device)
     target = target_of(setup, Wanted(classes, top, against, score, box, of))
-    usual = OF_DETECTORS if setup.detects else SEVEN_CAMS
-    names, request = request_of(method or ",".join(usual), target, layer, option)
+    names, request = request_of(method or ",".join(setup.model.task.methods), target, layer, option)
     request |= {"fuse": fuse, "budget": budget, "seed": seed, "precision": precision}
     manifest = Manifest(None, {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}})
     rows: list[Row] = []
@@ -100,8 +98,8 @@ def compare(
         with manifest.image(file) as entry:
             found = explained(setup.model, file, names, {**request, "progress": told}, entry)
             rows += rows_of(found, file.name, entry)
-            if setup.detects and not entry.get("maps"):
-                entry["nothing"] = nothing_detected(target)
+            if not entry.get("maps"):
+                entry["nothing"] = setup.model.task.nothing(target)
                 if not as_json:
                     out.print(escape(f"{file.name}: {entry['nothing']}"), soft_wrap=True, highlight=False)
     if len(files) > limit:

@@ -30,8 +30,8 @@ def demo(
     """Explain shipped scenes: classes with the shipped classifier, and every detection with the shipped detector."""
     from konkyo.data.sets.scenes import CLASSES, Scenes
     from konkyo.draw.sheets import contact_sheet, save_image
-    from konkyo.explanation.explain import SEVEN_CAMS
     from konkyo.targets.classes import Each
+    from konkyo.tasks.base import SEVEN_CAMS
 
     setup = setup_of("konkyo/scenes-classifier", "default", None, (None, None, None, None), None)
     rows: list[Row] = []
@@ -62,8 +62,8 @@ def _demo_of_detector(to: Path) -> None:
     """Every detection on two scenes by the methods that are compared for detectors."""
     from konkyo.data.sets.scenes import Scenes
     from konkyo.draw.sheets import contact_sheet, save_image
-    from konkyo.explanation.explain import OF_DETECTORS
     from konkyo.targets.detections import Detections
+    from konkyo.tasks.detection import OF_DETECTORS
     from konkyo.utils.tensors import overlap
 
     if importlib.util.find_spec("transformers") is None:

@@ -48,10 +48,9 @@ from konkyo.errors import KonkyoError, NotApplicable
 
 if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
-    from konkyo.targets.detections import Detections
 
 from konkyo.apps.cli.manifest import Manifest, report_of, unique_names
-from konkyo.apps.cli.pictures import detection, explained, nothing_detected, rows_of, score_in_words
+from konkyo.apps.cli.pictures import detection, explained, rows_of, score_in_words
 
 
 def explain(
@@ -102,7 +101,7 @@ def explain(
     files = [f for f in files if to.resolve() not in f.resolve().parents] or files  # not what an earlier run wrote
     setup = setup_of(model, weights, labels, (resize, crop, mean, std), device)
     target = target_of(setup, Wanted(classes, top, against, score, box, of))
-    names, request = request_of(method or ("odam" if setup.detects else "grad_cam"), target, layer, option)
+    names, request = request_of(method or setup.model.task.method, target, layer, option)
     if path:
         require_paths(names, of)
     request |= {"fuse": fuse, "budget": budget, "seed": seed, "precision": precision}
@@ -124,8 +123,10 @@ def explain(
                         _write(result, to / f"{entry['name']}.{plain}", maps, cmap, entry)
                 if path:
                     _write_paths(results, to / entry["name"], entry)
-                if setup.detects:
-                    _write_detections(results, file, to / f"{entry['name']}.detections.png", target, entry)
+                if instances := setup.model.task.instances:
+                    _write_sheet(results, file, to / f"{entry['name']}.{instances}.png", entry)
+                if not entry.get("maps") and not entry.get("not_applicable"):
+                    entry["nothing"] = setup.model.task.nothing(target)
                 labels_of = ", ".join(dict.fromkeys(m["explained"] for m in entry.get("maps", ())))
                 if (line := labels_of or entry.get("nothing")) and not as_json:
                     out.print(escape(f"{file.name}: {line}"), soft_wrap=True, highlight=False)
@@ -156,15 +157,11 @@ def _write(result: Explanation, stem: Path, maps: str, cmap: str | None, entry: 
         )
 
 
-def _write_detections(
-    found: Mapping[str, Explanation | NotApplicable], file: Path, to: Path, wanted: Detections, entry: dict[str, Any]
-) -> None:
-    """The sheet of an image's detections: side by side, or with several methods a row each."""
+def _write_sheet(found: Mapping[str, Explanation | NotApplicable], file: Path, to: Path, entry: dict[str, Any]) -> None:
+    """The sheet of an image's instances: side by side, or with several methods a row each."""
     from konkyo.draw.sheets import contact_sheet, gallery, save_image
 
     if not entry.get("maps"):
-        if not entry.get("not_applicable"):
-            entry["nothing"] = nothing_detected(wanted)
         return
     rows = rows_of({n: r for n, r in found.items() if not isinstance(r, NotApplicable)}, file.name, {})
     if len(names := list(dict.fromkeys(m["method"] for m in entry["maps"]))) == 1:

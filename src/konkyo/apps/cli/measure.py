@@ -91,16 +91,15 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure explanations on data with truth: a table of methods and metrics, with 95 % intervals and paired tests."""
-    from konkyo.evaluation.evaluate import Maps, Matching
+    from konkyo.evaluation.evaluate import Maps
     from konkyo.evaluation.evaluate import evaluate as run
-    from konkyo.explanation.explain import OF_DETECTORS, SEVEN_CAMS
+    from konkyo.tasks.base import Matching
 
     setup = None if model == "none" else setup_of(model, weights, labels, (resize, crop, mean, std), device)
     names: list[Any] = []
     options: dict[str, Any] = {}
     if setup is not None and (method or not maps):
-        usual = OF_DETECTORS if setup.detects else SEVEN_CAMS
-        names, request = request_of(method or ",".join(usual), None, None, option)
+        names, request = request_of(method or ",".join(setup.model.task.methods), None, None, option)
         options = request["options"]
     if explained not in ("decision", "label"):
         raise KonkyoError(f"--explained is decision or label; got {explained!r}")
@@ -150,8 +149,9 @@ def sanity(
     setup = setup_of(model, weights, labels, (resize, crop, mean, std), device)
     names, request = request_of(method, None, None, option)
     pictures = [open_image(file) for file in files_of(images)]
-    if setup.detects and len(pictures) > 1:
-        raise KonkyoError("a detector is tested on one picture at a time: each has detections of its own")
+    task = setup.model.task
+    if task.instances and len(pictures) > 1:
+        raise KonkyoError(f"a {task.noun} is tested on one picture at a time: each has {task.instances} of its own")
     if order not in ("cascading", "independent"):
         raise KonkyoError(f"--order is cascading or independent; got {order!r}")
     verdicts: dict[str, dict[str, Any]] = {}
@@ -159,7 +159,7 @@ def sanity(
         for done, name in enumerate(names):
             settings = {"seed": seed, **request["options"]}
             tests = [randomisation(setup.model, pictures, name, order=order, steps=steps, **settings)]  # type: ignore[arg-type]
-            if not setup.detects and setup.model.classes:
+            if not task.instances and setup.model.classes:
                 tests.append(random_class(setup.model, pictures, name, **settings))
             verdicts[name] = {
                 test.test: {
@@ -212,9 +212,10 @@ def paper(
     device: Device = None,
 ) -> None:
     """The tables of the paper on IG-ODAM for a detector; for a classifier the seven CAMs and RISE."""
-    from konkyo.evaluation.evaluate import Matching
     from konkyo.evaluation.result import markdown
     from konkyo.studies.ig_odam import convergence, save, sweep, sweep_table, tables
+    from konkyo.tasks import DetectionTask
+    from konkyo.tasks.base import Matching
 
     setup = setup_of(model, weights, labels, (resize, crop, mean, std), device)
     _, request = request_of("grad_cam", None, None, option)
@@ -232,7 +233,7 @@ def paper(
             **request["options"],
         )
     show(found)
-    if setup.detects and paths:
+    if isinstance(setup.model.task, DetectionTask) and paths:
         with told("uniform and adaptive nodes") as progress:
             near = convergence(setup.model, data, limit=paths, matching=matching, seed=seed, progress=progress)
         save(near, to)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,11 +15,10 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from konkyo.errors import KonkyoError, unknown
+from konkyo.errors import KonkyoError
 
 if TYPE_CHECKING:
     from konkyo.models import Model
-    from konkyo.targets.detections import Detections
 
 out, err = Console(), Console(stderr=True)
 
@@ -85,11 +84,6 @@ class Setup:
     model: Model
     settings: dict[str, Any]
 
-    @property
-    def detects(self) -> bool:
-        """Whether it is a detector."""
-        return self.model.detector is not None
-
 
 @dataclass(frozen=True)
 class Wanted:
@@ -138,8 +132,7 @@ def setup_of(
         changes["mean"] = _numbers(mean)
     if std is not None:
         changes["std"] = _numbers(std)
-    # Detectors see the whole picture, and what says nothing of means mostly takes colours as they are.
-    usual = Preprocess() if model.detector is None else Preprocess(None, None, (0.0,) * 3, (1.0,) * 3)
+    usual = Preprocess(**model.task.preprocessing)
     if model.preprocess is None and len(changes) < 4:
         missing = ", ".join(f"{key} {getattr(usual, key)}" for key in PREPARATION if key not in changes)
         note = f"note: {name} does not say how to prepare pictures; taken as usual: {missing}"
@@ -160,44 +153,24 @@ def setup_of(
 
 def target_of(setup: Setup, wanted: Wanted) -> Any:
     """The target that the options ask for. KonkyoError: an option that the model has no use for."""
-    from konkyo.targets.classes import ContrastTarget, Each, TopK
+    from konkyo.tasks.base import TargetOptions
 
-    name, of_detectors = setup.model.name, {"--score": wanted.score, "--box": wanted.boxes, "--of": wanted.of}
-    if setup.detects:
-        if wanted.against is not None:
-            raise KonkyoError(f"--not compares classes of an image; {name} is a detector, explained box by box")
-        return _detections(wanted)
-    if given := [option for option, value in of_detectors.items() if value not in (None, [])]:
-        raise KonkyoError(f"{', '.join(given)}: for detectors only; {name} is a classifier")
-    if wanted.against is not None and not wanted.classes:
-        raise KonkyoError("--not goes with --class: why this class and not that")
-    if not wanted.classes:
-        return TopK(wanted.top or 1)
-    targets: list[Any] = [_class(c) for c in wanted.classes]
-    if wanted.against is not None:
-        against = _class(wanted.against)
-        targets = [ContrastTarget(target, against) for target in targets]  # type: ignore[arg-type] # by name
-    return Each(*targets)
-
-
-def _detections(wanted: Wanted) -> Detections:
-    from konkyo.targets.detections import Detections, Quantity
-
-    if wanted.of is not None and wanted.of not in get_args(Quantity):
-        raise unknown("quantity of a detection", wanted.of, get_args(Quantity))
-    boxes = []
-    for text in wanted.boxes or ():
-        numbers = _numbers(text)
-        if len(numbers) != 4 or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
-            raise KonkyoError(f"--box is left,top,right,bottom in pixels, as in 20,30,80,90; got {text!r}")
-        boxes.append(numbers)
-    return Detections(
-        0.5 if wanted.score is None else wanted.score,
-        wanted.top,
+    options = TargetOptions(
         tuple(_class(c) for c in wanted.classes or ()),
-        tuple(boxes),
-        cast("Quantity | None", wanted.of),
+        wanted.top,
+        None if wanted.against is None else _class(wanted.against),
+        wanted.score,
+        tuple(_box(text) for text in wanted.boxes or ()),
+        wanted.of,
     )
+    return setup.model.task.request(options, setup.model.name)
+
+
+def _box(text: str) -> tuple[float, ...]:
+    numbers = _numbers(text)
+    if len(numbers) != 4 or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
+        raise KonkyoError(f"--box is left,top,right,bottom in pixels, as in 20,30,80,90; got {text!r}")
+    return numbers
 
 
 def require_paths(names: list[str], of: str | None) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from konkyo.draw.sheets import Row
     from konkyo.explanation.result import Explanation
     from konkyo.models import Model
-    from konkyo.targets.detections import Detections
+    from konkyo.targets.base import BaseTarget
 
 
 def explained(
@@ -48,12 +48,15 @@ def detection(result: Explanation, row: int) -> dict[str, Any]:
     box = box_of(result, row)
     if box is None:
         return {}
+    return {"box": [round(side, 2) for side in box], **_target(result, row).details()}
+
+
+def _target(result: Explanation, row: int) -> BaseTarget:
+    from konkyo.targets.base import as_target
+
     target = result.targets[row]
-    return {
-        "box": [round(side, 2) for side in box],
-        "probability": round(target.likeness[target.label], 6),  # type: ignore[union-attr] # what has a box is one
-        "quantity": target.quantity,  # type: ignore[union-attr]
-    }
+    assert not isinstance(target, str)  # it was explained just now, and not loaded from a file
+    return as_target(target)
 
 
 def box_of(result: Explanation, row: int) -> list[float] | None:
@@ -64,26 +67,9 @@ def box_of(result: Explanation, row: int) -> list[float] | None:
 
 def score_in_words(result: Explanation, row: int, *, place: bool = True) -> str:
     """What a row explains, with its score: "cat (logit 3.55)", "x1 of cat (probability 0.70) at 257,231,565,477"."""
-    target, score, box = result.targets[row], result.scores[row].item(), box_of(result, row)
-    if box is None:
-        return f"{result.labels[row]} ({getattr(target, 'score', 'score')} {score:.2f})"
-    of: str = target.quantity  # type: ignore[union-attr] # what has a box is a detection
-    probability = target.likeness[target.label]  # type: ignore[union-attr]
-    name = result.labels[row].removesuffix(f", {of}")
-    if of not in ("probability", "logit", "similarity"):
-        name = f"{'class and box' if of == 'combined' else of} of {name}"
-    told = f"logit {score:.2f}" if of == "logit" else f"probability {probability:.2f}"
-    return f"{name} ({told})" + (f" at {','.join(str(round(side)) for side in box)}" if place else "")
-
-
-def nothing_detected(wanted: Detections) -> str:
-    """Why an image has no maps."""
-    from konkyo.targets.detections import NEAR
-
-    kinds = "" if not wanted.classes else f" of class {' or '.join(map(str, wanted.classes))}"
-    boxes = " or ".join(",".join(f"{side:g}" for side in box) for box in wanted.boxes)
-    where = f" that overlaps {boxes} by an IoU of {NEAR} or more" if boxes else ""
-    return f"nothing{kinds} detected with a score above {wanted.threshold:g}{where}"
+    score, box = result.scores[row].item(), box_of(result, row)
+    words = _target(result, row).in_words(result.labels[row], score)
+    return words + (f" at {','.join(str(round(side)) for side in box)}" if place and box is not None else "")
 
 
 def rows_of(found: Mapping[str, Explanation | NotApplicable], title: str, entry: dict[str, Any]) -> list[Row]:

@@ -25,6 +25,7 @@ from konkyo.methods.base import find
 from konkyo.metrics.distances import DISTANCES, Distance, on_grid
 from konkyo.models import Model, as_model
 from konkyo.targets.classes import class_logits
+from konkyo.tasks import ClassificationTask
 from konkyo.utils.progress import Progress
 
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
@@ -103,8 +104,8 @@ def consistency(
 
 def _check(adapted: Model, target: ExplainedClass, distance: Distance, batch: int, limit: int | None) -> None:
     """KonkyoError where the arguments of `consistency` cannot be right."""
-    if adapted.detector is not None:
-        raise KonkyoError(f"{adapted.name} is a detector; consistency is measured of a classifier's maps")
+    if not isinstance(adapted.task, ClassificationTask):
+        raise KonkyoError(f"{adapted.name} is a {adapted.task.noun}; consistency is measured of a classifier's maps")
     if target not in ("label", "decision"):
         raise KonkyoError(f"target is 'label' or 'decision'; got {target!r}")
     if distance not in DISTANCES:

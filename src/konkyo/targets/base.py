@@ -1,0 +1,69 @@
+"""Target: a callable output -> a score per image. Targets of the package also say what they are about."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+Target: TypeAlias = Callable[[Any], Tensor]
+Box: TypeAlias = "tuple[float, float, float, float]"
+
+
+class BaseTarget(ABC):
+    """A target that answers what it is about. Every answer has a default, which is that of a callable of the user's."""
+
+    @abstractmethod
+    def __call__(self, output: Any) -> Tensor:
+        """Returns the score of every image (N,)."""
+
+    @property
+    def class_index(self) -> int | None:
+        """The class that the score is of; None where it is of none, or of several."""
+        return None
+
+    @property
+    def class_logit(self) -> int | None:
+        """The class whose logit the score is; None where it is something else."""
+        return None
+
+    def logit(self, output: Tensor) -> Tensor | None:
+        """Returns the score with logits in the place of classes' probabilities (N,); None where no class is in it."""
+        del output
+        return None
+
+    def location(self) -> Box | None:
+        """Returns the box that the score is about, xyxy in pixels of the network's input; None where there is none."""
+        return None
+
+    def matched_boxes(self, output: Tensor) -> list[tuple[float, ...]]:
+        """Returns the box of the candidate that is scored, one per image; NaN where the score is of no candidate."""
+        return [(math.nan,) * 4] * len(output)
+
+    def details(self) -> dict[str, Any]:
+        """Returns what a manifest lists of the target besides its box, as plain JSON values."""
+        return {}
+
+    def in_words(self, label: str, score: float) -> str:
+        """Returns what a picture says of the target: its label with the score."""
+        return f"{label} (score {score:.2f})"
+
+
+@dataclass(frozen=True)
+class CallableTarget(BaseTarget):
+    """A callable of the user's as a target; it answers with the defaults."""
+
+    function: Target
+
+    def __call__(self, output: Any) -> Tensor:
+        """Returns what the callable returns."""
+        return self.function(output)
+
+
+def as_target(target: Target) -> BaseTarget:
+    """Returns the target itself, or a callable of the user's as a target that answers with the defaults."""
+    return target if isinstance(target, BaseTarget) else CallableTarget(target)

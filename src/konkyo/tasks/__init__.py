@@ -1,0 +1,13 @@
+"""The tasks, one per file: what a network's output means. Importing this package registers them all."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from konkyo.tasks.base import TASKS, Classes, Task, task
+from konkyo.tasks.classification import ClassificationTask
+from konkyo.tasks.detection import DetectionTask
+
+__all__ = ["TASKS", "Classes", "ClassificationTask", "DetectionTask", "Task", "task"]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,253 @@
+"""Task: what a network's output means, and what follows from it for targets, words, methods and measurements."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+
+from torch import Tensor, nn
+
+from konkyo.data.samples import Annotation, Sample
+from konkyo.engine.layer import Layer
+from konkyo.errors import KonkyoError, unknown
+from konkyo.targets.base import Target
+from konkyo.targets.classes import Against, ContrastTarget, Score
+from konkyo.utils.tensors import min_max
+
+Explained: TypeAlias = Literal["decision", "label"]
+"""What is measured of a classifier: its decision, or the sample's own class."""
+ToPicture: TypeAlias = Callable[[Tensor], Tensor]
+"""It turns boxes (..., 4) in pixels of the network's input into boxes in pixels of the picture."""
+
+SEVEN_CAMS = ("cam", "grad_cam", "grad_cam_pp", "score_cam", "eigen_cam", "ablation_cam", "layer_cam")
+"""The class activation maps of the founding survey, in its order."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The names of a model's classes; `model` is the model's own name, for errors."""
+
+    model: str
+    names: tuple[str, ...] = ()
+
+    def index(self, name: str) -> int:
+        """Returns the index of a class name (case does not matter).
+
+        KonkyoError: an unknown name, or the name of several classes.
+        """
+        if not self.names:
+            raise KonkyoError(
+                f"{self.model} has no class names, so {name!r} means nothing to it; give the class's index"
+            )
+        indices = [i for i, c in enumerate(self.names) if c == name]
+        indices = indices or [i for i, c in enumerate(self.names) if c.lower() == name.lower()]
+        if not indices:
+            raise unknown("class", name, self.names)
+        if len(indices) > 1:
+            raise KonkyoError(f"{name!r} is the name of classes {indices}; give the index of the one you mean")
+        return indices[0]
+
+    def label(self, index: int) -> str:
+        """Returns the name of a class, or "class 3" where it has none."""
+        return self.names[index] if index < len(self.names) else f"class {index}"
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Which detections are measured: those that are right, each with the thing that it is of.
+
+    Detections above `threshold`, in the order of their scores, each to the thing of its class that it overlaps most and
+    that no other has, by an IoU of `iou` or more. ODAM's evaluation takes threshold 0.1, iou 0.9, and `unique`: only
+    where every method's map has one highest place.
+    """
+
+    threshold: float = 0.3
+    iou: float = 0.5
+    unique: bool = False
+
+    def __str__(self) -> str:
+        peak = ", every method's map with one highest place" if self.unique else ""
+        return f"score > {self.threshold}, IoU >= {self.iou} with a thing of the class, one each{peak}"
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """What the command line's options say of targets; None and () are options that were left out."""
+
+    classes: tuple[int | str, ...] = ()
+    top: int | None = None
+    against: int | str | None = None
+    threshold: float | None = None
+    boxes: tuple[tuple[float, ...], ...] = ()
+    quantity: str | None = None
+
+    def names(self, *fields: str) -> list[str]:
+        """Returns the options among these fields that were not left out, as the command line calls them."""
+        words = {"classes": "--class", "against": "--not", "threshold": "--score", "boxes": "--box", "quantity": "--of"}
+        return [words.get(field, f"--{field}") for field in fields if getattr(self, field) not in (None, ())]
+
+
+class Task(ABC):
+    """A task says what the output (N, ...) of a network means; `Model.task` has one.
+
+    `targets` must be written for every task. Everything else has a default: that of a task with one decision per image,
+    which is the largest number of its output, and with no class, box or saved form of its own.
+    """
+
+    noun: ClassVar[str]
+    """What a network of this task is called, as in "a classifier"."""
+    instances: ClassVar[str] = ""
+    """What its decisions are called where an image has any number of them, as in "detections"; "": it has one."""
+    method: ClassVar[str] = "grad_cam"
+    """The method that explains it where the user names none."""
+    methods: ClassVar[tuple[str, ...]] = SEVEN_CAMS
+    """The methods that are compared where the user names none."""
+    columns: ClassVar[tuple[str, ...]] = ("deletion", "insertion")
+    """The columns of metrics that are measured where the user names none."""
+    preprocessing: ClassVar[Mapping[str, Any]] = {}
+    """What differs from `Preprocess()` where a model does not say how to prepare pictures."""
+
+    # --- the output ---------------------------------------------------------------------------------------------------
+
+    def output(self, module: nn.Module, images: Tensor, read: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        """Returns the output of the network for prepared images as one tensor (N, ...).
+
+        `read(module, images)` runs the module and selects the tensor that `Model.select` finds.
+        """
+        return read(module, images)
+
+    def confidences(self, output: Tensor) -> Tensor:
+        """Returns the numbers (N, ...) among which the largest is the decision; a trace differentiates it."""
+        return output
+
+    def layer(self, shape: Sequence[int]) -> Layer | None:
+        """Returns the layer that is explained by default for images (C, H, W); None: a trace finds it."""
+        del shape
+        return None
+
+    # --- targets ------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def targets(
+        self,
+        request: Any,
+        output: Tensor,
+        classes: Classes,
+        *,
+        score: Score = "logit",
+        to_picture: Sequence[ToPicture] = (),
+    ) -> list[list[Target]]:
+        """Returns the targets of every image, from what a user asks for; None asks for the network's decisions.
+
+        `score` is what the method explains, `to_picture` has a function per image. KonkyoError: an unknown request.
+        """
+
+    def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:
+        """Returns what a target is called in pictures; `outputs` is the number of the network's outputs, if known."""
+        if isinstance(target, ContrastTarget):
+            return f"{self.label(target.this, classes, outputs)}, not {self.label(target.that, classes, outputs)}"
+        if isinstance(target, Against):
+            return f"against {self.label(target.target, classes, outputs)}"
+        return str(getattr(target, "__name__", repr(target)))
+
+    def parts(self, target: Target) -> list[Target]:
+        """Returns the targets whose maps make the target's map: itself, or what it is a combination of."""
+        return [target]
+
+    def combined(self, maps: Tensor) -> Tensor:
+        """Returns the map (*grid) of a combination, from those of its parts (P, *grid) after the ReLU.
+
+        By default it is the largest at every place of the maps scaled to [0, 1] (ODAM's combination).
+        """
+        return min_max(maps).amax(0)
+
+    def saturates(self, target: Target) -> bool:
+        """Tells whether the score is a probability, whose gradient vanishes near 0 and 1."""
+        del target
+        return False
+
+    def boxes(self, targets: Sequence[Target], like: Tensor) -> Tensor | None:
+        """Returns the boxes of targets (R, 4), xyxy in pixels of the network's input, NaN where a target has none.
+
+        None: no target has one. The boxes have the device and dtype of `like`.
+        """
+        del targets, like
+        return None
+
+    @staticmethod
+    def saved(target: Target) -> dict[str, Any] | None:
+        """Returns a target of this task as plain JSON values; None for other targets. See `restored`."""
+        del target
+        return None
+
+    @staticmethod
+    def restored(values: Mapping[str, Any]) -> Target | None:
+        """Returns the target that `saved` gave these values for; None where another task gave them."""
+        del values
+        return None
+
+    def request(self, options: TargetOptions, model: str) -> Any:
+        """Returns what the command line's options ask `targets` for. KonkyoError: an option without a use here."""
+        if names := options.names("classes", "top", "against", "threshold", "boxes", "quantity"):
+            raise KonkyoError(f"{', '.join(names)}: {model} is a {self.noun}, which has no use for this")
+
+    def nothing(self, request: Any) -> str:
+        """Returns why an image has no maps, where `request` was asked for."""
+        del request
+        return "nothing decided"
+
+    # --- measuring ----------------------------------------------------------------------------------------------------
+
+    def measured(self, sample: Sample, explained: Explained, matching: Matching) -> Any:
+        """Returns the request for what is measured of a sample. KonkyoError: a label that the sample does not have."""
+        del matching
+        if explained == "label" and sample.label is None:
+            raise KonkyoError(f"sample {sample.name} has no label of its own; explained='decision' needs none")
+        return sample.label if explained == "label" else None
+
+    def matches(
+        self, labels: Sequence[str], boxes: Tensor | None, annotations: Sequence[Annotation], matching: Matching
+    ) -> list[tuple[int, ...] | None]:
+        """Returns which annotations every target is about; None leaves the target out.
+
+        `boxes` (R, 4) are those of `boxes()` in the picture's pixels. By default these are the annotations of the
+        target's class, and those without a class.
+        """
+        del boxes, matching
+        return [
+            tuple(i for i, a in enumerate(annotations) if a.label is None or same_class(a.label, label))
+            for label in labels
+        ]
+
+    def request_of(self, target: Target, score: Score) -> Any:
+        """Returns what asks a method that explains `score` for a target that was decided on before."""
+        del score
+        return target
+
+    def perturbation_score(self, target: Target, box: Tensor) -> Target:
+        """Returns the target that perturbed images are scored by; `box` (4,) is in input pixels, NaN where unknown."""
+        del box
+        return target
+
+
+TASKS: dict[str, type[Task]] = {}
+"""All tasks by the names of their classes."""
+
+AnyTask = TypeVar("AnyTask", bound=type[Task])
+
+
+def task(kind: AnyTask) -> AnyTask:
+    """Registers a task, so that its targets can be loaded from files."""
+    TASKS[kind.__name__] = kind
+    return kind
+
+
+def same_class(one: str | None, other: str | None) -> bool:
+    """Tells whether two names are of one class: case, underscores and spaces do not matter."""
+    return one is not None and other is not None and _plain(one) == _plain(other)
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())

@@ -1,0 +1,148 @@
+"""Classification: an output is logits (N, K) of classes, or one logit (N, 1) that decides between two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+from torch import Tensor
+
+from konkyo.errors import KonkyoError
+from konkyo.targets.base import Target, as_target
+from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, Score, TopK, class_logits
+from konkyo.tasks.base import Classes, TargetOptions, Task, ToPicture, task
+
+SIDES = ("negative", "positive")
+"""The classes of a model with one logit, where it names none."""
+
+
+@task
+@dataclass(frozen=True)
+class ClassificationTask(Task):
+    """The classes of an image, highest logit first. With `multilabel` they do not exclude each other.
+
+    The probabilities of classes that do not exclude each other are sigmoids, those of others a softmax.
+    """
+
+    noun: ClassVar[str] = "classifier"
+    columns: ClassVar[tuple[str, ...]] = ("deletion", "insertion", "ebpg@mask", "pointing_game@mask")
+
+    multilabel: bool = False
+
+    def targets(
+        self,
+        request: Any,
+        output: Tensor,
+        classes: Classes,
+        *,
+        score: Score = "logit",
+        to_picture: Sequence[ToPicture] = (),
+    ) -> list[list[Target]]:
+        """Returns the targets of every image.
+
+        `request`: None, `TopK`, `Each`, an int, a class name, a Target, or a list (or integer tensor) of these with one
+        entry per image. KonkyoError: an unknown class, a list of the wrong length.
+        """
+        del to_picture
+        if classes.names and output.ndim == 2 and len(classes.names) != class_logits(output).shape[1]:
+            raise KonkyoError(
+                f"{len(classes.names)} class names for {classes.model}, whose output has "
+                f"{class_logits(output).shape[1]} classes (a single logit stands for two: the negative, the positive)"
+            )
+        if request is None or isinstance(request, TopK):
+            return self.decisions(output, 1 if request is None else request.k, score=score)
+        if isinstance(request, Each):
+            return [[self._target(t, score, output, classes) for t in request.targets]] * len(output)
+        entries = request.tolist() if isinstance(request, (Tensor, np.ndarray, np.generic)) else request
+        if isinstance(entries, (list, tuple)):
+            if len(entries) != len(output):
+                raise KonkyoError(
+                    f"a list of targets has one entry per image: {len(output)} expected, {len(entries)} came; "
+                    "several targets for every image: Each(...) or TopK(k)"
+                )
+            return [[self._target(t, score, output, classes)] for t in entries]
+        return [[self._target(entries, score, output, classes)]] * len(output)
+
+    def decisions(self, output: Tensor, k: int = 1, *, score: Score = "logit") -> list[list[Target]]:
+        """Returns the k highest classes of every image, highest first. KonkyoError: an output that is not (N, K)."""
+        if output.ndim != 2:
+            raise KonkyoError(
+                f"no class to explain in an output of shape {tuple(output.shape)}, (N, classes) was expected; give a "
+                "target: a callable output -> (N,) scores"
+                + ("; dense predictions of a detector: konkyo.dense_detector" if output.ndim == 3 else "")
+            )
+        logits = class_logits(output)
+        if k > logits.shape[1]:
+            raise KonkyoError(f"TopK({k}) of a model with {logits.shape[1]} classes")
+        ranked = logits.topk(k, dim=1).indices.tolist()
+        return [[self._class_target(index, score) for index in row] for row in ranked]
+
+    def _class_target(self, index: int, score: Score) -> ClassTarget:
+        return ClassTarget(index, "sigmoid" if self.multilabel and score == "probability" else score)
+
+    def _target(self, target: Any, score: Score, output: Tensor, classes: Classes) -> Target:
+        if isinstance(target, ContrastTarget):
+            this, that = (self._target(t, score, output, classes) for t in (target.this, target.that))
+            return ContrastTarget(this, that)
+        if isinstance(target, Against):
+            return Against(self._target(target.target, score, output, classes))
+        if isinstance(target, str):
+            one_logit = output.ndim == 2 and output.shape[1] == 1
+            if one_logit and target not in classes.names and target in SIDES:
+                return ClassTarget(SIDES.index(target), score)
+            return self._class_target(classes.index(target), score)
+        if isinstance(target, int) and not isinstance(target, bool):
+            return self._class_target(target, score)
+        if isinstance(target, (TopK, Each)) or not callable(target):
+            raise KonkyoError(f"a target is a class index, a class name or a callable output -> (N,); got {target!r}")
+        return cast("Target", target)
+
+    def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:
+        """Returns the name of a target's class; of one logit "negative" or "positive" where its sides have no names."""
+        if not isinstance(target, ClassTarget):
+            return super().label(target, classes, outputs)
+        if outputs == 1 and target.index >= len(classes.names):
+            return SIDES[target.index]
+        return classes.label(target.index)
+
+    def saturates(self, target: Target) -> bool:
+        """Tells whether the score is a softmax probability."""
+        return isinstance(target, ClassTarget) and target.score == "probability"
+
+    @staticmethod
+    def saved(target: Target) -> dict[str, Any] | None:
+        """Returns the class and the score; None for a target that is no class."""
+        return asdict(target) if isinstance(target, ClassTarget) else None
+
+    @staticmethod
+    def restored(values: Mapping[str, Any]) -> Target | None:
+        """Returns the target of a class; None for values that are of something else."""
+        return ClassTarget(**values) if values.keys() == {"index", "score"} else None
+
+    def request(self, options: TargetOptions, model: str) -> Any:
+        """Returns what the options ask for: classes, one class and not another, or the highest ones."""
+        if names := options.names("threshold", "boxes", "quantity"):
+            raise KonkyoError(f"{', '.join(names)}: for detectors only; {model} is a {self.noun}")
+        if options.against is not None and not options.classes:
+            raise KonkyoError("--not goes with --class: why this class and not that")
+        if not options.classes:
+            return TopK(options.top or 1)
+        targets: list[Any] = list(options.classes)
+        if options.against is not None:
+            against: Any = options.against
+            targets = [ContrastTarget(target, against) for target in targets]
+        return Each(*targets)
+
+    def request_of(self, target: Target, score: Score) -> Any:
+        """Returns the class's index; the method decides whether its logit or its probability is explained."""
+        del score
+        index = as_target(target).class_index
+        return target if index is None else index
+
+    def perturbation_score(self, target: Target, box: Tensor) -> Target:
+        """Returns the probability of the target's class."""
+        del box
+        index = as_target(target).class_index
+        return target if index is None else self._class_target(index, "probability")

@@ -1,0 +1,289 @@
+"""Detection: an output is all candidates of a detector, before it suppresses any, as one tensor (N, Q, 4 B + K)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from konkyo.data.samples import Annotation, Sample, box_of
+from konkyo.engine.layer import Layer
+from konkyo.errors import KonkyoError, unknown
+from konkyo.targets.base import Target, as_target
+from konkyo.targets.candidates import Candidates
+from konkyo.targets.classes import Against, ContrastTarget, Each, Score, TopK
+from konkyo.targets.detections import NEAR, SIDES_OF_BOX, Detections, InstanceTarget, Quantity, Tracked
+from konkyo.tasks.base import Classes, Explained, Matching, TargetOptions, Task, ToPicture, same_class, task
+from konkyo.utils.tensors import overlap
+
+OF_DETECTORS = ("grad_cam", "grad_cam_pp", "d_rise", "odam", "ig_odam", "adaptive_ig_odam")
+"""The methods that the paper on IG-ODAM compares."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """An image's detections, highest score first: detection d is candidate `index[d]` taken as class `label[d]`."""
+
+    index: Tensor
+    """(D,) int64"""
+    label: Tensor
+    """(D,) int64"""
+
+
+@dataclass(frozen=True)
+class Detector:
+    """How a network is a detector."""
+
+    classes: int
+    """How many classes there are; "nothing" and "background" are none."""
+    propose: Callable[[nn.Module, Tensor], Tensor]
+    """(network, images (N, 3, H, W)) -> the candidates' boxes and probabilities (N, Q, 4 B + K), see `Candidates`: all
+    of them, nothing suppressed, in the graph of the network's activations, the same Q for all images of any batch."""
+    keep: Callable[[Tensor, float], list[Kept]]
+    """(candidates (N, Q, 4 B + K), lowest score) -> the detections of each image, as the library itself would keep
+    them."""
+    layer: str
+    """The module whose output is what maps are made of by default: the backbone's end, or all levels of a pyramid; ""
+    for the one that a trace finds."""
+    patch: int | None = None
+    """The side of the patches, in pixels, where that module puts out tokens: a class token, the patches row by row, and
+    any others."""
+
+
+def best_class(output: Tensor, threshold: float, classes: int) -> list[Kept]:
+    """Every candidate as its most probable class: the set prediction of DETR and its like."""
+    scores, labels = Candidates(output, classes).probabilities.max(2)
+    kept = []
+    for score, label in zip(scores, labels, strict=True):
+        order = score.argsort(descending=True, stable=True)
+        index = order[score[order] > threshold]
+        kept.append(Kept(index, label[index]))
+    return kept
+
+
+def best_pairs(output: Tensor, threshold: float, classes: int, most: int | None = None) -> list[Kept]:
+    """The `most` (None: as many as candidates) best pairs of candidate and class: detectors with sigmoid heads."""
+    flat = Candidates(output, classes).probabilities.flatten(1)
+    scores, pairs = flat.topk(min(most or output.shape[1], flat.shape[1]), dim=1)
+    return [Kept(p[s > threshold] // classes, p[s > threshold] % classes) for s, p in zip(scores, pairs, strict=True)]
+
+
+@task
+@dataclass(frozen=True)
+class DetectionTask(Task):
+    """The detections of an image, any number of them; `adapter` says how the network is a detector."""
+
+    noun: ClassVar[str] = "detector"
+    instances: ClassVar[str] = "detections"
+    method: ClassVar[str] = "odam"
+    methods: ClassVar[tuple[str, ...]] = OF_DETECTORS
+    columns: ClassVar[tuple[str, ...]] = ("deletion(protocol=seed)", "insertion(protocol=seed)", "vea@mask", "ebpg@box")
+    # They see the whole picture, and most of them take its colours as they are.
+    preprocessing: ClassVar[Mapping[str, Any]] = {"resize": None, "crop": None, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+
+    adapter: Detector
+
+    def output(self, module: nn.Module, images: Tensor, read: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        """Returns the candidates (N, Q, 4 B + K) that the adapter proposes."""
+        del read
+        return self.adapter.propose(module, images)
+
+    def confidences(self, output: Tensor) -> Tensor:
+        """Returns the class probabilities of all candidates (N, Q, K)."""
+        return Candidates(output, self.adapter.classes).probabilities
+
+    def layer(self, shape: Sequence[int]) -> Layer | None:
+        """Returns the end of the backbone, where the adapter names it; None where it names none."""
+        if not self.adapter.layer:
+            return None
+        if self.adapter.patch is None:
+            return Layer(self.adapter.layer, None, level=None)
+        grid = tuple(side // self.adapter.patch for side in shape[1:])
+        return Layer(self.adapter.layer, None, channel_axis=-1, tokens=grid, prefix=1)
+
+    # --- targets ------------------------------------------------------------------------------------------------------
+
+    def targets(
+        self,
+        request: Any,
+        output: Tensor,
+        classes: Classes,
+        *,
+        score: Score = "logit",
+        to_picture: Sequence[ToPicture] = (),
+    ) -> list[list[Target]]:
+        """Returns the targets of every image: detections, or Targets as they come.
+
+        `request`: None, `Detections`, `TopK`, `Each`, a class's index or name, a Target, or a list of these with one
+        entry per image. KonkyoError: an unknown class, a list of the wrong length.
+        """
+        if isinstance(request, (list, tuple)):
+            if len(request) != len(output):
+                raise KonkyoError(
+                    f"a list of targets has one entry per image: {len(output)} expected, {len(request)} came; "
+                    "several targets for every image: Each(...) or Detections(...)"
+                )
+            images = [
+                self.targets(r, output[i : i + 1], classes, score=score, to_picture=to_picture[i : i + 1])
+                for i, r in enumerate(request)
+            ]
+            return [targets for (targets,) in images]
+        if isinstance(request, Each):
+            parts = [self.targets(r, output, classes, score=score, to_picture=to_picture) for r in request.targets]
+            return [[t for part in image for t in part] for image in zip(*parts, strict=True)]
+        if isinstance(request, TopK):
+            request = Detections(top=request.k)
+        elif isinstance(request, str) or (isinstance(request, int) and not isinstance(request, bool)):
+            request = Detections(classes=(request,))
+        elif request is None:
+            request = Detections()
+        if not isinstance(request, Detections):
+            if not callable(request) or isinstance(request, (ContrastTarget, Against)):
+                raise KonkyoError(f"a target of a detector is Detections(...), a class or a callable; got {request!r}")
+            return [[cast("Target", request)]] * len(output)
+        if request.quantity is None:
+            request = replace(request, quantity="similarity" if score == "similarity" else "probability")
+        return self._detections(request, output, classes, to_picture)
+
+    def _detections(
+        self, request: Detections, output: Tensor, classes: Classes, to_picture: Sequence[ToPicture]
+    ) -> list[list[Target]]:
+        number = self.adapter.classes
+        if classes.names and len(classes.names) < number:
+            raise KonkyoError(f"{len(classes.names)} class names for a detector of {number} classes")
+        if output[..., -number:].isnan().any():
+            raise KonkyoError(
+                f"{classes.model} predicts NaN; half-precision weights are a usual reason: keep them in float32 and "
+                'explain with precision="bf16"'
+            )
+        labels = [classes.index(c) if isinstance(c, str) else c for c in request.classes]
+        for index in labels:
+            if not 0 <= index < number:
+                raise KonkyoError(f"class {index}: this detector's classes are 0 to {number - 1}")
+        keep = self.adapter.keep if request.suppressed else partial(best_pairs, classes=number)
+        detections = list[list[Target]]()
+        for image, kept in enumerate(keep(output, request.threshold)):
+            targets = [t for t in self._instances(request, output[image], kept) if not labels or t.label in labels]
+            if request.boxes and targets:
+                boxes = output.new_tensor([target.box for target in targets])
+                boxes = to_picture[image](boxes) if to_picture else boxes
+                shares = [overlap(boxes, boxes.new_tensor(box)) for box in request.boxes]
+                targets = [targets[at] for at in sorted({int(s.argmax()) for s in shares if s.amax() >= NEAR})]
+            detections.append(list(targets[: request.top]))
+        return detections
+
+    def _instances(self, request: Detections, output: Tensor, kept: Kept) -> list[InstanceTarget]:
+        """Returns the detections of an image, whose output is (Q, 4 B + K), as targets."""
+        candidates = Candidates(output[None], self.adapter.classes)
+        likeness = candidates.probabilities[0, kept.index].tolist()
+        return [
+            InstanceTarget(
+                label,
+                tuple(candidates.boxes(label)[0, index].tolist()),
+                tuple(probabilities),
+                index,
+                request.quantity or "probability",
+                request.class_similarity,
+                request.least,
+            )
+            for index, label, probabilities in zip(kept.index.tolist(), kept.label.tolist(), likeness, strict=True)
+        ]
+
+    def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:
+        """Returns the name of a detection's class, with the quantity where that is not its score."""
+        if not isinstance(target, InstanceTarget):
+            return super().label(target, classes, outputs)
+        name = classes.label(target.label)
+        return name if target.quantity in ("probability", "logit") else f"{name}, {target.quantity}"
+
+    def parts(self, target: Target) -> list[Target]:
+        """Returns the probability and the four sides of the box of what is "combined", else the target itself."""
+        if isinstance(target, InstanceTarget) and target.quantity == "combined":
+            return [replace(target, quantity=quantity) for quantity in ("probability", *SIDES_OF_BOX)]
+        return [target]
+
+    def boxes(self, targets: Sequence[Target], like: Tensor) -> Tensor | None:
+        """Returns the boxes of detections (R, 4), NaN for other targets; None where there are other targets only."""
+        boxes = [as_target(target).location() for target in targets]
+        if boxes and all(box is None for box in boxes):
+            return None
+        return like.new_tensor([(torch.nan,) * 4 if box is None else box for box in boxes]).reshape(-1, 4)
+
+    @staticmethod
+    def saved(target: Target) -> dict[str, Any] | None:
+        """Returns the fields of a detection; None for other targets."""
+        return asdict(target) if isinstance(target, InstanceTarget) else None
+
+    @staticmethod
+    def restored(values: Mapping[str, Any]) -> Target | None:
+        """Returns the detection; None for values that are of something else."""
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return InstanceTarget(**fields) if "likeness" in fields else None
+
+    def request(self, options: TargetOptions, model: str) -> Detections:
+        """Returns the detections that the options ask for."""
+        if options.against is not None:
+            raise KonkyoError(f"--not compares classes of an image; {model} is a {self.noun}, explained box by box")
+        if options.quantity is not None and options.quantity not in get_args(Quantity):
+            raise unknown("quantity of a detection", options.quantity, get_args(Quantity))
+        threshold = 0.5 if options.threshold is None else options.threshold
+        boxes: Any = options.boxes
+        quantity: Any = options.quantity
+        return Detections(threshold, options.top, options.classes, boxes, quantity)
+
+    def nothing(self, request: Any) -> str:
+        """Returns which detections were asked for and are not there."""
+        kinds = "" if not request.classes else f" of class {' or '.join(map(str, request.classes))}"
+        boxes = " or ".join(",".join(f"{side:g}" for side in box) for box in request.boxes)
+        where = f" that overlaps {boxes} by an IoU of {NEAR} or more" if boxes else ""
+        return f"nothing{kinds} detected with a score above {request.threshold:g}{where}"
+
+    # --- measuring ----------------------------------------------------------------------------------------------------
+
+    def measured(self, sample: Sample, explained: Explained, matching: Matching) -> Detections:
+        """Returns the request for the detections above the threshold."""
+        del sample, explained
+        return Detections(threshold=matching.threshold)
+
+    def matches(
+        self, labels: Sequence[str], boxes: Tensor | None, annotations: Sequence[Annotation], matching: Matching
+    ) -> list[tuple[int, ...] | None]:
+        """Returns the annotation that every detection is of; where there is none, () if `iou` is 0, else None."""
+        nothing = () if matching.iou == 0 else None
+        places = torch.zeros(0, 4) if boxes is None else boxes
+        return [pair or nothing for pair in matched(labels, places, annotations, matching.iou)]
+
+    def request_of(self, target: Target, score: Score) -> Any:
+        """Returns the detection; its likeness for D-RISE, which weighs masks by that."""
+        instance = isinstance(target, InstanceTarget) and score == "similarity"
+        return replace(target, quantity="similarity") if instance else target  # type: ignore[type-var]
+
+    def perturbation_score(self, target: Target, box: Tensor) -> Target:
+        """Returns the largest probability of the class among all candidates that overlap the box (IoU > 0.5)."""
+        if not isinstance(target, InstanceTarget):
+            return target
+        return Tracked(target.label, tuple(box.tolist()), len(target.likeness))
+
+
+def matched(
+    labels: Sequence[str], boxes: Tensor, annotations: Sequence[Annotation], least: float
+) -> list[tuple[int, ...]]:
+    """Returns of every detection (best first) the annotation of its class that it overlaps most and no better one has.
+
+    It is empty where no such annotation overlaps it by an IoU of `least`.
+    """
+    pairs: list[tuple[int, ...]] = []
+    for label, box in zip(labels, boxes, strict=True):
+        free = [
+            i
+            for i, annotation in enumerate(annotations)
+            if same_class(annotation.label, label) and box_of(annotation) is not None and (i,) not in pairs
+        ]
+        shares = overlap(boxes.new_tensor([box_of(annotations[i]) for i in free]).reshape(-1, 4), box)
+        best = int(shares.argmax()) if len(free) else 0
+        pairs.append((free[best],) if len(free) and 0 < float(shares[best]) >= least else ())
+    return pairs
