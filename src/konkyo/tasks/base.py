@@ -73,7 +73,7 @@ class Matching:
 
 
 @dataclass(frozen=True)
-class TargetOptions:
+class TargetRequest:
     """What the command line's options say of targets; None and () are options that were left out."""
 
     classes: tuple[int | str, ...] = ()
@@ -188,7 +188,7 @@ class Task(ABC):
         del values
         return None
 
-    def request(self, options: TargetOptions, model: str) -> Any:
+    def request(self, options: TargetRequest, model: str) -> Any:
         """Returns what the command line's options ask `targets` for. KonkyoError: an option without a use here."""
         if names := options.names("classes", "top", "against", "threshold", "boxes", "quantity"):
             raise KonkyoError(f"{', '.join(names)}: {model} is a {self.noun}, which has no use for this")

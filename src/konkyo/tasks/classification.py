@@ -12,7 +12,7 @@ from torch import Tensor
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, Score, TopK, class_logits
-from konkyo.tasks.base import Classes, TargetOptions, Task, ToPicture, task
+from konkyo.tasks.base import Classes, TargetRequest, Task, ToPicture, task
 
 SIDES = ("negative", "positive")
 """The classes of a model with one logit, where it names none."""
@@ -121,7 +121,7 @@ class ClassificationTask(Task):
         """Returns the target of a class; None for values that are of something else."""
         return ClassTarget(**values) if values.keys() == {"index", "score"} else None
 
-    def request(self, options: TargetOptions, model: str) -> Any:
+    def request(self, options: TargetRequest, model: str) -> Any:
         """Returns what the options ask for: classes, one class and not another, or the highest ones."""
         if names := options.names("threshold", "boxes", "quantity"):
             raise KonkyoError(f"{', '.join(names)}: for detectors only; {model} is a {self.noun}")

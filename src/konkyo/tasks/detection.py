@@ -17,7 +17,7 @@ from konkyo.targets.base import Target, as_target
 from konkyo.targets.candidates import Candidates
 from konkyo.targets.classes import Against, ContrastTarget, Each, Score, TopK
 from konkyo.targets.detections import NEAR, SIDES_OF_BOX, Detections, InstanceTarget, Quantity, Tracked
-from konkyo.tasks.base import Classes, Explained, Matching, TargetOptions, Task, ToPicture, same_class, task
+from konkyo.tasks.base import Classes, Explained, Matching, TargetRequest, Task, ToPicture, same_class, task
 from konkyo.utils.tensors import overlap
 
 OF_DETECTORS = ("grad_cam", "grad_cam_pp", "d_rise", "odam", "ig_odam", "adaptive_ig_odam")
@@ -224,7 +224,7 @@ class DetectionTask(Task):
         fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return InstanceTarget(**fields) if "likeness" in fields else None
 
-    def request(self, options: TargetOptions, model: str) -> Detections:
+    def request(self, options: TargetRequest, model: str) -> Detections:
         """Returns the detections that the options ask for."""
         if options.against is not None:
             raise KonkyoError(f"--not compares classes of an image; {model} is a {self.noun}, explained box by box")
