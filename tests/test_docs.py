@@ -18,10 +18,11 @@ def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
     from konkyo.data.samples import LAYOUTS
     from konkyo.methods.base import METHODS
     from konkyo.metrics import METRICS
+    from konkyo.tasks import TASKS
 
     monkeypatch.chdir(tmp_path)
     konkyo.methods()
-    registries: list[dict[str, Any]] = [METHODS, METRICS, LAYOUTS]
+    registries: list[dict[str, Any]] = [METHODS, METRICS, LAYOUTS, TASKS]
     before = [dict(registry) for registry in registries]
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks

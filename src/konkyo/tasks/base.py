@@ -144,6 +144,19 @@ class Task(ABC):
         `score` is what the method explains, `to_picture` has a function per image. KonkyoError: an unknown request.
         """
 
+    def targets_of_each(
+        self,
+        requests: Sequence[Any],
+        output: Tensor,
+        classes: Classes,
+        *,
+        score: Score = "logit",
+        to_picture: Sequence[ToPicture] = (),
+    ) -> list[list[Target]]:
+        """Returns the targets of several requests, one request after the other for every image."""
+        parts = [self.targets(r, output, classes, score=score, to_picture=to_picture) for r in requests]
+        return [[target for part in image for target in part] for image in zip(*parts, strict=True)]
+
     def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:
         """Returns what a target is called in pictures; `outputs` is the number of the network's outputs, if known."""
         if isinstance(target, ContrastTarget):

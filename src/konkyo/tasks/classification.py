@@ -42,7 +42,7 @@ class ClassificationTask(Task):
     ) -> list[list[Target]]:
         """Returns the targets of every image.
 
-        `request`: None, `TopK`, `Each`, an int, a class name, a Target, or a list (or integer tensor) of these with one
+        `request`: None, `TopK`, an int, a class name, a Target, or a list (or integer tensor) of these with one
         entry per image. KonkyoError: an unknown class, a list of the wrong length.
         """
         del to_picture
@@ -53,8 +53,6 @@ class ClassificationTask(Task):
             )
         if request is None or isinstance(request, TopK):
             return self.decisions(output, 1 if request is None else request.k, score=score)
-        if isinstance(request, Each):
-            return [[self._target(t, score, output, classes) for t in request.targets]] * len(output)
         entries = request.tolist() if isinstance(request, (Tensor, np.ndarray, np.generic)) else request
         if isinstance(entries, (list, tuple)):
             if len(entries) != len(output):

@@ -133,8 +133,7 @@ class DetectionTask(Task):
             ]
             return [targets for (targets,) in images]
         if isinstance(request, Each):
-            parts = [self.targets(r, output, classes, score=score, to_picture=to_picture) for r in request.targets]
-            return [[t for part in image for t in part] for image in zip(*parts, strict=True)]
+            return self.targets_of_each(request.targets, output, classes, score=score, to_picture=to_picture)
         if isinstance(request, TopK):
             request = Detections(top=request.k)
         elif isinstance(request, str) or (isinstance(request, int) and not isinstance(request, bool)):
