@@ -27,7 +27,7 @@ def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     try:
-        exec(compile("\n".join(blocks), page, "exec"), {"__name__": "docs"})
+        exec(compile("\n".join(blocks), page, "exec", dont_inherit=True), {"__name__": "docs"})
     finally:
         for registry, entries in zip(registries, before, strict=True):
             registry.clear()
@@ -40,4 +40,4 @@ def test_the_examples_of_a_page_on_training_run(page: str, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
-    exec(compile("\n".join(blocks), page, "exec"), {"__name__": "docs"})
+    exec(compile("\n".join(blocks), page, "exec", dont_inherit=True), {"__name__": "docs"})
