@@ -58,7 +58,12 @@ def test_a_study_from_one_command(run: Run) -> None:
         assert [row["epoch"] for row in read_epochs(folder / "epochs.csv")] == [1, 2]
         assert len(Consistency.load(folder / "test").images) == 12
     said = json.loads(Path("to/study.json").read_text())
-    assert (said["data"], said["size"], said["augment"], said["recipe"]["rate"]) == ("lesions:48", 24, False, 1e-3)
+    assert (said["data"], said["size"], said["augment"], said["recipe"]["learning_rate"]) == (
+        "lesions:48",
+        24,
+        False,
+        1e-3,
+    )
     assert konkyo.load(f"trained/{runs[0]}").classes == ("disc", "ring", "stripes")
 
 
@@ -78,7 +83,7 @@ def test_a_folder_of_photos(run: Run) -> None:
     assert found.code == 0, found.err
     said = json.loads(Path("konkyo-gaze/study.json").read_text())
     assert said["classes"] == ["cat", "dog"]
-    assert (said["augment"], said["recipe"]["rate"]) == (True, 1e-4)
+    assert (said["augment"], said["recipe"]["learning_rate"]) == (True, 1e-4)
     assert sorted(p.name for p in Path("konkyo-gaze/level-1").iterdir()) == ["lambda_0", "lambda_3"]
     assert len(list(Path("konkyo-gaze/level-1").glob("*/*"))) == 6
 

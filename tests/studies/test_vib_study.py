@@ -114,7 +114,7 @@ def study(run: Run, kept: Path) -> Path:
 def small(folder: Path, **changes: Any) -> VIBStudy:
     """A study that takes a second."""
     (folder / "nets.py").write_text(NETS)
-    recipe = Recipe(2, 8, 0.05, "sgd", decay=1e-4, schedule="steps")
+    recipe = Recipe(2, 8, 0.05, "sgd", weight_decay=1e-4, schedule="steps")
     known: dict[str, Any] = {"betas": (1e-3,), "models": ("vib", "recam"), "size": 24, "second": 2, "recipe": recipe}
     return VIBStudy("lesions:36", f"{folder / 'nets.py'}:net", **(known | changes))
 
@@ -149,7 +149,11 @@ def test_a_folder_for_every_training(study: Path) -> None:
     assert (said["size"], said["second"], said["reduction"], said["pretrained"]) == (32, 1, "sum", False)
     assert said["classes"] == list(CLASSES)
     assert sum(said["sizes"].values()) == 90
-    assert (said["recipe"]["optimiser"], said["recipe"]["rate"], said["recipe"]["decay"]) == ("sgd", 0.05, 1e-4)
+    assert (said["recipe"]["optimiser"], said["recipe"]["learning_rate"], said["recipe"]["weight_decay"]) == (
+        "sgd",
+        0.05,
+        1e-4,
+    )
 
 
 def test_the_manifest_says_how(study: Path) -> None:
@@ -315,7 +319,7 @@ def test_networks_of_a_seed_begin_alike_and_meet_the_same_images(
 def test_the_stages_of_recam(tmp_path: Path, optimiser: Any) -> None:
     """The first leaves w' as it was drawn; in the second it learns ten times as fast as the rest."""
     study = small(tmp_path, models=("recam",), second_rate=0.05)
-    study = replace(study, recipe=replace(study.recipe, optimiser=optimiser, decay=0.1))
+    study = replace(study, recipe=replace(study.recipe, optimiser=optimiser, weight_decay=0.1))
     train_vib(study, tmp_path / "to", fabric=FABRIC)
     folder = tmp_path / "to" / "recam" / "seed_0"
     drawn = study.begun(study.plan("recam", math.nan, 0, CLASSES), 0).state_dict()

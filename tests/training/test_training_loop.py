@@ -154,7 +154,7 @@ def _one_thread() -> Iterator[None]:
 
 def test_the_recipe_is_the_studys() -> None:
     recipe = Recipe()
-    optimiser, schedule = recipe.made([{"params": list(network().parameters())}])
+    optimiser, schedule = recipe.optimizer([{"params": list(network().parameters())}])
     assert type(optimiser) is torch.optim.Adam
     (group,) = optimiser.param_groups
     assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (1e-4, (0.9, 0.999), 1e-8, 0)
@@ -181,7 +181,7 @@ def test_a_training_is_the_literal_loop(tmp_path: Path) -> None:
         ours,
         Entropy(),
         Fixed(range(10)),
-        Recipe(epochs=2, batch=4, rate=1e-2, schedule="constant"),
+        Recipe(epochs=2, batch=4, learning_rate=1e-2, schedule="constant"),
         tmp_path,
         judge=lambda _n, _e: {},
         keep=lambda _n: None,
@@ -206,7 +206,7 @@ def test_a_training_is_the_literal_loop(tmp_path: Path) -> None:
 
 
 def test_the_numbers_of_every_epoch(tmp_path: Path) -> None:
-    fitted = trained(tmp_path, Recipe(epochs=4, batch=6, rate=1e-2))
+    fitted = trained(tmp_path, Recipe(epochs=4, batch=6, learning_rate=1e-2))
     assert [row["epoch"] for row in fitted.epochs] == [1, 2, 3, 4]
     assert [row["train_weight"] for row in fitted.epochs] == [0, 1.5, 3, 3]
     for row in fitted.epochs:
@@ -244,13 +244,13 @@ def test_progress_is_told_after_every_epoch(tmp_path: Path) -> None:
     ],
 )
 def test_rates_of_the_epochs(schedule: Any, expected: list[float], tmp_path: Path) -> None:
-    recipe = Recipe(epochs=10, rate=0.1, optimiser="sgd", schedule=schedule)
+    recipe = Recipe(epochs=10, learning_rate=0.1, optimiser="sgd", schedule=schedule)
     fitted = trained(tmp_path, recipe, objective=lambda _: Entropy())
     assert [row["rate"] for row in fitted.epochs] == pytest.approx(expected)
 
 
 def test_few_epochs_begin_with_the_whole_rate(tmp_path: Path) -> None:
-    fitted = trained(tmp_path, Recipe(epochs=1, rate=0.1, optimiser="sgd", schedule="steps"))
+    fitted = trained(tmp_path, Recipe(epochs=1, learning_rate=0.1, optimiser="sgd", schedule="steps"))
     assert [row["rate"] for row in fitted.epochs] == [0.1]
 
 
@@ -272,14 +272,16 @@ def test_without_a_judged_loss_the_plateau_is_that_of_training(tmp_path: Path) -
         def forward(self, logits: Tensor, labels: Tensor, epoch: int) -> dict[str, Tensor]:
             return {"loss": logits.mean() * 0 + epoch}
 
-    fitted = trained(tmp_path, Recipe(epochs=8, rate=0.1), objective=lambda _: Rising(), judge=lambda _n, _e: {})
+    fitted = trained(
+        tmp_path, Recipe(epochs=8, learning_rate=0.1), objective=lambda _: Rising(), judge=lambda _n, _e: {}
+    )
     assert [row["rate"] for row in fitted.epochs] == pytest.approx([0.1] * 7 + [0.01])
 
 
 def test_groups_have_rates_of_their_own(tmp_path: Path) -> None:
     fitted = trained(
         tmp_path,
-        Recipe(epochs=1, rate=1e-3, optimiser="sgd", schedule="constant"),
+        Recipe(epochs=1, learning_rate=1e-3, optimiser="sgd", schedule="constant"),
         objective=lambda _: Entropy(),
         groups=lambda net: [{"params": net[0].parameters(), "lr": 0.5}, {"params": net[-1].parameters()}],
     )
@@ -295,7 +297,7 @@ def test_groups_have_rates_of_their_own(tmp_path: Path) -> None:
 
 
 def test_trainings_of_a_seed_see_the_same_images(tmp_path: Path) -> None:
-    recipe = Recipe(epochs=2, batch=5, rate=1e-2)
+    recipe = Recipe(epochs=2, batch=5, learning_rate=1e-2)
     one, other, third = Noisy(), Noisy(), Noisy()
     trained(tmp_path / "gaze", recipe, data=one)
     trained(tmp_path / "entropy", recipe, data=other, objective=lambda _: Entropy())
@@ -323,10 +325,10 @@ def test_the_callers_random_state_is_left_alone(tmp_path: Path, stop: dict[str, 
     [
         {"epochs": 0},
         {"batch": 0},
-        {"rate": 0.0},
-        {"rate": math.nan},
-        {"rate": math.inf},
-        {"decay": -1e-4},
+        {"learning_rate": 0.0},
+        {"learning_rate": math.nan},
+        {"learning_rate": math.inf},
+        {"weight_decay": -1e-4},
         {"momentum": 1.5},
         {"seed": -1},
         {"workers": -1},
@@ -349,7 +351,7 @@ def test_recipes_that_make_no_sense(wrong: dict[str, Any]) -> None:
     ids=str,
 )
 def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path, stop: dict[str, int]) -> None:
-    recipe = Recipe(epochs=4, batch=5, rate=1e-2)
+    recipe = Recipe(epochs=4, batch=5, learning_rate=1e-2)
     whole = trained(tmp_path / "whole", recipe)
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "parts", recipe, stop=stop)
@@ -366,7 +368,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path, stop: d
 @pytest.mark.parametrize("optimiser", ["adam", "sgd"])
 @pytest.mark.parametrize("schedule", ["plateau", "cosine", "steps", "constant"])
 def test_every_schedule_and_optimiser_goes_on(tmp_path: Path, optimiser: Any, schedule: Any) -> None:
-    recipe = Recipe(epochs=10, batch=9, rate=1e-2, decay=1e-3, optimiser=optimiser, schedule=schedule)
+    recipe = Recipe(epochs=10, batch=9, learning_rate=1e-2, weight_decay=1e-3, optimiser=optimiser, schedule=schedule)
     whole = trained(tmp_path / "whole", recipe)
     for at in (3, 4):  # after the third epoch, and then after the seventh
         with pytest.raises(KeyboardInterrupt):
@@ -377,10 +379,10 @@ def test_every_schedule_and_optimiser_goes_on(tmp_path: Path, optimiser: Any, sc
 
 
 def test_ctrl_c_leaves_the_whole_epochs(tmp_path: Path) -> None:
-    recipe = Recipe(epochs=4, batch=5, rate=1e-2)
+    recipe = Recipe(epochs=4, batch=5, learning_rate=1e-2)
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "stopped", recipe, stop={"data": 2 * 18 + 7})
-    trained(tmp_path / "two", Recipe(epochs=2, batch=5, rate=1e-2))
+    trained(tmp_path / "two", Recipe(epochs=2, batch=5, learning_rate=1e-2))
     assert len(read_epochs(tmp_path / "stopped" / EPOCHS)) == 2
     assert (tmp_path / "stopped" / EPOCHS).read_bytes() == (tmp_path / "two" / EPOCHS).read_bytes()
     assert same(
@@ -389,7 +391,7 @@ def test_ctrl_c_leaves_the_whole_epochs(tmp_path: Path) -> None:
 
 
 def test_a_finished_training_is_only_read(tmp_path: Path) -> None:
-    recipe = Recipe(epochs=2, rate=1e-2)
+    recipe = Recipe(epochs=2, learning_rate=1e-2)
     first = trained(tmp_path, recipe)
     times = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     data = Noisy()
@@ -403,12 +405,12 @@ def test_a_finished_training_is_only_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("schedule", ["plateau", "constant"])
 def test_more_epochs_go_on_from_fewer(tmp_path: Path, schedule: Any) -> None:
-    trained(tmp_path / "parts", Recipe(epochs=2, rate=1e-2, schedule=schedule))
-    trained(tmp_path / "parts", Recipe(epochs=4, rate=1e-2, schedule=schedule))
-    trained(tmp_path / "whole", Recipe(epochs=4, rate=1e-2, schedule=schedule))
+    trained(tmp_path / "parts", Recipe(epochs=2, learning_rate=1e-2, schedule=schedule))
+    trained(tmp_path / "parts", Recipe(epochs=4, learning_rate=1e-2, schedule=schedule))
+    trained(tmp_path / "whole", Recipe(epochs=4, learning_rate=1e-2, schedule=schedule))
     assert same(kept(tmp_path / "parts"), kept(tmp_path / "whole"))
     with pytest.raises(KonkyoError, match="4 epochs, more than 3"):
-        trained(tmp_path / "parts", Recipe(epochs=3, rate=1e-2, schedule=schedule))
+        trained(tmp_path / "parts", Recipe(epochs=3, learning_rate=1e-2, schedule=schedule))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "steps"])
@@ -421,11 +423,11 @@ def test_more_epochs_are_refused_where_rates_depend_on_them(tmp_path: Path, sche
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"rate": 1e-3}, "rate"),
+        ({"learning_rate": 1e-3}, "learning_rate"),
         ({"batch": 6}, "batch"),
         ({"seed": 1}, "seed"),
         ({"optimiser": "sgd"}, "optimiser"),
-        ({"schedule": "constant", "decay": 0.1}, "decay, schedule"),
+        ({"schedule": "constant", "weight_decay": 0.1}, "weight_decay, schedule"),
     ],
     ids=str,
 )
@@ -513,7 +515,7 @@ def test_a_checkpoint_of_something_else_is_told(tmp_path: Path, part: str, value
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = Recipe(epochs=3, batch=9, rate=1e-2)
+    recipe = Recipe(epochs=3, batch=9, learning_rate=1e-2)
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "parts", recipe, stop={"progress": 1})
     before = (tmp_path / "parts" / CHECKPOINT).read_bytes()
@@ -534,7 +536,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
 
 
 def test_processes_that_read_pictures_go_on_too(tmp_path: Path) -> None:
-    recipe = Recipe(epochs=2, batch=9, rate=1e-2, workers=1)
+    recipe = Recipe(epochs=2, batch=9, learning_rate=1e-2, workers=1)
     trained(tmp_path / "whole", recipe)
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "parts", recipe, stop={"progress": 1})

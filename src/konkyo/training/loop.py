@@ -67,11 +67,11 @@ class Recipe:
     epochs: int = 20
     batch: int = 32
     """Over all devices."""
-    rate: float = 1e-4
+    learning_rate: float = 1e-4
     optimiser: Optimisers = "adam"
     momentum: float = 0.9
     """Of "sgd"."""
-    decay: float = 0.0
+    weight_decay: float = 0.0
     schedule: Schedules = "plateau"
     """plateau: a tenth after five epochs without a lower loss in validation; steps: a tenth at 30, 60 and 90 %."""
     seed: int = 0
@@ -80,7 +80,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         counts = min(self.epochs, self.batch) >= 1 and min(self.workers, self.seed) >= 0
-        if not (counts and 0 < self.rate < math.inf and 0 <= self.decay < math.inf and 0 <= self.momentum < 1):
+        if not (
+            counts
+            and 0 < self.learning_rate < math.inf
+            and 0 <= self.weight_decay < math.inf
+            and 0 <= self.momentum < 1
+        ):
             raise KonkyoError(f"a recipe has one epoch, one image a batch and a positive rate at least; got {self}")
         if self.optimiser not in get_args(Optimisers):
             raise unknown("optimiser", self.optimiser, get_args(Optimisers))
@@ -94,14 +99,18 @@ class Recipe:
         if images < processes:
             raise KonkyoError(f"{images} images for {processes} processes")
 
-    def made(self, groups: Sequence[Mapping[str, Any]]) -> tuple[Optimizer, ReduceLROnPlateau | LRScheduler | None]:
+    def optimizer(
+        self, groups: Sequence[Mapping[str, Any]]
+    ) -> tuple[Optimizer, ReduceLROnPlateau | LRScheduler | None]:
         """The optimiser of parameter groups, and what changes its rates."""
         kept = [dict(group) for group in groups]
         optimiser: Optimizer
         if self.optimiser == "adam":
-            optimiser = torch.optim.Adam(kept, lr=self.rate, weight_decay=self.decay)
+            optimiser = torch.optim.Adam(kept, lr=self.learning_rate, weight_decay=self.weight_decay)
         else:
-            optimiser = torch.optim.SGD(kept, lr=self.rate, momentum=self.momentum, weight_decay=self.decay)
+            optimiser = torch.optim.SGD(
+                kept, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
+            )
         if self.schedule == "plateau":
             return optimiser, ReduceLROnPlateau(optimiser, factor=0.1, patience=5)
         if self.schedule == "cosine":
@@ -148,7 +157,7 @@ def fit(
     KonkyoError: a checkpoint of another recipe or network, a batch that the devices cannot share equally.
     """
     recipe.check(len(data), fabric.world_size)
-    optimiser, schedule = recipe.made(groups or [{"params": list(network.parameters())}])
+    optimiser, schedule = recipe.optimizer(groups or [{"params": list(network.parameters())}])
     rows, path = list[Numbers](), folder / CHECKPOINT
     network.to(fabric.device)
     objective.to(fabric.device)

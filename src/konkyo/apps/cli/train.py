@@ -183,7 +183,7 @@ def vib(
             batch,
             (0.01 if pretrained else 0.1) if rate is None else rate,
             optimiser,  # type: ignore[arg-type]
-            decay=1e-4,
+            weight_decay=1e-4,
             schedule=schedule,  # type: ignore[arg-type]
             workers=machine.workers,
         ),

@@ -84,7 +84,7 @@ class VIBStudy:
     second_rate: float = 5e-4
     limit: int | None = None
     split_seed: int = 0
-    recipe: Recipe = field(default_factory=lambda: Recipe(100, 256, 0.1, "sgd", decay=1e-4, schedule="steps"))
+    recipe: Recipe = field(default_factory=lambda: Recipe(100, 256, 0.1, "sgd", weight_decay=1e-4, schedule="steps"))
     """The paper's epochs, batch and rate; the rest of it is not told there."""
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class VIBStudy:
         object.__setattr__(self, "betas", tuple(float(f"{beta:g}") + 0.0 for beta in self.betas))
         if any(len(set(values)) < len(values) for values in (self.betas, self.models, self.seeds)):
             raise KonkyoError(f"a beta, a model or a seed came twice: {self.betas}, {self.models}, {self.seeds}")
-        replace(self.recipe, epochs=self.second, rate=self.second_rate)
+        replace(self.recipe, epochs=self.second, learning_rate=self.second_rate)
 
     @cached_property
     def preprocess(self) -> Preprocess:
@@ -188,7 +188,7 @@ def _run(
         # Without w', of which nothing is asked yet: weight decay alone would change it.
         groups = [{"params": [*network.backbone.parameters(), *network.first.parameters()]}]
         fit(network, stage, train, recipe, folder / "first", groups=groups, progress=progress, **how)
-        recipe = replace(recipe, epochs=study.second, rate=study.second_rate, schedule="constant")
+        recipe = replace(recipe, epochs=study.second, learning_rate=study.second_rate, schedule="constant")
         fit(network, second, train, recipe, folder, groups=network.groups(study.second_rate), **how)
     else:
         loss = VIBLoss(beta, study.reduction) if kind == "vib" else _LOSSES[kind]
