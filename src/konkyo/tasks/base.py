@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
+import numpy as np
 from torch import Tensor, nn
 
 from konkyo.data.samples import Annotation, Sample
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ContrastTarget, Score
+from konkyo.targets.classes import Against, ContrastTarget, Each, Score
 from konkyo.utils.tensors import min_max
 
 Explained: TypeAlias = Literal["decision", "label"]
@@ -92,7 +93,7 @@ class TargetOptions:
 class Task(ABC):
     """A task says what the output (N, ...) of a network means; `Model.task` has one.
 
-    `targets` must be written for every task. Everything else has a default: that of a task with one decision per image,
+    `resolve` must be written for every task. Everything else has a default: that of a task with one decision per image,
     which is the largest number of its output, and with no class, box or saved form of its own.
     """
 
@@ -129,7 +130,6 @@ class Task(ABC):
 
     # --- targets ------------------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def targets(
         self,
         request: Any,
@@ -139,9 +139,43 @@ class Task(ABC):
         score: Score = "logit",
         to_picture: Sequence[ToPicture] = (),
     ) -> list[list[Target]]:
-        """Returns the targets of every image, from what a user asks for; None asks for the network's decisions.
+        """Returns the targets of every image: a list has a request per image, `Each` several for every image.
 
-        `score` is what the method explains, `to_picture` has a function per image. KonkyoError: an unknown request.
+        `score` is what the method explains, `to_picture` has a function per image. KonkyoError: an unknown request, or
+        a list (or tensor) of another length.
+        """
+        entries = request.tolist() if isinstance(request, (Tensor, np.ndarray, np.generic)) else request
+        if isinstance(entries, (list, tuple)):
+            if len(entries) != len(output):
+                raise KonkyoError(
+                    f"a list of targets has one entry per image: {len(output)} expected, {len(entries)} came; several "
+                    f"targets for every image: Each(...) or {'Detections(...)' if self.instances else 'TopK(k)'}"
+                )
+            images = [
+                self.targets(entry, output[i : i + 1], classes, score=score, to_picture=to_picture[i : i + 1])
+                for i, entry in enumerate(entries)
+            ]
+            return [targets for (targets,) in images]
+        if isinstance(request, Each):
+            groups = [
+                self.targets(entry, output, classes, score=score, to_picture=to_picture) for entry in request.targets
+            ]
+            return [[t for targets in image for t in targets] for image in zip(*groups, strict=True)]
+        return self.resolve(entries, output, classes, score=score, to_picture=to_picture)
+
+    @abstractmethod
+    def resolve(
+        self,
+        request: Any,
+        output: Tensor,
+        classes: Classes,
+        *,
+        score: Score = "logit",
+        to_picture: Sequence[ToPicture] = (),
+    ) -> list[list[Target]]:
+        """Returns the targets of every image that one request means; None asks for the network's decisions.
+
+        A target that was returned earlier is a request, too, and means itself. The rest is as in `targets`.
         """
 
     def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:
