@@ -18,15 +18,16 @@ def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
     from konkyo.data.samples import LAYOUTS
     from konkyo.methods.base import METHODS
     from konkyo.metrics import METRICS
+    from konkyo.tasks import TASKS
 
     monkeypatch.chdir(tmp_path)
     konkyo.methods()
-    registries: list[dict[str, Any]] = [METHODS, METRICS, LAYOUTS]
+    registries: list[dict[str, Any]] = [METHODS, METRICS, LAYOUTS, TASKS]
     before = [dict(registry) for registry in registries]
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     try:
-        exec(compile("\n".join(blocks), page, "exec"), {"__name__": "docs"})
+        exec(compile("\n".join(blocks), page, "exec", dont_inherit=True), {"__name__": "docs"})
     finally:
         for registry, entries in zip(registries, before, strict=True):
             registry.clear()
@@ -39,4 +40,4 @@ def test_the_examples_of_a_page_on_training_run(page: str, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
-    exec(compile("\n".join(blocks), page, "exec"), {"__name__": "docs"})
+    exec(compile("\n".join(blocks), page, "exec", dont_inherit=True), {"__name__": "docs"})

@@ -14,7 +14,7 @@ from PIL import Image
 import konkyo
 from helpers.commands import Run, runner, told
 from helpers.strict_json import strict
-from konkyo.apps.cli.measure import split
+from konkyo.apps.cli.evaluate import split
 from konkyo.evaluation.evaluate import evaluate
 from konkyo.metrics import metrics
 

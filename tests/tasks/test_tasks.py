@@ -1,206 +1,245 @@
-"""The door of a task: one that is defined here goes all the way, and no other file knows it."""
+"""What an output means is said by a task: the two of the package, and one that stands in this file alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 import konkyo
-from helpers.commands import runner
-from helpers.detectors import noise
-from konkyo.data import Sample
-from konkyo.evaluation.evaluate import evaluate
-from konkyo.targets.base import BaseTarget, Target
-from konkyo.tasks import TASKS, Classes, Task, task
+from helpers.detectors import dense, noise
+from helpers.networks import SmallResNet, images, seeded
+from konkyo.data.samples import Annotation, Sample
+from konkyo.targets.base import BaseTarget, Target, as_target
+from konkyo.tasks import TASKS, Classes, ClassificationTask, DetectionTask, Task, task
+from konkyo.tasks.base import Matching, TargetRequest
 
-SIZE = (24, 32)
+pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 
 
 @dataclass(frozen=True)
-class Value(BaseTarget):
-    """What makes the number large, or with the other sign small; or both, which two maps are made of."""
+class Quantity(BaseTarget):
+    """One of the numbers that a network estimates."""
 
-    sign: int = 1
-    both: bool = False
+    column: int
 
     def __call__(self, output: Tensor) -> Tensor:
-        return self.sign * output[:, 0]
-
-    def details(self) -> dict[str, Any]:
-        return {"sign": self.sign}
+        return output[:, self.column]
 
     def in_words(self, label: str, score: float) -> str:
-        return f"{label} = {score:.2f}"
+        return f"{label} = {score:.1f} cm"
 
 
 @dataclass(frozen=True)
-class AgeTask(Task):
-    """One number per image."""
+class RegressionTask(Task):
+    """The numbers (N, K) of an image, each explained on its own."""
 
     noun: ClassVar[str] = "regressor"
-    method: ClassVar[str] = "hires_cam"
-    methods: ClassVar[tuple[str, ...]] = ("hires_cam", "eigen_cam")
-    preprocessing: ClassVar[Mapping[str, Any]] = {"resize": SIZE, "crop": None}
+    names: tuple[str, ...] = ("height", "width")
 
-    def resolve(
-        self, request: Any, output: Tensor, classes: Classes, *, score: str = "logit", to_picture: Any = ()
+    def targets(
+        self,
+        request: Any,
+        output: Tensor,
+        classes: Classes,
+        *,
+        score: str = "logit",
+        to_picture: Sequence[Any] = (),
     ) -> list[list[Target]]:
-        return [[Value() if request is None else request]] * len(output)
+        del classes, score, to_picture
+        if request is None:
+            return [[Quantity(column) for column in range(len(self.names))]] * len(output)
+        if callable(request):
+            return [[request]] * len(output)
+        if request not in self.names:
+            raise konkyo.KonkyoError(f"a quantity is one of {', '.join(self.names)}; got {request!r}")
+        return [[Quantity(self.names.index(request))]] * len(output)
+
+    def confidences(self, output: Tensor) -> Tensor:
+        return output[:, :1]
 
     def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:
-        if not isinstance(target, Value):
-            return super().label(target, classes, outputs)
-        return "age" if target.sign > 0 else "youth"
-
-    def parts(self, target: Target) -> list[Target]:
-        return [Value(1), Value(-1)] if isinstance(target, Value) and target.both else [target]
+        if isinstance(target, Quantity):
+            return self.names[target.column]
+        return super().label(target, classes, outputs)
 
     @staticmethod
     def saved(target: Target) -> dict[str, Any] | None:
-        return {"sign": target.sign, "both": target.both} if isinstance(target, Value) else None
+        return {"column": target.column} if isinstance(target, Quantity) else None
 
     @staticmethod
     def restored(values: Mapping[str, Any]) -> Target | None:
-        return Value(**values) if values.keys() == {"sign", "both"} else None
+        return Quantity(**values) if values.keys() == {"column"} else None
+
+    def request(self, options: TargetRequest, model: str) -> Any:
+        return options.classes[0] if options.classes else super().request(options, model)
 
 
-@pytest.fixture(autouse=True)
-def known() -> Iterator[None]:
-    before = dict(TASKS)
-    task(AgeTask)
+@pytest.fixture
+def registered() -> Iterator[None]:
+    task(RegressionTask)
     yield
-    TASKS.clear()
-    TASKS.update(before)
+    del TASKS["RegressionTask"]
 
 
-class Network(nn.Module):
-    """A number, in a list as no classifier has it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.Tanh(), nn.Conv2d(6, 4, 3, 2, 1), nn.Tanh())
-        self.head = nn.Linear(4, 1)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return [self.head(self.body(images).mean((2, 3)))]
+@pytest.fixture
+def model() -> konkyo.Model:
+    prepared = konkyo.Preprocess(32, 32, (0.5,) * 3, (0.5,) * 3)
+    return konkyo.Model(seeded(SmallResNet(classes=2), double=False), prepared, name="ruler", task=RegressionTask())
 
 
-def regressor() -> konkyo.Model:
-    preprocess = konkyo.Preprocess(SIZE, None)
-    return konkyo.Model(Network().double().eval(), preprocess, name="ages", select=lambda o: o[0], task=AgeTask())
+# --- a third task needs nothing but its file --------------------------------------------------------------------------
 
 
-def image(seed: int = 0) -> Image.Image:
-    random = np.random.default_rng(seed)
-    return Image.fromarray(random.integers(0, 256, (48, 64, 3), dtype=np.uint8))
-
-
-def by_hand(network: Network, images: Tensor) -> Tensor:
-    """HiResCAM of the number at the end of the body."""
-    grid = network.body(images).detach().requires_grad_()
-    value = network.head(grid.mean((2, 3))).sum()
-    (gradient,) = torch.autograd.grad(value, grid)
-    return (gradient * grid).sum(1).detach()
-
-
-def test_a_task_of_one_s_own_is_explained() -> None:
-    model, images = regressor(), noise(2)
-    result = konkyo.explain(model, images, method="hires_cam")
-    assert result.targets == (Value(), Value())
-    assert result.labels == ("age", "age")
+def test_every_quantity_is_explained_as_a_callable_would_be(model: konkyo.Model) -> None:
+    x = images(2, double=False)
+    result = konkyo.explain(model, x)
+    assert result.labels == ("height", "width") * 2
+    assert result.image_index.tolist() == [0, 0, 1, 1]
     assert result.boxes is None
-    assert result.layer == "body"
-    torch.testing.assert_close(result.scores.double(), model.module(images)[0][:, 0], rtol=1e-6, atol=1e-6)
-    expected = by_hand(model.module, images).relu() if result.rectified else by_hand(model.module, images)
-    torch.testing.assert_close(result.maps.double(), expected, rtol=1e-5, atol=1e-7)
+    for column in range(2):
+        plain = konkyo.explain(model.module, x, target=lambda output, column=column: output[:, column])
+        assert torch.equal(result.signed[column::2], plain.signed)
+        assert torch.equal(result.scores[column::2], model(x)[:, column].detach())
 
 
-def test_what_is_asked_for_of_each_image_goes_to_the_task() -> None:
-    model, images = regressor(), noise(2)
-    youth = konkyo.explain(model, images, method="hires_cam", target=Value(-1))
-    assert youth.labels == ("youth", "youth")
-    torch.testing.assert_close(youth.signed.double(), -by_hand(model.module, images), rtol=1e-5, atol=1e-7)
-    assert model.label(konkyo.Against(Value())) == "against age"
-    assert model.label(konkyo.ContrastTarget(Value(), Value(-1))) == "age, not youth"
-    assert model.label(len) == "len"
+def test_a_quantity_is_asked_for_by_its_name(model: konkyo.Model) -> None:
+    result = konkyo.explain(model, images(1, double=False), target="width", method="score_cam")
+    assert result.targets == (Quantity(1),)
+    with pytest.raises(konkyo.KonkyoError, match="one of height, width; got 'depth'"):
+        konkyo.explain(model, images(1, double=False), target="depth")
 
 
-def test_lists_and_each_are_taken_apart_for_every_task() -> None:
-    model, images = regressor(), noise(2)
-    listed = konkyo.explain(model, images, target=[Value(-1), None])
-    assert listed.labels == ("youth", "age")
-    several = konkyo.explain(model, images, target=konkyo.Each(Value(), Value(-1)))
-    assert several.labels == ("age", "youth") * 2
-    assert several.image_index.tolist() == [0, 0, 1, 1]
-    with pytest.raises(konkyo.KonkyoError, match="one entry per image: 2 expected, 1 came"):
-        konkyo.explain(model, images, target=[Value()])
+def test_what_only_detectors_have_does_not_apply(model: konkyo.Model) -> None:
+    with pytest.raises(konkyo.NotApplicable, match="no detector"):
+        konkyo.explain(model, images(1, double=False), method="d_rise", masks=2)
 
 
-def test_a_combination_is_made_of_the_maps_of_its_parts() -> None:
-    model, images = regressor(), noise()
-    whole = konkyo.explain(model, images, method="grad_cam", target=Value(both=True))
-    assert (len(whole), whole.targets, whole.labels) == (1, (Value(both=True),), ("age",))
-    parts = [konkyo.explain(model, images, method="grad_cam", target=Value(sign)) for sign in (1, -1)]
-    largest = torch.stack([part.unit()[0] for part in parts]).amax(0)
-    torch.testing.assert_close(whole.maps[0], largest)
-    assert not torch.equal(whole.maps[0], parts[0].unit()[0])
-    assert whole.scores.item() == parts[0].scores.item()
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_its_targets_are_saved_and_loaded(model: konkyo.Model, tmp_path: Path, suffix: str) -> None:
+    result = konkyo.explain(model, images(1, double=False))
+    loaded = konkyo.Explanation.load(result.save(tmp_path / f"maps.{suffix}"))
+    assert loaded.targets == (Quantity(0), Quantity(1))
+    assert loaded.labels == result.labels
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_its_targets_come_back_from_a_file(suffix: str, tmp_path: Path) -> None:
-    result = konkyo.explain(regressor(), noise(), target=Value(-1))
-    path = result.save(tmp_path / f"map{suffix}")
-    again = konkyo.Explanation.load(path)
-    assert (again.targets, again.labels) == ((Value(-1),), ("youth",))
-    del TASKS["AgeTask"]
-    with pytest.raises(konkyo.KonkyoError, match="no task knows a target with sign, both"):
-        konkyo.Explanation.load(path)
+def test_without_its_registration_targets_are_loaded_as_words(model: konkyo.Model, tmp_path: Path) -> None:
+    loaded = konkyo.Explanation.load(konkyo.explain(model, images(1, double=False)).save(tmp_path / "maps.npz"))
+    assert all(isinstance(target, str) for target in loaded.targets)
 
 
-def test_it_is_measured() -> None:
-    model = regressor()
-    samples = [Sample("a", image(1)), Sample("b", image(2), "12")]
-    table = evaluate(model, samples, ["hires_cam"], ["deletion(steps=2)", "insertion(steps=2)"])
-    numbers = [model(model.prepared(model.preprocess(s.image)[None])).item() for s in samples]
-    assert [row.label for row in table.rows] == ["age", "age"]
-    assert [row.score for row in table.rows] == pytest.approx(numbers, rel=1e-5)
-    curves = table.statistics["hires_cam", "deletion(steps=2)"]
-    assert curves[:, 0].tolist() == pytest.approx(numbers, rel=1e-5)  # nothing deleted: the image's own number
-    assert [c.name for c in evaluate(model, samples[:1], ["eigen_cam"]).columns] == ["deletion", "insertion"]
+def test_it_is_measured_by_its_own_columns(model: konkyo.Model) -> None:
+    pictures = [
+        Sample(str(i), Image.effect_noise((32, 32), 80 + i).convert("RGB"), None, (Annotation("height"),))
+        for i in range(3)
+    ]
+    table = konkyo.evaluate(model, pictures, ["grad_cam"])
+    assert [name.split("@")[0] for name in table.settings["metrics"]] == ["deletion", "insertion"]
+    assert "grad_cam" in str(table.table())
 
 
-def test_methods_of_detections_have_no_place_there() -> None:
-    for request in ({"method": "d_rise", "masks": 4}, {"method": "grad_cam", "target": konkyo.Detections()}):
-        with pytest.raises(konkyo.NotApplicable, match="ages is no detector"):
-            konkyo.explain(regressor(), noise(), **request)
-    with pytest.raises(konkyo.KonkyoError, match="ages is a regressor; consistency is measured of a classifier's maps"):
-        konkyo.consistency(regressor(), [(noise(), torch.zeros(1, dtype=torch.int64))])
-
-
-def test_the_command_line_knows_it_by_its_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_it_speaks_for_itself_on_the_command_line(
+    model: konkyo.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = runner(f"from {__name__} import regressor\n", "regressor", tmp_path, monkeypatch, capsys)
-    image().save(tmp_path / "face.png")
-    result = run("explain", "face.png", "--json")
-    assert result.code == 0, result.err
-    (entry,) = result.json["images"]
-    (values,) = entry["maps"]
-    assert (values["method"], values["label"], values["sign"]) == ("hires_cam", "age", 1)
-    assert values["explained"] == f"age = {values['score']:.2f}"
-    assert sorted(entry) == sorted({*entry} - {"sheet", "nothing"})
-    refused = run("explain", "face.png", "--class", "3", "--score", "0.2")
-    assert refused.code == 1
-    assert refused.err == "error: --class, --score: ages is a regressor, which has no use for this\n"
-    compared = run("compare", "face.png", "--json")
-    assert compared.json["settings"]["methods"] == ["hires_cam", "eigen_cam"]
+    import konkyo.models
+    from konkyo.apps.cli import main as cli
+
+    Image.effect_noise((32, 32), 90).convert("RGB").save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(konkyo.models, "load", lambda *_, **__: model)
+    monkeypatch.setattr("sys.argv", ["konkyo", "explain", "a.png", "--model", "ruler", "--class", "width"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    score = float(konkyo.explain(model, Image.open("a.png").convert("RGB"), target="width").scores)
+    assert f"a.png: width = {score:.1f} cm" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["konkyo", "explain", "a.png", "--model", "ruler", "--top", "2", "--out", "b"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "--top: ruler is a regressor, which has no use for this" in " ".join(capsys.readouterr().err.split())
+
+
+# --- the two of the package -------------------------------------------------------------------------------------------
+
+
+def test_a_model_has_the_task_that_its_keywords_say() -> None:
+    network = seeded(SmallResNet(), double=False)
+    assert konkyo.Model(network).task == ClassificationTask()
+    assert konkyo.Model(network, multilabel=True).task == ClassificationTask(multilabel=True)
+    detector = dense()
+    assert isinstance(detector.task, DetectionTask)
+    assert detector.task.adapter is detector.detector
+    renamed = replace(detector, name="another")
+    assert (renamed.task, renamed.name) == (detector.task, "another")
+    assert replace(konkyo.Model(network, multilabel=True), name="x").multilabel
+
+
+def test_both_are_registered_and_say_what_is_usual() -> None:
+    assert set(TASKS) >= {"ClassificationTask", "DetectionTask"}
+    for kind in TASKS.values():
+        assert set(kind.methods) <= set(konkyo.methods())
+        assert kind.method in konkyo.methods()
+        assert kind.noun
+
+
+def test_a_trace_follows_what_the_task_decides_by() -> None:
+    detector = dense()
+    output = detector(noise(1))
+    assert torch.equal(detector.task.confidences(output), output[..., -detector.task.adapter.classes :])  # type: ignore[attr-defined]
+    assert torch.equal(ClassificationTask().confidences(output), output)
+
+
+def test_a_saved_target_belongs_to_one_task() -> None:
+    """No two tasks claim the same values, so that a file is read by the task that wrote it."""
+    detector = dense()
+    (detections,) = detector.targets(konkyo.Detections(threshold=0.0, top=1), detector(noise(1)))
+    for target in (konkyo.ClassTarget(3, "probability"), detections[0]):
+        saved = [values for kind in TASKS.values() if (values := kind.saved(target)) is not None]
+        assert len(saved) == 1
+        restored = [found for kind in TASKS.values() if (found := kind.restored(saved[0])) is not None]
+        assert restored == [target]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (TargetRequest(threshold=0.3), "--score"),
+        (TargetRequest(boxes=((0.0, 0.0, 1.0, 1.0),)), "--box"),
+        (TargetRequest(quantity="x1"), "--of"),
+        (TargetRequest(against="cat"), "--not goes with --class"),
+    ],
+)
+def test_options_without_a_use_are_named(options: TargetRequest, named: str) -> None:
+    with pytest.raises(konkyo.KonkyoError, match=named):
+        ClassificationTask().request(options, "net")
+
+
+def test_matching_by_default_is_by_the_name_of_the_class() -> None:
+    annotations = [Annotation("traffic_light"), Annotation(None), Annotation("cat")]
+    matches = ClassificationTask().matches(["Traffic light", "dog"], None, annotations, Matching())
+    assert matches == [(0, 1), (1,)]
+
+
+def test_a_callable_of_the_users_answers_with_the_defaults() -> None:
+    target = as_target(lambda output: output.sum(1))
+    assert (target.class_index, target.class_logit, target.location(), target.details()) == (None, None, None, {})
+    assert as_target(konkyo.ClassTarget(2)).class_index == 2
+    assert konkyo.Against(konkyo.ClassTarget(2)).class_logit is None
+    x = torch.randn(3, 4)
+    assert torch.equal(target(x), x.sum(1))
+
+
+def test_a_network_without_a_task_of_its_own_is_a_classifier() -> None:
+    class Headless(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    with pytest.raises(konkyo.KonkyoError, match=r"no class to explain in an output of shape \(1, 3, 8, 8\)"):
+        konkyo.Model(Headless()).decisions(torch.zeros(1, 3, 8, 8))

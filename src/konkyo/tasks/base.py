@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
-import numpy as np
 from torch import Tensor, nn
 
 from konkyo.data.samples import Annotation, Sample
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ContrastTarget, Each, Score
+from konkyo.targets.classes import Against, ContrastTarget, Score
 from konkyo.utils.tensors import min_max
 
 Explained: TypeAlias = Literal["decision", "label"]
@@ -74,7 +73,7 @@ class Matching:
 
 
 @dataclass(frozen=True)
-class TargetOptions:
+class TargetRequest:
     """What the command line's options say of targets; None and () are options that were left out."""
 
     classes: tuple[int | str, ...] = ()
@@ -93,7 +92,7 @@ class TargetOptions:
 class Task(ABC):
     """A task says what the output (N, ...) of a network means; `Model.task` has one.
 
-    `resolve` must be written for every task. Everything else has a default: that of a task with one decision per image,
+    `targets` must be written for every task. Everything else has a default: that of a task with one decision per image,
     which is the largest number of its output, and with no class, box or saved form of its own.
     """
 
@@ -130,6 +129,7 @@ class Task(ABC):
 
     # --- targets ------------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def targets(
         self,
         request: Any,
@@ -139,44 +139,23 @@ class Task(ABC):
         score: Score = "logit",
         to_picture: Sequence[ToPicture] = (),
     ) -> list[list[Target]]:
-        """Returns the targets of every image: a list has a request per image, `Each` several for every image.
+        """Returns the targets of every image, from what a user asks for; None asks for the network's decisions.
 
-        `score` is what the method explains, `to_picture` has a function per image. KonkyoError: an unknown request, or
-        a list (or tensor) of another length.
+        `score` is what the method explains, `to_picture` has a function per image. KonkyoError: an unknown request.
         """
-        entries = request.tolist() if isinstance(request, (Tensor, np.ndarray, np.generic)) else request
-        if isinstance(entries, (list, tuple)):
-            if len(entries) != len(output):
-                raise KonkyoError(
-                    f"a list of targets has one entry per image: {len(output)} expected, {len(entries)} came; several "
-                    f"targets for every image: Each(...) or {'Detections(...)' if self.instances else 'TopK(k)'}"
-                )
-            images = [
-                self.targets(entry, output[i : i + 1], classes, score=score, to_picture=to_picture[i : i + 1])
-                for i, entry in enumerate(entries)
-            ]
-            return [targets for (targets,) in images]
-        if isinstance(request, Each):
-            groups = [
-                self.targets(entry, output, classes, score=score, to_picture=to_picture) for entry in request.targets
-            ]
-            return [[t for targets in image for t in targets] for image in zip(*groups, strict=True)]
-        return self.resolve(entries, output, classes, score=score, to_picture=to_picture)
 
-    @abstractmethod
-    def resolve(
+    def targets_of_each(
         self,
-        request: Any,
+        requests: Sequence[Any],
         output: Tensor,
         classes: Classes,
         *,
         score: Score = "logit",
         to_picture: Sequence[ToPicture] = (),
     ) -> list[list[Target]]:
-        """Returns the targets of every image that one request means; None asks for the network's decisions.
-
-        A target that was returned earlier is a request, too, and means itself. The rest is as in `targets`.
-        """
+        """Returns the targets of several requests, one request after the other for every image."""
+        parts = [self.targets(r, output, classes, score=score, to_picture=to_picture) for r in requests]
+        return [[target for part in image for target in part] for image in zip(*parts, strict=True)]
 
     def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:
         """Returns what a target is called in pictures; `outputs` is the number of the network's outputs, if known."""
@@ -222,7 +201,7 @@ class Task(ABC):
         del values
         return None
 
-    def request(self, options: TargetOptions, model: str) -> Any:
+    def request(self, options: TargetRequest, model: str) -> Any:
         """Returns what the command line's options ask `targets` for. KonkyoError: an option without a use here."""
         if names := options.names("classes", "top", "against", "threshold", "boxes", "quantity"):
             raise KonkyoError(f"{', '.join(names)}: {model} is a {self.noun}, which has no use for this")

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, cast
 
+import numpy as np
 from torch import Tensor
 
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, Score, TopK, class_logits
-from konkyo.tasks.base import Classes, TargetOptions, Task, ToPicture, task
+from konkyo.tasks.base import Classes, TargetRequest, Task, ToPicture, task
 
 SIDES = ("negative", "positive")
 """The classes of a model with one logit, where it names none."""
@@ -41,26 +42,9 @@ class ClassificationTask(Task):
     ) -> list[list[Target]]:
         """Returns the targets of every image.
 
-        `request`: None, `TopK`, `Each`, an int, a class name, a Target, or a list (or integer tensor) of these with one
-        entry per image. Within a list or `Each` there are classes and Targets only. KonkyoError: an unknown class, a
-        list of the wrong length.
+        `request`: None, `TopK`, an int, a class name, a Target, or a list (or integer tensor) of these with one
+        entry per image. KonkyoError: an unknown class, a list of the wrong length.
         """
-        entries = request.targets if isinstance(request, Each) else request
-        for entry in entries if isinstance(entries, (list, tuple)) else ():
-            if entry is None or isinstance(entry, (TopK, Each, list, tuple)):
-                raise _unknown(entry)
-        return super().targets(request, output, classes, score=score, to_picture=to_picture)
-
-    def resolve(
-        self,
-        request: Any,
-        output: Tensor,
-        classes: Classes,
-        *,
-        score: Score = "logit",
-        to_picture: Sequence[ToPicture] = (),
-    ) -> list[list[Target]]:
-        """Returns the highest classes of every image, or the same class or Target for all."""
         del to_picture
         if classes.names and output.ndim == 2 and len(classes.names) != class_logits(output).shape[1]:
             raise KonkyoError(
@@ -69,7 +53,15 @@ class ClassificationTask(Task):
             )
         if request is None or isinstance(request, TopK):
             return self.decisions(output, 1 if request is None else request.k, score=score)
-        return [[self._target(request, score, output, classes)]] * len(output)
+        entries = request.tolist() if isinstance(request, (Tensor, np.ndarray, np.generic)) else request
+        if isinstance(entries, (list, tuple)):
+            if len(entries) != len(output):
+                raise KonkyoError(
+                    f"a list of targets has one entry per image: {len(output)} expected, {len(entries)} came; "
+                    "several targets for every image: Each(...) or TopK(k)"
+                )
+            return [[self._target(t, score, output, classes)] for t in entries]
+        return [[self._target(entries, score, output, classes)]] * len(output)
 
     def decisions(self, output: Tensor, k: int = 1, *, score: Score = "logit") -> list[list[Target]]:
         """Returns the k highest classes of every image, highest first. KonkyoError: an output that is not (N, K)."""
@@ -102,7 +94,7 @@ class ClassificationTask(Task):
         if isinstance(target, int) and not isinstance(target, bool):
             return self._class_target(target, score)
         if isinstance(target, (TopK, Each)) or not callable(target):
-            raise _unknown(target)
+            raise KonkyoError(f"a target is a class index, a class name or a callable output -> (N,); got {target!r}")
         return cast("Target", target)
 
     def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:
@@ -127,7 +119,7 @@ class ClassificationTask(Task):
         """Returns the target of a class; None for values that are of something else."""
         return ClassTarget(**values) if values.keys() == {"index", "score"} else None
 
-    def request(self, options: TargetOptions, model: str) -> Any:
+    def request(self, options: TargetRequest, model: str) -> Any:
         """Returns what the options ask for: classes, one class and not another, or the highest ones."""
         if names := options.names("threshold", "boxes", "quantity"):
             raise KonkyoError(f"{', '.join(names)}: for detectors only; {model} is a {self.noun}")
@@ -152,7 +144,3 @@ class ClassificationTask(Task):
         del box
         index = as_target(target).class_index
         return target if index is None else self._class_target(index, "probability")
-
-
-def _unknown(target: Any) -> KonkyoError:
-    return KonkyoError(f"a target is a class index, a class name or a callable output -> (N,); got {target!r}")

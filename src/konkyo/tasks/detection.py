@@ -15,9 +15,9 @@ from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.candidates import Candidates
-from konkyo.targets.classes import Against, ContrastTarget, Score, TopK
+from konkyo.targets.classes import Against, ContrastTarget, Each, Score, TopK
 from konkyo.targets.detections import NEAR, SIDES_OF_BOX, Detections, InstanceTarget, Quantity, Tracked
-from konkyo.tasks.base import Classes, Explained, Matching, TargetOptions, Task, ToPicture, same_class, task
+from konkyo.tasks.base import Classes, Explained, Matching, TargetRequest, Task, ToPicture, same_class, task
 from konkyo.utils.tensors import overlap
 
 OF_DETECTORS = ("grad_cam", "grad_cam_pp", "d_rise", "odam", "ig_odam", "adaptive_ig_odam")
@@ -107,7 +107,7 @@ class DetectionTask(Task):
 
     # --- targets ------------------------------------------------------------------------------------------------------
 
-    def resolve(
+    def targets(
         self,
         request: Any,
         output: Tensor,
@@ -116,10 +116,24 @@ class DetectionTask(Task):
         score: Score = "logit",
         to_picture: Sequence[ToPicture] = (),
     ) -> list[list[Target]]:
-        """Returns detections, or a Target as it comes.
+        """Returns the targets of every image: detections, or Targets as they come.
 
-        `request`: None, `Detections`, `TopK`, a class's index or name, or a Target. KonkyoError: an unknown class.
+        `request`: None, `Detections`, `TopK`, `Each`, a class's index or name, a Target, or a list of these with one
+        entry per image. KonkyoError: an unknown class, a list of the wrong length.
         """
+        if isinstance(request, (list, tuple)):
+            if len(request) != len(output):
+                raise KonkyoError(
+                    f"a list of targets has one entry per image: {len(output)} expected, {len(request)} came; "
+                    "several targets for every image: Each(...) or Detections(...)"
+                )
+            images = [
+                self.targets(r, output[i : i + 1], classes, score=score, to_picture=to_picture[i : i + 1])
+                for i, r in enumerate(request)
+            ]
+            return [targets for (targets,) in images]
+        if isinstance(request, Each):
+            return self.targets_of_each(request.targets, output, classes, score=score, to_picture=to_picture)
         if isinstance(request, TopK):
             request = Detections(top=request.k)
         elif isinstance(request, str) or (isinstance(request, int) and not isinstance(request, bool)):
@@ -209,7 +223,7 @@ class DetectionTask(Task):
         fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return InstanceTarget(**fields) if "likeness" in fields else None
 
-    def request(self, options: TargetOptions, model: str) -> Detections:
+    def request(self, options: TargetRequest, model: str) -> Detections:
         """Returns the detections that the options ask for."""
         if options.against is not None:
             raise KonkyoError(f"--not compares classes of an image; {model} is a {self.noun}, explained box by box")

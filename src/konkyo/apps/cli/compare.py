@@ -8,38 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
-    Boxes,
-    Budget,
-    Classes,
-    Crop,
-    Device,
-    FuseName,
+    ForwardOptions,
     Images,
     Json,
-    Labels,
-    Layers,
-    Mean,
+    MethodOptions,
     ModelName,
-    Not,
-    Of,
-    Options,
-    PrecisionName,
-    Resize,
-    Score,
-    Seed,
-    Std,
-    Top,
-    Wanted,
-    Weights,
-    err,
+    ModelOptions,
+    TargetOptions,
     files_of,
-    out,
-    progress,
     request_of,
     setup_of,
     target_of,
 )
+from konkyo.apps.cli.terminal import err, out, progress
 
 if TYPE_CHECKING:
     from konkyo.draw.sheets import Row
@@ -48,6 +31,7 @@ from konkyo.apps.cli.manifest import Manifest, report_of
 from konkyo.apps.cli.pictures import explained, rows_of
 
 
+@with_groups
 def compare(
     images: Images,
     model: ModelName = "konkyo/scenes-classifier",
@@ -59,28 +43,13 @@ def compare(
             "in the paper on IG-ODAM.",
         ),
     ] = "",
-    classes: Classes = None,
-    top: Top = None,
-    against: Not = None,
-    score: Score = None,
-    box: Boxes = None,
-    of: Of = None,
-    layer: Layers = None,
-    fuse: FuseName = None,
+    target_options: TargetOptions = TargetOptions(),
+    forward_options: ForwardOptions = ForwardOptions(),
     to: Annotated[Path, typer.Option("--out", help="The contact sheet: .png, .jpg or .webp.")] = Path("konkyo.png"),
     shared: Annotated[bool, typer.Option("--shared", help="One colour scale per row instead of one per map.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="At most so many images.")] = 40,
-    weights: Weights = "default",
-    labels: Labels = None,
-    resize: Resize = None,
-    crop: Crop = None,
-    mean: Mean = None,
-    std: Std = None,
-    option: Options = None,
-    budget: Budget = None,
-    seed: Seed = 0,
-    device: Device = None,
-    precision: PrecisionName = None,
+    model_options: ModelOptions = ModelOptions(),
+    method_options: MethodOptions = MethodOptions(),
     as_json: Json = False,
 ) -> None:
     """Compare methods on a contact sheet: a row per image and class (or detection), a column per method."""
@@ -88,10 +57,9 @@ def compare(
 
     picture_name(to)
     files = files_of(images)
-    setup = setup_of(model, weights, labels, (resize, crop, mean, std), device)
-    target = target_of(setup, Wanted(classes, top, against, score, box, of))
-    names, request = request_of(method or ",".join(setup.model.task.methods), target, layer, option)
-    request |= {"fuse": fuse, "budget": budget, "seed": seed, "precision": precision}
+    setup = setup_of(model, model_options)
+    target = target_of(setup, target_options)
+    names, request = request_of(method or ",".join(setup.model.task.methods), method_options, target, forward_options)
     manifest = Manifest(None, {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}})
     rows: list[Row] = []
     for file, told in progress(files[:limit], "comparing"):

@@ -9,26 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from konkyo.apps.cli.measure import Data, Limit, told
+from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
-    Crop,
-    Device,
+    Data,
+    ForwardOptions,
     Json,
-    Labels,
     Layers,
-    Mean,
+    Limit,
+    MethodOptions,
     ModelName,
-    Options,
+    ModelOptions,
     PrecisionName,
-    Resize,
-    Seed,
-    Std,
-    Weights,
-    out,
-    print_table,
     request_of,
     setup_of,
 )
+from konkyo.apps.cli.terminal import out, print_table, progress_bar
 from konkyo.errors import KonkyoError
 
 if TYPE_CHECKING:
@@ -39,6 +34,7 @@ if TYPE_CHECKING:
     from konkyo.models import Model
 
 
+@with_groups
 def consistency(
     model: ModelName = "konkyo/scenes-classifier",
     data: Data = "scenes:200,objects=1",
@@ -67,26 +63,19 @@ def consistency(
     to: Annotated[Path, typer.Option("--out", help="Folder for tables, maps and figures.")] = Path(
         "konkyo-consistency"
     ),
-    weights: Weights = "default",
-    labels: Labels = None,
-    resize: Resize = None,
-    crop: Crop = None,
-    mean: Mean = None,
-    std: Std = None,
-    option: Options = None,
-    seed: Seed = 0,
-    device: Device = None,
+    model_options: ModelOptions = ModelOptions(),
+    method_options: MethodOptions = MethodOptions(),
     precision: PrecisionName = None,
     as_json: Json = False,
 ) -> None:
     """Measure how alike the maps of one class are: gaze consistency, with baselines, mean maps and extreme images."""
     from konkyo.evaluation.consistency import consistency as run
 
-    setup = setup_of(model, weights, labels, (resize, crop, mean, std), device)
-    names, request = request_of(method, None, layer, option)
+    setup = setup_of(model, model_options)
+    names, request = request_of(method, method_options, forward=ForwardOptions(layer=layer))
     if len(names) != 1:
         raise KonkyoError(f"--method is one method here; got {', '.join(names)}")
-    with told("explaining") as progress:
+    with progress_bar("explaining") as progress:
         found = run(
             setup.model,
             data,
@@ -101,12 +90,14 @@ def consistency(
             resamples=resamples,
             permutations=permutations,
             baselines=baselines,
-            seed=seed,
+            seed=method_options.seed,
             progress=lambda done, total: progress(done, total or done),
             **request["options"],
             **({} if precision is None else {"precision": precision}),
         )
-    found.save(to, figures=figures, pictures=_pictures(setup.model, data, limit, seed) if figures else None)
+    found.save(
+        to, figures=figures, pictures=_pictures(setup.model, data, limit, method_options.seed) if figures else None
+    )
     if as_json:
         print(json.dumps(found.description(), indent=1))  # noqa: T201 - standard output is what was asked for
         return

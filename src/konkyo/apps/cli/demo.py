@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from konkyo.apps.cli.options import (
-    out,
-    progress,
-    setup_of,
-)
+from konkyo.apps.cli.options import ModelOptions, setup_of
+from konkyo.apps.cli.terminal import out, progress
 from konkyo.errors import NotApplicable
 
 if TYPE_CHECKING:
@@ -33,7 +30,7 @@ def demo(
     from konkyo.targets.classes import Each
     from konkyo.tasks.base import SEVEN_CAMS
 
-    setup = setup_of("konkyo/scenes-classifier", "default", None, (None, None, None, None), None)
+    setup = setup_of("konkyo/scenes-classifier", ModelOptions())
     rows: list[Row] = []
     on_object = Counter[str]()
     scenes = Scenes(number, seed=DEMO_SEED, size=256, objects=(1, 2))
@@ -70,7 +67,7 @@ def _demo_of_detector(to: Path) -> None:
         note = "left out: the detector, which needs transformers: pip install 'konkyo[transformers]'"
         out.print(escape(note), soft_wrap=True, highlight=False)
         return
-    setup = setup_of("konkyo/scenes-detr", "default", None, (None, None, None, None), None)
+    setup = setup_of("konkyo/scenes-detr", ModelOptions())
     scenes = Scenes(2, seed=DEMO_SEED, size=256, objects=(2, 4))
     rows: list[Row] = []
     on_object, of_objects = Counter[str](), 0

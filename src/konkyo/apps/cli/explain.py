@@ -11,39 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
-    Boxes,
-    Budget,
-    Classes,
-    Colours,
-    Crop,
-    Device,
-    FuseName,
+    ForwardOptions,
     Images,
     Json,
-    Labels,
-    Layers,
-    Mean,
+    MethodOptions,
     ModelName,
-    Not,
-    Of,
-    Options,
-    PrecisionName,
-    Resize,
-    Score,
-    Seed,
-    Std,
-    Top,
-    Wanted,
-    Weights,
+    ModelOptions,
+    TargetOptions,
     files_of,
-    out,
-    progress,
     request_of,
     require_paths,
     setup_of,
     target_of,
 )
+from konkyo.apps.cli.terminal import out, progress
 from konkyo.errors import KonkyoError, NotApplicable
 
 if TYPE_CHECKING:
@@ -53,6 +36,7 @@ from konkyo.apps.cli.manifest import Manifest, report_of, unique_names
 from konkyo.apps.cli.pictures import detection, explained, rows_of, score_in_words
 
 
+@with_groups
 def explain(
     images: Images,
     model: ModelName = "konkyo/scenes-classifier",
@@ -60,14 +44,8 @@ def explain(
         str,
         typer.Option("--method", help="One or several, as in cam,layer_cam, or 'all'; grad_cam, of detectors odam."),
     ] = "",
-    classes: Classes = None,
-    top: Top = None,
-    against: Not = None,
-    score: Score = None,
-    box: Boxes = None,
-    of: Of = None,
-    layer: Layers = None,
-    fuse: FuseName = None,
+    target_options: TargetOptions = TargetOptions(),
+    forward_options: ForwardOptions = ForwardOptions(),
     to: Annotated[Path, typer.Option("--out", help="Folder for pictures, maps and manifest.json.")] = Path(
         "konkyo-out"
     ),
@@ -77,18 +55,9 @@ def explain(
         bool, typer.Option("--overwrite", help="Remove what the folder's manifest lists, and begin anew.")
     ] = False,
     path: Annotated[bool, typer.Option("--path", help="Also draw the paths that methods integrate along.")] = False,
-    weights: Weights = "default",
-    labels: Labels = None,
-    resize: Resize = None,
-    crop: Crop = None,
-    mean: Mean = None,
-    std: Std = None,
-    option: Options = None,
-    budget: Budget = None,
-    seed: Seed = 0,
-    device: Device = None,
-    precision: PrecisionName = None,
-    cmap: Colours = None,
+    model_options: ModelOptions = ModelOptions(),
+    method_options: MethodOptions = MethodOptions(),
+    cmap: Annotated[str | None, typer.Option("--cmap", help="A matplotlib colour map for the overlays.")] = None,
     as_json: Json = False,
 ) -> None:
     """Explain images: an overlay and a raw map per image, class and method, and a manifest of it all.
@@ -99,12 +68,11 @@ def explain(
         raise KonkyoError(f"--maps is npz or safetensors; got {maps!r}")
     files = files_of(images)
     files = [f for f in files if to.resolve() not in f.resolve().parents] or files  # not what an earlier run wrote
-    setup = setup_of(model, weights, labels, (resize, crop, mean, std), device)
-    target = target_of(setup, Wanted(classes, top, against, score, box, of))
-    names, request = request_of(method or setup.model.task.method, target, layer, option)
+    setup = setup_of(model, model_options)
+    target = target_of(setup, target_options)
+    names, request = request_of(method or setup.model.task.method, method_options, target, forward_options)
     if path:
-        require_paths(names, of)
-    request |= {"fuse": fuse, "budget": budget, "seed": seed, "precision": precision}
+        require_paths(names, target_options.of)
     settings = {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}}
     settings |= {"maps": maps, "colours": cmap}
     with Manifest(to, settings, resume=resume, overwrite=overwrite) as manifest:

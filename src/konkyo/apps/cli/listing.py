@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from konkyo.apps.cli.options import (
-    Device,
-    Json,
-    Weights,
-    print_table,
-    setup_of,
-    size_of,
-)
+from konkyo.apps.cli.options import Device, Json, ModelOptions, Weights, setup_of, size_of
+from konkyo.apps.cli.terminal import print_table
 
 if TYPE_CHECKING:
     pass
@@ -81,7 +75,7 @@ def layers(
     as_json: Json = False,
 ) -> None:
     """List the layers that can be explained, with shapes and gradient norms; an arrow marks the automatic one."""
-    setup = setup_of(model, weights, None, (None, None, None, None), device)
+    setup = setup_of(model, ModelOptions(weights=weights, device=device))
     own = setup.model.preprocess
     side = (size_of(size) if size else None) or (own and (own.crop or own.resize)) or 224
     height, width = side if isinstance(side, tuple) else (side, side)

@@ -10,14 +10,16 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from konkyo.apps.cli.benchmark import benchmark
 from konkyo.apps.cli.compare import compare
 from konkyo.apps.cli.consistency import consistency
 from konkyo.apps.cli.demo import demo
+from konkyo.apps.cli.evaluate import evaluate
 from konkyo.apps.cli.explain import explain
 from konkyo.apps.cli.listing import layers, list_methods, list_metrics
-from konkyo.apps.cli.measure import benchmark, evaluate, sanity
-from konkyo.apps.cli.options import err, out
 from konkyo.apps.cli.report import report
+from konkyo.apps.cli.sanity import sanity
+from konkyo.apps.cli.terminal import err, out
 from konkyo.apps.cli.train import train
 from konkyo.errors import KonkyoError, KonkyoWarning
 

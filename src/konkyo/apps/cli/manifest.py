@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from rich.markup import escape
 
-from konkyo.apps.cli.options import err, out
+from konkyo.apps.cli.terminal import err, out
 from konkyo.errors import ImageError, KonkyoError
 from konkyo.utils.files import write_text
 from konkyo.utils.ledger import Ledger, read_ledger

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
-from rich.table import Table
 
+from konkyo.apps.cli.terminal import err
 from konkyo.errors import KonkyoError
 
 if TYPE_CHECKING:
     from konkyo.models import Model
-
-out, err = Console(), Console(stderr=True)
 
 Images = Annotated[list[str], typer.Argument(help="Image files, folders (searched through), or quoted globs.")]
 ModelName = Annotated[
@@ -32,49 +27,97 @@ ModelName = Annotated[
     ),
 ]
 Weights = Annotated[str, typer.Option(help="A .safetensors or .pth file, 'default' (pretrained), or 'random'.")]
-Labels = Annotated[Path | None, typer.Option(help="Class names: a line each (after a tab, if any), or JSON.")]
-Resize = Annotated[str | None, typer.Option(help="Short side in pixels, HEIGHTxWIDTH, or 'none'.")]
-Crop = Annotated[str | None, typer.Option(help="Side of the centre crop in pixels, HEIGHTxWIDTH, or 'none'.")]
-Mean = Annotated[str | None, typer.Option(help="Mean per channel, as in 0.485,0.456,0.406; one value: grey images.")]
-Std = Annotated[str | None, typer.Option(help="Standard deviation per channel.")]
-Classes = Annotated[
-    list[str] | None,
-    typer.Option("--class", "-c", help="Class name or index to explain; of a detector, to keep; repeatable."),
-]
-Top = Annotated[
-    int | None,
-    typer.Option(min=1, help="So many of the highest classes (1, without --class); of detections, the best (all)."),
-]
-Score = Annotated[
-    float | None, typer.Option("--score", help="Detectors: what is detected with a higher score than this; 0.5.")
-]
-Boxes = Annotated[
-    list[str] | None,
-    typer.Option("--box", help="Detectors: what overlaps x1,y1,x2,y2 (in pixels) most; repeatable."),
-]
-Of = Annotated[
-    str | None,
-    typer.Option("--of", help="Detectors: probability, logit, x1, y1, x2, y2 or combined; what is explained."),
-]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; default: cuda where there is one.")]
 Layers = Annotated[
     list[str] | None,
     typer.Option("--layer", "-l", help="Layer name, 'input', or 'stages'; repeated: fused, shallow to deep."),
 ]
-FuseName = Annotated[
-    str | None, typer.Option("--fuse", help="How several layers become one: layer_cam, max, mean, sum or product.")
-]
-Not = Annotated[str | None, typer.Option("--not", help="Contrast: why each --class and not this one.")]
-Budget = Annotated[
-    int | None, typer.Option(min=1, help="Most forwards per image for methods that perturb; important ones first.")
-]
-Options = Annotated[
-    list[str] | None, typer.Option("--option", "-o", help="A method's option, as in steps=100; repeatable.")
-]
-Seed = Annotated[int, typer.Option(help="Seed of methods that draw at random.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; default: cuda where there is one.")]
 PrecisionName = Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16 for the model's forwards.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, nothing else.")]
-Colours = Annotated[str | None, typer.Option("--cmap", help="A matplotlib colour map for the overlays.")]
+Data = Annotated[
+    str,
+    typer.Option("--data", "-d", help="scenes:COUNT[,objects=1], lesions:COUNT, coco:DIR, voc:DIR, folder:DIR, ..."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Measure so many samples, drawn by the seed; all.")]
+Folder = Annotated[
+    Path, typer.Option("--out", help="Folder for tables, curves and values; an interrupted run goes on from there.")
+]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is loaded, and how its pictures are prepared."""
+
+    weights: Weights = "default"
+    labels: Annotated[Path | None, typer.Option(help="Class names: a line each (after a tab, if any), or JSON.")] = None
+    resize: Annotated[str | None, typer.Option(help="Short side in pixels, HEIGHTxWIDTH, or 'none'.")] = None
+    crop: Annotated[str | None, typer.Option(help="Side of the centre crop in pixels, HEIGHTxWIDTH, or 'none'.")] = None
+    mean: Annotated[
+        str | None, typer.Option(help="Mean per channel, as in 0.485,0.456,0.406; one value: grey images.")
+    ] = None
+    std: Annotated[str | None, typer.Option(help="Standard deviation per channel.")] = None
+    device: Device = None
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """What of an image is explained."""
+
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", "-c", help="Class name or index to explain; of a detector, to keep; repeatable."),
+    ] = None
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many of the highest classes (1, without --class); of detections, the best (all)."),
+    ] = None
+    against: Annotated[str | None, typer.Option("--not", help="Contrast: why each --class and not this one.")] = None
+    score: Annotated[
+        float | None, typer.Option("--score", help="Detectors: what is detected with a higher score than this; 0.5.")
+    ] = None
+    box: Annotated[
+        list[str] | None,
+        typer.Option("--box", help="Detectors: what overlaps x1,y1,x2,y2 (in pixels) most; repeatable."),
+    ] = None
+    of: Annotated[
+        str | None,
+        typer.Option("--of", help="Detectors: probability, logit, x1, y1, x2, y2 or combined; what is explained."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """The methods' own options, and their seed."""
+
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", help="A method's option, as in steps=100; repeatable.")
+    ] = None
+    seed: Annotated[int, typer.Option(help="Seed of methods that draw at random.")] = 0
+
+
+@dataclass(frozen=True)
+class ForwardOptions:
+    """Where in the network maps are made, and with how many forwards of which precision."""
+
+    layer: Layers = None
+    fuse: Annotated[
+        str | None,
+        typer.Option("--fuse", help="How several layers become one: layer_cam, max, mean, sum or product."),
+    ] = None
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="Most forwards per image for methods that perturb; important ones first.")
+    ] = None
+    precision: PrecisionName = None
+
+
+@dataclass(frozen=True)
+class MatchingOptions:
+    """Which detections are measured."""
+
+    score: Annotated[float, typer.Option("--score", help="Detectors: what is detected with a higher score.")] = 0.3
+    iou: Annotated[
+        float, typer.Option("--iou", help="Detectors: least overlap with a thing of the class; 0: all detections.")
+    ] = 0.5
 
 
 @dataclass
@@ -83,18 +126,6 @@ class Setup:
 
     model: Model
     settings: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be explained, as the options say it."""
-
-    classes: list[str] | None = None
-    top: int | None = None
-    against: str | None = None
-    score: float | None = None
-    boxes: list[str] | None = None
-    of: str | None = None
 
 
 PREPARATION = ("resize", "crop", "mean", "std")
@@ -107,31 +138,22 @@ def files_of(images: list[str]) -> list[Path]:
     return find_images(images)
 
 
-def setup_of(
-    name: str,
-    weights: str,
-    labels: Path | None,
-    preparation: tuple[str | None, str | None, str | None, str | None],
-    device: str | None,
-) -> Setup:
+def setup_of(name: str, options: ModelOptions) -> Setup:
     """The model that the options describe."""
     import torch
 
     import konkyo
     from konkyo.models import Preprocess, load
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load(name, weights=None if weights == "random" else weights, device=device)
-    resize, crop, mean, std = preparation
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load(name, weights=None if options.weights == "random" else options.weights, device=device)
     changes: dict[str, Any] = {}
-    if resize is not None:
-        changes["resize"] = size_of(resize)
-    if crop is not None:
-        changes["crop"] = size_of(crop)
-    if mean is not None:
-        changes["mean"] = _numbers(mean)
-    if std is not None:
-        changes["std"] = _numbers(std)
+    for side in ("resize", "crop"):
+        if (text := getattr(options, side)) is not None:
+            changes[side] = size_of(text)
+    for colours in ("mean", "std"):
+        if (text := getattr(options, colours)) is not None:
+            changes[colours] = _numbers(text)
     usual = Preprocess(**model.task.preprocessing)
     if model.preprocess is None and len(changes) < 4:
         missing = ", ".join(f"{key} {getattr(usual, key)}" for key in PREPARATION if key not in changes)
@@ -139,11 +161,11 @@ def setup_of(
         err.print(escape(note), soft_wrap=True, highlight=False)
     if changes or model.preprocess is None:
         model = replace(model, preprocess=replace(model.preprocess or usual, **changes))
-    if labels is not None:
-        model = replace(model, classes=_labels(labels))
+    if options.labels is not None:
+        model = replace(model, classes=_labels(options.labels))
     settings = {
         "model": name,
-        "weights": weights,
+        "weights": options.weights,
         "preprocess": repr(model.preprocess),
         "device": device,
         "versions": {"konkyo": konkyo.__version__, "torch": torch.__version__},
@@ -151,17 +173,17 @@ def setup_of(
     return Setup(model, settings)
 
 
-def target_of(setup: Setup, wanted: Wanted) -> Any:
+def target_of(setup: Setup, what: TargetOptions) -> Any:
     """The target that the options ask for. KonkyoError: an option that the model has no use for."""
-    from konkyo.tasks.base import TargetOptions
+    from konkyo.tasks.base import TargetRequest
 
-    options = TargetOptions(
-        tuple(_class(c) for c in wanted.classes or ()),
-        wanted.top,
-        None if wanted.against is None else _class(wanted.against),
-        wanted.score,
-        tuple(_box(text) for text in wanted.boxes or ()),
-        wanted.of,
+    options = TargetRequest(
+        tuple(_class(c) for c in what.classes or ()),
+        what.top,
+        None if what.against is None else _class(what.against),
+        what.score,
+        tuple(_box(text) for text in what.box or ()),
+        what.of,
     )
     return setup.model.task.request(options, setup.model.name)
 
@@ -189,9 +211,9 @@ def _class(text: str) -> int | str:
 
 
 def request_of(
-    method: str, target: Any, layer: list[str] | None, option: list[str] | None
+    method: str, options: MethodOptions, target: Any = None, forward: ForwardOptions = ForwardOptions()
 ) -> tuple[list[str], dict[str, Any]]:
-    """(method names, arguments of `explanations`)"""
+    """The names of the methods, and the arguments of `explanations`."""
     from konkyo.methods.base import find, methods
 
     every = methods()
@@ -199,14 +221,22 @@ def request_of(
     names = list(dict.fromkeys(find(name.strip()).name for name in wanted))
     if not names:
         raise KonkyoError("--method names no method; `konkyo methods` lists them")
-    options = {}
-    for item in option or ():
+    own = {}
+    for item in options.option or ():
         key, equals, value = item.partition("=")
         if not equals:
             raise KonkyoError(f"--option is NAME=VALUE, as in steps=100; got {item!r}")
-        options[key.strip()] = _value(value.strip())
-    layers: Any = layer[0] if layer and len(layer) == 1 else layer or None
-    return names, {"target": target, "layer": layers, "options": options}
+        own[key.strip()] = _value(value.strip())
+    layer = forward.layer
+    return names, {
+        "target": target,
+        "layer": layer[0] if layer and len(layer) == 1 else layer or None,
+        "options": own,
+        "fuse": forward.fuse,
+        "budget": forward.budget,
+        "seed": options.seed,
+        "precision": forward.precision,
+    }
 
 
 def _value(text: str) -> Any:
@@ -256,30 +286,3 @@ def _labels(path: Path) -> tuple[str, ...]:
         except (ValueError, LookupError) as error:
             raise KonkyoError(f'{path} is no JSON list of names, nor an object {{"0": name, ...}}: {error}') from error
     return tuple(line.split("\t")[-1].strip() for line in text.splitlines() if line.strip())
-
-
-# --- on the terminal --------------------------------------------------------------------------------------------------
-
-
-def progress(items: Iterable[Any], what: str) -> Iterator[tuple[Any, Callable[[int, int], None]]]:
-    """Every item, and whom to tell how far the work on it is."""
-    listed = list(items)
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
-        variants = bar.add_task("variants", visible=False)
-
-        def told(done: int, total: int) -> None:
-            bar.update(variants, completed=done, total=total, visible=done < total)
-
-        for item in bar.track(listed, description=what):
-            yield item, told
-
-
-def print_table(columns: list[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints rows of text under their columns."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, no_wrap=index == 0)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    printer = out if out.is_terminal else Console(width=1000)  # in a pipe, names must not be cut
-    printer.print(table)

@@ -44,10 +44,11 @@ def failures_of(model: Model) -> Iterator[None]:
 
 
 def detection(result: Explanation, row: int) -> dict[str, Any]:
-    """What the manifest says of a target: its box in the picture's pixels, if it has one, and its own details."""
+    """What the manifest says of a detection: its box in the picture's pixels, and the probability of its class."""
     box = box_of(result, row)
-    place = {} if box is None else {"box": [round(side, 2) for side in box]}
-    return place | _target(result, row).details()
+    if box is None:
+        return {}
+    return {"box": [round(side, 2) for side in box], **_target(result, row).details()}
 
 
 def _target(result: Explanation, row: int) -> BaseTarget:

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from konkyo.apps.cli.options import Json, out, print_table
+from konkyo.apps.cli.options import Json
+from konkyo.apps.cli.terminal import out, print_table
 
 report = typer.Typer(help="Tables and figures of what was trained.", no_args_is_help=True)
 

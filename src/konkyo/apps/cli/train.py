@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from konkyo.apps.cli.measure import Told, split, told
-from konkyo.apps.cli.options import out
+from konkyo.apps.cli.evaluate import split
+from konkyo.apps.cli.groups import with_groups
+from konkyo.apps.cli.terminal import Bar, out, progress_bar
 from konkyo.errors import KonkyoError
 
 if TYPE_CHECKING:
@@ -28,17 +30,29 @@ def _train() -> None:
 
 Epochs = Annotated[int, typer.Option(min=1)]
 Batch = Annotated[int, typer.Option(min=1, help="Images a step, over all devices.")]
-Rate = Annotated[float, typer.Option(help="Learning rate.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that read pictures.")]
-Devices = Annotated[int, typer.Option(min=1, help="Devices on each node.")]
-Nodes = Annotated[int, typer.Option(min=1, help="Nodes; start the same command on each.")]
-Accelerator = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
-Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="So many pictures of the data, drawn by seed 0; all.")]
+Pictures = Annotated[int | None, typer.Option(min=1, help="So many pictures of the data, drawn by seed 0; all.")]
 Seeds = Annotated[str, typer.Option(help="So many seeds, from 0; or the seeds themselves, as in 7,8,9 or (one) 7,.")]
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What a training runs on."""
+
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0
+    devices: Annotated[int, typer.Option(min=1, help="Devices on each node.")] = 1
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes; start the same command on each.")] = 1
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto"
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32"
+
+    def fabric(self) -> Fabric:
+        """The devices, ready."""
+        from konkyo.training.devices import fabric_of
+
+        return fabric_of(self.devices, self.nodes, accelerator=self.accelerator, precision=self.precision)
+
+
 @train.command()
+@with_groups
 def gaze(
     data: Annotated[
         str, typer.Option("--data", "-d", help="chest:DIR, brain:DIR, folder:DIR or lesions:COUNT, with options.")
@@ -67,19 +81,14 @@ def gaze(
     epochs: Epochs = 20,
     batch: Batch = 32,
     rate: Annotated[float | None, typer.Option(help="Learning rate; 1e-4, of lesions 1e-3.")] = None,
-    workers: Workers = 0,
-    limit: Limit = None,
-    devices: Devices = 1,
-    nodes: Nodes = 1,
-    accelerator: Accelerator = "auto",
-    precision: Precision = "fp32",
+    limit: Pictures = None,
+    machine: Machine = Machine(),
     to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
         "konkyo-gaze"
     ),
 ) -> None:
     """Train the networks of the study of gaze consistency with several weights of its loss, from paired seeds."""
     from konkyo.studies.gaze.study import GazeStudy, train_gaze
-    from konkyo.training.devices import fabric_of
     from konkyo.training.loop import Recipe
 
     drawn = data.partition(":")[0] == "lesions"
@@ -100,14 +109,15 @@ def gaze(
         augment=not drawn if augment is None else augment,
         grid=grid,
         limit=limit,
-        recipe=Recipe(epochs, batch, (1e-3 if drawn else 1e-4) if rate is None else rate, workers=workers),
+        recipe=Recipe(epochs, batch, (1e-3 if drawn else 1e-4) if rate is None else rate, workers=machine.workers),
     )
-    fabric = fabric_of(devices, nodes, accelerator=accelerator, precision=precision)
+    fabric = machine.fabric()
     with _training("gaze", to, fabric) as progress:
         train_gaze(study, to, fabric=fabric, progress=progress)
 
 
 @train.command()
+@with_groups
 def vib(
     data: Annotated[
         str, typer.Option("--data", "-d", help="sun397:DIR, folder:DIR, scenes:COUNT or lesions:COUNT, with options.")
@@ -138,12 +148,8 @@ def vib(
     rate: Annotated[float | None, typer.Option(help="Learning rate; 0.1, pretrained 0.01.")] = None,
     schedule: Annotated[str, typer.Option(help="steps, cosine, plateau or constant.")] = "steps",
     optimiser: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
-    workers: Workers = 0,
-    limit: Limit = None,
-    devices: Devices = 1,
-    nodes: Nodes = 1,
-    accelerator: Accelerator = "auto",
-    precision: Precision = "fp32",
+    limit: Pictures = None,
+    machine: Machine = Machine(),
     to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
         "konkyo-vib"
     ),
@@ -151,7 +157,6 @@ def vib(
     """Train a network with a variational information bottleneck for every beta, and what it is compared with."""
     from konkyo.models.networks.vib import Noise
     from konkyo.studies.vib.study import VIBStudy, train_vib
-    from konkyo.training.devices import fabric_of
     from konkyo.training.loop import Recipe
 
     drawn = data.partition(":")[0] == "scenes"
@@ -180,10 +185,10 @@ def vib(
             optimiser,  # type: ignore[arg-type]
             decay=1e-4,
             schedule=schedule,  # type: ignore[arg-type]
-            workers=workers,
+            workers=machine.workers,
         ),
     )
-    fabric = fabric_of(devices, nodes, accelerator=accelerator, precision=precision)
+    fabric = machine.fabric()
     with _training("vib", to, fabric) as progress:
         train_vib(study, to, fabric=fabric, progress=progress)
 
@@ -222,9 +227,9 @@ def _range(text: str) -> list[float]:
 
 
 @contextmanager
-def _training(kind: str, to: Path, fabric: Fabric) -> Iterator[Told]:
+def _training(kind: str, to: Path, fabric: Fabric) -> Iterator[Bar]:
     """Whom to tell how far the trainings are; at their end, where what they gave is."""
-    with told("preparing", "whole epochs are kept", shown=fabric.is_global_zero) as progress:
+    with progress_bar("preparing", "whole epochs are kept", shown=fabric.is_global_zero) as progress:
         yield progress
     if fabric.is_global_zero:
         where = escape(str(to))

@@ -1,0 +1,98 @@
+"""The command that measures explanations on data with truth."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from konkyo.apps.cli.groups import with_groups
+from konkyo.apps.cli.options import (
+    Data,
+    Folder,
+    Json,
+    Limit,
+    MatchingOptions,
+    MethodOptions,
+    ModelOptions,
+    PrecisionName,
+    request_of,
+    setup_of,
+)
+from konkyo.apps.cli.terminal import out, print_evaluation, progress_bar
+from konkyo.errors import KonkyoError
+
+
+@with_groups
+def evaluate(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="As of `konkyo explain`; 'none': only --maps of other tools.")
+    ] = "konkyo/scenes-classifier",
+    data: Data = "scenes:100",
+    method: Annotated[
+        str, typer.Option("--method", help="Several, as in grad_cam,layer_cam, or 'all'; default: the usual ones.")
+    ] = "",
+    metrics: Annotated[
+        str,
+        typer.Option("--metrics", help="As in ebpg@box,deletion(protocol=seed); `konkyo metrics` lists them."),
+    ] = "",
+    maps: Annotated[
+        list[Path] | None,
+        typer.Option("--maps", help="Folder of maps that another tool made (NAME.npz, .npy or .png); repeatable."),
+    ] = None,
+    explained: Annotated[
+        str, typer.Option("--explained", help="Classifiers: the model's decision, or the sample's label.")
+    ] = "decision",
+    matching_options: MatchingOptions = MatchingOptions(),
+    unique: Annotated[
+        bool, typer.Option("--unique", help="Detectors: only where every method's map has one highest place.")
+    ] = False,
+    limit: Limit = None,
+    to: Folder = Path("konkyo-evaluation"),
+    model_options: ModelOptions = ModelOptions(),
+    method_options: MethodOptions = MethodOptions(),
+    precision: PrecisionName = None,
+    as_json: Json = False,
+) -> None:
+    """Measure explanations on data with truth: a table of methods and metrics, with 95 % intervals and paired tests."""
+    from konkyo.evaluation.evaluate import Maps
+    from konkyo.evaluation.evaluate import evaluate as run
+    from konkyo.tasks.base import Matching
+
+    setup = None if model == "none" else setup_of(model, model_options)
+    names: list[Any] = []
+    options: dict[str, Any] = {}
+    if setup is not None and (method or not maps):
+        names, request = request_of(method or ",".join(setup.model.task.methods), method_options)
+        options = request["options"]
+    if explained not in ("decision", "label"):
+        raise KonkyoError(f"--explained is decision or label; got {explained!r}")
+    with progress_bar("evaluating") as progress:
+        found = run(
+            None if setup is None else setup.model,
+            data,
+            [*names, *(Maps(folder) for folder in maps or ())],
+            split(metrics) or None,
+            explained=explained,  # type: ignore[arg-type] # checked above
+            matching=Matching(matching_options.score, matching_options.iou, unique),
+            limit=limit,
+            seed=method_options.seed,
+            precision=precision,  # type: ignore[arg-type] # checked by the Pass
+            out=to,
+            progress=progress,
+            **options,
+        )
+    if as_json:
+        print(json.dumps(found.description(), indent=1))  # noqa: T201 - standard output is what was asked for
+        return
+    print_evaluation(found)
+    out.print(f"table, curves and every value in {escape(str(to))}", highlight=False, soft_wrap=True)
+
+
+def split(text: str) -> list[str]:
+    """Names separated by commas, which may have options in parentheses."""
+    return [name.strip() for name in re.split(r",(?![^()]*\))", text) if name.strip()]

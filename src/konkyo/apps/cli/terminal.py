@@ -1,0 +1,78 @@
+"""What the commands write on the terminal: bars of progress, tables, lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from konkyo.evaluation.result import Evaluation
+
+out, err = Console(), Console(stderr=True)
+
+
+class Bar(Protocol):
+    """It shows how much of the work is done (total None: of how much is not known), and which stage is under way."""
+
+    def __call__(self, done: int, total: int | None, stage: str | None = None, /) -> None:
+        """Shows it."""
+
+
+def progress(items: Iterable[Any], what: str) -> Iterator[tuple[Any, Callable[[int, int], None]]]:
+    """Every item, and a function that hears how many of its variants are done."""
+    listed = list(items)
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
+        variants = bar.add_task("variants", visible=False)
+
+        def tell(done: int, total: int) -> None:
+            bar.update(variants, completed=done, total=total, visible=done < total)
+
+        for item in bar.track(listed, description=what):
+            yield item, tell
+
+
+def print_table(columns: list[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints rows of text under their columns."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    printer = out if out.is_terminal else Console(width=1000)  # in a pipe, names must not be cut
+    printer.print(table)
+
+
+@contextmanager
+def progress_bar(what: str, kept: str = "what was measured is kept", *, shown: bool = True) -> Iterator[Bar]:
+    """A bar on the terminal that hears how far the work is, and of which stage; `kept`: what an interruption leaves."""
+    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not (shown and err.is_terminal)) as bar:
+        task = bar.add_task(what, total=None)
+
+        def tell(done: int, total: int | None, stage: str | None = None) -> None:
+            bar.update(task, completed=done, total=total, description=stage)
+
+        try:
+            yield tell
+        except KeyboardInterrupt:
+            if shown:
+                err.print(f"interrupted: {kept}, and the same command goes on from there")
+            raise
+
+
+def print_evaluation(found: Evaluation) -> None:
+    """Prints the table, and what was left out."""
+    head, rows = found.table()
+    print_table(
+        [cell.strip() for cell in head],
+        [[cell.replace("\\*", "*").replace("**", "") for cell in row] for row in rows],
+    )
+    out.print("* differs from the best of its column: p < 0.05, paired by image, Holm", highlight=False)
+    for line in found.remarks():
+        out.print(escape(line), highlight=False, soft_wrap=True)
