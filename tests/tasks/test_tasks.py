@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,9 @@ class Quantity(BaseTarget):
 
     def __call__(self, output: Tensor) -> Tensor:
         return output[:, self.column]
+
+    def details(self) -> dict[str, Any]:
+        return {"unit": "cm"}
 
     def in_words(self, label: str, score: float) -> str:
         return f"{label} = {score:.1f} cm"
@@ -121,6 +125,34 @@ def test_what_only_detectors_have_does_not_apply(model: konkyo.Model) -> None:
         konkyo.explain(model, images(1, double=False), method="d_rise", masks=2)
 
 
+def test_lists_and_each_are_taken_apart_for_every_task(model: konkyo.Model) -> None:
+    x = images(2, double=False)
+    assert konkyo.explain(model, x, target=["width", "height"]).labels == ("width", "height")
+    assert konkyo.explain(model, x, target=[Quantity(1), None]).labels == ("width", "height", "width")
+    several = konkyo.explain(model, x, target=konkyo.Each("width", Quantity(0)))
+    assert several.labels == ("width", "height") * 2
+    assert several.image_index.tolist() == [0, 0, 1, 1]
+    with pytest.raises(konkyo.KonkyoError, match="one entry per image: 2 expected, 1 came"):
+        konkyo.explain(model, x, target=["width"])
+
+
+@pytest.mark.parametrize("entry", [None, konkyo.TopK(2), konkyo.Each(1), [1]])
+def test_within_a_list_a_classifier_takes_classes_only(entry: Any) -> None:
+    classifier = konkyo.Model(seeded(SmallResNet(), double=False))
+    requests = [[entry]] if isinstance(entry, list) else [[entry], konkyo.Each(entry)]
+    for request in requests:
+        with pytest.raises(konkyo.KonkyoError, match="a target is a class index"):
+            classifier.targets(request, torch.zeros(1, 5))
+
+
+@pytest.mark.parametrize("metric", ["max_sensitivity(samples=2)", "coherency"])
+def test_metrics_that_explain_again_measure_it_too(model: konkyo.Model, metric: str) -> None:
+    samples = [Sample("a", Image.effect_noise((32, 32), 80).convert("RGB"))]
+    table = konkyo.evaluate(model, samples, ["grad_cam"], [metric])
+    assert [row.label for row in table.rows] == ["height", "width"]
+    assert table.statistics["grad_cam", metric].isfinite().all()
+
+
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
 def test_its_targets_are_saved_and_loaded(model: konkyo.Model, tmp_path: Path, suffix: str) -> None:
@@ -160,6 +192,7 @@ def test_it_speaks_for_itself_on_the_command_line(
     assert not end.value.code
     score = float(konkyo.explain(model, Image.open("a.png").convert("RGB"), target="width").scores)
     assert f"a.png: width = {score:.1f} cm" in capsys.readouterr().out
+    assert json.loads(Path("konkyo-out/manifest.json").read_text())["images"][0]["maps"][0]["unit"] == "cm"
     monkeypatch.setattr("sys.argv", ["konkyo", "explain", "a.png", "--model", "ruler", "--top", "2", "--out", "b"])
     with pytest.raises(SystemExit):
         cli.main()

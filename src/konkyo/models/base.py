@@ -18,7 +18,7 @@ from konkyo.engine.trace import Site
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.models.layers import Layers, Traces
 from konkyo.models.preprocess import Frame, Preprocess
-from konkyo.targets.classes import Each, Score, Target, TopK
+from konkyo.targets.classes import Score, Target, TopK
 from konkyo.targets.detections import Detections
 from konkyo.tasks import Classes, ClassificationTask, DetectionTask, Task
 from konkyo.tasks.detection import Detector
@@ -204,9 +204,7 @@ class Model:
         if not self.task.instances and (score == "similarity" or isinstance(target, Detections)):
             raise NotApplicable(f"{self.name} is no detector: it has no detections to be explained")
         to_picture = [frame.shown for frame in frames]
-        if isinstance(target, Each):
-            return self.task.targets_of_each(target.targets, output, self._classes, score=score, to_picture=to_picture)
-        return self.task.targets(target, output, self._classes, score=score, to_picture=to_picture)
+        return self.task.targets_of(target, output, self._classes, score=score, to_picture=to_picture)
 
     @property
     def _classes(self) -> Classes:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
+import numpy as np
 from torch import Tensor, nn
 
 from konkyo.data.samples import Annotation, Sample
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ContrastTarget, Score
+from konkyo.targets.classes import Against, ContrastTarget, Each, Score
 from konkyo.utils.tensors import min_max
 
 Explained: TypeAlias = Literal["decision", "label"]
@@ -139,23 +140,43 @@ class Task(ABC):
         score: Score = "logit",
         to_picture: Sequence[ToPicture] = (),
     ) -> list[list[Target]]:
-        """Returns the targets of every image, from what a user asks for; None asks for the network's decisions.
+        """Returns the targets of every image, from one request of a user's; None asks for the network's decisions.
 
+        A target is a request, too, and means itself. Lists and `Each` do not come here: `targets_of` takes them apart.
         `score` is what the method explains, `to_picture` has a function per image. KonkyoError: an unknown request.
         """
 
-    def targets_of_each(
+    def targets_of(
         self,
-        requests: Sequence[Any],
+        requests: Any,
         output: Tensor,
         classes: Classes,
         *,
         score: Score = "logit",
         to_picture: Sequence[ToPicture] = (),
     ) -> list[list[Target]]:
-        """Returns the targets of several requests, one request after the other for every image."""
-        parts = [self.targets(r, output, classes, score=score, to_picture=to_picture) for r in requests]
-        return [[target for part in image for target in part] for image in zip(*parts, strict=True)]
+        """Returns the targets of every image, where a list has a request per image and `Each` several for every image.
+
+        Anything else is one request, as of `targets`. KonkyoError: a list (or tensor) of another length.
+        """
+        entries = requests.tolist() if isinstance(requests, (Tensor, np.ndarray, np.generic)) else requests
+        if isinstance(entries, (list, tuple)):
+            if len(entries) != len(output):
+                raise KonkyoError(
+                    f"a list of targets has one entry per image: {len(output)} expected, {len(entries)} came; several "
+                    f"targets for every image: Each(...) or {'Detections(...)' if self.instances else 'TopK(k)'}"
+                )
+            images = [
+                self.targets_of(entry, output[i : i + 1], classes, score=score, to_picture=to_picture[i : i + 1])
+                for i, entry in enumerate(entries)
+            ]
+            return [targets for (targets,) in images]
+        if isinstance(entries, Each):
+            parts = [
+                self.targets_of(entry, output, classes, score=score, to_picture=to_picture) for entry in entries.targets
+            ]
+            return [[target for part in image for target in part] for image in zip(*parts, strict=True)]
+        return self.targets(entries, output, classes, score=score, to_picture=to_picture)
 
     def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:
         """Returns what a target is called in pictures; `outputs` is the number of the network's outputs, if known."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, cast
 
-import numpy as np
 from torch import Tensor
 
 from konkyo.errors import KonkyoError
@@ -31,6 +30,22 @@ class ClassificationTask(Task):
 
     multilabel: bool = False
 
+    def targets_of(
+        self,
+        requests: Any,
+        output: Tensor,
+        classes: Classes,
+        *,
+        score: Score = "logit",
+        to_picture: Sequence[ToPicture] = (),
+    ) -> list[list[Target]]:
+        """Returns the targets of every image; within a list or `Each` there may be classes and Targets only."""
+        entries = requests.targets if isinstance(requests, Each) else requests
+        for entry in entries if isinstance(entries, (list, tuple)) else ():
+            if entry is None or isinstance(entry, (TopK, Each, list, tuple)):
+                raise _unknown(entry)
+        return super().targets_of(requests, output, classes, score=score, to_picture=to_picture)
+
     def targets(
         self,
         request: Any,
@@ -42,8 +57,7 @@ class ClassificationTask(Task):
     ) -> list[list[Target]]:
         """Returns the targets of every image.
 
-        `request`: None, `TopK`, an int, a class name, a Target, or a list (or integer tensor) of these with one
-        entry per image. KonkyoError: an unknown class, a list of the wrong length.
+        `request`: None, `TopK`, an int, a class name or a Target. KonkyoError: an unknown class.
         """
         del to_picture
         if classes.names and output.ndim == 2 and len(classes.names) != class_logits(output).shape[1]:
@@ -53,15 +67,7 @@ class ClassificationTask(Task):
             )
         if request is None or isinstance(request, TopK):
             return self.decisions(output, 1 if request is None else request.k, score=score)
-        entries = request.tolist() if isinstance(request, (Tensor, np.ndarray, np.generic)) else request
-        if isinstance(entries, (list, tuple)):
-            if len(entries) != len(output):
-                raise KonkyoError(
-                    f"a list of targets has one entry per image: {len(output)} expected, {len(entries)} came; "
-                    "several targets for every image: Each(...) or TopK(k)"
-                )
-            return [[self._target(t, score, output, classes)] for t in entries]
-        return [[self._target(entries, score, output, classes)]] * len(output)
+        return [[self._target(request, score, output, classes)]] * len(output)
 
     def decisions(self, output: Tensor, k: int = 1, *, score: Score = "logit") -> list[list[Target]]:
         """Returns the k highest classes of every image, highest first. KonkyoError: an output that is not (N, K)."""
@@ -94,7 +100,7 @@ class ClassificationTask(Task):
         if isinstance(target, int) and not isinstance(target, bool):
             return self._class_target(target, score)
         if isinstance(target, (TopK, Each)) or not callable(target):
-            raise KonkyoError(f"a target is a class index, a class name or a callable output -> (N,); got {target!r}")
+            raise _unknown(target)
         return cast("Target", target)
 
     def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:
@@ -144,3 +150,7 @@ class ClassificationTask(Task):
         del box
         index = as_target(target).class_index
         return target if index is None else self._class_target(index, "probability")
+
+
+def _unknown(target: Any) -> KonkyoError:
+    return KonkyoError(f"a target is a class index, a class name or a callable output -> (N,); got {target!r}")

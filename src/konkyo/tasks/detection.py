@@ -15,7 +15,7 @@ from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.candidates import Candidates
-from konkyo.targets.classes import Against, ContrastTarget, Each, Score, TopK
+from konkyo.targets.classes import Against, ContrastTarget, Score, TopK
 from konkyo.targets.detections import NEAR, SIDES_OF_BOX, Detections, InstanceTarget, Quantity, Tracked
 from konkyo.tasks.base import Classes, Explained, Matching, TargetRequest, Task, ToPicture, same_class, task
 from konkyo.utils.tensors import overlap
@@ -118,22 +118,8 @@ class DetectionTask(Task):
     ) -> list[list[Target]]:
         """Returns the targets of every image: detections, or Targets as they come.
 
-        `request`: None, `Detections`, `TopK`, `Each`, a class's index or name, a Target, or a list of these with one
-        entry per image. KonkyoError: an unknown class, a list of the wrong length.
+        `request`: None, `Detections`, `TopK`, a class's index or name, or a Target. KonkyoError: an unknown class.
         """
-        if isinstance(request, (list, tuple)):
-            if len(request) != len(output):
-                raise KonkyoError(
-                    f"a list of targets has one entry per image: {len(output)} expected, {len(request)} came; "
-                    "several targets for every image: Each(...) or Detections(...)"
-                )
-            images = [
-                self.targets(r, output[i : i + 1], classes, score=score, to_picture=to_picture[i : i + 1])
-                for i, r in enumerate(request)
-            ]
-            return [targets for (targets,) in images]
-        if isinstance(request, Each):
-            return self.targets_of_each(request.targets, output, classes, score=score, to_picture=to_picture)
         if isinstance(request, TopK):
             request = Detections(top=request.k)
         elif isinstance(request, str) or (isinstance(request, int) and not isinstance(request, bool)):

@@ -44,11 +44,10 @@ def failures_of(model: Model) -> Iterator[None]:
 
 
 def detection(result: Explanation, row: int) -> dict[str, Any]:
-    """What the manifest says of a detection: its box in the picture's pixels, and the probability of its class."""
+    """What the manifest says of a target: its box in the picture's pixels, if it has one, and its own details."""
     box = box_of(result, row)
-    if box is None:
-        return {}
-    return {"box": [round(side, 2) for side in box], **_target(result, row).details()}
+    place = {} if box is None else {"box": [round(side, 2) for side in box]}
+    return place | _target(result, row).details()
 
 
 def _target(result: Explanation, row: int) -> BaseTarget:
