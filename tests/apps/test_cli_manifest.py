@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from helpers.commands import Run, runner
+from konkyo.apps.cli.manifest import Manifest
 
 NET = """from torch import manual_seed, nn
 def build():
@@ -142,3 +143,45 @@ def test_the_manifest_of_before_is_not_written_over(run: Run) -> None:
     assert Path("out/manifest.json").read_bytes() == before
     assert run("explain", "001.png", *OPTIONS, "--overwrite").code == 0
     assert not Path("out/000.grad_cam.png").exists()
+
+
+def test_what_an_image_no_longer_lists_is_removed(run: Run) -> None:
+    """A picture that has become unreadable, and paths that are not asked for again."""
+    paths = ["--method", "ig_odam", "--option", "nodes=3"]
+    options = [*OPTIONS[:2], *paths, *OPTIONS[4:]]
+    assert run("explain", "000.png", "001.png", *options, "--path").code == 0
+    drawn = {path.name for path in Path("out").glob("*.path.png")}
+    assert len(drawn) == 2
+    Path("000.png").write_bytes(b"no picture")
+    again = run("explain", "000.png", "001.png", *options)
+    assert again.code == 3
+    assert listed() == ["001.png"]
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        *("001.ig_odam.npz", "001.ig_odam.png", "manifest.json", "manifest.jsonl")
+    ]
+
+
+def test_images_without_maps_are_done_too(tmp_path: Path) -> None:
+    with Manifest(tmp_path, {"seed": 0}) as record, record.image(Path("a.png")) as entry:
+        entry["nothing"] = "nothing detected"
+    with Manifest(tmp_path, {"seed": 0}, resume=True) as record:
+        assert record.has(Path("a.png"))
+    with Manifest(tmp_path, {"seed": 1}, resume=True) as record:  # nothing is lost with it
+        assert not record.has(Path("a.png"))
+
+
+def test_what_another_run_adds_until_the_folder_is_free_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record is read under the lock only."""
+    from konkyo.utils import ledger
+
+    locked = ledger._locked
+
+    def later(path: Path) -> Any:
+        monkeypatch.setattr(ledger, "_locked", locked)
+        with Manifest(tmp_path, {"seed": 0}) as record, record.image(Path("a.png")) as entry:
+            entry["maps"] = [{"overlay": "a.png", "map": "a.npz"}]
+        return locked(path)
+
+    monkeypatch.setattr(ledger, "_locked", later)
+    with Manifest(tmp_path, {"seed": 0}, resume=True) as record:
+        assert record.has(Path("a.png"))

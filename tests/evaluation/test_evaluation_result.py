@@ -383,6 +383,17 @@ def test_samples_that_cannot_be_read_stay_told_after_resuming(model: konkyo.Mode
     assert [r.sample for r in again.rows] == ["p1"]
 
 
+def test_damaged_lines_are_told_and_measured_again(model: konkyo.Model, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"data": pictures(3), "methods": ["grad_cam"], "metrics": ["ebpg"], "out": tmp_path / "a"}
+    whole = evaluate(model, **asked)
+    record = (tmp_path / "a" / "samples.jsonl").read_bytes()
+    (tmp_path / "a" / "samples.jsonl").write_bytes(record[:-30])
+    with pytest.warns(konkyo.KonkyoWarning, match="1 damaged lines; their samples are measured again"):
+        again = evaluate(model, **asked)
+    assert again.rows == whole.rows
+    assert (tmp_path / "a" / "samples.jsonl").read_bytes() == record
+
+
 def test_a_run_goes_on_to_a_larger_limit_and_not_to_other_weights(model: konkyo.Model, tmp_path: Path) -> None:
     asked: dict[str, Any] = {"data": pictures(4), "methods": ["grad_cam"], "metrics": ["ebpg"]}
     evaluate(model, **asked, limit=2, out=tmp_path / "a")

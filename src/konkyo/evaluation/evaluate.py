@@ -166,6 +166,9 @@ def evaluate(
     parts = list[_Part]()
     # The samples of a limit are the first of those of a larger one.
     with Ledger(None if out is None else Path(out) / "samples.jsonl", settings, free=("samples",)) as ledger:
+        if ledger.damaged:
+            message = f"{ledger.path}: {ledger.damaged} damaged lines; their samples are measured again"
+            warnings.warn(message, KonkyoWarning, stacklevel=2)
         for index in range(len(source)):
             parts.append(_recorded(plan, source, index, ledger))
             if progress is not None:

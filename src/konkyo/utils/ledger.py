@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,18 @@ def _flat(settings: Mapping[str, Any], free: Collection[str], before: str = "") 
     return flat
 
 
+VERSION = 1
+
+
 class Ledger:
     """A file of JSON lines: the settings of a run, then a line per finished entry, which is appended and never moved.
 
     One process at a time holds the file; it is a context manager and lets go at its end. A line that is torn or damaged
-    is dropped when the file is opened, and its work counts as not done. `path=None` records in memory only. Settings
-    named in `free` may differ from those in the file; the latest ones stand. `anew` forgets what the file holds.
-    `ways_out` ends the error about what does not go together.
+    is dropped when the file is opened, and its work counts as not done. `path=None` records in memory only.
+
+    Settings named in `free` may differ from those in the file; the latest ones stand. Entries of other settings are
+    forgotten where `disposable` says so of them. `anew` forgets all that the file holds, whatever it is. `ways_out`
+    ends the error about what does not go together.
 
     KonkyoError: another process holds the file; the file is none of this kind; it was made with other settings.
     """
@@ -56,39 +61,48 @@ class Ledger:
         *,
         free: Collection[str] = (),
         anew: bool = False,
+        disposable: Callable[[Mapping[str, Any]], bool] | None = None,
         ways_out: str = "choose another folder",
     ) -> None:
         self.path, self._ways_out = path, ways_out
         self.settings = json.loads(json.dumps(plain(dict(settings))))
         self.entries: dict[str, Any] = {}
         """What was done, by key, in the order of the work."""
+        self.forgotten: dict[str, Any] = {}
+        """The entries that the file held and that no longer count."""
         self.damaged = 0
         """Lines of the file that could not be read."""
+        self.began = True
+        """Whether there was no file before."""
         if path is None:
             return
         self._lock = _locked(path)
         try:
-            present = path.is_file() and not anew
-            if present:
-                self._check(*_read(path), free)
-            # A file that is whole is appended to; any other is written again without what is damaged.
-            if not present or self.damaged or self.settings != self._before:
-                lines = [_line({"settings": self.settings}), *(_entry(k, v) for k, v in self.entries.items())]
-                write_text(path, "".join(lines))
+            self.began = not path.is_file()
+            if self.began or not self._goes_on(path, free, anew, disposable):
+                lines = [_line({"ledger": VERSION, "settings": self.settings})]
+                write_text(path, "".join([*lines, *(_entry(k, v) for k, v in self.entries.items())]))
             self._file = path.open("a", encoding="utf-8", newline="\n")
         except BaseException:
             _release(self._lock)
             raise
 
-    _before: Any = None
-
-    def _check(self, header: Any, entries: dict[str, Any], damaged: int, free: Collection[str]) -> None:
-        assert self.path is not None
-        if not isinstance(header, dict) or not isinstance(header.get("settings"), dict):
-            raise KonkyoError(f"{self.path} is no record of a run; {self._ways_out}")
-        self._before, self.entries, self.damaged = header["settings"], entries, damaged
-        if differ := differences(self._before, self.settings, free):
-            raise KonkyoError(f"{self.path} is of a run with other {', '.join(differ)}; {self._ways_out}")
+    def _goes_on(
+        self, path: Path, free: Collection[str], anew: bool, disposable: Callable[[Mapping[str, Any]], bool] | None
+    ) -> bool:
+        """Reads the file, and tells whether it can be appended to as it is."""
+        header, entries, self.damaged = _read(path)
+        if anew:
+            self.forgotten = entries
+            return False
+        before = _settings_of(header, path, self._ways_out)
+        if differ := differences(before, self.settings, free):
+            if disposable is None or not disposable(entries):
+                raise KonkyoError(f"{path} is of a run with other {', '.join(differ)}; {self._ways_out}")
+            self.forgotten = entries
+            return False
+        self.entries = entries
+        return not self.damaged and bool(before == self.settings)
 
     def add(self, key: str, values: Any) -> None:
         """Records an entry at once; one of the same key before it no longer counts."""
@@ -103,8 +117,13 @@ class Ledger:
 
     def close(self) -> None:
         """Lets go of the file."""
-        if self.path is not None and not self._file.closed:
+        if self.path is None or self._file.closed:
+            return
+        try:
             self._file.close()
+        except OSError as error:
+            raise KonkyoError(f"{self.path} cannot be written: {error.strerror or error}") from error
+        finally:
             _release(self._lock)
 
     def __enter__(self) -> Ledger:
@@ -117,9 +136,15 @@ class Ledger:
 def read_ledger(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings and the entries by key in a file that may be in use. KonkyoError: it is no record."""
     header, entries, _ = _read(path)
+    return _settings_of(header, path, "choose another file"), entries
+
+
+def _settings_of(header: Any, path: Path, ways_out: str) -> dict[str, Any]:
     if not isinstance(header, dict) or not isinstance(header.get("settings"), dict):
-        raise KonkyoError(f"{path} is no record of a run")
-    return header["settings"], entries
+        raise KonkyoError(f"{path} is no record of a run; {ways_out}")
+    if header.get("ledger") != VERSION:
+        raise KonkyoError(f"{path} is of another version of konkyo, {header.get('ledger')}; {ways_out}")
+    return dict(header["settings"])
 
 
 def _locked(path: Path) -> FileLock:

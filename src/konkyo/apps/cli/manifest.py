@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.markup import escape
 from konkyo.apps.cli.terminal import err, out
 from konkyo.errors import ImageError, KonkyoError
 from konkyo.utils.files import write_text
-from konkyo.utils.ledger import Ledger, read_ledger
+from konkyo.utils.ledger import Ledger
 
 RECORD, DOCUMENT = "manifest.jsonl", "manifest.json"
 
@@ -37,17 +37,34 @@ class Manifest:
         self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._files = set[str]()
         record = None if folder is None else folder / RECORD
-        listed = [] if folder is None else _listed(folder)
-        if folder is not None and listed and not (folder / RECORD).is_file() and not overwrite:
-            raise KonkyoError(f"{folder / DOCUMENT} has no {RECORD} beside it to go on from; {_WAYS_OUT}")
-        self._ledger = Ledger(record, settings, anew=overwrite or not listed, ways_out=_WAYS_OUT)
-        for file in listed if overwrite else ():
-            file.unlink(missing_ok=True)
-        if self._ledger.damaged:
+        self._ledger = Ledger(record, settings, anew=overwrite, disposable=_without_files, ways_out=_WAYS_OUT)
+        try:
+            if folder is not None and self._ledger.began:
+                self._take_over(folder, overwrite)
+            self._remove(self._ledger.forgotten.values())
+        except BaseException:
+            self._ledger.close()
+            raise
+        if self._ledger.damaged and not overwrite:
             note = f"{record}: {self._ledger.damaged} damaged lines; their images are explained again"
             err.print(escape(note), soft_wrap=True, highlight=False)
         if resume and (done := len(self.images)):
             err.print(f"{done} already there")
+
+    def _take_over(self, folder: Path, overwrite: bool) -> None:
+        """What to do with a manifest that has no record beside it: remove what it lists, or leave it alone."""
+        if not (listed := _listed(folder / DOCUMENT)):
+            return
+        if not overwrite:
+            (folder / RECORD).unlink()
+            raise KonkyoError(f"{folder / DOCUMENT} has no {RECORD} beside it to go on from; {_WAYS_OUT}")
+        self._remove(listed)
+
+    def _remove(self, entries: Iterable[Any], but: Any = None) -> None:
+        """Removes the pictures and maps that entries list, but those of one entry."""
+        if self._folder is not None:
+            for name in {name for entry in entries for name in _files_of(entry)} - set(_files_of(but)):
+                (self._folder / name).unlink(missing_ok=True)
 
     @property
     def images(self) -> list[dict[str, Any]]:
@@ -85,7 +102,13 @@ class Manifest:
     def image(self, file: Path) -> Entry:
         """The context in which the file's image is explained."""
         self._files.add(str(file))
-        return Entry(self._ledger, file)
+        return Entry(self, file)
+
+    def add(self, values: dict[str, Any]) -> None:
+        """Records an image; what it listed before, and lists no longer, is removed."""
+        before = self._ledger.entries.get(values["file"])
+        self._ledger.add(values["file"], values)
+        self._remove([before], but=values)
 
     def __enter__(self) -> Manifest:
         return self
@@ -104,28 +127,33 @@ class Manifest:
 _WAYS_OUT = "choose another --out, or --overwrite, which removes what the manifest lists"
 
 
-def _listed(folder: Path) -> list[Path]:
-    """The pictures and maps that the manifest in a folder lists, and that lie in it."""
-    entries: list[Any] = []
+def _listed(document: Path) -> list[Any]:
+    """The entries of a manifest's document; none where it is not there or cannot be read."""
     try:
-        entries = list(read_ledger(folder / RECORD)[1].values())
-    except KonkyoError:
-        try:
-            entries = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))["images"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return []
-    names: list[Any] = []
-    for entry in (entry for entry in entries if isinstance(entry, Mapping)):
-        maps = [m for m in entry.get("maps", ()) if isinstance(m, Mapping)]
-        names += [entry.get("sheet"), *entry.get("paths", ()), *(m.get(k) for m in maps for k in ("overlay", "map"))]
-    return [folder / name for name in names if isinstance(name, str) and name == Path(name).name]
+        return list(json.loads(document.read_text(encoding="utf-8"))["images"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+def _files_of(entry: Any) -> list[str]:
+    """The names of the pictures and maps that an entry lists, all of which lie in the folder itself."""
+    if not isinstance(entry, Mapping):
+        return []
+    maps = [m for m in entry.get("maps", ()) if isinstance(m, Mapping)]
+    names = [entry.get("sheet"), *entry.get("paths", ()), *(m.get(k) for m in maps for k in ("overlay", "map"))]
+    return [name for name in names if isinstance(name, str) and name == Path(name).name and name not in ("", "..")]
+
+
+def _without_files(entries: Mapping[str, Any]) -> bool:
+    """Tells whether nothing would be lost if entries were forgotten."""
+    return not any(_files_of(entry) for entry in entries.values())
 
 
 class Entry:
     """One image's part of the manifest; an image that cannot be used is reported and left out, the others go on."""
 
-    def __init__(self, ledger: Ledger, file: Path) -> None:
-        self._ledger, self._file = ledger, file
+    def __init__(self, manifest: Manifest, file: Path) -> None:
+        self._manifest, self._file = manifest, file
         self._values: dict[str, Any] = {"file": str(file)}
 
     def __enter__(self) -> dict[str, Any]:
@@ -133,9 +161,9 @@ class Entry:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
         if error is None:
-            self._ledger.add(str(self._file), self._values)
+            self._manifest.add(self._values)
         elif isinstance(error, ImageError):
-            self._ledger.add(str(self._file), {"file": str(self._file), "reason": str(error)})
+            self._manifest.add({"file": str(self._file), "reason": str(error)})
             err.print(f"[yellow]skipped[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         else:
             return False
