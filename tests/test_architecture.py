@@ -36,8 +36,8 @@ def imported_by_name() -> list[tuple[str, str]]:
             continue
         for node in ast.walk(tree):
             text = node.value if isinstance(node, ast.Constant) else None
-            if isinstance(text, str) and re.fullmatch(r"konkyo(\.\w+)+", text):
-                found.append((module, text))
+            if isinstance(text, str) and re.fullmatch(r"konkyo(\.\w+)+\.?", text):
+                found.append((module, text.rstrip(".")))
     return found
 
 

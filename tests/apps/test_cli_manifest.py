@@ -14,6 +14,7 @@ from PIL import Image
 
 from helpers.commands import Run, runner
 from konkyo.apps.cli.manifest import Manifest
+from konkyo.utils import ledger
 
 NET = """from torch import manual_seed, nn
 def build():
@@ -43,8 +44,6 @@ def listed() -> list[str]:
 
 def test_an_image_adds_its_own_lines_and_no_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cost of one more image does not grow with those done."""
-    from konkyo.utils import ledger
-
     assert run("explain", "000.png", *OPTIONS).code == 0
     first, _, entry = Path("out/manifest.jsonl").read_text().partition("\n")
     record = json.loads(entry.partition(" ")[2])
@@ -113,11 +112,15 @@ def test_overwrite_removes_what_the_manifest_lists_and_nothing_else(run: Run) ->
     assert run("explain", "000.png", "001.png", *OPTIONS, "--top", 2).code == 0
     Path("out/notes.txt").write_text("mine")
     Path("mine.png").write_bytes(b"mine")
-    text = Path("out/manifest.json").read_text().replace("000.grad_cam.1.png", "../mine.png")
-    Path("out/manifest.json").write_text(text)
+    settings, entries = ledger.read_ledger(Path("out/manifest.jsonl"))
+    for entry in entries.values():  # of a stranger's manifest
+        entry["maps"][0]["overlay"] = entry["sheet"] = "../mine.png"
+    lines = [ledger._line({"ledger": 1, "settings": settings}), *(ledger._entry(k, v) for k, v in entries.items())]
+    Path("out/manifest.jsonl").write_text("".join(lines))
     assert run("explain", "001.png", *OPTIONS, "--overwrite").code == 0
     assert sorted(path.name for path in Path("out").iterdir()) == [
-        *("001.grad_cam.npz", "001.grad_cam.png", "manifest.json", "manifest.jsonl", "notes.txt")
+        *("000.grad_cam.1.png", "001.grad_cam.1.png", "001.grad_cam.npz", "001.grad_cam.png"),
+        *("manifest.json", "manifest.jsonl", "notes.txt"),
     ]
     assert Path("mine.png").read_bytes() == b"mine"
     assert listed() == ["001.png"]
@@ -145,20 +148,83 @@ def test_the_manifest_of_before_is_not_written_over(run: Run) -> None:
     assert not Path("out/000.grad_cam.png").exists()
 
 
-def test_what_an_image_no_longer_lists_is_removed(run: Run) -> None:
-    """A picture that has become unreadable, and paths that are not asked for again."""
-    paths = ["--method", "ig_odam", "--option", "nodes=3"]
-    options = [*OPTIONS[:2], *paths, *OPTIONS[4:]]
-    assert run("explain", "000.png", "001.png", *options, "--path").code == 0
-    drawn = {path.name for path in Path("out").glob("*.path.png")}
-    assert len(drawn) == 2
+def test_an_image_that_has_become_unreadable_loses_nothing(run: Run) -> None:
+    assert run("explain", "000.png", "001.png", *OPTIONS).code == 0
     Path("000.png").write_bytes(b"no picture")
-    again = run("explain", "000.png", "001.png", *options)
+    again = run("explain", "000.png", "001.png", *OPTIONS)
     assert again.code == 3
-    assert listed() == ["001.png"]
-    assert sorted(path.name for path in Path("out").iterdir()) == [
-        *("001.ig_odam.npz", "001.ig_odam.png", "manifest.json", "manifest.jsonl")
+    assert listed() == ["000.png", "001.png"]
+    assert [entry["file"] for entry in manifest()["skipped"]] == ["000.png"]
+    assert Path("out/000.grad_cam.png").is_file()
+
+
+def test_what_an_image_no_longer_lists_is_removed(tmp_path: Path) -> None:
+    for names in (("a.1.png", "a.2.png"), ("a.1.png",)):
+        with Manifest(tmp_path, {"seed": 0}) as record, record.image(Path("a.png")) as entry:
+            entry["maps"] = [{"overlay": name, "map": "a.npz"} for name in names]
+            for name in (*names, "a.npz", "other.png"):
+                (tmp_path / name).write_text("")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("a.1.png", "a.npz", "manifest.json", "manifest.jsonl", "other.png")
     ]
+
+
+def test_images_of_one_relative_path_are_told_apart(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("one", "two"):
+        Path(folder).mkdir()
+        Path("000.png" if folder == "one" else "001.png").rename(Path(folder, "cat.png"))
+        Path(folder, "nets.py").write_text(NET)
+    options = [*OPTIONS[:5], "../out", *OPTIONS[6:]]
+    for folder in ("one", "two"):
+        monkeypatch.chdir(folder)
+        assert run("explain", "cat.png", *options, "--resume").code == 0
+        monkeypatch.chdir("..")
+    assert [entry["name"] for entry in manifest()["images"]] == ["cat", "cat-2"]
+
+
+def test_overwrite_touches_nothing_until_an_image_is_done(run: Run) -> None:
+    assert run("explain", "000.png", *OPTIONS).code == 0
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    assert run("explain", "000.png", *OPTIONS, "--overwrite", "--layer", "nope").code == 1
+    after = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    assert {n: b for n, b in after.items() if n != "manifest.json"} == {
+        n: b for n, b in before.items() if n != "manifest.json"
+    }
+    assert listed() == ["000.png"]
+    refused = run("explain", "000.png", *OPTIONS, "--overwrite", "--resume")
+    assert "give one of them" in refused.err
+
+
+@pytest.mark.parametrize("name", ["manifest.jsonl", "manifest.json"])
+@pytest.mark.parametrize("more", [[], ["--resume"], ["--overwrite"]], ids=["plain", "resume", "overwrite"])
+def test_a_file_of_the_users_own_is_left_alone(run: Run, name: str, more: list[str]) -> None:
+    Path("out").mkdir()
+    Path("out", name).write_text('{"image": "a.png", "label": 3}\n')
+    refused = run("explain", "000.png", *OPTIONS, *more)
+    assert refused.code == 1
+    assert "is no record of a run" in refused.err or "is no manifest of konkyo" in refused.err
+    assert Path("out", name).read_text() == '{"image": "a.png", "label": 3}\n'
+    assert [path.name for path in Path("out").iterdir()] == [name]
+
+
+def test_a_damaged_head_is_no_reason_to_forget(run: Run) -> None:
+    assert run("explain", "000.png", *OPTIONS).code == 0
+    Path("out/manifest.json").unlink()
+    record = Path("out/manifest.jsonl").read_text().replace("grad", "grbd", 1)
+    Path("out/manifest.jsonl").write_text(record)
+    assert "is no record of a run" in run("explain", "001.png", *OPTIONS, "--seed", 5, "--resume").err
+    assert Path("out/manifest.jsonl").read_text() == record
+
+
+@pytest.mark.parametrize(
+    "changed", [["--labels", "names.txt"], ["--path", "--method", "ig_odam"], ["--maps", "safetensors"]]
+)
+def test_what_decides_the_output_is_compared(run: Run, changed: list[str]) -> None:
+    Path("names.txt").write_text("a\nb\nc\n")
+    options = [*OPTIONS[:2], *OPTIONS[4:]] if "--method" in changed else OPTIONS
+    first = [] if "--method" not in changed else ["--method", "ig_odam"]
+    assert run("explain", "000.png", *options, *first).code == 0
+    assert "is of a run with other" in run("explain", "000.png", *options, *changed).err
 
 
 def test_images_without_maps_are_done_too(tmp_path: Path) -> None:
@@ -172,8 +238,6 @@ def test_images_without_maps_are_done_too(tmp_path: Path) -> None:
 
 def test_what_another_run_adds_until_the_folder_is_free_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The record is read under the lock only."""
-    from konkyo.utils import ledger
-
     locked = ledger._locked
 
     def later(path: Path) -> Any:

@@ -100,3 +100,12 @@ def test_every_group_is_shared_by_commands() -> None:
     assert len(groups) == 5
     for name in groups:
         assert sum(f": {name} = {name}()" in text for text in texts) >= 2, name
+
+
+def test_a_command_has_no_defaults_of_its_own_for_a_group() -> None:
+    def dark(colour: Colour = Colour("dark")) -> None:
+        """Paint it dark."""
+
+    dark.__annotations__["colour"] = Colour
+    with pytest.raises(KonkyoError, match="the defaults of colour are those of its fields"):
+        with_groups(dark)

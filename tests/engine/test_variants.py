@@ -71,7 +71,21 @@ def ablate_shares(ablate: Any, first: int = 0) -> Callable[[int, Tensor], Tensor
     return shares
 
 
+def differentiated(inputs: Tensor, differentiate: Any, rescore: Any) -> Tensor:
+    """Variants that are made while the explained score is in hand."""
+    scores: list[Tensor] = []
+
+    def other(_output: Tensor, score: Tensor) -> Tensor:
+        share = 0.5 + 0.4 * torch.sin(20 * score.detach())
+        scores.append(rescore(1, inputs=lambda row, _: share[row] * inputs[row][None]))
+        return score
+
+    differentiate(other)
+    return scores[0][:, :, None] * inputs[:, 0]
+
+
 FUNCTIONS: dict[Callable[..., Tensor], tuple[str, ...]] = {
+    differentiated: ("inputs", "differentiate", "rescore"),
     rescored_within: ("ablate", "inputs", "rescore"),
     rescored_late: ("ablate", "inputs", "rescore"),
     rescored_activations: ("ablate", "activations", "rescore"),

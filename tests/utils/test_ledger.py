@@ -69,6 +69,7 @@ def test_a_flipped_bit_in_an_entry_is_seen(tmp_path: Path, at: int) -> None:
 def test_one_more_entry_costs_its_own_line_whatever_was_done_before(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with Ledger(path, SETTINGS) as ledger:
+        ledger.add("first", {"a": 1})
         for index in range(2000):
             before = path.stat().st_size
             ledger.add(str(index), {"a": 1})
@@ -84,9 +85,6 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     with Ledger(tmp_path / "a.jsonl", {**SETTINGS, "seed": 5}, free=("seed",)) as ledger:
         assert len(ledger.entries) == 2
     assert read_ledger(tmp_path / "a.jsonl")[0]["seed"] == 5
-    with Ledger(tmp_path / "a.jsonl", other, anew=True) as ledger:
-        assert not ledger.entries
-    assert read_ledger(tmp_path / "a.jsonl") == (other, {})
 
 
 def test_settings_that_only_one_has_differ() -> None:
@@ -136,13 +134,34 @@ def test_what_a_killed_process_added_is_there(tmp_path: Path) -> None:
         assert list(ledger.entries.values()) == list(range(10))
 
 
-def test_entries_of_other_settings_are_forgotten_where_they_are_disposable(tmp_path: Path) -> None:
+def test_a_record_without_entries_takes_any_settings(tmp_path: Path) -> None:
+    record(tmp_path / "a.jsonl", 1)
+    header = (tmp_path / "a.jsonl").read_text(encoding="utf-8").partition("\n")[0]
+    (tmp_path / "a.jsonl").write_text(header + "\n")
+    with Ledger(tmp_path / "a.jsonl", {"other": 1}) as ledger:
+        ledger.add("one", 1)
+    assert read_ledger(tmp_path / "a.jsonl") == ({"other": 1}, {"one": 1})
+
+
+def test_disposable_entries_give_way_to_other_settings(tmp_path: Path) -> None:
     record(tmp_path / "a.jsonl", 2)
-    with pytest.raises(KonkyoError, match="other seed"):
-        Ledger(tmp_path / "a.jsonl", {**SETTINGS, "seed": 1}, disposable=lambda entries: len(entries) > 2)
-    with Ledger(tmp_path / "a.jsonl", {**SETTINGS, "seed": 1}, disposable=lambda entries: len(entries) == 2) as ledger:
+    for disposable in (lambda _: False, lambda entry: entry["score"] == 0):
+        with pytest.raises(KonkyoError, match="other seed"):
+            Ledger(tmp_path / "a.jsonl", {**SETTINGS, "seed": 1}, disposable=disposable)
+    with Ledger(tmp_path / "a.jsonl", {**SETTINGS, "seed": 1}, disposable=lambda entry: entry["score"] < 1) as ledger:
+        assert not ledger.entries
+
+
+def test_begun_anew_the_old_entries_stay_until_the_first_new_one(tmp_path: Path) -> None:
+    whole = record(tmp_path / "a.jsonl", 2)
+    with Ledger(tmp_path / "a.jsonl", {"other": 1}, anew=True) as ledger:
         assert list(ledger.forgotten) == ["image 0", "image 1"]
         assert not ledger.entries
+    assert (tmp_path / "a.jsonl").read_bytes() == whole
+    with Ledger(tmp_path / "a.jsonl", {"other": 1}, anew=True) as ledger:
+        ledger.add("one", 1)
+        ledger.add("two", 2)
+    assert read_ledger(tmp_path / "a.jsonl") == ({"other": 1}, {"one": 1, "two": 2})
 
 
 def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -153,13 +172,12 @@ def test_a_record_of_another_version_is_refused(tmp_path: Path) -> None:
 
 def test_the_lock_goes_where_the_end_of_the_file_fails(tmp_path: Path) -> None:
     class Full:
-        closed = False
-
         def close(self) -> None:
             raise OSError(28, "No space left on device")
 
     ledger = Ledger(tmp_path / "a.jsonl", SETTINGS)
-    ledger._file.close()
+    ledger.add("one", 1)
+    ledger._file.close()  # type: ignore[union-attr]
     ledger._file = Full()  # type: ignore[assignment]
     with pytest.raises(KonkyoError, match=r"a.jsonl cannot be written: No space left"):
         ledger.close()

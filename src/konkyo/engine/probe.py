@@ -187,7 +187,13 @@ class Probe:
     @need(**_GRADIENT, in_graph=True, cost="another score's gradient")
     def differentiate(self, score: OtherScore) -> Tensor:
         """The gradient (N, C, *grid) of another score: `score(output (N, K), explained score (N,))` -> (N,)."""
-        return self._pass.gradients_of(self._rows, lambda out: score(out, scores(out, self.targets)), self._layer)
+
+        def other(output: Tensor) -> Tensor:
+            explained = scores(output, self.targets)
+            self._variants.knows_target = True  # who is called back is given the score
+            return score(output, explained)
+
+        return self._pass.gradients_of(self._rows, other, self._layer)
 
     @need(**_GRADIENT, cost="a second derivative")
     def curvature(self, vectors: Tensor) -> Tensor:
@@ -309,9 +315,10 @@ def offer(probe: Probe, name: str) -> Any:
 
     @wraps(value)
     def called(*args: Any, **kwargs: Any) -> Any:
-        result = value(*args, **kwargs)
-        probe._variants.knows_target = True
-        return result
+        try:
+            return value(*args, **kwargs)
+        finally:
+            probe._variants.knows_target = True
 
     return called
 

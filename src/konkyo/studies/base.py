@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -25,7 +26,7 @@ from konkyo.models import Preprocess
 from konkyo.training.loop import Numbers, Recipe
 from konkyo.training.processes import first
 from konkyo.utils.files import plain, replacing, write_text
-from konkyo.utils.ledger import differences
+from konkyo.utils.ledger import differences, held
 from konkyo.utils.progress import Progress, StageProgress
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ GROWS = ("lambdas", "betas", "seeds", "levels", "models")
 def open_study(folder: Path, settings: Mapping[str, Any]) -> None:
     """Begins a study in a folder, or goes on with it. KonkyoError: another study is there, and in what it differs."""
     path, now = folder / STUDY, json.loads(json.dumps(plain(settings)))
-    if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
+    if not path.is_file() and folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir()):
         raise KonkyoError(f"{folder} holds something else than a study: choose another folder, or an empty one")
     if path.is_file():
         try:
@@ -132,6 +133,16 @@ class StudyData:
     validation: DataLoader[tuple[Tensor, int]]
     shown: Sequence[TestPicture]
     """In the first process."""
+
+
+@contextmanager
+def alone(out: Path, fabric: Fabric) -> Iterator[None]:
+    """Within the context no other command trains into the folder of a study. KonkyoError: one does already."""
+    with ExitStack() as stack:
+        with first(fabric) as mine:
+            if mine:
+                stack.enter_context(held(out / STUDY))
+        yield
 
 
 def begin(

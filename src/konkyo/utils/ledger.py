@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from zlib import crc32
 
 from filelock import FileLock, Timeout
@@ -47,9 +47,9 @@ class Ledger:
     One process at a time holds the file; it is a context manager and lets go at its end. A line that is torn or damaged
     is dropped when the file is opened, and its work counts as not done. `path=None` records in memory only.
 
-    Settings named in `free` may differ from those in the file; the latest ones stand. Entries of other settings are
-    forgotten where `disposable` says so of them. `anew` forgets all that the file holds, whatever it is. `ways_out`
-    ends the error about what does not go together.
+    Settings named in `free` may differ from those in the file; the latest ones stand. A file without entries, or of
+    `disposable` ones alone, takes any settings. `anew` forgets the entries in the file, whatever their settings. They
+    are in the file until the first new one is added. `ways_out` ends the error about what does not go together.
 
     KonkyoError: another process holds the file; the file is none of this kind; it was made with other settings.
     """
@@ -61,7 +61,7 @@ class Ledger:
         *,
         free: Collection[str] = (),
         anew: bool = False,
-        disposable: Callable[[Mapping[str, Any]], bool] | None = None,
+        disposable: Callable[[Any], bool] = lambda _: False,
         ways_out: str = "choose another folder",
     ) -> None:
         self.path, self._ways_out = path, ways_out
@@ -74,53 +74,64 @@ class Ledger:
         """Lines of the file that could not be read."""
         self.began = True
         """Whether there was no file before."""
+        self._file: TextIO | None = None
+        self._closed = False
         if path is None:
             return
         self._lock = _locked(path)
         try:
             self.began = not path.is_file()
-            if self.began or not self._goes_on(path, free, anew, disposable):
-                lines = [_line({"ledger": VERSION, "settings": self.settings})]
-                write_text(path, "".join([*lines, *(_entry(k, v) for k, v in self.entries.items())]))
-            self._file = path.open("a", encoding="utf-8", newline="\n")
+            if not self.began:
+                self._read(path, free, anew, disposable)
         except BaseException:
             _release(self._lock)
             raise
 
-    def _goes_on(
-        self, path: Path, free: Collection[str], anew: bool, disposable: Callable[[Mapping[str, Any]], bool] | None
-    ) -> bool:
-        """Reads the file, and tells whether it can be appended to as it is."""
-        header, entries, self.damaged = _read(path)
-        if anew:
-            self.forgotten = entries
-            return False
+    def _read(self, path: Path, free: Collection[str], anew: bool, disposable: Callable[[Any], bool]) -> None:
+        header, entries, damaged = _read(path)
         before = _settings_of(header, path, self._ways_out)
-        if differ := differences(before, self.settings, free):
-            if disposable is None or not disposable(entries):
-                raise KonkyoError(f"{path} is of a run with other {', '.join(differ)}; {self._ways_out}")
+        differ = differences(before, self.settings, free)
+        if anew or (differ and all(map(disposable, entries.values()))):
             self.forgotten = entries
-            return False
-        self.entries = entries
-        return not self.damaged and bool(before == self.settings)
+            return
+        if differ:
+            raise KonkyoError(f"{path} is of a run with other {', '.join(differ)}; {self._ways_out}")
+        self.entries, self.damaged = entries, damaged
+        if damaged or before != self.settings:  # what is damaged goes, and the latest settings stand
+            self._write(path)
+        else:
+            self._file = path.open("a", encoding="utf-8", newline="\n")
+
+    def _write(self, path: Path) -> None:
+        """Writes the file as a whole, and opens it for what comes."""
+        lines = [_line({"ledger": VERSION, "settings": self.settings})]
+        write_text(path, "".join([*lines, *(_entry(k, v) for k, v in self.entries.items())]))
+        self._file = path.open("a", encoding="utf-8", newline="\n")
 
     def add(self, key: str, values: Any) -> None:
         """Records an entry at once; one of the same key before it no longer counts."""
         values = json.loads(json.dumps(values))
+        self.entries.pop(key, None)
         self.entries[key] = values
-        if self.path is not None:
-            try:
+        if self.path is None:
+            return
+        try:
+            if self._file is None:
+                self._write(self.path)
+            else:
                 self._file.write(_entry(key, values))
                 self._file.flush()
-            except OSError as error:
-                raise KonkyoError(f"{self.path} cannot be written: {error.strerror or error}") from error
+        except OSError as error:
+            raise KonkyoError(f"{self.path} cannot be written: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Lets go of the file."""
-        if self.path is None or self._file.closed:
+        if self.path is None or self._closed:
             return
+        self._closed = True
         try:
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
         except OSError as error:
             raise KonkyoError(f"{self.path} cannot be written: {error.strerror or error}") from error
         finally:
@@ -145,6 +156,20 @@ def _settings_of(header: Any, path: Path, ways_out: str) -> dict[str, Any]:
     if header.get("ledger") != VERSION:
         raise KonkyoError(f"{path} is of another version of konkyo, {header.get('ledger')}; {ways_out}")
     return dict(header["settings"])
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Within the context no other process holds this file. KonkyoError: one does already."""
+    made = not path.parent.exists()
+    lock = _locked(path)
+    try:
+        yield
+    finally:
+        _release(lock)
+        with suppress(OSError):  # it is not empty, as a rule
+            if made:
+                path.parent.rmdir()
 
 
 def _locked(path: Path) -> FileLock:

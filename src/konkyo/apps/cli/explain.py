@@ -74,7 +74,7 @@ def explain(
     if path:
         require_paths(names, target_options.of)
     settings = {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}}
-    settings |= {"maps": maps, "colours": cmap}
+    settings |= {"maps": maps, "colours": cmap, "paths": path}
     with Manifest(to, settings, resume=resume, overwrite=overwrite) as manifest:
         names_on_disk = unique_names(files, manifest)
         for file, tell in progress(files, "explaining"):

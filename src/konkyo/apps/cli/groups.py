@@ -21,6 +21,8 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
         if name in groups:
+            if parameter.default not in (inspect.Parameter.empty, groups[name]()):
+                raise KonkyoError(f"{command.__name__}: the defaults of {name} are those of its fields, and no others")
             parameters += _parameters(groups[name])
         else:
             parameters.append(parameter.replace(annotation=hints[name]))

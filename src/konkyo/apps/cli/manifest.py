@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from konkyo.apps.cli.terminal import err, out
 from konkyo.errors import ImageError, KonkyoError
-from konkyo.utils.files import write_text
+from konkyo.utils.files import read_json, write_text
 from konkyo.utils.ledger import Ledger
 
 RECORD, DOCUMENT = "manifest.jsonl", "manifest.json"
@@ -25,61 +25,54 @@ class Manifest:
     """What was done with every image: in `manifest.jsonl` at once, and whole in `manifest.json` when the run ends.
 
     A folder holds images explained with one group of settings. What a run explains again takes the place of what is
-    there, the rest stays. KonkyoError: the folder's images were explained with other settings, or another process is
-    writing there. With `overwrite` what the manifest lists is removed first. It is a context manager.
+    there, the rest stays. With `overwrite` what the manifest lists is removed when the first image is done.
+    It is a context manager. KonkyoError: the folder's images were explained with other settings, another process is
+    writing there, or a file of one of the two names is something else.
     """
 
     def __init__(
         self, folder: Path | None, settings: dict[str, Any], *, resume: bool = False, overwrite: bool = False
     ) -> None:
+        if resume and overwrite:
+            raise KonkyoError("--resume goes on with what is there, --overwrite removes it; give one of them")
         self._folder, self._resume = folder, resume
         self._sheet: dict[str, str] = {}
         self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self._files = set[str]()
+        self._keys = set[str]()
+        self._skipped: list[dict[str, str]] = []
         record = None if folder is None else folder / RECORD
-        self._ledger = Ledger(record, settings, anew=overwrite, disposable=_without_files, ways_out=_WAYS_OUT)
+        self._ledger = Ledger(
+            record, settings, anew=overwrite, disposable=lambda entry: not _files_of(entry), ways_out=_WAYS_OUT
+        )
         try:
-            if folder is not None and self._ledger.began:
-                self._take_over(folder, overwrite)
-            self._remove(self._ledger.forgotten.values())
+            listed = [] if folder is None else _listed(folder / DOCUMENT)
+            if listed and self._ledger.began and not overwrite:
+                raise KonkyoError(f"{folder}: {DOCUMENT} has no {RECORD} beside it to go on from; {_WAYS_OUT}")
         except BaseException:
             self._ledger.close()
             raise
-        if self._ledger.damaged and not overwrite:
+        self._outdated = [*self._ledger.forgotten.values(), *(listed if self._ledger.began else ())]
+        """Entries whose files go when the first new one is recorded."""
+        if self._ledger.damaged:
             note = f"{record}: {self._ledger.damaged} damaged lines; their images are explained again"
             err.print(escape(note), soft_wrap=True, highlight=False)
         if resume and (done := len(self.images)):
             err.print(f"{done} already there")
 
-    def _take_over(self, folder: Path, overwrite: bool) -> None:
-        """What to do with a manifest that has no record beside it: remove what it lists, or leave it alone."""
-        if not (listed := _listed(folder / DOCUMENT)):
-            return
-        if not overwrite:
-            (folder / RECORD).unlink()
-            raise KonkyoError(f"{folder / DOCUMENT} has no {RECORD} beside it to go on from; {_WAYS_OUT}")
-        self._remove(listed)
-
-    def _remove(self, entries: Iterable[Any], but: Any = None) -> None:
-        """Removes the pictures and maps that entries list, but those of one entry."""
-        if self._folder is not None:
-            for name in {name for entry in entries for name in _files_of(entry)} - set(_files_of(but)):
-                (self._folder / name).unlink(missing_ok=True)
-
     @property
     def images(self) -> list[dict[str, Any]]:
         """What was done with every image of the folder."""
-        return [entry for entry in self._ledger.entries.values() if "reason" not in entry]
+        return list(self._ledger.entries.values())
 
     @property
     def of_this_run(self) -> list[dict[str, Any]]:
         """What was done with the images of this run; with `resume` those are all."""
-        return [entry for entry in self.images if self._resume or entry["file"] in self._files]
+        return [entry for key, entry in self._ledger.entries.items() if self._resume or key in self._keys]
 
     @property
-    def skipped(self) -> list[dict[str, Any]]:
-        """The images of this run that could not be used, and why."""
-        return [e for e in self._ledger.entries.values() if "reason" in e and e["file"] in self._files]
+    def skipped(self) -> list[dict[str, str]]:
+        """The images of this run that could not be used, and why. What an earlier run made of them stays."""
+        return self._skipped
 
     def document(self) -> dict[str, Any]:
         """The whole manifest."""
@@ -92,47 +85,66 @@ class Manifest:
 
     def has(self, file: Path) -> bool:
         """Whether the file's image is done and need not be explained again."""
-        return self._resume and "reason" not in self._ledger.entries.get(str(file), {"reason": "not done"})
+        return self._resume and _key(file) in self._ledger.entries
 
     def name_of(self, file: Path) -> str | None:
         """The file name stem that the image's pictures and maps have from an earlier run."""
-        name = self._ledger.entries.get(str(file), {}).get("name")
+        name = self._ledger.entries.get(_key(file), {}).get("name")
         return None if name is None else str(name)
 
     def image(self, file: Path) -> Entry:
         """The context in which the file's image is explained."""
-        self._files.add(str(file))
         return Entry(self, file)
 
-    def add(self, values: dict[str, Any]) -> None:
-        """Records an image; what it listed before, and lists no longer, is removed."""
-        before = self._ledger.entries.get(values["file"])
-        self._ledger.add(values["file"], values)
-        self._remove([before], but=values)
+    def add(self, file: Path, values: dict[str, Any]) -> None:
+        """Records an image. What was listed of it before, and is no longer, is removed."""
+        key = _key(file)
+        self._keys.add(key)
+        self._outdated.append(self._ledger.entries.get(key))
+        if self._folder is not None:
+            for name in {name for entry in self._outdated for name in _files_of(entry)} - set(_files_of(values)):
+                (self._folder / name).unlink(missing_ok=True)
+        self._outdated = []
+        self._ledger.add(key, values)
+
+    def skip(self, file: Path, reason: str) -> None:
+        """Notes an image that cannot be used."""
+        self._skipped.append({"file": str(file), "reason": reason})
+        err.print(f"[yellow]skipped[/] {escape(reason)}", soft_wrap=True, highlight=False)
 
     def __enter__(self) -> Manifest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None, _trace: object) -> None:
         try:
-            if self._folder is not None and (self._ledger.entries or kind is None):
+            if self._folder is not None and (self._ledger.entries or self._skipped):
                 write_text(self._folder / DOCUMENT, json.dumps(self.document(), indent=2))
         finally:
             self._ledger.close()
         if kind is KeyboardInterrupt:
             done = len(self.images)
-            err.print(f"interrupted: {done} images are done; the same command with --resume goes on from there")
+            err.print(
+                f"interrupted: {done} images are done; the same command with --resume goes on from there"
+                " (without --overwrite)"
+            )
 
 
 _WAYS_OUT = "choose another --out, or --overwrite, which removes what the manifest lists"
 
 
+def _key(file: Path) -> str:
+    """What tells images apart, wherever the command is given."""
+    return str(file.resolve())
+
+
 def _listed(document: Path) -> list[Any]:
-    """The entries of a manifest's document; none where it is not there or cannot be read."""
-    try:
-        return list(json.loads(document.read_text(encoding="utf-8"))["images"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    """The entries of a manifest's document; none where there is no such file. KonkyoError: another file."""
+    if not document.is_file():
         return []
+    values = read_json(document)
+    if not isinstance(values, dict) or not isinstance(values.get("images"), list) or "settings" not in values:
+        raise KonkyoError(f"{document} is no manifest of konkyo; choose another --out")
+    return list(values["images"])
 
 
 def _files_of(entry: Any) -> list[str]:
@@ -142,11 +154,6 @@ def _files_of(entry: Any) -> list[str]:
     maps = [m for m in entry.get("maps", ()) if isinstance(m, Mapping)]
     names = [entry.get("sheet"), *entry.get("paths", ()), *(m.get(k) for m in maps for k in ("overlay", "map"))]
     return [name for name in names if isinstance(name, str) and name == Path(name).name and name not in ("", "..")]
-
-
-def _without_files(entries: Mapping[str, Any]) -> bool:
-    """Tells whether nothing would be lost if entries were forgotten."""
-    return not any(_files_of(entry) for entry in entries.values())
 
 
 class Entry:
@@ -161,10 +168,9 @@ class Entry:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
         if error is None:
-            self._manifest.add(self._values)
+            self._manifest.add(self._file, self._values)
         elif isinstance(error, ImageError):
-            self._manifest.add({"file": str(self._file), "reason": str(error)})
-            err.print(f"[yellow]skipped[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+            self._manifest.skip(self._file, str(error))
         else:
             return False
         return True

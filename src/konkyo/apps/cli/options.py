@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass, replace
@@ -166,6 +167,7 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
     settings = {
         "model": name,
         "weights": options.weights,
+        "labels": None if options.labels is None else hashlib.sha256(repr(model.classes).encode()).hexdigest()[:16],
         "preprocess": repr(model.preprocess),
         "device": device,
         "versions": {"konkyo": konkyo.__version__, "torch": torch.__version__},

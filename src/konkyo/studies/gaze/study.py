@@ -21,7 +21,7 @@ from konkyo.metrics.distances import Distance
 from konkyo.models import Model, Preprocess
 from konkyo.models.networks.levels import GAZE, LEVELS, gaze_network
 from konkyo.models.trained import Plan, initialised, save_trained
-from konkyo.studies.base import StudyData, begin, classification_scores, walk, write_maps
+from konkyo.studies.base import StudyData, alone, begin, classification_scores, walk, write_maps
 from konkyo.training.loop import Fitted, Numbers, Recipe, fit
 from konkyo.training.losses.consistency import Aim, ConsistencyLoss, LambdaSchedule
 from konkyo.training.maps import Mode, View
@@ -128,23 +128,24 @@ def train_gaze(study: GazeStudy, out: str | Path, *, fabric: Fabric, progress: S
         for number in study.levels:  # what cannot be trained is told before anything is written
             study.loss(gaze_network(number, len(parts.classes))).close()
     prepare = augmented(study.preprocess) if study.augment else study.preprocess
-    data = begin("gaze", study, parts, prepare, out, fabric)
-    runs = {
-        f"level {number}, lambda {weight:g}, seed {seed}": partial(
-            _run,
-            study,
-            data,
-            number,
-            weight,
-            seed,
-            out / f"level-{number}" / f"lambda_{weight:g}" / f"seed_{seed}",
-            fabric,
-        )
-        for number in study.levels
-        for seed in study.seeds
-        for weight in study.lambdas
-    }
-    walk(runs, study.recipe.epochs, progress)
+    with alone(out, fabric):
+        data = begin("gaze", study, parts, prepare, out, fabric)
+        runs = {
+            f"level {number}, lambda {weight:g}, seed {seed}": partial(
+                _run,
+                study,
+                data,
+                number,
+                weight,
+                seed,
+                out / f"level-{number}" / f"lambda_{weight:g}" / f"seed_{seed}",
+                fabric,
+            )
+            for number in study.levels
+            for seed in study.seeds
+            for weight in study.lambdas
+        }
+        walk(runs, study.recipe.epochs, progress)
 
 
 def _run(

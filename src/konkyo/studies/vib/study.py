@@ -26,7 +26,7 @@ from konkyo.models.networks.attention_branch import attention_branch_loss
 from konkyo.models.networks.recam import ReCAM, recam_loss
 from konkyo.models.networks.vib import Noise, Reduction, VIBClassifier, VIBLoss, kl_divergence
 from konkyo.models.trained import Plan, initialised, save_trained
-from konkyo.studies.base import StudyData, batches, begin, classification_scores, walk, write_maps
+from konkyo.studies.base import StudyData, alone, batches, begin, classification_scores, walk, write_maps
 from konkyo.training.loop import Numbers, Recipe, fit
 from konkyo.training.processes import first
 from konkyo.training.transforms import augmented
@@ -151,13 +151,14 @@ def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: Sta
     for kind in study.models:  # what cannot be built is told before anything is written
         study.begun(study.plan(kind, 0.0, 0, parts.classes), 0)
     prepare = augmented(study.preprocess, study.least) if study.augment else study.preprocess
-    data = begin("vib", study, parts, prepare, out, fabric)
-    runs = {
-        f"{name}, seed {seed}": partial(_run, study, data, kind, beta, seed, out / name / f"seed_{seed}", fabric)
-        for seed in study.seeds
-        for name, kind, beta in runs_of(study.models, study.betas)
-    }
-    walk(runs, study.recipe.epochs, progress)
+    with alone(out, fabric):
+        data = begin("vib", study, parts, prepare, out, fabric)
+        runs = {
+            f"{name}, seed {seed}": partial(_run, study, data, kind, beta, seed, out / name / f"seed_{seed}", fabric)
+            for seed in study.seeds
+            for name, kind, beta in runs_of(study.models, study.betas)
+        }
+        walk(runs, study.recipe.epochs, progress)
 
 
 def _run(
