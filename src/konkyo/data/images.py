@@ -64,15 +64,15 @@ def find_images(sources: str | Path | Iterable[str | Path]) -> list[Path]:
     so does a pattern. A file named in full is kept whatever its suffix. KonkyoError: a source that matches nothing.
     """
     listed = [sources] if isinstance(sources, (str, Path)) else sources
-    found: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     for source in listed:
         matches = _matches(source)
         if not matches:
             kind = "holds no image files" if Path(source).is_dir() else "matches no file, folder or images"
             raise KonkyoError(f"{str(source)!r} {kind}; looked for {_suffix_text()}")
         for match in matches:
-            found.setdefault(os.path.normpath(match.absolute()), match)
-    return list(found.values())
+            images.setdefault(os.path.normpath(match.absolute()), match)
+    return list(images.values())
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -44,14 +44,14 @@ def splits(
     """
     if not (min(validation, test) > 0 and validation + test < 1):
         raise KonkyoError(f"validation and test: expected shares above 0, below 1 in all; got {validation} and {test}")
-    found = samples(source, limit=limit, seed=seed)
-    labels = labels_of(found)
-    found = replace(found, labels=labels)
-    parts = found.parts or ("train",) * len(found)
+    data = samples(source, limit=limit, seed=seed)
+    labels = labels_of(data)
+    data = replace(data, labels=labels)
+    parts = data.parts or ("train",) * len(data)
     pool = [index for index, part in enumerate(parts) if part != "test"]
     held_out = [index for index, part in enumerate(parts) if part == "test"]
     valid = [index for index in pool if parts[index] == "validation"]
-    own = len(valid) >= 0.1 * validation * len(pool)  # the 16 pictures of chest X-rays are too few to choose by
+    enough = len(valid) >= 0.1 * validation * len(pool)  # the 16 pictures of chest X-rays are too few to choose by
     generator = torch.Generator().manual_seed(seed)
     for label in sorted(set(labels)):
         members = [index for index in pool if labels[index] == label]
@@ -60,23 +60,23 @@ def splits(
         if "test" not in parts:
             count = max(1, round(test * len(members)))
             held_out, free = held_out + free[:count], free[count:]
-        if not own:
-            given = sum(parts[index] == "validation" for index in members)
-            count = max(1, round(validation * len(members))) - given
+        if not enough:
+            present = sum(parts[index] == "validation" for index in members)
+            count = max(1, round(validation * len(members))) - present
             valid += free[: max(0, min(count, len(free) - 1))]  # one at least is left to train on
     taken = {*valid, *held_out}
     train = [index for index in pool if index not in taken]
     _require_all({"train": train, "validation": valid, "test": held_out}, labels)
-    made = [chosen(found, sorted(indices)) for indices in (train, valid, held_out)]
+    made = [chosen(data, sorted(indices)) for indices in (train, valid, held_out)]
     return Splits(made[0], made[1], made[2], tuple(sorted(set(labels))))
 
 
-def labels_of(found: Samples) -> tuple[str, ...]:
+def labels_of(data: Samples) -> tuple[str, ...]:
     """The labels of all samples; pictures are opened where nothing else tells. KonkyoError: one without a label."""
-    if found.labels or not len(found):
-        return found.labels
+    if data.labels or not len(data):
+        return data.labels
     labels = []
-    for sample in found:
+    for sample in data:
         if sample.label is None:
             hint = (
                 "; scenes have one with objects=1"
@@ -96,7 +96,7 @@ def _require_all(order: dict[str, list[int]], labels: Sequence[str]) -> None:
     for part, indices in order.items():
         for label in classes:
             if label not in {labels[index] for index in indices}:
-                count = sum(each == label for each in labels)
+                count = sum(one == label for one in labels)
                 raise KonkyoError(
                     f"every class is to be in train, validation and test; {part} has none of the {count} of {label!r}: "
                     "add pictures of it, leave the class out, or raise the limit"
@@ -122,7 +122,7 @@ class Examples(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self.samples, self.transform, self.cache = samples, transform, cache
         self.classes = tuple(classes) or tuple(sorted(samples.classes))
         self.labels = [self._index(label) for label in labels_of(samples)]
-        self._opened, self._kept = dict[int, Image.Image](), 0
+        self._opened, self._bytes = dict[int, Image.Image](), 0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -135,8 +135,8 @@ class Examples(torch.utils.data.Dataset[tuple[Tensor, int]]):
         if image is None:
             image = self.samples[index].image
             size = 3 * image.width * image.height
-            if self._kept + size <= self.cache:
-                self._opened[index], self._kept = image, self._kept + size
+            if self._bytes + size <= self.cache:
+                self._opened[index], self._bytes = image, self._bytes + size
         return self.transform(image), self.labels[index]
 
     def _index(self, label: str) -> int:

@@ -91,17 +91,17 @@ def boxed(
     """
     if not all(np.isfinite(box)):
         return image
-    drawn = image.copy()
+    framed = image.copy()
     line = width or max(1, round(max(image.size) / 250))
     dark = (line + 1) // 2 if edge is None else edge
-    draw = ImageDraw.Draw(drawn)
+    draw = ImageDraw.Draw(framed)
     x1, x2 = (round(min(max(x, dark), image.width - 1 - dark)) for x in (box[0], box[2]))
     y1, y2 = (round(min(max(y, dark), image.height - 1 - dark)) for y in (box[1], box[3]))
     x2, y2 = max(x1, x2), max(y1, y2)
     for ink, grown, thick in (("black", dark, line + 2 * dark), (colour, 0, line)):
         if grown or ink == colour:
             draw.rectangle((x1 - grown, y1 - grown, x2 + grown, y2 + grown), outline=ink, width=thick)
-    return drawn
+    return framed
 
 
 def is_signed(map_: Map, limits: Limits | None = None) -> bool:

@@ -29,6 +29,7 @@ def augmented(method: str | Method, *, scales: Sequence[float] = _SCALES, flip: 
         raise KonkyoError(f"augmented needs finite scales, at least one; got {scales!r}")
 
     def function(inputs: Tensor, targets: Sequence[Target], on: On, **options: Any) -> Tensor:
+        """Returns the mean of the maps of all views, each turned back."""
         if flip and any(as_target(target).location() is not None for target in targets):
             raise NotApplicable("a mirrored image has its detections elsewhere; for those: augmented(..., flip=False)")
         views = torch.cat([inputs * scale for scale in sizes])

@@ -62,16 +62,16 @@ def infidelity(
         square[:, top : top + high, left : left + wide] = 1
         return square.to(images)
 
-    def compared(rows: Tensor, drawn: Tensor) -> Tensor:
-        change = drawn if kind == "gaussian" else drawn * images[rows]
-        foretold = (change.sum(1).to(attribution) * attribution[rows]).sum((1, 2))
-        found = whole[rows] - scores_of(score, images[rows] - change, rows)
-        return torch.stack([foretold.to(found), found], 1)
+    def compared(rows: Tensor, perturbation: Tensor) -> Tensor:
+        change = perturbation if kind == "gaussian" else perturbation * images[rows]
+        predicted = (change.sum(1).to(attribution) * attribution[rows]).sum((1, 2))
+        falls = whole[rows] - scores_of(score, images[rows] - change, rows)
+        return torch.stack([predicted.to(falls), falls], 1)
 
-    foretold, found = over_variants(samples, images, compared, batch, draw=draw, shape=(2,)).unbind(2)
+    predicted, falls = over_variants(samples, images, compared, batch, draw=draw, shape=(2,)).unbind(2)
     if scaling == "optimal":
-        foretold = foretold * safe_divide((foretold * found).sum(1), (foretold**2).sum(1))[:, None]
-    return ((foretold - found) ** 2).mean(1).masked_fill(absent(raw), torch.nan)
+        predicted = predicted * safe_divide((predicted * falls).sum(1), (predicted**2).sum(1))[:, None]
+    return ((predicted - falls) ** 2).mean(1).masked_fill(absent(raw), torch.nan)
 
 
 @metric(better="higher")

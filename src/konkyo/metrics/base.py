@@ -84,13 +84,13 @@ class Metric:
         """The first sentence of its documentation."""
         return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
 
-    def statistic(self, maps: Tensor, **given: Any) -> Tensor:
+    def statistic(self, maps: Tensor, **arguments: Any) -> Tensor:
         """What the metric measures of every map before it is one number: a curve, a histogram (R, ...)."""
-        values = {"maps": maps, "raw": maps} | given
+        values = {"maps": maps, "raw": maps} | arguments
         for need in self.needs:
             if values.setdefault(need, None) is None and need not in self.optional:
                 raise KonkyoError(f"metric {self.name} needs {need}: {ON_OFFER[need]}")
-        options = {name: value for name, value in given.items() if name not in ON_OFFER}
+        options = {name: value for name, value in arguments.items() if name not in ON_OFFER}
         check_options(f"metric {self.name}", options, self.options)
         if maps.ndim != 3:
             raise KonkyoError(f"maps are (R, H, W); got {tuple(maps.shape)}")
@@ -105,9 +105,9 @@ class Metric:
         with torch.no_grad():
             return self.function(*(values[need] for need in self.needs), **options)
 
-    def __call__(self, maps: Tensor, **given: Any) -> Tensor:
-        """The value of every map (R,), NaN where the metric is not defined. `given`: needs and options by name."""
-        return self.summarised(self.statistic(maps, **given))
+    def __call__(self, maps: Tensor, **arguments: Any) -> Tensor:
+        """The value of every map (R,), NaN where the metric is not defined. `arguments`: needs and options by name."""
+        return self.summarised(self.statistic(maps, **arguments))
 
     def summarised(self, statistic: Tensor) -> Tensor:
         """The value of every map (R,) of its statistic. KonkyoError: a metric of whole data sets."""

@@ -40,9 +40,9 @@ def on_grid(maps: Tensor, grid: int | tuple[int, int]) -> Tensor:
     if maps.shape[1:] == size:
         return maps
     with torch.autocast(maps.device.type, enabled=False):  # products would be in 16 bits
-        down, across = (_axis(had, wanted, maps) for had, wanted in zip(maps.shape[1:], size, strict=True))
-        found: Tensor = down @ maps @ across.mT
-    return found
+        down, across = (_axis(extent, cells, maps) for extent, cells in zip(maps.shape[1:], size, strict=True))
+        resized: Tensor = down @ maps @ across.mT
+    return resized
 
 
 def blank(maps: Tensor) -> Tensor:
@@ -77,12 +77,12 @@ def distances(maps: Tensor, others: Tensor, kind: Distance = "mse") -> Tensor:
         raise KonkyoError(f"other maps of shape {tuple(maps.shape)} were expected; got {tuple(others.shape)}")
     shape = maps.shape[1:]
     one, other = maps.flatten(1), others.expand(maps.shape).flatten(1)
-    found: Tensor
+    lengths: Tensor
     if kind == "mse":
         return (one - other).square().mean(1)
     if kind == "l2_over_hw":
-        found = torch.linalg.vector_norm(one - other, dim=1) / one.shape[1]
-        return found
+        lengths = torch.linalg.vector_norm(one - other, dim=1) / one.shape[1]
+        return lengths
     if kind == "top_iou":
         first, second = _top(one), _top(other)
         return 1 - safe_divide((first & second).sum(1).to(one.dtype), (first | second).sum(1).to(one.dtype))
@@ -94,8 +94,8 @@ def distances(maps: Tensor, others: Tensor, kind: Distance = "mse") -> Tensor:
     one, other = _shares(one), _shares(other)
     if kind == "js":
         return (_entropy((one + other) / 2) - (_entropy(one) + _entropy(other)) / 2).clamp_min(0)
-    found = torch.linalg.vector_norm(_centres(one, shape) - _centres(other, shape), dim=1) / math.sqrt(2)
-    return found
+    lengths = torch.linalg.vector_norm(_centres(one, shape) - _centres(other, shape), dim=1) / math.sqrt(2)
+    return lengths
 
 
 def class_means(maps: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,8 +142,8 @@ def shuffled_within(maps: Tensor, labels: Tensor, permutations: int, generator: 
     kinds, labels = torch.unique(labels, return_inverse=True)
     total = flat.square().mean(1).sum()
     orders = (torch.randperm(len(labels), generator=generator).to(labels.device) for _ in range(permutations))
-    found = [_within(flat, total, labels[order], len(kinds)) for order in orders]
-    return torch.stack(found) if found else flat.new_zeros(0)
+    variances = [_within(flat, total, labels[order], len(kinds)) for order in orders]
+    return torch.stack(variances) if variances else flat.new_zeros(0)
 
 
 def kappa(confusion: Tensor) -> Tensor:

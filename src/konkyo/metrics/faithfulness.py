@@ -48,14 +48,14 @@ def deletion(
     it is 0. Cost: a forward per point.
     """
     hidden = filler(substrate or ("zero" if protocol == "rise" else "noise"), images, pixels, seed)
-    taken = _counts(maps, budget, protocol, steps, every)
+    counts = _counts(maps, budget, protocol, steps, every)
     rank = ranks(maps, seed)
 
     def without(rows: Tensor, point: Tensor) -> Tensor:
-        gone = rank[rows] < taken[rows, point, None, None]
+        gone = rank[rows] < counts[rows, point, None, None]
         return scores_of(score, torch.where(gone[:, None], hidden(rows), images[rows]), rows)
 
-    curve = _known(over_variants(taken.shape[1], images, without, batch), maps, taken)
+    curve = _known(over_variants(counts.shape[1], images, without, batch), maps, counts)
     divide = protocol != "rise" if normalise is None else normalise
     return _divided(curve, curve[:, :1]) if divide else curve
 
@@ -83,16 +83,16 @@ def insertion(
     "odam" is 0, not measured, as in the authors' code.
     """
     hidden = filler(substrate or ("blur" if protocol == "rise" else "black"), images, pixels, seed)
-    given = _counts(maps, budget, protocol, steps, every)
+    counts = _counts(maps, budget, protocol, steps, every)
     rank = ranks(maps, seed)
     first = 1 if protocol == "odam" else 0
 
     def within(rows: Tensor, point: Tensor) -> Tensor:
-        come = rank[rows] < given[rows, first + point, None, None]
-        return scores_of(score, torch.where(come[:, None], images[rows], hidden(rows)), rows)
+        shown = rank[rows] < counts[rows, first + point, None, None]
+        return scores_of(score, torch.where(shown[:, None], images[rows], hidden(rows)), rows)
 
-    curve = over_variants(given.shape[1] - first, images, within, batch)
-    curve = _known(torch.cat([curve.new_zeros(len(maps), first), curve], 1), maps, given)
+    curve = over_variants(counts.shape[1] - first, images, within, batch)
+    curve = _known(torch.cat([curve.new_zeros(len(maps), first), curve], 1), maps, counts)
     if not normalise:
         return curve
     return _divided(curve, over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch))
@@ -167,8 +167,8 @@ def coherency(maps: Tensor, images: Tensor, explain: Explain, *, batch: int = 32
     def again(rows: Tensor, _: Tensor) -> Tensor:
         return maps_of(explain, images[rows] * shown[rows, None].to(images), rows, size)
 
-    found = over_variants(1, images, again, batch, shape=size)
-    return ((1 + pearson(maps.flatten(1), found[:, 0].flatten(1).to(maps))) / 2).masked_fill(absent(maps), torch.nan)
+    repeated = over_variants(1, images, again, batch, shape=size)
+    return ((1 + pearson(maps.flatten(1), repeated[:, 0].flatten(1).to(maps))) / 2).masked_fill(absent(maps), torch.nan)
 
 
 @metric(better="higher")

@@ -26,13 +26,13 @@ def impute(images: Tensor, masks: Tensor, *, noise: float = 0.01, seed: int = 0,
         raise KonkyoError(f"masks are {expected} bool; got {tuple(masks.shape)} {masks.dtype}")
     if not tolerance > 0 or not noise >= 0:
         raise KonkyoError(f"tolerance > 0 and noise >= 0 were expected; got {tolerance} and {noise}")
-    drawn = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(images)
+    field = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(images)
     fitting = 2**20 // max(1, images[0].numel()) if len(images) and images.device.type == "cpu" else len(images)
     together = max(1, fitting)  # what stays in a CPU's cache
     exact = images.to(torch.promote_types(images.dtype, torch.float32))
     parts = zip(torch.split(exact, together), torch.split(masks, together), strict=True)
     filled = torch.cat([_harmonic(part, gone, tolerance) for part, gone in parts])
-    return torch.where(masks[:, None], filled.to(images) + noise * drawn, images)
+    return torch.where(masks[:, None], filled.to(images) + noise * field, images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +49,8 @@ class _Grid:
     """What a round of damped Jacobi keeps of x, and"""
     take: Tensor
     """what it takes of r + soft(x)."""
-    given: Tensor
-    found: Tensor
+    right_side: Tensor
+    solution: Tensor
     left: Tensor
     spread: Tensor
     """0 but at the odd places."""
@@ -63,17 +63,17 @@ def _harmonic(images: Tensor, masks: Tensor, tolerance: float) -> Tensor:
     grids = _grids(masks, images)
     finest = grids[0]
     residual = _soft(_framed(images * ~masks[:, None]), finest.sums) * finest.unknown
-    found, moved = torch.zeros_like(residual), torch.empty_like(residual)
+    solution, moved = torch.zeros_like(residual), torch.empty_like(residual)
     way = _cycle(residual, grids).clone()
     energy = (residual * way).sum((2, 3), keepdim=True)
     enough = tolerance**2 * energy
     for _ in range(_ROUNDS):
         if not (energy > enough).any():
-            return found[:, :, 1 : height + 1, 1 : width + 1]
+            return solution[:, :, 1 : height + 1, 1 : width + 1]
         torch.mul(finest.diagonal, way, out=moved)
         moved.addcmul_(finest.unknown, _soft(way, finest.sums), value=-1)
         length = safe_divide(energy, torch.mul(way, moved, out=finest.left).sum((2, 3), keepdim=True))
-        found.addcmul_(length, way)
+        solution.addcmul_(length, way)
         residual.addcmul_(length, moved, value=-1)
         near = _cycle(residual, grids)
         before, energy = energy, torch.mul(residual, near, out=finest.left).sum((2, 3), keepdim=True)
@@ -91,13 +91,13 @@ def _grids(masks: Tensor, like: Tensor) -> list[_Grid]:
     ties = _soft(_framed((~masks[:, None]).to(like))) * unknown
     grids: list[_Grid] = []
     while True:
-        own = (_soft(unknown) - 4 * unknown + ties).mul_(unknown)
-        take = safe_divide(_DAMPING * unknown, own)
-        diagonal = own + 4 * unknown  # `soft` counts a place itself, with 4
-        given, spread = like.new_zeros(2, *like.shape[:2], *unknown.shape[2:])
-        found, left, *sums = like.new_empty(4, *given.shape)
+        weights = (_soft(unknown) - 4 * unknown + ties).mul_(unknown)
+        take = safe_divide(_DAMPING * unknown, weights)
+        diagonal = weights + 4 * unknown  # `soft` counts a place itself, with 4
+        right_side, spread = like.new_zeros(2, *like.shape[:2], *unknown.shape[2:])
+        solution, left, *sums = like.new_empty(4, *right_side.shape)
         keep = unknown - take * diagonal
-        grids.append(_Grid(unknown, diagonal, keep, take, given, found, left, spread, (sums[0], sums[1])))
+        grids.append(_Grid(unknown, diagonal, keep, take, right_side, solution, left, spread, (sums[0], sums[1])))
         if max(unknown.shape[-2:]) <= 7:
             return grids
         ties = _framed(_soft(ties)[:, :, 1::2, 1::2] / 4)
@@ -105,26 +105,26 @@ def _grids(masks: Tensor, like: Tensor) -> list[_Grid]:
 
 
 def _cycle(residual: Tensor, grids: list[_Grid]) -> Tensor:
-    """Roughly what solves the finest of the grids' equations, in its `found`: a V-cycle, a round of Jacobi each way.
+    """Roughly what solves the finest of the grids' equations, in its `solution`: a V-cycle, a round of Jacobi each way.
 
     Between grids a value goes bilinearly; what a coarse grid gets is the transpose of what it gives.
     """
     grid, *coarser = grids
-    found = torch.mul(grid.take, residual, out=grid.found)
+    solution = torch.mul(grid.take, residual, out=grid.solution)
     if coarser:
-        torch.addcmul(residual, grid.unknown, _soft(found, grid.sums), out=grid.left)
-        grid.left.addcmul_(grid.diagonal, found, value=-1)
+        torch.addcmul(residual, grid.unknown, _soft(solution, grid.sums), out=grid.left)
+        grid.left.addcmul_(grid.diagonal, solution, value=-1)
         below = coarser[0]
-        height, width = (extent // 2 for extent in found.shape[2:])
+        height, width = (extent // 2 for extent in solution.shape[2:])
         inside = (..., slice(1, height + 1), slice(1, width + 1))
         odd = (..., slice(1, None, 2), slice(1, None, 2))
-        torch.mul(_soft(grid.left, grid.sums)[odd], below.unknown[inside], out=below.given[inside])
-        torch.mul(_cycle(below.given, coarser)[inside], 1 / 16, out=grid.spread[odd])
-        found.addcmul_(grid.unknown, _soft(grid.spread, grid.sums))
+        torch.mul(_soft(grid.left, grid.sums)[odd], below.unknown[inside], out=below.right_side[inside])
+        torch.mul(_cycle(below.right_side, coarser)[inside], 1 / 16, out=grid.spread[odd])
+        solution.addcmul_(grid.unknown, _soft(grid.spread, grid.sums))
     for _ in range(1 if coarser else 4):
-        change = _soft(found, grid.sums).add_(residual)
-        found.mul_(grid.keep).addcmul_(grid.take, change)
-    return found
+        change = _soft(solution, grid.sums).add_(residual)
+        solution.mul_(grid.keep).addcmul_(grid.take, change)
+    return solution
 
 
 def _framed(values: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ def max_sensitivity(
     def first(rows: Tensor, _: Tensor) -> Tensor:
         return maps_of(explain, images[rows], rows)
 
-    def far(rows: Tensor, drawn: Tensor) -> Tensor:
-        found = maps_of(explain, images[rows] + radius * (2 * drawn - 1), rows)
-        return _length(found - still[rows])
+    def far(rows: Tensor, noise: Tensor) -> Tensor:
+        maps = maps_of(explain, images[rows] + radius * (2 * noise - 1), rows)
+        return _length(maps - still[rows])
 
     still = over_variants(1, images, first, batch, shape=(1, 1))[:, 0]
     moves = over_variants(samples, images, far, batch, draw=lambda k: uniform(images, seed, k))
@@ -54,17 +54,17 @@ def map_stability(
     _check(radius, samples)
     size = tuple(maps.shape[1:])
 
-    def alike(rows: Tensor, drawn: Tensor) -> Tensor:
-        found = maps_of(explain, images[rows] + radius * (2 * drawn - 1), rows, size)
-        return pearson(maps[rows].flatten(1), found.flatten(1).to(maps))
+    def alike(rows: Tensor, noise: Tensor) -> Tensor:
+        noisy = maps_of(explain, images[rows] + radius * (2 * noise - 1), rows, size)
+        return pearson(maps[rows].flatten(1), noisy.flatten(1).to(maps))
 
-    found = over_variants(samples, images, alike, batch, draw=lambda k: uniform(images, seed, k)).mean(1)
-    return found.masked_fill(absent(maps), torch.nan)
+    correlations = over_variants(samples, images, alike, batch, draw=lambda k: uniform(images, seed, k)).mean(1)
+    return correlations.masked_fill(absent(maps), torch.nan)
 
 
 def _length(maps: Tensor) -> Tensor:
-    found: Tensor = torch.linalg.vector_norm(maps.flatten(1), dim=1)
-    return found
+    lengths: Tensor = torch.linalg.vector_norm(maps.flatten(1), dim=1)
+    return lengths
 
 
 def _check(radius: float, samples: int) -> None:

@@ -32,7 +32,7 @@ def over_variants(
     """
     if batch < 1:
         raise KonkyoError(f"batch is a number of images, 1 or more; got {batch}")
-    total, found = len(images) * count, []
+    total, answers = len(images) * count, []
     if not total:
         return images.new_zeros(len(images), count, *shape, dtype=torch.promote_types(images.dtype, torch.float32))
     for start in range(0, total, batch):
@@ -42,26 +42,26 @@ def over_variants(
         if draw is not None:
             first, last = start // len(images), (stop - 1) // len(images)
             variants = torch.stack([draw(k) for k in range(first, last + 1)])[variants - first]
-        found.append(ask(rows, variants))
-    values = torch.cat(found)
+        answers.append(ask(rows, variants))
+    values = torch.cat(answers)
     return values.view(count, len(images), *values.shape[1:]).transpose(0, 1)
 
 
 def scores_of(score: Score, variants: Tensor, rows: Tensor) -> Tensor:
     """The scores (V,) of variants, in 32 bits at least."""
-    found = score(variants, rows)
-    if found.shape != rows.shape:
-        raise KonkyoError(f"score gives one number per variant, ({len(rows)},); got {tuple(found.shape)}")
-    return found.to(torch.promote_types(found.dtype, torch.float32))
+    scores = score(variants, rows)
+    if scores.shape != rows.shape:
+        raise KonkyoError(f"score gives one number per variant, ({len(rows)},); got {tuple(scores.shape)}")
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def maps_of(explain: Explain, variants: Tensor, rows: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
     """The maps (V, h, w) of variants, in 32 bits at least; enlarged to `size` where it is given."""
-    found = explain(variants, rows)
-    if found.ndim != 3 or len(found) != len(rows):
-        raise KonkyoError(f"explain gives one map per variant, ({len(rows)}, h, w); got {tuple(found.shape)}")
-    found = found.to(torch.promote_types(found.dtype, torch.float32))
-    return resize(found, size) if size else found
+    maps = explain(variants, rows)
+    if maps.ndim != 3 or len(maps) != len(rows):
+        raise KonkyoError(f"explain gives one map per variant, ({len(rows)}, h, w); got {tuple(maps.shape)}")
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    return resize(maps, size) if size else maps
 
 
 def seeded(seed: int, use: int = 0) -> torch.Generator:
@@ -77,11 +77,11 @@ def ranks(maps: Tensor, seed: int) -> Tensor:
     flat = maps.flatten(1)
     shuffled = torch.randperm(flat.shape[1], generator=seeded(seed, _ORDER)).to(maps.device)
     place = torch.arange(flat.shape[1], device=maps.device, dtype=torch.int32)
-    found = torch.empty(flat.shape, dtype=torch.int32, device=maps.device)
+    ranking = torch.empty(flat.shape, dtype=torch.int32, device=maps.device)
     for start in range(0, len(flat), 64):  # the sort needs several times their memory
         order = shuffled[flat[start : start + 64, shuffled].argsort(dim=1, descending=True, stable=True)]
-        found[start : start + 64].scatter_(1, order, place.expand_as(order))
-    return found.view(maps.shape)
+        ranking[start : start + 64].scatter_(1, order, place.expand_as(order))
+    return ranking.view(maps.shape)
 
 
 def absent(maps: Tensor) -> Tensor:
@@ -106,8 +106,8 @@ def filler(
         raise KonkyoError(f"{which} pixels need `pixels`: (2, C), a black and a white one as prepared for the network")
     else:
         black, white = pixels.to(images)[:, None, :, None, None]
-        drawn = uniform(images, seed, sample)[None]
-        fill = black + drawn * (white - black) if which == "noise" else black
+        noise = uniform(images, seed, sample)[None]
+        fill = black + noise * (white - black) if which == "noise" else black
     return lambda _: fill
 
 
@@ -136,8 +136,8 @@ def pearson(one: Tensor, other: Tensor) -> Tensor:
     constant = (one.amax(1) == one.amin(1)) | (other.amax(1) == other.amin(1))
     one, other = (values - values.mean(1, keepdim=True) for values in (one, other))
     one, other = (safe_divide(values, values.abs().amax(1, keepdim=True)) for values in (one, other))  # tiny squares
-    found = safe_divide((one * other).sum(1), one.norm(dim=1) * other.norm(dim=1)).clamp(-1, 1)
-    return found.masked_fill(constant, torch.nan)
+    correlation = safe_divide((one * other).sum(1), one.norm(dim=1) * other.norm(dim=1)).clamp(-1, 1)
+    return correlation.masked_fill(constant, torch.nan)
 
 
 def spearman(one: Tensor, other: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ def _at_best_threshold(accuracy: Tensor) -> Tensor:
 def _average_precision(counts: Tensor) -> Tensor:
     """Pixels outside [0] and inside [1] the object by level (2, levels) -> sum of precision times gain in recall."""
     outside, inside = counts.flip(1)
-    found, wrong = inside.cumsum(0), outside.cumsum(0)
-    precision = safe_divide(found, found + wrong)
+    right, wrong = inside.cumsum(0), outside.cumsum(0)
+    precision = safe_divide(right, right + wrong)
     area: Tensor = torch.dot(precision, inside) / inside.sum()
     return area
 
@@ -96,8 +96,8 @@ def _check_steps(steps: int) -> None:
 
 def _hits(overlaps: Tensor, deltas: tuple[float, ...]) -> Tensor:
     """IoUs (R, T) -> 1.0 where they reach a delta, NaN where they are NaN. (R, deltas, T)"""
-    wanted = overlaps.new_tensor(deltas)[:, None]
-    return torch.where(overlaps[:, None].isnan(), torch.nan, (overlaps[:, None] >= wanted).float())
+    thresholds = overlaps.new_tensor(deltas)[:, None]
+    return torch.where(overlaps[:, None].isnan(), torch.nan, (overlaps[:, None] >= thresholds).float())
 
 
 def _overlaps(maps: Tensor, boxes: Tensor, steps: int, order: Tensor | None) -> Tensor:
@@ -112,9 +112,9 @@ def _overlaps(maps: Tensor, boxes: Tensor, steps: int, order: Tensor | None) -> 
     def part(maps: Tensor, boxes: Tensor) -> Tensor:
         best = maps.new_zeros(steps, len(maps))
         levels = (min_max(maps).nan_to_num() * steps).floor().int()
-        for above, (corner, size, found) in zip(range(steps - 1, -1, -1), _components(levels, steps), strict=True):
+        for above, (corner, size, reach) in zip(range(steps - 1, -1, -1), _components(levels, steps), strict=True):
             row = corner // pixels
-            shared = overlap(found, boxes[row])
+            shared = overlap(reach, boxes[row])
             if rank is not None:
                 key = size * pixels + rank[corner % pixels]
                 largest = key.new_zeros(len(maps)).scatter_reduce(0, row, key, "amax")

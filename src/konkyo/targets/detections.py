@@ -115,14 +115,14 @@ class InstanceTarget(BaseTarget):
         best = similarity.amax(1)
         equal = similarity >= best[:, None] * (1 - _ROUNDING)
         likely = torch.where(equal, candidates.probabilities[..., self.label], -1.0)
-        index, found = likely.argmax(1), best > self.least
+        index, present = likely.argmax(1), best > self.least
         if self.index < output.shape[1]:
             itself = self._itself(candidates)
             mine = (likely[:, self.index] >= likely.amax(1)) | itself
-            index, found = torch.where(mine, self.index, index), found | itself
+            index, present = torch.where(mine, self.index, index), present | itself
         rows = torch.arange(len(output), device=output.device)
-        box = torch.where(found[:, None], candidates.boxes(self.label)[rows, index], torch.nan)
-        return Match(index, similarity[rows, index], box, found)
+        box = torch.where(present[:, None], candidates.boxes(self.label)[rows, index], torch.nan)
+        return Match(index, similarity[rows, index], box, present)
 
     def _itself(self, candidates: Candidates) -> Tensor:
         """(N,) bool, whether candidate `index` is the detection, as it is on the image that it was found on."""
@@ -137,9 +137,9 @@ class InstanceTarget(BaseTarget):
         probabilities = candidates.probabilities
         named = probabilities[..., self.label]
         if self.class_similarity == "cosine":
-            own = probabilities.new_tensor(self.likeness)
-            norms = probabilities.norm(dim=2) * own.norm()
-            alike = (probabilities @ own) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+            likeness = probabilities.new_tensor(self.likeness)
+            norms = probabilities.norm(dim=2) * likeness.norm()
+            alike = (probabilities @ likeness) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
         elif self.class_similarity == "probability":
             alike = named
         elif self.class_similarity == "difference":

@@ -48,8 +48,8 @@ def odam_nms(
     same = labels[:, None].to(maps.device) == labels.to(maps.device)
     far = overlap(boxes[:, None], boxes[None]) <= iou
     rival = (same & torch.where(far, alike >= high, alike >= low)).cpu()
-    kept: list[int] = []
+    survivors: list[int] = []
     for row in scores.argsort(descending=True, stable=True).tolist():
-        if not rival[row, kept].any():
-            kept.append(row)
-    return torch.tensor(kept, dtype=torch.int64, device=maps.device)
+        if not rival[row, survivors].any():
+            survivors.append(row)
+    return torch.tensor(survivors, dtype=torch.int64, device=maps.device)

@@ -65,7 +65,7 @@ def csv_of(records: Iterable[Mapping[str, Any]]) -> str:
 def plain(value: Any) -> Any:
     """Dicts, lists and numbers with None for the numbers that JSON does not know."""
     if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

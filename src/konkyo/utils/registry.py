@@ -33,9 +33,9 @@ def check_free(kind: str, name: str, function: Callable[..., Any], taken: Mappin
         raise KonkyoError(f"a {kind} named {name!r} is registered already; choose another name")
 
 
-def check_options(owner: str, given: Mapping[str, Any], options: Options) -> None:
+def check_options(owner: str, settings: Mapping[str, Any], options: Options) -> None:
     """KonkyoError for an option that is not on offer, or whose value is not of its annotated type."""
-    for name, value in given.items():
+    for name, value in settings.items():
         if name not in options:
             raise unknown(f"option of {owner}", name, options or ["(none)"])
         kind = options[name].annotation

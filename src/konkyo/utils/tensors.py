@@ -98,7 +98,7 @@ def fuse(maps: Sequence[Tensor], how: Fuse = "layer_cam") -> Tensor:
     function of one's own gets the list of maps as they are and gives one (N, *grid); KonkyoError where it does not.
     """
     if callable(how):
-        return _one_map_each(how(maps), maps[0])
+        return _checked_fusion(how(maps), maps[0])
     if how not in FUSES:
         raise unknown("way to fuse layers", how, FUSES)
     scaled = [normalised(m) for m in maps]
@@ -110,11 +110,11 @@ def fuse(maps: Sequence[Tensor], how: Fuse = "layer_cam") -> Tensor:
     return stack.relu().prod(0) - (-stack).relu().prod(0) if how == "product" else stack.amax(0)
 
 
-def _one_map_each(found: object, like: Tensor) -> Tensor:
+def _checked_fusion(fused: object, like: Tensor) -> Tensor:
     """What a function of the caller's made of the maps, if it is as many maps with as many axes."""
-    if isinstance(found, Tensor) and found.ndim == like.ndim and len(found) == len(like) and found.numel():
-        return found
-    came = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if isinstance(fused, Tensor) and fused.ndim == like.ndim and len(fused) == len(like) and fused.numel():
+        return fused
+    came = tuple(fused.shape) if isinstance(fused, Tensor) else type(fused).__name__
     raise KonkyoError(
         f"a function that fuses layers gives one map per image, a tensor of shape ({len(like)}, *grid) whose grid has "
         f"{like.ndim - 1} axes; got {came}"

@@ -33,7 +33,7 @@ def coco(folder: Path, *, annotations: str = "", images: str = "") -> Samples:
     pycocotools or faster-coco-eval. Pictures without things are kept, and none is turned upright (`open_annotated`).
     KonkyoError: what is missing or damaged, and in which file.
     """
-    files = [folder / annotations] if annotations else sorted({p for each in _FILES for p in folder.glob(each)})
+    files = [folder / annotations] if annotations else sorted({p for pattern in _FILES for p in folder.glob(pattern)})
     if len(files) != 1:
         came = f"there are {', '.join(str(file.relative_to(folder)) for file in files)}" if files else "there is none"
         raise KonkyoError(f"{folder}: of {', '.join(_FILES)} {came}; name one: coco:DIR,annotations=FILE")
@@ -59,11 +59,11 @@ def coco(folder: Path, *, annotations: str = "", images: str = "") -> Samples:
     return Samples(names, read, tuple(classes.values()), "boxes as x, y, width, height; pictures as they are stored")
 
 
-def _pictures(folder: Path, file: Path, given: str, names: Sequence[str]) -> Path:
+def _pictures(folder: Path, file: Path, images: str, names: Sequence[str]) -> Path:
     """The folder that holds all pictures."""
     split = file.stem.removeprefix("instances_")
     usual = [folder / "images", folder / split, folder / "images" / split, file.parent, folder]
-    folders = [folder / given] if given else usual
+    folders = [folder / images] if images else usual
     missing = [[name for name in names if not (where / name).is_file()] for where in folders]
     fewest, where = min(zip(missing, folders, strict=True), key=lambda pair: len(pair[0]))
     if fewest:

@@ -35,19 +35,19 @@ def folder(folder: Path, *, masks: str = "", split: str = "") -> Samples:
     inside = [path for path in find_images(folder) if apart.resolve() not in path.resolve().parents]
     outlines = {_key(path, folder): path for path in inside}
     files = [path for path in inside if not _is_mask(_key(path, folder), outlines)]
-    drawn = [outlines.get(f"{_key(path, folder)}_mask") for path in files]
+    masks_of_files = [outlines.get(f"{_key(path, folder)}_mask") for path in files]
     if apart.is_dir():
         outlines = {_key(path, apart): path for path in find_images(apart)}
-        drawn = [outlines.get(f"{_key(p, folder)}_mask", outlines.get(_key(p, folder))) for p in files]
-        if not any(drawn):
+        masks_of_files = [outlines.get(f"{_key(p, folder)}_mask", outlines.get(_key(p, folder))) for p in files]
+        if not any(masks_of_files):
             raise KonkyoError(f"{apart} has no mask of a picture, such as {apart / _key(files[0], folder)}.png")
     names = tuple(path.relative_to(folder).as_posix() for path in files)
     parts, rest = _parts(names)
     labels, classes = _labels(folder, rest)
-    note = f"{sum(mask is not None for mask in drawn)} of {len(files)} pictures with a mask"
+    note = f"{sum(mask is not None for mask in masks_of_files)} of {len(files)} pictures with a mask"
     known = tuple(label for label in labels if label is not None)
     return selected(
-        Samples(names, partial(_sample, names, files, labels, drawn), classes, note, "", known, parts), split
+        Samples(names, partial(_sample, names, files, labels, masks_of_files), classes, note, "", known, parts), split
     )
 
 
@@ -88,10 +88,10 @@ def _sample(
     names: Sequence[str],
     files: Sequence[Path],
     labels: Sequence[str | None],
-    drawn: Sequence[Path | None],
+    masks: Sequence[Path | None],
     index: int,
 ) -> Sample:
-    file, label, outline = files[index], labels[index], drawn[index]
+    file, label, outline = files[index], labels[index], masks[index]
     if outline is None:
         return Sample(names[index], open_image(file), label)
     mask = _mask(outline)

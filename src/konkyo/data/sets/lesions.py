@@ -84,10 +84,10 @@ def lesions(count: str, seed: int, *, places: str = "fixed", size: str = "48") -
     """COUNT (600) drawn scans with a lesion; `places` fixed (a place per class) or random, `size` in pixels."""
     if re.fullmatch(r"\d* \d+", f"{count} {size}") is None or places not in PLACES:
         raise KonkyoError(f"expected lesions:600,places=fixed,size=48; got {count!r}, {places!r} and {size!r}")
-    found = Lesions(int(count or 600), seed=seed, size=int(size), places=places)
-    labels = tuple(CLASSES[index % len(CLASSES)] for index in range(len(found)))
-    names = tuple(map(found.name, range(len(found))))
-    return Samples(names, found.__getitem__, CLASSES, "masks of whole lesions", labels=labels)
+    scans = Lesions(int(count or 600), seed=seed, size=int(size), places=places)
+    labels = tuple(CLASSES[index % len(CLASSES)] for index in range(len(scans)))
+    names = tuple(map(scans.name, range(len(scans))))
+    return Samples(names, scans.__getitem__, CLASSES, "masks of whole lesions", labels=labels)
 
 
 # --- drawing: (size, size) fields, x to the right, y down, both from -0.5 to 0.5 --------------------------------------

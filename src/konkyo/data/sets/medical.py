@@ -35,12 +35,14 @@ def _arranged(kind: str, folder: Path, classes: dict[str, str], split: str) -> S
     """The pictures of PART/CLASS/NAME, where `classes` has the folders' names, and the labels that these mean."""
     names = {name.lower(): label for name, label in classes.items()}
     held = [part for part in _folders(folder) if part.name.lower() in PARTS]
-    found = [(part, where) for part in held for where in _folders(part)]
-    strange = [where for _, where in found if where.name.lower() not in names]
-    labels_found = {names.get(where.name.lower()) for _, where in found}
-    if strange or labels_found != set(classes.values()):
+    folders = [(part, where) for part in held for where in _folders(part)]
+    strange = [where for _, where in folders if where.name.lower() not in names]
+    labels_of_folders = {names.get(where.name.lower()) for _, where in folders}
+    if strange or labels_of_folders != set(classes.values()):
         came = (
-            f"{strange[0].relative_to(folder)}/" if strange else ", ".join(str(w.relative_to(folder)) for _, w in found)
+            f"{strange[0].relative_to(folder)}/"
+            if strange
+            else ", ".join(str(w.relative_to(folder)) for _, w in folders)
         )
         expected = ", ".join(dict.fromkeys(classes.values()))
         raise KonkyoError(
@@ -49,7 +51,7 @@ def _arranged(kind: str, folder: Path, classes: dict[str, str], split: str) -> S
         )
     files = [
         (file, names[where.name.lower()], PARTS[part.name.lower()])
-        for part, where in found
+        for part, where in folders
         for file in find_images(where)
     ]
     paths, labels, parts = zip(*files, strict=True)

@@ -774,8 +774,8 @@ def _paint(item: _Item, canvas: Image.Image, light: Image.Image, ids: Image.Imag
     (x, y), reach = item.foot, 1.1 * float(np.abs(item.matrix).max())
     x0, y0 = max(0, round((x - 0.6 * reach) * side)), max(0, round((y - reach) * side))
     x1, y1 = min(side, round((x + 0.6 * reach) * side)), min(side, round((y + 0.1 * reach) * side))
-    own = ids.crop((x0, y0, x1, y1)).point([255 * (number <= value <= number + 1) for value in range(256)])
-    light.paste(_SLOPE.resize(own.size, Image.Resampling.NEAREST), (x0, y0), own)
+    figure = ids.crop((x0, y0, x1, y1)).point([255 * (number <= value <= number + 1) for value in range(256)])
+    light.paste(_SLOPE.resize(figure.size, Image.Resampling.NEAREST), (x0, y0), figure)
 
 
 _SLOPE = Image.fromarray((162 - 34 * np.add.outer(np.linspace(0, 1, 128), np.linspace(0, 1, 128))).astype(np.uint8))

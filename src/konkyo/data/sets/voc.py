@@ -52,7 +52,7 @@ def voc(folder: Path, *, split: str = "", origin: str = "1") -> Samples:
 
 def _sample(folder: Path, names: Sequence[str], pictures: dict[str, Path], origin: int, index: int) -> Sample:
     name = names[index]
-    file, drawn = folder / "Annotations" / f"{name}.xml", folder / "SegmentationObject" / f"{name}.png"
+    file, outlines = folder / "Annotations" / f"{name}.xml", folder / "SegmentationObject" / f"{name}.png"
     root = _parsed(file)
     try:
         width, height = (int(root.findtext(f"size/{side}") or 0) for side in ("width", "height"))
@@ -60,7 +60,7 @@ def _sample(folder: Path, names: Sequence[str], pictures: dict[str, Path], origi
     except ValueError as error:
         raise KonkyoError(f"{file}: {error}") from None
     image = open_annotated(pictures[name], (width, height) if width and height else None)
-    masks = _masks(drawn, image.size, [box for _, box in objects]) if drawn.is_file() else [None] * len(objects)
+    masks = _masks(outlines, image.size, [box for _, box in objects]) if outlines.is_file() else [None] * len(objects)
     return Sample(
         name,
         image,
