@@ -30,7 +30,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """An object in a picture, in the picture's pixels."""
+    """An annotation is an object in a picture, in the picture's pixels."""
 
     label: str | None = None
     """The name of its class."""
@@ -46,7 +46,7 @@ class Annotation:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A picture and what is true of it. KonkyoError: a thing that does not fit the picture."""
+    """A sample is a picture and what is true of it. KonkyoError: an annotation that does not fit the picture."""
 
     name: str
     """Unique in its data set, the same in every run."""
@@ -57,6 +57,7 @@ class Sample:
     annotations: tuple[Annotation, ...] = ()
 
     def __post_init__(self) -> None:
+        """Checks the annotations. KonkyoError: a mask or a box that does not fit the picture."""
         size = (self.image.height, self.image.width)
         for annotation in self.annotations:
             for mask in (annotation.mask, annotation.evidence):
@@ -74,7 +75,7 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Samples(torch.utils.data.Dataset[Sample]):
-    """A data set whose pictures are opened when they are asked for. KonkyoError: two samples of one name.
+    """This data set opens its pictures when they are asked for. KonkyoError: two samples of one name.
 
     >>> len(Samples(("a", "b"), lambda index: Sample("ab"[index], Image.new("RGB", (8, 8)))))
     2
@@ -114,14 +115,14 @@ class Samples(torch.utils.data.Dataset[Sample]):
 
 
 class Data(Protocol):
-    """A sequence or a torch data set of samples."""
+    """This is a sequence or a torch data set of samples."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Sample: ...
 
 
 def samples(source: str | Path | Data | Scenes, *, limit: int | None = None, seed: int = 0) -> Samples:
-    """The data set that `source` names: all of it in order, or `limit` samples drawn by `seed`.
+    """Returns the data set that `source` names: all of it in order, or `limit` samples drawn by `seed`.
 
     - "scenes:COUNT" (1000): drawn scenes that no shipped model was trained on; `seed` decides them, too. Options:
       objects=1 (in every scene, which then has a label) or objects=1-5 (the default), size=128.
@@ -150,7 +151,7 @@ def samples(source: str | Path | Data | Scenes, *, limit: int | None = None, see
 
 
 def chosen(data: Samples, order: Sequence[int]) -> Samples:
-    """The samples of these indices, in this order."""
+    """Returns the samples of these indices, in this order."""
     names, labels, parts = (
         tuple(values[i] for i in order if values) for values in (data.names, data.labels, data.parts)
     )
@@ -165,7 +166,7 @@ PARTS = {
 
 
 def selected(data: Samples, split: str) -> Samples:
-    """The samples of the part that `split` names; all of them where it is empty."""
+    """Returns the samples of the part that `split` names; all of them where it is empty."""
     if not split:
         return data
     part = PARTS.get(split.lower(), split)
@@ -222,7 +223,7 @@ def _scene(scenes: Scenes, index: int) -> Sample:
 
 @synthetic
 def scenes(count: str, seed: int, *, objects: str = "1-5", size: str = "128") -> Samples:
-    """COUNT (1000) scenes that no shipped model was trained on."""
+    """Draws COUNT (1000) scenes that no shipped model was trained on."""
     numbers = re.fullmatch(r"(\d+) (\d+)(?:-(\d+))? (\d+)", f"{count or 1000} {objects} {size}")
     if numbers is None:
         raise KonkyoError(f"expected scenes:200,objects=1-5,size=128; got {count!r}, {objects!r} and {size!r}")
@@ -243,6 +244,7 @@ def layout(function: _Function) -> _Function:
 
 
 def _named(source: str, seed: int) -> Samples:
+    """Opens the data set of a text KIND:WHERE,OPTION=VALUE. KonkyoError: an unknown kind or option, or no folder."""
     for module in iter_modules(konkyo.data.sets.__path__):
         import_module(f"konkyo.data.sets.{module.name}")
     kind, _, rest = source.partition(":")
@@ -267,7 +269,7 @@ _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTA
 
 
 def open_annotated(path: Path, size: tuple[int, int] | None) -> Image.Image:
-    """The picture as its annotations see it; `size` is the (width, height) that they name.
+    """Opens the picture as its annotations see it; `size` is the (width, height) that they name.
 
     That is as it is stored, without its EXIF orientation, as readers of COCO and VOC take it, if it has that size, else
     upright. ImageError: a picture that has another size either way, or cannot be read.
@@ -286,7 +288,7 @@ def open_annotated(path: Path, size: tuple[int, int] | None) -> Image.Image:
 
 
 def around(mask: Tensor) -> Box | None:
-    """The tight box of a mask (H, W); None where it is empty."""
+    """Returns the tight box of a mask (H, W); None where it is empty."""
     rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
     if not len(rows):
         return None

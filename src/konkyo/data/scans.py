@@ -24,9 +24,9 @@ MAX_VOXELS = 1_000_000_000
 
 
 def reader(path: Path, file: BinaryIO) -> Callable[[Path, _Check, list[str]], Image.Image] | None:
-    """What reads the file, by its first bytes or its suffix; None for other formats.
+    """Returns what reads the file, by its first bytes or its suffix; None for other formats.
 
-    It gives a picture in mode L or RGB, or F where the file does not say which values are black and white; it calls the
+    It gives a picture in mode L or RGB, or F where the file does not say which values are black and white. It calls the
     check with the width and height before it reads pixels, and adds notes on what it did.
     """
     head = file.read(132)
@@ -48,7 +48,7 @@ def _library(name: str, path: Path) -> Any:
 
 
 def _dicom(path: Path, check: _Check, notes: list[str]) -> Image.Image:
-    """As a viewer shows it: rescaled, through its lookup table or first window; the middle one of several frames."""
+    """Reads a DICOM file as a viewer shows it: rescaled, by its table or first window; of frames the middle one."""
     library = _library("pydicom.pixels", path)
     data = _library("pydicom", path).dcmread(path, stop_before_pixels=True)
     if "Rows" not in data or "Columns" not in data:
@@ -103,7 +103,7 @@ def _bytes(values: _Array, low: float, high: float) -> NDArray[np.uint8]:
 
 
 def _nifti(path: Path, check: _Check, notes: list[str]) -> Image.Image:
-    """The middle axial slice, the front of the body at the top and its right at the left, as radiologists look at it.
+    """Reads the middle axial slice, front of the body at the top, its right at the left, as radiologists look at it.
 
     Of several volumes the first.
     """

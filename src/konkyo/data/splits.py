@@ -17,7 +17,7 @@ from konkyo.errors import KonkyoError, unknown
 
 @dataclass(frozen=True)
 class Splits:
-    """Three parts, each with pictures of every class; what is chosen is chosen on `validation`, `test` is used once."""
+    """These three parts have pictures of every class; choices are made on `validation`, `test` is used once."""
 
     train: Samples
     validation: Samples
@@ -34,7 +34,7 @@ def splits(
     test: float = 0.25,
     limit: int | None = None,
 ) -> Splits:
-    """The three parts of what `samples(source, limit=limit, seed=seed)` gives; the same ones for the same arguments.
+    """Makes the three parts of what `samples(source, limit=limit, seed=seed)` gives; equal arguments give equal parts.
 
     A data set's own parts stay what they are. A test part that it does not have is drawn by `seed`, that share of every
     class; so is a validation part. One that is less than a tenth of the share `validation` is filled up to it from
@@ -72,7 +72,10 @@ def splits(
 
 
 def labels_of(data: Samples) -> tuple[str, ...]:
-    """The labels of all samples; pictures are opened where nothing else tells. KonkyoError: one without a label."""
+    """Returns the labels of all samples; pictures are opened where nothing else tells.
+
+    KonkyoError: one without a label.
+    """
     if data.labels or not len(data):
         return data.labels
     labels = []
@@ -89,7 +92,7 @@ def labels_of(data: Samples) -> tuple[str, ...]:
 
 
 def _require_all(order: dict[str, list[int]], labels: Sequence[str]) -> None:
-    """KonkyoError unless every part has every class, and there are two classes."""
+    """Raises KonkyoError unless every part has every class, and there are two classes."""
     classes = sorted(set(labels))
     if len(classes) < 2:
         raise KonkyoError(f"expected pictures of two classes or more; got {', '.join(classes) or 'no picture'}")
@@ -104,10 +107,10 @@ def _require_all(order: dict[str, list[int]], labels: Sequence[str]) -> None:
 
 
 class Examples(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """(input, class) of every sample: the transformed picture, and the index of its label in `classes`.
+    """This gives (input, class) of every sample: the transformed picture, and the index of its label in `classes`.
 
     classes: sorted(samples.classes) where none are given. Opened pictures are kept, 3 bytes per pixel, up to `cache`
-    bytes, so that the next epoch does not open them again; a `DataLoader` of several workers keeps so many per worker.
+    bytes, so that the next epoch does not open them again. A `DataLoader` of several workers keeps so many per worker.
     KonkyoError: a sample whose label is not among the classes.
     """
 
@@ -119,6 +122,7 @@ class Examples(torch.utils.data.Dataset[tuple[Tensor, int]]):
         *,
         cache: int = 0,
     ) -> None:
+        """Looks up the labels of all samples; pictures are opened later. KonkyoError: a label that is no class."""
         self.samples, self.transform, self.cache = samples, transform, cache
         self.classes = tuple(classes) or tuple(sorted(samples.classes))
         self.labels = [self._index(label) for label in labels_of(samples)]
@@ -128,6 +132,7 @@ class Examples(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Returns the transformed picture and the index of its class, from the cache if it is there."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         index %= len(self)

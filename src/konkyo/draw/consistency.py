@@ -24,7 +24,7 @@ _HALF = 0.5  # the largest deviation that numbers in [0, 1] can have
 
 @dataclass(frozen=True)
 class Section:
-    """A class with its extreme images, each (picture, map, what is written under it)."""
+    """A section is a class with its extreme images, each (picture, map, what is written under it)."""
 
     title: str
     typical: Sequence[tuple[Image.Image, Tensor, str]]
@@ -32,7 +32,7 @@ class Section:
 
 
 def class_maps(names: Sequence[str], means: Tensor, deviations: Tensor) -> Image.Image:
-    """Every class's mean map over its standard deviation, (K, h, w) each: scales from 0 to 1 and from 0 to 0.5."""
+    """Draws every class's mean map over its deviation, (K, h, w) each: scales from 0 to 1 and from 0 to 0.5."""
     across = min(_ACROSS, len(names))
     bands = math.ceil(len(names) / across)
     figure = Figure(figsize=(max(3, across) * _CELL + 1.5, bands * (2 * _CELL + 0.4)), layout="constrained", dpi=120)
@@ -57,7 +57,7 @@ def class_maps(names: Sequence[str], means: Tensor, deviations: Tensor) -> Image
 
 
 def matrix(names: Sequence[str], distances: Tensor, distance: str) -> Image.Image:
-    """The distances (K, K) of classes' mean maps; 0 on the diagonal."""
+    """Draws the distances (K, K) of classes' mean maps; 0 on the diagonal."""
     count = len(names)
     side = min(12.0, max(3.2, 1.8 + 0.42 * count))
     figure = Figure(figsize=(side + 0.8, side), layout="constrained", dpi=120)
@@ -80,7 +80,7 @@ def matrix(names: Sequence[str], distances: Tensor, distance: str) -> Image.Imag
 
 
 def deviations(names: Sequence[str], values: Sequence[Sequence[float]], distance: str) -> Image.Image:
-    """A histogram per class of how far its maps are from their mean map; the line is the class's mean, its L."""
+    """Draws a histogram per class of how far its maps are from their mean map; the line is the class's mean, its L."""
     across = min(_ACROSS // 2, len(names))
     bands = math.ceil(len(names) / across)
     figure = Figure(figsize=(max(2, across) * 2.7, bands * 1.7 + 0.4), layout="constrained", dpi=120)
@@ -103,7 +103,7 @@ def deviations(names: Sequence[str], values: Sequence[Sequence[float]], distance
 
 
 def extremes(sections: Sequence[Section]) -> Image.Image:
-    """A line per class: its most typical images, then its most deviant ones, the map over each.
+    """Draws a line per class: its most typical images, then its most deviant ones, the map over each.
 
     Maps are drawn on one scale, from 0 to 1. KonkyoError: no images.
     """
@@ -133,7 +133,7 @@ def extremes(sections: Sequence[Section]) -> Image.Image:
 
 
 def shortened(name: str, longest: int = _LONGEST) -> str:
-    """The name without its middle where it is longer than `longest` characters.
+    """Returns the name without its middle where it is longer than `longest` characters.
 
     >>> shortened("golden retriever", 9)
     'gold…ever'

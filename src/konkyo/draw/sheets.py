@@ -40,7 +40,7 @@ _SIZE_OF_PATH = (7.6, 1.1)  # of its picture in inches: width, and height of an 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one method says of one image."""
+    """A cell shows what one method says of one image."""
 
     map: Map | None
     """(h, w), drawn over the row's picture; None: the note is written in its place."""
@@ -50,7 +50,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One image and a cell per method."""
+    """A row is one image and a cell per method."""
 
     image: Image.Image
     title: str
@@ -70,7 +70,7 @@ def contact_sheet(
     shared: bool = False,
     colour_bar: bool = True,
 ) -> Image.Image:
-    """An RGB sheet: each row its picture, then a cell under each of the column titles.
+    """Draws an RGB sheet: each row its picture, then a cell under each of the column titles.
 
     `shared` gives the maps of a row one scale, which is written under its picture; otherwise each map has its own.
     `colour_bar` adds the colours in use at the foot. Long names lose their middle; of many columns each row is told in
@@ -101,7 +101,7 @@ def contact_sheet(
 
 
 def gallery(rows: Sequence[Row], *, title: str = "", colour_bar: bool = True) -> Image.Image:
-    """An RGB sheet of one image's detections: the image with all boxes, numbered, then each row's one cell.
+    """Draws an RGB sheet of one image's detections: the image with all boxes, numbered, then each row's one cell.
 
     KonkyoError: no rows, or a row that has not one cell.
     """
@@ -137,7 +137,7 @@ def gallery(rows: Sequence[Row], *, title: str = "", colour_bar: bool = True) ->
 
 
 class Integrated(Protocol):
-    """What a picture of paths needs of an `Explanation` (which draws itself by this package and is not known here)."""
+    """A picture of paths needs this of an `Explanation` (which draws itself by this package and is not known here)."""
 
     @property
     def path(self) -> PathTrace | None:
@@ -157,11 +157,11 @@ class Integrated(Protocol):
 
 
 def path_figure(explanations: Integrated | Sequence[Integrated], row: int = 0) -> Image.Image:
-    """An RGB picture of what happens to a row on the way from the baseline (alpha = 0) to the image (alpha = 1).
+    """Draws what happens to a row on the way from the baseline (alpha = 0) to the image (alpha = 1), in RGB.
 
-    Above, the score at every node; then for a detection how far the matched box still is from the one at the end,
-    1 - IoU (a hollow node: nothing is like the detection there, which counts as 1); below, the priority of every
-    interval between nodes (Eq. 5), as wide as it is. Several explanations of the same row are drawn together.
+    The upper panel has the score at every node. The next one, for a detection, has 1 - IoU of the matched box and the
+    one at the end. (A hollow node: nothing is like the detection there, which counts as 1.) The lowest has the priority
+    of every interval between nodes (Eq. 5), as wide as it is. Several explanations of the same row are drawn together.
     KonkyoError: a method that integrates along no path, or no such row.
     """
     from matplotlib.figure import Figure  # the global state of pyplot stays as it is
@@ -223,21 +223,21 @@ def path_figure(explanations: Integrated | Sequence[Integrated], row: int = 0) -
 
 
 def to_image(figure: Figure) -> Image.Image:
-    """A figure of matplotlib's as a picture."""
+    """Returns a figure of matplotlib's as a picture."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
 
 
 def _bands(columns: int) -> list[range]:
-    """The columns that stand beside each other: all, or as many equal parts as keep a sheet readable."""
+    """Returns the columns that stand beside each other: all, or as many equal parts as keep a sheet readable."""
     parts = max(1, -(-columns // _ACROSS))
     across = max(1, -(-columns // parts))
     return [range(start, min(start + across, columns)) for start in range(0, max(columns, 1), across)]
 
 
 def _names(columns: Sequence[str], side: int) -> Image.Image:
-    """The titles of columns, as a strip."""
+    """Draws the titles of columns, as a strip."""
     bold = _font(_TEXT, bold=True)
     strip = Image.new("RGB", ((side + _GAP) * (len(columns) + 1) - _GAP, _LINE), "white")
     for i, name in enumerate(columns, start=1):
@@ -257,7 +257,7 @@ def save_image(image: Image.Image, path: str | Path) -> Path:
 
 
 def picture_name(path: str | Path) -> Path:
-    """The path, if its suffix says how to save a picture; KonkyoError otherwise."""
+    """Returns the path, if its suffix says how to save a picture. KonkyoError otherwise."""
     path = Path(path)
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise KonkyoError(f"{path.name!r} does not say how to save a picture; end the name in .png, .jpg or .webp")
@@ -269,7 +269,7 @@ def picture_name(path: str | Path) -> Path:
 
 @dataclass(frozen=True)
 class _Walk:
-    """One row's path: nodes in order, and between them the intervals."""
+    """A walk is one row's path: nodes in order, and between them the intervals."""
 
     name: str
     alphas: NDArray[np.float64]
@@ -282,6 +282,7 @@ class _Walk:
 
     @classmethod
     def of(cls, explanation: Integrated, row: int) -> _Walk:
+        """Reads the path of one row. KonkyoError: the method has no path, or there is no such row."""
         trace = explanation.path
         if trace is None:
             raise KonkyoError(
@@ -303,14 +304,14 @@ class _Walk:
 
 
 def _explained(explanation: Integrated, row: int) -> tuple[str, str]:
-    """(the quantity that is explained of a row, what that is the quantity of)"""
+    """Returns (the quantity that is explained of a row, what that is the quantity of)."""
     target = explanation.targets[row]
     quantity = str(getattr(target, "quantity", getattr(target, "score", "score")))
     return quantity, _clean(explanation.labels[row]).removesuffix(f", {quantity}")
 
 
 def _stacked(strips: Sequence[Image.Image], title: str, close: Sequence[Image.Image] = ()) -> Image.Image:
-    """The strips below each other under a title; nearer to the next are those in `close`."""
+    """Puts the strips below each other under a title; nearer to the next are those in `close`."""
     top = _MARGIN + (_HEADING + _GAP if title else 0)
     gaps = [_GAP // 2 if any(strip is one for one in close) else _GAP for strip in strips]
     width = max(strip.width for strip in strips) + 2 * _MARGIN
@@ -325,7 +326,7 @@ def _stacked(strips: Sequence[Image.Image], title: str, close: Sequence[Image.Im
 
 
 def _with_box(row: Row, picture: Image.Image) -> Image.Image:
-    """The row's picture, at whatever size, with its box."""
+    """Returns the row's picture, at whatever size, with its box."""
     if row.box is None:
         return picture
     across, down = picture.width / row.image.width, picture.height / row.image.height
@@ -334,7 +335,7 @@ def _with_box(row: Row, picture: Image.Image) -> Image.Image:
 
 
 def _numbered(rows: Sequence[Row], picture: Image.Image) -> Image.Image:
-    """The picture with every row's box and its number in the corner."""
+    """Returns the picture with every row's box and its number in the corner."""
     font, share = _font(_TEXT - 2, bold=True), picture.width / rows[0].image.width
     boxes = [
         (n, row.box) for n, row in enumerate(rows, start=1) if row.box is not None and all(map(math.isfinite, row.box))
@@ -369,8 +370,10 @@ def _counted(number: int, what: str) -> str:
 
 
 def _signed(rows: Sequence[Row], shared: bool) -> list[list[bool | None]]:
-    """Which cells are drawn on the diverging scale, None where there is no map: whole rows if they share a scale,
-    otherwise whole columns, so that a method looks the same throughout."""
+    """Tells which cells are drawn on the diverging scale; None where there is no map.
+
+    Rows that share a scale agree, otherwise whole columns do, so that a method looks the same throughout.
+    """
     rows_of: list[list[Map | None]] = [[cell.map for cell in row.cells] for row in rows]
     lines = rows_of if shared else [list(column) for column in zip(*rows_of, strict=True)]
     kinds = [any(is_signed(map_) for map_ in line if map_ is not None) for line in lines]
@@ -383,7 +386,7 @@ def _signed(rows: Sequence[Row], shared: bool) -> list[list[bool | None]]:
 def _strip(
     row: Row, picture: Image.Image, signed: Sequence[bool | None], side: int, limits: Limits | None
 ) -> Image.Image:
-    """A row: cells `side` wide, text below the pictures."""
+    """Draws a row: cells `side` wide, text below the pictures."""
     captions = [[(row.title, _INK)]]
     if row.subtitle:
         captions[0] += [(line, _GREY) for line in _wrapped(row.subtitle, side, 2)]
@@ -412,7 +415,7 @@ def _strip(
 
 
 def _message(draw: ImageDraw.ImageDraw, text: str, box: tuple[int, int, int, int]) -> None:
-    """Text in the middle of a panel."""
+    """Writes text in the middle of a panel."""
     draw.rectangle(box, _PANEL)
     lines = _wrapped(text, box[2] - box[0] - 2 * _GAP, (box[3] - box[1] - _GAP) // _LINE)
     y = (box[1] + box[3] - len(lines) * _LINE) // 2
@@ -422,7 +425,7 @@ def _message(draw: ImageDraw.ImageDraw, text: str, box: tuple[int, int, int, int
 
 
 def _bars(signed: Sequence[Sequence[bool | None]], shared: bool) -> Image.Image:
-    """The colours in use, as they look over grey, side by side."""
+    """Draws the colours in use, as they look over grey, side by side."""
     kinds = [kind for kind in (False, True) if any(kind in row for row in signed)]
     font = _font(_TEXT)
     note = "one scale per row" if shared else "every map on its own scale"
@@ -445,14 +448,14 @@ def _bars(signed: Sequence[Sequence[bool | None]], shared: bool) -> Image.Image:
 
 
 def _range(maps: Sequence[Map]) -> Limits | None:
-    """The lowest and highest finite value of all."""
+    """Returns the lowest and highest finite value of all."""
     values = [np.asarray(m.detach().cpu().double() if isinstance(m, torch.Tensor) else m, float).ravel() for m in maps]
     known = np.concatenate([v[np.isfinite(v)] for v in values]) if values else np.empty(0)
     return (float(known.min()), float(known.max())) if known.size else None
 
 
 def _fitted(image: Image.Image, side: int) -> Image.Image:
-    """The picture enlarged or shrunk until its long side is `side`."""
+    """Returns the picture enlarged or shrunk until its long side is `side`."""
     share = side / max(image.size)
     size = (max(round(image.width * share), 1), max(round(image.height * share), 1))
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
@@ -470,12 +473,12 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def _clean(text: str) -> str:
-    """One line that any font can be asked to draw."""
+    """Returns one line that any font can be asked to draw."""
     return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
 def _elided(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, its middle replaced by an ellipsis if it is too wide: beginnings and ends tell names apart."""
+    """Returns the text, its middle replaced by an ellipsis if it is too wide: beginnings and ends tell names apart."""
     text = _clean(text)
     if font.getlength(text) <= width:
         return text
@@ -488,7 +491,7 @@ def _cut(text: str, keep: int) -> str:
 
 
 def _wrapped(text: str, width: float, lines: int) -> list[str]:
-    """The text in at most so many lines; the last one ends in an ellipsis where there was more."""
+    """Returns the text in at most so many lines; the last one ends in an ellipsis where there was more."""
     font = _font(_TEXT)
     done: list[str] = []
     line = ""

@@ -47,7 +47,7 @@ def relevance_cam(activations: Tensor, relevance: Tensor) -> Tensor:
 
 @method(layer="input")
 def full_grad(full_gradients: Sequence[Tensor], *, scale: Scale = "layer") -> Tensor:
-    """FullGrad (Srinivas & Fleuret, 2019, Eq. 7): input gradients and the gradients of every bias, each made a picture.
+    """FullGrad (Srinivas & Fleuret, 2019, Eq. 7) adds up the gradients of the input and of every bias, each a picture.
 
     map = sum_c psi(x G)_c + sum over biases and channels psi(b G)_c, psi = up(min_max(|.|)). min_max is taken over all
     channels of a layer, as the authors' code does; `scale="channel"` gives every channel the same weight

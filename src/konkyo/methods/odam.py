@@ -93,8 +93,8 @@ def path_odam(
 
     map = sum_k integral of G_k dA_k by the trapezoid rule, sum_m (G_m + G_(m+1)) / 2 (A_(m+1) - A_m). Its sum over the
     layer approaches score(I) - score(b), if the score depends on the image through the layer alone and one candidate is
-    followed all the way; IG-ODAM's does not. (The levels of a pyramid are enlarged to one grid, which counts the coarse
-    ones several times.) Options and cost as in `ig_odam`.
+    followed all the way. IG-ODAM's sum does not. (The levels of a pyramid are enlarged to one grid, which counts the
+    coarse ones several times.) Options and cost as in `ig_odam`.
     """
     if nodes < 2:
         raise KonkyoError(f"path_odam needs nodes >= 2, for what changes between them; got {nodes}")

@@ -81,9 +81,9 @@ def is_cam(
     """IS-CAM (Naidu et al., 2020) is Score-CAM with the score of every channel averaged while its mask grows.
 
     map = ReLU(sum_k w_k A_k), w = softmax_k(mean_i score(s_i x * min_max(up(A_k)))), i = 1 ... steps. The paper adds up
-    the steps, s_i = sum_{j <= i} j / steps, so that the masked image ends (steps + 1) / 2 times as bright as it is.
-    `scale` "linear" is the integral up to the masked image itself, s_i = i / steps. steps = 1 is Score-CAM. Cost: steps
-    * channels forwards; under a budget the strongest channels come first.
+    the steps, s_i = sum_{j <= i} j / steps. So the masked image ends (steps + 1) / 2 times as bright as it is. `scale`
+    "linear" is the integral up to the masked image itself, s_i = i / steps. steps = 1 is Score-CAM. Cost: steps *
+    channels forwards; under a budget the strongest channels come first.
     """
     if steps < 1:
         raise KonkyoError(f"is_cam needs steps >= 1; got {steps}")
@@ -131,7 +131,7 @@ def lnorm_product(maps: Sequence[Tensor]) -> Tensor:
 def poly_cam(inputs: Tensor, activations: Tensor, rescore: Rescore, *, variant: Literal["±", "+", "-"] = "±") -> Tensor:
     """Poly-CAM (Englebert et al., 2022) fuses maps of all grid sizes, each sharpening the one below it.
 
-    map_l = LNorm(L_l) * up(map_{l+1}), from the deepest layer up, where the map is L; L_l = ReLU(sum_k w_k A_k),
+    map_l = LNorm(L_l) * up(map_{l+1}), from the deepest layer up, where the map is L. L_l = ReLU(sum_k w_k A_k),
     LNorm(L) = L / up(down(L)) with down to the grid of layer l + 1. With M_k = up(min_max(A_k)), `variant` "+" takes
     w_k = p(x * M_k), "-" ReLU(p(x) - p(x * (1 - M_k))), "±" ReLU of the sum of both. `min_max` divides by the largest
     value minus the smallest. The released code takes the 0.1 and 99.9 percentiles for these, and divides by the upper

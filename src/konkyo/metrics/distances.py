@@ -26,10 +26,10 @@ _LEAST = 1e-12  # a logarithm's argument: p log p is 0 at 0, but its gradient is
 
 
 def on_grid(maps: Tensor, grid: int | tuple[int, int]) -> Tensor:
-    """Maps as they are, on another grid, of so many cells a side; not normalised. (N, h, w) -> (N, *grid)
+    """Resamples maps to another grid, of so many cells a side; it does not normalise them. (N, h, w) -> (N, *grid)
 
-    Along an axis where the grid is coarser every cell is the mean over the area that it covers, whatever the ratio;
-    where it is finer, linear interpolation between cell centres. Differentiable; in 32 bits at least.
+    Along an axis where the grid is coarser every cell is the mean over the area that it covers, whatever the ratio.
+    Where it is finer, values are interpolated linearly between cell centres. Differentiable; in 32 bits at least.
     KonkyoError: maps of another shape, a grid below 2.
     """
     size = (grid, grid) if isinstance(grid, int) else grid
@@ -46,7 +46,7 @@ def on_grid(maps: Tensor, grid: int | tuple[int, int]) -> Tensor:
 
 
 def blank(maps: Tensor) -> Tensor:
-    """Where a map shows nothing: one value everywhere (to rounding), or a value that is no number. -> (N,) bool
+    """Tells where a map shows nothing: one value everywhere (to rounding), or a value that is no number. -> (N,) bool
 
     Min-max would make zeros of it, which lie on the mean of other zeros: a blank map must not count as consistent.
     """
@@ -56,7 +56,7 @@ def blank(maps: Tensor) -> Tensor:
 
 
 def distances(maps: Tensor, others: Tensor, kind: Distance = "mse") -> Tensor:
-    """How far each map is from another, 0 where they are one. (N, h, w), (N or 1, h, w) or (h, w) -> (N,)
+    """Measures how far each map is from another, 0 where they are one. (N, h, w), (N or 1, h, w) or (h, w) -> (N,)
 
     Both are normalised maps (`konkyo.utils.tensors.min_max`) or means of such; with P cells:
 
@@ -99,7 +99,7 @@ def distances(maps: Tensor, others: Tensor, kind: Distance = "mse") -> Tensor:
 
 
 def class_means(maps: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean map and the standard deviation of every class, and how many maps each has: (K, h, w) twice, and (K,).
+    """Returns every class's mean map and standard deviation, (K, h, w) each, and how many maps it has (K,).
 
     The deviation is from the class's own maps, divided by their number: the mean of its square over the cells is the
     class's mean "mse". Zeros for a class without maps. `labels`: (N,) int64 below `classes`.
@@ -119,9 +119,9 @@ def class_means(maps: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Ten
 
 
 def within_total(maps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The variance of maps within classes, W, and of all of them, T, each the mean over cells. -> two scalars
+    """Returns the variance of maps within classes, W, and of all of them, T, each the mean over cells. -> two scalars
 
-    W = the sum over classes of squared deviations from the class's mean, divided by n - K' (K' classes that have maps);
+    W = the sum over classes of squared deviations from the class's mean, divided by n - K' (K' classes that have maps).
     T = that from the mean of all, divided by n - 1. So labels that mean nothing have E[W] = T: W / T is 0 where the
     maps of a class are identical and about 1 where classes do not differ. 1 - W / T is the share that classes explain.
     NaN where no class has two maps.
@@ -135,7 +135,7 @@ def within_total(maps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shuffled_within(maps: Tensor, labels: Tensor, permutations: int, generator: torch.Generator) -> Tensor:
-    """W of `within_total` with the labels dealt out anew, again and again. -> (permutations,)"""
+    """Computes W of `within_total` with the labels dealt out anew, again and again. -> (permutations,)"""
     _require_labels(maps, labels)
     flat = maps.flatten(1)
     flat = flat - flat.mean(0)
@@ -147,9 +147,11 @@ def shuffled_within(maps: Tensor, labels: Tensor, permutations: int, generator: 
 
 
 def kappa(confusion: Tensor) -> Tensor:
-    """Cohen's kappa, (p_o - p_e) / (1 - p_e), of counts (K, K), rows the truth; 0 where p_e is 1. -> scalar, 64 bits
+    """Computes Cohen's kappa of counts (K, K), rows the truth:
 
-    1: all as labelled; 0: as often as chance with these frequencies would have it. 0 of no counts at all.
+    (p_o - p_e) / (1 - p_e), 0 where p_e is 1. -> scalar, 64 bits
+
+    It is 1 where all are as labelled, and 0 where chance with these frequencies would do as well. It is 0 of no counts.
     """
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
         raise KonkyoError(f"counts of shape (K, K) were expected; got {tuple(confusion.shape)}")
@@ -159,7 +161,7 @@ def kappa(confusion: Tensor) -> Tensor:
 
 
 def _within(centred: Tensor, total: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """W of maps (n, P) whose mean is 0: squares around class means are all squares less those of the means."""
+    """Computes W of maps (n, P) whose mean is 0: squares around class means are all squares less those of the means."""
     counts = torch.bincount(labels, minlength=classes).to(centred.dtype)
     sums = centred.new_zeros(classes, centred.shape[1]).index_add(0, labels, centred)
     between = (sums.square().mean(1) / counts).sum()
@@ -168,7 +170,7 @@ def _within(centred: Tensor, total: Tensor, labels: Tensor, classes: int) -> Ten
 
 
 def _axis(size: int, grid: int, like: Tensor) -> Tensor:
-    """What each of `grid` cells takes of each of `size`, rows of sum 1. -> (grid, size)"""
+    """Returns the share of each of `size` places in each of `grid` cells, rows of sum 1. -> (grid, size)"""
     places = torch.arange(size, device=like.device, dtype=like.dtype)
     cells = torch.arange(grid, device=like.device, dtype=like.dtype)[:, None]
     if grid > size:  # linear between centres, the ends held
@@ -179,7 +181,7 @@ def _axis(size: int, grid: int, like: Tensor) -> Tensor:
 
 
 def _shares(flat: Tensor) -> Tensor:
-    """Rows of sum 1; uniform where all is 0."""
+    """Divides rows by their sums; a row of zeros becomes uniform."""
     total = flat.sum(1, keepdim=True)
     return torch.where(total == 0, 1 / flat.shape[1], safe_divide(flat, total))
 
@@ -189,14 +191,14 @@ def _entropy(shares: Tensor) -> Tensor:
 
 
 def _centres(shares: Tensor, shape: torch.Size) -> Tensor:
-    """(N, P) -> (N, 2), y and x from 0 to 1."""
+    """Returns the centres of mass, y and x from 0 to 1. (N, P) -> (N, 2)"""
     weights = shares.view(-1, *shape)
     steps = [(torch.arange(n, device=shares.device, dtype=shares.dtype) + 0.5) / n for n in shape]
     return torch.stack([(weights.sum(2) * steps[0]).sum(1), (weights.sum(1) * steps[1]).sum(1)], 1)
 
 
 def _top(flat: Tensor) -> Tensor:
-    """The highest cells of each map; cells of one value are in or out together, those of 0 out."""
+    """Marks the highest cells of each map; cells of one value are in or out together, those of 0 out."""
     least = flat.topk(max(1, round(TOP * flat.shape[1])), dim=1).values[:, -1:]
     return (flat >= least) & (flat > 0)
 

@@ -13,10 +13,10 @@ _ROUNDS = 200
 
 
 def impute(images: Tensor, masks: Tensor, *, noise: float = 0.01, seed: int = 0, tolerance: float = 1e-4) -> Tensor:
-    """The images with the pixels of the masks filled: each the weighted mean of its eight neighbours, and noise.
+    """Fills the pixels of the masks: each gets the weighted mean of its eight neighbours, and noise.
 
     Noisy linear imputation (Rong et al., 2022). Neighbours weigh 1/6 at the edges and 1/12 at the corners, of those
-    that the image has; neighbours that are filled themselves make it a linear system. (V, C, H, W), (V, H, W) bool ->
+    that the image has. Neighbours that are filled themselves make it a linear system. (V, C, H, W), (V, H, W) bool ->
     (V, C, H, W). `noise` is the standard deviation in the units of the prepared image, drawn once for all images. An
     image without a pixel left is filled with 0. The system is solved by conjugate gradients on a hierarchy of grids
     until the error's energy is `tolerance` squared of the start's, in 3 to 10 rounds whatever the masks.
@@ -37,7 +37,7 @@ def impute(images: Tensor, masks: Tensor, *, noise: float = 0.01, seed: int = 0,
 
 @dataclass(frozen=True, eq=False)
 class _Grid:
-    """A grid's equations (diagonal - soft) x = r, in twelfths, in a frame of zeros: (V, 1, 2 h + 1, 2 w + 1) each.
+    """A grid holds equations (diagonal - soft) x = r, in twelfths, in a frame of zeros: (V, 1, 2 h + 1, 2 w + 1) each.
 
     What follows `take` is room to work in, (V, C, 2 h + 1, 2 w + 1): memory that is used again costs a CPU far less.
     """
@@ -58,7 +58,7 @@ class _Grid:
 
 
 def _harmonic(images: Tensor, masks: Tensor, tolerance: float) -> Tensor:
-    """The images with every pixel of the masks the weighted mean of its neighbours, by conjugate gradients."""
+    """Sets every pixel of the masks to the weighted mean of its neighbours, by conjugate gradients."""
     height, width = masks.shape[1:]
     grids = _grids(masks, images)
     finest = grids[0]
@@ -82,7 +82,7 @@ def _harmonic(images: Tensor, masks: Tensor, tolerance: float) -> Tensor:
 
 
 def _grids(masks: Tensor, like: Tensor) -> list[_Grid]:
-    """The masks' equations on the image's grid, and on grids of half as many places each way, to the smallest.
+    """Returns the masks' equations on the image's grid, and on grids of half as many places each way, to the smallest.
 
     A grid's energy is that of differences between neighbours sought, and of what ties each to known values. The next
     coarser has the same weights between neighbours, and the ties of the finer one's places added up.
@@ -105,7 +105,7 @@ def _grids(masks: Tensor, like: Tensor) -> list[_Grid]:
 
 
 def _cycle(residual: Tensor, grids: list[_Grid]) -> Tensor:
-    """Roughly what solves the finest of the grids' equations, in its `solution`: a V-cycle, a round of Jacobi each way.
+    """Roughly solves the finest of the grids' equations, in its `solution`: a V-cycle, a round of Jacobi each way.
 
     Between grids a value goes bilinearly; what a coarse grid gets is the transpose of what it gives.
     """
@@ -128,7 +128,7 @@ def _cycle(residual: Tensor, grids: list[_Grid]) -> Tensor:
 
 
 def _framed(values: Tensor) -> Tensor:
-    """Values on a grid (V, C, h, w) in a frame of zeros, whose odd places are those of the coarser grid."""
+    """Puts values on a grid (V, C, h, w) in a frame of zeros, whose odd places are those of the coarser grid."""
     height, width = values.shape[2:]
     framed = values.new_zeros(*values.shape[:2], height // 2 * 2 + 3, width // 2 * 2 + 3)
     framed[:, :, 1 : height + 1, 1 : width + 1] = values
@@ -136,7 +136,7 @@ def _framed(values: Tensor) -> Tensor:
 
 
 def _soft(values: Tensor, sums: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """The sum of neighbours with the weights 1 2 1, 2 4 2, 1 2 1, of values in a frame of zeros; in the second of sums.
+    """Sums neighbours with the weights 1 2 1, 2 4 2, 1 2 1, of values in a frame of zeros; in the second of `sums`.
 
     Rows and images are added as one long row, each shifted by one and by a row: the frame keeps them apart.
     """

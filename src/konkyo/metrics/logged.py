@@ -14,12 +14,12 @@ from konkyo.utils.registry import check_options
 
 
 class MapMetric(torchmetrics.Metric):
-    """The value of a metric over a data set, map by map: `MapMetric("pointing_game", tolerance=15)`.
+    """This is the value of a metric over a data set, map by map: `MapMetric("pointing_game", tolerance=15)`.
 
     `update` takes what the metric is called with, and ignores needs of other metrics: a `MetricCollection` can give all
-    of its metrics the same. Maps whose value is not defined are left out and counted in `undefined`. Kept are a sum and
-    counts, except for a metric whose value is of all maps together and not of their mean: that keeps every map's
-    statistic, and needs maps in every process. KonkyoError: an unknown metric or option.
+    of its metrics the same. Maps whose value is not defined are left out and counted in `undefined`. A sum and counts
+    are stored. A metric whose value is of all maps together, not of their mean, stores every map's statistic, and needs
+    maps in every process. KonkyoError: an unknown metric or option.
     """
 
     full_state_update = False
@@ -30,6 +30,7 @@ class MapMetric(torchmetrics.Metric):
     """How many maps have none."""
 
     def __init__(self, name: str, **options: Any) -> None:
+        """Takes the name and the options of a metric. KonkyoError: an unknown one."""
         super().__init__()
         if name not in metrics():
             raise unknown("metric", name, metrics())
@@ -49,7 +50,7 @@ class MapMetric(torchmetrics.Metric):
 
     @property
     def higher_is_better(self) -> bool | None:  # type: ignore[override]
-        """Whether a higher value is better; None where neither is."""
+        """Tells whether a higher value is better; None where neither is."""
         return {"higher": True, "lower": False}.get(self.metric.better)
 
     def update(self, maps: Tensor, **arguments: Any) -> None:
@@ -66,7 +67,7 @@ class MapMetric(torchmetrics.Metric):
         self.undefined = self.undefined + missing.sum()
 
     def compute(self) -> Tensor:
-        """The value over all maps so far; NaN where none is defined."""
+        """Returns the value over all maps so far; NaN where none is defined."""
         state, pooled = getattr(self, self._state_name), self.metric.pooled
         if not self._adds_up:
             state = torch.cat(state) if isinstance(state, list) and state else state
@@ -75,7 +76,7 @@ class MapMetric(torchmetrics.Metric):
         return pooled.value(mean) if isinstance(pooled, OfMean) else mean
 
     def _nothing(self) -> Tensor:
-        """The sum of no statistics: zeros in the shape that the options give them."""
+        """Returns the sum of no statistics: zeros in the shape that the options give them."""
         if self.metric.pooled is None:
             return torch.zeros(())
         none, region = torch.zeros(0, 1, 1), torch.zeros(0, 1, 1, dtype=torch.bool)

@@ -12,10 +12,10 @@ from konkyo.metrics.variants import absent, maps_of, over_variants, pearson, uni
 def max_sensitivity(
     images: Tensor, explain: Explain, *, radius: float = 0.02, samples: int = 10, seed: int = 0, batch: int = 32
 ) -> Tensor:
-    """Max-sensitivity (Yeh et al., 2019): how far the map goes, at most, when the image moves a little.
+    """Max-sensitivity (Yeh et al., 2019) is how far the map goes, at most, when the image moves a little.
 
-    max over samples of ||map(x + d) - map(x)|| / ||map(x)||, d uniform in [-`radius`, `radius`] of the prepared image's
-    units in every value, the same for all images. -> (R,), NaN where map(x) is 0 everywhere. Both maps are the
+    max over samples of ||map(x + d) - map(x)|| / ||map(x)||. d is uniform in [-`radius`, `radius`] of the prepared
+    image's units in every value, the same for all images. -> (R,), NaN where map(x) is 0 everywhere. Both maps are the
     method's own, at its layer's resolution. Cost: `samples` explanations and one more.
     """
     _check(radius, samples)
@@ -44,7 +44,7 @@ def map_stability(
     seed: int = 0,
     batch: int = 32,
 ) -> Tensor:
-    """Map stability: how alike the map and the maps of noisy copies of the image are.
+    """Map stability is how alike the map and the maps of noisy copies of the image are.
 
     The mean over samples of their linear correlation, the noise as in `max_sensitivity` but larger. -> (R,), 1 for maps
     that stay as they are, NaN where one is constant. Ours, of the kind that Alvarez-Melis & Jaakkola (2018) ask for.

@@ -25,7 +25,7 @@ def over_variants(
     draw: Callable[[int], Tensor] | None = None,
     shape: tuple[int, ...] = (),
 ) -> Tensor:
-    """What `ask` says of `count` variants of every image, `batch` variants of any images at a time. -> (R, count, ...)
+    """Asks about `count` variants of every image, `batch` variants of any images at a time. -> (R, count, ...)
 
     `ask` gets rows and variants, (V,) int64 each; where there is `draw`, what it drew for the variants, (V, ...), which
     is the same for all rows. `shape` is that of an answer where there are no images to ask about.
@@ -48,7 +48,7 @@ def over_variants(
 
 
 def scores_of(score: Score, variants: Tensor, rows: Tensor) -> Tensor:
-    """The scores (V,) of variants, in 32 bits at least."""
+    """Returns the scores (V,) of variants, in 32 bits at least."""
     scores = score(variants, rows)
     if scores.shape != rows.shape:
         raise KonkyoError(f"score gives one number per variant, ({len(rows)},); got {tuple(scores.shape)}")
@@ -56,7 +56,7 @@ def scores_of(score: Score, variants: Tensor, rows: Tensor) -> Tensor:
 
 
 def maps_of(explain: Explain, variants: Tensor, rows: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
-    """The maps (V, h, w) of variants, in 32 bits at least; enlarged to `size` where it is given."""
+    """Returns the maps (V, h, w) of variants, in 32 bits at least; enlarged to `size` where it is given."""
     maps = explain(variants, rows)
     if maps.ndim != 3 or len(maps) != len(rows):
         raise KonkyoError(f"explain gives one map per variant, ({len(rows)}, h, w); got {tuple(maps.shape)}")
@@ -65,12 +65,12 @@ def maps_of(explain: Explain, variants: Tensor, rows: Tensor, size: tuple[int, .
 
 
 def seeded(seed: int, use: int = 0) -> torch.Generator:
-    """A generator of its own for every use of a seed."""
+    """Makes a random generator that no other use of the seed shares."""
     return torch.Generator().manual_seed((seed * 0x9E3779B1 + use) % 2**63)
 
 
 def ranks(maps: Tensor, seed: int) -> Tensor:
-    """How many pixels of the map come before each, from its highest value down. (R, H, W) -> (R, H, W) int32
+    """Counts how many pixels of the map come before each, from its highest value down. (R, H, W) -> (R, H, W) int32
 
     Equal values are in random order, the same for all maps.
     """
@@ -85,7 +85,7 @@ def ranks(maps: Tensor, seed: int) -> Tensor:
 
 
 def absent(maps: Tensor) -> Tensor:
-    """Where there is no map: one of its values is no number. (R, H, W) -> (R,) bool"""
+    """Tells where there is no map: one of its values is no number. (R, H, W) -> (R,) bool"""
     flat = maps.flatten(1)
     return ~(flat.amax(1).isfinite() & flat.amin(1).isfinite())
 
@@ -93,7 +93,7 @@ def absent(maps: Tensor) -> Tensor:
 def filler(
     which: Substrate, images: Tensor, pixels: Tensor | None, seed: int, sample: int = 0
 ) -> Callable[[Tensor], Tensor]:
-    """What is put in the place of pixels of the images of `rows`: rows (V,) -> (V or 1, C, H or 1, W or 1).
+    """Returns what fills the pixels of the images of `rows`: rows (V,) -> (V or 1, C, H or 1, W or 1).
 
     Noise is uniform between the black and the white of `pixels`: one image per seed and sample, for all rows.
     """
@@ -112,13 +112,13 @@ def filler(
 
 
 def uniform(images: Tensor, seed: int, sample: int) -> Tensor:
-    """Uniform numbers from 0 to 1, (C, H, W), the same for all images; others for every `sample`."""
+    """Draws uniform numbers from 0 to 1, (C, H, W), the same for all images; others for every `sample`."""
     shape = images.shape[1:]
     return torch.rand(shape, generator=seeded(seed, _NOISE + sample)).to(images)
 
 
 def _rise_blur(images: Tensor) -> Tensor:
-    """RISE's blur: 11 x 11, nearly a box, zeros around the image. (N, C, H, W) -> (N, C, H, W)
+    """Applies RISE's blur: 11 x 11, nearly a box, zeros around the image. (N, C, H, W) -> (N, C, H, W)
 
     Their kernel is a point under a Gaussian of 5 pixels that is mirrored at the borders of the 11 x 11 window.
     """
@@ -132,7 +132,7 @@ def _rise_blur(images: Tensor) -> Tensor:
 
 
 def pearson(one: Tensor, other: Tensor) -> Tensor:
-    """Their linear correlation, NaN where one of them is constant. (R, T), (R, T) -> (R,)"""
+    """Computes their linear correlation, NaN where one of them is constant. (R, T), (R, T) -> (R,)"""
     constant = (one.amax(1) == one.amin(1)) | (other.amax(1) == other.amin(1))
     one, other = (values - values.mean(1, keepdim=True) for values in (one, other))
     one, other = (safe_divide(values, values.abs().amax(1, keepdim=True)) for values in (one, other))  # tiny squares
@@ -141,7 +141,7 @@ def pearson(one: Tensor, other: Tensor) -> Tensor:
 
 
 def spearman(one: Tensor, other: Tensor) -> Tensor:
-    """The linear correlation of their ranks, equal values sharing the mean rank. (R, T), (R, T) -> (R,)"""
+    """Computes the linear correlation of their ranks, equal values sharing the mean rank. (R, T), (R, T) -> (R,)"""
     return pearson(*(_mean_ranks(values) for values in (one, other)))
 
 

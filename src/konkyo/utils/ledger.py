@@ -16,7 +16,7 @@ from konkyo.utils.files import plain, write_text
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
-    """The settings that differ, in words: `seed (0 there, 1 now)`; one inside another is named "part.name".
+    """Returns the settings that differ, in words: `seed (0 there, 1 now)`; one inside another is named "part.name".
 
     `free`: settings at the top that may differ. Values are compared as JSON holds them.
 
@@ -39,7 +39,7 @@ def _flat(settings: Mapping[str, Any], free: Collection[str], before: str = "") 
 
 
 class Ledger:
-    """A file of JSON lines: the settings of a run, then a line per finished entry, which is appended and never moved.
+    """A ledger is a file of JSON lines: the settings of a run, then a line per finished entry, only ever appended.
 
     One process at a time holds the file; it is a context manager and lets go at its end. A line that is torn or damaged
     is dropped when the file is opened, and its work counts as not done. `path=None` records in memory only. Settings
@@ -58,6 +58,7 @@ class Ledger:
         anew: bool = False,
         ways_out: str = "choose another folder",
     ) -> None:
+        """Opens the file and takes its lock. KonkyoError: the run in it had other settings, or it is no record."""
         self.path, self._ways_out = path, ways_out
         self.settings = json.loads(json.dumps(plain(dict(settings))))
         self.entries: dict[str, Any] = {}
@@ -115,7 +116,7 @@ class Ledger:
 
 
 def read_ledger(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings and the entries by key in a file that may be in use. KonkyoError: it is no record."""
+    """Returns the settings and the entries by key in a file that may be in use. KonkyoError: it is no record."""
     header, entries, _ = _read(path)
     if not isinstance(header, dict) or not isinstance(header.get("settings"), dict):
         raise KonkyoError(f"{path} is no record of a run")
@@ -123,7 +124,7 @@ def read_ledger(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _locked(path: Path) -> FileLock:
-    """The lock of a file, held. It is a file beside it, which is gone when the lock is released."""
+    """Takes the lock of a file. It is a file beside it, which is gone when the lock is released."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f".{path.name}.lock"))
@@ -146,7 +147,7 @@ def _release(lock: FileLock) -> None:
 
 
 def _read(path: Path) -> tuple[Any, dict[str, Any], int]:
-    """(the header, entries by key, the number of lines that are damaged)"""
+    """Reads (the header, entries by key, the number of lines that are damaged)."""
     try:
         first, *rest = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -168,13 +169,13 @@ def _entry(key: str, values: Any) -> str:
 
 
 def _line(record: Any) -> str:
-    """The record as JSON with its checksum before it, in a line."""
+    """Returns the record as JSON with its checksum before it, in a line."""
     text = json.dumps(record)
     return f"{crc32(text.encode()):08x} {text}\n"
 
 
 def _parsed(line: bytes) -> Any:
-    """What a line holds; None where it is damaged."""
+    """Returns what a line holds; None where it is damaged."""
     checksum, _, text = line.rstrip(b"\r").partition(b" ")  # of an editor that ends lines its own way
     try:
         return json.loads(text) if int(checksum, 16) == crc32(text) else None

@@ -23,9 +23,9 @@ _FORM = "images (id, file_name, width, height), annotations (image_id, category_
 
 @layout
 def coco(folder: Path, *, annotations: str = "", images: str = "") -> Samples:
-    """The pictures of an annotations file, in its order, with their things.
+    """Reads the pictures of an annotations file, in its order, with their things.
 
-    The file is instances.json, _annotations.coco.json or instances_*.json in the folder or in annotations/; the
+    The file is instances.json, _annotations.coco.json or instances_*.json in the folder or in annotations/. The
     pictures lie in images/, in a folder named as the file ends (val2017/, images/val2017/), or beside the file. The
     options `annotations` and `images` name others, relative to the folder.
 
@@ -60,7 +60,7 @@ def coco(folder: Path, *, annotations: str = "", images: str = "") -> Samples:
 
 
 def _pictures(folder: Path, file: Path, images: str, names: Sequence[str]) -> Path:
-    """The folder that holds all pictures."""
+    """Returns the folder that holds all pictures. KonkyoError: some are in none."""
     split = file.stem.removeprefix("instances_")
     usual = [folder / "images", folder / split, folder / "images" / split, file.parent, folder]
     folders = [folder / images] if images else usual
@@ -82,6 +82,7 @@ def _sample(
     truths: Sequence[list[dict[str, Any]]],
     index: int,
 ) -> Sample:
+    """Opens one picture with its annotations. KonkyoError: an annotation that cannot be read."""
     width, height = sizes[index]
     image, annotations = open_annotated(where / names[index], sizes[index]), []
     for truth in truths[index]:
@@ -102,7 +103,7 @@ def _xyxy(x: float, y: float, width: float, height: float) -> Box:
 
 
 def _mask(segmentation: Any, height: int, width: int) -> Tensor | None:
-    """(H, W) bool; None where there is no segmentation."""
+    """Returns a mask (H, W) bool; None where there is no segmentation."""
     if not segmentation:
         return None
     if isinstance(segmentation, list):
@@ -114,7 +115,7 @@ def _mask(segmentation: Any, height: int, width: int) -> Tensor | None:
 
 
 def _unrolled(counts: Sequence[int], height: int, width: int) -> Tensor:
-    """(H, W) bool from run lengths, outside first, column by column."""
+    """Makes a mask (H, W) bool of run lengths, outside first, column by column."""
     lengths = np.array(counts, dtype=np.int64)
     if (lengths < 0).any() or lengths.sum() != height * width:  # pycocotools would show memory that is not its own
         raise ValueError(f"run lengths of {lengths.sum()} pixels in all, expected {height * width}")
@@ -123,7 +124,7 @@ def _unrolled(counts: Sequence[int], height: int, width: int) -> Tensor:
 
 
 def _unpacked(text: str) -> Iterator[int]:
-    """The run lengths in COCO's compressed text.
+    """Yields the run lengths in COCO's compressed text.
 
     A character has five bits of a number, the lowest first; 32 says that the number goes on, and 16 in its last
     character that it is negative. From the fourth on, numbers are differences to the length two before.
@@ -141,7 +142,7 @@ def _unpacked(text: str) -> Iterator[int]:
 
 
 def _filled(polygons: Sequence[Sequence[float]], height: int, width: int) -> Tensor:
-    """The union of polygons [x, y, x, y, ...]."""
+    """Fills the union of polygons [x, y, x, y, ...]."""
     for polygon in polygons:
         if len(polygon) < 6 or len(polygon) % 2 or not np.isfinite(np.array(polygon, dtype=np.float64)).all():
             raise ValueError(f"a polygon {polygon}, expected x, y of three points or more")

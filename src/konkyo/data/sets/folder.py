@@ -17,11 +17,11 @@ from konkyo.errors import ImageError, KonkyoError
 
 @layout
 def folder(folder: Path, *, masks: str = "", split: str = "") -> Samples:
-    """The pictures in the folder, or in its subfolders and labelled by their names, in natural order.
+    """Reads the pictures in the folder, or in its subfolders and labelled by their names, in natural order.
 
     Folders of classes may lie in train/, val/ (valid/, validation/) and test/; `split` takes one of these parts.
 
-    A file classes.txt with lines "KEY<tab>NAME", as of ImageNet, names the classes: the key is the name of the
+    A file classes.txt with lines "KEY<tab>NAME", as of ImageNet, names the classes. The key is the name of the
     subfolder, or what comes before the first underscore in that of a picture.
 
     The mask of CLASS/NAME.jpg is CLASS/NAME.png or CLASS/NAME_mask.png (any suffix) in masks/, or in the folder that
@@ -60,7 +60,10 @@ def _is_mask(key: str, keys: dict[str, Path]) -> bool:
 
 
 def _parts(names: Sequence[str]) -> tuple[tuple[str, ...], Sequence[str]]:
-    """The part of every picture and its name in there, where all are PART/CLASS/NAME; else no parts and the names."""
+    """Returns the part of every picture and its name in there, where all are PART/CLASS/NAME.
+
+    Else there are no parts, and the names are all.
+    """
     heads = [name.split("/")[0].lower() for name in names]
     if any(name.count("/") != 2 for name in names) or not PARTS.keys() >= set(heads):
         return (), names
@@ -68,7 +71,7 @@ def _parts(names: Sequence[str]) -> tuple[tuple[str, ...], Sequence[str]]:
 
 
 def _labels(folder: Path, names: Sequence[str]) -> tuple[list[str | None], tuple[str, ...]]:
-    """The label of every picture, and all that there are."""
+    """Returns the label of every picture, and all that there are."""
     depths = {name.count("/"): name for name in names}
     if len(depths) > 1 or max(depths) > 1:
         came = " and ".join(depths.values())
@@ -91,6 +94,7 @@ def _sample(
     masks: Sequence[Path | None],
     index: int,
 ) -> Sample:
+    """Opens one picture, with its mask as an annotation where it has one."""
     file, label, outline = files[index], labels[index], masks[index]
     if outline is None:
         return Sample(names[index], open_image(file), label)
@@ -100,7 +104,7 @@ def _sample(
 
 
 def _mask(file: Path) -> Tensor:
-    """(H, W) bool. ImageError: values that do not say what is inside."""
+    """Reads a mask (H, W) bool. ImageError: values that do not say what is inside."""
     picture = open_image(file)
     values = np.asarray(picture).max(-1)
     levels = np.unique(values)

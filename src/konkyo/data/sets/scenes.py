@@ -36,7 +36,7 @@ _Palette = dict[str, _Colour]
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and what is true of it: n objects, the one farthest back first."""
+    """A scene is an image and what is true of it: n objects, the one farthest back first."""
 
     image: Image.Image
     """RGB, (size, size)."""
@@ -51,7 +51,7 @@ class Scene:
 
 
 class Scenes(torch.utils.data.Dataset[Scene]):
-    """`length` scenes; seed and index decide the scene, whatever the size it is drawn at.
+    """This draws `length` scenes; seed and index decide the scene, whatever the size it is drawn at.
 
     `objects` is a number or a range (low, high), `classes` the names to draw from. Of every object at least 50 % stays
     visible, and of its evidence at least 60 %.
@@ -70,6 +70,7 @@ class Scenes(torch.utils.data.Dataset[Scene]):
         objects: int | tuple[int, int] = (1, 5),
         classes: Sequence[str] | None = None,
     ) -> None:
+        """Checks the options. KonkyoError: a number out of range, or an unknown class."""
         low, high = (objects, objects) if isinstance(objects, int) else objects
         names = CLASSES if classes is None else tuple(classes)
         if not 1 <= low <= high <= 8:
@@ -102,11 +103,12 @@ class Scenes(torch.utils.data.Dataset[Scene]):
 
 
 def _poly(*points: tuple[float, float]) -> _Array:
+    """Returns the points (n, 2) as an array."""
     return np.array(points, dtype=np.float64)
 
 
 def _path(text: str) -> _Array:
-    """Points written "x,y x,y", in hundredths."""
+    """Reads points written "x,y x,y", in hundredths."""
     return np.array(text.replace(",", " ").split(), dtype=np.float64).reshape(-1, 2) / 100
 
 
@@ -116,6 +118,7 @@ def _oval(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> _Array
 
 
 def _bar(x0: float, y0: float, x1: float, y1: float, radius: float = 0.0) -> _Array:
+    """Returns a rectangle as a polygon, its corners rounded by `radius`."""
     if radius == 0:
         return _poly((x0, y0), (x1, y0), (x1, y1), (x0, y1))
     t = np.linspace(0, np.pi / 2, 5)
@@ -133,7 +136,7 @@ def _bar(x0: float, y0: float, x1: float, y1: float, radius: float = 0.0) -> _Ar
 
 
 def _curve(text: str) -> _Array:
-    """The closed Catmull-Rom curve through the points of a path."""
+    """Returns the closed Catmull-Rom curve through the points of a path."""
     p1 = _path(text)
     p0, p2, p3 = np.roll(p1, 1, 0), np.roll(p1, -1, 0), np.roll(p1, -2, 0)
     t = np.linspace(0, 1, 5, endpoint=False)[None, :, None]
@@ -158,7 +161,7 @@ def _mirrored(shape: _Array) -> _Array:
 
 
 def _widened(shape: _Array, width: float) -> _Array:
-    """The polygon with its edge moved outwards, corners mitred."""
+    """Returns the polygon with its edge moved outwards, corners mitred."""
     after, before = np.roll(shape, -1, 0) - shape, shape - np.roll(shape, 1, 0)
     area = np.sum(shape[:, 0] * np.roll(shape[:, 1], -1) - shape[:, 1] * np.roll(shape[:, 0], -1))
     normals = [
@@ -172,6 +175,8 @@ def _widened(shape: _Array, width: float) -> _Array:
 
 
 class _Part(NamedTuple):
+    """A part is one shape of a figure, with its colour."""
+
     colour: str
     shape: _Array
     rim: _Array | None
@@ -201,6 +206,7 @@ def _both(make: Callable[..., _Part], colour: str, shape: _Array, twin: int | No
 
 
 def _pet() -> list[_Part]:
+    """Lists the parts of the pet, whose twins differ by their evidence alone."""
     cat = _curve("27,46 22.5,30 23.5,15 26,13.5 36,20 47,31 45,45")
     cat_inner = _curve("30,40 27.5,27 28.5,21 36,26 41,33 38,42")
     rabbit = _oval(0.375, 0.2, 0.082, 0.21, -9)
@@ -226,6 +232,7 @@ def _pet() -> list[_Part]:
 
 
 def _car() -> list[_Part]:
+    """Lists the parts of the car, whose twins differ by their evidence alone."""
     shell = _curve("2,80 2,70 6,63 18,59 27,44 36,40 60,40 69,44 79,58 93,62 98,70 98,80 94,84 50,84 6,84")
     wheel = [
         _ink("tyre", _oval(0.25, 0.845, 0.105, 0.105)),
@@ -261,6 +268,7 @@ def _car() -> list[_Part]:
 
 
 def _boat() -> list[_Part]:
+    """Lists the parts of the boat, whose twins differ by their evidence alone."""
     funnel = [
         _ink("accent", _path("36,60 34.5,20 47.5,20 48,60"), 1),
         _flat("white", _path("35.3,40 35,31 47.7,31 47.8,40"), 1),
@@ -285,6 +293,7 @@ def _boat() -> list[_Part]:
 
 
 def _flower() -> list[_Part]:
+    """Lists the parts of the flower, whose twins differ by their evidence alone."""
     x, y = 0.5, 0.225
     petals = [_turned(_oval(x, y - 0.135, 0.058, 0.095), turn, (x, y)) for turn in range(0, 360, 36)]
     side = _curve("50,43 36,40 30.5,27 33,6 34.5,5.5 42,13 50,22")
@@ -311,6 +320,7 @@ def _flower() -> list[_Part]:
 
 
 def _tower() -> list[_Part]:
+    """Lists the parts of the tower, whose twins differ by their evidence alone."""
     hub = (0.5, 0.3)
     vane = [_bar(0.485, 0.0, 0.515, 0.3), _bar(0.515, 0.015, 0.61, 0.225)]
     bars = [_bar(0.515, y, 0.61, y + 0.016) for y in (0.075, 0.14)]
@@ -385,7 +395,7 @@ _PROPS = (_rock, _bush, _post, _crate, _ball)
 
 @cache
 def _figure(draw: Callable[[], list[_Part]]) -> tuple[_Part, ...]:
-    """The parts, scaled: the longer side of the whole is 1, its foot (the middle of the lower edge) the origin."""
+    """Scales the parts: the longer side of the whole is 1, its foot (the middle of the lower edge) the origin."""
     parts = draw()
     points = np.concatenate([part.shape if part.rim is None else part.rim for part in parts])
     low, high = points.min(0), points.max(0)
@@ -395,7 +405,7 @@ def _figure(draw: Callable[[], list[_Part]]) -> tuple[_Part, ...]:
 
 @cache
 def _corners(draw: Callable[[], list[_Part]]) -> tuple[_Array, tuple[tuple[int, int, int], ...]]:
-    """All corners of a figure, and where in their list x, y, x, y, ... each part's rim and shape begin and it ends."""
+    """Lists all corners of a figure, x, y, x, y, ..., and where in it each part's rim and shape begin and it ends."""
     parts, spans, start = _figure(draw), [], 0
     for part in parts:
         middle = start + (0 if part.rim is None else len(part.rim))
@@ -427,7 +437,7 @@ _FIXED: _Palette = {
 
 @dataclass(frozen=True)
 class _Item:
-    """A figure that stands in the scene; `label` is None for a prop, which has no class."""
+    """An item is a figure that stands in the scene; `label` is None for a prop, which has no class."""
 
     draw: Callable[[], list[_Part]]
     label: int | None
@@ -437,7 +447,7 @@ class _Item:
     palette: _Palette
 
     def polygons(self, twin: int | None, side: int) -> Iterator[tuple[_Part, list[float], list[float]]]:
-        """The parts of that twin on a canvas: each with its edge and its shape, x and y in turn."""
+        """Yields the parts of that twin on a canvas: each with its edge and its shape, x and y in turn."""
         corners, spans = _corners(self.draw)
         xy = ((corners @ self.matrix + self.foot) * side - 0.5).ravel().tolist()
         for part, (start, middle, end) in zip(_figure(self.draw), spans, strict=True):
@@ -457,7 +467,7 @@ class _Plan:
 
 
 def _plan(seed: int, index: int, objects: tuple[int, int], labels: Sequence[int]) -> _Plan:
-    """The scene of that seed and index. Which twin an object is has no influence on anything else."""
+    """Plans the scene of that seed and index. Which twin an object is has no influence on anything else."""
     rng = np.random.default_rng([seed, index])
     count = int(rng.integers(objects[0], objects[1] + 1))
     chosen = [labels[int(i)] for i in rng.integers(len(labels), size=count)]
@@ -487,6 +497,7 @@ def _item(
     sizes: tuple[float, float],
     horizon: float,
 ) -> _Item:
+    """Draws the size, turn and place of a figure that stands on the ground below the horizon."""
     size, stretch = rng.uniform(*sizes), math.sqrt(rng.uniform(0.88, 1.14))
     turn, flip = math.radians(rng.normal(0, 5)), rng.choice((-1, 1))
     c, s = math.cos(turn), math.sin(turn)
@@ -532,7 +543,7 @@ def _try(placed: list[tuple[_Item, NDArray[np.bool_]]], item: _Item) -> bool:
 
 
 def _cover(item: _Item) -> NDArray[np.bool_]:
-    """(4, P, P): the whole object and its evidence, as the first twin and as the second."""
+    """Returns (4, P, P): the whole object and its evidence, as the first twin and as the second."""
     maps: list[NDArray[np.bool_]] = []
     for twin in (0, 1):
         ids = Image.new("L", (_COARSE, _COARSE))
@@ -569,7 +580,7 @@ _SKIES: tuple[tuple[_Colour, _Colour], ...] = (
 
 
 class _Brush:
-    """Draws in unit coordinates on a canvas of that side."""
+    """A brush draws in unit coordinates on a canvas of that side."""
 
     def __init__(self, canvas: Image.Image, rng: np.random.Generator, horizon: float) -> None:
         self.canvas, self.rng, self.horizon, self.side = canvas, rng, horizon, canvas.width
@@ -597,13 +608,13 @@ class _Brush:
         self.shape(shape, colour, (self.rng.random(), y))
 
     def ridge(self, colour: _Colour, height: float, depth: float) -> None:
-        """Hills: everything below a wavy line."""
+        """Draws hills: everything below a wavy line."""
         x, a = np.linspace(0, 1, 32), self.rng.uniform(0, 6.3, 2)
         wave = 0.6 * np.sin(self.rng.uniform(3, 6) * x + a[0]) + 0.4 * np.sin(self.rng.uniform(7, 11) * x + a[1])
         self.shape(np.concatenate([np.stack([x, height - depth * wave], 1), [[1, 1], [0, 1]]]), colour)
 
     def scatter(self, shape: _Array, colour: _Colour, count: int, size: float) -> None:
-        """Copies on the ground, smaller towards the horizon."""
+        """Draws copies on the ground, smaller towards the horizon."""
         for x, t, s in self.rng.random((count, 3)):
             y = self.horizon + 0.04 + (0.96 - self.horizon) * t
             self.shape(shape * (size * (0.5 + 0.5 * t) * (0.6 + 0.8 * s)), colour, (x, y))
@@ -615,6 +626,7 @@ _WAVE = _path("-100,0 -50,-20 0,0 50,-20 100,0 50,-8 0,14 -50,-8")
 
 
 def _meadow(b: _Brush) -> None:
+    """Paints hills and grass."""
     b.sky()
     green = _jitter(b.rng, (134, 188, 96), 12)
     b.ridge(_mix(green, (150, 190, 220), 0.55), b.horizon - 0.03, 0.06)
@@ -625,6 +637,7 @@ def _meadow(b: _Brush) -> None:
 
 
 def _beach(b: _Brush) -> None:
+    """Paints the sea behind, and sand with specks in front."""
     b.sky()
     sand, sea = _jitter(b.rng, (240, 214, 160), 8), _jitter(b.rng, (78, 178, 196), 14)
     b.fade(_mix(sea, _DARK, 0.15), _mix(sea, _PALE, 0.3), b.horizon - 0.06, b.horizon + 0.1)
@@ -636,6 +649,7 @@ def _beach(b: _Brush) -> None:
 
 
 def _road(b: _Brush) -> None:
+    """Paints a row of houses with windows, and a road with its dashed line before them."""
     b.sky()
     x, wall = -0.05, _jitter(b.rng, (176, 170, 190), 16)
     while x < 1:
@@ -658,6 +672,7 @@ def _road(b: _Brush) -> None:
 
 
 def _snow(b: _Brush) -> None:
+    """Paints white hills, and snow that falls."""
     b.sky()
     snow = _jitter(b.rng, (228, 238, 248), 5)
     b.ridge(_mix(snow, (110, 140, 190), 0.42), b.horizon - 0.05, 0.09)
@@ -669,6 +684,7 @@ def _snow(b: _Brush) -> None:
 
 
 def _room(b: _Brush) -> None:
+    """Paints a wall with stripes or diamonds, and a wooden floor."""
     wall, wood = _jitter(b.rng, _PAINTS[int(b.rng.integers(len(_PAINTS)))], 10), _jitter(b.rng, (196, 148, 106), 14)
     wall = _mix(wall, (250, 240, 225), 0.6)
     b.fade(_mix(wall, _PALE, 0.2), wall, 0, b.horizon + 0.02)
@@ -708,6 +724,7 @@ def _sea(b: _Brush) -> None:
 
 
 def _desert(b: _Brush) -> None:
+    """Paints hills and dunes of sand."""
     b.sky()
     sand = _jitter(b.rng, (232, 176, 116), 12)
     b.ridge(_mix(sand, (170, 110, 130), 0.45), b.horizon - 0.04, 0.07)
@@ -728,7 +745,7 @@ _ALOFT = 0.12
 
 
 def _render(plan: _Plan, size: int) -> Scene:
-    """The plan drawn three times as large as asked for, then averaged down."""
+    """Draws the plan three times as large as asked for, then averages it down."""
     side, rng = 3 * size, np.random.default_rng(plan.seed)
     canvas = Image.new("RGB", (side, side))
     _BACKDROPS[plan.backdrop][0](_Brush(canvas, rng, plan.horizon))
@@ -748,7 +765,7 @@ def _render(plan: _Plan, size: int) -> Scene:
 
 
 def _light(plan: _Plan, side: int, rng: np.random.Generator) -> Image.Image:
-    """What is added to the paint, 128 for nothing: the ground's texture and the shadows on it."""
+    """Returns what is added to the paint, 128 for nothing: the ground's texture and the shadows on it."""
     patches = Image.fromarray(rng.normal(0, 6, (14, 14)).astype(np.float32))
     grain = np.asarray(patches.resize((96, 96), Image.Resampling.BICUBIC)) + rng.normal(0, 4, (96, 96))
     grain[: int(96 * plan.horizon)] *= 0.5
@@ -764,7 +781,7 @@ def _light(plan: _Plan, side: int, rng: np.random.Generator) -> Image.Image:
 
 
 def _paint(item: _Item, canvas: Image.Image, light: Image.Image, ids: Image.Image, number: int) -> None:
-    """The figure, lit from the upper left; in `ids` it is `number`, and its evidence the next number."""
+    """Paints the figure, lit from the upper left; in `ids` it is `number`, and its evidence the next number."""
     colour, mark, side = ImageDraw.Draw(canvas), ImageDraw.Draw(ids), canvas.width
     for part, edge, shape in item.polygons(None if item.label is None else item.label % 2, side):
         mark.polygon(edge, number + (part.twin is not None))
