@@ -139,7 +139,7 @@ def samples(source: str | Path | Data | Scenes, *, limit: int | None = None, see
     if (limit is not None and limit < 1) or seed < 0:
         raise KonkyoError(f"expected a limit of at least 1 and a seed of at least 0, got {limit} and {seed}")
     if isinstance(source, (str, Path)):
-        data = replace(_named(str(source), seed), source=str(source))
+        data = replace(_open_source(str(source), seed), source=str(source))
     elif isinstance(source, (Samples, Scenes)):
         data = _of_scenes(source) if isinstance(source, Scenes) else source
     else:
@@ -207,7 +207,7 @@ def _of_scenes(scenes: Scenes) -> Samples:
 
 
 def _first_class(scenes: Scenes, index: int) -> str:
-    """The class of the first object, by the first draws of a scene's plan: a hundredth of the time of drawing it."""
+    """Returns the class of the first object by a scene's first draws, in a hundredth of the time of drawing it."""
     rng = np.random.default_rng([scenes.seed, index])
     count = int(rng.integers(scenes.objects[0], scenes.objects[1] + 1))
     return CLASSES[scenes.labels[int(rng.integers(len(scenes.labels), size=count)[0])]]
@@ -243,7 +243,7 @@ def layout(function: _Function) -> _Function:
     return function
 
 
-def _named(source: str, seed: int) -> Samples:
+def _open_source(source: str, seed: int) -> Samples:
     """Opens the data set of a text KIND:WHERE,OPTION=VALUE. KonkyoError: an unknown kind or option, or no folder."""
     for module in iter_modules(konkyo.data.sets.__path__):
         import_module(f"konkyo.data.sets.{module.name}")

@@ -37,7 +37,7 @@ def reader(path: Path, file: BinaryIO) -> Callable[[Path, _Check, list[str]], Im
     return _nifti if name.endswith(SUFFIXES[2:]) else None
 
 
-def _library(name: str, path: Path) -> Any:
+def _imported(name: str, path: Path) -> Any:
     try:
         return import_module(name)
     except ImportError:
@@ -49,8 +49,8 @@ def _library(name: str, path: Path) -> Any:
 
 def _dicom(path: Path, check: _Check, notes: list[str]) -> Image.Image:
     """Reads a DICOM file as a viewer shows it: rescaled, by its table or first window; of frames the middle one."""
-    library = _library("pydicom.pixels", path)
-    data = _library("pydicom", path).dcmread(path, stop_before_pixels=True)
+    library = _imported("pydicom.pixels", path)
+    data = _imported("pydicom", path).dcmread(path, stop_before_pixels=True)
     if "Rows" not in data or "Columns" not in data:
         raise ImageError(f"{path} holds no picture; its DICOM kind is {data.get('Modality', 'not told')}")
     check(int(data.Columns), int(data.Rows))
@@ -79,7 +79,9 @@ def _dicom(path: Path, check: _Check, notes: list[str]) -> Image.Image:
         # what lies far outside becomes the window's black and its white
         low, high = map(float, library.apply_voi_lut(np.array([-1e12, 1e12]), data))
         values = library.apply_voi_lut(values, data)
-        notes.append(f"DICOM window, centre {_first(data.WindowCenter):g}, width {_first(data.WindowWidth):g}")
+        notes.append(
+            f"DICOM window, centre {_first_value(data.WindowCenter):g}, width {_first_value(data.WindowWidth):g}"
+        )
     else:
         low, high = float(values.min()), float(values.max())
         notes.append(f"DICOM without a window, rescaled from {low:g}..{high:g}")
@@ -90,7 +92,7 @@ def _dicom(path: Path, check: _Check, notes: list[str]) -> Image.Image:
     return Image.fromarray(grey)
 
 
-def _first(value: Any) -> float:
+def _first_value(value: Any) -> float:
     return float(value[0] if hasattr(value, "__getitem__") else value)
 
 
@@ -107,7 +109,7 @@ def _nifti(path: Path, check: _Check, notes: list[str]) -> Image.Image:
 
     Of several volumes the first.
     """
-    library = _library("nibabel", path)
+    library = _imported("nibabel", path)
     volume = library.load(path)
     shape = (*volume.shape, 1, 1)[: max(3, len(volume.shape))]
     axes = library.io_orientation(volume.affine)  # per axis as stored: which of right, front, up; and which way

@@ -14,12 +14,12 @@ from konkyo.draw.overlay import SEQUENTIAL, overlay
 from konkyo.draw.sheets import to_image
 from konkyo.errors import KonkyoError
 
-_ACROSS = 6  # classes beside each other
+_CLASSES_ACROSS = 6  # classes beside each other
 _CELL = 1.5  # inches
 _APART = 0.25  # between typical and deviant images, of a cell
-_LONGEST = 18  # characters of a name over a panel
+_LONGEST_NAME = 18  # characters of a name over a panel
 _NAMED = 40  # more classes than that are numbered by the axis alone
-_HALF = 0.5  # the largest deviation that numbers in [0, 1] can have
+_LARGEST_DEVIATION = 0.5  # the largest deviation that numbers in [0, 1] can have
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Section:
 
 def class_maps(names: Sequence[str], means: Tensor, deviations: Tensor) -> Image.Image:
     """Draws every class's mean map over its deviation, (K, h, w) each: scales from 0 to 1 and from 0 to 0.5."""
-    across = min(_ACROSS, len(names))
+    across = min(_CLASSES_ACROSS, len(names))
     bands = math.ceil(len(names) / across)
     figure = Figure(figsize=(max(3, across) * _CELL + 1.5, bands * (2 * _CELL + 0.4)), layout="constrained", dpi=120)
     panels = figure.subplots(2 * bands, across, squeeze=False)
@@ -43,7 +43,7 @@ def class_maps(names: Sequence[str], means: Tensor, deviations: Tensor) -> Image
     for index, name in enumerate(names):
         band, place = divmod(index, across)
         for below, (kind, map_, highest) in enumerate(
-            (("mean", means[index], 1.0), ("standard deviation", deviations[index], _HALF))
+            (("mean", means[index], 1.0), ("standard deviation", deviations[index], _LARGEST_DEVIATION))
         ):
             panel = panels[2 * band + below, place]
             shown[kind] = panel.imshow(map_.numpy(), cmap=SEQUENTIAL, vmin=0, vmax=highest)
@@ -81,7 +81,7 @@ def matrix(names: Sequence[str], distances: Tensor, distance: str) -> Image.Imag
 
 def deviations(names: Sequence[str], values: Sequence[Sequence[float]], distance: str) -> Image.Image:
     """Draws a histogram per class of how far its maps are from their mean map; the line is the class's mean, its L."""
-    across = min(_ACROSS // 2, len(names))
+    across = min(_CLASSES_ACROSS // 2, len(names))
     bands = math.ceil(len(names) / across)
     figure = Figure(figsize=(max(2, across) * 2.7, bands * 1.7 + 0.4), layout="constrained", dpi=120)
     panels = figure.subplots(bands, across, squeeze=False, sharex=True)
@@ -132,7 +132,7 @@ def extremes(sections: Sequence[Section]) -> Image.Image:
     return to_image(figure)
 
 
-def shortened(name: str, longest: int = _LONGEST) -> str:
+def shortened(name: str, longest: int = _LONGEST_NAME) -> str:
     """Returns the name without its middle where it is longer than `longest` characters.
 
     >>> shortened("golden retriever", 9)

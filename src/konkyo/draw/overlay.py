@@ -27,7 +27,7 @@ OPACITY = 0.7
 _STRONG = 0.5  # from half of the highest value on, colour alone tells values apart; below, the picture shows through
 _PALE = 0.5  # the inner half of a diverging colour map is nearly white and would look like fog
 _FINE, _SHARE = 64 * 64, 0.99  # of maps with so many cells the highest hundredth shares the last colour
-_TOP = 254  # levels 0.._TOP: an odd number of them, so that zero has its own
+_HIGHEST_LEVEL = 254  # levels 0.._TOP: an odd number of them, so that zero has its own
 
 
 def colourise(map_: Map, *, cmap: str | None = None, limits: Limits | None = None) -> Image.Image:
@@ -68,7 +68,7 @@ def overlay(
     if signed is None:
         signed = is_signed(values, limits)
     levels, missing = _levels(_scaled(values, signed, limits), signed, (image.height, image.width))
-    strength = np.abs(np.linspace(-1 if signed else 0, 1, _TOP + 1))
+    strength = np.abs(np.linspace(-1 if signed else 0, 1, _HIGHEST_LEVEL + 1))
     covered = np.minimum(strength / _STRONG, 1) * 255
     picture = image.convert("RGB")
     picture = Image.composite(picture.convert("L").convert("RGB"), picture, _mask(covered, levels))
@@ -167,9 +167,9 @@ def _levels(scaled: Tensor, signed: bool, size: tuple[int, ...]) -> tuple[NDArra
     position = scaled.numpy()
     missing = np.isnan(position)
     position = np.where(missing, 0, position)
-    half = _TOP // 2
-    steps = np.rint(position * half) + half if signed else np.rint(position * _TOP)
-    return steps.clip(0, _TOP).astype(np.uint8), missing
+    half = _HIGHEST_LEVEL // 2
+    steps = np.rint(position * half) + half if signed else np.rint(position * _HIGHEST_LEVEL)
+    return steps.clip(0, _HIGHEST_LEVEL).astype(np.uint8), missing
 
 
 def _colours(cmap: str | None, signed: bool, skip: float = 0.0) -> NDArray[np.uint8]:
@@ -179,7 +179,7 @@ def _colours(cmap: str | None, signed: bool, skip: float = 0.0) -> NDArray[np.ui
     name = cmap or (DIVERGING if signed else SEQUENTIAL)
     if name not in matplotlib.colormaps:
         raise unknown("colour map", name, matplotlib.colormaps)
-    where = np.linspace(0, 1, _TOP + 1)
+    where = np.linspace(0, 1, _HIGHEST_LEVEL + 1)
     if signed:
         around = 2 * where - 1
         where = (1 + np.sign(around) * skip + around * (1 - skip)) / 2

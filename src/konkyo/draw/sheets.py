@@ -30,9 +30,9 @@ _LINE = 17  # from one line of text to the next
 _GAP, _MARGIN = 10, 16
 _BAR = (180, 12)
 _LONGEST_NOTE = 4  # lines
-_ACROSS = 11  # more columns than that stand below each other
+_MOST_COLUMNS = 11  # more columns than that stand below each other
 _WIDTH = 1600  # of all cells together, as far as
-_SIDES = (176, 320)  # the smallest and the largest cell allow it
+_CELL_SIDES = (176, 320)  # the smallest and the largest cell allow it
 _PANELS = 5  # of a gallery beside each other
 _LINES = ("#2f6db5", "#d9562b", "#2e8b57", "#7a4fa3")  # of paths that are drawn together
 _SIZE_OF_PATH = (7.6, 1.1)  # of its picture in inches: width, and height of an interval's bars
@@ -83,17 +83,17 @@ def contact_sheet(
             raise KonkyoError(f"row {row.title!r} has {len(row.cells)} cells for {len(columns)} columns")
     bands = _bands(len(columns))
     across = max(len(band) for band in bands)
-    side = min(max(_WIDTH // (across + 1), _SIDES[0]), _SIDES[1])
-    pictures = [_fitted(row.image, side) for row in rows]
-    side = max(_SIDES[0], *(picture.width for picture in pictures))
+    side = min(max(_WIDTH // (across + 1), _CELL_SIDES[0]), _CELL_SIDES[1])
+    pictures = [_scaled_to(row.image, side) for row in rows]
+    side = max(_CELL_SIDES[0], *(picture.width for picture in pictures))
     signed = _signed(rows, shared)
-    names = [_names([columns[i] for i in band], side) for band in bands]
+    names = [_title_strip([columns[i] for i in band], side) for band in bands]
     strips = [] if len(bands) > 1 or not columns else list(names)  # names once on top, or with every part of a row
     for row, picture, kinds in zip(rows, pictures, signed, strict=True):
         for band, heading in zip(bands, names, strict=True):
             part = replace(row, cells=[row.cells[i] for i in band])
             strips += [heading] if len(bands) > 1 else []
-            limits = _range([c.map for c in row.cells if c.map is not None]) if shared else None
+            limits = _finite_range([c.map for c in row.cells if c.map is not None]) if shared else None
             strips.append(_strip(part, picture, [kinds[i] for i in band], side, limits))
     if colour_bar:
         strips.append(_bars(signed, shared))
@@ -108,23 +108,23 @@ def gallery(rows: Sequence[Row], *, title: str = "", colour_bar: bool = True) ->
     if not rows or any(len(row.cells) != 1 for row in rows):
         raise KonkyoError("a gallery needs at least one row, and one cell in each")
     across = math.ceil((len(rows) + 1) / math.ceil((len(rows) + 1) / _PANELS))
-    side = min(_WIDTH // across, _SIDES[1])
-    whole = _fitted(rows[0].image, side)
+    side = min(_WIDTH // across, _CELL_SIDES[1])
+    whole = _scaled_to(rows[0].image, side)
     panels = [_numbered(rows, whole)]
     captions = [[(rows[0].title, _INK), (_counted(len(rows), "detection"), _GREY)]]
     signed = [[kind] for (kind,) in _signed(rows, shared=False)]
     for number, (row, (kind,)) in enumerate(zip(rows, signed, strict=True), start=1):
-        (cell,), picture = row.cells, _fitted(row.image, side)
+        (cell,), picture = row.cells, _scaled_to(row.image, side)
         name, _, score = row.subtitle.partition(" (")
         captions.append([(f"{number}  {name}", _INK), *([(score.removesuffix(")"), _GREY)] if score else [])])
         if cell.map is None:
             _message(ImageDraw.Draw(picture), cell.note or "no map", (0, 0, picture.width - 1, picture.height - 1))
         else:
             picture = _with_box(row, overlay(picture, cell.map, signed=kind))
-            captions[-1] += [(line, _AMBER) for line in _wrapped(cell.note, side, _LONGEST_NOTE)]
+            captions[-1] += [(line, _AMBER) for line in _text_lines(cell.note, side, _LONGEST_NOTE)]
         panels.append(picture)
     tall, lines = max(p.height for p in panels), max(map(len, captions))
-    side = max(_SIDES[0], *(p.width for p in panels))
+    side = max(_CELL_SIDES[0], *(p.width for p in panels))
     strips = []
     for start in range(0, len(panels), across):
         part = list(zip(panels[start : start + across], captions[start : start + across], strict=True))
@@ -177,7 +177,7 @@ def path_figure(explanations: Integrated | Sequence[Integrated], row: int = 0) -
     figure = Figure((wide, tall), dpi=100, facecolor="white")
     figure.subplots_adjust(left=0.105, right=0.975, top=1 - 0.6 / tall, bottom=0.5 / tall, hspace=0.28)
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    quantity, name = _explained(several[0], row)
+    quantity, name = _quantity_of(several[0], row)
     title = f"{name} ({quantity} {walks[0].scores[-1]:.2f})"
     figure.text(0.105, 1 - 0.1 / tall, title[:90], va="top", size=11, weight="bold", color=_INK, parse_math=False)
     highest = max([1e-9, *(float(priority) for walk in walks for priority in walk.priorities)])
@@ -231,12 +231,12 @@ def to_image(figure: Figure) -> Image.Image:
 
 def _bands(columns: int) -> list[range]:
     """Returns the columns that stand beside each other: all, or as many equal parts as keep a sheet readable."""
-    parts = max(1, -(-columns // _ACROSS))
+    parts = max(1, -(-columns // _MOST_COLUMNS))
     across = max(1, -(-columns // parts))
     return [range(start, min(start + across, columns)) for start in range(0, max(columns, 1), across)]
 
 
-def _names(columns: Sequence[str], side: int) -> Image.Image:
+def _title_strip(columns: Sequence[str], side: int) -> Image.Image:
     """Draws the titles of columns, as a strip."""
     bold = _font(_TEXT, bold=True)
     strip = Image.new("RGB", ((side + _GAP) * (len(columns) + 1) - _GAP, _LINE), "white")
@@ -303,7 +303,7 @@ class _Walk:
         return cls(explanation.method, alphas, scores, priorities, there.numpy(), away.numpy())
 
 
-def _explained(explanation: Integrated, row: int) -> tuple[str, str]:
+def _quantity_of(explanation: Integrated, row: int) -> tuple[str, str]:
     """Returns (the quantity that is explained of a row, what that is the quantity of)."""
     target = explanation.targets[row]
     quantity = str(getattr(target, "quantity", getattr(target, "score", "score")))
@@ -389,13 +389,13 @@ def _strip(
     """Draws a row: cells `side` wide, text below the pictures."""
     captions = [[(row.title, _INK)]]
     if row.subtitle:
-        captions[0] += [(line, _GREY) for line in _wrapped(row.subtitle, side, 2)]
+        captions[0] += [(line, _GREY) for line in _text_lines(row.subtitle, side, 2)]
     if limits is not None:
         low, high = limits
         scale = f"±{max(-low, abs(high)):.3g}" if low < 0 else f"{low:.3g} to {high:.3g}"
         captions[0].append((f"scale {scale}", _GREY))
     for cell in row.cells:
-        note = [] if cell.map is None else _wrapped(cell.note, side, _LONGEST_NOTE)
+        note = [] if cell.map is None else _text_lines(cell.note, side, _LONGEST_NOTE)
         captions.append([(line, _AMBER) for line in note])
     tall = max(picture.height, side // 2)  # leaves room for a message beside a flat picture
     lines = max(map(len, captions))
@@ -417,7 +417,7 @@ def _strip(
 def _message(draw: ImageDraw.ImageDraw, text: str, box: tuple[int, int, int, int]) -> None:
     """Writes text in the middle of a panel."""
     draw.rectangle(box, _PANEL)
-    lines = _wrapped(text, box[2] - box[0] - 2 * _GAP, (box[3] - box[1] - _GAP) // _LINE)
+    lines = _text_lines(text, box[2] - box[0] - 2 * _GAP, (box[3] - box[1] - _GAP) // _LINE)
     y = (box[1] + box[3] - len(lines) * _LINE) // 2
     for line in lines:
         draw.text((box[0] + _GAP, y), line, _GREY, _font(_TEXT))
@@ -447,14 +447,14 @@ def _bars(signed: Sequence[Sequence[bool | None]], shared: bool) -> Image.Image:
     return strip
 
 
-def _range(maps: Sequence[Map]) -> Limits | None:
+def _finite_range(maps: Sequence[Map]) -> Limits | None:
     """Returns the lowest and highest finite value of all."""
     values = [np.asarray(m.detach().cpu().double() if isinstance(m, torch.Tensor) else m, float).ravel() for m in maps]
     known = np.concatenate([v[np.isfinite(v)] for v in values]) if values else np.empty(0)
     return (float(known.min()), float(known.max())) if known.size else None
 
 
-def _fitted(image: Image.Image, side: int) -> Image.Image:
+def _scaled_to(image: Image.Image, side: int) -> Image.Image:
     """Returns the picture enlarged or shrunk until its long side is `side`."""
     share = side / max(image.size)
     size = (max(round(image.width * share), 1), max(round(image.height * share), 1))
@@ -490,7 +490,7 @@ def _cut(text: str, keep: int) -> str:
     return text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :]
 
 
-def _wrapped(text: str, width: float, lines: int) -> list[str]:
+def _text_lines(text: str, width: float, lines: int) -> list[str]:
     """Returns the text in at most so many lines; the last one ends in an ellipsis where there was more."""
     font = _font(_TEXT)
     done: list[str] = []

@@ -33,10 +33,10 @@ _TRANSFORMERS = "transformers with global attention"
 
 
 class On(Protocol):
-    """`Probe.on`, as a method's parameter."""
+    """This is `Probe.on`, as a method's parameter."""
 
     def __call__(self, images: Tensor, layer: str | None = ...) -> Probe:
-        """A Probe of the same targets on other images."""
+        """Returns a Probe of the same targets on other images."""
 
 
 class Probe:
@@ -58,6 +58,7 @@ class Probe:
         budget: Budget | None = None,
         pyramid: Pyramid | None = None,
     ) -> None:
+        """Prepares what answers the needs; nothing runs before a method asks."""
         rows = tuple(range(len(pass_.images))) if rows is None else rows
         self._pass, self._layer, self._rows, self._seed, self._targets = pass_, layer, rows, seed, tuple(targets)
         self._variants = Variants(pass_, layer, rows, targets, budget or Budget(), knows_target)
@@ -178,9 +179,9 @@ class Probe:
     def integrate(self, baseline: Tensor, sampling: Sampling, *, through: Through = "alpha") -> Tensor:
         """The gradient at the layer, integrated on the straight path from `baseline` (N, C, *size) to the images.
 
-        -> (N, C, *grid): the integral of d score(I_alpha) / dA by the trapezoid rule, through "alpha", or through the
-        "activations": that of d score / dA dA, whose sum approaches score(I) - score(baseline). Rows of one image
-        share the forwards of uniform nodes; no backward goes below the layer.
+        -> (N, C, *grid), by the trapezoid rule. Through "alpha" it is the integral of d score(I_alpha) / dA. Through
+        the "activations" it is that of d score / dA dA, whose sum approaches score(I) - score(baseline). Rows of one
+        image share the forwards of uniform nodes; no backward goes below the layer.
         """
         return self._integration.of(self._layer, baseline, sampling, through == "activations")
 
@@ -283,9 +284,9 @@ class Probe:
     def block_gradients(self, tokens: ReadTokens = "mean") -> tuple[Tensor, ...]:
         """d s_l / d probabilities of block l (N, heads, L, L), first block to last.
 
-        s_l is the target's score of what the network puts out for the tokens of block l in place of the last block's:
-        their mean in every token's place ("mean"), or the tokens as they stand ("head"). NotApplicable: blocks that are
-        no modules. Costs another forward of every image, and once back through every block.
+        s_l is the target's score of what the network puts out for the tokens of block l in place of the last block's.
+        `tokens` puts their mean in every token's place ("mean"), or the tokens as they stand ("head"). NotApplicable:
+        blocks that are no modules. Costs another forward of every image, and once back through every block.
         """
         return self._attention.block_gradients(tokens)
 

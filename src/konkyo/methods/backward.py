@@ -9,7 +9,7 @@ from torch import Tensor
 from konkyo.methods.base import method
 from konkyo.utils.tensors import channels, grid_mean, grid_sum, min_max, resize, safe_divide, weigh
 
-Scale = Literal["layer", "channel"]
+BiasScale = Literal["layer", "channel"]
 
 
 @method(layer="input")
@@ -46,7 +46,7 @@ def relevance_cam(activations: Tensor, relevance: Tensor) -> Tensor:
 
 
 @method(layer="input")
-def full_grad(full_gradients: Sequence[Tensor], *, scale: Scale = "layer") -> Tensor:
+def full_grad(full_gradients: Sequence[Tensor], *, scale: BiasScale = "layer") -> Tensor:
     """FullGrad (Srinivas & Fleuret, 2019, Eq. 7) adds up the gradients of the input and of every bias, each a picture.
 
     map = sum_c psi(x G)_c + sum over biases and channels psi(b G)_c, psi = up(min_max(|.|)). min_max is taken over all

@@ -15,8 +15,8 @@ from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.utils.tensors import blurred, channels, grid_mean
 
-Baseline: TypeAlias = Literal["black", "mean", "blur"]
-Weights: TypeAlias = Literal["elementwise", "channel"]
+BaselineImage: TypeAlias = Literal["black", "mean", "blur"]
+WeightKind: TypeAlias = Literal["elementwise", "channel"]
 
 
 @method(rectified=True, score="probability")
@@ -39,8 +39,8 @@ def ig_odam(
     integrate: Integrate,
     *,
     nodes: int = 32,
-    baseline: Baseline = "black",
-    weights: Weights = "elementwise",
+    baseline: BaselineImage = "black",
+    weights: WeightKind = "elementwise",
 ) -> Tensor:
     """IG-ODAM (Nakai et al., 2025, Eq. 1-2) is ODAM with its gradient integrated on the way from a baseline image.
 
@@ -52,7 +52,7 @@ def ig_odam(
     shared by all instances of an image, and a backward to the layer for each.
     """
     w = integrate(_baseline(inputs, black, baseline), Sampling(nodes))
-    return _weighed(w, activations, weights)
+    return _weighted(w, activations, weights)
 
 
 @method(rectified=True, score="probability")
@@ -68,8 +68,8 @@ def adaptive_ig_odam(
     length_power: float = 0.0,
     split_per_round: int = 1,
     gradient_scale: GradientScale = "max",
-    baseline: Baseline = "black",
-    weights: Weights = "elementwise",
+    baseline: BaselineImage = "black",
+    weights: WeightKind = "elementwise",
 ) -> Tensor:
     """Adaptive IG-ODAM (Nakai et al., Eq. 3-7) is IG-ODAM with its nodes where gradient and box change most.
 
@@ -82,12 +82,12 @@ def adaptive_ig_odam(
     backward there for each instance; those gradients (C, *grid) are kept.
     """
     sampling = Sampling(nodes, True, initial, balance, length_power, split_per_round, gradient_scale)
-    return _weighed(integrate(_baseline(inputs, black, baseline), sampling), activations, weights)
+    return _weighted(integrate(_baseline(inputs, black, baseline), sampling), activations, weights)
 
 
 @method(score="probability")
 def path_odam(
-    inputs: Tensor, black: Tensor, integrate: Integrate, *, nodes: int = 32, baseline: Baseline = "black"
+    inputs: Tensor, black: Tensor, integrate: Integrate, *, nodes: int = 32, baseline: BaselineImage = "black"
 ) -> Tensor:
     """The complete form of IG-ODAM shows what the activations' change on the way from a baseline adds to the score.
 
@@ -101,11 +101,11 @@ def path_odam(
     return integrate(_baseline(inputs, black, baseline), Sampling(nodes), through="activations").sum(1)
 
 
-def _baseline(inputs: Tensor, black: Tensor, which: Baseline) -> Tensor:
+def _baseline(inputs: Tensor, black: Tensor, which: BaselineImage) -> Tensor:
     if which == "blur":
         return blurred(inputs, max(inputs.shape[2:]) / 16)
     return black if which == "black" else torch.zeros_like(inputs)
 
 
-def _weighed(w: Tensor, activations: Tensor, weights: Weights) -> Tensor:
+def _weighted(w: Tensor, activations: Tensor, weights: WeightKind) -> Tensor:
     return (w if weights == "elementwise" else channels(grid_mean(w), activations)) * activations

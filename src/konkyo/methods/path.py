@@ -11,12 +11,12 @@ from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.utils.tensors import grid_mean, weigh
 
-Rule = Literal["right", "midpoint"]
+QuadratureRule = Literal["right", "midpoint"]
 
 
 @method(layer="input")
 def integrated_gradients(
-    activations: Tensor, regrad: Regrad, *, steps: int = 50, baseline: float = 0.0, rule: Rule = "right"
+    activations: Tensor, regrad: Regrad, *, steps: int = 50, baseline: float = 0.0, rule: QuadratureRule = "right"
 ) -> Tensor:
     """Integrated Gradients (Sundararajan et al., 2017, Eq. 3) averages the gradient on the way from a baseline.
 
@@ -42,7 +42,7 @@ def integrated_grad_cam(
     *,
     steps: int = 20,
     baseline: float = 0.0,
-    rule: Rule = "right",
+    rule: QuadratureRule = "right",
     rectify: Literal["nodes", "sum"] = "nodes",
 ) -> Tensor:
     """Integrated Grad-CAM (Sattarzadeh et al., 2021) averages Grad-CAM on the way from a baseline image.
@@ -65,7 +65,7 @@ def integrated_grad_cam(
     return maps
 
 
-def _nodes(name: str, steps: int, rule: Rule) -> Tensor:
+def _nodes(name: str, steps: int, rule: QuadratureRule) -> Tensor:
     """Returns the nodes' places on the way, from above 0 to 1."""
     if steps < 1:
         raise KonkyoError(f"{name} needs steps >= 1; got {steps}")

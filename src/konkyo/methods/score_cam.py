@@ -32,7 +32,7 @@ def score_cam(inputs: Tensor, activations: Tensor, rescore: Rescore, *, prune: f
         return min_max(resize(activations[image, k], size))[:, None] * inputs[image]
 
     scores = rescore(activations.shape[1], inputs=masked, priority=_pruned(contrast(activations), prune))
-    return channels(_shares(scores, 1), activations) * activations
+    return channels(_channel_weights(scores, 1), activations) * activations
 
 
 @method(rectified=True)
@@ -66,7 +66,7 @@ def ss_cam(
 
     priority = contrast(activations).repeat_interleave(samples, 1)
     scores = rescore(priority.shape[1], inputs=noisy, priority=priority)
-    return channels(_shares(scores, samples), activations) * activations
+    return channels(_channel_weights(scores, samples), activations) * activations
 
 
 @method(rectified=True)
@@ -97,7 +97,7 @@ def is_cam(
 
     priority = contrast(activations).repeat_interleave(steps, 1)
     scores = rescore(priority.shape[1], inputs=grown, priority=priority)
-    return channels(_shares(scores, steps), activations) * activations
+    return channels(_channel_weights(scores, steps), activations) * activations
 
 
 @method(rectified=True)
@@ -171,7 +171,7 @@ def _pruned(strength: Tensor, prune: float) -> Tensor:
     return torch.where(strength < prune * strength.amax(1, keepdim=True), 0.0, strength)
 
 
-def _shares(scores: Tensor, repeats: int) -> Tensor:
+def _channel_weights(scores: Tensor, repeats: int) -> Tensor:
     """Returns the softmax over channels of their mean scores.
 
     (N, C * repeats) -> (N, C). A channel has `repeats` scores, of which those count that ran.

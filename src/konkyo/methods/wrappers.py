@@ -40,7 +40,7 @@ def augmented(method: str | Method, *, scales: Sequence[float] = _SCALES, flip: 
         return maps.view(-1, len(inputs), *maps.shape[1:]).mean(0)
 
     settings = ([] if sizes == _SCALES else [f"scales={sizes}"]) + ([] if flip else ["flip=False"])
-    return _wrapped(inner, "augmented", function, ("inputs", "targets", "on"), settings)
+    return _made_of(inner, "augmented", function, ("inputs", "targets", "on"), settings)
 
 
 def first_component(method: str | Method) -> Method:
@@ -56,10 +56,10 @@ def first_component(method: str | Method) -> Method:
         evidence = inner.evidence(probe, **options)
         return agreeing(project(evidence), evidence)
 
-    return _wrapped(inner, "first_component", function, ("probe",))
+    return _made_of(inner, "first_component", function, ("probe",))
 
 
-def _wrapped(
+def _made_of(
     inner: Method, wrapper: str, function: Callable[..., Tensor], needs: tuple[str, ...], settings: Sequence[str] = ()
 ) -> Method:
     name = f"{wrapper}({', '.join([inner.name, *settings])})"

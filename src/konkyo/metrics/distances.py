@@ -22,7 +22,7 @@ DISTANCES: tuple[Distance, ...] = get_args(Distance)
 TOP = 0.2
 """The share of a map's cells that "top_iou" compares."""
 
-_LEAST = 1e-12  # a logarithm's argument: p log p is 0 at 0, but its gradient is infinite
+_LOG_FLOOR = 1e-12  # a logarithm's argument: p log p is 0 at 0, but its gradient is infinite
 
 
 def on_grid(maps: Tensor, grid: int | tuple[int, int]) -> Tensor:
@@ -91,7 +91,7 @@ def distances(maps: Tensor, others: Tensor, kind: Distance = "mse") -> Tensor:
     if kind in ("pearson", "cosine"):
         lengths = torch.linalg.vector_norm(one, dim=1) * torch.linalg.vector_norm(other, dim=1)
         return 1 - safe_divide((one * other).sum(1), lengths)
-    one, other = _shares(one), _shares(other)
+    one, other = _sum_to_one(one), _sum_to_one(other)
     if kind == "js":
         return (_entropy((one + other) / 2) - (_entropy(one) + _entropy(other)) / 2).clamp_min(0)
     lengths = torch.linalg.vector_norm(_centres(one, shape) - _centres(other, shape), dim=1) / math.sqrt(2)
@@ -131,7 +131,7 @@ def within_total(maps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     flat = flat - flat.mean(0)
     kinds, labels = torch.unique(labels, return_inverse=True)
     total = flat.square().mean(1).sum()
-    return _within(flat, total, labels, len(kinds)), total / (len(flat) - 1)
+    return _within_variance(flat, total, labels, len(kinds)), total / (len(flat) - 1)
 
 
 def shuffled_within(maps: Tensor, labels: Tensor, permutations: int, generator: torch.Generator) -> Tensor:
@@ -142,7 +142,7 @@ def shuffled_within(maps: Tensor, labels: Tensor, permutations: int, generator: 
     kinds, labels = torch.unique(labels, return_inverse=True)
     total = flat.square().mean(1).sum()
     orders = (torch.randperm(len(labels), generator=generator).to(labels.device) for _ in range(permutations))
-    variances = [_within(flat, total, labels[order], len(kinds)) for order in orders]
+    variances = [_within_variance(flat, total, labels[order], len(kinds)) for order in orders]
     return torch.stack(variances) if variances else flat.new_zeros(0)
 
 
@@ -160,7 +160,7 @@ def kappa(confusion: Tensor) -> Tensor:
     return torch.where(1 - chance <= 1e-12, 0.0, (agreed - chance) / (1 - chance).clamp_min(1e-12))
 
 
-def _within(centred: Tensor, total: Tensor, labels: Tensor, classes: int) -> Tensor:
+def _within_variance(centred: Tensor, total: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Computes W of maps (n, P) whose mean is 0: squares around class means are all squares less those of the means."""
     counts = torch.bincount(labels, minlength=classes).to(centred.dtype)
     sums = centred.new_zeros(classes, centred.shape[1]).index_add(0, labels, centred)
@@ -180,14 +180,14 @@ def _axis(size: int, grid: int, like: Tensor) -> Tensor:
     return (torch.minimum(high, places + 1) - torch.maximum(low, places)).clamp_min(0) * grid / size
 
 
-def _shares(flat: Tensor) -> Tensor:
+def _sum_to_one(flat: Tensor) -> Tensor:
     """Divides rows by their sums; a row of zeros becomes uniform."""
     total = flat.sum(1, keepdim=True)
     return torch.where(total == 0, 1 / flat.shape[1], safe_divide(flat, total))
 
 
 def _entropy(shares: Tensor) -> Tensor:
-    return -(shares * shares.clamp_min(_LEAST).log2()).sum(1)
+    return -(shares * shares.clamp_min(_LOG_FLOOR).log2()).sum(1)
 
 
 def _centres(shares: Tensor, shape: torch.Size) -> Tensor:

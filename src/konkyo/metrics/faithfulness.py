@@ -55,7 +55,7 @@ def deletion(
         gone = rank[rows] < counts[rows, point, None, None]
         return scores_of(score, torch.where(gone[:, None], hidden(rows), images[rows]), rows)
 
-    curve = _known(over_variants(counts.shape[1], images, without, batch), maps, counts)
+    curve = _nan_where_undefined(over_variants(counts.shape[1], images, without, batch), maps, counts)
     divide = protocol != "rise" if normalise is None else normalise
     return _divided(curve, curve[:, :1]) if divide else curve
 
@@ -92,7 +92,7 @@ def insertion(
         return scores_of(score, torch.where(shown[:, None], images[rows], hidden(rows)), rows)
 
     curve = over_variants(counts.shape[1] - first, images, within, batch)
-    curve = _known(torch.cat([curve.new_zeros(len(maps), first), curve], 1), maps, counts)
+    curve = _nan_where_undefined(torch.cat([curve.new_zeros(len(maps), first), curve], 1), maps, counts)
     if not normalise:
         return curve
     return _divided(curve, over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch))
@@ -114,7 +114,7 @@ def _counts(maps: Tensor, budget: Tensor | None, protocol: Protocol, steps: int,
     return (step * each_step[:, None]).clamp(max=area)
 
 
-def _known(curve: Tensor, maps: Tensor, counts: Tensor) -> Tensor:
+def _nan_where_undefined(curve: Tensor, maps: Tensor, counts: Tensor) -> Tensor:
     """Returns the curves, NaN where there is no map or nothing to change."""
     return curve.masked_fill((absent(maps) | (counts[:, -1] <= 0))[:, None], torch.nan)
 

@@ -36,7 +36,7 @@ def impute(images: Tensor, masks: Tensor, *, noise: float = 0.01, seed: int = 0,
 
 
 @dataclass(frozen=True, eq=False)
-class _Grid:
+class _Equations:
     """A grid holds equations (diagonal - soft) x = r, in twelfths, in a frame of zeros: (V, 1, 2 h + 1, 2 w + 1) each.
 
     What follows `take` is room to work in, (V, C, 2 h + 1, 2 w + 1): memory that is used again costs a CPU far less.
@@ -81,7 +81,7 @@ def _harmonic(images: Tensor, masks: Tensor, tolerance: float) -> Tensor:
     raise KonkyoError(f"imputation did not reach a tolerance of {tolerance} in {_ROUNDS} rounds; give a larger one")
 
 
-def _grids(masks: Tensor, like: Tensor) -> list[_Grid]:
+def _grids(masks: Tensor, like: Tensor) -> list[_Equations]:
     """Returns the masks' equations on the image's grid, and on grids of half as many places each way, to the smallest.
 
     A grid's energy is that of differences between neighbours sought, and of what ties each to known values. The next
@@ -89,7 +89,7 @@ def _grids(masks: Tensor, like: Tensor) -> list[_Grid]:
     """
     unknown = _framed(masks[:, None].to(like))
     ties = _soft(_framed((~masks[:, None]).to(like))) * unknown
-    grids: list[_Grid] = []
+    grids: list[_Equations] = []
     while True:
         weights = (_soft(unknown) - 4 * unknown + ties).mul_(unknown)
         take = safe_divide(_DAMPING * unknown, weights)
@@ -97,14 +97,14 @@ def _grids(masks: Tensor, like: Tensor) -> list[_Grid]:
         right_side, spread = like.new_zeros(2, *like.shape[:2], *unknown.shape[2:])
         solution, left, *sums = like.new_empty(4, *right_side.shape)
         keep = unknown - take * diagonal
-        grids.append(_Grid(unknown, diagonal, keep, take, right_side, solution, left, spread, (sums[0], sums[1])))
+        grids.append(_Equations(unknown, diagonal, keep, take, right_side, solution, left, spread, (sums[0], sums[1])))
         if max(unknown.shape[-2:]) <= 7:
             return grids
         ties = _framed(_soft(ties)[:, :, 1::2, 1::2] / 4)
         unknown = (_framed(_soft(unknown)[:, :, 1::2, 1::2]) > 0).to(like)
 
 
-def _cycle(residual: Tensor, grids: list[_Grid]) -> Tensor:
+def _cycle(residual: Tensor, grids: list[_Equations]) -> Tensor:
     """Roughly solves the finest of the grids' equations, in its `solution`: a V-cycle, a round of Jacobi each way.
 
     Between grids a value goes bilinearly; what a coarse grid gets is the transpose of what it gives.

@@ -34,13 +34,13 @@ def vea(maps: Tensor, masks: Tensor) -> Tensor:
     curve_t = IoU(mask, m > t) of the map m scaled to [0, 1] by min and max. -> (R, 9). ODAM's evaluation reports the
     curve; the paper on IG-ODAM gives one number and does not say which. A constant map, cut, is empty: 0.
     """
-    return _vea(maps, masks)
+    return _vea_curve(maps, masks)
 
 
 @metric(better="higher", summary=auc)
 def vea_auc(maps: Tensor, masks: Tensor) -> Tensor:
     """This VEA takes the area under its curve by the trapezoid rule, divided by the range 0.8, instead of the mean."""
-    return _vea(maps, masks)
+    return _vea_curve(maps, masks)
 
 
 @metric(better="higher")
@@ -282,7 +282,7 @@ def pixels_in_random_order(maps: Tensor, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(maps.device)
 
 
-def _vea(maps: Tensor, masks: Tensor) -> Tensor:
+def _vea_curve(maps: Tensor, masks: Tensor) -> Tensor:
     """Computes the IoU of the mask with the map above every threshold. -> (R, thresholds)"""
 
     def part(maps: Tensor, masks: Tensor) -> Tensor:

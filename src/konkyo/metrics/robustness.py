@@ -18,7 +18,7 @@ def max_sensitivity(
     image's units in every value, the same for all images. -> (R,), NaN where map(x) is 0 everywhere. Both maps are the
     method's own, at its layer's resolution. Cost: `samples` explanations and one more.
     """
-    _check(radius, samples)
+    _check_noise(radius, samples)
 
     def first(rows: Tensor, _: Tensor) -> Tensor:
         return maps_of(explain, images[rows], rows)
@@ -51,7 +51,7 @@ def map_stability(
     A map that does not look at the model is as stable as can be: read it beside a test of parameters. Cost: `samples`
     explanations.
     """
-    _check(radius, samples)
+    _check_noise(radius, samples)
     size = tuple(maps.shape[1:])
 
     def alike(rows: Tensor, noise: Tensor) -> Tensor:
@@ -67,6 +67,6 @@ def _length(maps: Tensor) -> Tensor:
     return lengths
 
 
-def _check(radius: float, samples: int) -> None:
+def _check_noise(radius: float, samples: int) -> None:
     if samples < 1 or not radius > 0:
         raise KonkyoError(f"samples >= 1 and radius > 0 were expected; got {samples} and {radius}")

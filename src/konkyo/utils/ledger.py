@@ -23,16 +23,16 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: Collect
     >>> differences({"seed": 0, "of": {"a": 1}}, {"seed": 1, "of": {"a": 2}}, free=("seed",))
     ['of.a (1 there, 2 now)']
     """
-    there, here = _flat(before, free), _flat(now, free)
+    there, here = _flattened(before, free), _flattened(now, free)
     names = list(dict.fromkeys((*here, *there)))
     return [f"{n} ({there.get(n)} there, {here.get(n)} now)" for n in names if there.get(n) != here.get(n)]
 
 
-def _flat(settings: Mapping[str, Any], free: Collection[str], before: str = "") -> dict[str, Any]:
+def _flattened(settings: Mapping[str, Any], free: Collection[str], before: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in json.loads(json.dumps(plain(dict(settings)))).items():
         if isinstance(value, dict):
-            flat |= _flat(value, (), f"{before}{name}.")
+            flat |= _flattened(value, (), f"{before}{name}.")
         elif before or name not in free:
             flat[before + name] = value
     return flat
@@ -71,10 +71,10 @@ class Ledger:
         try:
             present = path.is_file() and not anew
             if present:
-                self._check(*_read(path), free)
+                self._check(*_read_lines(path), free)
             # A file that is whole is appended to; any other is written again without what is damaged.
             if not present or self.damaged or self.settings != self._before:
-                lines = [_line({"settings": self.settings}), *(_entry(k, v) for k, v in self.entries.items())]
+                lines = [_checked_line({"settings": self.settings}), *(_entry(k, v) for k, v in self.entries.items())]
                 write_text(path, "".join(lines))
             self._file = path.open("a", encoding="utf-8", newline="\n")
         except BaseException:
@@ -117,7 +117,7 @@ class Ledger:
 
 def read_ledger(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the settings and the entries by key in a file that may be in use. KonkyoError: it is no record."""
-    header, entries, _ = _read(path)
+    header, entries, _ = _read_lines(path)
     if not isinstance(header, dict) or not isinstance(header.get("settings"), dict):
         raise KonkyoError(f"{path} is no record of a run")
     return header["settings"], entries
@@ -146,7 +146,7 @@ def _release(lock: FileLock) -> None:
     lock.release()
 
 
-def _read(path: Path) -> tuple[Any, dict[str, Any], int]:
+def _read_lines(path: Path) -> tuple[Any, dict[str, Any], int]:
     """Reads (the header, entries by key, the number of lines that are damaged)."""
     try:
         first, *rest = path.read_bytes().split(b"\n")
@@ -155,26 +155,26 @@ def _read(path: Path) -> tuple[Any, dict[str, Any], int]:
     entries: dict[str, Any] = {}
     damaged = int(rest[-1:] not in ([], [b""]))  # a line without its end
     for line in rest[:-1]:
-        record = _parsed(line)
+        record = _record_in(line)
         if isinstance(record, dict) and isinstance(record.get("key"), str) and "values" in record:
             entries.pop(record["key"], None)
             entries[record["key"]] = record["values"]
         else:
             damaged += 1
-    return _parsed(first), entries, damaged
+    return _record_in(first), entries, damaged
 
 
 def _entry(key: str, values: Any) -> str:
-    return _line({"key": key, "values": values})
+    return _checked_line({"key": key, "values": values})
 
 
-def _line(record: Any) -> str:
+def _checked_line(record: Any) -> str:
     """Returns the record as JSON with its checksum before it, in a line."""
     text = json.dumps(record)
     return f"{crc32(text.encode()):08x} {text}\n"
 
 
-def _parsed(line: bytes) -> Any:
+def _record_in(line: bytes) -> Any:
     """Returns what a line holds; None where it is damaged."""
     checksum, _, text = line.rstrip(b"\r").partition(b" ")  # of an editor that ends lines its own way
     try:

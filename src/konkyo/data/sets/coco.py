@@ -55,11 +55,11 @@ def coco(folder: Path, *, annotations: str = "", images: str = "") -> Samples:
             f"{files[0]} is not as COCO's instances, lists of {_FORM} that fit together: {came}"
         ) from None
     by_picture = [truths[image["id"]] for image in data["images"]]
-    read = partial(_sample, files[0], _pictures(folder, files[0], images, names), names, sizes, by_picture)
+    read = partial(_sample, files[0], _picture_folder(folder, files[0], images, names), names, sizes, by_picture)
     return Samples(names, read, tuple(classes.values()), "boxes as x, y, width, height; pictures as they are stored")
 
 
-def _pictures(folder: Path, file: Path, images: str, names: Sequence[str]) -> Path:
+def _picture_folder(folder: Path, file: Path, images: str, names: Sequence[str]) -> Path:
     """Returns the folder that holds all pictures. KonkyoError: some are in none."""
     split = file.stem.removeprefix("instances_")
     usual = [folder / "images", folder / split, folder / "images" / split, file.parent, folder]

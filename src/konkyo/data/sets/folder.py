@@ -43,7 +43,7 @@ def folder(folder: Path, *, masks: str = "", split: str = "") -> Samples:
             raise KonkyoError(f"{apart} has no mask of a picture, such as {apart / _key(files[0], folder)}.png")
     names = tuple(path.relative_to(folder).as_posix() for path in files)
     parts, rest = _parts(names)
-    labels, classes = _labels(folder, rest)
+    labels, classes = _labels_by_folder(folder, rest)
     note = f"{sum(mask is not None for mask in masks_of_files)} of {len(files)} pictures with a mask"
     known = tuple(label for label in labels if label is not None)
     return selected(
@@ -70,7 +70,7 @@ def _parts(names: Sequence[str]) -> tuple[tuple[str, ...], Sequence[str]]:
     return tuple(PARTS[head] for head in heads), [name.partition("/")[2] for name in names]
 
 
-def _labels(folder: Path, names: Sequence[str]) -> tuple[list[str | None], tuple[str, ...]]:
+def _labels_by_folder(folder: Path, names: Sequence[str]) -> tuple[list[str | None], tuple[str, ...]]:
     """Returns the label of every picture, and all that there are."""
     depths = {name.count("/"): name for name in names}
     if len(depths) > 1 or max(depths) > 1:
@@ -98,12 +98,12 @@ def _sample(
     file, label, outline = files[index], labels[index], masks[index]
     if outline is None:
         return Sample(names[index], open_image(file), label)
-    mask = _mask(outline)
+    mask = _read_mask(outline)
     image = open_annotated(file, (mask.shape[1], mask.shape[0]))
     return Sample(names[index], image, label, (Annotation(label, around(mask), mask),))
 
 
-def _mask(file: Path) -> Tensor:
+def _read_mask(file: Path) -> Tensor:
     """Reads a mask (H, W) bool. ImageError: values that do not say what is inside."""
     picture = open_image(file)
     values = np.asarray(picture).max(-1)

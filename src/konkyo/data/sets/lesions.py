@@ -105,16 +105,16 @@ def _scan(seed: int, index: int, size: int, places: str) -> tuple[NDArray[np.uin
     rng = np.random.default_rng([seed, index])
     x, y, waves = _grid(size)
     half, middle = rng.uniform(*_BODY, 2), rng.uniform(-0.02, 0.02, 2)
-    body = _soft((1 - np.hypot((x - middle[0]) / half[0], (y - middle[1]) / half[1])) * half.min(), size)
+    body = _ramp((1 - np.hypot((x - middle[0]) / half[0], (y - middle[1]) / half[1])) * half.min(), size)
     texture = waves @ rng.normal(0, _TEXTURE, (5, 5)).astype(np.float32) @ waves.T
     field = body * (rng.uniform(0.38, 0.46) + texture)
     for shape in (_spot, _cross):
         at, width = middle + _inside(rng, half - 0.08), rng.uniform(0.05, 0.07)
-        field += rng.uniform(*_CONTRAST) * shape(*_around(x, y, at, rng), width, size)
+        field += rng.uniform(*_CONTRAST) * shape(*_turned_from(x, y, at, rng), width, size)
 
     label, radius = index % len(CLASSES), rng.uniform(*_RADIUS)
     at = middle + _place(np.random.default_rng([seed, index, 1]), half - radius, middle, label, places)
-    u, v = _around(x, y, at, rng)
+    u, v = _turned_from(x, y, at, rng)
     field += rng.uniform(*_CONTRAST) * _LOOKS[label](u, v, radius, size)
     field += rng.normal(0, _NOISE, (size, size))
     return (255 * field).clip(0, 255).astype(np.uint8), np.hypot(u, v) <= radius
@@ -138,20 +138,20 @@ def _inside(rng: np.random.Generator, half: _Array) -> _Array:
     return half * (away * math.cos(angle), away * math.sin(angle))
 
 
-def _around(x: _Array, y: _Array, at: _Array, rng: np.random.Generator) -> tuple[_Array, _Array]:
+def _turned_from(x: _Array, y: _Array, at: _Array, rng: np.random.Generator) -> tuple[_Array, _Array]:
     """Returns coordinates from that point, turned by any angle."""
     angle = rng.uniform(0, math.pi)
     c, s = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     return c * (x - at[0]) + s * (y - at[1]), c * (y - at[1]) - s * (x - at[0])
 
 
-def _soft(depth: _Array, size: int) -> _Array:
+def _ramp(depth: _Array, size: int) -> _Array:
     """Returns 1 inside, 0 outside, and a ramp one pixel wide where the depth is 0."""
     return (depth * size + 0.5).clip(0, 1)
 
 
 def _disc(u: _Array, v: _Array, radius: float, size: int) -> _Array:
-    return _soft(radius - np.hypot(u, v), size)
+    return _ramp(radius - np.hypot(u, v), size)
 
 
 def _ring(u: _Array, v: _Array, radius: float, size: int) -> _Array:
@@ -161,7 +161,7 @@ def _ring(u: _Array, v: _Array, radius: float, size: int) -> _Array:
 def _stripes(u: _Array, v: _Array, radius: float, size: int) -> _Array:
     """Draws three bars and two gaps of equal widths."""
     width = 2 * radius / 5
-    return _disc(u, v, radius, size) * _soft(width / 2 - np.abs((u / width + 1) % 2 - 1) * width, size)
+    return _disc(u, v, radius, size) * _ramp(width / 2 - np.abs((u / width + 1) % 2 - 1) * width, size)
 
 
 def _spot(u: _Array, v: _Array, width: float, _size: int) -> _Array:
@@ -170,7 +170,7 @@ def _spot(u: _Array, v: _Array, width: float, _size: int) -> _Array:
 
 def _cross(u: _Array, v: _Array, width: float, size: int) -> _Array:
     near, far = np.minimum(np.abs(u), np.abs(v)), np.maximum(np.abs(u), np.abs(v))
-    return np.minimum(_soft(0.25 * width - near, size), _soft(1.2 * width - far, size))
+    return np.minimum(_ramp(0.25 * width - near, size), _ramp(1.2 * width - far, size))
 
 
 _LOOKS = (_disc, _ring, _stripes)

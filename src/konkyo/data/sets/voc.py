@@ -54,7 +54,7 @@ def _sample(folder: Path, names: Sequence[str], pictures: dict[str, Path], origi
     """Opens one picture with its objects, and their masks where there are any. KonkyoError: a damaged file."""
     name = names[index]
     file, outlines = folder / "Annotations" / f"{name}.xml", folder / "SegmentationObject" / f"{name}.png"
-    root = _parsed(file)
+    root = _xml_root(file)
     try:
         width, height = (int(root.findtext(f"size/{side}") or 0) for side in ("width", "height"))
         objects = [(_text(element, "name"), _box(element, origin)) for element in root.findall("object")]
@@ -69,7 +69,7 @@ def _sample(folder: Path, names: Sequence[str], pictures: dict[str, Path], origi
     )
 
 
-def _parsed(file: Path) -> Element:
+def _xml_root(file: Path) -> Element:
     """Returns the root element. A document type, and with it entities of any kind, is refused."""
     builder, parser = TreeBuilder(), expat.ParserCreate()
 
