@@ -141,19 +141,19 @@ class Integrated(Protocol):
 
     @property
     def path(self) -> PathTrace | None:
-        """What happened along the paths."""
+        """This is what happened along the paths."""
 
     @property
     def method(self) -> str:
-        """Its name."""
+        """This is its name."""
 
     @property
     def labels(self) -> Sequence[str]:
-        """What the rows are called."""
+        """These are the names of the rows."""
 
     @property
     def targets(self) -> Sequence[Any]:
-        """What the rows explain."""
+        """These are what the rows explain."""
 
 
 def path_figure(explanations: Integrated | Sequence[Integrated], row: int = 0) -> Image.Image:

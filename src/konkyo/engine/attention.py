@@ -231,7 +231,7 @@ class Attentions(TorchFunctionMode):
     # --- the modules around ------------------------------------------------------------------------------------------
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A module's call begins."""
+        """Notes that the call of a module begins."""
         first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
         self._counts[module] = number = self._counts.get(module, -1) + 1
         self._stack.append(_ModuleCall(module, number, first))

@@ -137,13 +137,13 @@ class Watch:
             handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state of a copy: its hooks still run in its network's forwards, but record nothing."""
+        """Returns the state of a copy: its hooks still run in its network's forwards, but record nothing."""
         return {"_open": False, "_arguments": [], "_calls": [], "_handles": []}
 
 
 @dataclass
 class OutputBytes:
-    """The memory of the module outputs of a forward, in bytes."""
+    """This counts the memory of the module outputs of a forward, in bytes."""
 
     largest: int = 0
     total: int = 0

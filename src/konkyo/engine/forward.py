@@ -120,7 +120,7 @@ class Pass:
 
     @property
     def black(self) -> Tensor:
-        """Black images (N, C, *size); see `Network.black`."""
+        """These are black images (N, C, *size); see `Network.black`."""
         pixel = self.images.new_tensor(self.network.black)
         return pixel.view(1, -1, *[1] * (self.images.ndim - 2)).expand_as(self.images)
 

@@ -42,7 +42,7 @@ class Method:
 
     @property
     def summary(self) -> str:
-        """The first sentence of its documentation."""
+        """This is the first sentence of its documentation."""
         return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
 
     def _any(self, fact: str) -> bool:

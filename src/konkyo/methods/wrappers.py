@@ -19,7 +19,7 @@ _SCALES = (0.9, 1.0, 1.1)
 
 
 def augmented(method: str | Method, *, scales: Sequence[float] = _SCALES, flip: bool = True) -> Method:
-    """The method's map averaged over views of the image: with its values scaled, and each of those mirrored too.
+    """This method averages a method's map over views of the image: with its values scaled, and each of those mirrored.
 
     map = mean_v v^-1(method(v(x))). The views run as one batch, and all explain the class that was chosen on the image
     itself. The six views by default are pytorch-grad-cam's `aug_smooth`. Cost: a forward (and the method) per view.
@@ -44,7 +44,7 @@ def augmented(method: str | Method, *, scales: Sequence[float] = _SCALES, flip: 
 
 
 def first_component(method: str | Method) -> Method:
-    """The first component of what the channels add to the method's map, in place of their sum.
+    """This method is the first component of what the channels add to a method's map, in place of their sum.
 
     map = projection of every place's evidence (w_k A_k)_k on the first right singular vector; its sign is the one that
     agrees with the sum. It takes noise out of a map, and with it what few channels say: pytorch-grad-cam's

@@ -1,4 +1,4 @@
-"""Whether a map's values are what the pixels do to the score: sums of attributions against changes of the score."""
+"""This tells whether a map's values are what pixels do to the score: sums of values against changes of the score."""
 
 from collections.abc import Callable
 from typing import Literal

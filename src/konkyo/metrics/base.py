@@ -81,7 +81,7 @@ class Metric:
 
     @property
     def description(self) -> str:
-        """The first sentence of its documentation."""
+        """This is the first sentence of its documentation."""
         return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
 
     def statistic(self, maps: Tensor, **arguments: Any) -> Tensor:

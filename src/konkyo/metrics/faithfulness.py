@@ -1,4 +1,4 @@
-"""Whether the score depends on what a map points at: pixels are taken away or brought in, in the map's order."""
+"""This tells whether the score depends on what a map points at: pixels go or come in the order of the map."""
 
 from typing import Literal
 

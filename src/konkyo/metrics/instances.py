@@ -1,4 +1,4 @@
-"""How the maps of a detector's instances go together: alike for one object, unlike for its neighbours."""
+"""This tells how the maps of a detector's instances go together: alike for one object, unlike for its neighbours."""
 
 import torch
 from torch import Tensor

@@ -45,7 +45,7 @@ class MapMetric(torchmetrics.Metric):
 
     @property
     def metric(self) -> Metric:
-        """The metric itself."""
+        """This is the metric itself."""
         return metrics()[self.name]
 
     @property

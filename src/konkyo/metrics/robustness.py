@@ -1,4 +1,4 @@
-"""Whether a map stays when the image hardly changes."""
+"""This tells whether a map stays when the image hardly changes."""
 
 import torch
 from torch import Tensor
