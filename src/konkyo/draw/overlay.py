@@ -27,7 +27,7 @@ OPACITY = 0.7
 _STRONG = 0.5  # from half of the highest value on, colour alone tells values apart; below, the picture shows through
 _PALE = 0.5  # the inner half of a diverging colour map is nearly white and would look like fog
 _FINE, _SHARE = 64 * 64, 0.99  # of maps with so many cells the highest hundredth shares the last colour
-_HIGHEST_LEVEL = 254  # levels 0.._TOP: an odd number of them, so that zero has its own
+_HIGHEST_LEVEL = 254  # levels from 0 to this: an odd number of them, so that zero has its own
 
 
 def colourise(map_: Map, *, cmap: str | None = None, limits: Limits | None = None) -> Image.Image:

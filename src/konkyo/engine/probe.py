@@ -261,7 +261,7 @@ class Probe:
     @cached_property
     @need(of_target=False, inside=True, cost="the tokens that the head reads")
     def readout(self) -> Tensor:
-        """The share of every token in what the head reads (N, L): the class token, or all patches alike, or others.
+        """This is the share of every token in what the head reads (N, L): a class token, all patches alike, or others.
 
         Those are the tokens whose queries in the last block reach the output. Where the head reads by an attention of
         its own, its probabilities are the shares.
