@@ -388,7 +388,7 @@ def test_mistaken_sheets():
 def test_long_texts_are_cut_to_the_width(text, width):
     font = figures._font(13)
     assert font.getlength(figures._elided(text, font, width)) <= width
-    lines = figures._wrapped(text, width, 3)
+    lines = figures._text_lines(text, width, 3)
     assert len(lines) <= 3
     assert all(font.getlength(line) <= width for line in lines)
 
@@ -398,11 +398,11 @@ def test_what_is_cut_and_what_is_not():
     assert figures._elided("short", font, 200) == "short"
     assert figures._elided("a" * 100 + ".png", font, 100).endswith("png")
     assert figures._elided("\udcff\nb", font, 200) == "? b"
-    assert figures._wrapped("one two", 500, 3) == ["one two"]
-    assert figures._wrapped("", 500, 3) == []
-    assert " ".join(figures._wrapped("one two three four", 60, 9)) == "one two three four"
-    assert figures._wrapped("one two three four", 60, 1)[0].endswith("…")
-    assert "".join(figures._wrapped("x" * 50, 60, 99)) == "x" * 50
+    assert figures._text_lines("one two", 500, 3) == ["one two"]
+    assert figures._text_lines("", 500, 3) == []
+    assert " ".join(figures._text_lines("one two three four", 60, 9)) == "one two three four"
+    assert figures._text_lines("one two three four", 60, 1)[0].endswith("…")
+    assert "".join(figures._text_lines("x" * 50, 60, 99)) == "x" * 50
 
 
 # --- boxes ------------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ _WARNINGS = threading.Lock()
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """The image as an upright RGB picture, fully read; `info["konkyo"]` is a tuple of notes on what was done to it.
+    """Reads the image as an upright RGB picture; `info["konkyo"]` is a tuple of notes on what was done to it.
 
     EXIF orientation is applied, of several frames the first is taken, transparent parts lie on white. Grey values of
     more than 8 bits and floats are rescaled from the range they occupy to 0..255. Colour profiles are not applied.
@@ -58,21 +58,21 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def find_images(sources: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Image files named by files, folders and glob patterns (also `**`), in that order, without duplicates.
+    """Lists image files named by files, folders and glob patterns (also `**`), in that order, without duplicates.
 
     A folder gives the images in it and below, by suffix, in natural order ("2" before "10"), hidden ones left out;
     so does a pattern. A file named in full is kept whatever its suffix. KonkyoError: a source that matches nothing.
     """
     listed = [sources] if isinstance(sources, (str, Path)) else sources
-    found: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     for source in listed:
         matches = _matches(source)
         if not matches:
             kind = "holds no image files" if Path(source).is_dir() else "matches no file, folder or images"
             raise KonkyoError(f"{str(source)!r} {kind}; looked for {_suffix_text()}")
         for match in matches:
-            found.setdefault(os.path.normpath(match.absolute()), match)
-    return list(found.values())
+            images.setdefault(os.path.normpath(match.absolute()), match)
+    return list(images.values())
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ _TOO_LARGE = "has too many pixels to be read safely; at most {:g} million: shrin
 
 
 def _require_file(path: Path) -> None:
-    """ImageError unless the path is a file with something in it."""
+    """Raises ImageError unless the path is a file with something in it."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -102,6 +102,7 @@ def _unreadable(path: Path, error: Exception) -> ImageError:
 
 
 def _decode(path: Path, file: BinaryIO) -> Image.Image:
+    """Reads an open file as an upright RGB picture with notes. ImageError: too many pixels."""
     notes: list[str] = []
 
     def check(width: int, height: int) -> None:
@@ -130,7 +131,7 @@ def _decode(path: Path, file: BinaryIO) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1..8; 1 where EXIF says nothing or cannot be read, which is no reason to refuse the pixels."""
+    """Returns 1..8; 1 where EXIF says nothing or cannot be read, which is no reason to refuse the pixels."""
     try:
         orientation = image.getexif().get(0x0112, 1)
     except Exception:  # damaged metadata fails in every possible way
@@ -139,6 +140,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _rgb(path: Path, image: Image.Image, notes: list[str]) -> Image.Image:
+    """Converts any mode to RGB, and adds to the notes what that took."""
     if image.mode == "F" or image.mode.startswith("I"):
         return _rescaled(path, image, notes).convert("RGB")
     if not image.has_transparency_data:
@@ -153,7 +155,7 @@ def _rgb(path: Path, image: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _rescaled(path: Path, image: Image.Image, notes: list[str]) -> Image.Image:
-    """Grey values of any range as 8 bits: the lowest becomes 0, the highest 255."""
+    """Scales grey values of any range to 8 bits: the lowest becomes 0, the highest 255."""
     values = np.asarray(image, dtype=np.float64)
     if not np.isfinite(values).all():
         raise ImageError(f"{path} holds NaN or infinite values; replace them, then save it again")
@@ -185,6 +187,7 @@ def _suffix_text() -> str:
 
 
 def _matches(source: str | Path) -> list[Path]:
+    """Lists the image files of one source in natural order: a file, a folder or a pattern."""
     path = Path(source)
     if path.is_file():
         return [path]
@@ -212,7 +215,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _natural(path: Path) -> list[tuple[list[str | int], str]]:
-    """A sorting key under which "img2" comes before "img10", folder by folder."""
+    """Returns a sorting key under which "img2" comes before "img10", folder by folder."""
 
     def pieces(name: str) -> list[str | int]:
         return [int(piece) if i % 2 else piece for i, piece in enumerate(re.split(r"(\d+)", name.casefold()))]

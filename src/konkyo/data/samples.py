@@ -30,7 +30,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """An object in a picture, in the picture's pixels."""
+    """An annotation is an object in a picture, in the picture's pixels."""
 
     label: str | None = None
     """The name of its class."""
@@ -46,7 +46,7 @@ class Annotation:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A picture and what is true of it. KonkyoError: a thing that does not fit the picture."""
+    """A sample is a picture and what is true of it. KonkyoError: an annotation that does not fit the picture."""
 
     name: str
     """Unique in its data set, the same in every run."""
@@ -57,6 +57,7 @@ class Sample:
     annotations: tuple[Annotation, ...] = ()
 
     def __post_init__(self) -> None:
+        """Checks the annotations. KonkyoError: a mask or a box that does not fit the picture."""
         size = (self.image.height, self.image.width)
         for annotation in self.annotations:
             for mask in (annotation.mask, annotation.evidence):
@@ -74,7 +75,7 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Samples(torch.utils.data.Dataset[Sample]):
-    """A data set whose pictures are opened when they are asked for. KonkyoError: two samples of one name.
+    """This data set opens its pictures when they are asked for. KonkyoError: two samples of one name.
 
     >>> len(Samples(("a", "b"), lambda index: Sample("ab"[index], Image.new("RGB", (8, 8)))))
     2
@@ -97,9 +98,9 @@ class Samples(torch.utils.data.Dataset[Sample]):
         if len(set(self.names)) < len(self.names):
             twice = next(name for name in self.names if self.names.count(name) > 1)
             raise KonkyoError(f"every sample is to have a name of its own; {twice!r} is the name of several")
-        for kind, told in (("label", self.labels), ("part", self.parts)):
-            if told and len(told) != len(self.names):
-                raise KonkyoError(f"expected a {kind} of every sample or none, got {len(told)} of {len(self.names)}")
+        for kind, values in (("label", self.labels), ("part", self.parts)):
+            if values and len(values) != len(self.names):
+                raise KonkyoError(f"expected a {kind} of every sample or none, got {len(values)} of {len(self.names)}")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -114,14 +115,14 @@ class Samples(torch.utils.data.Dataset[Sample]):
 
 
 class Data(Protocol):
-    """A sequence or a torch data set of samples."""
+    """This is a sequence or a torch data set of samples."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Sample: ...
 
 
 def samples(source: str | Path | Data | Scenes, *, limit: int | None = None, seed: int = 0) -> Samples:
-    """The data set that `source` names: all of it in order, or `limit` samples drawn by `seed`.
+    """Returns the data set that `source` names: all of it in order, or `limit` samples drawn by `seed`.
 
     - "scenes:COUNT" (1000): drawn scenes that no shipped model was trained on; `seed` decides them, too. Options:
       objects=1 (in every scene, which then has a label) or objects=1-5 (the default), size=128.
@@ -138,21 +139,23 @@ def samples(source: str | Path | Data | Scenes, *, limit: int | None = None, see
     if (limit is not None and limit < 1) or seed < 0:
         raise KonkyoError(f"expected a limit of at least 1 and a seed of at least 0, got {limit} and {seed}")
     if isinstance(source, (str, Path)):
-        found = replace(_named(str(source), seed), source=str(source))
+        data = replace(_open_source(str(source), seed), source=str(source))
     elif isinstance(source, (Samples, Scenes)):
-        found = _drawn(source) if isinstance(source, Scenes) else source
+        data = _of_scenes(source) if isinstance(source, Scenes) else source
     else:
-        found = Samples(tuple(_sample(source, index).name for index in range(len(source))), partial(_sample, source))
+        data = Samples(tuple(_sample(source, index).name for index in range(len(source))), partial(_sample, source))
     if limit is None:
-        return found
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:limit].tolist()
-    return chosen(found, order)
+        return data
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:limit].tolist()
+    return chosen(data, order)
 
 
-def chosen(found: Samples, order: Sequence[int]) -> Samples:
-    """The samples of these indices, in this order."""
-    names, labels, parts = (tuple(each[i] for i in order if each) for each in (found.names, found.labels, found.parts))
-    return replace(found, names=names, labels=labels, parts=parts, read=partial(_chosen, found.read, order))
+def chosen(data: Samples, order: Sequence[int]) -> Samples:
+    """Returns the samples of these indices, in this order."""
+    names, labels, parts = (
+        tuple(values[i] for i in order if values) for values in (data.names, data.labels, data.parts)
+    )
+    return replace(data, names=names, labels=labels, parts=parts, read=partial(_read_at, data.read, order))
 
 
 PARTS = {
@@ -162,17 +165,17 @@ PARTS = {
 """What the folders of a data set's parts are called, in small letters, and the parts."""
 
 
-def selected(found: Samples, split: str) -> Samples:
-    """The samples of the part that `split` names; all of them where it is empty."""
+def selected(data: Samples, split: str) -> Samples:
+    """Returns the samples of the part that `split` names; all of them where it is empty."""
     if not split:
-        return found
+        return data
     part = PARTS.get(split.lower(), split)
-    if part not in found.parts:
-        raise unknown("split", split, sorted(set(found.parts)) or ["none, for the data set has no parts"])
-    return chosen(found, [index for index, each in enumerate(found.parts) if each == part])
+    if part not in data.parts:
+        raise unknown("split", split, sorted(set(data.parts)) or ["none, for the data set has no parts"])
+    return chosen(data, [index for index, name in enumerate(data.parts) if name == part])
 
 
-def _chosen(read: Callable[[int], Sample], order: Sequence[int], index: int) -> Sample:
+def _read_at(read: Callable[[int], Sample], order: Sequence[int], index: int) -> Sample:
     return read(order[index])
 
 
@@ -197,14 +200,14 @@ def synthetic(function: _Function) -> _Function:
     return function
 
 
-def _drawn(scenes: Scenes) -> Samples:
+def _of_scenes(scenes: Scenes) -> Samples:
     names = tuple(f"scene-{scenes.seed}-{index}" for index in range(len(scenes)))
-    labels = tuple(_first(scenes, index) for index in range(len(scenes))) if scenes.objects == (1, 1) else ()
+    labels = tuple(_first_class(scenes, index) for index in range(len(scenes))) if scenes.objects == (1, 1) else ()
     return Samples(names, partial(_scene, scenes), CLASSES, "boxes and masks of what is visible", "scenes", labels)
 
 
-def _first(scenes: Scenes, index: int) -> str:
-    """The class of the first object, by the first draws of a scene's plan: a hundredth of the time of drawing it."""
+def _first_class(scenes: Scenes, index: int) -> str:
+    """Returns the class of the first object by a scene's first draws, in a hundredth of the time of drawing it."""
     rng = np.random.default_rng([scenes.seed, index])
     count = int(rng.integers(scenes.objects[0], scenes.objects[1] + 1))
     return CLASSES[scenes.labels[int(rng.integers(len(scenes.labels), size=count)[0])]]
@@ -214,18 +217,18 @@ def _scene(scenes: Scenes, index: int) -> Sample:
     scene = scenes[index]
     labels = [CLASSES[label] for label in scene.labels.tolist()]
     truth = zip(labels, map(tuple, scene.boxes.tolist()), scene.masks, scene.evidence, strict=True)
-    annotations = tuple(Annotation(*each) for each in truth)
+    annotations = tuple(Annotation(*values) for values in truth)
     return Sample(f"scene-{scenes.seed}-{index}", scene.image, labels[0] if len(labels) == 1 else None, annotations)
 
 
 @synthetic
 def scenes(count: str, seed: int, *, objects: str = "1-5", size: str = "128") -> Samples:
-    """COUNT (1000) scenes that no shipped model was trained on."""
+    """Draws COUNT (1000) scenes that no shipped model was trained on."""
     numbers = re.fullmatch(r"(\d+) (\d+)(?:-(\d+))? (\d+)", f"{count or 1000} {objects} {size}")
     if numbers is None:
         raise KonkyoError(f"expected scenes:200,objects=1-5,size=128; got {count!r}, {objects!r} and {size!r}")
     length, low, high, side = (int(number or numbers[2]) for number in numbers.groups())
-    return _drawn(Scenes(length, seed=UNSEEN + seed, size=side, objects=(low, high)))
+    return _of_scenes(Scenes(length, seed=UNSEEN + seed, size=side, objects=(low, high)))
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -240,7 +243,8 @@ def layout(function: _Function) -> _Function:
     return function
 
 
-def _named(source: str, seed: int) -> Samples:
+def _open_source(source: str, seed: int) -> Samples:
+    """Opens the data set of a text KIND:WHERE,OPTION=VALUE. KonkyoError: an unknown kind or option, or no folder."""
     for module in iter_modules(konkyo.data.sets.__path__):
         import_module(f"konkyo.data.sets.{module.name}")
     kind, _, rest = source.partition(":")
@@ -265,7 +269,7 @@ _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTA
 
 
 def open_annotated(path: Path, size: tuple[int, int] | None) -> Image.Image:
-    """The picture as its annotations see it; `size` is the (width, height) that they name.
+    """Opens the picture as its annotations see it; `size` is the (width, height) that they name.
 
     That is as it is stored, without its EXIF orientation, as readers of COCO and VOC take it, if it has that size, else
     upright. ImageError: a picture that has another size either way, or cannot be read.
@@ -284,7 +288,7 @@ def open_annotated(path: Path, size: tuple[int, int] | None) -> Image.Image:
 
 
 def around(mask: Tensor) -> Box | None:
-    """The tight box of a mask (H, W); None where it is empty."""
+    """Returns the tight box of a mask (H, W); None where it is empty."""
     rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
     if not len(rows):
         return None

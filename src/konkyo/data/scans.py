@@ -24,9 +24,9 @@ MAX_VOXELS = 1_000_000_000
 
 
 def reader(path: Path, file: BinaryIO) -> Callable[[Path, _Check, list[str]], Image.Image] | None:
-    """What reads the file, by its first bytes or its suffix; None for other formats.
+    """Returns what reads the file, by its first bytes or its suffix; None for other formats.
 
-    It gives a picture in mode L or RGB, or F where the file does not say which values are black and white; it calls the
+    It gives a picture in mode L or RGB, or F where the file does not say which values are black and white. It calls the
     check with the width and height before it reads pixels, and adds notes on what it did.
     """
     head = file.read(132)
@@ -37,7 +37,7 @@ def reader(path: Path, file: BinaryIO) -> Callable[[Path, _Check, list[str]], Im
     return _nifti if name.endswith(SUFFIXES[2:]) else None
 
 
-def _library(name: str, path: Path) -> Any:
+def _imported(name: str, path: Path) -> Any:
     try:
         return import_module(name)
     except ImportError:
@@ -48,9 +48,9 @@ def _library(name: str, path: Path) -> Any:
 
 
 def _dicom(path: Path, check: _Check, notes: list[str]) -> Image.Image:
-    """As a viewer shows it: rescaled, through its lookup table or first window; the middle one of several frames."""
-    library = _library("pydicom.pixels", path)
-    data = _library("pydicom", path).dcmread(path, stop_before_pixels=True)
+    """Reads a DICOM file as a viewer shows it: rescaled, by its table or first window; of frames the middle one."""
+    library = _imported("pydicom.pixels", path)
+    data = _imported("pydicom", path).dcmread(path, stop_before_pixels=True)
     if "Rows" not in data or "Columns" not in data:
         raise ImageError(f"{path} holds no picture; its DICOM kind is {data.get('Modality', 'not told')}")
     check(int(data.Columns), int(data.Rows))
@@ -79,7 +79,9 @@ def _dicom(path: Path, check: _Check, notes: list[str]) -> Image.Image:
         # what lies far outside becomes the window's black and its white
         low, high = map(float, library.apply_voi_lut(np.array([-1e12, 1e12]), data))
         values = library.apply_voi_lut(values, data)
-        notes.append(f"DICOM window, centre {_first(data.WindowCenter):g}, width {_first(data.WindowWidth):g}")
+        notes.append(
+            f"DICOM window, centre {_first_value(data.WindowCenter):g}, width {_first_value(data.WindowWidth):g}"
+        )
     else:
         low, high = float(values.min()), float(values.max())
         notes.append(f"DICOM without a window, rescaled from {low:g}..{high:g}")
@@ -90,7 +92,7 @@ def _dicom(path: Path, check: _Check, notes: list[str]) -> Image.Image:
     return Image.fromarray(grey)
 
 
-def _first(value: Any) -> float:
+def _first_value(value: Any) -> float:
     return float(value[0] if hasattr(value, "__getitem__") else value)
 
 
@@ -103,11 +105,11 @@ def _bytes(values: _Array, low: float, high: float) -> NDArray[np.uint8]:
 
 
 def _nifti(path: Path, check: _Check, notes: list[str]) -> Image.Image:
-    """The middle axial slice, the front of the body at the top and its right at the left, as radiologists look at it.
+    """Reads the middle axial slice, front of the body at the top, its right at the left, as radiologists look at it.
 
     Of several volumes the first.
     """
-    library = _library("nibabel", path)
+    library = _imported("nibabel", path)
     volume = library.load(path)
     shape = (*volume.shape, 1, 1)[: max(3, len(volume.shape))]
     axes = library.io_orientation(volume.affine)  # per axis as stored: which of right, front, up; and which way

@@ -17,7 +17,7 @@ from konkyo.errors import KonkyoError, unknown
 
 @dataclass(frozen=True)
 class Splits:
-    """Three parts, each with pictures of every class; what is chosen is chosen on `validation`, `test` is used once."""
+    """These three parts have pictures of every class; choices are made on `validation`, `test` is used once."""
 
     train: Samples
     validation: Samples
@@ -34,7 +34,7 @@ def splits(
     test: float = 0.25,
     limit: int | None = None,
 ) -> Splits:
-    """The three parts of what `samples(source, limit=limit, seed=seed)` gives; the same ones for the same arguments.
+    """Makes the three parts of what `samples(source, limit=limit, seed=seed)` gives; equal arguments give equal parts.
 
     A data set's own parts stay what they are. A test part that it does not have is drawn by `seed`, that share of every
     class; so is a validation part. One that is less than a tenth of the share `validation` is filled up to it from
@@ -44,14 +44,14 @@ def splits(
     """
     if not (min(validation, test) > 0 and validation + test < 1):
         raise KonkyoError(f"validation and test: expected shares above 0, below 1 in all; got {validation} and {test}")
-    found = samples(source, limit=limit, seed=seed)
-    labels = labels_of(found)
-    found = replace(found, labels=labels)
-    parts = found.parts or ("train",) * len(found)
+    data = samples(source, limit=limit, seed=seed)
+    labels = labels_of(data)
+    data = replace(data, labels=labels)
+    parts = data.parts or ("train",) * len(data)
     pool = [index for index, part in enumerate(parts) if part != "test"]
     held_out = [index for index, part in enumerate(parts) if part == "test"]
     valid = [index for index in pool if parts[index] == "validation"]
-    own = len(valid) >= 0.1 * validation * len(pool)  # the 16 pictures of chest X-rays are too few to choose by
+    enough = len(valid) >= 0.1 * validation * len(pool)  # the 16 pictures of chest X-rays are too few to choose by
     generator = torch.Generator().manual_seed(seed)
     for label in sorted(set(labels)):
         members = [index for index in pool if labels[index] == label]
@@ -60,23 +60,26 @@ def splits(
         if "test" not in parts:
             count = max(1, round(test * len(members)))
             held_out, free = held_out + free[:count], free[count:]
-        if not own:
-            given = sum(parts[index] == "validation" for index in members)
-            count = max(1, round(validation * len(members))) - given
+        if not enough:
+            present = sum(parts[index] == "validation" for index in members)
+            count = max(1, round(validation * len(members))) - present
             valid += free[: max(0, min(count, len(free) - 1))]  # one at least is left to train on
     taken = {*valid, *held_out}
     train = [index for index in pool if index not in taken]
     _require_all({"train": train, "validation": valid, "test": held_out}, labels)
-    made = [chosen(found, sorted(indices)) for indices in (train, valid, held_out)]
+    made = [chosen(data, sorted(indices)) for indices in (train, valid, held_out)]
     return Splits(made[0], made[1], made[2], tuple(sorted(set(labels))))
 
 
-def labels_of(found: Samples) -> tuple[str, ...]:
-    """The labels of all samples; pictures are opened where nothing else tells. KonkyoError: one without a label."""
-    if found.labels or not len(found):
-        return found.labels
+def labels_of(data: Samples) -> tuple[str, ...]:
+    """Returns the labels of all samples; pictures are opened where nothing else tells.
+
+    KonkyoError: one without a label.
+    """
+    if data.labels or not len(data):
+        return data.labels
     labels = []
-    for sample in found:
+    for sample in data:
         if sample.label is None:
             hint = (
                 "; scenes have one with objects=1"
@@ -89,14 +92,14 @@ def labels_of(found: Samples) -> tuple[str, ...]:
 
 
 def _require_all(order: dict[str, list[int]], labels: Sequence[str]) -> None:
-    """KonkyoError unless every part has every class, and there are two classes."""
+    """Raises KonkyoError unless every part has every class, and there are two classes."""
     classes = sorted(set(labels))
     if len(classes) < 2:
         raise KonkyoError(f"expected pictures of two classes or more; got {', '.join(classes) or 'no picture'}")
     for part, indices in order.items():
         for label in classes:
             if label not in {labels[index] for index in indices}:
-                count = sum(each == label for each in labels)
+                count = sum(one == label for one in labels)
                 raise KonkyoError(
                     f"every class is to be in train, validation and test; {part} has none of the {count} of {label!r}: "
                     "add pictures of it, leave the class out, or raise the limit"
@@ -104,10 +107,10 @@ def _require_all(order: dict[str, list[int]], labels: Sequence[str]) -> None:
 
 
 class Examples(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """(input, class) of every sample: the transformed picture, and the index of its label in `classes`.
+    """This gives (input, class) of every sample: the transformed picture, and the index of its label in `classes`.
 
     classes: sorted(samples.classes) where none are given. Opened pictures are kept, 3 bytes per pixel, up to `cache`
-    bytes, so that the next epoch does not open them again; a `DataLoader` of several workers keeps so many per worker.
+    bytes, so that the next epoch does not open them again. A `DataLoader` of several workers keeps so many per worker.
     KonkyoError: a sample whose label is not among the classes.
     """
 
@@ -119,15 +122,17 @@ class Examples(torch.utils.data.Dataset[tuple[Tensor, int]]):
         *,
         cache: int = 0,
     ) -> None:
+        """Looks up the labels of all samples; pictures are opened later. KonkyoError: a label that is no class."""
         self.samples, self.transform, self.cache = samples, transform, cache
         self.classes = tuple(classes) or tuple(sorted(samples.classes))
         self.labels = [self._index(label) for label in labels_of(samples)]
-        self._opened, self._kept = dict[int, Image.Image](), 0
+        self._opened, self._bytes = dict[int, Image.Image](), 0
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Returns the transformed picture and the index of its class, from the cache if it is there."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         index %= len(self)
@@ -135,8 +140,8 @@ class Examples(torch.utils.data.Dataset[tuple[Tensor, int]]):
         if image is None:
             image = self.samples[index].image
             size = 3 * image.width * image.height
-            if self._kept + size <= self.cache:
-                self._opened[index], self._kept = image, self._kept + size
+            if self._bytes + size <= self.cache:
+                self._opened[index], self._bytes = image, self._bytes + size
         return self.transform(image), self.labels[index]
 
     def _index(self, label: str) -> int:

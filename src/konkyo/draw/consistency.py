@@ -14,17 +14,17 @@ from konkyo.draw.overlay import SEQUENTIAL, overlay
 from konkyo.draw.sheets import to_image
 from konkyo.errors import KonkyoError
 
-_ACROSS = 6  # classes beside each other
+_CLASSES_ACROSS = 6  # classes beside each other
 _CELL = 1.5  # inches
 _APART = 0.25  # between typical and deviant images, of a cell
-_LONGEST = 18  # characters of a name over a panel
+_LONGEST_NAME = 18  # characters of a name over a panel
 _NAMED = 40  # more classes than that are numbered by the axis alone
-_HALF = 0.5  # the largest deviation that numbers in [0, 1] can have
+_LARGEST_DEVIATION = 0.5  # the largest deviation that numbers in [0, 1] can have
 
 
 @dataclass(frozen=True)
 class Section:
-    """A class with its extreme images, each (picture, map, what is written under it)."""
+    """A section is a class with its extreme images, each (picture, map, what is written under it)."""
 
     title: str
     typical: Sequence[tuple[Image.Image, Tensor, str]]
@@ -32,8 +32,8 @@ class Section:
 
 
 def class_maps(names: Sequence[str], means: Tensor, deviations: Tensor) -> Image.Image:
-    """Every class's mean map over its standard deviation, (K, h, w) each: scales from 0 to 1 and from 0 to 0.5."""
-    across = min(_ACROSS, len(names))
+    """Draws every class's mean map over its deviation, (K, h, w) each: scales from 0 to 1 and from 0 to 0.5."""
+    across = min(_CLASSES_ACROSS, len(names))
     bands = math.ceil(len(names) / across)
     figure = Figure(figsize=(max(3, across) * _CELL + 1.5, bands * (2 * _CELL + 0.4)), layout="constrained", dpi=120)
     panels = figure.subplots(2 * bands, across, squeeze=False)
@@ -43,7 +43,7 @@ def class_maps(names: Sequence[str], means: Tensor, deviations: Tensor) -> Image
     for index, name in enumerate(names):
         band, place = divmod(index, across)
         for below, (kind, map_, highest) in enumerate(
-            (("mean", means[index], 1.0), ("standard deviation", deviations[index], _HALF))
+            (("mean", means[index], 1.0), ("standard deviation", deviations[index], _LARGEST_DEVIATION))
         ):
             panel = panels[2 * band + below, place]
             shown[kind] = panel.imshow(map_.numpy(), cmap=SEQUENTIAL, vmin=0, vmax=highest)
@@ -57,7 +57,7 @@ def class_maps(names: Sequence[str], means: Tensor, deviations: Tensor) -> Image
 
 
 def matrix(names: Sequence[str], distances: Tensor, distance: str) -> Image.Image:
-    """The distances (K, K) of classes' mean maps; 0 on the diagonal."""
+    """Draws the distances (K, K) of classes' mean maps; 0 on the diagonal."""
     count = len(names)
     side = min(12.0, max(3.2, 1.8 + 0.42 * count))
     figure = Figure(figsize=(side + 0.8, side), layout="constrained", dpi=120)
@@ -80,8 +80,8 @@ def matrix(names: Sequence[str], distances: Tensor, distance: str) -> Image.Imag
 
 
 def deviations(names: Sequence[str], values: Sequence[Sequence[float]], distance: str) -> Image.Image:
-    """A histogram per class of how far its maps are from their mean map; the line is the class's mean, its L."""
-    across = min(_ACROSS // 2, len(names))
+    """Draws a histogram per class of how far its maps are from their mean map; the line is the class's mean, its L."""
+    across = min(_CLASSES_ACROSS // 2, len(names))
     bands = math.ceil(len(names) / across)
     figure = Figure(figsize=(max(2, across) * 2.7, bands * 1.7 + 0.4), layout="constrained", dpi=120)
     panels = figure.subplots(bands, across, squeeze=False, sharex=True)
@@ -103,7 +103,7 @@ def deviations(names: Sequence[str], values: Sequence[Sequence[float]], distance
 
 
 def extremes(sections: Sequence[Section]) -> Image.Image:
-    """A line per class: its most typical images, then its most deviant ones, the map over each.
+    """Draws a line per class: its most typical images, then its most deviant ones, the map over each.
 
     Maps are drawn on one scale, from 0 to 1. KonkyoError: no images.
     """
@@ -132,8 +132,8 @@ def extremes(sections: Sequence[Section]) -> Image.Image:
     return to_image(figure)
 
 
-def shortened(name: str, longest: int = _LONGEST) -> str:
-    """The name without its middle where it is longer than `longest` characters.
+def shortened(name: str, longest: int = _LONGEST_NAME) -> str:
+    """Returns the name without its middle where it is longer than `longest` characters.
 
     >>> shortened("golden retriever", 9)
     'gold…ever'

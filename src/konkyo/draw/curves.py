@@ -11,7 +11,7 @@ from konkyo.draw.sheets import to_image
 
 
 def curves_figure(curves: Mapping[str, Mapping[str, Sequence[float]]], better: Mapping[str, str]) -> Image.Image:
-    """Mean curves, a panel per metric and a line per method, over the share of the metric's places (0 to 1)."""
+    """Draws mean curves, a panel per metric and a line per method, over the share of the metric's places (0 to 1)."""
     figure = Figure(figsize=(4.6 * len(curves), 3.8), layout="constrained", dpi=120)
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for panel, (name, lines) in zip(panels, curves.items(), strict=True):
@@ -28,7 +28,7 @@ def curves_figure(curves: Mapping[str, Mapping[str, Sequence[float]]], better: M
 
 
 def convergence_figure(nodes: Sequence[int], errors: Mapping[str, Sequence[float]]) -> Image.Image:
-    """The error of every method over the number of nodes, both on logarithmic axes."""
+    """Draws the error of every method over the number of nodes, both on logarithmic axes."""
     figure = Figure(figsize=(5.2, 3.8), layout="constrained", dpi=120)
     panel = figure.subplots()
     for method, values in errors.items():

@@ -27,11 +27,11 @@ OPACITY = 0.7
 _STRONG = 0.5  # from half of the highest value on, colour alone tells values apart; below, the picture shows through
 _PALE = 0.5  # the inner half of a diverging colour map is nearly white and would look like fog
 _FINE, _SHARE = 64 * 64, 0.99  # of maps with so many cells the highest hundredth shares the last colour
-_TOP = 254  # levels 0.._TOP: an odd number of them, so that zero has its own
+_HIGHEST_LEVEL = 254  # levels from 0 to this: an odd number of them, so that zero has its own
 
 
 def colourise(map_: Map, *, cmap: str | None = None, limits: Limits | None = None) -> Image.Image:
-    """The map (h, w) as an RGB picture of w x h pixels; pixels that are not finite are hatched grey.
+    """Draws the map (h, w) as an RGB picture of w x h pixels; pixels that are not finite are hatched grey.
 
     Scale and colours as in `overlay`: non-negative maps from their lowest to their highest value, maps with a value
     below zero by their largest magnitude, with zero in the middle. `cmap` is any name that matplotlib knows.
@@ -51,14 +51,14 @@ def overlay(
     cmap: str | None = None,
     opacity: float = OPACITY,
 ) -> Image.Image:
-    """The picture with the map (h, w) over it, at the picture's size: RGB.
+    """Draws the map (h, w) over the picture, at the picture's size: RGB.
 
     The map is enlarged linearly, cell centres in place. Where it is zero (or lowest, if non-negative) the picture is
-    unchanged; towards half of the highest value it gives way to grey under the map's colour, up to `opacity`; beyond
+    unchanged. Towards half of the highest value it gives way to grey under the map's colour, up to `opacity`. Beyond
     that the colour alone changes. A pixel depends on its own value only: pictures with the same `limits` compare.
 
     Without `limits` a non-negative map runs from its lowest to its highest value, and a constant one leaves the picture
-    as it is; a signed one runs over plus and minus its largest magnitude. In a fine map (4096 cells or more), where a
+    as it is. A signed one runs over plus and minus its largest magnitude. In a fine map (4096 cells or more), where a
     few pixels can outshine all others, the highest hundredth counts as one. `signed`: None for "if a value (or the
     lower limit) is below zero". `cmap`: any name that matplotlib knows. Pixels that are not finite are hatched grey.
     """
@@ -68,7 +68,7 @@ def overlay(
     if signed is None:
         signed = is_signed(values, limits)
     levels, missing = _levels(_scaled(values, signed, limits), signed, (image.height, image.width))
-    strength = np.abs(np.linspace(-1 if signed else 0, 1, _TOP + 1))
+    strength = np.abs(np.linspace(-1 if signed else 0, 1, _HIGHEST_LEVEL + 1))
     covered = np.minimum(strength / _STRONG, 1) * 255
     picture = image.convert("RGB")
     picture = Image.composite(picture.convert("L").convert("RGB"), picture, _mask(covered, levels))
@@ -84,28 +84,28 @@ def boxed(
     colour: str = "white",
     edge: int | None = None,
 ) -> Image.Image:
-    """The picture with a box (x1, y1, x2, y2) in its pixels drawn on it, in `colour` between dark lines; NaN: no box.
+    """Draws a box (x1, y1, x2, y2) in pixels of the picture on it, in `colour` between dark lines; NaN: no box.
 
     Sides beyond the picture's border are drawn on the border. `width` of the line in pixels (None: by the picture's
     size), `edge` that of the dark lines (None: half of that).
     """
     if not all(np.isfinite(box)):
         return image
-    drawn = image.copy()
+    framed = image.copy()
     line = width or max(1, round(max(image.size) / 250))
     dark = (line + 1) // 2 if edge is None else edge
-    draw = ImageDraw.Draw(drawn)
+    draw = ImageDraw.Draw(framed)
     x1, x2 = (round(min(max(x, dark), image.width - 1 - dark)) for x in (box[0], box[2]))
     y1, y2 = (round(min(max(y, dark), image.height - 1 - dark)) for y in (box[1], box[3]))
     x2, y2 = max(x1, x2), max(y1, y2)
     for ink, grown, thick in (("black", dark, line + 2 * dark), (colour, 0, line)):
         if grown or ink == colour:
             draw.rectangle((x1 - grown, y1 - grown, x2 + grown, y2 + grown), outline=ink, width=thick)
-    return drawn
+    return framed
 
 
 def is_signed(map_: Map, limits: Limits | None = None) -> bool:
-    """Whether a map is drawn around zero: the lower limit, or else any finite value, is below zero."""
+    """Tells whether a map is drawn around zero: the lower limit, or else any finite value, is below zero."""
     if limits is not None:
         return limits[0] < 0
     values = _values(map_)
@@ -113,7 +113,7 @@ def is_signed(map_: Map, limits: Limits | None = None) -> bool:
 
 
 def _values(map_: Map) -> Tensor:
-    """(h, w) float64 on the CPU."""
+    """Returns the map (h, w) as float64 on the CPU."""
     values = map_.detach() if isinstance(map_, Tensor) else torch.from_numpy(np.array(map_, dtype=np.float64))
     if values.ndim != 2 or not values.numel():
         raise KonkyoError(f"a map to be drawn has the shape (h, w); got {tuple(values.shape)}")
@@ -121,7 +121,7 @@ def _values(map_: Map) -> Tensor:
 
 
 def _scaled(values: Tensor, signed: bool, limits: Limits | None) -> Tensor:
-    """Into [0, 1], or [-1, 1] if signed; what is not finite stays NaN."""
+    """Scales into [0, 1], or [-1, 1] if signed; what is not finite stays NaN."""
     finite = values.isfinite()
     known = values[finite]
     if limits is None:
@@ -136,7 +136,7 @@ def _scaled(values: Tensor, signed: bool, limits: Limits | None) -> Tensor:
 
 
 def _limits(known: NDArray[np.float64], signed: bool) -> Limits:
-    """The range of the values; in a fine map a few pixels must not leave the others without colour."""
+    """Returns the range of the values; in a fine map a few pixels must not leave the others without colour."""
     if not known.size:
         return 0.0, 0.0
     low, high = float(known.min()), float(known.max())
@@ -148,7 +148,7 @@ def _limits(known: NDArray[np.float64], signed: bool) -> Limits:
 
 
 def _levels(scaled: Tensor, signed: bool, size: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Steps of the colour scale, enlarged to (H, W) before rounding, and where nothing is known."""
+    """Returns steps of the colour scale, enlarged to (H, W) before rounding, and where nothing is known."""
     if tuple(scaled.shape) != size:
         shrunk = scaled.shape[0] > size[0] or scaled.shape[1] > size[1]
 
@@ -167,19 +167,19 @@ def _levels(scaled: Tensor, signed: bool, size: tuple[int, ...]) -> tuple[NDArra
     position = scaled.numpy()
     missing = np.isnan(position)
     position = np.where(missing, 0, position)
-    half = _TOP // 2
-    steps = np.rint(position * half) + half if signed else np.rint(position * _TOP)
-    return steps.clip(0, _TOP).astype(np.uint8), missing
+    half = _HIGHEST_LEVEL // 2
+    steps = np.rint(position * half) + half if signed else np.rint(position * _HIGHEST_LEVEL)
+    return steps.clip(0, _HIGHEST_LEVEL).astype(np.uint8), missing
 
 
 def _colours(cmap: str | None, signed: bool, skip: float = 0.0) -> NDArray[np.uint8]:
-    """RGB of every level; of a signed scale the share `skip` around the middle is left out."""
+    """Returns RGB of every level; of a signed scale the share `skip` around the middle is left out."""
     import matplotlib  # drawing only: `import konkyo` stays light
 
     name = cmap or (DIVERGING if signed else SEQUENTIAL)
     if name not in matplotlib.colormaps:
         raise unknown("colour map", name, matplotlib.colormaps)
-    where = np.linspace(0, 1, _TOP + 1)
+    where = np.linspace(0, 1, _HIGHEST_LEVEL + 1)
     if signed:
         around = 2 * where - 1
         where = (1 + np.sign(around) * skip + around * (1 - skip)) / 2

@@ -30,9 +30,9 @@ _LINE = 17  # from one line of text to the next
 _GAP, _MARGIN = 10, 16
 _BAR = (180, 12)
 _LONGEST_NOTE = 4  # lines
-_ACROSS = 11  # more columns than that stand below each other
+_MOST_COLUMNS = 11  # more columns than that stand below each other
 _WIDTH = 1600  # of all cells together, as far as
-_SIDES = (176, 320)  # the smallest and the largest cell allow it
+_CELL_SIDES = (176, 320)  # the smallest and the largest cell allow it
 _PANELS = 5  # of a gallery beside each other
 _LINES = ("#2f6db5", "#d9562b", "#2e8b57", "#7a4fa3")  # of paths that are drawn together
 _SIZE_OF_PATH = (7.6, 1.1)  # of its picture in inches: width, and height of an interval's bars
@@ -40,7 +40,7 @@ _SIZE_OF_PATH = (7.6, 1.1)  # of its picture in inches: width, and height of an 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one method says of one image."""
+    """A cell shows what one method says of one image."""
 
     map: Map | None
     """(h, w), drawn over the row's picture; None: the note is written in its place."""
@@ -50,7 +50,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One image and a cell per method."""
+    """A row is one image and a cell per method."""
 
     image: Image.Image
     title: str
@@ -70,7 +70,7 @@ def contact_sheet(
     shared: bool = False,
     colour_bar: bool = True,
 ) -> Image.Image:
-    """An RGB sheet: each row its picture, then a cell under each of the column titles.
+    """Draws an RGB sheet: each row its picture, then a cell under each of the column titles.
 
     `shared` gives the maps of a row one scale, which is written under its picture; otherwise each map has its own.
     `colour_bar` adds the colours in use at the foot. Long names lose their middle; of many columns each row is told in
@@ -83,17 +83,17 @@ def contact_sheet(
             raise KonkyoError(f"row {row.title!r} has {len(row.cells)} cells for {len(columns)} columns")
     bands = _bands(len(columns))
     across = max(len(band) for band in bands)
-    side = min(max(_WIDTH // (across + 1), _SIDES[0]), _SIDES[1])
-    pictures = [_fitted(row.image, side) for row in rows]
-    side = max(_SIDES[0], *(picture.width for picture in pictures))
+    side = min(max(_WIDTH // (across + 1), _CELL_SIDES[0]), _CELL_SIDES[1])
+    pictures = [_scaled_to(row.image, side) for row in rows]
+    side = max(_CELL_SIDES[0], *(picture.width for picture in pictures))
     signed = _signed(rows, shared)
-    names = [_names([columns[i] for i in band], side) for band in bands]
+    names = [_title_strip([columns[i] for i in band], side) for band in bands]
     strips = [] if len(bands) > 1 or not columns else list(names)  # names once on top, or with every part of a row
     for row, picture, kinds in zip(rows, pictures, signed, strict=True):
         for band, heading in zip(bands, names, strict=True):
             part = replace(row, cells=[row.cells[i] for i in band])
             strips += [heading] if len(bands) > 1 else []
-            limits = _range([c.map for c in row.cells if c.map is not None]) if shared else None
+            limits = _finite_range([c.map for c in row.cells if c.map is not None]) if shared else None
             strips.append(_strip(part, picture, [kinds[i] for i in band], side, limits))
     if colour_bar:
         strips.append(_bars(signed, shared))
@@ -101,30 +101,30 @@ def contact_sheet(
 
 
 def gallery(rows: Sequence[Row], *, title: str = "", colour_bar: bool = True) -> Image.Image:
-    """An RGB sheet of one image's detections: the image with all boxes, numbered, then each row's one cell.
+    """Draws an RGB sheet of one image's detections: the image with all boxes, numbered, then each row's one cell.
 
     KonkyoError: no rows, or a row that has not one cell.
     """
     if not rows or any(len(row.cells) != 1 for row in rows):
         raise KonkyoError("a gallery needs at least one row, and one cell in each")
     across = math.ceil((len(rows) + 1) / math.ceil((len(rows) + 1) / _PANELS))
-    side = min(_WIDTH // across, _SIDES[1])
-    whole = _fitted(rows[0].image, side)
+    side = min(_WIDTH // across, _CELL_SIDES[1])
+    whole = _scaled_to(rows[0].image, side)
     panels = [_numbered(rows, whole)]
     captions = [[(rows[0].title, _INK), (_counted(len(rows), "detection"), _GREY)]]
     signed = [[kind] for (kind,) in _signed(rows, shared=False)]
     for number, (row, (kind,)) in enumerate(zip(rows, signed, strict=True), start=1):
-        (cell,), picture = row.cells, _fitted(row.image, side)
+        (cell,), picture = row.cells, _scaled_to(row.image, side)
         name, _, score = row.subtitle.partition(" (")
         captions.append([(f"{number}  {name}", _INK), *([(score.removesuffix(")"), _GREY)] if score else [])])
         if cell.map is None:
             _message(ImageDraw.Draw(picture), cell.note or "no map", (0, 0, picture.width - 1, picture.height - 1))
         else:
             picture = _with_box(row, overlay(picture, cell.map, signed=kind))
-            captions[-1] += [(line, _AMBER) for line in _wrapped(cell.note, side, _LONGEST_NOTE)]
+            captions[-1] += [(line, _AMBER) for line in _text_lines(cell.note, side, _LONGEST_NOTE)]
         panels.append(picture)
     tall, lines = max(p.height for p in panels), max(map(len, captions))
-    side = max(_SIDES[0], *(p.width for p in panels))
+    side = max(_CELL_SIDES[0], *(p.width for p in panels))
     strips = []
     for start in range(0, len(panels), across):
         part = list(zip(panels[start : start + across], captions[start : start + across], strict=True))
@@ -137,31 +137,31 @@ def gallery(rows: Sequence[Row], *, title: str = "", colour_bar: bool = True) ->
 
 
 class Integrated(Protocol):
-    """What a picture of paths needs of an `Explanation` (which draws itself by this package and is not known here)."""
+    """A picture of paths needs this of an `Explanation` (which draws itself by this package and is not known here)."""
 
     @property
     def path(self) -> PathTrace | None:
-        """What happened along the paths."""
+        """This is what happened along the paths."""
 
     @property
     def method(self) -> str:
-        """Its name."""
+        """This is its name."""
 
     @property
     def labels(self) -> Sequence[str]:
-        """What the rows are called."""
+        """These are the names of the rows."""
 
     @property
     def targets(self) -> Sequence[Any]:
-        """What the rows explain."""
+        """These are what the rows explain."""
 
 
 def path_figure(explanations: Integrated | Sequence[Integrated], row: int = 0) -> Image.Image:
-    """An RGB picture of what happens to a row on the way from the baseline (alpha = 0) to the image (alpha = 1).
+    """Draws what happens to a row on the way from the baseline (alpha = 0) to the image (alpha = 1), in RGB.
 
-    Above, the score at every node; then for a detection how far the matched box still is from the one at the end,
-    1 - IoU (a hollow node: nothing is like the detection there, which counts as 1); below, the priority of every
-    interval between nodes (Eq. 5), as wide as it is. Several explanations of the same row are drawn together.
+    The upper panel has the score at every node. The next one, for a detection, has 1 - IoU of the matched box and the
+    one at the end. (A hollow node: nothing is like the detection there, which counts as 1.) The lowest has the priority
+    of every interval between nodes (Eq. 5), as wide as it is. Several explanations of the same row are drawn together.
     KonkyoError: a method that integrates along no path, or no such row.
     """
     from matplotlib.figure import Figure  # the global state of pyplot stays as it is
@@ -177,7 +177,7 @@ def path_figure(explanations: Integrated | Sequence[Integrated], row: int = 0) -
     figure = Figure((wide, tall), dpi=100, facecolor="white")
     figure.subplots_adjust(left=0.105, right=0.975, top=1 - 0.6 / tall, bottom=0.5 / tall, hspace=0.28)
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    quantity, name = _explained(several[0], row)
+    quantity, name = _quantity_of(several[0], row)
     title = f"{name} ({quantity} {walks[0].scores[-1]:.2f})"
     figure.text(0.105, 1 - 0.1 / tall, title[:90], va="top", size=11, weight="bold", color=_INK, parse_math=False)
     highest = max([1e-9, *(float(priority) for walk in walks for priority in walk.priorities)])
@@ -223,21 +223,21 @@ def path_figure(explanations: Integrated | Sequence[Integrated], row: int = 0) -
 
 
 def to_image(figure: Figure) -> Image.Image:
-    """A figure of matplotlib's as a picture."""
+    """Returns a figure of matplotlib's as a picture."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
 
 
 def _bands(columns: int) -> list[range]:
-    """The columns that stand beside each other: all, or as many equal parts as keep a sheet readable."""
-    parts = max(1, -(-columns // _ACROSS))
+    """Returns the columns that stand beside each other: all, or as many equal parts as keep a sheet readable."""
+    parts = max(1, -(-columns // _MOST_COLUMNS))
     across = max(1, -(-columns // parts))
     return [range(start, min(start + across, columns)) for start in range(0, max(columns, 1), across)]
 
 
-def _names(columns: Sequence[str], side: int) -> Image.Image:
-    """The titles of columns, as a strip."""
+def _title_strip(columns: Sequence[str], side: int) -> Image.Image:
+    """Draws the titles of columns, as a strip."""
     bold = _font(_TEXT, bold=True)
     strip = Image.new("RGB", ((side + _GAP) * (len(columns) + 1) - _GAP, _LINE), "white")
     for i, name in enumerate(columns, start=1):
@@ -257,7 +257,7 @@ def save_image(image: Image.Image, path: str | Path) -> Path:
 
 
 def picture_name(path: str | Path) -> Path:
-    """The path, if its suffix says how to save a picture; KonkyoError otherwise."""
+    """Returns the path, if its suffix says how to save a picture. KonkyoError otherwise."""
     path = Path(path)
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise KonkyoError(f"{path.name!r} does not say how to save a picture; end the name in .png, .jpg or .webp")
@@ -269,7 +269,7 @@ def picture_name(path: str | Path) -> Path:
 
 @dataclass(frozen=True)
 class _Walk:
-    """One row's path: nodes in order, and between them the intervals."""
+    """A walk is one row's path: nodes in order, and between them the intervals."""
 
     name: str
     alphas: NDArray[np.float64]
@@ -282,6 +282,7 @@ class _Walk:
 
     @classmethod
     def of(cls, explanation: Integrated, row: int) -> _Walk:
+        """Reads the path of one row. KonkyoError: the method has no path, or there is no such row."""
         trace = explanation.path
         if trace is None:
             raise KonkyoError(
@@ -302,15 +303,15 @@ class _Walk:
         return cls(explanation.method, alphas, scores, priorities, there.numpy(), away.numpy())
 
 
-def _explained(explanation: Integrated, row: int) -> tuple[str, str]:
-    """(the quantity that is explained of a row, what that is the quantity of)"""
+def _quantity_of(explanation: Integrated, row: int) -> tuple[str, str]:
+    """Returns (the quantity that is explained of a row, what that is the quantity of)."""
     target = explanation.targets[row]
     quantity = str(getattr(target, "quantity", getattr(target, "score", "score")))
     return quantity, _clean(explanation.labels[row]).removesuffix(f", {quantity}")
 
 
 def _stacked(strips: Sequence[Image.Image], title: str, close: Sequence[Image.Image] = ()) -> Image.Image:
-    """The strips below each other under a title; nearer to the next are those in `close`."""
+    """Puts the strips below each other under a title; nearer to the next are those in `close`."""
     top = _MARGIN + (_HEADING + _GAP if title else 0)
     gaps = [_GAP // 2 if any(strip is one for one in close) else _GAP for strip in strips]
     width = max(strip.width for strip in strips) + 2 * _MARGIN
@@ -325,7 +326,7 @@ def _stacked(strips: Sequence[Image.Image], title: str, close: Sequence[Image.Im
 
 
 def _with_box(row: Row, picture: Image.Image) -> Image.Image:
-    """The row's picture, at whatever size, with its box."""
+    """Returns the row's picture, at whatever size, with its box."""
     if row.box is None:
         return picture
     across, down = picture.width / row.image.width, picture.height / row.image.height
@@ -334,7 +335,7 @@ def _with_box(row: Row, picture: Image.Image) -> Image.Image:
 
 
 def _numbered(rows: Sequence[Row], picture: Image.Image) -> Image.Image:
-    """The picture with every row's box and its number in the corner."""
+    """Returns the picture with every row's box and its number in the corner."""
     font, share = _font(_TEXT - 2, bold=True), picture.width / rows[0].image.width
     boxes = [
         (n, row.box) for n, row in enumerate(rows, start=1) if row.box is not None and all(map(math.isfinite, row.box))
@@ -369,8 +370,10 @@ def _counted(number: int, what: str) -> str:
 
 
 def _signed(rows: Sequence[Row], shared: bool) -> list[list[bool | None]]:
-    """Which cells are drawn on the diverging scale, None where there is no map: whole rows if they share a scale,
-    otherwise whole columns, so that a method looks the same throughout."""
+    """Tells which cells are drawn on the diverging scale; None where there is no map.
+
+    Rows that share a scale agree, otherwise whole columns do, so that a method looks the same throughout.
+    """
     rows_of: list[list[Map | None]] = [[cell.map for cell in row.cells] for row in rows]
     lines = rows_of if shared else [list(column) for column in zip(*rows_of, strict=True)]
     kinds = [any(is_signed(map_) for map_ in line if map_ is not None) for line in lines]
@@ -383,16 +386,16 @@ def _signed(rows: Sequence[Row], shared: bool) -> list[list[bool | None]]:
 def _strip(
     row: Row, picture: Image.Image, signed: Sequence[bool | None], side: int, limits: Limits | None
 ) -> Image.Image:
-    """A row: cells `side` wide, text below the pictures."""
+    """Draws a row: cells `side` wide, text below the pictures."""
     captions = [[(row.title, _INK)]]
     if row.subtitle:
-        captions[0] += [(line, _GREY) for line in _wrapped(row.subtitle, side, 2)]
+        captions[0] += [(line, _GREY) for line in _text_lines(row.subtitle, side, 2)]
     if limits is not None:
         low, high = limits
         scale = f"±{max(-low, abs(high)):.3g}" if low < 0 else f"{low:.3g} to {high:.3g}"
         captions[0].append((f"scale {scale}", _GREY))
     for cell in row.cells:
-        note = [] if cell.map is None else _wrapped(cell.note, side, _LONGEST_NOTE)
+        note = [] if cell.map is None else _text_lines(cell.note, side, _LONGEST_NOTE)
         captions.append([(line, _AMBER) for line in note])
     tall = max(picture.height, side // 2)  # leaves room for a message beside a flat picture
     lines = max(map(len, captions))
@@ -412,9 +415,9 @@ def _strip(
 
 
 def _message(draw: ImageDraw.ImageDraw, text: str, box: tuple[int, int, int, int]) -> None:
-    """Text in the middle of a panel."""
+    """Writes text in the middle of a panel."""
     draw.rectangle(box, _PANEL)
-    lines = _wrapped(text, box[2] - box[0] - 2 * _GAP, (box[3] - box[1] - _GAP) // _LINE)
+    lines = _text_lines(text, box[2] - box[0] - 2 * _GAP, (box[3] - box[1] - _GAP) // _LINE)
     y = (box[1] + box[3] - len(lines) * _LINE) // 2
     for line in lines:
         draw.text((box[0] + _GAP, y), line, _GREY, _font(_TEXT))
@@ -422,7 +425,7 @@ def _message(draw: ImageDraw.ImageDraw, text: str, box: tuple[int, int, int, int
 
 
 def _bars(signed: Sequence[Sequence[bool | None]], shared: bool) -> Image.Image:
-    """The colours in use, as they look over grey, side by side."""
+    """Draws the colours in use, as they look over grey, side by side."""
     kinds = [kind for kind in (False, True) if any(kind in row for row in signed)]
     font = _font(_TEXT)
     note = "one scale per row" if shared else "every map on its own scale"
@@ -444,15 +447,15 @@ def _bars(signed: Sequence[Sequence[bool | None]], shared: bool) -> Image.Image:
     return strip
 
 
-def _range(maps: Sequence[Map]) -> Limits | None:
-    """The lowest and highest finite value of all."""
+def _finite_range(maps: Sequence[Map]) -> Limits | None:
+    """Returns the lowest and highest finite value of all."""
     values = [np.asarray(m.detach().cpu().double() if isinstance(m, torch.Tensor) else m, float).ravel() for m in maps]
     known = np.concatenate([v[np.isfinite(v)] for v in values]) if values else np.empty(0)
     return (float(known.min()), float(known.max())) if known.size else None
 
 
-def _fitted(image: Image.Image, side: int) -> Image.Image:
-    """The picture enlarged or shrunk until its long side is `side`."""
+def _scaled_to(image: Image.Image, side: int) -> Image.Image:
+    """Returns the picture enlarged or shrunk until its long side is `side`."""
     share = side / max(image.size)
     size = (max(round(image.width * share), 1), max(round(image.height * share), 1))
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
@@ -470,12 +473,12 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def _clean(text: str) -> str:
-    """One line that any font can be asked to draw."""
+    """Returns one line that any font can be asked to draw."""
     return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
 def _elided(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, its middle replaced by an ellipsis if it is too wide: beginnings and ends tell names apart."""
+    """Returns the text, its middle replaced by an ellipsis if it is too wide: beginnings and ends tell names apart."""
     text = _clean(text)
     if font.getlength(text) <= width:
         return text
@@ -487,8 +490,8 @@ def _cut(text: str, keep: int) -> str:
     return text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :]
 
 
-def _wrapped(text: str, width: float, lines: int) -> list[str]:
-    """The text in at most so many lines; the last one ends in an ellipsis where there was more."""
+def _text_lines(text: str, width: float, lines: int) -> list[str]:
+    """Returns the text in at most so many lines; the last one ends in an ellipsis where there was more."""
     font = _font(_TEXT)
     done: list[str] = []
     line = ""

@@ -1,8 +1,8 @@
 """Explicit attention: while a forward runs, the probabilities of every attention are computed and stored.
 
-Fused kernels never hold them. Within `explicit_attention` each attention, however it is written (PyTorch's fused
-function, `nn.MultiheadAttention`, a softmax by hand), becomes a product, a softmax and a product, and its probabilities
-are part of the graph. Nothing stays behind on the network.
+Fused kernels never hold them. Within `explicit_attention` each attention becomes a product, a softmax and a product,
+and its probabilities are part of the graph. How it is written does not matter: PyTorch's fused function,
+`nn.MultiheadAttention`, or a softmax by hand. Nothing stays behind on the network.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MULTI_HEAD = inspect.signature(functional.multi_head_attention_forward)
 
 
 @dataclass(eq=False)
-class _Call:
+class _ModuleCall:
     """This is a module's call in one forward."""
 
     module: nn.Module
@@ -60,14 +60,15 @@ class Attentions(TorchFunctionMode):
     """This mode records the attentions of one forward; see `explicit_attention`."""
 
     def __init__(self) -> None:
+        """Starts with no attention recorded."""
         super().__init__()
         self.probabilities: list[Tensor] = []
         """(N, heads, queries, keys) each, or (N * heads, queries, keys) where the network has them so, in the graph.
         At least in single precision."""
         self.tails: dict[object, list[tuple[Tensor, Tensor]]] = {}
         """What was computed from the blocks' tokens, stored by whoever computed it."""
-        self._stack: list[_Call] = []
-        self._paths: list[tuple[_Call, ...]] = []
+        self._stack: list[_ModuleCall] = []
+        self._paths: list[tuple[_ModuleCall, ...]] = []
         self._counts: dict[nn.Module, int] = {}
 
     # --- what a forward computed --------------------------------------------------------------------------------------
@@ -106,7 +107,7 @@ class Attentions(TorchFunctionMode):
         """
         reason = "needs blocks that are modules, each handing tokens (N, L, C) on to the next"
         blocks, count = list[Block](), len(self.among_tokens(images))
-        calls = list[_Call]()
+        calls = list[_ModuleCall]()
         for probabilities, path in zip(self.probabilities[:count], self._paths, strict=False):
             # With a single attention nothing tells a block from the attention in it, but that it is around it.
             inside = path[:-1] if count == 1 else path
@@ -230,10 +231,10 @@ class Attentions(TorchFunctionMode):
     # --- the modules around ------------------------------------------------------------------------------------------
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A module's call begins."""
+        """Notes that the call of a module begins."""
         first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
         self._counts[module] = number = self._counts.get(module, -1) + 1
-        self._stack.append(_Call(module, number, first))
+        self._stack.append(_ModuleCall(module, number, first))
 
     def leave(self, module: nn.Module, _args: Any, output: Any) -> Any:
         """A module's call ends; where it may be a block, its tokens are recorded and the network gets a copy."""

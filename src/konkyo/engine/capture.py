@@ -49,7 +49,10 @@ def capture(layers: Sequence[Layer], *, leaves: Sequence[Layer] = ()) -> Iterato
     captured = Captured()
 
     def hook(layer: Layer) -> Callable[..., Any]:
+        """Makes the forward hook of a layer."""
+
         def store(_module: nn.Module, _args: Any, output: Any) -> Any:
+            """Stores what the module puts out, and hands on copies."""
             tensors = tensors_of(output, layer)
             if not tensors:
                 raise KonkyoError(f"layer {layer.name!r} puts out no tensor but {type(output).__name__}")
@@ -80,6 +83,7 @@ class Watch:
     """
 
     def __init__(self, root: nn.Module, layer: Layer) -> None:
+        """Puts hooks on the network and on the layer's module."""
         assert layer.module is not None
         self._open, self._layer = True, layer
         self._arguments = list[tuple[tuple[Any, ...], dict[str, Any]]]()
@@ -95,6 +99,7 @@ class Watch:
             self._arguments[:] = [(args, kwargs)] if torch.is_grad_enabled() else []
 
     def _store(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """Stores views of what the layer puts out, and hands on copies."""
         if not (self._open and self._arguments):
             return output
         tensors = tensors_of(output, self._layer)
@@ -132,13 +137,13 @@ class Watch:
             handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state of a copy: its hooks still run in its network's forwards, but record nothing."""
+        """Returns the state of a copy: its hooks still run in its network's forwards, but record nothing."""
         return {"_open": False, "_arguments": [], "_calls": [], "_handles": []}
 
 
 @dataclass
 class OutputBytes:
-    """The memory of the module outputs of a forward, in bytes."""
+    """This counts the memory of the module outputs of a forward, in bytes."""
 
     largest: int = 0
     total: int = 0

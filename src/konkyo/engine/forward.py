@@ -22,18 +22,18 @@ Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
 
 class Network(Protocol):
-    """What a Pass needs of a model: its module tree, and a call `images -> output` (first dimension: the images)."""
+    """A network is what a Pass needs of a model: modules, and a call `images -> output` (first dimension: images)."""
 
     @property
     def module(self) -> nn.Module:
-        """The module tree that holds the layers."""
+        """This is the module tree that holds the layers."""
 
     @property
     def black(self) -> tuple[float, ...]:
-        """What a black pixel is in the images that go in, per channel; (0.0,) where that is not known."""
+        """This is a black pixel in the images that go in, per channel; (0.0,) where that is not known."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The output for a batch of images."""
+        """Returns the output for a batch of images."""
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -61,6 +61,7 @@ class Pass:
         precision: Precision | None = None,
         within: Sequence[Callable[[nn.Module], AbstractContextManager[object]]] = (),
     ) -> None:
+        """Runs the forward, and stores its output and what the layers put out."""
         self.network = network
         self._autocast = _autocast_arguments(images.device.type, precision)
         self._gradients: list[tuple[Rows, tuple[Target, ...], list[Tensor]]] = []
@@ -119,7 +120,7 @@ class Pass:
 
     @property
     def black(self) -> Tensor:
-        """Black images (N, C, *size); see `Network.black`."""
+        """These are black images (N, C, *size); see `Network.black`."""
         pixel = self.images.new_tensor(self.network.black)
         return pixel.view(1, -1, *[1] * (self.images.ndim - 2)).expand_as(self.images)
 
@@ -335,6 +336,7 @@ def scores(output: Tensor, targets: Sequence[Target]) -> Tensor:
 
 
 def _autocast_arguments(device: str, precision: Precision | None) -> dict[str, object]:
+    """Returns the arguments of `torch.autocast` for a precision. KonkyoError: an unknown one."""
     if precision not in (None, "fp32", "bf16", "fp16"):
         raise KonkyoError(f"precision is 'fp32', 'bf16', 'fp16' or None (as the caller's autocast); got {precision!r}")
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -54,6 +54,7 @@ class Integration:
         return integral.values[self._pyramid.levels.index(layer)]
 
     def _integrated(self, baseline: Tensor, sampling: Sampling, by_activations: bool) -> Integral:
+        """Computes the integral for all levels, image by image, until the paths are complete or progress says stop."""
         tracks = [Track() for _ in self._rows]
         sums = [_Sum(track, by_activations) for track in tracks]
         groups = rows_by_image(self._rows)

@@ -70,6 +70,7 @@ def needs_of(kind: type) -> dict[str, Need]:
 
 
 def _declared(name: str, member: Any) -> Need:
+    """Returns the need that a member of a class declares. TypeError: it declares none."""
     function = getattr(member, "fget", None) or getattr(member, "func", None) or member  # of a (cached) property
     declared: Need | None = getattr(function, "__need__", None)
     if declared is None:
@@ -87,29 +88,29 @@ Vary: TypeAlias = Callable[[int, Tensor], Tensor]
 
 
 class Rescore(Protocol):
-    """`Probe.rescore`, as a method's parameter."""
+    """This is `Probe.rescore`, as a method's parameter."""
 
     def __call__(
         self, count: int, *, inputs: Vary | None = ..., activations: Vary | None = ..., priority: Tensor | None = ...
     ) -> Tensor:
-        """Scores of variants (N, count)."""
+        """Returns the scores of variants (N, count)."""
 
 
 class Ablate(Protocol):
-    """`Probe.ablate`, as a method's parameter."""
+    """This is `Probe.ablate`, as a method's parameter."""
 
     def __call__(self, priority: Tensor | None = ...) -> Tensor:
-        """The score without each channel (N, C)."""
+        """Returns the score without each channel (N, C)."""
 
 
 Through: TypeAlias = Literal["alpha", "activations"]
 
 
 class Integrate(Protocol):
-    """`Probe.integrate`, as a method's parameter."""
+    """This is `Probe.integrate`, as a method's parameter."""
 
     def __call__(self, baseline: Tensor, sampling: Sampling, *, through: Through = ...) -> Tensor:
-        """The gradient at the layer, integrated along the path (N, C, *grid)."""
+        """Returns the gradient at the layer, integrated along the path (N, C, *grid)."""
 
 
 OtherScore: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -117,17 +118,17 @@ OtherScore: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 class Differentiate(Protocol):
-    """`Probe.differentiate`, as a method's parameter."""
+    """This is `Probe.differentiate`, as a method's parameter."""
 
     def __call__(self, score: OtherScore) -> Tensor:
-        """The other score's gradient (N, C, *grid)."""
+        """Returns the other score's gradient (N, C, *grid)."""
 
 
 class Curvature(Protocol):
-    """`Probe.curvature`, as a method's parameter."""
+    """This is `Probe.curvature`, as a method's parameter."""
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """The Hessian times the vectors (N, C, *grid)."""
+        """Returns the Hessian times the vectors (N, C, *grid)."""
 
 
 Visit: TypeAlias = tuple[int, Tensor, Tensor, Tensor]
@@ -135,10 +136,10 @@ Visit: TypeAlias = tuple[int, Tensor, Tensor, Tensor]
 
 
 class Revisit(Protocol):
-    """`Probe.revisit`, as a method's parameter."""
+    """This is `Probe.revisit`, as a method's parameter."""
 
     def __call__(self, count: int, *, inputs: Vary) -> Iterator[Visit]:
-        """The variants' activations and gradients, chunk by chunk."""
+        """Yields the variants' activations and gradients, chunk by chunk."""
 
 
 ReadTokens: TypeAlias = Literal["mean", "head"]
@@ -146,10 +147,10 @@ ReadTokens: TypeAlias = Literal["mean", "head"]
 
 
 class BlockGradients(Protocol):
-    """`Probe.block_gradients`, as a method's parameter."""
+    """This is `Probe.block_gradients`, as a method's parameter."""
 
     def __call__(self, tokens: ReadTokens = ...) -> tuple[Tensor, ...]:
-        """The gradient of every block's own score at its attention (N, heads, L, L)."""
+        """Returns the gradient of every block's own score at its attention (N, heads, L, L)."""
 
 
 OnGrid: TypeAlias = Callable[[Tensor], Tensor]
@@ -157,7 +158,7 @@ OnGrid: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Regrad(Protocol):
-    """`Probe.regrad`, as a method's parameter."""
+    """This is `Probe.regrad`, as a method's parameter."""
 
     def __call__(self, weights: Tensor, *, inputs: Vary | None = ..., activations: Vary | None = ...) -> Tensor:
-        """The weighted sum of variants' gradients (N, C, *grid)."""
+        """Returns the weighted sum of variants' gradients (N, C, *grid)."""

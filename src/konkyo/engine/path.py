@@ -21,12 +21,11 @@ class Sampling:
     """This says which nodes of [0, 1] are taken: `nodes` uniform ones (a single one is 1), or adaptive ones.
 
     `adaptive`: `initial` uniform nodes (no more than `nodes`), then the interval of the highest priority is halved,
-    again and again (Adaptive IG-ODAM, Eq. 3-5). The priority of [a, b] is
-    (balance g + (1 - balance) s) (b - a)^length_power with g = |G(b) - G(a)|_1, by `gradient_scale` divided by the
-    largest or the sum of the present intervals' (unbounded as it is, it would drown s), and s = 1 - IoU of the boxes at
-    a and b: 1 where only one of them is there, 0 where none is. Intervals are not halved below 1 / (4 nodes): at a jump
-    the priority stays, however short the interval.
-    `split_per_round` intervals are halved before priorities are looked at again.
+    again and again (Adaptive IG-ODAM, Eq. 3-5). The priority of [a, b] is (balance g + (1 - balance) s) (b -
+    a)^length_power. g is |G(b) - G(a)|_1, divided, by `gradient_scale`, by the largest or the sum of the present
+    intervals', as it would drown s without a bound. s is 1 - IoU of the boxes at a and b: 1 where only one of them is
+    there, 0 where none is. Intervals are not halved below 1 / (4 nodes): at a jump the priority stays, however short
+    the interval. `split_per_round` intervals are halved before priorities are looked at again.
     """
 
     nodes: int = 32
@@ -38,6 +37,7 @@ class Sampling:
     gradient_scale: GradientScale = "max"
 
     def __post_init__(self) -> None:
+        """Checks the values. KonkyoError: one that is out of range."""
         if self.nodes < 1:
             raise KonkyoError(f"a path needs at least one node; got nodes={self.nodes}")
         if self.adaptive and not (self.initial >= 2 and self.nodes >= 2):

@@ -33,10 +33,10 @@ _TRANSFORMERS = "transformers with global attention"
 
 
 class On(Protocol):
-    """`Probe.on`, as a method's parameter."""
+    """This is `Probe.on`, as a method's parameter."""
 
     def __call__(self, images: Tensor, layer: str | None = ...) -> Probe:
-        """A Probe of the same targets on other images."""
+        """Returns a Probe of the same targets on other images."""
 
 
 class Probe:
@@ -58,6 +58,7 @@ class Probe:
         budget: Budget | None = None,
         pyramid: Pyramid | None = None,
     ) -> None:
+        """Prepares what answers the needs; nothing runs before a method asks."""
         rows = tuple(range(len(pass_.images))) if rows is None else rows
         self._pass, self._layer, self._rows, self._seed, self._targets = pass_, layer, rows, seed, tuple(targets)
         self._variants = Variants(pass_, layer, rows, targets, budget or Budget(), knows_target)
@@ -68,56 +69,56 @@ class Probe:
     @property
     @need(of_target=False)
     def inputs(self) -> Tensor:
-        """The preprocessed image of every row (N, C, *size)."""
+        """This is the preprocessed image of every row (N, C, *size)."""
         return pick(self._pass.images, self._rows)
 
     @property
     @need(of_target=False)
     def output(self) -> Tensor:
-        """What the network put out (N, ...), detached."""
+        """This is what the network put out (N, ...), detached."""
         return pick(self._pass.output.detach(), self._rows)
 
     @property
     @need(of_target=True, itself=True, cost="other methods")
     def probe(self) -> Probe:
-        """This Probe itself, for methods that are made of other methods."""
+        """This is the Probe itself, for methods that are made of other methods."""
         return self
 
     @property
     @need(of_target=True)
     def targets(self) -> tuple[Target, ...]:
-        """What is explained: one target per row."""
+        """These are the targets: one per row."""
         return self._targets
 
     @cached_property
     @need(of_target=True)
     def score(self) -> Tensor:
-        """The explained score of every row (N,)."""
+        """This is the explained score of every row (N,)."""
         with torch.autocast(self.output.device.type, enabled=False):  # as where gradients start
             return scores(self.output, self.targets)
 
     @cached_property
     @need(of_target=False, of_layer=True, inside=True)
     def activations(self) -> Tensor:
-        """The layer's output as a grid (N, C, *grid)."""
+        """This is the layer's output as a grid (N, C, *grid)."""
         return pick(self._pass.activations(self._layer), self._rows)
 
     @cached_property
     @need(**_GRADIENT, in_graph=True)
     def gradients(self) -> Tensor:
-        """d score / d activations (N, C, *grid)."""
+        """This is d score / d activations (N, C, *grid)."""
         return self._pass.gradients(self._rows, self.targets, self._layer)
 
     @property
     @need(of_target=False, cost="a seed")
     def generator(self) -> torch.Generator:
-        """A fresh random generator on the CPU with the call's seed: every method draws the same numbers anywhere."""
+        """This is a new random generator on the CPU with the call's seed: every method draws the same numbers."""
         return torch.Generator().manual_seed(self._seed)
 
     @property
     @need(of_target=False, cost="a black image")
     def black(self) -> Tensor:
-        """Black images (N, C, *size), as prepared for the network; zeros where nobody told how that is done."""
+        """These are black images (N, C, *size), as prepared for the network; zeros where that is not known."""
         return pick(self._pass.black, self._rows)
 
     @cached_property
@@ -127,7 +128,7 @@ class Probe:
         networks="networks whose head is global average pooling and one linear layer",
     )
     def class_weights(self) -> Tensor:
-        """How much each channel's mean counts for the score (N, C), where the head is global average pooling + linear.
+        """This is what each channel's mean counts for the score (N, C), with a head of global average pooling + linear.
 
         NotApplicable: what follows the layer is something else.
         """
@@ -139,7 +140,7 @@ class Probe:
         cost="a replay of what follows the layer per channel (closed form for pooling + linear)",
     )
     def ablate(self, priority: Tensor | None = None) -> Tensor:
-        """The score with one channel of the activations set to zero, for every channel (N, C).
+        """Returns the score with one channel of the activations set to zero, for every channel (N, C).
 
         `priority` (N, C) as in `rescore`: a channel that is left out keeps the whole score, as if it did not matter.
         """
@@ -149,7 +150,7 @@ class Probe:
     def rescore(
         self, count: int, *, inputs: Vary | None = None, activations: Vary | None = None, priority: Tensor | None = None
     ) -> Tensor:
-        """Scores (N, count) of `count` variants of every row's image, or of its activations.
+        """Scores `count` variants of every row's image, or of its activations (N, count).
 
         `inputs(i, k)` builds the variants `k` (indices) of row `i` when their chunk's turn comes, so that no more
         than a chunk is ever held; the network may overwrite them. Variants of activations replay only what follows the
@@ -160,7 +161,7 @@ class Probe:
 
     @need(**_GRADIENT, cost="a forward and backward per variant")
     def regrad(self, weights: Tensor, *, inputs: Vary | None = None, activations: Vary | None = None) -> Tensor:
-        """The weighted sum over variants of d score / d variant (N, C, *grid).
+        """Returns the weighted sum over variants of d score / d variant (N, C, *grid).
 
         `weights` (count,) weighs the `count` variants; the rest is as in `rescore`.
         """
@@ -168,7 +169,7 @@ class Probe:
 
     @need(**_GRADIENT, cost="a forward and backward per variant")
     def revisit(self, count: int, *, inputs: Vary) -> Iterator[Visit]:
-        """Activations and gradients at the layer for `count` variants of every row's image, chunk by chunk.
+        """Yields activations and gradients at the layer for `count` variants of every row's image, chunk by chunk.
 
         -> (row, variant indices (v,), activations (v, C, *grid), gradients (v, C, *grid)). `inputs` as in `rescore`.
         """
@@ -176,17 +177,17 @@ class Probe:
 
     @need(**_GRADIENT, traces_path=True, cost="a forward and a backward to the layer per node of the path")
     def integrate(self, baseline: Tensor, sampling: Sampling, *, through: Through = "alpha") -> Tensor:
-        """The gradient at the layer, integrated on the straight path from `baseline` (N, C, *size) to the images.
+        """Integrates the gradient at the layer along the straight path from `baseline` (N, C, *size) to the images.
 
-        -> (N, C, *grid): the integral of d score(I_alpha) / dA by the trapezoid rule, through "alpha", or through the
-        "activations": that of d score / dA dA, whose sum approaches score(I) - score(baseline). Rows of one image
-        share the forwards of uniform nodes; no backward goes below the layer.
+        -> (N, C, *grid), by the trapezoid rule. Through "alpha" it is the integral of d score(I_alpha) / dA. Through
+        the "activations" it is that of d score / dA dA, whose sum approaches score(I) - score(baseline). Rows of one
+        image share the forwards of uniform nodes; no backward goes below the layer.
         """
         return self._integration.of(self._layer, baseline, sampling, through == "activations")
 
     @need(**_GRADIENT, in_graph=True, cost="another score's gradient")
     def differentiate(self, score: OtherScore) -> Tensor:
-        """The gradient (N, C, *grid) of another score: `score(output (N, K), explained score (N,))` -> (N,)."""
+        """Returns the gradient (N, C, *grid) of another score: `score(output (N, K), explained score (N,))` -> (N,)."""
 
         def other(output: Tensor) -> Tensor:
             explained = scores(output, self.targets)
@@ -197,7 +198,7 @@ class Probe:
 
     @need(**_GRADIENT, cost="a second derivative")
     def curvature(self, vectors: Tensor) -> Tensor:
-        """The Hessian of the score at the layer times `vectors`: d sum(gradients * vectors) / d activations.
+        """Multiplies the Hessian of the score at the layer by `vectors`: d sum(gradients * vectors) / d activations.
 
         Costs one more forward, whose attentions (if any) are of the kind that can be differentiated twice.
         """
@@ -206,7 +207,7 @@ class Probe:
 
     @need(of_target=True, cost="a forward and backward on other images")
     def on(self, images: Tensor, layer: str | None = None) -> Probe:
-        """A Probe of the same targets on other images (M, C, *size), M a multiple of N: view after view of them all.
+        """Returns a Probe of the same targets on other images (M, C, *size), M a multiple of N: one view after another.
 
         Its layer is this one's, or the input for `layer="input"`. Targets that ask for the same images share a forward.
         """
@@ -218,7 +219,7 @@ class Probe:
     @cached_property
     @need(of_target=True, inside=True, cost="ReLUs", networks="networks with ReLU or ReLU6")
     def guided_gradients(self) -> Tensor:
-        """d score / d inputs (N, C, *size) where every ReLU lets only positive gradients back.
+        """This is d score / d inputs (N, C, *size) where every ReLU lets only positive gradients back.
 
         NotApplicable: the network has no ReLU. Costs one more forward and a whole backward.
         """
@@ -231,7 +232,7 @@ class Probe:
         networks="networks whose layers after the chosen one are convolutions, batch norms, ReLUs, pooling and linear",
     )
     def relevance(self) -> Tensor:
-        """Contrastive relevance of the layer's activations (N, C, *grid), by the z+ rule down from the output.
+        """This is the contrastive relevance of the layer's activations (N, C, *grid), by the z+ rule from the output.
 
         The output's relevance is 1 for the explained class and -1 / K for each of the others. NotApplicable: a target
         that is no class, or a module after the layer that has no rule.
@@ -241,7 +242,7 @@ class Probe:
     @cached_property
     @need(of_target=True, inside=True, within=bias_terms, cost="a whole backward")
     def full_gradients(self) -> tuple[Tensor, ...]:
-        """Input times gradient (N, C, *size), then bias times gradient of every module that adds one.
+        """These are input times gradient (N, C, *size), then bias times gradient of every module that adds one.
 
         Those are (N, C, *grid), or (N, 1) where a module puts out no grid of the image (windows of it, tokens). In a
         piecewise linear network they add up to the score.
@@ -251,7 +252,7 @@ class Probe:
     @cached_property
     @need(of_target=False, inside=True, cost="global attention", networks=f"{_TRANSFORMERS} (ViT, DeiT, BEiT, ...)")
     def attentions(self) -> tuple[Tensor, ...]:
-        """The probabilities of every self-attention (N, heads, L, L), first block to last; rows are queries.
+        """These are the probabilities of every self-attention (N, heads, L, L), first block to last; rows are queries.
 
         NotApplicable: a network without attention, with attention within windows, or one that merges tokens.
         """
@@ -260,13 +261,13 @@ class Probe:
     @cached_property
     @need(**_GRADIENT, cost="gradients of the attentions")
     def attention_gradients(self) -> tuple[Tensor, ...]:
-        """d score / d probabilities of every self-attention (N, heads, L, L), first block to last."""
+        """This is d score / d probabilities of every self-attention (N, heads, L, L), first block to last."""
         return self._attention.gradients()
 
     @cached_property
     @need(of_target=False, inside=True, cost="the tokens that the head reads")
     def readout(self) -> Tensor:
-        """The share of every token in what the head reads (N, L): the class token, or all patches alike, or others.
+        """This is the share of every token in what the head reads (N, L): a class token, all patches alike, or others.
 
         Those are the tokens whose queries in the last block reach the output. Where the head reads by an attention of
         its own, its probabilities are the shares.
@@ -275,7 +276,7 @@ class Probe:
 
     @need(of_target=False, inside=True, cost="a grid of tokens")
     def on_grid(self, tokens: Tensor) -> Tensor:
-        """Values per token (N, L) as maps (N, *grid): class token, registers and the like are left out.
+        """Puts values per token (N, L) on the grid (N, *grid): class token, registers and the like are left out.
 
         NotApplicable: the layer's grid is not the tokens'.
         """
@@ -287,11 +288,11 @@ class Probe:
         networks=f"{_TRANSFORMERS} whose blocks are modules",
     )
     def block_gradients(self, tokens: ReadTokens = "mean") -> tuple[Tensor, ...]:
-        """d s_l / d probabilities of block l (N, heads, L, L), first block to last.
+        """Returns d s_l / d probabilities of block l (N, heads, L, L), first block to last.
 
-        s_l is the target's score of what the network puts out for the tokens of block l in place of the last block's:
-        their mean in every token's place ("mean"), or the tokens as they stand ("head"). NotApplicable: blocks that are
-        no modules. Costs another forward of every image, and once back through every block.
+        s_l is the target's score of what the network puts out for the tokens of block l in place of the last block's.
+        `tokens` puts their mean in every token's place ("mean"), or the tokens as they stand ("head"). NotApplicable:
+        blocks that are no modules. Costs another forward of every image, and once back through every block.
         """
         return self._attention.block_gradients(tokens)
 

@@ -15,12 +15,12 @@ from konkyo.engine.layer import Layer, exchanged, main_tensor, tensors_of
 
 
 @dataclass
-class _Call:
+class _RecordedCall:
     """This is a module's call, in progress or finished, with the finished calls that it made itself."""
 
     module: nn.Module | None
     output: Any = None
-    finished: list[_Call] = field(default_factory=list)
+    finished: list[_RecordedCall] = field(default_factory=list)
 
 
 class Replay:
@@ -52,14 +52,19 @@ class Replay:
         return frozenset() if self._mode == "whole" else frozenset(self._stubs)
 
     def _record(self, root: nn.Module) -> tuple[Tensor, Tensor]:
-        layer, stack, calls = self._layer, [_Call(None)], 0
+        """Runs the network once, storing what precedes the layer.
+
+        -> the layer's output for one image, the network's.
+        """
+        layer, stack, calls = self._layer, [_RecordedCall(None)], 0
         raw: Tensor | None = None
 
         def start(module: nn.Module, _args: Any) -> None:
             if raw is None:
-                stack.append(_Call(module))
+                stack.append(_RecordedCall(module))
 
         def end(module: nn.Module, _args: Any, output: Any) -> None:
+            """Closes a call: it holds its output in the place of those of the calls within it."""
             nonlocal raw, calls
             if raw is not None:
                 return
@@ -85,6 +90,7 @@ class Replay:
         return raw, output
 
     def _faithful(self, mode: str, expected: Tensor) -> bool:
+        """Tells whether a replay in this mode gives the expected output and leaves the records as they are."""
         recorded = [t for outputs in self._stubs.values() for o in outputs if isinstance(t := main_tensor(o), Tensor)]
         versions = [t._version for t in recorded]
         try:
@@ -98,6 +104,7 @@ class Replay:
         return untouched and again.shape[0] == 2 and bool(((again - expected).abs() <= tolerance * scale).all())
 
     def _run(self, values: Tensor, mode: str) -> Tensor:
+        """Runs the network in this mode, the layer's output replaced by `values` -> its output."""
         image = self._image
         if mode == "whole":
             image = image.expand(len(values), *image.shape[1:])
@@ -110,6 +117,7 @@ class Replay:
             return self._forward(image.clone())
 
     def _answers(self, module: nn.Module, outputs: list[Any], values: Tensor, mode: str) -> list[Any]:
+        """Returns what a stubbed module puts out, call by call, for as many variants as `values` are."""
         answers = outputs
         if mode == "expand":
             size = len(values)

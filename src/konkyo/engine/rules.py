@@ -27,7 +27,7 @@ class SoundBatchNorms(TorchFunctionMode):
     """Hands batch norms gradients in the memory format of their output.
 
     On the CPU torch (2.15) gets the backward of a batch norm in eval mode wrong for a single image where the gradient
-    comes with other strides, as it does when the grid is then read as tokens.
+    comes with other strides. It comes with them when the grid is then read as tokens.
     """
 
     def __torch_function__(
@@ -230,6 +230,7 @@ class _Relevance(TorchFunctionMode):
     def _run(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], after: list[Tensor]
     ) -> Any:
+        """Runs one function, its gradient by the rule where it depends on the leaf. NotApplicable: there is no rule."""
         out = function(*args, **kwargs)
         if not after or not any(t.requires_grad for t in _tensors((out,))):  # a size, a comparison, a detached copy
             return out
@@ -281,8 +282,8 @@ def positive_relevance(root: nn.Module) -> Iterator[None]:
     """Within the context a forward puts out what it always does, but its gradient times a value is relevance.
 
     Convolutions and linear maps, modules or functions, follow the z+ rule (alpha = 1, beta = 0: Bach et al., 2015) with
-    the weights they run with, batch norms hand relevance on, and for ReLU, pooling, dropout, sums, rearrangements and
-    multiplication by a constant gradient times value is relevance already (Montavon et al., 2019, Sec. 10.2). Nothing
+    the weights they run with. Batch norms hand relevance on. For ReLU, pooling, dropout, sums, rearrangements and
+    multiplication by a constant, gradient times value is relevance already (Montavon et al., 2019, Sec. 10.2). Nothing
     else has a rule: NotApplicable, when any other function runs on what depends on the leaf.
     """
     mode = _Relevance()

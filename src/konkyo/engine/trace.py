@@ -50,7 +50,7 @@ def trace(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -
     The gradient is that of the largest output. Modules that only pool, drop or pass on are left out.
     """
     with torch.enable_grad():
-        run = _traced(forward, root, image)
+        run = _run_traced(forward, root, image)
         layers = _layouts(run, forward, root, image)
         names = [name for name in run.edges if layers[name] is not None]
         gradients = dict(zip(names, _gradients(run, [run.edges[name] for name in names]), strict=True))
@@ -68,7 +68,7 @@ def trace(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -
 
 
 @dataclass
-class _Run:
+class _TracedRun:
     """This holds what one traced forward showed."""
 
     batch: int
@@ -85,7 +85,7 @@ class _Run:
     """The sizes that convolutions and pools put out."""
 
 
-def _traced(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -> _Run:
+def _run_traced(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -> _TracedRun:
     """Runs a forward on the image twice in one batch, or on the image alone where the network takes no batch.
 
     What does not come twice then (the windows of a picture, a table of positions) is no grid per image."""
@@ -97,11 +97,13 @@ def _traced(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor)
     return _traced_batch(forward, root, image)
 
 
-def _traced_batch(forward: Callable[[Tensor], Tensor], root: nn.Module, images: Tensor) -> _Run:
+def _traced_batch(forward: Callable[[Tensor], Tensor], root: nn.Module, images: Tensor) -> _TracedRun:
+    """Runs a forward on the images with a hook on every module, and returns what the hooks noted."""
     names = {module: name for name, module in root.named_modules() if name}
-    run, clock = _Run(len(images)), 0
+    run, clock = _TracedRun(len(images)), 0
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        """Notes what a module puts out, and hands on a copy that shares the module's gradient."""
         nonlocal clock
         tensor, name = main_tensor(output), names[module]
         clock += 1
@@ -128,10 +130,10 @@ def _traced_batch(forward: Callable[[Tensor], Tensor], root: nn.Module, images: 
     return run
 
 
-def _gradients(run: _Run, grids: Sequence[GradientEdge]) -> Sequence[Tensor | None]:
+def _gradients(run: _TracedRun, grids: Sequence[GradientEdge]) -> Sequence[Tensor | None]:
     """Returns d(largest output of the first image)/d(grids).
 
-    A head whose weights are all zero, as some libraries start them, lets no gradient through, and the layers that the
+    A head whose weights are all zero, as some libraries start them, lets no gradient through. The layers that the
     decision will depend on would look like those that it never can. What the head reads tells them apart: there a
     random projection of its input is differentiated.
     """
@@ -147,7 +149,9 @@ def _gradients(run: _Run, grids: Sequence[GradientEdge]) -> Sequence[Tensor | No
     return torch.autograd.grad((read * noise)[:1].sum(), grids, allow_unused=True)
 
 
-def _layouts(run: _Run, forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -> dict[str, Layer | None]:
+def _layouts(
+    run: _TracedRun, forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor
+) -> dict[str, Layer | None]:
     """Tells how each module's output is a grid, if it is one."""
     sizes, layers, axes = _Sizes(tuple(image.shape[2:]), run.spaces), dict[str, Layer | None](), dict[torch.Size, int]()
     wider: dict[str, int] | None = None
@@ -156,7 +160,7 @@ def _layouts(run: _Run, forward: Callable[[Tensor], Tensor], root: nn.Module, im
         if isinstance(module, (*_FIRST, nn.Linear)):
             axes[tensor.shape] = -1 if isinstance(module, nn.Linear) else 1
         # A first dimension that is not the batch (windows of a picture, say) makes no grid per image.
-        layer = _read(name, tuple(tensor.shape), sizes) if len(tensor) == run.batch else None
+        layer = _layout(name, tuple(tensor.shape), sizes) if len(tensor) == run.batch else None
         if layer is not None and layer.tokens is None and sizes.fit(tensor.shape[2:]) and sizes.fit(tensor.shape[1:-1]):
             wider = _last_axes(forward, root, image) if wider is None else wider
             # A network of one image size tells nothing there; then the last operator with an output of this shape does.
@@ -172,7 +176,7 @@ def _layouts(run: _Run, forward: Callable[[Tensor], Tensor], root: nn.Module, im
 class _Sizes:
     """These are the grid sizes of a network, which tell a grid from anything else of the same rank.
 
-    Certain are the image's and what convolutions and pools of more than one place put out; likely is what patch merging
+    Certain are the image's and what convolutions and pools of more than one place put out. Likely is what patch merging
     (a stride of 2, 4 or 8) makes of those. A network without such modules is believed as it comes, at any stride.
     """
 
@@ -216,7 +220,7 @@ class _Sizes:
         return min(strided)[1:] if strided else None
 
 
-def _read(name: str, shape: tuple[int, ...], sizes: _Sizes) -> Layer | None:
+def _layout(name: str, shape: tuple[int, ...], sizes: _Sizes) -> Layer | None:
     """Tells how an output of this shape is a grid over the image; None if it is none (or one cell only)."""
     layer = None
     if len(shape) == len(sizes.image) + 2:

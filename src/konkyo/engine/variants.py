@@ -133,6 +133,7 @@ class Variants:
     def _visits(
         self, groups: Sequence[list[int]], way: _Way[tuple[Tensor, Iterator[Tensor]]], order: Tensor
     ) -> Iterator[Visit]:
+        """Yields the activations and gradients of every row, chunk by chunk, group by group."""
         for done, group in enumerate(groups):
             for chunk in self._shared_chunks(group, order, way):
                 activations, slopes = chunk.result
@@ -159,7 +160,7 @@ class Variants:
 
         `make(indices)` gives the variants of a chunk, once for every row or group of rows that has its own. The first
         variant runs alone: it shows how much memory a variant takes, and whether the network accepts the channels_last
-        format (faster where it does; `view` fails on it where it does not).
+        format. That is faster where it does; where it does not, `view` fails.
         """
         if not len(order):
             return
@@ -188,6 +189,7 @@ class Variants:
         parts, rows, done, added = [list(group)], list[int](), 0, 0
 
         def make(indices: Tensor) -> Iterator[Tensor]:
+            """Yields the variants of every part of the rows; rows whose variants differ become parts."""
             nonlocal rows, done, added
             for rows in parts:  # which grow while this runs
                 variants = way.vary(rows[0], indices)

@@ -17,7 +17,7 @@ KERNEL_PLACES = 4096
 
 @method
 def eigen_cam(activations: Tensor, *, centred: bool = False) -> Tensor:
-    """Eigen-CAM (Muhammad & Yeasin, 2020): the activations' projection on their first principal component.
+    """Eigen-CAM (Muhammad & Yeasin, 2020) projects the activations on their first principal component.
 
     map = A V_1, with A as a (pixels, channels) matrix and V_1 its first right singular vector. The same for every
     class. `centred` subtracts each channel's mean first (pytorch-grad-cam does). The sign of a singular vector is
@@ -28,7 +28,7 @@ def eigen_cam(activations: Tensor, *, centred: bool = False) -> Tensor:
 
 @method
 def eigen_grad_cam(activations: Tensor, gradients: Tensor, *, centred: bool = False) -> Tensor:
-    """Eigen-CAM of gradient times activation (pytorch-grad-cam): its projection on the first principal component.
+    """Eigen-Grad-CAM (pytorch-grad-cam) projects gradient times activation on its first principal component.
 
     The sign is the one that agrees with the sum over channels, so that evidence for the class stays positive:
     `first_component(hires_cam)`, with each channel's mean subtracted first where `centred`.
@@ -39,7 +39,7 @@ def eigen_grad_cam(activations: Tensor, gradients: Tensor, *, centred: bool = Fa
 
 @method
 def seg_eigen_cam(activations: Tensor, gradients: Tensor, *, centred: bool = True) -> Tensor:
-    """Seg-Eigen-CAM (Chung & Ying, 2025): Eigen-CAM of the activations times their absolute gradients.
+    """Seg-Eigen-CAM (Chung & Ying, 2025) is Eigen-CAM of the activations times their absolute gradients.
 
     map = (|G| A) V_1, V_1 the first right singular vector of |G| A as a (pixels, channels) matrix, each channel's mean
     subtracted first unless `centred` is False. The map's largest absolute value is made positive. Made for
@@ -52,10 +52,10 @@ def seg_eigen_cam(activations: Tensor, gradients: Tensor, *, centred: bool = Tru
 def kpca_cam(
     activations: Tensor, *, kernel: Literal["sigmoid", "rbf", "linear"] = "sigmoid", gamma: float = 0.0
 ) -> Tensor:
-    """KPCA-CAM (Karmani et al., 2024): Eigen-CAM with a kernel, the first component of a kernel PCA of the pixels.
+    """KPCA-CAM (Karmani et al., 2024) is Eigen-CAM with a kernel: the first component of a kernel PCA of the pixels.
 
-    map = sqrt(l_1) u_1 of the centred kernel matrix K_pq = tanh(gamma a_p . a_q + 1) of the pixels' channels a_p, each
-    channel's mean subtracted first. "rbf" is exp(-gamma |a_p - a_q|^2), "linear" a_p . a_q (`eigen_cam` centred).
+    map = sqrt(l_1) u_1 of the centred kernel matrix K_pq = tanh(gamma a_p . a_q + 1). a_p are the channels of a pixel,
+    each channel's mean subtracted first. "rbf" is exp(-gamma |a_p - a_q|^2), "linear" a_p . a_q (`eigen_cam` centred).
     gamma 0: 1 / channels. The same for every class; the sign as in `eigen_cam`. Large activations saturate the sigmoid.
     Cost: the eigenvectors of a (pixels, pixels) matrix.
     """
@@ -79,12 +79,12 @@ def kpca_cam(
 
 @method
 def fem(activations: Tensor, *, sigma: float = 2.0) -> Tensor:
-    """FEM (Fuad et al., 2020): where channels are unusually strong, weighted by their means.
+    """FEM (Fuad et al., 2020) shows where channels are unusually strong, weighted by their means.
 
-    map = sum_k mean(A_k) [A_k > mean(A_k) + sigma std(A_k)], means over the whole grid. (pytorch-grad-cam adds up
+    map = sum_k mean(A_k) [A_k > mean(A_k) + sigma std(A_k)]. Means are over the whole grid. (pytorch-grad-cam adds up
     the whole A_k, weighted by the fraction of its cells above the threshold.) The same for every class. Made for
-    activations after a ReLU; on small grids few values lie that far out, and the map has few levels (of P places,
-    values beyond sqrt(P - 1) standard deviations do not exist).
+    activations after a ReLU. On small grids few values lie that far out, and the map has few levels. (Of P places, none
+    lies beyond sqrt(P - 1) standard deviations.)
     """
     if not 0 <= sigma < math.inf:
         raise KonkyoError(f"fem needs sigma >= 0; got {sigma}")
@@ -95,14 +95,14 @@ def fem(activations: Tensor, *, sigma: float = 2.0) -> Tensor:
 
 @method
 def random_cam(activations: Tensor, generator: torch.Generator) -> Tensor:
-    """A control: channels weighted by random numbers in (-1, 1), the same for every image."""
+    """This control weights channels by random numbers in (-1, 1), the same for every image."""
     weights = torch.rand(activations.shape[1], generator=generator, device="cpu") * 2 - 1
     return channels(weights.to(activations)[None], activations) * activations
 
 
 @method(layer="input")
 def edge_map(inputs: Tensor) -> Tensor:
-    """A control: the picture's own edges, without a look at the model.
+    """This control shows the picture's own edges, without a look at the model.
 
     map = the length of the Sobel gradient of the mean over the (preprocessed) image's channels, borders repeated. A
     method whose maps look like this one's may be explaining the picture rather than the model.
@@ -120,5 +120,6 @@ def edge_map(inputs: Tensor) -> Tensor:
 
 
 def _peak_positive(maps: Tensor) -> Tensor:
+    """Returns the maps, each with the sign that makes its largest absolute value positive."""
     flat = maps.flatten(1)
     return oriented(maps, flat.gather(1, flat.abs().argmax(1, keepdim=True)))

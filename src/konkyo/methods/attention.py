@@ -1,8 +1,8 @@
 """Maps from the attention of vision transformers.
 
-A_l: attention probabilities of block l (N, heads, L, L), rows are queries; r: the share of every token in what the head
-reads (N, L), 1 for a class token. For networks whose blocks attend among all tokens of an image (ViT, DeiT, BEiT,
-DINOv2, SigLIP); not for windows (Swin), nor where tokens are merged on the way.
+A_l are the attention probabilities of block l (N, heads, L, L), rows are queries. r is the share of every token in what
+the head reads (N, L), 1 for a class token. For networks whose blocks attend among all tokens of an image (ViT, DeiT,
+BEiT, DINOv2, SigLIP); not for windows (Swin), nor where tokens are merged on the way.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from konkyo.methods.base import method
 
 
 def follow(rows: Tensor, step: Tensor) -> Tensor:
-    """Rows (N, L) times matrices (N, L, L)."""
+    """Multiplies rows (N, L) by matrices (N, L, L)."""
     return torch.einsum("nq,nqk->nk", rows, step)
 
 
@@ -24,11 +24,11 @@ def follow(rows: Tensor, step: Tensor) -> Tensor:
 def attention_rollout(
     attentions: Sequence[Tensor], readout: Tensor, on_grid: OnGrid, *, heads: Literal["mean", "max", "min"] = "mean"
 ) -> Tensor:
-    """Attention rollout (Abnar & Zuidema, 2020): where attention, followed through all blocks, comes from.
+    """Attention rollout (Abnar & Zuidema, 2020) follows attention through all blocks, back to where it comes from.
 
-    map = r Â_n ... Â_1, Â_l = heads(A_l) + I with rows that sum to 1: (A_l + I) / 2 for the mean over heads; the other
-    half stands for the residual path. The same for every target. One forward, and O(L^2) per block: rows are followed
-    down, no matrices multiplied. What values and MLPs do with what is attended to is left out.
+    map = r Â_n ... Â_1, Â_l = heads(A_l) + I with rows that sum to 1. For the mean over heads that is (A_l + I) / 2;
+    the other half stands for the residual path. The same for every target. One forward, and O(L^2) per block: rows are
+    followed down, no matrices multiplied. What values and MLPs do with what is attended to is left out.
     """
     rows = readout
     for probabilities in reversed(attentions):
@@ -42,7 +42,7 @@ def attention_rollout(
 def transformer_attribution(
     attentions: Sequence[Tensor], attention_gradients: Sequence[Tensor], readout: Tensor, on_grid: OnGrid
 ) -> Tensor:
-    """Transformer attribution (Chefer et al., ICCV 2021, Eq. 5-6): attention that speaks for the target, rolled out.
+    """Transformer attribution (Chefer et al., ICCV 2021, Eq. 5-6) rolls out the attention that speaks for the target.
 
     map = r (I + Ā_n) ... (I + Ā_1) - r, Ā_l = mean over heads of ReLU(dS/dA_l * A_l). What a token keeps of itself is
     taken off: it is nothing on patches where a class token is read, and a constant where their mean is. One forward
@@ -56,11 +56,11 @@ def transformer_attribution(
 
 @method
 def le_grad(block_gradients: BlockGradients, on_grid: OnGrid, *, tokens: ReadTokens = "mean") -> Tensor:
-    """LeGrad (Bousselham et al., 2024): how each block's attention to a token would raise that block's own score.
+    """LeGrad (Bousselham et al., 2024) shows how each block's attention to a token would raise that block's own score.
 
     map = mean over blocks, heads and queries of ReLU(ds_l/dA_l), s_l the target's score of the tokens of block l read
-    through the network's own final norm and head. `tokens`: "mean" reads their mean, as the paper and its code do;
-    "head" reads those that the head does, so s_n is the score itself (of a class token, only its own row counts then).
+    through the network's own final norm and head. `tokens`: "mean" reads their mean, as the paper and its code do.
+    "head" reads those that the head does, so s_n is the score itself. (Of a class token, only its own row counts then.)
     Early blocks' tokens were not made for the head. Where the head reads by an attention of its own (SigLIP), the paper
     differentiates that one, this the blocks'. Cost: two forwards, and once back through every block.
     """

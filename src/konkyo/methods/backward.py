@@ -9,15 +9,15 @@ from torch import Tensor
 from konkyo.methods.base import method
 from konkyo.utils.tensors import channels, grid_mean, grid_sum, min_max, resize, safe_divide, weigh
 
-Scale = Literal["layer", "channel"]
+BiasScale = Literal["layer", "channel"]
 
 
 @method(layer="input")
 def guided_backprop(guided_gradients: Tensor) -> Tensor:
-    """Guided backpropagation (Springenberg et al., 2015, Sec. 3.4): the gradient that only positive evidence reaches.
+    """Guided backpropagation (Springenberg et al., 2015, Sec. 3.4) is the gradient that only positive evidence reaches.
 
-    map = max_c |R_c|, R the gradient at the input where every ReLU passes back what is positive, to where it was on.
-    It draws edges well and hardly depends on the class or on the upper layers' weights (Adebayo et al., 2018): a
+    map = max_c |R_c|, R the gradient at the input where every ReLU passes back what is positive, to where it was on. It
+    draws edges well and hardly depends on the class or on the upper layers' weights (Adebayo et al., 2018). So it is a
     drawing of what the network can see, no evidence of what it used. For networks with ReLU or ReLU6.
     """
     return guided_gradients.abs().amax(1)
@@ -25,7 +25,7 @@ def guided_backprop(guided_gradients: Tensor) -> Tensor:
 
 @method
 def guided_grad_cam(guided_gradients: Tensor, activations: Tensor, gradients: Tensor) -> Tensor:
-    """Guided Grad-CAM (Selvaraju et al., 2017, Sec. 3.2): guided backpropagation where Grad-CAM lights up.
+    """Guided Grad-CAM (Selvaraju et al., 2017, Sec. 3.2) is guided backpropagation where Grad-CAM lights up.
 
     map = max_c |R_c| * up(ReLU(sum_k mean(G_k) A_k)), at the input's resolution. What is said of guided_backprop holds
     inside the lit region; the region is Grad-CAM's.
@@ -36,24 +36,24 @@ def guided_grad_cam(guided_gradients: Tensor, activations: Tensor, gradients: Te
 
 @method(rectified=True)
 def relevance_cam(activations: Tensor, relevance: Tensor) -> Tensor:
-    """Relevance-CAM (Lee et al., 2021): channels weighted by the relevance that the output hands down to them.
+    """Relevance-CAM (Lee et al., 2021) weights channels by the relevance that the output hands down to them.
 
-    map = ReLU(sum_k w_k A_k), w_k = sum of the relevance of channel k: 1 at the explained class and -1 / K at every
-    other, handed down by the z+ rule. Works at early layers too, where gradients are noisy. For networks of
+    map = ReLU(sum_k w_k A_k), w_k = sum of the relevance of channel k. Relevance is 1 at the explained class and -1 / K
+    at every other, handed down by the z+ rule. Works at early layers too, where gradients are noisy. For networks of
     convolutions, linear layers, batch norms, ReLUs and pooling; there is no rule for attention or layer norms.
     """
     return channels(grid_sum(relevance), activations) * activations
 
 
 @method(layer="input")
-def full_grad(full_gradients: Sequence[Tensor], *, scale: Scale = "layer") -> Tensor:
-    """FullGrad (Srinivas & Fleuret, 2019, Eq. 7): input gradients and the gradients of every bias, each made a picture.
+def full_grad(full_gradients: Sequence[Tensor], *, scale: BiasScale = "layer") -> Tensor:
+    """FullGrad (Srinivas & Fleuret, 2019, Eq. 7) adds up the gradients of the input and of every bias, each a picture.
 
     map = sum_c psi(x G)_c + sum over biases and channels psi(b G)_c, psi = up(min_max(|.|)). min_max is taken over all
     channels of a layer, as the authors' code does; `scale="channel"` gives every channel the same weight
-    (pytorch-grad-cam). In a piecewise linear network the unscaled terms add up to the score; biases without a grid
-    (linear layers after pooling, tokens, windows) count there, but have no place in the map: of a transformer it shows
-    little more than input times gradient. One forward and a whole backward.
+    (pytorch-grad-cam). In a piecewise linear network the unscaled terms add up to the score. Biases without a grid
+    (linear layers after pooling, tokens, windows) count there, but have no place in the map. So of a transformer it
+    shows little more than input times gradient. One forward and a whole backward.
     """
     first = full_gradients[0]
     total = torch.zeros_like(first[:, 0])

@@ -42,55 +42,61 @@ class Method:
 
     @property
     def summary(self) -> str:
-        """The first sentence of its documentation."""
+        """This is the first sentence of its documentation."""
         return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
 
     def _any(self, fact: str) -> bool:
+        """Tells whether one of the needs has this fact."""
         return any(getattr(NEEDS[name], fact) for name in self.needs)
 
     def needs_gradient(self) -> bool:
-        """Whether its map is blank wherever the score does not depend on the layer."""
+        """Tells whether its map is blank wherever the score does not depend on the layer."""
         return self._any("of_gradient") or (self.inner is not None and self.inner.needs_gradient())
 
     def needs_layer(self) -> bool:
-        """Whether its map depends on the layer at all; RISE's does not."""
+        """Tells whether its map depends on the layer at all; RISE's does not."""
         return self._any("of_layer") or (self.inner is not None and self.inner.needs_layer())
 
     def needs_graph(self) -> bool:
-        """Whether the layer must be a leaf of the graph of the one forward that all methods share."""
+        """Tells whether the layer must be a leaf of the graph of the one forward that all methods share."""
         return self._any("in_graph") or (self.inner is not None and self._any("itself") and self.inner.needs_graph())
 
     def runs_variants(self) -> bool:
-        """Whether it scores variants, as many as the budget allows, or a method that it is made of does."""
+        """Tells whether it scores variants, as many as the budget allows, or a method that it is made of does."""
         return self._any("runs_variants") or (self.inner is not None and self.inner.runs_variants())
 
     def traces_path(self) -> bool:
-        """Whether it keeps what happened along a path."""
+        """Tells whether it keeps what happened along a path."""
         return self._any("traces_path")
 
     def __call__(self, probe: Probe, **options: Any) -> Tensor:
-        """The signed maps (N, *grid) of a Probe, before the ReLU where the method has one."""
-        found = self._run(probe, options)
+        """Returns the signed maps (N, *grid) of a Probe, before the ReLU where the method has one."""
+        result = self._run(probe, options)
         # As many axes as the images: evidence per channel. (A layer's grid has the axes of the image.)
-        maps = found.sum(1) if self._per_channel(found, probe) else found
+        maps = result.sum(1) if self._per_channel(result, probe) else result
         if maps.ndim < 2 or len(maps) != len(probe.inputs):
             raise KonkyoError(
                 f"method {self.name} must give one map per image, shape ({len(probe.inputs)}, *grid), or one per "
-                f"channel, as many axes as the activations; got {tuple(found.shape)}"
+                f"channel, as many axes as the activations; got {tuple(result.shape)}"
             )
         return maps
 
     def evidence(self, probe: Probe, **options: Any) -> Tensor:
-        """What each channel adds to the map (N, C, *grid). NotApplicable: a method that is no sum over channels."""
-        found = self._run(probe, options)
-        if not self._per_channel(found, probe):
-            raise NotApplicable(f"{self.name} is no sum over channels, so there is nothing to take the component of")
-        return found
+        """Returns what each channel adds to the map (N, C, *grid).
 
-    def _per_channel(self, found: Tensor, probe: Probe) -> bool:
-        return self._any("of_layer") and found.ndim == probe.activations.ndim
+        NotApplicable: a method that is no sum over channels.
+        """
+        result = self._run(probe, options)
+        if not self._per_channel(result, probe):
+            raise NotApplicable(f"{self.name} is no sum over channels, so there is nothing to take the component of")
+        return result
+
+    def _per_channel(self, result: Tensor, probe: Probe) -> bool:
+        """Tells whether the result has a part for every channel."""
+        return self._any("of_layer") and result.ndim == probe.activations.ndim
 
     def _run(self, probe: Probe, options: Mapping[str, Any]) -> Tensor:
+        """Calls the function with what the Probe offers for its needs. KonkyoError: an option that it does not have."""
         check_options(self.name, options, self.options)
         device = probe.inputs.device.type
         # The caller's autocast is for the network; sums over maps are done in the tensors' own precision.
@@ -150,7 +156,10 @@ WRAPPERS: dict[str, Callable[[Method], Method]] = {}
 
 
 def find(which: str | Method | Attribution) -> Method:
-    """The method of this name, or made of an attribution of Captum's. KonkyoError with the near names otherwise."""
+    """Returns the method of this name, or made of an attribution of Captum's.
+
+    KonkyoError with the near names otherwise.
+    """
     if isinstance(which, Method):
         return which
     if not isinstance(which, (str, type)) and isinstance(which, Attribution):
@@ -167,13 +176,13 @@ def find(which: str | Method | Attribution) -> Method:
 
 @runtime_checkable
 class Attribution(Protocol):
-    """What Captum's attribution objects have in common."""
+    """Captum's attribution objects have this in common."""
 
     attribute: Callable[..., Any]
 
 
 def of_attribution(attribution: Attribution) -> Method:
-    """An attribution object of Captum's as a method: its attributions, summed over channels.
+    """Makes a method of an attribution object of Captum's: its attributions, summed over channels.
 
     Made around the model that is explained (or its network); it runs that by itself, so nothing is shared. Options are
     those of its `attribute`. KonkyoError, when it runs: a target that is not a class, an object made around something
@@ -184,6 +193,7 @@ def of_attribution(attribution: Attribution) -> Method:
     def function(
         inputs: Tensor, output: Tensor, targets: Sequence[Target], generator: torch.Generator, **options: Any
     ) -> Tensor:
+        """Returns the attributions (N, *grid) for the targets' classes, summed over channels."""
         indices = [index for target in targets if (index := as_target(target).class_logit) is not None]
         if len(indices) < len(targets):
             raise KonkyoError(f"{name} of Captum explains the network's outputs by index; a class was expected")
@@ -204,12 +214,12 @@ def of_attribution(attribution: Attribution) -> Method:
             )
         torch.manual_seed(generator.initial_seed())  # the caller's random state is given back at the end
         with torch.enable_grad():
-            found = attribution.attribute(inputs.clone().requires_grad_(), target=indices, **options)
-        found = found[0] if isinstance(found, tuple) else found
-        if not isinstance(found, Tensor) or found.ndim < 3 or len(found) != len(inputs):
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            result = attribution.attribute(inputs.clone().requires_grad_(), target=indices, **options)
+        result = result[0] if isinstance(result, tuple) else result
+        if not isinstance(result, Tensor) or result.ndim < 3 or len(result) != len(inputs):
+            shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise KonkyoError(f"{name} was expected to give attributions (N, C, *grid); got {shape}")
-        maps: Tensor = found.detach().sum(1)
+        maps: Tensor = result.detach().sum(1)
         return maps
 
     parameters = inspect.signature(attribution.attribute).parameters
@@ -218,6 +228,6 @@ def of_attribution(attribution: Attribution) -> Method:
 
 
 def methods() -> dict[str, Method]:
-    """Every registered method by name."""
+    """Returns every registered method by name."""
     import_module("konkyo.methods")
     return dict(METHODS)

@@ -20,7 +20,7 @@ from konkyo.utils.tensors import channels, grid_mean, grid_sum, safe_divide
 
 @method
 def cam(class_weights: Tensor, activations: Tensor) -> Tensor:
-    """CAM (Zhou et al., 2016, Eq. 2): channels weighted by the linear layer that follows global average pooling.
+    """CAM (Zhou et al., 2016, Eq. 2) weights channels by the linear layer that follows global average pooling.
 
     map = sum_k w_k A_k. The head must be global average pooling and one linear layer.
     """
@@ -29,7 +29,7 @@ def cam(class_weights: Tensor, activations: Tensor) -> Tensor:
 
 @method(rectified=True)
 def grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """Grad-CAM (Selvaraju et al., 2017, Eq. 1-2): channels weighted by their mean gradient.
+    """Grad-CAM (Selvaraju et al., 2017, Eq. 1-2) weights channels by their mean gradient.
 
     map = ReLU(sum_k mean(G_k) A_k).
     """
@@ -38,11 +38,12 @@ def grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
 @method(rectified=True)
 def grad_cam_pp(activations: Tensor, gradients: Tensor) -> Tensor:
-    """Grad-CAM++ (Chattopadhay et al., 2018, Eq. 19): channels weighted by their positive gradients, evened out.
+    """Grad-CAM++ (Chattopadhay et al., 2018, Eq. 19) weights channels by their positive gradients, evened out.
 
-    map = ReLU(sum_k w_k A_k), w_k = sum alpha_k ReLU(G_k), alpha_k = G_k^2 / (2 G_k^2 + sum(A_k) G_k^3), reduced to
-    1 / (2 + sum(A_k) G_k), which is exact wherever G_k > 0 and needs no epsilon. The factor exp(score) that the paper's
-    derivation adds to every gradient is one number per image and is left out. Made for activations after a ReLU.
+    map = ReLU(sum_k w_k A_k), w_k = sum alpha_k ReLU(G_k), alpha_k = G_k^2 / (2 G_k^2 + sum(A_k) G_k^3). alpha_k is
+    reduced to 1 / (2 + sum(A_k) G_k), which is exact wherever G_k > 0 and needs no epsilon. The factor exp(score) that
+    the paper's derivation adds to every gradient is one number per image and is left out. Made for activations after a
+    ReLU.
     """
     alpha = safe_divide(gradients.new_ones(()), 2 + channels(grid_sum(activations), activations) * gradients)
     return channels(grid_sum(alpha * gradients.relu()), activations) * activations
@@ -50,7 +51,7 @@ def grad_cam_pp(activations: Tensor, gradients: Tensor) -> Tensor:
 
 @method(rectified=True)
 def layer_cam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """LayerCAM (Jiang et al., 2021): every activation weighted by its own positive gradient.
+    """LayerCAM (Jiang et al., 2021) weights every activation by its own positive gradient.
 
     map = ReLU(sum_k ReLU(G_k) A_k). Several layers are fused as in the paper: see `explain`.
     """
@@ -59,7 +60,7 @@ def layer_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
 @method
 def hires_cam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """HiResCAM (Draelos & Carin, 2020): gradient times activation, summed over channels.
+    """HiResCAM (Draelos & Carin, 2020) sums gradient times activation over channels.
 
     map = sum_k G_k A_k: where the head is linear in A, the map's sum is the score without its bias.
     """
@@ -68,7 +69,7 @@ def hires_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
 @method(rectified=True)
 def xgrad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """XGrad-CAM (Fu et al., 2020): channels weighted by their gradient averaged with the activation as weight.
+    """XGrad-CAM (Fu et al., 2020) weights channels by their gradient, averaged with the activation as weight.
 
     map = ReLU(sum_k w_k A_k), w_k = sum(G_k A_k) / sum(A_k); 0 for a channel whose sum is 0.
     """
@@ -78,7 +79,7 @@ def xgrad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
 @method
 def grad_cam_elementwise(activations: Tensor, gradients: Tensor) -> Tensor:
-    """Element-wise Grad-CAM (pytorch-grad-cam): the positive products of gradient and activation.
+    """Element-wise Grad-CAM (pytorch-grad-cam) adds up the positive products of gradient and activation.
 
     map = sum_k ReLU(G_k A_k).
     """
@@ -97,11 +98,11 @@ def finer_cam(
     classes: int = 3,
     weights: Literal["mean", "softmax"] = "mean",
 ) -> Tensor:
-    """Finer-CAM (Zhang et al., 2025): Grad-CAM of what a class has over the classes that it is most easily taken for.
+    """Finer-CAM (Zhang et al., 2025) is Grad-CAM of what sets a class apart from the classes most easily taken for it.
 
     map = ReLU(sum_k mean(dF/dA_k) A_k), F = y_c - gamma sum_t w_t y_t over the `classes` other classes t whose logits
-    are nearest to y_c. `weights` are 1 / `classes`, or the softmax of those classes' logits, held fixed (the authors'
-    code lets their gradient in). gamma = 0 is Grad-CAM; near 1 only the differences are left. Needs a class's logit as
+    are nearest to y_c. `weights` are 1 / `classes`, or the softmax of those classes' logits, held fixed. (The authors'
+    code lets their gradient in.) gamma = 0 is Grad-CAM; near 1 only the differences are left. Needs a class's logit as
     target and at least two classes.
     """
     if not 0 <= gamma < math.inf or classes < 1:
@@ -120,7 +121,7 @@ def finer_cam(
 
 @method(rectified=True)
 def shapley_cam(activations: Tensor, gradients: Tensor, curvature: Curvature) -> Tensor:
-    """ShapleyCAM (Cai, 2025): Grad-CAM with gradients corrected by the score's curvature.
+    """ShapleyCAM (Cai, 2025) is Grad-CAM with gradients corrected by the score's curvature.
 
     map = ReLU(sum_k mean(G_k - (H A)_k / 2) A_k) with H the Hessian of the score at the layer: the Shapley values of
     the channels in a second-order expansion. H of a logit is 0 where what follows is piecewise linear (Grad-CAM then);
@@ -132,7 +133,7 @@ def shapley_cam(activations: Tensor, gradients: Tensor, curvature: Curvature) ->
 
 @method(layer="input")
 def saliency(gradients: Tensor) -> Tensor:
-    """Saliency (Simonyan et al., 2013, Sec. 3): the largest absolute gradient over the channels of a pixel.
+    """Saliency (Simonyan et al., 2013, Sec. 3) is the largest absolute gradient over the channels of a pixel.
 
     map = max_c |G_c|.
     """
@@ -141,7 +142,7 @@ def saliency(gradients: Tensor) -> Tensor:
 
 @method(layer="input")
 def input_x_gradient(activations: Tensor, gradients: Tensor) -> Tensor:
-    """Input x gradient (Shrikumar et al., 2016): the first-order effect of taking a pixel to the baseline 0.
+    """Input x gradient (Shrikumar et al., 2016) is the first-order effect of taking a pixel to the baseline 0.
 
     map = sum_c x_c G_c, HiResCAM's formula at the input.
     """

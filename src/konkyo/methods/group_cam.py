@@ -27,13 +27,13 @@ def group_cam(
     groups: int = 32,
     variant: Literal["paper", "released"] = "paper",
 ) -> Tensor:
-    """Group-CAM (Zhang et al., 2021): groups of channels weighted by what they bring back into a blurred image.
+    """Group-CAM (Zhang et al., 2021) weights groups of channels by what they bring back into a blurred image.
 
-    map = sum_l ReLU(p(x * m_l + b * (1 - m_l)) - p(b)) M_l, M_l = ReLU(sum of mean(G_k) A_k over the channels k of
-    group l), m_l = min_max(up(M_l)), b = x under a Gaussian of 51 x 51 pixels and deviation 50. Groups are neighbouring
-    channels. G is the class's logit's gradient, p its probability. `variant` "paper" sets to 0 what in M_l is not above
-    its 70th percentile, "released" leaves it, as the authors' last code does. A group whose M_l is constant has no
-    mask and no weight. Cost: groups + 1 forwards; under a budget the strongest groups come first.
+    map = sum_l ReLU(p(x * m_l + b * (1 - m_l)) - p(b)) M_l. M_l = ReLU(sum of mean(G_k) A_k over the channels k of
+    group l), m_l = min_max(up(M_l)). b is x under a Gaussian of 51 x 51 pixels and deviation 50. Groups are
+    neighbouring channels. G is the class's logit's gradient, p its probability. `variant` "paper" sets to 0 what in M_l
+    is not above its 70th percentile, "released" leaves it, as the authors' last code does. A group whose M_l is
+    constant has no mask and no weight. Cost: groups + 1 forwards; under a budget the strongest groups come first.
     """
     if groups < 1:
         raise KonkyoError(f"group_cam needs groups >= 1; got {groups}")
@@ -67,7 +67,7 @@ def opti_cam(
     rate: float = 0.1,
     objective: Literal["maximise", "keep"] = "maximise",
 ) -> Tensor:
-    """Opti-CAM (Zhang et al., 2023): channels with the weights under which the masked image scores highest.
+    """Opti-CAM (Zhang et al., 2023) gives channels the weights under which the masked image scores highest.
 
     map = sum_k w_k ReLU(A_k), w = softmax(u), u from `steps` steps of Adam at the learning rate `rate`, from u = 0,
     that raise score(x * min_max(up(map))). `objective` "keep" brings that score to the image's own instead.
@@ -83,9 +83,9 @@ def opti_cam(
         with torch.enable_grad():
             leaf = u.detach().requires_grad_()
             masked = min_max(resize(weigh(leaf.softmax(1), features), size))[:, None] * inputs
-        seen = on(masked.detach().to(inputs), "input")
-        sign = torch.ones_like(score) if objective == "maximise" else (score - seen.score).sign()
-        uphill = seen.gradients * sign.view(-1, *[1] * (inputs.ndim - 1))
+        scored = on(masked.detach().to(inputs), "input")
+        sign = torch.ones_like(score) if objective == "maximise" else (score - scored.score).sign()
+        uphill = scored.gradients * sign.view(-1, *[1] * (inputs.ndim - 1))
         (slope,) = torch.autograd.grad(masked, leaf, uphill.to(masked))
         mean, square = torch.lerp(slope, mean, 0.9), torch.lerp(slope**2, square, 0.999)
         u = u + rate * mean / (1 - 0.9**step) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)

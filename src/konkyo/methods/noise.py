@@ -1,7 +1,7 @@
 """Gradients averaged over noisy copies of the image.
 
 The noise is Gaussian, its standard deviation `std` times the range (largest minus smallest value) of the preprocessed
-image; every image of a batch gets the same numbers, those of the call's seed. Cost: `samples` forwards and backwards.
+image. Every image of a batch gets the same numbers, those of the call's seed. Cost: `samples` forwards and backwards.
 """
 
 import math
@@ -27,11 +27,11 @@ def smooth_grad_cam_pp(
     std: float = 0.15,
     numerator: Literal["second", "first"] = "second",
 ) -> Tensor:
-    """Smooth Grad-CAM++ (Omeiza et al., 2019): Grad-CAM++ with the gradient's powers averaged over noisy images.
+    """Smooth Grad-CAM++ (Omeiza et al., 2019) is Grad-CAM++ with the gradient's powers averaged over noisy images.
 
-    map = ReLU(sum_k w_k A_k), w_k = sum alpha_k ReLU(D1_k), alpha_k = D2_k / (2 D2_k + sum(A_k) D3_k), Dp the mean
-    over noisy images of G^p, A of the clean image; std = 0 is Grad-CAM++. `numerator` "first" is alpha as the paper
-    prints it, with D1 in the place of D2. Where D3 < 0 the denominator can pass through 0 and alpha be huge.
+    map = ReLU(sum_k w_k A_k), w_k = sum alpha_k ReLU(D1_k), alpha_k = D2_k / (2 D2_k + sum(A_k) D3_k). Dp is the mean
+    over noisy images of G^p, A that of the clean image; std = 0 is Grad-CAM++. `numerator` "first" is alpha as the
+    paper prints it, with D1 in the place of D2. Where D3 < 0 the denominator can pass through 0 and alpha be huge.
     """
     noisy = _noisy("smooth_grad_cam_pp", inputs, generator, samples, std)
     powers = activations.new_zeros(3, *activations.shape)
@@ -54,7 +54,7 @@ def smooth_grad(
     samples: int = 50,
     std: float = 0.15,
 ) -> Tensor:
-    """SmoothGrad (Smilkov et al., 2017): the gradient averaged over noisy copies of the image, seen as `saliency`.
+    """SmoothGrad (Smilkov et al., 2017) averages the gradient over noisy copies of the image, seen as `saliency`.
 
     map = max_c |mean_n G_c(x + noise_n)|. The paper finds `std` 0.1 to 0.2 and 50 samples enough.
     """
@@ -75,15 +75,15 @@ def var_grad(
     samples: int = 50,
     std: float = 0.15,
 ) -> Tensor:
-    """VarGrad (Adebayo et al., 2018): how much the gradient varies over noisy copies of the image.
+    """VarGrad (Adebayo et al., 2018) shows how much the gradient varies over noisy copies of the image.
 
     map = max_c var_n G_c(x + noise_n), the variance divided by the number of samples. It knows no sign, and is 0
     wherever the network is linear in the noise.
     """
     noisy = _noisy("var_grad", inputs, generator, samples, std, at_least=2)
     shifted, squared = torch.zeros_like(gradients), torch.zeros_like(gradients)
-    for image, _, _, found in revisit(samples, inputs=noisy):
-        difference = found - gradients[image]  # sums of squares around a value nearby lose no digits
+    for image, _, _, noisy_gradients in revisit(samples, inputs=noisy):
+        difference = noisy_gradients - gradients[image]  # sums of squares around a value nearby lose no digits
         shifted[image] += difference.sum(0)
         squared[image] += (difference**2).sum(0)
     return (squared / samples - (shifted / samples) ** 2).clamp_min(0).amax(1)
@@ -92,6 +92,7 @@ def var_grad(
 def _noisy(
     name: str, inputs: Tensor, generator: torch.Generator, samples: int, std: float, *, at_least: int = 1
 ) -> Vary:
+    """Returns what makes noisy copies of an image (image, indices (v,)) -> (v, C, *size). KonkyoError: bad options."""
     if samples < at_least or not 0 <= std < math.inf:
         raise KonkyoError(f"{name} needs samples >= {at_least} and std >= 0; got {samples}, {std}")
     noise = torch.randn(samples, *inputs.shape[1:], generator=generator, device="cpu")

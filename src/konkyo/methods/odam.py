@@ -15,13 +15,13 @@ from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.utils.tensors import blurred, channels, grid_mean
 
-Baseline: TypeAlias = Literal["black", "mean", "blur"]
-Weights: TypeAlias = Literal["elementwise", "channel"]
+BaselineImage: TypeAlias = Literal["black", "mean", "blur"]
+WeightKind: TypeAlias = Literal["elementwise", "channel"]
 
 
 @method(rectified=True, score="probability")
 def odam(activations: Tensor, gradients: Tensor, *, grad_smooth_sigma: float = 0.0) -> Tensor:
-    """ODAM (Zhao & Chan, 2023): every activation weighted by the instance's own gradient there.
+    """ODAM (Zhao & Chan, 2023) weights every activation by the instance's own gradient there.
 
     map = ReLU(sum_k G_k A_k). `grad_smooth_sigma` smooths the gradient by a Gaussian of so many cells first; the
     authors' code does not.
@@ -39,20 +39,20 @@ def ig_odam(
     integrate: Integrate,
     *,
     nodes: int = 32,
-    baseline: Baseline = "black",
-    weights: Weights = "elementwise",
+    baseline: BaselineImage = "black",
+    weights: WeightKind = "elementwise",
 ) -> Tensor:
-    """IG-ODAM (Nakai et al., 2025, Eq. 1-2): ODAM with its gradient integrated on the way from a baseline image.
+    """IG-ODAM (Nakai et al., 2025, Eq. 1-2) is ODAM with its gradient integrated on the way from a baseline image.
 
     map = ReLU(sum_k w_k A_k), w = integral of G(I_alpha) d alpha by the trapezoid rule on `nodes` uniform nodes,
-    I_alpha = b + alpha (I - b), where the instance is found again among all candidates by its likeness. Where nothing
-    is like it, G is 0. One node, at alpha = 1, is ODAM. `baseline`: a "black" image, the "mean" colour (0 of the
-    prepared image), or the image under a "blur". `weights` "channel" takes the mean of w over the grid, and with it the
-    instance out of the map. The map does not add up to the score: `path_odam` does. Cost: `nodes` forwards, shared by
-    all instances of an image, and a backward to the layer for each.
+    I_alpha = b + alpha (I - b). In every I_alpha the instance is found again among all candidates by its likeness.
+    Where nothing is like it, G is 0. One node, at alpha = 1, is ODAM. `baseline`: a "black" image, the "mean" colour (0
+    of the prepared image), or the image under a "blur". `weights` "channel" takes the mean of w over the grid, and with
+    it the instance out of the map. The map does not add up to the score: `path_odam` does. Cost: `nodes` forwards,
+    shared by all instances of an image, and a backward to the layer for each.
     """
     w = integrate(_baseline(inputs, black, baseline), Sampling(nodes))
-    return _weighed(w, activations, weights)
+    return _weighted(w, activations, weights)
 
 
 @method(rectified=True, score="probability")
@@ -68,44 +68,44 @@ def adaptive_ig_odam(
     length_power: float = 0.0,
     split_per_round: int = 1,
     gradient_scale: GradientScale = "max",
-    baseline: Baseline = "black",
-    weights: Weights = "elementwise",
+    baseline: BaselineImage = "black",
+    weights: WeightKind = "elementwise",
 ) -> Tensor:
-    """Adaptive IG-ODAM (Nakai et al., Eq. 3-7): IG-ODAM with its nodes where gradient and box change most.
+    """Adaptive IG-ODAM (Nakai et al., Eq. 3-7) is IG-ODAM with its nodes where gradient and box change most.
 
     From `initial` uniform nodes on, the interval of the highest priority R = `balance` g + (1 - `balance`) s is halved
-    until there are `nodes`: g = |G(b) - G(a)|_1, divided by the largest of the present intervals' (`gradient_scale`),
-    s = 1 - IoU of the boxes. The paper's R knows no length, so that at a jump it stays however short the interval; it
-    is therefore never halved below 1 / (4 `nodes`). `length_power` multiplies R by a power of the length (1 evens out
-    the trapezoid rule's error). `split_per_round` halves several intervals at once. The nodes, priorities, boxes and
-    scores are kept in the explanation's `path`. Cost: a forward for every node that any instance of the image wants,
-    and a backward there for each instance; those gradients (C, *grid) are kept.
+    until there are `nodes`. g = |G(b) - G(a)|_1, divided by the largest of the present intervals' (`gradient_scale`), s
+    = 1 - IoU of the boxes. The paper's R knows no length, so that at a jump it stays however short the interval; it is
+    therefore never halved below 1 / (4 `nodes`). `length_power` multiplies R by a power of the length (1 evens out the
+    trapezoid rule's error). `split_per_round` halves several intervals at once. The nodes, priorities, boxes and scores
+    are kept in the explanation's `path`. Cost: a forward for every node that any instance of the image wants, and a
+    backward there for each instance; those gradients (C, *grid) are kept.
     """
     sampling = Sampling(nodes, True, initial, balance, length_power, split_per_round, gradient_scale)
-    return _weighed(integrate(_baseline(inputs, black, baseline), sampling), activations, weights)
+    return _weighted(integrate(_baseline(inputs, black, baseline), sampling), activations, weights)
 
 
 @method(score="probability")
 def path_odam(
-    inputs: Tensor, black: Tensor, integrate: Integrate, *, nodes: int = 32, baseline: Baseline = "black"
+    inputs: Tensor, black: Tensor, integrate: Integrate, *, nodes: int = 32, baseline: BaselineImage = "black"
 ) -> Tensor:
-    """The complete form of IG-ODAM: what the activations' change on the way from a baseline adds to the score.
+    """The complete form of IG-ODAM shows what the activations' change on the way from a baseline adds to the score.
 
     map = sum_k integral of G_k dA_k by the trapezoid rule, sum_m (G_m + G_(m+1)) / 2 (A_(m+1) - A_m). Its sum over the
     layer approaches score(I) - score(b), if the score depends on the image through the layer alone and one candidate is
-    followed all the way; IG-ODAM's does not. (The levels of a pyramid are enlarged to one grid, which counts the coarse
-    ones several times.) Options and cost as in `ig_odam`.
+    followed all the way. IG-ODAM's sum does not. (The levels of a pyramid are enlarged to one grid, which counts the
+    coarse ones several times.) Options and cost as in `ig_odam`.
     """
     if nodes < 2:
         raise KonkyoError(f"path_odam needs nodes >= 2, for what changes between them; got {nodes}")
     return integrate(_baseline(inputs, black, baseline), Sampling(nodes), through="activations").sum(1)
 
 
-def _baseline(inputs: Tensor, black: Tensor, which: Baseline) -> Tensor:
+def _baseline(inputs: Tensor, black: Tensor, which: BaselineImage) -> Tensor:
     if which == "blur":
         return blurred(inputs, max(inputs.shape[2:]) / 16)
     return black if which == "black" else torch.zeros_like(inputs)
 
 
-def _weighed(w: Tensor, activations: Tensor, weights: Weights) -> Tensor:
+def _weighted(w: Tensor, activations: Tensor, weights: WeightKind) -> Tensor:
     return (w if weights == "elementwise" else channels(grid_mean(w), activations)) * activations

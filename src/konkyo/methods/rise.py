@@ -25,7 +25,7 @@ def rise(
     cells: int = 7,
     keep: float = 0.5,
 ) -> Tensor:
-    """RISE (Petsiuk et al., 2018, Eq. 6): the mean of random masks, weighted by the score of the masked image.
+    """RISE (Petsiuk et al., 2018, Eq. 6) is the mean of random masks, weighted by the score of the masked image.
 
     map = 1 / (masks * keep) sum_i score(x * M_i) M_i. A mask is a coarse grid of `cells` per side, each kept with
     probability `keep`, enlarged bilinearly to one cell more than the image and cropped at random. All images see the
@@ -46,14 +46,14 @@ def d_rise(
     enlarge: Enlarging = "bilinear",
     centre: bool = False,
 ) -> Tensor:
-    """D-RISE (Petsiuk et al., 2021): the mean of random masks, weighted by how much of the detection each leaves.
+    """D-RISE (Petsiuk et al., 2021) is the mean of random masks, weighted by how much of the detection each leaves.
 
-    map = mean_i w_i M_i, w_i = max_j IoU(box, box_j) cos(p, p_j) over all candidates j of the masked image x * M_i (the
-    paper's objectness is left out: few detectors have one). A quantity that is asked for (a side of the box) weighs the
-    masks instead, as scores do in RISE. Masks as in `rise`; all detections of an image share them and their forwards.
-    `enlarge` "nearest" keeps hard edges, as a released implementation does. `centre` takes the mean of the weights off,
-    which takes the same constant background out of every map and leaves less noise. Cost: `masks` forwards, however
-    many detections there are.
+    map = mean_i w_i M_i, w_i = max_j IoU(box, box_j) cos(p, p_j) over all candidates j of the masked image x * M_i.
+    (The paper's objectness is left out: few detectors have one.) A quantity that is asked for (a side of the box)
+    weighs the masks instead, as scores do in RISE. Masks as in `rise`; all detections of an image share them and their
+    forwards. `enlarge` "nearest" keeps hard edges, as a released implementation does. `centre` takes the mean of the
+    weights off, which takes the same constant background out of every map and leaves less noise. Cost: `masks`
+    forwards, however many detections there are.
     """
     return _of_masks(
         inputs, rescore, _random_masks(inputs, generator, masks, cells, keep, enlarge), masks, centre=centre
@@ -63,16 +63,17 @@ def d_rise(
 def _random_masks(
     inputs: Tensor, generator: torch.Generator, masks: int, cells: int, keep: float, enlarge: Enlarging
 ) -> Callable[[Tensor], Tensor]:
-    """RISE's masks, indices -> (v, *size): coarse grids enlarged to one cell more than the image, and cropped."""
+    """Makes RISE's masks, indices -> (v, *size): coarse grids enlarged to one cell more than the image, and cropped."""
     if masks < 1 or cells < 1 or not 0 < keep <= 1:
         raise KonkyoError(f"masks >= 1, cells >= 1 and 0 < keep <= 1 were expected; got {masks}, {cells}, {keep}")
     size = inputs.shape[2:]
     stride = [-(-s // cells) for s in size]
-    drawn = torch.rand(masks, *[cells] * len(size), generator=generator, device="cpu") < keep
-    coarse = drawn.to(inputs.device, torch.promote_types(inputs.dtype, torch.float32))
+    open_cells = torch.rand(masks, *[cells] * len(size), generator=generator, device="cpu") < keep
+    coarse = open_cells.to(inputs.device, torch.promote_types(inputs.dtype, torch.float32))
     moves = [torch.randint(s, (masks,), generator=generator, device="cpu").to(inputs.device) for s in stride]
 
     def mask(indices: Tensor) -> Tensor:
+        """Returns the masks (v, *size) of these indices."""
         extents = tuple((cells + 1) * s for s in stride)
         if enlarge == "nearest":
             large = torch.nn.functional.interpolate(coarse[indices, None], size=extents, mode="nearest-exact")[:, 0]
@@ -91,7 +92,7 @@ def _random_masks(
 def _of_masks(
     inputs: Tensor, rescore: Rescore, mask: Callable[[Tensor], Tensor], count: int, *, centre: bool = False
 ) -> Tensor:
-    """The mean of the masks that ran, weighted by the scores of the images seen through them. -> (N, *size)"""
+    """Returns the mean of the masks that ran, weighted by the scores of the images seen through them. -> (N, *size)"""
     scores = rescore(count, inputs=lambda image, k: mask(k)[:, None] * inputs[image])
     ran = scores != -torch.inf
     scores = scores.masked_fill(~ran, 0)
@@ -105,10 +106,10 @@ def _of_masks(
 
 @method(layer="input", score="probability")
 def occlusion(inputs: Tensor, rescore: Rescore, *, window: int = 16, stride: int = 8, baseline: float = 0.0) -> Tensor:
-    """Occlusion (Zeiler & Fergus, 2014): how far the score falls when a square that covers the pixel is hidden.
+    """Occlusion (Zeiler & Fergus, 2014) shows how far the score falls when a square that covers the pixel is hidden.
 
     map = mean over the windows that cover a pixel of score(x) - score(x with the window set to `baseline`). A window is
-    `window` pixels wide in all directions, or as the image where that is less, and moves by `stride`; the last of a row
+    `window` pixels wide in all directions, or as the image where that is less, and moves by `stride`. The last of a row
     is cut at the border. `baseline` is a value of the preprocessed image (0: the mean colour). Cost: a forward per
     window and one more, 730 for 224 x 224 pixels. Under a budget windows far apart come first; pixels that none of them
     covered get 0. Evidence larger than the window, or there twice, is missed: hiding a part of it changes nothing.
@@ -141,13 +142,13 @@ def occlusion(inputs: Tensor, rescore: Rescore, *, window: int = 16, stride: int
 
 @method(score="probability")
 def recipro_cam(activations: Tensor, rescore: Rescore, *, mask: Literal["cell", "gaussian"] = "cell") -> Tensor:
-    """Recipro-CAM (Byun & Lee, 2022): the score that remains when one place of the layer's grid is all there is.
+    """Recipro-CAM (Byun & Lee, 2022) is the score that remains when one place of the layer's grid is all there is.
 
     map at p = score(A * M_p), M_p: 1 at p and 0 elsewhere. `mask` "gaussian" lets the neighbours shine through, with
-    1/4 at p falling to 1/16 at its corners, as ViT-ReciproCAM (Byun & Lee, 2023) does; "cell" is what the authors' code
+    1/4 at p falling to 1/16 at its corners, as ViT-ReciproCAM (Byun & Lee, 2023) does. "cell" is what the authors' code
     does for convolutions. Tokens that stand before the grid stay as they are. Cost: a forward per place of what follows
-    the layer; under a budget the places with the largest activations come first, and the others get the lowest score.
-    A lone place is an input that the network never saw; what the layers after it combine is not credited.
+    the layer; under a budget the places with the largest activations come first, and the others get the lowest score. A
+    lone place is an input that the network never saw; what the layers after it combine is not credited.
     """
     grid = activations.shape[2:]
     bands = [_band(extent, activations) for extent in grid]
@@ -167,13 +168,13 @@ def recipro_cam(activations: Tensor, rescore: Rescore, *, mask: Literal["cell", 
 
 
 def _band(extent: int, like: Tensor) -> Tensor:
-    """(extent, extent): what 1/4, 1/2, 1/4 makes of every place on one axis."""
+    """Returns (extent, extent): what the weights 1/4, 1/2, 1/4 make of every place on one axis."""
     distance = (torch.arange(extent)[:, None] - torch.arange(extent)).abs()
     return torch.where(distance <= 1, 0.5 / (1 + distance), 0.0).to(like)
 
 
 def _blend(values: Tensor, masks: Callable[[Tensor], Tensor]) -> Tensor:
-    """The sum of the masks (count, *size) with weights (N, count), a few masks at a time. -> (N, *size)"""
+    """Returns the sum of the masks (count, *size) with weights (N, count), a few masks at a time. -> (N, *size)"""
     parts = torch.split(torch.arange(values.shape[1], device=values.device), 64)
     total: Tensor = torch.tensordot(values[:, parts[0]], masks(parts[0]).to(values), 1)
     for part in parts[1:]:

@@ -15,16 +15,16 @@ from konkyo.utils.tensors import channels, min_max, resize, safe_divide
 
 @method(rectified=True)
 def score_cam(inputs: Tensor, activations: Tensor, rescore: Rescore, *, prune: float = 0.0) -> Tensor:
-    """Score-CAM (Wang et al., 2020, Alg. 1): channels weighted by the score of the image seen through them.
+    """Score-CAM (Wang et al., 2020, Alg. 1) weights channels by the score of the image seen through them.
 
     map = ReLU(sum_k w_k A_k), w = softmax_k(score(x * min_max(up(A_k))) - score(baseline)); the baseline's score is the
     same for every channel and cancels in the softmax. A constant channel has no mask: its weight is 0, and it costs
     no forward. One forward per channel; masks are made on the device, a chunk at a time. All weights are positive: of
     signed activations (a layer norm's) the sum may be negative everywhere.
 
-    `prune` leaves out channels whose largest absolute activation is below `prune` times the layer's largest. With W the
-    softmax mass of the channels that stay and tau the largest |activation| of those left out, at every pixel
-    |full - W pruned| <= (1 - W) tau <= tau: up to the factor W, common to all pixels, none moves by more than tau.
+    `prune` leaves out channels whose largest absolute activation is below `prune` times the layer's largest. W is the
+    softmax mass of the channels that stay, tau the largest |activation| of those left out. Then at every pixel |full -
+    W pruned| <= (1 - W) tau <= tau. Up to the factor W, common to all pixels, none moves by more than tau.
     """
     size = tuple(inputs.shape[2:])
 
@@ -32,7 +32,7 @@ def score_cam(inputs: Tensor, activations: Tensor, rescore: Rescore, *, prune: f
         return min_max(resize(activations[image, k], size))[:, None] * inputs[image]
 
     scores = rescore(activations.shape[1], inputs=masked, priority=_pruned(contrast(activations), prune))
-    return channels(_shares(scores, 1), activations) * activations
+    return channels(_channel_weights(scores, 1), activations) * activations
 
 
 @method(rectified=True)
@@ -46,7 +46,7 @@ def ss_cam(
     samples: int = 35,
     std: float = 2.0,
 ) -> Tensor:
-    """SS-CAM (Wang et al., 2020): Score-CAM with the score of every channel averaged over noise.
+    """SS-CAM (Wang et al., 2020) is Score-CAM with the score of every channel averaged over noise.
 
     map = ReLU(sum_k w_k A_k), w = softmax_k(mean_n score(x * (M_k + noise_n))), M_k = min_max(up(A_k)).
     `noise` "input": score(x * M_k + noise_n). Gaussian noise of deviation `std`, in units of the mask (0 to 1) or of
@@ -66,7 +66,7 @@ def ss_cam(
 
     priority = contrast(activations).repeat_interleave(samples, 1)
     scores = rescore(priority.shape[1], inputs=noisy, priority=priority)
-    return channels(_shares(scores, samples), activations) * activations
+    return channels(_channel_weights(scores, samples), activations) * activations
 
 
 @method(rectified=True)
@@ -78,12 +78,12 @@ def is_cam(
     steps: int = 10,
     scale: Literal["cumulative", "linear"] = "cumulative",
 ) -> Tensor:
-    """IS-CAM (Naidu et al., 2020): Score-CAM with the score of every channel averaged while its mask grows.
+    """IS-CAM (Naidu et al., 2020) is Score-CAM with the score of every channel averaged while its mask grows.
 
-    map = ReLU(sum_k w_k A_k), w = softmax_k(mean_i score(s_i x * min_max(up(A_k)))), i = 1 ... steps. The paper adds
-    up the steps, s_i = sum_{j <= i} j / steps, so that the masked image ends (steps + 1) / 2 times as bright as it is;
-    `scale` "linear" is the integral up to the masked image itself, s_i = i / steps. steps = 1 is Score-CAM. Cost:
-    steps * channels forwards; under a budget the strongest channels come first.
+    map = ReLU(sum_k w_k A_k), w = softmax_k(mean_i score(s_i x * min_max(up(A_k)))), i = 1 ... steps. The paper adds up
+    the steps, s_i = sum_{j <= i} j / steps. So the masked image ends (steps + 1) / 2 times as bright as it is. `scale`
+    "linear" is the integral up to the masked image itself, s_i = i / steps. steps = 1 is Score-CAM. Cost: steps *
+    channels forwards; under a budget the strongest channels come first.
     """
     if steps < 1:
         raise KonkyoError(f"is_cam needs steps >= 1; got {steps}")
@@ -97,19 +97,19 @@ def is_cam(
 
     priority = contrast(activations).repeat_interleave(steps, 1)
     scores = rescore(priority.shape[1], inputs=grown, priority=priority)
-    return channels(_shares(scores, steps), activations) * activations
+    return channels(_channel_weights(scores, steps), activations) * activations
 
 
 @method(rectified=True)
 def ablation_cam(activations: Tensor, score: Tensor, ablate: Ablate, *, prune: float = 0.0) -> Tensor:
-    """Ablation-CAM (Ramaswamy, 2020): channels weighted by the drop in score when they are set to zero.
+    """Ablation-CAM (Ramaswamy, 2020) weights channels by the drop in score when they are set to zero.
 
     map = ReLU(sum_k w_k A_k), w_k = (y - y_k) / |y|. The paper divides by y, which it takes to be positive; dividing
     a negative score by itself would swap evidence for and against. Cost: a forward of what follows the layer per
     channel; none at all where that is the mean over the grid and one linear layer.
 
     `prune` leaves out channels whose largest absolute activation is below `prune` times the layer's largest. With tau
-    the largest |activation| of those left out, |full - pruned| <= tau sum |w_k| over them at every pixel; what that sum
+    the largest |activation| of those left out, |full - pruned| <= tau sum |w_k| over them at every pixel. What that sum
     is cannot be known without running them.
     """
     strength = activations.flatten(2).abs().amax(2)
@@ -118,7 +118,7 @@ def ablation_cam(activations: Tensor, score: Tensor, ablate: Ablate, *, prune: f
 
 
 def lnorm_product(maps: Sequence[Tensor]) -> Tensor:
-    """Poly-CAM's way from the deepest map to the shallowest: times LNorm(map), the map over its own coarse version."""
+    """Multiplies the maps of Poly-CAM from the deepest to the shallowest: each over its own coarse version."""
     fused = maps[-1]
     for one in reversed(maps[:-1]):
         size = tuple(one.shape[1:])
@@ -129,12 +129,12 @@ def lnorm_product(maps: Sequence[Tensor]) -> Tensor:
 
 @method(rectified=True, layer="stages", score="probability", fuse=lnorm_product)
 def poly_cam(inputs: Tensor, activations: Tensor, rescore: Rescore, *, variant: Literal["±", "+", "-"] = "±") -> Tensor:
-    """Poly-CAM (Englebert et al., 2022): maps of all grid sizes, each sharpening the one below it.
+    """Poly-CAM (Englebert et al., 2022) fuses maps of all grid sizes, each sharpening the one below it.
 
-    map_l = LNorm(L_l) * up(map_{l+1}), from the deepest layer up, where the map is L; L_l = ReLU(sum_k w_k A_k),
+    map_l = LNorm(L_l) * up(map_{l+1}), from the deepest layer up, where the map is L. L_l = ReLU(sum_k w_k A_k),
     LNorm(L) = L / up(down(L)) with down to the grid of layer l + 1. With M_k = up(min_max(A_k)), `variant` "+" takes
-    w_k = p(x * M_k), "-" ReLU(p(x) - p(x * (1 - M_k))), "±" ReLU of the sum of both. min_max() divides by the largest
-    value minus the smallest; the released code takes the 0.1 and 99.9 percentiles for these, and divides by the upper
+    w_k = p(x * M_k), "-" ReLU(p(x) - p(x * (1 - M_k))), "±" ReLU of the sum of both. `min_max` divides by the largest
+    value minus the smallest. The released code takes the 0.1 and 99.9 percentiles for these, and divides by the upper
     one alone. Where a layer's coarse version is 0, LNorm is 0. Made for activations after a ReLU. Cost: one forward per
     channel of every layer, for "±" two: thousands; a budget goes to the channels with the largest activations.
     """
@@ -156,20 +156,26 @@ def poly_cam(inputs: Tensor, activations: Tensor, rescore: Rescore, *, variant: 
 
 
 def contrast(activations: Tensor) -> Tensor:
-    """The largest absolute value of every channel, and 0 for a constant one: there is no mask in it. -> (N, C)"""
+    """Returns the largest absolute value of every channel, and 0 for a constant one: there is no mask in it.
+
+    -> (N, C)
+    """
     flat = activations.flatten(2)
     return torch.where(flat.amin(2) == flat.amax(2), 0.0, flat.abs().amax(2))
 
 
 def _pruned(strength: Tensor, prune: float) -> Tensor:
-    """The strengths (N, C), and 0 for those below `prune` times the largest."""
+    """Returns the strengths (N, C), and 0 for those below `prune` times the largest."""
     if not 0 <= prune <= 1:
         raise KonkyoError(f"prune is a part of the largest activation, 0 to 1; got {prune}")
     return torch.where(strength < prune * strength.amax(1, keepdim=True), 0.0, strength)
 
 
-def _shares(scores: Tensor, repeats: int) -> Tensor:
-    """Softmax over channels of the mean of those of their `repeats` scores that ran. (N, C * repeats) -> (N, C)"""
+def _channel_weights(scores: Tensor, repeats: int) -> Tensor:
+    """Returns the softmax over channels of their mean scores.
+
+    (N, C * repeats) -> (N, C). A channel has `repeats` scores, of which those count that ran.
+    """
     scores = scores.view(len(scores), -1, repeats)
     ran = scores != -torch.inf
     means = scores.masked_fill(~ran, 0).sum(2) / ran.sum(2)

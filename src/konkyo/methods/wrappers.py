@@ -19,7 +19,7 @@ _SCALES = (0.9, 1.0, 1.1)
 
 
 def augmented(method: str | Method, *, scales: Sequence[float] = _SCALES, flip: bool = True) -> Method:
-    """The method's map averaged over views of the image: with its values scaled, and each of those mirrored too.
+    """This method averages a method's map over views of the image: with its values scaled, and each of those mirrored.
 
     map = mean_v v^-1(method(v(x))). The views run as one batch, and all explain the class that was chosen on the image
     itself. The six views by default are pytorch-grad-cam's `aug_smooth`. Cost: a forward (and the method) per view.
@@ -29,6 +29,7 @@ def augmented(method: str | Method, *, scales: Sequence[float] = _SCALES, flip: 
         raise KonkyoError(f"augmented needs finite scales, at least one; got {scales!r}")
 
     def function(inputs: Tensor, targets: Sequence[Target], on: On, **options: Any) -> Tensor:
+        """Returns the mean of the maps of all views, each turned back."""
         if flip and any(as_target(target).location() is not None for target in targets):
             raise NotApplicable("a mirrored image has its detections elsewhere; for those: augmented(..., flip=False)")
         views = torch.cat([inputs * scale for scale in sizes])
@@ -39,11 +40,11 @@ def augmented(method: str | Method, *, scales: Sequence[float] = _SCALES, flip: 
         return maps.view(-1, len(inputs), *maps.shape[1:]).mean(0)
 
     settings = ([] if sizes == _SCALES else [f"scales={sizes}"]) + ([] if flip else ["flip=False"])
-    return _wrapped(inner, "augmented", function, ("inputs", "targets", "on"), settings)
+    return _made_of(inner, "augmented", function, ("inputs", "targets", "on"), settings)
 
 
 def first_component(method: str | Method) -> Method:
-    """The first component of what the channels add to the method's map, in place of their sum.
+    """This method is the first component of what the channels add to a method's map, in place of their sum.
 
     map = projection of every place's evidence (w_k A_k)_k on the first right singular vector; its sign is the one that
     agrees with the sum. It takes noise out of a map, and with it what few channels say: pytorch-grad-cam's
@@ -55,10 +56,10 @@ def first_component(method: str | Method) -> Method:
         evidence = inner.evidence(probe, **options)
         return agreeing(project(evidence), evidence)
 
-    return _wrapped(inner, "first_component", function, ("probe",))
+    return _made_of(inner, "first_component", function, ("probe",))
 
 
-def _wrapped(
+def _made_of(
     inner: Method, wrapper: str, function: Callable[..., Tensor], needs: tuple[str, ...], settings: Sequence[str] = ()
 ) -> Method:
     name = f"{wrapper}({', '.join([inner.name, *settings])})"

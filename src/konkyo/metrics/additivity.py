@@ -1,4 +1,4 @@
-"""Whether a map's values are what the pixels do to the score: sums of attributions against changes of the score."""
+"""This tells whether a map's values are what pixels do to the score: sums of values against changes of the score."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -36,11 +36,11 @@ def infidelity(
     seed: int = 0,
     batch: int = 32,
 ) -> Tensor:
-    """Infidelity (Yeh et al., 2019): how far the map is from foretelling what perturbations do to the score.
+    """Infidelity (Yeh et al., 2019) is how far the map is from foretelling what perturbations do to the score.
 
     mean over perturbations I of (I . a - (s(x) - s(x - I)))^2 -> (R,). The map a is an attribution of every pixel in
     the score's units, the same for all channels: I . a = sum over pixels of (sum over channels of I) a. Maps that are
-    smaller than the image are enlarged, which leaves no units; `scaling` "optimal" multiplies each map by the number
+    smaller than the image are enlarged, which leaves no units. `scaling` "optimal" multiplies each map by the number
     that serves it best first, as in the authors' code. `kind`: "gaussian" noise of `std` in the prepared image's units,
     or a "square" of `side` pixels at a random place, where I = x: it is set to 0. All maps see the same perturbations.
     Cost: `samples` forwards and one more.
@@ -52,6 +52,7 @@ def infidelity(
     whole = over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch)[:, 0]
 
     def draw(sample: int) -> Tensor:
+        """Returns the perturbation of this number: noise (C, H, W), or a square (1, H, W)."""
         generator = seeded(seed, sample)
         if kind == "gaussian":
             return std * torch.randn(images.shape[1:], generator=generator).to(images)
@@ -62,16 +63,16 @@ def infidelity(
         square[:, top : top + high, left : left + wide] = 1
         return square.to(images)
 
-    def compared(rows: Tensor, drawn: Tensor) -> Tensor:
-        change = drawn if kind == "gaussian" else drawn * images[rows]
-        foretold = (change.sum(1).to(attribution) * attribution[rows]).sum((1, 2))
-        found = whole[rows] - scores_of(score, images[rows] - change, rows)
-        return torch.stack([foretold.to(found), found], 1)
+    def compared(rows: Tensor, perturbation: Tensor) -> Tensor:
+        change = perturbation if kind == "gaussian" else perturbation * images[rows]
+        predicted = (change.sum(1).to(attribution) * attribution[rows]).sum((1, 2))
+        falls = whole[rows] - scores_of(score, images[rows] - change, rows)
+        return torch.stack([predicted.to(falls), falls], 1)
 
-    foretold, found = over_variants(samples, images, compared, batch, draw=draw, shape=(2,)).unbind(2)
+    predicted, falls = over_variants(samples, images, compared, batch, draw=draw, shape=(2,)).unbind(2)
     if scaling == "optimal":
-        foretold = foretold * safe_divide((foretold * found).sum(1), (foretold**2).sum(1))[:, None]
-    return ((foretold - found) ** 2).mean(1).masked_fill(absent(raw), torch.nan)
+        predicted = predicted * safe_divide((predicted * falls).sum(1), (predicted**2).sum(1))[:, None]
+    return ((predicted - falls) ** 2).mean(1).masked_fill(absent(raw), torch.nan)
 
 
 @metric(better="higher")
@@ -85,11 +86,11 @@ def sensitivity_n(
     seed: int = 0,
     batch: int = 32,
 ) -> Tensor:
-    """Sensitivity-n (Ancona et al., 2018): whether sums over n random pixels foretell how far the score falls.
+    """Sensitivity-n (Ancona et al., 2018) tells whether sums over n random pixels foretell how far the score falls.
 
-    The correlation, over `samples` random sets of n = `share` of the pixels, of the sum of the map over the set and the
-    fall of the score when the set is set to 0 of the prepared image, in all channels. -> (R,), NaN where either does
-    not vary. The paper draws it over all n. Cost: `samples` forwards and one more.
+    The value is a correlation over `samples` random sets of n = `share` of the pixels. It relates the sum of the map
+    over the set to the fall of the score when the set becomes 0 of the prepared image, in all channels. -> (R,), NaN
+    where either does not vary. The paper draws it over all n. Cost: `samples` forwards and one more.
     """
     if not 0 < share < 1:
         raise KonkyoError(f"share is between 0 and 1; got {share}")
@@ -110,7 +111,7 @@ def faithfulness_correlation(
     seed: int = 0,
     batch: int = 32,
 ) -> Tensor:
-    """Faithfulness correlation (Bhatt et al., 2020): whether sums over random pixels foretell the fall of the score.
+    """Faithfulness correlation (Bhatt et al., 2020) tells whether sums over random pixels foretell how the score falls.
 
     As `sensitivity_n`, but of sets of `subset` pixels that take the `substrate`. -> (R,), NaN where either does not
     vary. So few pixels of so many hardly move a network: expect values near 0, and take more where they are all there.
@@ -130,7 +131,7 @@ def _foretold(
     seed: int,
     batch: int,
 ) -> Tensor:
-    """The correlation of sums over random sets of `size` pixels with the score's fall when they are hidden. -> (R,)"""
+    """Correlates sums over random sets of `size` pixels with the fall of the score when they are hidden. -> (R,)"""
     if samples < 2 or size < 1:
         raise KonkyoError(f"2 samples of a pixel at least were expected; got {samples} of {size}")
     hidden = filler(substrate, images, pixels, seed)
@@ -161,12 +162,12 @@ def monotonicity(
     seed: int = 0,
     batch: int = 32,
 ) -> Tensor:
-    """Monotonicity (Nguyen & Martinez, 2020): whether what has the larger attribution moves the score further.
+    """Monotonicity (Nguyen & Martinez, 2020) tells whether what has the larger attribution moves the score further.
 
-    Pixels are split in `groups` of equal size in the map's order, without its sign. The rank correlation over groups of
-    sum |a| and the mean of (s(x) - s(x'))^2, x' with the group's pixels at random values between black and white,
-    `samples` times. -> (R,), NaN where either does not vary. The paper takes each feature for a group. Cost: `groups`
-    times `samples` forwards and one more.
+    Pixels are split in `groups` of equal size in the map's order, without its sign. The value is the rank correlation
+    over groups of sum |a| and the mean of (s(x) - s(x'))^2. In x' the group's pixels take random values between black
+    and white, `samples` times. -> (R,), NaN where either does not vary. The paper takes each feature for a group. Cost:
+    `groups` times `samples` forwards and one more.
     """
     area = maps.shape[1] * maps.shape[2]
     if not 2 <= groups <= area or samples < 1:
@@ -184,7 +185,10 @@ def monotonicity(
 def _without_group(
     group: Tensor, groups: int, images: Tensor, hidden: Callable[[Tensor], Tensor], score: Score, batch: int
 ) -> Tensor:
-    """The scores with every group of pixels hidden in its turn. `group` (R, H, W), which each is in -> (R, groups)"""
+    """Scores the images with every group of pixels hidden in its turn.
+
+    `group` (R, H, W): the group of a pixel. -> (R, groups)
+    """
 
     def without(rows: Tensor, which: Tensor) -> Tensor:
         inside = group[rows] == which[:, None, None]
@@ -204,7 +208,7 @@ def completeness_error(
     relative: bool = True,
     batch: int = 32,
 ) -> Tensor:
-    """Completeness error (Sundararajan et al., 2017): how far the map's sum is from what the image adds to the score.
+    """Completeness error (Sundararajan et al., 2017) is how far the map's sum is from what the image adds to the score.
 
     |sum a - (s(I) - s(b))|, for `relative` divided by |s(I) - s(b)|, NaN where that is 0. -> (R,). The sum is over the
     map as the method gave it, at its layer's resolution. The `baseline` b is the one that the method went from: "zero"

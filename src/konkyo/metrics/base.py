@@ -19,17 +19,17 @@ Better: TypeAlias = Literal["higher", "lower", "neither"]
 
 
 class Score(Protocol):
-    """What the model says of variants of images."""
+    """A score tells what the model says of variants of images."""
 
     def __call__(self, variants: Tensor, rows: Tensor) -> Tensor:
-        """Variants (V, C, H, W) of the images of `rows` (V,) int64 -> the explained score of each (V,)."""
+        """Returns the explained scores (V,) of variants (V, C, H, W) of the images of `rows` (V,) int64."""
 
 
 class Explain(Protocol):
-    """The method on variants of images."""
+    """An explain runs the method on variants of images."""
 
     def __call__(self, variants: Tensor, rows: Tensor) -> Tensor:
-        """Variants (V, C, H, W) of the images of `rows` (V,) int64 -> their maps (V, h, w) for the rows' targets."""
+        """Returns the maps (V, h, w) of variants (V, C, H, W) of the images of `rows` (V,) int64, for their targets."""
 
 
 ON_OFFER: dict[str, str] = {
@@ -51,22 +51,22 @@ ON_OFFER: dict[str, str] = {
 
 @dataclass(frozen=True)
 class OfMean:
-    """A pool that knows of a data set only the mean of its maps' statistics, (R, ...) -> (...): shards add up."""
+    """This pool knows of a data set only the mean of its maps' statistics, (R, ...) -> (...): shards add up."""
 
     value: Callable[[Tensor], Tensor]
     """The mean statistic -> the data set's value."""
 
     def __call__(self, statistic: Tensor) -> Tensor:
-        """The value of statistics (R, ...), without those that are NaN."""
+        """Returns the value of statistics (R, ...), without those that are NaN."""
         return self.value(statistic.nanmean(0))
 
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """A registered metric: its function's positional parameters are needs, its keyword-only parameters options.
+    """A metric is a registered function: its positional parameters are needs, its keyword-only parameters options.
 
     The function gives a statistic of every map, (R, ...). `summary` makes it a value per map (R,), NaN where the metric
-    is not defined; `pooled` makes the statistics of a whole data set one value, where that is not the values' mean.
+    is not defined. `pooled` makes the statistics of a whole data set one value, where that is not the values' mean.
     """
 
     name: str
@@ -81,16 +81,16 @@ class Metric:
 
     @property
     def description(self) -> str:
-        """The first sentence of its documentation."""
+        """This is the first sentence of its documentation."""
         return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
 
-    def statistic(self, maps: Tensor, **given: Any) -> Tensor:
-        """What the metric measures of every map before it is one number: a curve, a histogram (R, ...)."""
-        values = {"maps": maps, "raw": maps} | given
+    def statistic(self, maps: Tensor, **arguments: Any) -> Tensor:
+        """Returns what the metric measures of every map before it is one number: a curve, a histogram (R, ...)."""
+        values = {"maps": maps, "raw": maps} | arguments
         for need in self.needs:
             if values.setdefault(need, None) is None and need not in self.optional:
                 raise KonkyoError(f"metric {self.name} needs {need}: {ON_OFFER[need]}")
-        options = {name: value for name, value in given.items() if name not in ON_OFFER}
+        options = {name: value for name, value in arguments.items() if name not in ON_OFFER}
         check_options(f"metric {self.name}", options, self.options)
         if maps.ndim != 3:
             raise KonkyoError(f"maps are (R, H, W); got {tuple(maps.shape)}")
@@ -105,18 +105,18 @@ class Metric:
         with torch.no_grad():
             return self.function(*(values[need] for need in self.needs), **options)
 
-    def __call__(self, maps: Tensor, **given: Any) -> Tensor:
-        """The value of every map (R,), NaN where the metric is not defined. `given`: needs and options by name."""
-        return self.summarised(self.statistic(maps, **given))
+    def __call__(self, maps: Tensor, **arguments: Any) -> Tensor:
+        """Returns the value of every map (R,), NaN where it is not defined. `arguments`: needs and options by name."""
+        return self.summarised(self.statistic(maps, **arguments))
 
     def summarised(self, statistic: Tensor) -> Tensor:
-        """The value of every map (R,) of its statistic. KonkyoError: a metric of whole data sets."""
+        """Returns the value of every map (R,) of its statistic. KonkyoError: a metric of whole data sets."""
         if self.summary is None and self.pooled is not None:
             raise KonkyoError(f"{self.name} is of a whole data set: {self.name}.over(statistic)")
         return statistic if self.summary is None else self.summary(statistic)
 
     def over(self, statistic: Tensor) -> Tensor:
-        """The value of a data set, of the statistics of its maps (R, ...): a number, NaN where none is defined."""
+        """Returns the value of a data set, of its maps' statistics (R, ...): a number, NaN where none is defined."""
         if self.pooled is not None:
             return self.pooled(statistic)
         return self.summarised(statistic).nanmean()
@@ -158,11 +158,11 @@ def metric(
 
 
 def metrics() -> dict[str, Metric]:
-    """Every registered metric by name."""
+    """Returns every registered metric by name."""
     import_module("konkyo.metrics")
     return dict(METRICS)
 
 
 def auc(curve: Tensor) -> Tensor:
-    """The area under curves on evenly spaced places, divided by the range, by the trapezoid rule. (R, T) -> (R,)"""
+    """Integrates curves on evenly spaced places by the trapezoid rule, divided by the range. (R, T) -> (R,)"""
     return torch.trapezoid(curve, dim=1) / (curve.shape[1] - 1)

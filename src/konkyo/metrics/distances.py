@@ -1,4 +1,4 @@
-"""How alike maps of one class are: distances between maps, class means, and shares of variance.
+"""This tells how alike the maps of one class are: distances between maps, class means, and shares of variance.
 
 These are sums over a whole set of maps, not a value per map, so none is a registered metric; `konkyo.consistency`
 puts them together. All but "top_iou" can be differentiated, for training.
@@ -22,14 +22,14 @@ DISTANCES: tuple[Distance, ...] = get_args(Distance)
 TOP = 0.2
 """The share of a map's cells that "top_iou" compares."""
 
-_LEAST = 1e-12  # a logarithm's argument: p log p is 0 at 0, but its gradient is infinite
+_LOG_FLOOR = 1e-12  # a logarithm's argument: p log p is 0 at 0, but its gradient is infinite
 
 
 def on_grid(maps: Tensor, grid: int | tuple[int, int]) -> Tensor:
-    """Maps as they are, on another grid, of so many cells a side; not normalised. (N, h, w) -> (N, *grid)
+    """Resamples maps to another grid, of so many cells a side; it does not normalise them. (N, h, w) -> (N, *grid)
 
-    Along an axis where the grid is coarser every cell is the mean over the area that it covers, whatever the ratio;
-    where it is finer, linear interpolation between cell centres. Differentiable; in 32 bits at least.
+    Along an axis where the grid is coarser every cell is the mean over the area that it covers, whatever the ratio.
+    Where it is finer, values are interpolated linearly between cell centres. Differentiable; in 32 bits at least.
     KonkyoError: maps of another shape, a grid below 2.
     """
     size = (grid, grid) if isinstance(grid, int) else grid
@@ -40,13 +40,13 @@ def on_grid(maps: Tensor, grid: int | tuple[int, int]) -> Tensor:
     if maps.shape[1:] == size:
         return maps
     with torch.autocast(maps.device.type, enabled=False):  # products would be in 16 bits
-        down, across = (_axis(had, wanted, maps) for had, wanted in zip(maps.shape[1:], size, strict=True))
-        found: Tensor = down @ maps @ across.mT
-    return found
+        down, across = (_axis(extent, cells, maps) for extent, cells in zip(maps.shape[1:], size, strict=True))
+        resized: Tensor = down @ maps @ across.mT
+    return resized
 
 
 def blank(maps: Tensor) -> Tensor:
-    """Where a map shows nothing: one value everywhere (to rounding), or a value that is no number. -> (N,) bool
+    """Tells where a map shows nothing: one value everywhere (to rounding), or a value that is no number. -> (N,) bool
 
     Min-max would make zeros of it, which lie on the mean of other zeros: a blank map must not count as consistent.
     """
@@ -56,7 +56,7 @@ def blank(maps: Tensor) -> Tensor:
 
 
 def distances(maps: Tensor, others: Tensor, kind: Distance = "mse") -> Tensor:
-    """How far each map is from another, 0 where they are one. (N, h, w), (N or 1, h, w) or (h, w) -> (N,)
+    """Measures how far each map is from another, 0 where they are one. (N, h, w), (N or 1, h, w) or (h, w) -> (N,)
 
     Both are normalised maps (`konkyo.utils.tensors.min_max`) or means of such; with P cells:
 
@@ -77,12 +77,12 @@ def distances(maps: Tensor, others: Tensor, kind: Distance = "mse") -> Tensor:
         raise KonkyoError(f"other maps of shape {tuple(maps.shape)} were expected; got {tuple(others.shape)}")
     shape = maps.shape[1:]
     one, other = maps.flatten(1), others.expand(maps.shape).flatten(1)
-    found: Tensor
+    lengths: Tensor
     if kind == "mse":
         return (one - other).square().mean(1)
     if kind == "l2_over_hw":
-        found = torch.linalg.vector_norm(one - other, dim=1) / one.shape[1]
-        return found
+        lengths = torch.linalg.vector_norm(one - other, dim=1) / one.shape[1]
+        return lengths
     if kind == "top_iou":
         first, second = _top(one), _top(other)
         return 1 - safe_divide((first & second).sum(1).to(one.dtype), (first | second).sum(1).to(one.dtype))
@@ -91,15 +91,15 @@ def distances(maps: Tensor, others: Tensor, kind: Distance = "mse") -> Tensor:
     if kind in ("pearson", "cosine"):
         lengths = torch.linalg.vector_norm(one, dim=1) * torch.linalg.vector_norm(other, dim=1)
         return 1 - safe_divide((one * other).sum(1), lengths)
-    one, other = _shares(one), _shares(other)
+    one, other = _sum_to_one(one), _sum_to_one(other)
     if kind == "js":
         return (_entropy((one + other) / 2) - (_entropy(one) + _entropy(other)) / 2).clamp_min(0)
-    found = torch.linalg.vector_norm(_centres(one, shape) - _centres(other, shape), dim=1) / math.sqrt(2)
-    return found
+    lengths = torch.linalg.vector_norm(_centres(one, shape) - _centres(other, shape), dim=1) / math.sqrt(2)
+    return lengths
 
 
 def class_means(maps: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean map and the standard deviation of every class, and how many maps each has: (K, h, w) twice, and (K,).
+    """Returns every class's mean map and standard deviation, (K, h, w) each, and how many maps it has (K,).
 
     The deviation is from the class's own maps, divided by their number: the mean of its square over the cells is the
     class's mean "mse". Zeros for a class without maps. `labels`: (N,) int64 below `classes`.
@@ -119,9 +119,9 @@ def class_means(maps: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Ten
 
 
 def within_total(maps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The variance of maps within classes, W, and of all of them, T, each the mean over cells. -> two scalars
+    """Returns the variance of maps within classes, W, and of all of them, T, each the mean over cells. -> two scalars
 
-    W = the sum over classes of squared deviations from the class's mean, divided by n - K' (K' classes that have maps);
+    W = the sum over classes of squared deviations from the class's mean, divided by n - K' (K' classes that have maps).
     T = that from the mean of all, divided by n - 1. So labels that mean nothing have E[W] = T: W / T is 0 where the
     maps of a class are identical and about 1 where classes do not differ. 1 - W / T is the share that classes explain.
     NaN where no class has two maps.
@@ -131,25 +131,27 @@ def within_total(maps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     flat = flat - flat.mean(0)
     kinds, labels = torch.unique(labels, return_inverse=True)
     total = flat.square().mean(1).sum()
-    return _within(flat, total, labels, len(kinds)), total / (len(flat) - 1)
+    return _within_variance(flat, total, labels, len(kinds)), total / (len(flat) - 1)
 
 
 def shuffled_within(maps: Tensor, labels: Tensor, permutations: int, generator: torch.Generator) -> Tensor:
-    """W of `within_total` with the labels dealt out anew, again and again. -> (permutations,)"""
+    """Computes W of `within_total` with the labels dealt out anew, again and again. -> (permutations,)"""
     _require_labels(maps, labels)
     flat = maps.flatten(1)
     flat = flat - flat.mean(0)
     kinds, labels = torch.unique(labels, return_inverse=True)
     total = flat.square().mean(1).sum()
     orders = (torch.randperm(len(labels), generator=generator).to(labels.device) for _ in range(permutations))
-    found = [_within(flat, total, labels[order], len(kinds)) for order in orders]
-    return torch.stack(found) if found else flat.new_zeros(0)
+    variances = [_within_variance(flat, total, labels[order], len(kinds)) for order in orders]
+    return torch.stack(variances) if variances else flat.new_zeros(0)
 
 
 def kappa(confusion: Tensor) -> Tensor:
-    """Cohen's kappa, (p_o - p_e) / (1 - p_e), of counts (K, K), rows the truth; 0 where p_e is 1. -> scalar, 64 bits
+    """Computes Cohen's kappa of counts (K, K), rows the truth:
 
-    1: all as labelled; 0: as often as chance with these frequencies would have it. 0 of no counts at all.
+    (p_o - p_e) / (1 - p_e), 0 where p_e is 1. -> scalar, 64 bits
+
+    It is 1 where all are as labelled, and 0 where chance with these frequencies would do as well. It is 0 of no counts.
     """
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
         raise KonkyoError(f"counts of shape (K, K) were expected; got {tuple(confusion.shape)}")
@@ -158,8 +160,8 @@ def kappa(confusion: Tensor) -> Tensor:
     return torch.where(1 - chance <= 1e-12, 0.0, (agreed - chance) / (1 - chance).clamp_min(1e-12))
 
 
-def _within(centred: Tensor, total: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """W of maps (n, P) whose mean is 0: squares around class means are all squares less those of the means."""
+def _within_variance(centred: Tensor, total: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Computes W of maps (n, P) whose mean is 0: squares around class means are all squares less those of the means."""
     counts = torch.bincount(labels, minlength=classes).to(centred.dtype)
     sums = centred.new_zeros(classes, centred.shape[1]).index_add(0, labels, centred)
     between = (sums.square().mean(1) / counts).sum()
@@ -168,7 +170,7 @@ def _within(centred: Tensor, total: Tensor, labels: Tensor, classes: int) -> Ten
 
 
 def _axis(size: int, grid: int, like: Tensor) -> Tensor:
-    """What each of `grid` cells takes of each of `size`, rows of sum 1. -> (grid, size)"""
+    """Returns the share of each of `size` places in each of `grid` cells, rows of sum 1. -> (grid, size)"""
     places = torch.arange(size, device=like.device, dtype=like.dtype)
     cells = torch.arange(grid, device=like.device, dtype=like.dtype)[:, None]
     if grid > size:  # linear between centres, the ends held
@@ -178,25 +180,25 @@ def _axis(size: int, grid: int, like: Tensor) -> Tensor:
     return (torch.minimum(high, places + 1) - torch.maximum(low, places)).clamp_min(0) * grid / size
 
 
-def _shares(flat: Tensor) -> Tensor:
-    """Rows of sum 1; uniform where all is 0."""
+def _sum_to_one(flat: Tensor) -> Tensor:
+    """Divides rows by their sums; a row of zeros becomes uniform."""
     total = flat.sum(1, keepdim=True)
     return torch.where(total == 0, 1 / flat.shape[1], safe_divide(flat, total))
 
 
 def _entropy(shares: Tensor) -> Tensor:
-    return -(shares * shares.clamp_min(_LEAST).log2()).sum(1)
+    return -(shares * shares.clamp_min(_LOG_FLOOR).log2()).sum(1)
 
 
 def _centres(shares: Tensor, shape: torch.Size) -> Tensor:
-    """(N, P) -> (N, 2), y and x from 0 to 1."""
+    """Returns the centres of mass, y and x from 0 to 1. (N, P) -> (N, 2)"""
     weights = shares.view(-1, *shape)
     steps = [(torch.arange(n, device=shares.device, dtype=shares.dtype) + 0.5) / n for n in shape]
     return torch.stack([(weights.sum(2) * steps[0]).sum(1), (weights.sum(1) * steps[1]).sum(1)], 1)
 
 
 def _top(flat: Tensor) -> Tensor:
-    """The highest cells of each map; cells of one value are in or out together, those of 0 out."""
+    """Marks the highest cells of each map; cells of one value are in or out together, those of 0 out."""
     least = flat.topk(max(1, round(TOP * flat.shape[1])), dim=1).values[:, -1:]
     return (flat >= least) & (flat > 0)
 

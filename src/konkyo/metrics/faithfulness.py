@@ -1,4 +1,4 @@
-"""Whether the score depends on what a map points at: pixels are taken away or brought in, in the map's order."""
+"""This tells whether the score depends on what a map points at: pixels go or come in the order of the map."""
 
 from typing import Literal
 
@@ -30,12 +30,12 @@ def deletion(
     seed: int = 0,
     batch: int = 32,
 ) -> Tensor:
-    """Deletion (Petsiuk et al., 2018): the score while pixels are taken away, the map's highest first. Its mean is low.
+    """Deletion (Petsiuk et al., 2018) scores the image while pixels are taken away, the map's highest first.
 
-    -> (R, 1 + `steps` / `every`), the scores after t = 0, `every`, 2 `every`, ..., `steps` steps; the value is the area
-    under the curve, whose places are evenly spaced. Pixels of equal value go in random order. `budget` is how many
-    pixels go in all: those of the image unless given; with a detection's the area of its box, which makes the area
-    under the curve a share of the box. None of the options is the protocol's own:
+    -> (R, 1 + `steps` / `every`), the scores after t = 0, `every`, 2 `every`, ..., `steps` steps. The value is the area
+    under the curve, whose places are evenly spaced; low is good. Pixels of equal value go in random order. `budget` is
+    how many pixels go in all: those of the image unless given. For a detection it is the area of its box, so that the
+    area under the curve is a share of the box. None of the options is the protocol's own:
 
     - "rise", the paper's, for classifiers: `substrate` "zero", every step scored, not normalised. Step t has taken
       round(t / steps budget) pixels: even to a pixel, where the paper takes 224 at a time and a shorter last step.
@@ -48,14 +48,14 @@ def deletion(
     it is 0. Cost: a forward per point.
     """
     hidden = filler(substrate or ("zero" if protocol == "rise" else "noise"), images, pixels, seed)
-    taken = _counts(maps, budget, protocol, steps, every)
+    counts = _counts(maps, budget, protocol, steps, every)
     rank = ranks(maps, seed)
 
     def without(rows: Tensor, point: Tensor) -> Tensor:
-        gone = rank[rows] < taken[rows, point, None, None]
+        gone = rank[rows] < counts[rows, point, None, None]
         return scores_of(score, torch.where(gone[:, None], hidden(rows), images[rows]), rows)
 
-    curve = _known(over_variants(taken.shape[1], images, without, batch), maps, taken)
+    curve = _nan_where_undefined(over_variants(counts.shape[1], images, without, batch), maps, counts)
     divide = protocol != "rise" if normalise is None else normalise
     return _divided(curve, curve[:, :1]) if divide else curve
 
@@ -76,30 +76,30 @@ def insertion(
     seed: int = 0,
     batch: int = 32,
 ) -> Tensor:
-    """Insertion (Petsiuk et al., 2018): the score while pixels come back, the map's highest first. Its mean is high.
+    """Insertion (Petsiuk et al., 2018) scores the image while pixels come back, the map's highest first.
 
-    -> (R, 1 + `steps` / `every`). All as in `deletion`, but that the image starts as the substrate and its own pixels
-    come in. "rise" starts from the "blur", "odam" and "seed" from "black"; none of them normalises. The first point of
-    "odam" is 0, not measured, as in the authors' code.
+    -> (R, 1 + `steps` / `every`); a high value is good. All as in `deletion`, but that the image starts as the
+    substrate and its own pixels come in. "rise" starts from the "blur", "odam" and "seed" from "black"; none of them
+    normalises. The first point of "odam" is 0, not measured, as in the authors' code.
     """
     hidden = filler(substrate or ("blur" if protocol == "rise" else "black"), images, pixels, seed)
-    given = _counts(maps, budget, protocol, steps, every)
+    counts = _counts(maps, budget, protocol, steps, every)
     rank = ranks(maps, seed)
     first = 1 if protocol == "odam" else 0
 
     def within(rows: Tensor, point: Tensor) -> Tensor:
-        come = rank[rows] < given[rows, first + point, None, None]
-        return scores_of(score, torch.where(come[:, None], images[rows], hidden(rows)), rows)
+        shown = rank[rows] < counts[rows, first + point, None, None]
+        return scores_of(score, torch.where(shown[:, None], images[rows], hidden(rows)), rows)
 
-    curve = over_variants(given.shape[1] - first, images, within, batch)
-    curve = _known(torch.cat([curve.new_zeros(len(maps), first), curve], 1), maps, given)
+    curve = over_variants(counts.shape[1] - first, images, within, batch)
+    curve = _nan_where_undefined(torch.cat([curve.new_zeros(len(maps), first), curve], 1), maps, counts)
     if not normalise:
         return curve
     return _divided(curve, over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch))
 
 
 def _counts(maps: Tensor, budget: Tensor | None, protocol: Protocol, steps: int, every: int | None) -> Tensor:
-    """How many pixels are changed at every point of the curve. -> (R, 1 + steps / every) int64"""
+    """Returns how many pixels are changed at every point of the curve. -> (R, 1 + steps / every) int64"""
     every = every or (10 if protocol == "odam" else 1)
     if steps < 1 or every < 1 or steps % every:
         raise KonkyoError(f"steps >= 1 that `every` divides were expected; got {steps} and {every}")
@@ -114,22 +114,22 @@ def _counts(maps: Tensor, budget: Tensor | None, protocol: Protocol, steps: int,
     return (step * each_step[:, None]).clamp(max=area)
 
 
-def _known(curve: Tensor, maps: Tensor, counts: Tensor) -> Tensor:
-    """The curves, NaN where there is no map or nothing to change."""
+def _nan_where_undefined(curve: Tensor, maps: Tensor, counts: Tensor) -> Tensor:
+    """Returns the curves, NaN where there is no map or nothing to change."""
     return curve.masked_fill((absent(maps) | (counts[:, -1] <= 0))[:, None], torch.nan)
 
 
 def _divided(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """The quotient, NaN where the denominator is 0."""
+    """Returns the quotient, NaN where the denominator is 0."""
     return numerator / denominator.masked_fill(denominator == 0, torch.nan)
 
 
 @metric(better="lower")
 def average_drop(maps: Tensor, images: Tensor, score: Score, *, batch: int = 32) -> Tensor:
-    """Average drop (Chattopadhyay et al., 2018): which share of the score is lost when only the map's part is seen.
+    """Average drop (Chattopadhay et al., 2018) is the share of the score that is lost when only the map's part is seen.
 
-    max(0, Y - O) / Y, Y = score(I), O = score(I * map), the map min-max scaled, I as prepared for the network: what the
-    map hides gets the mean colour. -> (R,) shares, NaN where Y <= 0. Cost: two forwards.
+    max(0, Y - O) / Y, Y = score(I), O = score(I * map), the map min-max scaled. I is as prepared for the network: what
+    the map hides gets the mean colour. -> (R,) shares, NaN where Y <= 0. Cost: two forwards.
     """
     whole, part = _seen_through(maps, images, score, batch)
     return _drop(whole, part)
@@ -137,7 +137,7 @@ def average_drop(maps: Tensor, images: Tensor, score: Score, *, batch: int = 32)
 
 @metric(better="higher")
 def increase_in_confidence(maps: Tensor, images: Tensor, score: Score, *, batch: int = 32) -> Tensor:
-    """Increase in confidence (Chattopadhyay et al., 2018): whether the score rises when only the map's part is seen.
+    """Increase in confidence (Chattopadhay et al., 2018) tells whether the map's part alone scores higher.
 
     [Y < O], as in `average_drop`. -> (R,) 0 or 1.
     """
@@ -147,7 +147,7 @@ def increase_in_confidence(maps: Tensor, images: Tensor, score: Score, *, batch:
 
 @metric(better="higher")
 def average_gain(maps: Tensor, images: Tensor, score: Score, *, batch: int = 32) -> Tensor:
-    """Average gain (Zhang et al., 2024): which share of what the score lacks is won when only the map's part is seen.
+    """Average gain (Zhang et al., 2024) is the share of what the score lacks that the map's part alone wins.
 
     max(0, O - Y) / (1 - Y), as in `average_drop`, of scores that are probabilities. -> (R,) shares, NaN where Y >= 1.
     """
@@ -157,7 +157,7 @@ def average_gain(maps: Tensor, images: Tensor, score: Score, *, batch: int = 32)
 
 @metric(better="higher")
 def coherency(maps: Tensor, images: Tensor, explain: Explain, *, batch: int = 32) -> Tensor:
-    """Coherency (Poppi et al., 2021): whether the map stays as it is when only the map's part is seen.
+    """Coherency (Poppi et al., 2021) tells whether the map stays as it is when only the map's part is seen.
 
     (1 + r) / 2, r the correlation of map(I) and map(I * map(I)), the latter's factor min-max scaled. -> (R,) shares,
     NaN where one of the maps is constant. Cost: an explanation.
@@ -167,17 +167,17 @@ def coherency(maps: Tensor, images: Tensor, explain: Explain, *, batch: int = 32
     def again(rows: Tensor, _: Tensor) -> Tensor:
         return maps_of(explain, images[rows] * shown[rows, None].to(images), rows, size)
 
-    found = over_variants(1, images, again, batch, shape=size)
-    return ((1 + pearson(maps.flatten(1), found[:, 0].flatten(1).to(maps))) / 2).masked_fill(absent(maps), torch.nan)
+    repeated = over_variants(1, images, again, batch, shape=size)
+    return ((1 + pearson(maps.flatten(1), repeated[:, 0].flatten(1).to(maps))) / 2).masked_fill(absent(maps), torch.nan)
 
 
 @metric(better="higher")
 def adcc(maps: Tensor, images: Tensor, score: Score, explain: Explain, *, batch: int = 32) -> Tensor:
-    """ADCC (Poppi et al., 2021): the harmonic mean of coherency, simplicity and what is left of the score.
+    """ADCC (Poppi et al., 2021) is the harmonic mean of coherency, simplicity and what is left of the score.
 
-    3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - average drop)), complexity the mean of the min-max scaled map;
-    0 where one of the terms is, NaN where one is not defined. Of every image, where the paper's table takes the mean of
-    each term first. Cost: two forwards and an explanation.
+    3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - average drop)), complexity the mean of the min-max scaled map.
+    It is 0 where one of the terms is, NaN where one is not defined. Of every image, where the paper's table takes the
+    mean of each term first. Cost: two forwards and an explanation.
     """
     complexity = min_max(maps).flatten(1).mean(1)
     drop = _drop(*_seen_through(maps, images, score, batch))
@@ -186,7 +186,7 @@ def adcc(maps: Tensor, images: Tensor, score: Score, explain: Explain, *, batch:
 
 
 def _seen_through(maps: Tensor, images: Tensor, score: Score, batch: int) -> tuple[Tensor, Tensor]:
-    """The scores of the images, and of the images times their scaled maps, NaN where there is none. -> (R,), (R,)"""
+    """Scores the images, and the images times their scaled maps, NaN where there is none. -> (R,), (R,)"""
     shown = min_max(maps)
 
     def half(rows: Tensor, masked: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ def _drop(whole: Tensor, part: Tensor) -> Tensor:
 
 
 def _half_the_gap(scores: Tensor) -> Tensor:
-    """(R, 2, T) scores, most and least relevant first -> (R,)"""
+    """Returns half the mean difference of scores (R, 2, T), most and least relevant first. -> (R,)"""
     return (scores[:, 1] - scores[:, 0]).mean(1) / 2
 
 
@@ -210,7 +210,7 @@ def _half_the_gap(scores: Tensor) -> Tensor:
 def road(
     maps: Tensor, images: Tensor, score: Score, *, steps: int = 9, noise: float = 0.01, seed: int = 0, batch: int = 32
 ) -> Tensor:
-    """ROAD (Rong et al., 2022): the scores when the most, and the least, relevant pixels are filled from around them.
+    """ROAD (Rong et al., 2022) scores images whose most, or least, relevant pixels are filled from around them.
 
     -> (R, 2, `steps`), [most relevant first, least relevant first] with k / (steps + 1) of the pixels gone, k = 1 ...
     `steps`: 10 % to 90 %; 4 steps are 20, 40, 60 and 80 %. The value is the mean of half the difference, least minus

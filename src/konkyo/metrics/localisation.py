@@ -1,8 +1,8 @@
-"""Whether a map lies on its object: overlap, energy and ranks inside a mask.
+"""This tells whether a map lies on its object: overlap, energy and ranks inside a mask.
 
 A value is NaN where it is not defined: a map that is not finite everywhere, or an empty mask. Ties between pixels are
-broken by one random order of all pixels that depends on `seed` and the size alone, so that a map's value does not
-depend on the maps that are measured with it.
+broken by one random order of all pixels that depends on `seed` and the size alone. So a map's value does not depend on
+the maps that are measured with it.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ THRESHOLDS = tuple(i / 10 for i in range(1, 10))
 
 
 def mean_of_curve(curve: Tensor) -> Tensor:
-    """The mean over thresholds. (R, T) -> (R,)"""
+    """Averages curves over thresholds. (R, T) -> (R,)"""
     return curve.mean(1)
 
 
@@ -29,23 +29,23 @@ def mean_of_curve(curve: Tensor) -> Tensor:
 
 @metric(better="higher", summary=mean_of_curve)
 def vea(maps: Tensor, masks: Tensor) -> Tensor:
-    """VEA (Oh et al., 2021): the mask's IoU with the map cut at 0.1, 0.2, ..., 0.9; its mean is the value.
+    """VEA (Oh et al., 2021) is the mask's IoU with the map cut at 0.1, 0.2, ..., 0.9; its mean is the value.
 
     curve_t = IoU(mask, m > t) of the map m scaled to [0, 1] by min and max. -> (R, 9). ODAM's evaluation reports the
     curve; the paper on IG-ODAM gives one number and does not say which. A constant map, cut, is empty: 0.
     """
-    return _vea(maps, masks)
+    return _vea_curve(maps, masks)
 
 
 @metric(better="higher", summary=auc)
 def vea_auc(maps: Tensor, masks: Tensor) -> Tensor:
-    """VEA with the area under its curve by the trapezoid rule, divided by the range 0.8, instead of the mean."""
-    return _vea(maps, masks)
+    """This VEA takes the area under its curve by the trapezoid rule, divided by the range 0.8, instead of the mean."""
+    return _vea_curve(maps, masks)
 
 
 @metric(better="higher")
 def iou(maps: Tensor, masks: Tensor, *, threshold: float = 0.5) -> Tensor:
-    """IoU of the mask and the map, scaled to [0, 1], above a threshold. A constant map: 0. -> (R,)"""
+    """IoU compares the mask with the map, scaled to [0, 1], above a threshold. A constant map: 0. -> (R,)"""
     if not 0 <= threshold < 1:
         raise KonkyoError(f"threshold of iou lies in [0, 1); got {threshold}")
 
@@ -59,7 +59,9 @@ def iou(maps: Tensor, masks: Tensor, *, threshold: float = 0.5) -> Tensor:
 
 @metric(better="higher")
 def best_iou(maps: Tensor, masks: Tensor) -> Tensor:
-    """The largest IoU of the mask and the map above a threshold, over all thresholds. A constant map: 0. -> (R,)
+    """Best IoU is the largest of the mask and the map above a threshold, over all thresholds.
+
+    A constant map: 0. -> (R,)
 
     Exact: every value of the map is a threshold (VEA's curve has nine of them, the same for all maps).
     """
@@ -80,11 +82,11 @@ def best_iou(maps: Tensor, masks: Tensor) -> Tensor:
 
 @metric(better="higher")
 def ebpg(maps: Tensor, masks: Tensor) -> Tensor:
-    """Energy-based pointing game (Wang et al., 2020): the share of the map inside the mask. -> (R,)
+    """The energy-based pointing game (Wang et al., 2020) is the share of the map inside the mask.
 
-    sum_mask m / sum m of the map m scaled to [0, 1], so that it does not depend on an offset of the map; a constant map
+    sum_mask m / sum m of the map m scaled to [0, 1], so that it does not depend on an offset of the map. A constant map
     has no energy then: 0. With `box_masks` as masks it is that of boxes. A map without relation to the object has the
-    mask's share of the area: see `ebpg_lift`.
+    mask's share of the area: see `ebpg_lift`. -> (R,)
     """
 
     def part(maps: Tensor, masks: Tensor) -> Tensor:
@@ -96,16 +98,19 @@ def ebpg(maps: Tensor, masks: Tensor) -> Tensor:
 
 @metric(better="higher")
 def ebpg_lift(maps: Tensor, masks: Tensor) -> Tensor:
-    """How many times more of the map's energy lies inside the mask than area does: EBPG over the area share. -> (R,)"""
+    """EBPG lift is how many times more of the map's energy than of the area lies inside the mask.
+
+    It is EBPG over the area's share. -> (R,)
+    """
     inside = masks.flatten(1).sum(1) / masks[0].numel() if len(masks) else maps.new_zeros(0)
     return ebpg(maps, masks=masks) / inside
 
 
 @metric(better="higher")
 def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
-    """Relevance mass accuracy (Arras et al., 2022): the share of the map's positive part inside the mask. -> (R,)
+    """Relevance mass accuracy (Arras et al., 2022) is the share of the map's positive part inside the mask.
 
-    The map as it is, not scaled by min and max; NaN where nothing of it is positive.
+    The map as it is, not scaled by min and max; NaN where nothing of it is positive. -> (R,)
     """
 
     def part(maps: Tensor, masks: Tensor) -> Tensor:
@@ -117,11 +122,11 @@ def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
 
 @metric(better="lower")
 def odi(maps: Tensor, masks: Tensor, others: Tensor) -> Tensor:
-    """ODI (Zhao & Chan, 2023): of the map's energy on all objects, the share on objects that it is not about. -> (R,)
+    """ODI (Zhao & Chan, 2023) is the share of the map's energy on objects that lies on those it is not about.
 
     sum_others m / sum_(mask or others) m of the map m scaled to [0, 1]. As in the authors' code, where regions overlap
     (boxes do) the common part counts as another's. NaN where the image has no other object, and where the map has no
-    energy on any object; the authors' code scores both 0.
+    energy on any object; the authors' code scores both 0. -> (R,)
     """
 
     def part(maps: Tensor, masks: Tensor, others: Tensor) -> Tensor:
@@ -137,10 +142,10 @@ def odi(maps: Tensor, masks: Tensor, others: Tensor) -> Tensor:
 
 @metric(better="higher")
 def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: float = 0.0, seed: int = 0) -> Tensor:
-    """Pointing game (Zhang et al., 2016): 1 if the map's highest pixel is inside the mask, else 0. -> (R,)
+    """The pointing game (Zhang et al., 2016) gives 1 if the map's highest pixel is inside the mask, else 0.
 
     `tolerance`: it may lie so many pixels (between centres) outside; the authors allowed 15. A constant map points
-    nowhere: NaN.
+    nowhere: NaN. -> (R,)
     """
     if not tolerance >= 0:
         raise KonkyoError(f"tolerance of pointing_game is a number of pixels, 0 or more; got {tolerance}")
@@ -148,6 +153,7 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: float = 0.0, seed: 
     ys, xs = (torch.arange(n, device=maps.device) for n in maps.shape[1:])
 
     def part(maps: Tensor, masks: Tensor) -> Tensor:
+        """Tells for a chunk of maps whether the peak hits the mask. -> (n,)"""
         peak = _peaks(maps, order)
         if tolerance > 0:
             y, x = peak // len(xs), peak % len(xs)
@@ -162,9 +168,9 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: float = 0.0, seed: 
 
 @metric(better="higher")
 def relevance_rank(maps: Tensor, masks: Tensor, *, seed: int = 0) -> Tensor:
-    """Relevance rank accuracy (Arras et al., 2022): of the |mask| highest pixels, the share inside the mask. -> (R,)
+    """Relevance rank accuracy (Arras et al., 2022) is the share inside the mask of the |mask| highest pixels.
 
-    A constant map ranks the pixels at random, and so gets about the mask's share of the area.
+    A constant map ranks the pixels at random, and so gets about the mask's share of the area. -> (R,)
     """
     shuffled = pixels_in_random_order(maps, seed)
 
@@ -182,10 +188,10 @@ def relevance_rank(maps: Tensor, masks: Tensor, *, seed: int = 0) -> Tensor:
 
 @metric(better="lower")
 def compactness(maps: Tensor, boxes: Tensor, *, seed: int = 0) -> Tensor:
-    """Compactness (Zhao & Chan, 2023): how far from its peak the map reaches, in half diagonals of the box. -> (R,)
+    """Compactness (Zhao & Chan, 2023) is how far from its peak the map reaches, in half diagonals of the box.
 
     sqrt(sum_x m(x) |x - x_max|^2 / (sum_x m(x) (w^2 + h^2) / 4)) of the map m scaled to [0, 1]. Where the box lies does
-    not matter. NaN for a constant map and for a box without area. The boxes are in pixels of `maps`.
+    not matter. NaN for a constant map and for a box without area. The boxes are in pixels of `maps`. -> (R,)
     """
     order = pixels_in_random_order(maps, seed)
     ys, xs = (torch.arange(n, device=maps.device) for n in maps.shape[1:])
@@ -204,9 +210,9 @@ def compactness(maps: Tensor, boxes: Tensor, *, seed: int = 0) -> Tensor:
 
 @metric(better="higher")
 def sparseness(maps: Tensor) -> Tensor:
-    """Sparseness (Chalasani et al., 2020): the Gini index of the map's absolute values; 0 if all are equal. -> (R,)
+    """Sparseness (Chalasani et al., 2020) is the Gini index of the map's absolute values; 0 if all are equal.
 
-    sum_i (2 i - n - 1) a_i / (n sum a), a_1 <= ... <= a_n. NaN for a map of zeros.
+    sum_i (2 i - n - 1) a_i / (n sum a), a_1 <= ... <= a_n. NaN for a map of zeros. -> (R,)
     """
 
     def part(maps: Tensor) -> Tensor:
@@ -220,9 +226,9 @@ def sparseness(maps: Tensor) -> Tensor:
 
 @metric(better="lower")
 def complexity(maps: Tensor) -> Tensor:
-    """Complexity (Bhatt et al., 2020): the entropy of |map| / sum |map|, in nats; ADCC has another. -> (R,)
+    """Complexity (Bhatt et al., 2020) is the entropy of |map| / sum |map|, in nats; ADCC has another.
 
-    NaN for a map of zeros.
+    NaN for a map of zeros. -> (R,)
     """
 
     def part(maps: Tensor) -> Tensor:
@@ -237,7 +243,7 @@ def complexity(maps: Tensor) -> Tensor:
 
 
 def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Every pixel that a box touches. Boxes (R, 4) xyxy in pixels, (H, W) -> (R, H, W) bool
+    """Marks every pixel that a box touches. Boxes (R, 4) xyxy in pixels, (H, W) -> (R, H, W) bool
 
     From floor(x1) to ceil(x2), cut at the border; a box without area, or of NaN, has none.
     """
@@ -250,13 +256,13 @@ def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def in_chunks(part: Callable[..., Tensor], *tensors: Tensor, pixels: int = 1 << 20) -> Tensor:
-    """`part` of some rows of the tensors at a time, about so many pixels of the first: what it makes stays small."""
+    """Calls `part` with some rows of the tensors at a time, about so many pixels of the first, which saves memory."""
     rows = max(1, pixels // max(1, tensors[0][:1].numel()))
     return torch.cat([part(*some) for some in zip(*(torch.split(t, rows) for t in tensors), strict=True)])
 
 
 def defined(values: Tensor, maps: Tensor, *regions: Tensor) -> Tensor:
-    """The values (R, ...), NaN where a map (R, H, W) is not finite or one of the regions is empty."""
+    """Returns the values (R, ...), NaN where a map (R, H, W) is not finite or one of the regions is empty."""
     fine = ~absent(maps)
     for region in regions:
         fine = fine & region.flatten(1).any(1)
@@ -264,19 +270,21 @@ def defined(values: Tensor, maps: Tensor, *regions: Tensor) -> Tensor:
 
 
 def histogram(levels: Tensor, masks: Tensor, count: int) -> Tensor:
-    """How many pixels outside [:, 0] and inside [:, 1] the mask have each level. (R, H, W) ints -> (R, 2, count)"""
+    """Counts the pixels of each level outside [:, 0] and inside [:, 1] the mask. (R, H, W) ints -> (R, 2, count)"""
     rows = torch.arange(len(levels), device=levels.device, dtype=torch.int32)
     places = levels.int() + count * masks.int() + 2 * count * rows[:, None, None]
     return torch.bincount(places.flatten(), minlength=2 * count * len(levels)).view(-1, 2, count)
 
 
 def pixels_in_random_order(maps: Tensor, seed: int) -> Tensor:
-    """The indices of all pixels (H * W,) in an order that depends on the seed and their number."""
+    """Returns the indices of all pixels (H * W,) in an order that depends on the seed and their number."""
     count = maps.shape[1] * maps.shape[2]
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(maps.device)
 
 
-def _vea(maps: Tensor, masks: Tensor) -> Tensor:
+def _vea_curve(maps: Tensor, masks: Tensor) -> Tensor:
+    """Computes the IoU of the mask with the map above every threshold. -> (R, thresholds)"""
+
     def part(maps: Tensor, masks: Tensor) -> Tensor:
         scaled, levels = min_max(maps), torch.zeros_like(masks, dtype=torch.uint8)
         for threshold in THRESHOLDS:
@@ -293,7 +301,7 @@ def _constant(maps: Tensor) -> Tensor:
 
 
 def _peaks(maps: Tensor, order: Tensor) -> Tensor:
-    """The index of the highest pixel of every map (R,); of several, the last in the order."""
+    """Returns the index of the highest pixel of every map (R,); of several, the last in the order."""
     flat = maps.flatten(1)
     place = order.argsort().int()
     last = torch.where(flat == flat.amax(1, keepdim=True), place, -1).amax(1)

@@ -1,4 +1,4 @@
-"""Whether a map stays when the image hardly changes."""
+"""This tells whether a map stays when the image hardly changes."""
 
 import torch
 from torch import Tensor
@@ -12,20 +12,20 @@ from konkyo.metrics.variants import absent, maps_of, over_variants, pearson, uni
 def max_sensitivity(
     images: Tensor, explain: Explain, *, radius: float = 0.02, samples: int = 10, seed: int = 0, batch: int = 32
 ) -> Tensor:
-    """Max-sensitivity (Yeh et al., 2019): how far the map goes, at most, when the image moves a little.
+    """Max-sensitivity (Yeh et al., 2019) is how far the map goes, at most, when the image moves a little.
 
-    max over samples of ||map(x + d) - map(x)|| / ||map(x)||, d uniform in [-`radius`, `radius`] of the prepared image's
-    units in every value, the same for all images. -> (R,), NaN where map(x) is 0 everywhere. Both maps are the
+    max over samples of ||map(x + d) - map(x)|| / ||map(x)||. d is uniform in [-`radius`, `radius`] of the prepared
+    image's units in every value, the same for all images. -> (R,), NaN where map(x) is 0 everywhere. Both maps are the
     method's own, at its layer's resolution. Cost: `samples` explanations and one more.
     """
-    _check(radius, samples)
+    _check_noise(radius, samples)
 
     def first(rows: Tensor, _: Tensor) -> Tensor:
         return maps_of(explain, images[rows], rows)
 
-    def far(rows: Tensor, drawn: Tensor) -> Tensor:
-        found = maps_of(explain, images[rows] + radius * (2 * drawn - 1), rows)
-        return _length(found - still[rows])
+    def far(rows: Tensor, noise: Tensor) -> Tensor:
+        maps = maps_of(explain, images[rows] + radius * (2 * noise - 1), rows)
+        return _length(maps - still[rows])
 
     still = over_variants(1, images, first, batch, shape=(1, 1))[:, 0]
     moves = over_variants(samples, images, far, batch, draw=lambda k: uniform(images, seed, k))
@@ -44,29 +44,29 @@ def map_stability(
     seed: int = 0,
     batch: int = 32,
 ) -> Tensor:
-    """Map stability: how alike the map and the maps of noisy copies of the image are.
+    """Map stability is how alike the map and the maps of noisy copies of the image are.
 
     The mean over samples of their linear correlation, the noise as in `max_sensitivity` but larger. -> (R,), 1 for maps
     that stay as they are, NaN where one is constant. Ours, of the kind that Alvarez-Melis & Jaakkola (2018) ask for.
     A map that does not look at the model is as stable as can be: read it beside a test of parameters. Cost: `samples`
     explanations.
     """
-    _check(radius, samples)
+    _check_noise(radius, samples)
     size = tuple(maps.shape[1:])
 
-    def alike(rows: Tensor, drawn: Tensor) -> Tensor:
-        found = maps_of(explain, images[rows] + radius * (2 * drawn - 1), rows, size)
-        return pearson(maps[rows].flatten(1), found.flatten(1).to(maps))
+    def alike(rows: Tensor, noise: Tensor) -> Tensor:
+        noisy = maps_of(explain, images[rows] + radius * (2 * noise - 1), rows, size)
+        return pearson(maps[rows].flatten(1), noisy.flatten(1).to(maps))
 
-    found = over_variants(samples, images, alike, batch, draw=lambda k: uniform(images, seed, k)).mean(1)
-    return found.masked_fill(absent(maps), torch.nan)
+    correlations = over_variants(samples, images, alike, batch, draw=lambda k: uniform(images, seed, k)).mean(1)
+    return correlations.masked_fill(absent(maps), torch.nan)
 
 
 def _length(maps: Tensor) -> Tensor:
-    found: Tensor = torch.linalg.vector_norm(maps.flatten(1), dim=1)
-    return found
+    lengths: Tensor = torch.linalg.vector_norm(maps.flatten(1), dim=1)
+    return lengths
 
 
-def _check(radius: float, samples: int) -> None:
+def _check_noise(radius: float, samples: int) -> None:
     if samples < 1 or not radius > 0:
         raise KonkyoError(f"samples >= 1 and radius > 0 were expected; got {samples} and {radius}")

@@ -25,14 +25,14 @@ def over_variants(
     draw: Callable[[int], Tensor] | None = None,
     shape: tuple[int, ...] = (),
 ) -> Tensor:
-    """What `ask` says of `count` variants of every image, `batch` variants of any images at a time. -> (R, count, ...)
+    """Asks about `count` variants of every image, `batch` variants of any images at a time. -> (R, count, ...)
 
     `ask` gets rows and variants, (V,) int64 each; where there is `draw`, what it drew for the variants, (V, ...), which
     is the same for all rows. `shape` is that of an answer where there are no images to ask about.
     """
     if batch < 1:
         raise KonkyoError(f"batch is a number of images, 1 or more; got {batch}")
-    total, found = len(images) * count, []
+    total, answers = len(images) * count, []
     if not total:
         return images.new_zeros(len(images), count, *shape, dtype=torch.promote_types(images.dtype, torch.float32))
     for start in range(0, total, batch):
@@ -42,50 +42,50 @@ def over_variants(
         if draw is not None:
             first, last = start // len(images), (stop - 1) // len(images)
             variants = torch.stack([draw(k) for k in range(first, last + 1)])[variants - first]
-        found.append(ask(rows, variants))
-    values = torch.cat(found)
+        answers.append(ask(rows, variants))
+    values = torch.cat(answers)
     return values.view(count, len(images), *values.shape[1:]).transpose(0, 1)
 
 
 def scores_of(score: Score, variants: Tensor, rows: Tensor) -> Tensor:
-    """The scores (V,) of variants, in 32 bits at least."""
-    found = score(variants, rows)
-    if found.shape != rows.shape:
-        raise KonkyoError(f"score gives one number per variant, ({len(rows)},); got {tuple(found.shape)}")
-    return found.to(torch.promote_types(found.dtype, torch.float32))
+    """Returns the scores (V,) of variants, in 32 bits at least."""
+    scores = score(variants, rows)
+    if scores.shape != rows.shape:
+        raise KonkyoError(f"score gives one number per variant, ({len(rows)},); got {tuple(scores.shape)}")
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def maps_of(explain: Explain, variants: Tensor, rows: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
-    """The maps (V, h, w) of variants, in 32 bits at least; enlarged to `size` where it is given."""
-    found = explain(variants, rows)
-    if found.ndim != 3 or len(found) != len(rows):
-        raise KonkyoError(f"explain gives one map per variant, ({len(rows)}, h, w); got {tuple(found.shape)}")
-    found = found.to(torch.promote_types(found.dtype, torch.float32))
-    return resize(found, size) if size else found
+    """Returns the maps (V, h, w) of variants, in 32 bits at least; enlarged to `size` where it is given."""
+    maps = explain(variants, rows)
+    if maps.ndim != 3 or len(maps) != len(rows):
+        raise KonkyoError(f"explain gives one map per variant, ({len(rows)}, h, w); got {tuple(maps.shape)}")
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    return resize(maps, size) if size else maps
 
 
 def seeded(seed: int, use: int = 0) -> torch.Generator:
-    """A generator of its own for every use of a seed."""
+    """Makes a random generator that no other use of the seed shares."""
     return torch.Generator().manual_seed((seed * 0x9E3779B1 + use) % 2**63)
 
 
 def ranks(maps: Tensor, seed: int) -> Tensor:
-    """How many pixels of the map come before each, from its highest value down. (R, H, W) -> (R, H, W) int32
+    """Counts how many pixels of the map come before each, from its highest value down. (R, H, W) -> (R, H, W) int32
 
     Equal values are in random order, the same for all maps.
     """
     flat = maps.flatten(1)
     shuffled = torch.randperm(flat.shape[1], generator=seeded(seed, _ORDER)).to(maps.device)
     place = torch.arange(flat.shape[1], device=maps.device, dtype=torch.int32)
-    found = torch.empty(flat.shape, dtype=torch.int32, device=maps.device)
+    ranking = torch.empty(flat.shape, dtype=torch.int32, device=maps.device)
     for start in range(0, len(flat), 64):  # the sort needs several times their memory
         order = shuffled[flat[start : start + 64, shuffled].argsort(dim=1, descending=True, stable=True)]
-        found[start : start + 64].scatter_(1, order, place.expand_as(order))
-    return found.view(maps.shape)
+        ranking[start : start + 64].scatter_(1, order, place.expand_as(order))
+    return ranking.view(maps.shape)
 
 
 def absent(maps: Tensor) -> Tensor:
-    """Where there is no map: one of its values is no number. (R, H, W) -> (R,) bool"""
+    """Tells where there is no map: one of its values is no number. (R, H, W) -> (R,) bool"""
     flat = maps.flatten(1)
     return ~(flat.amax(1).isfinite() & flat.amin(1).isfinite())
 
@@ -93,7 +93,7 @@ def absent(maps: Tensor) -> Tensor:
 def filler(
     which: Substrate, images: Tensor, pixels: Tensor | None, seed: int, sample: int = 0
 ) -> Callable[[Tensor], Tensor]:
-    """What is put in the place of pixels of the images of `rows`: rows (V,) -> (V or 1, C, H or 1, W or 1).
+    """Returns what fills the pixels of the images of `rows`: rows (V,) -> (V or 1, C, H or 1, W or 1).
 
     Noise is uniform between the black and the white of `pixels`: one image per seed and sample, for all rows.
     """
@@ -106,19 +106,19 @@ def filler(
         raise KonkyoError(f"{which} pixels need `pixels`: (2, C), a black and a white one as prepared for the network")
     else:
         black, white = pixels.to(images)[:, None, :, None, None]
-        drawn = uniform(images, seed, sample)[None]
-        fill = black + drawn * (white - black) if which == "noise" else black
+        noise = uniform(images, seed, sample)[None]
+        fill = black + noise * (white - black) if which == "noise" else black
     return lambda _: fill
 
 
 def uniform(images: Tensor, seed: int, sample: int) -> Tensor:
-    """Uniform numbers from 0 to 1, (C, H, W), the same for all images; others for every `sample`."""
+    """Draws uniform numbers from 0 to 1, (C, H, W), the same for all images; others for every `sample`."""
     shape = images.shape[1:]
     return torch.rand(shape, generator=seeded(seed, _NOISE + sample)).to(images)
 
 
 def _rise_blur(images: Tensor) -> Tensor:
-    """RISE's blur: 11 x 11, nearly a box, zeros around the image. (N, C, H, W) -> (N, C, H, W)
+    """Applies RISE's blur: 11 x 11, nearly a box, zeros around the image. (N, C, H, W) -> (N, C, H, W)
 
     Their kernel is a point under a Gaussian of 5 pixels that is mirrored at the borders of the 11 x 11 window.
     """
@@ -132,16 +132,16 @@ def _rise_blur(images: Tensor) -> Tensor:
 
 
 def pearson(one: Tensor, other: Tensor) -> Tensor:
-    """Their linear correlation, NaN where one of them is constant. (R, T), (R, T) -> (R,)"""
+    """Computes their linear correlation, NaN where one of them is constant. (R, T), (R, T) -> (R,)"""
     constant = (one.amax(1) == one.amin(1)) | (other.amax(1) == other.amin(1))
     one, other = (values - values.mean(1, keepdim=True) for values in (one, other))
     one, other = (safe_divide(values, values.abs().amax(1, keepdim=True)) for values in (one, other))  # tiny squares
-    found = safe_divide((one * other).sum(1), one.norm(dim=1) * other.norm(dim=1)).clamp(-1, 1)
-    return found.masked_fill(constant, torch.nan)
+    correlation = safe_divide((one * other).sum(1), one.norm(dim=1) * other.norm(dim=1)).clamp(-1, 1)
+    return correlation.masked_fill(constant, torch.nan)
 
 
 def spearman(one: Tensor, other: Tensor) -> Tensor:
-    """The linear correlation of their ranks, equal values sharing the mean rank. (R, T), (R, T) -> (R,)"""
+    """Computes the linear correlation of their ranks, equal values sharing the mean rank. (R, T), (R, T) -> (R,)"""
     return pearson(*(_mean_ranks(values) for values in (one, other)))
 
 

@@ -2,11 +2,11 @@
 
 After Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", 2020. A map is scaled to [0, 1] by
 min and max and cut; places that touch, also at a corner (8 neighbours), are one component. Boxes are xyxy in pixel
-edges: x2 is the last column + 1, and IoU is of areas. The authors' code gives a component the corner (x2, y2), cut at
-the last pixel, as a pixel of the box (its IoU adds 1 to every side), so that its boxes are a pixel wider and taller
-than the component unless they touch the border; of an object it compares with all boxes, here it has one; its boxes of
-several components include those around holes; and its largest component is the one whose outline encloses most, here
-the one of most pixels.
+edges: x2 is the last column + 1, and IoU is of areas. The authors' code differs. It gives a component the corner (x2,
+y2), cut at the last pixel, as a pixel of the box (its IoU adds 1 to every side). So its boxes are a pixel wider and
+taller than the component unless they touch the border. Of an object it compares with all boxes; here it has one. Its
+boxes of several components include those around holes. Its largest component is the one whose outline encloses most,
+here the one of most pixels.
 """
 
 from collections.abc import Iterator
@@ -24,27 +24,28 @@ DELTAS = (0.3, 0.5, 0.7)
 
 
 def _at_best_threshold(accuracy: Tensor) -> Tensor:
-    """(..., T) -> the largest over T, and of several the mean."""
+    """Returns the largest over T of (..., T), and of several the mean."""
     return accuracy.amax(-1).mean()
 
 
 def _average_precision(counts: Tensor) -> Tensor:
-    """Pixels outside [0] and inside [1] the object by level (2, levels) -> sum of precision times gain in recall."""
+    """Computes the sum of precision times gain in recall of pixels outside [0] and inside [1] by level (2, levels)."""
     outside, inside = counts.flip(1)
-    found, wrong = inside.cumsum(0), outside.cumsum(0)
-    precision = safe_divide(found, found + wrong)
+    right, wrong = inside.cumsum(0), outside.cumsum(0)
+    precision = safe_divide(right, right + wrong)
     area: Tensor = torch.dot(precision, inside) / inside.sum()
     return area
 
 
 @metric(better="higher", pooled=OfMean(_at_best_threshold))
 def max_box_acc(maps: Tensor, boxes: Tensor, *, delta: float = 0.5, steps: int = 255, seed: int = 0) -> Tensor:
-    """MaxBoxAcc (Choe et al., 2020): how often the box of the largest component is right, at the best threshold.
+    """MaxBoxAcc (Choe et al., 2020) is how often the box of the largest component is right, at the best threshold.
 
     The map is rounded down to 0 / steps, 1 / steps, ..., 1. For every value but the last, 1 where the box of what is
-    above it overlaps the object's with an IoU of at least `delta`, (R, steps); of a data set the mean over maps at the
-    threshold where it is largest. 255 steps are all that the authors' 1,000 thresholds tell apart on maps of 8 bits. Of
-    equally large components one is taken by the seed. A constant map has no box: 0. The boxes are in pixels of `maps`.
+    above it overlaps the object's with an IoU of at least `delta`, (R, steps). Of a data set it is the mean over maps
+    at the threshold where that is largest. 255 steps are all that the authors' 1,000 thresholds tell apart on maps of 8
+    bits. Of equally large components one is taken by the seed. A constant map has no box: 0. The boxes are in pixels of
+    `maps`.
     """
     order = pixels_in_random_order(maps, seed)
     return _hits(_overlaps(maps, boxes, steps, order), (delta,))[:, 0]
@@ -52,20 +53,21 @@ def max_box_acc(maps: Tensor, boxes: Tensor, *, delta: float = 0.5, steps: int =
 
 @metric(better="higher", pooled=OfMean(_at_best_threshold))
 def max_box_acc_v2(maps: Tensor, boxes: Tensor, *, steps: int = 255) -> Tensor:
-    """MaxBoxAccV2 (Choe et al., 2020): how often some component's box is right, each at the best threshold.
+    """MaxBoxAccV2 (Choe et al., 2020) is how often some component's box is right, each at the best threshold.
 
     As `max_box_acc` with the box, of all components', that overlaps the object's most, and for an IoU of at least 0.3,
-    0.5 and 0.7, (R, 3, steps); of a data set the mean of the three, each at its own best threshold.
+    0.5 and 0.7, (R, 3, steps). Of a data set it is the mean of the three, each at its own best threshold.
     """
     return _hits(_overlaps(maps, boxes, steps, None), DELTAS)
 
 
 @metric(better="higher", pooled=OfMean(_average_precision))
 def px_ap(maps: Tensor, masks: Tensor, *, steps: int = 1000) -> Tensor:
-    """PxAP (Choe et al., 2020): the average precision of all pixels of a data set, ranked by the map's value in [0, 1].
+    """PxAP (Choe et al., 2020) is the average precision of all pixels of a data set, ranked by the map's value.
 
-    Of every map how many pixels outside and inside the mask have a value of 0 / steps, 1 / steps, ..., 1, rounded down,
-    (R, 2, steps + 1); of a data set sum_t precision_t (recall_t - recall_(t-1)) of the summed counts, t falling.
+    Of every map it counts the pixels outside and inside the mask whose value is 0 / steps, 1 / steps, ..., 1, rounded
+    down, (R, 2, steps + 1). Of a data set it is sum_t precision_t (recall_t - recall_(t-1)) of the summed counts, t
+    falling.
     """
     _check_steps(steps)
 
@@ -77,7 +79,7 @@ def px_ap(maps: Tensor, masks: Tensor, *, steps: int = 1000) -> Tensor:
 
 
 def boxes_of(heat: Tensor, threshold: float = 0.2) -> Tensor:
-    """The boxes around what is above a threshold of a map (H, W), xyxy, that of most pixels first. -> (n, 4)
+    """Returns the boxes around what is above a threshold of a map (H, W), xyxy, that of most pixels first. -> (n, 4)
 
     `threshold` is a share of the range from the map's minimum to its maximum. The first box at 0.2 is that of CAM (Zhou
     et al., 2016), for a map whose minimum is 0. A constant map, and one that is not finite, has none.
@@ -95,13 +97,13 @@ def _check_steps(steps: int) -> None:
 
 
 def _hits(overlaps: Tensor, deltas: tuple[float, ...]) -> Tensor:
-    """IoUs (R, T) -> 1.0 where they reach a delta, NaN where they are NaN. (R, deltas, T)"""
-    wanted = overlaps.new_tensor(deltas)[:, None]
-    return torch.where(overlaps[:, None].isnan(), torch.nan, (overlaps[:, None] >= wanted).float())
+    """Returns 1.0 where IoUs (R, T) reach a delta, NaN where they are NaN. -> (R, deltas, T)"""
+    thresholds = overlaps.new_tensor(deltas)[:, None]
+    return torch.where(overlaps[:, None].isnan(), torch.nan, (overlaps[:, None] >= thresholds).float())
 
 
 def _overlaps(maps: Tensor, boxes: Tensor, steps: int, order: Tensor | None) -> Tensor:
-    """The IoU of `boxes` (R, 4) with the largest component above each threshold, or the best component. -> (R, steps)
+    """Computes the IoU of `boxes` (R, 4) with the largest, or the best, component above each threshold. -> (R, steps)
 
     `order` (H * W,) says which of equally large components is taken; None: the component that overlaps most.
     """
@@ -110,11 +112,12 @@ def _overlaps(maps: Tensor, boxes: Tensor, steps: int, order: Tensor | None) -> 
     rank = None if order is None else order.argsort()
 
     def part(maps: Tensor, boxes: Tensor) -> Tensor:
+        """Computes the IoUs of a chunk of maps. -> (n, steps)"""
         best = maps.new_zeros(steps, len(maps))
         levels = (min_max(maps).nan_to_num() * steps).floor().int()
-        for above, (corner, size, found) in zip(range(steps - 1, -1, -1), _components(levels, steps), strict=True):
+        for above, (corner, size, reach) in zip(range(steps - 1, -1, -1), _components(levels, steps), strict=True):
             row = corner // pixels
-            shared = overlap(found, boxes[row])
+            shared = overlap(reach, boxes[row])
             if rank is not None:
                 key = size * pixels + rank[corner % pixels]
                 largest = key.new_zeros(len(maps)).scatter_reduce(0, row, key, "amax")
@@ -127,10 +130,10 @@ def _overlaps(maps: Tensor, boxes: Tensor, steps: int, order: Tensor | None) -> 
 
 
 def _components(levels: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For every level from `steps` down to 1, the components of the pixels that reach it. Levels (R, H, W) ints.
+    """Yields for every level from `steps` down to 1 the components of the pixels that reach it. Levels (R, H, W) ints.
 
     Of each its first pixel (n,) as an index into all R * H * W, its number of pixels (n,) and its box (n, 4). A
-    component is part of one at the next lower level, so each level only joins what its own pixels connect: a forest of
+    component is part of one at the next lower level, so each level only joins what its own pixels connect. A forest of
     pixels, whose roots are the components' first pixels, joins two neighbours at the lower of their levels.
     """
     height, width = levels.shape[1:]
@@ -165,14 +168,14 @@ def _components(levels: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor, Te
 
 
 def _by_level(level: Tensor, steps: int) -> list[Tensor]:
-    """The indices of the values 1, ..., steps, a tensor for each, ascending within it."""
+    """Returns the indices of the values 1, ..., steps, a tensor for each, ascending within it."""
     order = level.to(torch.int16).argsort(stable=True)
     counts: list[int] = torch.bincount(level, minlength=steps + 1).tolist()
     return list(torch.split(order, counts))[1:]
 
 
 def _root(parent: Tensor, nodes: Tensor) -> Tensor:
-    """The root of every node's tree; the nodes then hang from it."""
+    """Returns the root of every node's tree; the nodes then hang from it."""
     up = parent[nodes]
     while not torch.equal(up, above := parent[up]):
         parent[nodes] = above

@@ -15,7 +15,7 @@ Box: TypeAlias = "tuple[float, float, float, float]"
 
 
 class BaseTarget(ABC):
-    """A target that answers what it is about. Every answer has a default, which is that of a callable of the user's."""
+    """A target answers what it is about. Every answer has a default, which is that of a callable of the user's."""
 
     @abstractmethod
     def __call__(self, output: Any) -> Tensor:
@@ -23,12 +23,12 @@ class BaseTarget(ABC):
 
     @property
     def class_index(self) -> int | None:
-        """The class that the score is of; None where it is of none, or of several."""
+        """This is the class that the score is of; None where it is of none, or of several."""
         return None
 
     @property
     def class_logit(self) -> int | None:
-        """The class whose logit the score is; None where it is something else."""
+        """This is the class whose logit the score is; None where it is something else."""
         return None
 
     def logit(self, output: Tensor) -> Tensor | None:
@@ -55,7 +55,7 @@ class BaseTarget(ABC):
 
 @dataclass(frozen=True)
 class CallableTarget(BaseTarget):
-    """A callable of the user's as a target; it answers with the defaults."""
+    """This makes a target of a callable of the user's; it answers with the defaults."""
 
     function: Target
 

@@ -12,7 +12,7 @@ from konkyo.errors import KonkyoError
 
 @dataclass(frozen=True)
 class Candidates:
-    """A detector's output (N, Q, 4 B + K) seen as boxes and class probabilities, both in the output's graph.
+    """This reads a detector's output (N, Q, 4 B + K) as boxes and class probabilities, both in the output's graph.
 
     B is 1, or K where every class has a box of its own (the heads of R-CNN). There is no class "nothing": a candidate
     that is nothing has low probabilities. KonkyoError: another shape.
@@ -30,15 +30,15 @@ class Candidates:
 
     @property
     def probabilities(self) -> Tensor:
-        """(N, Q, K)"""
+        """These are the class probabilities (N, Q, K)."""
         return self.output[..., -self.classes :]
 
     def boxes(self, label: int) -> Tensor:
-        """Boxes for a class (N, Q, 4), xyxy in pixels of the network's input."""
+        """Returns the boxes for a class (N, Q, 4), xyxy in pixels of the network's input."""
         start = 4 * label if self.output.shape[2] == 5 * self.classes else 0
         return self.output[..., start : start + 4]
 
 
 def pack(boxes: Tensor, probabilities: Tensor) -> Tensor:
-    """Boxes (N, Q, 4), or (N, Q, K, 4) with one per class, and probabilities (N, Q, K) as one output."""
+    """Puts boxes (N, Q, 4), or (N, Q, K, 4) with one per class, and probabilities (N, Q, K) into one output."""
     return torch.cat([boxes.flatten(2), probabilities], dim=2)

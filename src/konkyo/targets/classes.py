@@ -17,13 +17,13 @@ Score: TypeAlias = Literal["logit", "probability", "sigmoid", "similarity"]
 
 
 def class_logits(output: Tensor) -> Tensor:
-    """The output (N, K) itself; of one logit z per image (N, 1) the two logits -z and z, of classes 0 and 1."""
+    """Returns the output (N, K) itself; of one logit z per image (N, 1) the two logits -z and z, of classes 0 and 1."""
     return torch.cat([-output, output], dim=1) if output.shape[1] == 1 else output
 
 
 @dataclass(frozen=True)
 class ClassTarget(BaseTarget):
-    """The score of one class: its logit, or its probability. output (N, K) -> (N,).
+    """This target is the score of one class: its logit, or its probability. output (N, K) -> (N,).
 
     A model with a single logit z has the classes 0 ("negative", logit -z) and 1 ("positive", logit z). The probability
     is the softmax, for a single logit the sigmoid; "sigmoid" is that of a model whose classes do not exclude each
@@ -38,7 +38,7 @@ class ClassTarget(BaseTarget):
             raise unknown("score of a class", self.score, offer)
 
     def __call__(self, output: Tensor) -> Tensor:
-        """The class's score of every image. KonkyoError: an output that is not (N, K), or has no such class."""
+        """Returns the class's score of every image. KonkyoError: an output that is not (N, K), or has no such class."""
         if output.ndim != 2:
             raise KonkyoError(
                 f"a class needs an output of shape (N, classes); got {tuple(output.shape)}. For other outputs give a "
@@ -62,12 +62,12 @@ class ClassTarget(BaseTarget):
 
     @property
     def class_index(self) -> int:
-        """The class itself."""
+        """This is the class itself."""
         return self.index
 
     @property
     def class_logit(self) -> int | None:
-        """The class, where its logit is explained and not its probability."""
+        """This is the class, where its logit is explained and not its probability."""
         return self.index if self.score == "logit" else None
 
     def logit(self, output: Tensor) -> Tensor:
@@ -81,12 +81,12 @@ class ClassTarget(BaseTarget):
 
 @dataclass(frozen=True)
 class Against(BaseTarget):
-    """What speaks against a target: its score with the sign turned. -> (N,)"""
+    """This target shows what speaks against a target: its score with the sign turned. -> (N,)"""
 
     target: Target
 
     def __call__(self, output: Any) -> Tensor:
-        """The negated score of every image."""
+        """Returns the negated score of every image."""
         return -self.target(output)
 
     def logit(self, output: Tensor) -> Tensor | None:
@@ -97,7 +97,7 @@ class Against(BaseTarget):
 
 @dataclass(frozen=True)
 class ContrastTarget(BaseTarget):
-    """Why this and not that: the difference of two targets. -> (N,)
+    """This target tells why this and not that: it is the difference of two targets. -> (N,)
 
     For `explain` each of the two may also be a class index or name.
     """
@@ -106,7 +106,7 @@ class ContrastTarget(BaseTarget):
     that: Target
 
     def __call__(self, output: Any) -> Tensor:
-        """The difference of the two scores of every image."""
+        """Returns the difference of the two scores of every image."""
         return self.this(output) - self.that(output)
 
     def logit(self, output: Tensor) -> Tensor | None:
@@ -120,7 +120,7 @@ class ContrastTarget(BaseTarget):
 
 @dataclass(frozen=True)
 class TopK:
-    """Ask `explain` for the k highest classes of every image, one row each, from one forward."""
+    """This asks `explain` for the k highest classes of every image, one row each, from one forward."""
 
     k: int
 
@@ -131,7 +131,7 @@ class TopK:
 
 @dataclass(frozen=True, init=False)
 class Each:
-    """Ask `explain` for every one of these targets (class names, indices or Targets) on every image, one row each."""
+    """This asks `explain` for every one of these targets (names, indices or Targets) on every image, one row each."""
 
     targets: tuple[int | str | Target, ...]
 

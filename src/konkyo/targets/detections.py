@@ -25,7 +25,7 @@ _SAME = 1e-4  # of boxes and probabilities: what a candidate differs by when it 
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """The candidate of every image that is most like an instance."""
+    """A match is the candidate of every image that is most like an instance."""
 
     index: Tensor
     """(N,) int64, among the candidates."""
@@ -39,20 +39,19 @@ class Match:
 
 @dataclass(frozen=True)
 class InstanceTarget(BaseTarget):
-    """One detection. A detector's output (N, Q, 4 B + K) -> (N,): what the candidate most like the detection says.
+    """This target is one detection. Output (N, Q, 4 B + K) -> (N,): what the candidate most like the detection says.
 
     The likeness of a candidate is IoU(its box, `box`) times the similarity of its class probabilities to `likeness`
     (IG-ODAM, Eq. 1; D-RISE without objectness). On the detection's own image it is candidate `index` itself, whatever
     its likeness. Of equal candidates the one with the larger probability of the class is taken, then the one with this
     index, then the first. Candidates are all there are, below every threshold; ground truth has no part in it.
 
-    `quantity`: "probability" of the class `label`, its "logit" (the log-odds log(p / (1 - p)), up to what
-    single precision can tell from certainty, about 16; beyond it the gradient is 0),
-    a side of the box in input pixels, the "similarity" itself, or (for `explain`, which then takes the largest of the
-    scaled maps at every place) probability and sides "combined". Where no candidate is more similar than `least`, the
-    instance is absent, and the score is 0 with gradient 0. `class_similarity`: "cosine" of the class probabilities,
-    "probability" of the class, "difference" 1 - |p_t - p_j|, or "same": the probability where the class is the
-    candidate's best.
+    `quantity` is the "probability" of the class `label`, its "logit", a side of the box in input pixels, or the
+    "similarity" itself. The logit is the log-odds log(p / (1 - p)), up to what single precision can tell from
+    certainty, about 16; beyond it the gradient is 0. "combined" is for `explain`: of the scaled maps of probability and
+    sides it takes the largest at every place. Where no candidate is more similar than `least`, the instance is absent,
+    and the score is 0 with gradient 0. `class_similarity`: "cosine" of the class probabilities, "probability" of the
+    class, "difference" 1 - |p_t - p_j|, or "same": the probability where the class is the candidate's best.
     """
 
     label: int
@@ -72,7 +71,10 @@ class InstanceTarget(BaseTarget):
             raise unknown("class_similarity", self.class_similarity, get_args(ClassSimilarity))
 
     def __call__(self, output: Tensor) -> Tensor:
-        """The quantity of the matching candidate of every image (N,). KonkyoError: no candidates (N, Q, 4 B + K)."""
+        """Returns the quantity of the matching candidate of every image (N,).
+
+        KonkyoError: no candidates (N, Q, 4 B + K).
+        """
         if self.quantity == "combined":
             raise KonkyoError("a combination has maps, not a score of its own; give `explain` the detection")
         candidates = Candidates(output, len(self.likeness))
@@ -109,37 +111,37 @@ class InstanceTarget(BaseTarget):
 
     @torch.no_grad()
     def match(self, output: Tensor) -> Match:
-        """Which candidate of every image is this instance."""
+        """Tells which candidate of every image is this instance."""
         candidates = Candidates(output, len(self.likeness))
         similarity = self._similarity(candidates)
         best = similarity.amax(1)
         equal = similarity >= best[:, None] * (1 - _ROUNDING)
         likely = torch.where(equal, candidates.probabilities[..., self.label], -1.0)
-        index, found = likely.argmax(1), best > self.least
+        index, present = likely.argmax(1), best > self.least
         if self.index < output.shape[1]:
             itself = self._itself(candidates)
             mine = (likely[:, self.index] >= likely.amax(1)) | itself
-            index, found = torch.where(mine, self.index, index), found | itself
+            index, present = torch.where(mine, self.index, index), present | itself
         rows = torch.arange(len(output), device=output.device)
-        box = torch.where(found[:, None], candidates.boxes(self.label)[rows, index], torch.nan)
-        return Match(index, similarity[rows, index], box, found)
+        box = torch.where(present[:, None], candidates.boxes(self.label)[rows, index], torch.nan)
+        return Match(index, similarity[rows, index], box, present)
 
     def _itself(self, candidates: Candidates) -> Tensor:
-        """(N,) bool, whether candidate `index` is the detection, as it is on the image that it was found on."""
+        """Tells whether candidate `index` is the detection, as it is on the image that it was found on. -> (N,) bool"""
         box, likeness = candidates.boxes(self.label)[:, self.index], candidates.probabilities[:, self.index]
         moved = (box - box.new_tensor(self.box)).abs().amax(1)
         changed = (likeness - likeness.new_tensor(self.likeness)).abs().amax(1)
         return (moved <= _SAME * box.abs().amax(1)) & (changed <= _SAME)
 
     def _similarity(self, candidates: Candidates) -> Tensor:
-        """(N, Q)"""
+        """Computes the likeness of every candidate to the detection. -> (N, Q)"""
         alike: Tensor
         probabilities = candidates.probabilities
         named = probabilities[..., self.label]
         if self.class_similarity == "cosine":
-            own = probabilities.new_tensor(self.likeness)
-            norms = probabilities.norm(dim=2) * own.norm()
-            alike = (probabilities @ own) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+            likeness = probabilities.new_tensor(self.likeness)
+            norms = probabilities.norm(dim=2) * likeness.norm()
+            alike = (probabilities @ likeness) / norms.clamp_min(torch.finfo(norms.dtype).tiny)
         elif self.class_similarity == "probability":
             alike = named
         elif self.class_similarity == "difference":
@@ -151,10 +153,12 @@ class InstanceTarget(BaseTarget):
 
 @dataclass(frozen=True)
 class Tracked:
-    """An object as metrics of detection follow it. Output (N, Q, 4 B + K) -> (N,): how sure the detector is of it.
+    """This is an object as metrics of detection follow it.
 
-    The largest probability of the class `label` among all candidates whose IoU with `box` (xyxy in input pixels) is
-    above `iou`; 0 where there is none (the evaluation of ODAM; no candidate is suppressed).
+    Output (N, Q, 4 B + K) -> (N,): how sure the detector is of it.
+
+    The score is the largest probability of the class `label` among all candidates whose IoU with `box` (xyxy in input
+    pixels) is above `iou`. It is 0 where there is none. This is the evaluation of ODAM; no candidate is suppressed.
     """
 
     label: int
@@ -164,7 +168,7 @@ class Tracked:
     iou: float = 0.5
 
     def __call__(self, output: Tensor) -> Tensor:
-        """(N,)"""
+        """Returns the score of every image (N,)."""
         candidates = Candidates(output, self.classes)
         near = overlap(candidates.boxes(self.label), output.new_tensor(self.box)) > self.iou
         return torch.where(near, candidates.probabilities[..., self.label], 0.0).amax(1)
@@ -172,13 +176,13 @@ class Tracked:
 
 @dataclass(frozen=True)
 class Detections:
-    """Ask `explain` for what a detector keeps: a row per detection, highest score first, any number per image.
+    """This asks `explain` for what a detector keeps: a row per detection, highest score first, any number per image.
 
-    Detections with a score above `threshold`: of `classes` (names or indices; none: all) and, for every one of `boxes`
-    (xyxy in pixels of the picture), the detection that overlaps it most, by an IoU of 0.1 or more; of those the `top`
-    best. `quantity`, `class_similarity` and `least` are those of the `InstanceTarget` that each becomes; None: what the
-    method explains. `suppressed=False` takes the candidates above the threshold as they are, before the detector
-    suppresses any. KonkyoError: a value that none of them can have.
+    The detections have a score above `threshold` and are of `classes` (names or indices; none: all). For every one of
+    `boxes` (xyxy in pixels of the picture) it is the detection that overlaps it most, by an IoU of 0.1 or more. Of all
+    those the `top` best stay. `quantity`, `class_similarity` and `least` are those of the `InstanceTarget` that each
+    becomes; None: what the method explains. `suppressed=False` takes the candidates above the threshold as they are,
+    before the detector suppresses any. KonkyoError: a value that none of them can have.
     """
 
     threshold: float = 0.5
@@ -191,6 +195,7 @@ class Detections:
     suppressed: bool = True
 
     def __post_init__(self) -> None:
+        """Checks the values. KonkyoError: one that is out of range or unknown."""
         if not isinstance(self.threshold, (int, float)) or not 0 <= self.threshold < 1:
             raise KonkyoError(f"a threshold of scores lies in [0, 1); got {self.threshold!r}")
         if self.quantity is not None and self.quantity not in get_args(Quantity):

@@ -21,14 +21,15 @@ def odam_nms(
     high: float = 0.8,
     low: float = 0.2,
 ) -> Tensor:
-    """The rows that are kept (K,) int64, highest score first: Odam-NMS (Zhao & Chan, 2023).
+    """Returns the rows that stay (K,) int64, highest score first: Odam-NMS (Zhao & Chan, 2023).
 
     `maps` (R, h, w) of one image, not negative, one per detection; `boxes` (R, 4) xyxy; `scores` (R,); `labels` (R,),
-    indices or names: detections of different labels never compete. In falling order of the score a detection is kept
-    if towards every one kept before the correlation of the maps c = <h_i, h_j> / (|h_i| |h_j|) is below `high` where
-    the boxes overlap by no more than `iou`, and below `low` where they overlap by more: two boxes about one object have
-    one map though they hardly overlap, and two objects that overlap have two. 0.5 is the authors' `iou` for FCOS, 0.6
-    for Faster R-CNN. KonkyoError: shapes that do not go together, or maps that are negative or not numbers.
+    indices or names: detections of different labels never compete. Detections are taken in falling order of the score,
+    and compared with every one that stays by the correlation of the maps c = <h_i, h_j> / (|h_i| |h_j|). A detection
+    stays if c is below `high` where the boxes overlap by no more than `iou`, and below `low` where they overlap by
+    more. So two boxes about one object have one map though they hardly overlap, and two objects that overlap have two.
+    0.5 is the authors' `iou` for FCOS, 0.6 for Faster R-CNN. KonkyoError: shapes that do not go together, or maps that
+    are negative or not numbers.
     """
     rows = len(maps)
     if labels is None:
@@ -48,8 +49,8 @@ def odam_nms(
     same = labels[:, None].to(maps.device) == labels.to(maps.device)
     far = overlap(boxes[:, None], boxes[None]) <= iou
     rival = (same & torch.where(far, alike >= high, alike >= low)).cpu()
-    kept: list[int] = []
+    survivors: list[int] = []
     for row in scores.argsort(descending=True, stable=True).tolist():
-        if not rival[row, kept].any():
-            kept.append(row)
-    return torch.tensor(kept, dtype=torch.int64, device=maps.device)
+        if not rival[row, survivors].any():
+            survivors.append(row)
+    return torch.tensor(survivors, dtype=torch.int64, device=maps.device)

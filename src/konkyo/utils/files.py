@@ -18,7 +18,7 @@ from konkyo.errors import KonkyoError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; renamed to `path` at the end, removed if anything goes wrong."""
+    """Yields a temporary name beside `path` to write to, which becomes `path` at the end, or goes if anything fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,13 +32,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The file with this text, in UTF-8."""
+    """Writes the text to the file, in UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """What a file holds. KonkyoError: it cannot be read."""
+    """Returns what a file holds. KonkyoError: it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -46,7 +46,7 @@ def read_json(path: Path) -> Any:
 
 
 def csv_text(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A table as csv."""
+    """Returns a table as csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
@@ -55,7 +55,10 @@ def csv_text(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def csv_of(records: Iterable[Mapping[str, Any]]) -> str:
-    """Records as csv, under the names of all of them as they come up; what is missing or NaN is an empty cell."""
+    """Returns records as csv, under the names of all of them as they come up.
+
+    What is missing or NaN is an empty cell.
+    """
     listed = list(records)
     head = list(dict.fromkeys(name for record in listed for name in record))
     known = ({n: v for n, v in record.items() if not (isinstance(v, float) and math.isnan(v))} for record in listed)
@@ -63,9 +66,9 @@ def csv_of(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Dicts, lists and numbers with None for the numbers that JSON does not know."""
+    """Returns dicts, lists and numbers with None for the numbers that JSON does not know."""
     if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

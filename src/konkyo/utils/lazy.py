@@ -9,7 +9,7 @@ from typing import Any
 
 
 def lazy(package: str, homes: Mapping[str, Sequence[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The `__getattr__` and `__dir__` of a package, whose names are imported from their modules when first used.
+    """Makes the `__getattr__` and `__dir__` of a package whose names are imported from their modules when first used.
 
     `homes`: module -> the names that it defines.
 

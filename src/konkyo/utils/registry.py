@@ -13,7 +13,7 @@ Options: TypeAlias = Mapping[str, inspect.Parameter]
 
 
 def signature_of(kind: str, function: Callable[..., Any], offer: Iterable[str]) -> tuple[str, tuple[str, ...], Options]:
-    """(name, needs, options) of a function. KonkyoError: a need that is not on offer."""
+    """Returns (name, needs, options) of a function. KonkyoError: a need that is not on offer."""
     name = getattr(function, "__name__", type(function).__name__)
     try:
         parameters = inspect.signature(function, eval_str=True).parameters
@@ -28,14 +28,14 @@ def signature_of(kind: str, function: Callable[..., Any], offer: Iterable[str]) 
 
 
 def check_free(kind: str, name: str, function: Callable[..., Any], taken: Mapping[str, Any]) -> None:
-    """KonkyoError where another module has registered the name."""
+    """Raises KonkyoError where another module has registered the name."""
     if name in taken and taken[name].function.__module__ != function.__module__:
         raise KonkyoError(f"a {kind} named {name!r} is registered already; choose another name")
 
 
-def check_options(owner: str, given: Mapping[str, Any], options: Options) -> None:
-    """KonkyoError for an option that is not on offer, or whose value is not of its annotated type."""
-    for name, value in given.items():
+def check_options(owner: str, settings: Mapping[str, Any], options: Options) -> None:
+    """Raises KonkyoError for an option that is not on offer, or whose value is not of its annotated type."""
+    for name, value in settings.items():
         if name not in options:
             raise unknown(f"option of {owner}", name, options or ["(none)"])
         kind = options[name].annotation

@@ -15,7 +15,7 @@ CENTRAL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over independent values, with its interval. NaN stands for what is not known."""
+    """An estimate is a mean over independent values, with its interval. NaN stands for what is not known."""
 
     n: int
     mean: float
@@ -28,7 +28,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Estimate:
-        """The estimate is made of the values that are finite."""
+        """Makes the estimate of the values that are finite."""
         known = [value for value in values if math.isfinite(value)]
         if len(known) < 2:
             return cls(len(known), known[0] if known else math.nan, math.nan, math.nan, math.nan)
@@ -39,13 +39,13 @@ class Estimate:
         return cls(len(known), mean, sd, mean - reach, mean + reach)
 
     def through(self, function: Callable[[float], float]) -> Estimate:
-        """The estimate on another scale: mean and interval go through `function`, the deviation becomes NaN."""
+        """Puts the estimate on another scale: mean and interval go through `function`, the deviation becomes NaN."""
         return Estimate(self.n, function(self.mean), math.nan, function(self.low), function(self.high))
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """The correlations of two numbers over n points. NaN stands for what is not known."""
+    """This holds the correlations of two numbers over n points. NaN stands for what is not known."""
 
     n: int
     pearson: float
@@ -60,7 +60,7 @@ class Correlation:
 
     @classmethod
     def of(cls, x: Sequence[float], y: Sequence[float], held: int = 0) -> Correlation:
-        """The correlations are those of the pairs that are finite.
+        """Computes the correlations of the pairs that are finite.
 
         `held`: how many further numbers were taken out of both by least squares. Every one of them costs a point,
         and ranks of the remainders mean little, so Spearman's correlation is NaN then.
@@ -81,7 +81,7 @@ class Correlation:
 
 
 def t_quantile(share: float, freedom: int) -> float:
-    """The value below which Student's t lies with probability `share`, inside (0, 1), of `freedom` degrees of freedom.
+    """Returns the value below which Student's t of `freedom` degrees lies with probability `share`, inside (0, 1).
 
     KonkyoError: no such share, no degree of freedom.
     """
@@ -97,7 +97,7 @@ def _bounded(r: float) -> float:
 
 
 def _fisher(r: float, variance: float, free: int) -> tuple[float, float]:
-    """The interval around a correlation; a perfect one has none but itself."""
+    """Returns the interval around a correlation; a perfect one has none but itself."""
     if free < 1:
         return math.nan, math.nan
     if abs(r) >= 1:

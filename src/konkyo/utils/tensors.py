@@ -19,33 +19,33 @@ _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def grid_mean(values: Tensor) -> Tensor:
-    """Mean over the grid. (N, C, *grid) -> (N, C)"""
+    """Averages over the grid. (N, C, *grid) -> (N, C)"""
     return values.flatten(2).mean(2)
 
 
 def grid_sum(values: Tensor) -> Tensor:
-    """Sum over the grid. (N, C, *grid) -> (N, C)"""
+    """Sums over the grid. (N, C, *grid) -> (N, C)"""
     return values.flatten(2).sum(2)
 
 
 def channels(values: Tensor, like: Tensor) -> Tensor:
-    """One value per channel (N, C), shaped to multiply the grid of `like` (N, C, *grid)."""
+    """Shapes one value per channel (N, C) so that it multiplies the grid of `like` (N, C, *grid)."""
     return values.reshape(*values.shape, *[1] * (like.ndim - 2))
 
 
 def weigh(weights: Tensor, activations: Tensor) -> Tensor:
-    """The sum of channels with weights (N, C). (N, C, *grid) -> (N, *grid)"""
+    """Sums channels with weights (N, C). (N, C, *grid) -> (N, *grid)"""
     return torch.einsum("nc,nc...->n...", weights, activations)
 
 
 def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """The quotient, and 0 where the denominator is 0."""
+    """Returns the quotient, and 0 where the denominator is 0."""
     zero = denominator == 0
     return torch.where(zero, 0.0, numerator / torch.where(zero, 1.0, denominator))
 
 
 def resize(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Linear interpolation between cell centres. (N, *grid) -> (N, *size)"""
+    """Interpolates linearly between cell centres. (N, *grid) -> (N, *size)"""
     if tuple(maps.shape[1:]) == tuple(size):
         return maps
     mode = _LINEAR[len(size)]
@@ -53,7 +53,7 @@ def resize(maps: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def blurred(values: Tensor, sigma: float, *, reach: int | None = None) -> Tensor:
-    """Every channel under a Gaussian, mirrored at the borders. (N, C, *grid) -> (N, C, *grid)
+    """Blurs every channel by a Gaussian, mirrored at the borders. (N, C, *grid) -> (N, C, *grid)
 
     `sigma` is in cells; the Gaussian ends `reach` cells away (None: at 3 sigma), or at the grid's size.
     """
@@ -70,13 +70,13 @@ def blurred(values: Tensor, sigma: float, *, reach: int | None = None) -> Tensor
 
 
 def on_finest(maps: Sequence[Tensor]) -> Tensor:
-    """Maps of several grids, [(N, *grid), ...], all on the finest of them: (L, N, *grid)."""
+    """Puts maps of several grids, [(N, *grid), ...], all on the finest of them: (L, N, *grid)."""
     finest = max((tuple(m.shape[1:]) for m in maps), key=math.prod)
     return torch.stack([resize(m, finest) for m in maps])
 
 
 def min_max(maps: Tensor) -> Tensor:
-    """Min-max per map; a constant map becomes zeros, never NaN. (N, *grid) -> (N, *grid) in [0, 1]"""
+    """Scales every map by min and max; a constant map becomes zeros, never NaN. (N, *grid) -> (N, *grid) in [0, 1]"""
     flat = maps.flatten(1)
     low, high = flat.amin(1), flat.amax(1)
     shape = (-1, *[1] * (maps.ndim - 1))
@@ -84,12 +84,12 @@ def min_max(maps: Tensor) -> Tensor:
 
 
 def normalised(maps: Tensor) -> Tensor:
-    """Each map divided by its largest absolute value; a map of zeros stays. (N, *grid) -> (N, *grid)"""
+    """Divides each map by its largest absolute value; a map of zeros stays. (N, *grid) -> (N, *grid)"""
     return safe_divide(maps, maps.flatten(1).abs().amax(1).view(-1, *[1] * (maps.ndim - 1)))
 
 
 def fuse(maps: Sequence[Tensor], how: Fuse = "layer_cam") -> Tensor:
-    """Several layers' maps [(N, *grid), ...], shallow to deep, as one on the finest grid.
+    """Makes several layers' maps [(N, *grid), ...], shallow to deep, one on the finest grid.
 
     Every map is divided by its largest absolute value, enlarged, and "max", "mean", "sum" or "product" is taken at
     every place. "layer_cam" is the maximum as in LayerCAM (Jiang et al., 2021): before it all but the deepest are
@@ -98,7 +98,7 @@ def fuse(maps: Sequence[Tensor], how: Fuse = "layer_cam") -> Tensor:
     function of one's own gets the list of maps as they are and gives one (N, *grid); KonkyoError where it does not.
     """
     if callable(how):
-        return _one_map_each(how(maps), maps[0])
+        return _checked_fusion(how(maps), maps[0])
     if how not in FUSES:
         raise unknown("way to fuse layers", how, FUSES)
     scaled = [normalised(m) for m in maps]
@@ -110,11 +110,11 @@ def fuse(maps: Sequence[Tensor], how: Fuse = "layer_cam") -> Tensor:
     return stack.relu().prod(0) - (-stack).relu().prod(0) if how == "product" else stack.amax(0)
 
 
-def _one_map_each(found: object, like: Tensor) -> Tensor:
-    """What a function of the caller's made of the maps, if it is as many maps with as many axes."""
-    if isinstance(found, Tensor) and found.ndim == like.ndim and len(found) == len(like) and found.numel():
-        return found
-    came = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+def _checked_fusion(fused: object, like: Tensor) -> Tensor:
+    """Returns what a function of the caller's made of the maps, if it is as many maps with as many axes."""
+    if isinstance(fused, Tensor) and fused.ndim == like.ndim and len(fused) == len(like) and fused.numel():
+        return fused
+    came = tuple(fused.shape) if isinstance(fused, Tensor) else type(fused).__name__
     raise KonkyoError(
         f"a function that fuses layers gives one map per image, a tensor of shape ({len(like)}, *grid) whose grid has "
         f"{like.ndim - 1} axes; got {came}"
@@ -122,7 +122,7 @@ def _one_map_each(found: object, like: Tensor) -> Tensor:
 
 
 def first_component(values: Tensor, *, centred: bool = False) -> Tensor:
-    """The projection of every pixel's channels on the first right singular vector. (N, C, *grid) -> (N, *grid)
+    """Projects every pixel's channels on the first right singular vector. (N, C, *grid) -> (N, *grid)
 
     Through the eigenvectors of the smaller of the two Gram matrices: of pixels (P, P) or of channels (C, C). The sign
     is arbitrary. `centred` subtracts each channel's mean first: the first principal component.
@@ -147,17 +147,17 @@ def first_component(values: Tensor, *, centred: bool = False) -> Tensor:
 
 
 def oriented(maps: Tensor, positive: Tensor) -> Tensor:
-    """The maps, each with the sign that makes `positive` (N, 1) positive."""
+    """Returns the maps, each with the sign that makes `positive` (N, 1) positive."""
     return maps * torch.where(positive < 0, -1.0, 1.0).to(maps).view(-1, *[1] * (maps.ndim - 1))
 
 
 def agreeing(maps: Tensor, evidence: Tensor) -> Tensor:
-    """The maps (N, *grid), each with the sign that agrees with the sum of `evidence` (N, C, *grid) over channels."""
+    """Returns the maps (N, *grid), each with the sign that agrees with the channel sum of `evidence` (N, C, *grid)."""
     return oriented(maps, (maps * evidence.sum(1)).flatten(1).sum(1, keepdim=True))
 
 
 def overlap(boxes: Tensor, box: Tensor) -> Tensor:
-    """Intersection over union of boxes (..., 4) with one box (4,) or as many; 0 for boxes without area. -> (...)"""
+    """Computes the IoU of boxes (..., 4) with one box (4,) or as many; 0 for boxes without area. -> (...)"""
     low, high = torch.maximum(boxes[..., :2], box[..., :2]), torch.minimum(boxes[..., 2:], box[..., 2:])
     common: Tensor = (high - low).clamp_min(0).prod(-1)
     areas = [(b[..., 2:] - b[..., :2]).clamp_min(0).prod(-1) for b in (boxes, box)]

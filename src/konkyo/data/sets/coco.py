@@ -23,9 +23,9 @@ _FORM = "images (id, file_name, width, height), annotations (image_id, category_
 
 @layout
 def coco(folder: Path, *, annotations: str = "", images: str = "") -> Samples:
-    """The pictures of an annotations file, in its order, with their things.
+    """Reads the pictures of an annotations file, in its order, with their things.
 
-    The file is instances.json, _annotations.coco.json or instances_*.json in the folder or in annotations/; the
+    The file is instances.json, _annotations.coco.json or instances_*.json in the folder or in annotations/. The
     pictures lie in images/, in a folder named as the file ends (val2017/, images/val2017/), or beside the file. The
     options `annotations` and `images` name others, relative to the folder.
 
@@ -33,7 +33,7 @@ def coco(folder: Path, *, annotations: str = "", images: str = "") -> Samples:
     pycocotools or faster-coco-eval. Pictures without things are kept, and none is turned upright (`open_annotated`).
     KonkyoError: what is missing or damaged, and in which file.
     """
-    files = [folder / annotations] if annotations else sorted({p for each in _FILES for p in folder.glob(each)})
+    files = [folder / annotations] if annotations else sorted({p for pattern in _FILES for p in folder.glob(pattern)})
     if len(files) != 1:
         came = f"there are {', '.join(str(file.relative_to(folder)) for file in files)}" if files else "there is none"
         raise KonkyoError(f"{folder}: of {', '.join(_FILES)} {came}; name one: coco:DIR,annotations=FILE")
@@ -55,15 +55,15 @@ def coco(folder: Path, *, annotations: str = "", images: str = "") -> Samples:
             f"{files[0]} is not as COCO's instances, lists of {_FORM} that fit together: {came}"
         ) from None
     by_picture = [truths[image["id"]] for image in data["images"]]
-    read = partial(_sample, files[0], _pictures(folder, files[0], images, names), names, sizes, by_picture)
+    read = partial(_sample, files[0], _picture_folder(folder, files[0], images, names), names, sizes, by_picture)
     return Samples(names, read, tuple(classes.values()), "boxes as x, y, width, height; pictures as they are stored")
 
 
-def _pictures(folder: Path, file: Path, given: str, names: Sequence[str]) -> Path:
-    """The folder that holds all pictures."""
+def _picture_folder(folder: Path, file: Path, images: str, names: Sequence[str]) -> Path:
+    """Returns the folder that holds all pictures. KonkyoError: some are in none."""
     split = file.stem.removeprefix("instances_")
     usual = [folder / "images", folder / split, folder / "images" / split, file.parent, folder]
-    folders = [folder / given] if given else usual
+    folders = [folder / images] if images else usual
     missing = [[name for name in names if not (where / name).is_file()] for where in folders]
     fewest, where = min(zip(missing, folders, strict=True), key=lambda pair: len(pair[0]))
     if fewest:
@@ -82,6 +82,7 @@ def _sample(
     truths: Sequence[list[dict[str, Any]]],
     index: int,
 ) -> Sample:
+    """Opens one picture with its annotations. KonkyoError: an annotation that cannot be read."""
     width, height = sizes[index]
     image, annotations = open_annotated(where / names[index], sizes[index]), []
     for truth in truths[index]:
@@ -102,7 +103,7 @@ def _xyxy(x: float, y: float, width: float, height: float) -> Box:
 
 
 def _mask(segmentation: Any, height: int, width: int) -> Tensor | None:
-    """(H, W) bool; None where there is no segmentation."""
+    """Returns a mask (H, W) bool; None where there is no segmentation."""
     if not segmentation:
         return None
     if isinstance(segmentation, list):
@@ -114,7 +115,7 @@ def _mask(segmentation: Any, height: int, width: int) -> Tensor | None:
 
 
 def _unrolled(counts: Sequence[int], height: int, width: int) -> Tensor:
-    """(H, W) bool from run lengths, outside first, column by column."""
+    """Makes a mask (H, W) bool of run lengths, outside first, column by column."""
     lengths = np.array(counts, dtype=np.int64)
     if (lengths < 0).any() or lengths.sum() != height * width:  # pycocotools would show memory that is not its own
         raise ValueError(f"run lengths of {lengths.sum()} pixels in all, expected {height * width}")
@@ -123,7 +124,7 @@ def _unrolled(counts: Sequence[int], height: int, width: int) -> Tensor:
 
 
 def _unpacked(text: str) -> Iterator[int]:
-    """The run lengths in COCO's compressed text.
+    """Yields the run lengths in COCO's compressed text.
 
     A character has five bits of a number, the lowest first; 32 says that the number goes on, and 16 in its last
     character that it is negative. From the fourth on, numbers are differences to the length two before.
@@ -141,7 +142,7 @@ def _unpacked(text: str) -> Iterator[int]:
 
 
 def _filled(polygons: Sequence[Sequence[float]], height: int, width: int) -> Tensor:
-    """The union of polygons [x, y, x, y, ...]."""
+    """Fills the union of polygons [x, y, x, y, ...]."""
     for polygon in polygons:
         if len(polygon) < 6 or len(polygon) % 2 or not np.isfinite(np.array(polygon, dtype=np.float64)).all():
             raise ValueError(f"a polygon {polygon}, expected x, y of three points or more")

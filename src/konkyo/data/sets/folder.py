@@ -17,11 +17,11 @@ from konkyo.errors import ImageError, KonkyoError
 
 @layout
 def folder(folder: Path, *, masks: str = "", split: str = "") -> Samples:
-    """The pictures in the folder, or in its subfolders and labelled by their names, in natural order.
+    """Reads the pictures in the folder, or in its subfolders and labelled by their names, in natural order.
 
     Folders of classes may lie in train/, val/ (valid/, validation/) and test/; `split` takes one of these parts.
 
-    A file classes.txt with lines "KEY<tab>NAME", as of ImageNet, names the classes: the key is the name of the
+    A file classes.txt with lines "KEY<tab>NAME", as of ImageNet, names the classes. The key is the name of the
     subfolder, or what comes before the first underscore in that of a picture.
 
     The mask of CLASS/NAME.jpg is CLASS/NAME.png or CLASS/NAME_mask.png (any suffix) in masks/, or in the folder that
@@ -35,19 +35,19 @@ def folder(folder: Path, *, masks: str = "", split: str = "") -> Samples:
     inside = [path for path in find_images(folder) if apart.resolve() not in path.resolve().parents]
     outlines = {_key(path, folder): path for path in inside}
     files = [path for path in inside if not _is_mask(_key(path, folder), outlines)]
-    drawn = [outlines.get(f"{_key(path, folder)}_mask") for path in files]
+    masks_of_files = [outlines.get(f"{_key(path, folder)}_mask") for path in files]
     if apart.is_dir():
         outlines = {_key(path, apart): path for path in find_images(apart)}
-        drawn = [outlines.get(f"{_key(p, folder)}_mask", outlines.get(_key(p, folder))) for p in files]
-        if not any(drawn):
+        masks_of_files = [outlines.get(f"{_key(p, folder)}_mask", outlines.get(_key(p, folder))) for p in files]
+        if not any(masks_of_files):
             raise KonkyoError(f"{apart} has no mask of a picture, such as {apart / _key(files[0], folder)}.png")
     names = tuple(path.relative_to(folder).as_posix() for path in files)
     parts, rest = _parts(names)
-    labels, classes = _labels(folder, rest)
-    note = f"{sum(mask is not None for mask in drawn)} of {len(files)} pictures with a mask"
+    labels, classes = _labels_by_folder(folder, rest)
+    note = f"{sum(mask is not None for mask in masks_of_files)} of {len(files)} pictures with a mask"
     known = tuple(label for label in labels if label is not None)
     return selected(
-        Samples(names, partial(_sample, names, files, labels, drawn), classes, note, "", known, parts), split
+        Samples(names, partial(_sample, names, files, labels, masks_of_files), classes, note, "", known, parts), split
     )
 
 
@@ -60,15 +60,18 @@ def _is_mask(key: str, keys: dict[str, Path]) -> bool:
 
 
 def _parts(names: Sequence[str]) -> tuple[tuple[str, ...], Sequence[str]]:
-    """The part of every picture and its name in there, where all are PART/CLASS/NAME; else no parts and the names."""
+    """Returns the part of every picture and its name in there, where all are PART/CLASS/NAME.
+
+    Else there are no parts, and the names are all.
+    """
     heads = [name.split("/")[0].lower() for name in names]
     if any(name.count("/") != 2 for name in names) or not PARTS.keys() >= set(heads):
         return (), names
     return tuple(PARTS[head] for head in heads), [name.partition("/")[2] for name in names]
 
 
-def _labels(folder: Path, names: Sequence[str]) -> tuple[list[str | None], tuple[str, ...]]:
-    """The label of every picture, and all that there are."""
+def _labels_by_folder(folder: Path, names: Sequence[str]) -> tuple[list[str | None], tuple[str, ...]]:
+    """Returns the label of every picture, and all that there are."""
     depths = {name.count("/"): name for name in names}
     if len(depths) > 1 or max(depths) > 1:
         came = " and ".join(depths.values())
@@ -88,19 +91,20 @@ def _sample(
     names: Sequence[str],
     files: Sequence[Path],
     labels: Sequence[str | None],
-    drawn: Sequence[Path | None],
+    masks: Sequence[Path | None],
     index: int,
 ) -> Sample:
-    file, label, outline = files[index], labels[index], drawn[index]
+    """Opens one picture, with its mask as an annotation where it has one."""
+    file, label, outline = files[index], labels[index], masks[index]
     if outline is None:
         return Sample(names[index], open_image(file), label)
-    mask = _mask(outline)
+    mask = _read_mask(outline)
     image = open_annotated(file, (mask.shape[1], mask.shape[0]))
     return Sample(names[index], image, label, (Annotation(label, around(mask), mask),))
 
 
-def _mask(file: Path) -> Tensor:
-    """(H, W) bool. ImageError: values that do not say what is inside."""
+def _read_mask(file: Path) -> Tensor:
+    """Reads a mask (H, W) bool. ImageError: values that do not say what is inside."""
     picture = open_image(file)
     values = np.asarray(picture).max(-1)
     levels = np.unique(values)

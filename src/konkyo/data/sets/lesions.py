@@ -38,10 +38,10 @@ _NOISE = 0.05
 
 
 class Lesions(torch.utils.data.Dataset[Sample]):
-    """`length` scans, the classes in turn; seed and index decide all of one but its noise, whatever its size.
+    """This draws `length` scans, the classes in turn; seed and index decide all but the noise, whatever the size.
 
-    places: "fixed", a place per class, up to 4/48 of the side away from it along x and y, or "random", anywhere in the
-    body; nothing else differs between the two. A sample has a grey picture (RGB of three equal channels) and one
+    `places` is "fixed", a place per class and up to 4/48 of the side away from it along x and y, or "random", anywhere
+    in the body. Nothing else differs between the two. A sample has a grey picture (RGB of three equal channels) and one
     `Annotation`: the lesion, its label, its box and its mask. The mask is the whole round patch, holes and gaps
     included, and its evidence as well. Two distractors, a soft spot and a cross, say nothing about the class.
 
@@ -75,19 +75,19 @@ class Lesions(torch.utils.data.Dataset[Sample]):
         return (self[index] for index in range(self.length))
 
     def name(self, index: int) -> str:
-        """Of a sample."""
+        """Returns the name of a sample."""
         return f"lesion-{self.places}-{self.seed}-{index}"
 
 
 @synthetic
 def lesions(count: str, seed: int, *, places: str = "fixed", size: str = "48") -> Samples:
-    """COUNT (600) drawn scans with a lesion; `places` fixed (a place per class) or random, `size` in pixels."""
+    """Draws COUNT (600) scans with a lesion; `places` fixed (a place per class) or random, `size` in pixels."""
     if re.fullmatch(r"\d* \d+", f"{count} {size}") is None or places not in PLACES:
         raise KonkyoError(f"expected lesions:600,places=fixed,size=48; got {count!r}, {places!r} and {size!r}")
-    found = Lesions(int(count or 600), seed=seed, size=int(size), places=places)
-    labels = tuple(CLASSES[index % len(CLASSES)] for index in range(len(found)))
-    names = tuple(map(found.name, range(len(found))))
-    return Samples(names, found.__getitem__, CLASSES, "masks of whole lesions", labels=labels)
+    scans = Lesions(int(count or 600), seed=seed, size=int(size), places=places)
+    labels = tuple(CLASSES[index % len(CLASSES)] for index in range(len(scans)))
+    names = tuple(map(scans.name, range(len(scans))))
+    return Samples(names, scans.__getitem__, CLASSES, "masks of whole lesions", labels=labels)
 
 
 # --- drawing: (size, size) fields, x to the right, y down, both from -0.5 to 0.5 --------------------------------------
@@ -95,33 +95,36 @@ def lesions(count: str, seed: int, *, places: str = "fixed", size: str = "48") -
 
 @cache
 def _grid(size: int) -> tuple[_Array, _Array, _Array]:
-    """x (1, size), y (size, 1), and the first five cosines over them (size, 5)."""
+    """Returns x (1, size), y (size, 1), and the first five cosines over them (size, 5)."""
     at = (np.arange(size, dtype=np.float32) + 0.5) / size
     return at[None] - 0.5, at[:, None] - 0.5, np.cos(np.pi * at[:, None] * np.arange(5, dtype=np.float32))
 
 
 def _scan(seed: int, index: int, size: int, places: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """The picture, and where the lesion is."""
+    """Draws the picture, and where the lesion is."""
     rng = np.random.default_rng([seed, index])
     x, y, waves = _grid(size)
     half, middle = rng.uniform(*_BODY, 2), rng.uniform(-0.02, 0.02, 2)
-    body = _soft((1 - np.hypot((x - middle[0]) / half[0], (y - middle[1]) / half[1])) * half.min(), size)
+    body = _ramp((1 - np.hypot((x - middle[0]) / half[0], (y - middle[1]) / half[1])) * half.min(), size)
     texture = waves @ rng.normal(0, _TEXTURE, (5, 5)).astype(np.float32) @ waves.T
     field = body * (rng.uniform(0.38, 0.46) + texture)
     for shape in (_spot, _cross):
         at, width = middle + _inside(rng, half - 0.08), rng.uniform(0.05, 0.07)
-        field += rng.uniform(*_CONTRAST) * shape(*_around(x, y, at, rng), width, size)
+        field += rng.uniform(*_CONTRAST) * shape(*_turned_from(x, y, at, rng), width, size)
 
     label, radius = index % len(CLASSES), rng.uniform(*_RADIUS)
     at = middle + _place(np.random.default_rng([seed, index, 1]), half - radius, middle, label, places)
-    u, v = _around(x, y, at, rng)
+    u, v = _turned_from(x, y, at, rng)
     field += rng.uniform(*_CONTRAST) * _LOOKS[label](u, v, radius, size)
     field += rng.normal(0, _NOISE, (size, size))
     return (255 * field).clip(0, 255).astype(np.uint8), np.hypot(u, v) <= radius
 
 
 def _place(rng: np.random.Generator, half: _Array, middle: _Array, label: int, places: str) -> _Array:
-    """Of the lesion, from the middle, in the ellipse of these half axes. Nothing else depends on its randomness."""
+    """Draws the place of the lesion, from the middle, in the ellipse of these half axes.
+
+    Nothing else depends on its randomness.
+    """
     while places == "fixed":
         at = np.array(_CENTRES[label]) + rng.uniform(-_SPREAD, _SPREAD, 2) - middle
         if np.hypot(*(at / half)) <= 1:
@@ -130,25 +133,25 @@ def _place(rng: np.random.Generator, half: _Array, middle: _Array, label: int, p
 
 
 def _inside(rng: np.random.Generator, half: _Array) -> _Array:
-    """A point in the ellipse, equally likely everywhere."""
+    """Draws a point in the ellipse, equally likely everywhere."""
     angle, away = rng.uniform(0, 2 * math.pi), math.sqrt(rng.random())
     return half * (away * math.cos(angle), away * math.sin(angle))
 
 
-def _around(x: _Array, y: _Array, at: _Array, rng: np.random.Generator) -> tuple[_Array, _Array]:
-    """Coordinates from that point, turned by any angle."""
+def _turned_from(x: _Array, y: _Array, at: _Array, rng: np.random.Generator) -> tuple[_Array, _Array]:
+    """Returns coordinates from that point, turned by any angle."""
     angle = rng.uniform(0, math.pi)
     c, s = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     return c * (x - at[0]) + s * (y - at[1]), c * (y - at[1]) - s * (x - at[0])
 
 
-def _soft(depth: _Array, size: int) -> _Array:
-    """1 inside, 0 outside, and a ramp one pixel wide where the depth is 0."""
+def _ramp(depth: _Array, size: int) -> _Array:
+    """Returns 1 inside, 0 outside, and a ramp one pixel wide where the depth is 0."""
     return (depth * size + 0.5).clip(0, 1)
 
 
 def _disc(u: _Array, v: _Array, radius: float, size: int) -> _Array:
-    return _soft(radius - np.hypot(u, v), size)
+    return _ramp(radius - np.hypot(u, v), size)
 
 
 def _ring(u: _Array, v: _Array, radius: float, size: int) -> _Array:
@@ -156,9 +159,9 @@ def _ring(u: _Array, v: _Array, radius: float, size: int) -> _Array:
 
 
 def _stripes(u: _Array, v: _Array, radius: float, size: int) -> _Array:
-    """Three bars and two gaps of equal widths."""
+    """Draws three bars and two gaps of equal widths."""
     width = 2 * radius / 5
-    return _disc(u, v, radius, size) * _soft(width / 2 - np.abs((u / width + 1) % 2 - 1) * width, size)
+    return _disc(u, v, radius, size) * _ramp(width / 2 - np.abs((u / width + 1) % 2 - 1) * width, size)
 
 
 def _spot(u: _Array, v: _Array, width: float, _size: int) -> _Array:
@@ -167,7 +170,7 @@ def _spot(u: _Array, v: _Array, width: float, _size: int) -> _Array:
 
 def _cross(u: _Array, v: _Array, width: float, size: int) -> _Array:
     near, far = np.minimum(np.abs(u), np.abs(v)), np.maximum(np.abs(u), np.abs(v))
-    return np.minimum(_soft(0.25 * width - near, size), _soft(1.2 * width - far, size))
+    return np.minimum(_ramp(0.25 * width - near, size), _ramp(1.2 * width - far, size))
 
 
 _LOOKS = (_disc, _ring, _stripes)

@@ -13,7 +13,7 @@ from konkyo.errors import KonkyoError
 
 @layout
 def chest(folder: Path, *, split: str = "") -> Samples:
-    """Chest X-Ray Images (Pneumonia), Kermany et al., 2018: {train,val,test}/{NORMAL,PNEUMONIA}/NAME.jpeg.
+    """Reads Chest X-Ray Images (Pneumonia), Kermany et al., 2018: {train,val,test}/{NORMAL,PNEUMONIA}/NAME.jpeg.
 
     `split` is train, val or test; without it, all. Its val/ has 16 pictures: see `splits`. KonkyoError: another layout.
     """
@@ -22,7 +22,7 @@ def chest(folder: Path, *, split: str = "") -> Samples:
 
 @layout
 def brain(folder: Path, *, split: str = "") -> Samples:
-    """Brain Tumor MRI (Nickparvar, 2021): {Training,Testing}/{glioma,meningioma,notumor,pituitary}/NAME.jpg.
+    """Reads Brain Tumor MRI (Nickparvar, 2021): {Training,Testing}/{glioma,meningioma,notumor,pituitary}/NAME.jpg.
 
     Folders may be named as in older versions, glioma_tumor and no_tumor; the labels are the same. `split` is train or
     test; without it, all. KonkyoError: another layout.
@@ -32,15 +32,17 @@ def brain(folder: Path, *, split: str = "") -> Samples:
 
 
 def _arranged(kind: str, folder: Path, classes: dict[str, str], split: str) -> Samples:
-    """The pictures of PART/CLASS/NAME, where `classes` has the folders' names, and the labels that these mean."""
+    """Reads the pictures of PART/CLASS/NAME; `classes` has the names of folders, and the labels that these mean."""
     names = {name.lower(): label for name, label in classes.items()}
     held = [part for part in _folders(folder) if part.name.lower() in PARTS]
-    found = [(part, where) for part in held for where in _folders(part)]
-    strange = [where for _, where in found if where.name.lower() not in names]
-    labels_found = {names.get(where.name.lower()) for _, where in found}
-    if strange or labels_found != set(classes.values()):
+    folders = [(part, where) for part in held for where in _folders(part)]
+    strange = [where for _, where in folders if where.name.lower() not in names]
+    labels_of_folders = {names.get(where.name.lower()) for _, where in folders}
+    if strange or labels_of_folders != set(classes.values()):
         came = (
-            f"{strange[0].relative_to(folder)}/" if strange else ", ".join(str(w.relative_to(folder)) for _, w in found)
+            f"{strange[0].relative_to(folder)}/"
+            if strange
+            else ", ".join(str(w.relative_to(folder)) for _, w in folders)
         )
         expected = ", ".join(dict.fromkeys(classes.values()))
         raise KonkyoError(
@@ -49,7 +51,7 @@ def _arranged(kind: str, folder: Path, classes: dict[str, str], split: str) -> S
         )
     files = [
         (file, names[where.name.lower()], PARTS[part.name.lower()])
-        for part, where in found
+        for part, where in folders
         for file in find_images(where)
     ]
     paths, labels, parts = zip(*files, strict=True)
@@ -63,5 +65,5 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def read_labelled(names: Sequence[str], files: Sequence[Path], labels: Sequence[str], index: int) -> Sample:
-    """The sample of that index: a picture and its label, and no things."""
+    """Opens the sample of that index: a picture and its label, and no things."""
     return Sample(names[index], open_image(files[index]), labels[index])

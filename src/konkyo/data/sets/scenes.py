@@ -36,7 +36,7 @@ _Palette = dict[str, _Colour]
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and what is true of it: n objects, the one farthest back first."""
+    """A scene is an image and what is true of it: n objects, the one farthest back first."""
 
     image: Image.Image
     """RGB, (size, size)."""
@@ -51,7 +51,7 @@ class Scene:
 
 
 class Scenes(torch.utils.data.Dataset[Scene]):
-    """`length` scenes; seed and index decide the scene, whatever the size it is drawn at.
+    """This draws `length` scenes; seed and index decide the scene, whatever the size it is drawn at.
 
     `objects` is a number or a range (low, high), `classes` the names to draw from. Of every object at least 50 % stays
     visible, and of its evidence at least 60 %.
@@ -70,6 +70,7 @@ class Scenes(torch.utils.data.Dataset[Scene]):
         objects: int | tuple[int, int] = (1, 5),
         classes: Sequence[str] | None = None,
     ) -> None:
+        """Checks the options. KonkyoError: a number out of range, or an unknown class."""
         low, high = (objects, objects) if isinstance(objects, int) else objects
         names = CLASSES if classes is None else tuple(classes)
         if not 1 <= low <= high <= 8:
@@ -102,11 +103,12 @@ class Scenes(torch.utils.data.Dataset[Scene]):
 
 
 def _poly(*points: tuple[float, float]) -> _Array:
+    """Returns the points (n, 2) as an array."""
     return np.array(points, dtype=np.float64)
 
 
-def _path(text: str) -> _Array:
-    """Points written "x,y x,y", in hundredths."""
+def _points(text: str) -> _Array:
+    """Reads points written "x,y x,y", in hundredths."""
     return np.array(text.replace(",", " ").split(), dtype=np.float64).reshape(-1, 2) / 100
 
 
@@ -115,7 +117,8 @@ def _oval(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> _Array
     return _turned(np.stack([x + rx * np.cos(t), y + ry * np.sin(t)], 1), turn, (x, y))
 
 
-def _bar(x0: float, y0: float, x1: float, y1: float, radius: float = 0.0) -> _Array:
+def _rectangle(x0: float, y0: float, x1: float, y1: float, radius: float = 0.0) -> _Array:
+    """Returns a rectangle as a polygon, its corners rounded by `radius`."""
     if radius == 0:
         return _poly((x0, y0), (x1, y0), (x1, y1), (x0, y1))
     t = np.linspace(0, np.pi / 2, 5)
@@ -133,8 +136,8 @@ def _bar(x0: float, y0: float, x1: float, y1: float, radius: float = 0.0) -> _Ar
 
 
 def _curve(text: str) -> _Array:
-    """The closed Catmull-Rom curve through the points of a path."""
-    p1 = _path(text)
+    """Returns the closed Catmull-Rom curve through the points of a path."""
+    p1 = _points(text)
     p0, p2, p3 = np.roll(p1, 1, 0), np.roll(p1, -1, 0), np.roll(p1, -2, 0)
     t = np.linspace(0, 1, 5, endpoint=False)[None, :, None]
     a, b, c, d = (p[:, None] for p in (p0, p1, p2, p3))
@@ -158,7 +161,7 @@ def _mirrored(shape: _Array) -> _Array:
 
 
 def _widened(shape: _Array, width: float) -> _Array:
-    """The polygon with its edge moved outwards, corners mitred."""
+    """Returns the polygon with its edge moved outwards, corners mitred."""
     after, before = np.roll(shape, -1, 0) - shape, shape - np.roll(shape, 1, 0)
     area = np.sum(shape[:, 0] * np.roll(shape[:, 1], -1) - shape[:, 1] * np.roll(shape[:, 0], -1))
     normals = [
@@ -171,7 +174,9 @@ def _widened(shape: _Array, width: float) -> _Array:
 # Figures: parts painted one over the other
 
 
-class _Part(NamedTuple):
+class _FigurePart(NamedTuple):
+    """A part is one shape of a figure, with its colour."""
+
     colour: str
     shape: _Array
     rim: _Array | None
@@ -181,26 +186,27 @@ class _Part(NamedTuple):
     extra: bool
     """Left out in half of the objects."""
 
-    def moved(self, move: Callable[[_Array], _Array]) -> _Part:
+    def moved(self, move: Callable[[_Array], _Array]) -> _FigurePart:
         return self._replace(shape=move(self.shape), rim=None if self.rim is None else move(self.rim))
 
 
 _RIM = 0.017
 
 
-def _ink(colour: str, shape: _Array, twin: int | None = None) -> _Part:
-    return _Part(colour, shape, _widened(shape, _RIM), twin, False)
+def _ink(colour: str, shape: _Array, twin: int | None = None) -> _FigurePart:
+    return _FigurePart(colour, shape, _widened(shape, _RIM), twin, False)
 
 
-def _flat(colour: str, shape: _Array, twin: int | None = None, *, extra: bool = False) -> _Part:
-    return _Part(colour, shape, None, twin, extra)
+def _flat(colour: str, shape: _Array, twin: int | None = None, *, extra: bool = False) -> _FigurePart:
+    return _FigurePart(colour, shape, None, twin, extra)
 
 
-def _both(make: Callable[..., _Part], colour: str, shape: _Array, twin: int | None = None) -> list[_Part]:
+def _both(make: Callable[..., _FigurePart], colour: str, shape: _Array, twin: int | None = None) -> list[_FigurePart]:
     return [make(colour, shape, twin), make(colour, _mirrored(shape), twin)]
 
 
-def _pet() -> list[_Part]:
+def _pet() -> list[_FigurePart]:
+    """Lists the parts of the pet, whose twins differ by their evidence alone."""
     cat = _curve("27,46 22.5,30 23.5,15 26,13.5 36,20 47,31 45,45")
     cat_inner = _curve("30,40 27.5,27 28.5,21 36,26 41,33 38,42")
     rabbit = _oval(0.375, 0.2, 0.082, 0.21, -9)
@@ -225,7 +231,8 @@ def _pet() -> list[_Part]:
     ]
 
 
-def _car() -> list[_Part]:
+def _car() -> list[_FigurePart]:
+    """Lists the parts of the car, whose twins differ by their evidence alone."""
     shell = _curve("2,80 2,70 6,63 18,59 27,44 36,40 60,40 69,44 79,58 93,62 98,70 98,80 94,84 50,84 6,84")
     wheel = [
         _ink("tyre", _oval(0.25, 0.845, 0.105, 0.105)),
@@ -234,25 +241,25 @@ def _car() -> list[_Part]:
     ]
     other = [part.moved(lambda shape: shape + np.array([0.5, 0])) for part in wheel]
     return [
-        _ink("yellow", _path("29,39 32.5,15.5 61.5,15.5 65,39"), 0),
+        _ink("yellow", _points("29,39 32.5,15.5 61.5,15.5 65,39"), 0),
         *(
-            _flat("tyre", _bar(x, 0.215 + 0.055 * row, x + 0.05, 0.27 + 0.055 * row), 0)
+            _flat("tyre", _rectangle(x, 0.215 + 0.055 * row, x + 0.05, 0.27 + 0.055 * row), 0)
             for row, columns in enumerate(((0.345, 0.445, 0.545), (0.395, 0.495)))
             for x in columns
         ),
-        _ink("silver", _bar(0.27, 0.33, 0.67, 0.39), 1),
+        _ink("silver", _rectangle(0.27, 0.33, 0.67, 0.39), 1),
         _ink("red", _curve("28,33.5 28.5,24 33,18.5 40,18.5 46.5,18.5 46.5,33.5"), 1),
         _ink("blue", _curve("66,33.5 65.5,24 61,18.5 54,18.5 47.5,18.5 47.5,33.5"), 1),
         *(_flat("white", _oval(x, 0.24, 0.025, 0.03), 1) for x in (0.345, 0.555)),
         _ink("main", shell),
-        _flat("light", _bar(0.045, 0.655, 0.955, 0.68), extra=True),
-        _flat("shade", _bar(0.05, 0.765, 0.95, 0.835)),
+        _flat("light", _rectangle(0.045, 0.655, 0.955, 0.68), extra=True),
+        _flat("shade", _rectangle(0.05, 0.765, 0.95, 0.835)),
         _ink("glass", _curve("25,57.5 32,47 37,45.5 45.5,45.5 45.5,58.5 36,58.5")),
         _ink("glass", _curve("51,45.5 60,45.5 65,47.5 71.5,57.5 62,58.5 51,58.5")),
-        _flat("white", _path("31,56 36,47.5 39,47.5 34,56")),
-        _flat("white", _path("54,56 57.5,47.5 60.5,47.5 57,56")),
-        _flat("ink", _bar(0.475, 0.62, 0.485, 0.765)),
-        _flat("ink", _bar(0.5, 0.64, 0.555, 0.655)),
+        _flat("white", _points("31,56 36,47.5 39,47.5 34,56")),
+        _flat("white", _points("54,56 57.5,47.5 60.5,47.5 57,56")),
+        _flat("ink", _rectangle(0.475, 0.62, 0.485, 0.765)),
+        _flat("ink", _rectangle(0.5, 0.64, 0.555, 0.655)),
         _flat("cream", _oval(0.945, 0.705, 0.028, 0.032)),
         _flat("rose", _oval(0.05, 0.705, 0.022, 0.032)),
         *wheel,
@@ -260,31 +267,33 @@ def _car() -> list[_Part]:
     ]
 
 
-def _boat() -> list[_Part]:
+def _boat() -> list[_FigurePart]:
+    """Lists the parts of the boat, whose twins differ by their evidence alone."""
     funnel = [
-        _ink("accent", _path("36,60 34.5,20 47.5,20 48,60"), 1),
-        _flat("white", _path("35.3,40 35,31 47.7,31 47.8,40"), 1),
-        _ink("tyre", _bar(0.325, 0.14, 0.49, 0.215, 0.02), 1),
+        _ink("accent", _points("36,60 34.5,20 47.5,20 48,60"), 1),
+        _flat("white", _points("35.3,40 35,31 47.7,31 47.8,40"), 1),
+        _ink("tyre", _rectangle(0.325, 0.14, 0.49, 0.215, 0.02), 1),
     ]
     other = [part.moved(lambda shape: shape + np.array([0.2, 0])) for part in funnel]
     return [
         *funnel,
         *other,
-        _ink("wood", _bar(0.475, 0.02, 0.51, 0.64), 0),
+        _ink("wood", _rectangle(0.475, 0.02, 0.51, 0.64), 0),
         _ink("cream", _curve("53,6 66,22 78,42 80,56 66,56.5 53.5,55 55,30"), 0),
-        _flat("accent", _path("54.5,33 72,33 77.5,43 54.5,43"), 0),
+        _flat("accent", _points("54.5,33 72,33 77.5,43 54.5,43"), 0),
         _ink("accent", _curve("45.5,10 36,30 22,53 25,56 44,55 45,35"), 0),
-        _ink("white", _bar(0.27, 0.585, 0.75, 0.7, 0.02)),
-        *(_flat("glass", _bar(x, 0.615, x + 0.075, 0.66)) for x in (0.32, 0.42, 0.52, 0.62)),
+        _ink("white", _rectangle(0.27, 0.585, 0.75, 0.7, 0.02)),
+        *(_flat("glass", _rectangle(x, 0.615, x + 0.075, 0.66)) for x in (0.32, 0.42, 0.52, 0.62)),
         _ink("main", _curve("4,70 6,69 50,70.5 94,66.5 97,68 90,84 80,94 50,95 22,94 10,84")),
         _flat("shade", _curve("12,86 50,87 87,86 79,93.5 50,94.5 23,93.5")),
-        _flat("light", _path("5.5,73.5 50,74.5 94.5,72.5 93.5,75 50,77 6.3,76"), extra=True),
+        _flat("light", _points("5.5,73.5 50,74.5 94.5,72.5 93.5,75 50,77 6.3,76"), extra=True),
         *(_flat("ink", _oval(x, 0.805, 0.03, 0.03)) for x in (0.25, 0.42, 0.59, 0.76)),
         *(_flat("glass", _oval(x, 0.805, 0.019, 0.019)) for x in (0.25, 0.42, 0.59, 0.76)),
     ]
 
 
-def _flower() -> list[_Part]:
+def _flower() -> list[_FigurePart]:
+    """Lists the parts of the flower, whose twins differ by their evidence alone."""
     x, y = 0.5, 0.225
     petals = [_turned(_oval(x, y - 0.135, 0.058, 0.095), turn, (x, y)) for turn in range(0, 360, 36)]
     side = _curve("50,43 36,40 30.5,27 33,6 34.5,5.5 42,13 50,22")
@@ -304,32 +313,33 @@ def _flower() -> list[_Part]:
         _ink("yellow", _oval(x, y, 0.085, 0.085), 1),
         _flat("amber", _oval(x + 0.012, y + 0.015, 0.055, 0.055), 1),
         _ink("main", _curve("29,76 50,76.5 71,76 67,90 63.5,99 50,100 36.5,99 33,90")),
-        _flat("light", _path("32.5,86 67.5,86 66.2,90.5 33.8,90.5"), extra=True),
-        _ink("main", _bar(0.255, 0.69, 0.745, 0.78, 0.02)),
-        _flat("light", _bar(0.28, 0.705, 0.72, 0.725)),
+        _flat("light", _points("32.5,86 67.5,86 66.2,90.5 33.8,90.5"), extra=True),
+        _ink("main", _rectangle(0.255, 0.69, 0.745, 0.78, 0.02)),
+        _flat("light", _rectangle(0.28, 0.705, 0.72, 0.725)),
     ]
 
 
-def _tower() -> list[_Part]:
+def _tower() -> list[_FigurePart]:
+    """Lists the parts of the tower, whose twins differ by their evidence alone."""
     hub = (0.5, 0.3)
-    vane = [_bar(0.485, 0.0, 0.515, 0.3), _bar(0.515, 0.015, 0.61, 0.225)]
-    bars = [_bar(0.515, y, 0.61, y + 0.016) for y in (0.075, 0.14)]
+    vane = [_rectangle(0.485, 0.0, 0.515, 0.3), _rectangle(0.515, 0.015, 0.61, 0.225)]
+    bars = [_rectangle(0.515, y, 0.61, y + 0.016) for y in (0.075, 0.14)]
     turns = (38, 128, 218, 308)
     return [
-        _flat("beam", _path("50,14 50,22 11,28.5 11,7"), 0),
-        _flat("beam", _path("50,14 50,22 89,28.5 89,7"), 0),
+        _flat("beam", _points("50,14 50,22 11,28.5 11,7"), 0),
+        _flat("beam", _points("50,14 50,22 89,28.5 89,7"), 0),
         _ink("main", _curve("37,36 50,35 63,36 66,62 71,97 50,98.5 29,97 34,62")),
-        _flat("light", _path("36.3,44 63.7,44 65,55 35,55"), extra=True),
-        _flat("light", _path("33.5,68 66.5,68 68.5,80 31.5,80"), extra=True),
-        _ink("glass", _bar(0.465, 0.6, 0.535, 0.7, 0.03)),
+        _flat("light", _points("36.3,44 63.7,44 65,55 35,55"), extra=True),
+        _flat("light", _points("33.5,68 66.5,68 68.5,80 31.5,80"), extra=True),
+        _ink("glass", _rectangle(0.465, 0.6, 0.535, 0.7, 0.03)),
         _ink("wood", _curve("43,98 43.5,85 50,80 56.5,85 57,98 50,98.5")),
         _flat("yellow", _oval(0.54, 0.9, 0.012, 0.012)),
-        _ink("stone", _bar(0.25, 0.955, 0.75, 1.0, 0.015)),
-        _ink("cream", _bar(0.405, 0.13, 0.595, 0.31), 0),
+        _ink("stone", _rectangle(0.25, 0.955, 0.75, 1.0, 0.015)),
+        _ink("cream", _rectangle(0.405, 0.13, 0.595, 0.31), 0),
         _flat("yellow", _oval(0.5, 0.2, 0.06, 0.06), 0),
-        *(_flat("ink", _bar(x, 0.13, x + 0.016, 0.31), 0) for x in (0.455, 0.53)),
+        *(_flat("ink", _rectangle(x, 0.13, x + 0.016, 0.31), 0) for x in (0.455, 0.53)),
         _ink("accent", _curve("37.5,13.5 42,6 50,2 58,6 62.5,13.5 50,14"), 0),
-        _ink("accent", _bar(0.33, 0.305, 0.67, 0.365, 0.015), 0),
+        _ink("accent", _rectangle(0.33, 0.305, 0.67, 0.365, 0.015), 0),
         _ink("accent", _curve("36,36.5 38,25 50,18 62,25 64,36.5 50,37"), 1),
         *(_ink("white", _turned(vane[1], turn, hub), 1) for turn in turns),
         *(_flat("silver", _turned(bar, turn, hub), 1) for turn in turns for bar in bars),
@@ -338,7 +348,7 @@ def _tower() -> list[_Part]:
     ]
 
 
-def _rock() -> list[_Part]:
+def _rock() -> list[_FigurePart]:
     return [
         _ink("stone", _curve("2,97 5,70 25,50 50,45 80,58 97,80 98,97 50,100")),
         _flat("stone_light", _curve("14,75 28,57 50,52 55,58 35,66")),
@@ -346,7 +356,7 @@ def _rock() -> list[_Part]:
     ]
 
 
-def _bush() -> list[_Part]:
+def _bush() -> list[_FigurePart]:
     return [
         _ink("green", _curve("3,97 0,78 12,64 24,65 30,48 50,42 68,48 74,62 90,64 100,80 97,97 50,100")),
         _flat("leaf", _curve("30,62 40,51 54,49 46,56 40,66")),
@@ -355,27 +365,27 @@ def _bush() -> list[_Part]:
     ]
 
 
-def _post() -> list[_Part]:
+def _post() -> list[_FigurePart]:
     return [
-        _ink("wood", _bar(0.44, 0.2, 0.56, 1.0, 0.03)),
-        _flat("wood_shade", _bar(0.51, 0.24, 0.55, 0.98)),
-        _flat("wood_shade", _bar(0.45, 0.45, 0.5, 0.47)),
+        _ink("wood", _rectangle(0.44, 0.2, 0.56, 1.0, 0.03)),
+        _flat("wood_shade", _rectangle(0.51, 0.24, 0.55, 0.98)),
+        _flat("wood_shade", _rectangle(0.45, 0.45, 0.5, 0.47)),
     ]
 
 
-def _crate() -> list[_Part]:
+def _crate() -> list[_FigurePart]:
     return [
-        _ink("wood", _bar(0.05, 0.2, 0.95, 1.0)),
-        _flat("wood_shade", _bar(0.13, 0.28, 0.87, 0.92)),
-        *(_flat("wood", _bar(0.13, y, 0.87, y + 0.14)) for y in (0.31, 0.53, 0.75)),
+        _ink("wood", _rectangle(0.05, 0.2, 0.95, 1.0)),
+        _flat("wood_shade", _rectangle(0.13, 0.28, 0.87, 0.92)),
+        *(_flat("wood", _rectangle(0.13, y, 0.87, y + 0.14)) for y in (0.31, 0.53, 0.75)),
     ]
 
 
-def _ball() -> list[_Part]:
+def _ball() -> list[_FigurePart]:
     return [_ink("main", _oval(0.5, 0.6, 0.4, 0.4)), _flat("light", _oval(0.38, 0.47, 0.13, 0.1, -35))]
 
 
-def _cloud() -> list[_Part]:
+def _cloud() -> list[_FigurePart]:
     return [_flat("mist", _curve("5,98 0,85 12,74 25,75 36,60 56,60 68,72 86,72 100,85 95,98 50,100"))]
 
 
@@ -384,8 +394,8 @@ _PROPS = (_rock, _bush, _post, _crate, _ball)
 
 
 @cache
-def _figure(draw: Callable[[], list[_Part]]) -> tuple[_Part, ...]:
-    """The parts, scaled: the longer side of the whole is 1, its foot (the middle of the lower edge) the origin."""
+def _figure(draw: Callable[[], list[_FigurePart]]) -> tuple[_FigurePart, ...]:
+    """Scales the parts: the longer side of the whole is 1, its foot (the middle of the lower edge) the origin."""
     parts = draw()
     points = np.concatenate([part.shape if part.rim is None else part.rim for part in parts])
     low, high = points.min(0), points.max(0)
@@ -394,8 +404,8 @@ def _figure(draw: Callable[[], list[_Part]]) -> tuple[_Part, ...]:
 
 
 @cache
-def _corners(draw: Callable[[], list[_Part]]) -> tuple[_Array, tuple[tuple[int, int, int], ...]]:
-    """All corners of a figure, and where in their list x, y, x, y, ... each part's rim and shape begin and it ends."""
+def _corners(draw: Callable[[], list[_FigurePart]]) -> tuple[_Array, tuple[tuple[int, int, int], ...]]:
+    """Lists all corners of a figure, x, y, x, y, ..., and where in it each part's rim and shape begin and it ends."""
     parts, spans, start = _figure(draw), [], 0
     for part in parts:
         middle = start + (0 if part.rim is None else len(part.rim))
@@ -427,17 +437,17 @@ _FIXED: _Palette = {
 
 @dataclass(frozen=True)
 class _Item:
-    """A figure that stands in the scene; `label` is None for a prop, which has no class."""
+    """An item is a figure that stands in the scene; `label` is None for a prop, which has no class."""
 
-    draw: Callable[[], list[_Part]]
+    draw: Callable[[], list[_FigurePart]]
     label: int | None
     foot: tuple[float, float]
     matrix: _Array
     extra: bool
     palette: _Palette
 
-    def polygons(self, twin: int | None, side: int) -> Iterator[tuple[_Part, list[float], list[float]]]:
-        """The parts of that twin on a canvas: each with its edge and its shape, x and y in turn."""
+    def polygons(self, twin: int | None, side: int) -> Iterator[tuple[_FigurePart, list[float], list[float]]]:
+        """Yields the parts of that twin on a canvas: each with its edge and its shape, x and y in turn."""
         corners, spans = _corners(self.draw)
         xy = ((corners @ self.matrix + self.foot) * side - 0.5).ravel().tolist()
         for part, (start, middle, end) in zip(_figure(self.draw), spans, strict=True):
@@ -447,7 +457,7 @@ class _Item:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _ScenePlan:
     items: tuple[_Item, ...]
     """Back to front."""
     backdrop: int
@@ -456,8 +466,8 @@ class _Plan:
     """Of the painter's randomness."""
 
 
-def _plan(seed: int, index: int, objects: tuple[int, int], labels: Sequence[int]) -> _Plan:
-    """The scene of that seed and index. Which twin an object is has no influence on anything else."""
+def _plan(seed: int, index: int, objects: tuple[int, int], labels: Sequence[int]) -> _ScenePlan:
+    """Plans the scene of that seed and index. Which twin an object is has no influence on anything else."""
     rng = np.random.default_rng([seed, index])
     count = int(rng.integers(objects[0], objects[1] + 1))
     chosen = [labels[int(i)] for i in rng.integers(len(labels), size=count)]
@@ -477,16 +487,17 @@ def _plan(seed: int, index: int, objects: tuple[int, int], labels: Sequence[int]
         _try(placed, _item(rng, _PROPS[int(rng.integers(len(_PROPS)))], None, (0.07, 0.2), horizon))
     order = sorted((item for item, _ in placed), key=lambda item: item.foot[1])
     order = [replace(item, palette=_palette(rng, item.draw)) for item in order]
-    return _Plan(tuple(order), backdrop, horizon, (seed, index, 1))
+    return _ScenePlan(tuple(order), backdrop, horizon, (seed, index, 1))
 
 
 def _item(
     rng: np.random.Generator,
-    draw: Callable[[], list[_Part]],
+    draw: Callable[[], list[_FigurePart]],
     label: int | None,
     sizes: tuple[float, float],
     horizon: float,
 ) -> _Item:
+    """Draws the size, turn and place of a figure that stands on the ground below the horizon."""
     size, stretch = rng.uniform(*sizes), math.sqrt(rng.uniform(0.88, 1.14))
     turn, flip = math.radians(rng.normal(0, 5)), rng.choice((-1, 1))
     c, s = math.cos(turn), math.sin(turn)
@@ -496,7 +507,7 @@ def _item(
     return _Item(draw, label, foot, matrix, bool(rng.integers(2)), _FIXED)
 
 
-def _palette(rng: np.random.Generator, draw: Callable[[], list[_Part]]) -> _Palette:
+def _palette(rng: np.random.Generator, draw: Callable[[], list[_FigurePart]]) -> _Palette:
     paints = _FURS if draw is _pet else _PAINTS
     main = _jitter(rng, paints[int(rng.integers(len(paints)))], 14)
     accent = _jitter(rng, _PAINTS[int(rng.integers(len(_PAINTS)))], 14)
@@ -532,7 +543,7 @@ def _try(placed: list[tuple[_Item, NDArray[np.bool_]]], item: _Item) -> bool:
 
 
 def _cover(item: _Item) -> NDArray[np.bool_]:
-    """(4, P, P): the whole object and its evidence, as the first twin and as the second."""
+    """Returns (4, P, P): the whole object and its evidence, as the first twin and as the second."""
     maps: list[NDArray[np.bool_]] = []
     for twin in (0, 1):
         ids = Image.new("L", (_COARSE, _COARSE))
@@ -569,7 +580,7 @@ _SKIES: tuple[tuple[_Colour, _Colour], ...] = (
 
 
 class _Brush:
-    """Draws in unit coordinates on a canvas of that side."""
+    """A brush draws in unit coordinates on a canvas of that side."""
 
     def __init__(self, canvas: Image.Image, rng: np.random.Generator, horizon: float) -> None:
         self.canvas, self.rng, self.horizon, self.side = canvas, rng, horizon, canvas.width
@@ -597,24 +608,25 @@ class _Brush:
         self.shape(shape, colour, (self.rng.random(), y))
 
     def ridge(self, colour: _Colour, height: float, depth: float) -> None:
-        """Hills: everything below a wavy line."""
+        """Draws hills: everything below a wavy line."""
         x, a = np.linspace(0, 1, 32), self.rng.uniform(0, 6.3, 2)
         wave = 0.6 * np.sin(self.rng.uniform(3, 6) * x + a[0]) + 0.4 * np.sin(self.rng.uniform(7, 11) * x + a[1])
         self.shape(np.concatenate([np.stack([x, height - depth * wave], 1), [[1, 1], [0, 1]]]), colour)
 
     def scatter(self, shape: _Array, colour: _Colour, count: int, size: float) -> None:
-        """Copies on the ground, smaller towards the horizon."""
+        """Draws copies on the ground, smaller towards the horizon."""
         for x, t, s in self.rng.random((count, 3)):
             y = self.horizon + 0.04 + (0.96 - self.horizon) * t
             self.shape(shape * (size * (0.5 + 0.5 * t) * (0.6 + 0.8 * s)), colour, (x, y))
 
 
-_TUFT = _path("-50,0 -70,-80 -25,-30 0,-110 25,-30 70,-80 50,0")
+_TUFT = _points("-50,0 -70,-80 -25,-30 0,-110 25,-30 70,-80 50,0")
 _SPECK = _oval(0, 0, 0.5, 0.3)
-_WAVE = _path("-100,0 -50,-20 0,0 50,-20 100,0 50,-8 0,14 -50,-8")
+_WAVE = _points("-100,0 -50,-20 0,0 50,-20 100,0 50,-8 0,14 -50,-8")
 
 
 def _meadow(b: _Brush) -> None:
+    """Paints hills and grass."""
     b.sky()
     green = _jitter(b.rng, (134, 188, 96), 12)
     b.ridge(_mix(green, (150, 190, 220), 0.55), b.horizon - 0.03, 0.06)
@@ -625,6 +637,7 @@ def _meadow(b: _Brush) -> None:
 
 
 def _beach(b: _Brush) -> None:
+    """Paints the sea behind, and sand with specks in front."""
     b.sky()
     sand, sea = _jitter(b.rng, (240, 214, 160), 8), _jitter(b.rng, (78, 178, 196), 14)
     b.fade(_mix(sea, _DARK, 0.15), _mix(sea, _PALE, 0.3), b.horizon - 0.06, b.horizon + 0.1)
@@ -635,29 +648,31 @@ def _beach(b: _Brush) -> None:
     b.scatter(_SPECK, _mix(sand, (255, 255, 255), 0.5), 16, 0.012)
 
 
-def _road(b: _Brush) -> None:
+def _street(b: _Brush) -> None:
+    """Paints a row of houses with windows, and a road with its dashed line before them."""
     b.sky()
     x, wall = -0.05, _jitter(b.rng, (176, 170, 190), 16)
     while x < 1:
         width, top = b.rng.uniform(0.1, 0.2), b.horizon - b.rng.uniform(0.08, 0.26)
         face = _mix(_jitter(b.rng, wall, 12), (220, 225, 240), 0.2)
-        b.shape(_bar(x, top, x + width, b.horizon + 0.03), face)
+        b.shape(_rectangle(x, top, x + width, b.horizon + 0.03), face)
         for i in range(3):
             for j in range(3):
-                pane, glow = _bar(0.16 * width, 0.025, 0.3 * width, 0.055), b.rng.random() < 0.4
+                pane, glow = _rectangle(0.16 * width, 0.025, 0.3 * width, 0.055), b.rng.random() < 0.4
                 b.shape(pane, _mix(face, _PALE if glow else _DARK, 0.3), (x + 0.26 * width * i, top + 0.055 * j))
         x += width + 0.012
     tar = _jitter(b.rng, (124, 124, 138), 8)
     b.fade(_mix(tar, _PALE, 0.45), _mix(tar, _PALE, 0.38), b.horizon + 0.02, b.horizon + 0.1)
-    b.shape(_bar(0, b.horizon + 0.09, 1, b.horizon + 0.11), _mix(tar, _DARK, 0.3))
+    b.shape(_rectangle(0, b.horizon + 0.09, 1, b.horizon + 0.11), _mix(tar, _DARK, 0.3))
     b.fade(_mix(tar, _PALE, 0.1), _mix(tar, _DARK, 0.12), b.horizon + 0.11, 1)
     line, start = b.horizon + 0.11 + 0.42 * (0.89 - b.horizon), b.rng.uniform(-0.2, 0)
     for i in range(6):
-        b.shape(_path("0,0 13,0 12,2.8 -1,2.8"), _mix(tar, _PALE, 0.75), (start + 0.25 * i, line))
+        b.shape(_points("0,0 13,0 12,2.8 -1,2.8"), _mix(tar, _PALE, 0.75), (start + 0.25 * i, line))
     b.scatter(_SPECK, _mix(tar, _DARK, 0.2), 24, 0.012)
 
 
 def _snow(b: _Brush) -> None:
+    """Paints white hills, and snow that falls."""
     b.sky()
     snow = _jitter(b.rng, (228, 238, 248), 5)
     b.ridge(_mix(snow, (110, 140, 190), 0.42), b.horizon - 0.05, 0.09)
@@ -669,27 +684,28 @@ def _snow(b: _Brush) -> None:
 
 
 def _room(b: _Brush) -> None:
+    """Paints a wall with stripes or diamonds, and a wooden floor."""
     wall, wood = _jitter(b.rng, _PAINTS[int(b.rng.integers(len(_PAINTS)))], 10), _jitter(b.rng, (196, 148, 106), 14)
     wall = _mix(wall, (250, 240, 225), 0.6)
     b.fade(_mix(wall, _PALE, 0.2), wall, 0, b.horizon + 0.02)
     step = float(b.rng.choice((0.05, 0.075, 0.1)))
     if b.rng.random() < 0.5:
         for i in range(int(1 / step) + 1):
-            b.shape(_bar(i * step, 0, i * step + step / 2, b.horizon), _mix(wall, _DARK, 0.07))
+            b.shape(_rectangle(i * step, 0, i * step + step / 2, b.horizon), _mix(wall, _DARK, 0.07))
     else:
         for i in range(int(1 / step) + 1):
             for j in range(int(b.horizon / step)):
-                diamond = _path("0,-21 21,0 0,21 -21,0") * step
+                diamond = _points("0,-21 21,0 0,21 -21,0") * step
                 b.shape(diamond, _mix(wall, _DARK, 0.09), ((i + j % 2 / 2) * step, (j + 0.5) * step))
     b.fade(_mix(wood, _PALE, 0.12), _mix(wood, _DARK, 0.18), b.horizon, 1)
     rows = np.cumsum([0.045, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2]) + b.horizon
     for y in rows:
-        b.shape(_bar(0, y, 1, y + 0.006), _mix(wood, _DARK, 0.28))
+        b.shape(_rectangle(0, y, 1, y + 0.006), _mix(wood, _DARK, 0.28))
     for y0, y1 in pairwise(rows):
         for x in b.rng.random(2):
-            b.shape(_bar(x, y0, x + 0.006, y1), _mix(wood, _DARK, 0.28))
-    b.shape(_bar(0, b.horizon - 0.02, 1, b.horizon + 0.025), _mix(wall, (255, 255, 255), 0.7))
-    b.shape(_bar(0, b.horizon + 0.02, 1, b.horizon + 0.03), _mix(wood, _DARK, 0.35))
+            b.shape(_rectangle(x, y0, x + 0.006, y1), _mix(wood, _DARK, 0.28))
+    b.shape(_rectangle(0, b.horizon - 0.02, 1, b.horizon + 0.025), _mix(wall, (255, 255, 255), 0.7))
+    b.shape(_rectangle(0, b.horizon + 0.02, 1, b.horizon + 0.03), _mix(wood, _DARK, 0.35))
 
 
 def _air(b: _Brush) -> None:
@@ -708,6 +724,7 @@ def _sea(b: _Brush) -> None:
 
 
 def _desert(b: _Brush) -> None:
+    """Paints hills and dunes of sand."""
     b.sky()
     sand = _jitter(b.rng, (232, 176, 116), 12)
     b.ridge(_mix(sand, (170, 110, 130), 0.45), b.horizon - 0.04, 0.07)
@@ -719,7 +736,7 @@ def _desert(b: _Brush) -> None:
 
 
 _BACKDROPS: tuple[tuple[Callable[[_Brush], None], float], ...] = (
-    (_meadow, 0.3), (_beach, 0.26), (_road, 0.3), (_snow, 0.3), (_room, 0.36), (_air, 0.0), (_sea, 0.28),
+    (_meadow, 0.3), (_beach, 0.26), (_street, 0.3), (_snow, 0.3), (_room, 0.36), (_air, 0.0), (_sea, 0.28),
     (_desert, 0.3),
 )  # fmt: skip
 """Each with the height of its horizon, at least."""
@@ -727,8 +744,8 @@ _ALOFT = 0.12
 """Above this horizon there is no ground to throw a shadow on."""
 
 
-def _render(plan: _Plan, size: int) -> Scene:
-    """The plan drawn three times as large as asked for, then averaged down."""
+def _render(plan: _ScenePlan, size: int) -> Scene:
+    """Draws the plan three times as large as asked for, then averages it down."""
     side, rng = 3 * size, np.random.default_rng(plan.seed)
     canvas = Image.new("RGB", (side, side))
     _BACKDROPS[plan.backdrop][0](_Brush(canvas, rng, plan.horizon))
@@ -747,8 +764,8 @@ def _render(plan: _Plan, size: int) -> Scene:
     return Scene(image, torch.tensor(list(labels.values())), *truth)
 
 
-def _light(plan: _Plan, side: int, rng: np.random.Generator) -> Image.Image:
-    """What is added to the paint, 128 for nothing: the ground's texture and the shadows on it."""
+def _light(plan: _ScenePlan, side: int, rng: np.random.Generator) -> Image.Image:
+    """Returns what is added to the paint, 128 for nothing: the ground's texture and the shadows on it."""
     patches = Image.fromarray(rng.normal(0, 6, (14, 14)).astype(np.float32))
     grain = np.asarray(patches.resize((96, 96), Image.Resampling.BICUBIC)) + rng.normal(0, 4, (96, 96))
     grain[: int(96 * plan.horizon)] *= 0.5
@@ -764,7 +781,7 @@ def _light(plan: _Plan, side: int, rng: np.random.Generator) -> Image.Image:
 
 
 def _paint(item: _Item, canvas: Image.Image, light: Image.Image, ids: Image.Image, number: int) -> None:
-    """The figure, lit from the upper left; in `ids` it is `number`, and its evidence the next number."""
+    """Paints the figure, lit from the upper left; in `ids` it is `number`, and its evidence the next number."""
     colour, mark, side = ImageDraw.Draw(canvas), ImageDraw.Draw(ids), canvas.width
     for part, edge, shape in item.polygons(None if item.label is None else item.label % 2, side):
         mark.polygon(edge, number + (part.twin is not None))
@@ -774,8 +791,8 @@ def _paint(item: _Item, canvas: Image.Image, light: Image.Image, ids: Image.Imag
     (x, y), reach = item.foot, 1.1 * float(np.abs(item.matrix).max())
     x0, y0 = max(0, round((x - 0.6 * reach) * side)), max(0, round((y - reach) * side))
     x1, y1 = min(side, round((x + 0.6 * reach) * side)), min(side, round((y + 0.1 * reach) * side))
-    own = ids.crop((x0, y0, x1, y1)).point([255 * (number <= value <= number + 1) for value in range(256)])
-    light.paste(_SLOPE.resize(own.size, Image.Resampling.NEAREST), (x0, y0), own)
+    figure = ids.crop((x0, y0, x1, y1)).point([255 * (number <= value <= number + 1) for value in range(256)])
+    light.paste(_SLOPE.resize(figure.size, Image.Resampling.NEAREST), (x0, y0), figure)
 
 
 _SLOPE = Image.fromarray((162 - 34 * np.add.outer(np.linspace(0, 1, 128), np.linspace(0, 1, 128))).astype(np.uint8))

@@ -13,13 +13,17 @@ from konkyo.errors import KonkyoError
 
 @layout
 def sun397(folder: Path, *, partition: str = "", split: str = "") -> Samples:
-    """SUN397 (Xiao et al., 2010): a/abbey/sun_NAME.jpg; the class is the path without its letter, as in "apse/indoor".
+    """Reads SUN397 (Xiao et al., 2010): a/abbey/sun_NAME.jpg.
+
+    The class is the path without its letter, as in "apse/indoor".
 
     partition="01" (to "10") takes the pictures of Training_01.txt and Testing_01.txt, in the folder or in Partitions/,
     50 + 50 of every class; `split` is then train or test. KonkyoError: what is missing, and in which file.
     """
     if partition:
-        listed = [(name, part) for part, kind in _KINDS.items() for name in _listed(folder, f"{kind}_{partition}.txt")]
+        listed = [
+            (name, part) for part, kind in _FILE_NAMES.items() for name in _names_in(folder, f"{kind}_{partition}.txt")
+        ]
         names, parts = zip(*listed, strict=True)
     else:
         names, parts = tuple(path.relative_to(folder).as_posix() for path in find_images(folder)), ()
@@ -36,10 +40,11 @@ def sun397(folder: Path, *, partition: str = "", split: str = "") -> Samples:
     return selected(Samples(names, read, tuple(sorted(set(labels))), "", "", labels, parts), split)
 
 
-_KINDS = {"train": "Training", "test": "Testing"}
+_FILE_NAMES = {"train": "Training", "test": "Testing"}
 
 
-def _listed(folder: Path, file: str) -> list[str]:
+def _names_in(folder: Path, file: str) -> list[str]:
+    """Reads the names in a partition's file. KonkyoError: it is missing, or lists none."""
     places = [folder / file, folder / "Partitions" / file]
     path = next((place for place in places if place.is_file()), None)
     if path is None:

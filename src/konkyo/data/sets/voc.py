@@ -24,7 +24,7 @@ _NOBODY = 255
 
 @layout
 def voc(folder: Path, *, split: str = "", origin: str = "1") -> Samples:
-    """The pictures that have an XML file in Annotations, by name; with `split` those of ImageSets/SPLIT.txt (Main/val).
+    """Reads the pictures with an XML file in Annotations, by name; with `split` those of ImageSets/SPLIT.txt.
 
     VOC counts pixels from 1 and its boxes include their last pixel: xmin - 1, ymin - 1, xmax, ymax are the box.
     origin=0 takes the numbers as they are. In SegmentationObject/NAME.png the n-th object of the XML file is drawn as
@@ -51,16 +51,17 @@ def voc(folder: Path, *, split: str = "", origin: str = "1") -> Samples:
 
 
 def _sample(folder: Path, names: Sequence[str], pictures: dict[str, Path], origin: int, index: int) -> Sample:
+    """Opens one picture with its objects, and their masks where there are any. KonkyoError: a damaged file."""
     name = names[index]
-    file, drawn = folder / "Annotations" / f"{name}.xml", folder / "SegmentationObject" / f"{name}.png"
-    root = _parsed(file)
+    file, outlines = folder / "Annotations" / f"{name}.xml", folder / "SegmentationObject" / f"{name}.png"
+    root = _xml_root(file)
     try:
         width, height = (int(root.findtext(f"size/{side}") or 0) for side in ("width", "height"))
         objects = [(_text(element, "name"), _box(element, origin)) for element in root.findall("object")]
     except ValueError as error:
         raise KonkyoError(f"{file}: {error}") from None
     image = open_annotated(pictures[name], (width, height) if width and height else None)
-    masks = _masks(drawn, image.size, [box for _, box in objects]) if drawn.is_file() else [None] * len(objects)
+    masks = _masks(outlines, image.size, [box for _, box in objects]) if outlines.is_file() else [None] * len(objects)
     return Sample(
         name,
         image,
@@ -68,8 +69,8 @@ def _sample(folder: Path, names: Sequence[str], pictures: dict[str, Path], origi
     )
 
 
-def _parsed(file: Path) -> Element:
-    """The root element. A document type, and with it entities of any kind, is refused."""
+def _xml_root(file: Path) -> Element:
+    """Returns the root element. A document type, and with it entities of any kind, is refused."""
     builder, parser = TreeBuilder(), expat.ParserCreate()
 
     def refuse(*_: object) -> None:
@@ -101,7 +102,7 @@ def _box(element: Element, origin: int) -> Box:
 
 
 def _masks(file: Path, size: tuple[int, int], boxes: Sequence[Box]) -> list[Tensor]:
-    """Of every object (H, W) bool. ImageError: a picture that cannot be of these objects."""
+    """Reads the mask of every object, (H, W) bool. ImageError: a picture that cannot be of these objects."""
     try:
         with Image.open(file, formats=["PNG"]) as picture:
             if picture.mode not in ("P", "L") or picture.size != size:
