@@ -46,16 +46,16 @@ def diagnose(
     all maps.
     """
     flat = signed.flatten(1)
-    seen = [flat.isfinite().all(1), flat.amin(1), flat.amax(1)]
-    seen.append(flat.new_full((len(flat),), math.inf) if largest_gradient is None else largest_gradient)
+    columns = [flat.isfinite().all(1), flat.amin(1), flat.amax(1)]
+    columns.append(flat.new_full((len(flat),), math.inf) if largest_gradient is None else largest_gradient)
     if largest_gradient is None:
         probabilities = ()
-    seen.append(
+    columns.append(
         torch.stack([signed.new_full((), 0.5) if p is None else p.to(signed) for p in probabilities])
         if len(probabilities)
         else flat.new_full((len(flat),), 0.5)
     )
-    table = torch.stack([column.to(signed.dtype) for column in seen], dim=1).tolist()
+    table = torch.stack([column.to(signed.dtype) for column in columns], dim=1).tolist()
     return tuple(_judge(row, rectified, way_out) for row in table)
 
 

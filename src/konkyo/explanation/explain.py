@@ -98,12 +98,12 @@ def compare(
     dictionary of which each method takes those that it has. NotApplicable: a method that this model has no place for
     (`explanations` gives the others all the same).
     """
-    found = {}
+    results = {}
     for name, result in explanations(model, images, methods, **settings).items():
         if isinstance(result, NotApplicable):
             raise result
-        found[name] = result
-    return found
+        results[name] = result
+    return results
 
 
 @dataclass(frozen=True)

@@ -125,11 +125,11 @@ class Explanation:
             raise KonkyoError(f"row {row} of an explanation with {len(self)} rows")
         picture = self.picture(row) if image is None else image
         map_ = self.maps[row] if self.regions is None else self.at((picture.height, picture.width))[row]
-        drawn = overlay(picture, map_, **style)
+        overlaid = overlay(picture, map_, **style)
         if outline is not None:
             for box in boxes_of(self.at((picture.height, picture.width))[row], outline)[:1].tolist():
-                drawn = boxed(drawn, box)
-        return drawn if self.boxes is None else boxed(drawn, self.boxes[row].tolist())
+                overlaid = boxed(overlaid, box)
+        return overlaid if self.boxes is None else boxed(overlaid, self.boxes[row].tolist())
 
     # --- on disk ------------------------------------------------------------------------------------------------------
 

@@ -45,13 +45,13 @@ def select_logits(output: Any) -> Tensor:
         output = {f.name: getattr(output, f.name) for f in fields(output)}
     if isinstance(output, Mapping):
         output = output.get("logits", output.get("out", output))
-    found = main_tensor(output)
-    if found is None:
+    logits = main_tensor(output)
+    if logits is None:
         raise KonkyoError(
             f"no tensor in the model's output, a {type(output).__name__}; say where the logits are: "
             "konkyo.Model(module, select=lambda output: ...)"
         )
-    return found
+    return logits
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -135,8 +135,12 @@ class Model:
     @property
     def black(self) -> tuple[float, ...]:
         """What a black pixel is in prepared images, per channel; (0.0,) where the preprocessing is not known."""
-        own = self.preprocess
-        return (0.0,) if own is None else tuple(-m / s for m, s in zip(own.mean, own.std, strict=True))
+        preprocess = self.preprocess
+        return (
+            (0.0,)
+            if preprocess is None
+            else tuple(-m / s for m, s in zip(preprocess.mean, preprocess.std, strict=True))
+        )
 
     def _like(self) -> Tensor | None:
         """A tensor with the device and dtype of the weights, if there are any."""

@@ -17,7 +17,7 @@ Interpolation: TypeAlias = Literal["nearest", "box", "bilinear", "hamming", "bic
 Fit: TypeAlias = Literal["stretch", "cover", "contain"]
 Centre: TypeAlias = Literal["round", "floor"]
 
-_FILTERS = {found.name.lower(): found for found in Image.Resampling}
+_FILTERS = {filter_.name.lower(): filter_ for filter_ in Image.Resampling}
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ class Preprocess:
 
     def view(self, image: Image.Image) -> Image.Image:
         """The part of the picture that the model sees, at the picture's own resolution."""
-        return image.convert("RGB").crop(self._seen(image))
+        return image.convert("RGB").crop(self._window(image))
 
     def frame(self, image: Image.Image) -> Frame:
         """Where the `view` of the picture lies in the model's input."""
         width, height = self._resized(image)
         left, top, right, bottom = self._crop_box(width, height)
         across, down = image.width / width, image.height / height
-        x, y = self._seen(image)[:2]
+        x, y = self._window(image)[:2]
         wide, tall = right - left, bottom - top
         return Frame(
             (across, down),
@@ -117,7 +117,7 @@ class Preprocess:
             ),
         )
 
-    def _seen(self, image: Image.Image) -> tuple[int, int, int, int]:
+    def _window(self, image: Image.Image) -> tuple[int, int, int, int]:
         """The box of the picture's own pixels that the model sees."""
         width, height = self._resized(image)
         left, top, right, bottom = self._crop_box(width, height)
@@ -131,7 +131,7 @@ class Preprocess:
 
     def corner(self, image: Image.Image) -> tuple[int, int]:
         """Where the `view` begins in the picture: (left, top)."""
-        return self._seen(image)[:2]
+        return self._window(image)[:2]
 
     @property
     def white(self) -> tuple[float, ...]:

@@ -65,12 +65,12 @@ def _detector(name: str, weights: str | Path | None) -> Model:
         return network
 
     module, usual = _built(name, weights, metadata, build)
-    found, classes = detector(module), list(metadata.meta["categories"])
-    assert found is not None
+    adapter, classes = detector(module), list(metadata.meta["categories"])
+    assert adapter is not None
     # The background is no class, where it has a column; names that stand for nothing are told apart.
-    classes = [c if c != "N/A" else f"N/A {i}" for i, c in enumerate(classes)][len(classes) - found.classes :]
+    classes = [c if c != "N/A" else f"N/A {i}" for i, c in enumerate(classes)][len(classes) - adapter.classes :]
     preprocess = Preprocess(None, None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return Model(module.eval(), preprocess, tuple(classes) if usual else (), f"torchvision/{name}", detector=found)
+    return Model(module.eval(), preprocess, tuple(classes) if usual else (), f"torchvision/{name}", detector=adapter)
 
 
 def _built(

@@ -64,19 +64,19 @@ def read_plan(folder: str | Path) -> Plan:
     """What the manifest in a folder says. KonkyoError: no manifest, or one that says something else."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        inside = sorted(found.parent.as_posix() for found in Path(folder).glob(f"*/**/{MANIFEST}"))
+        inside = sorted(manifest.parent.as_posix() for manifest in Path(folder).glob(f"*/**/{MANIFEST}"))
         near = f"; there is one in {', '.join(inside[:3])}{' ...' if inside[3:] else ''}" if inside else ""
         raise KonkyoError(f"{folder} holds no trained network: {MANIFEST} was expected{near}")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        pairs: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in found["preprocess"].items()}
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        pairs: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in manifest["preprocess"].items()}
         preprocess = Preprocess(**pairs)
-        name, arguments, classes = str(found["architecture"]), dict(found["arguments"]), found["classes"]
+        name, arguments, classes = str(manifest["architecture"]), dict(manifest["arguments"]), manifest["classes"]
         if not isinstance(classes, list) or not all(isinstance(label, str) for label in classes):
             raise ValueError(f"classes are a list of names; got {classes!r}")
         if arguments.get("classes", len(classes)) != len(classes):
             raise ValueError(f"{arguments['classes']} classes have {len(classes)} names")
-        return Plan(name, arguments, tuple(classes), preprocess, found.get("trained", {}))
+        return Plan(name, arguments, tuple(classes), preprocess, manifest.get("trained", {}))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise KonkyoError(f"{path} is no manifest of a trained network: {error}") from error
 

@@ -48,10 +48,10 @@ def load(name: str, weights: str | Path | None) -> Model:
         auto = transformers.AutoModelForObjectDetection if detects else transformers.AutoModelForImageClassification
 
         def build(classes: int | None) -> Any:
-            own = deepcopy(config)
+            resized = deepcopy(config)
             if classes is not None:
-                own.num_labels = classes
-            return auto.from_config(own, trust_remote_code=False)
+                resized.num_labels = classes
+            return auto.from_config(resized, trust_remote_code=False)
 
         if weights is None:
             module = build(None)
@@ -90,24 +90,25 @@ def _with_weights(
         )
         misfits, labels = report["mismatched_keys"], network.config.num_labels
         counts = {
-            new[0] - own[0] + labels
-            for _, new, own in misfits
-            if own[:1] in ((labels,), (labels + 1,)) and new[1:] == own[1:]  # one more: "no object", or a padding
+            new[0] - expected[0] + labels
+            for _, new, expected in misfits
+            if expected[:1] in ((labels,), (labels + 1,))
+            and new[1:] == expected[1:]  # one more: "no object", or a padding
         }
         if not usual or len(counts) != 1:
             break
         usual, network = False, build(counts.pop())
     if misfits:
-        key, new, own = min(misfits)
-        raise KonkyoError(f"the weights do not fit hf/{name}: {key} is {tuple(new)} for {tuple(own)}")
+        key, new, expected = min(misfits)
+        raise KonkyoError(f"the weights do not fit hf/{name}: {key} is {tuple(new)} for {tuple(expected)}")
     _require_trained(name, kind, module, report["missing_keys"])
     return module, usual
 
 
 def _require_trained(name: str, kind: str, module: Any, missing: set[str]) -> None:
     """KonkyoError where weights or statistics are missing: transformers starts them at random, or at 0 and 1."""
-    own = {key for key in module.state_dict() if not key.endswith("num_batches_tracked")}
-    absent = sorted(missing & own)
+    names = {key for key in module.state_dict() if not key.endswith("num_batches_tracked")}
+    absent = sorted(missing & names)
     if absent:
         named = ", ".join(absent[:3])
         raise KonkyoError(f"hf/{name} is no trained {kind}: it lacks {len(absent)} weights ({named} ...)")
@@ -134,17 +135,17 @@ def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil", **settings)
         if type(processor).__name__ == "TimmWrapperImageProcessor":
-            found = timm_preprocessing(processor.data_config)
+            preprocess = timm_preprocessing(processor.data_config)
         else:
-            found = _from_settings(processor)
+            preprocess = _from_settings(processor)
         for picture in pictures:
-            expected, prepared = processor(picture, return_tensors="pt")["pixel_values"][0], found(picture)
-            level = 1 / 255 / min(found.std)
+            expected, prepared = processor(picture, return_tensors="pt")["pixel_values"][0], preprocess(picture)
+            level = 1 / 255 / min(preprocess.std)
             if prepared.shape != expected.shape or float((prepared - expected).abs().mean()) >= level:
                 return None
     except Exception:  # no processor, one of another kind, or a setting that is not known here
         return None
-    return found
+    return preprocess
 
 
 def _from_settings(processor: Any) -> Preprocess:

@@ -116,9 +116,9 @@ def convergence(
     adapted = as_model(model)
     if not isinstance(adapted.task, DetectionTask):
         raise KonkyoError(f"paths are compared on a detector's instances; {adapted.name} is no detector")
-    found, target = samples(data, limit=limit, seed=seed), Detections(threshold=matching.threshold)
+    chosen, target = samples(data, limit=limit, seed=seed), Detections(threshold=matching.threshold)
     errors: dict[str, list[list[Tensor]]] = {name: [[] for _ in nodes] for name in PATHS}
-    for index, sample in enumerate(found):
+    for index, sample in enumerate(chosen):
 
         def maps(name: str, count: int, picture: Any = sample.image, **more: Any) -> Tensor:
             with warnings.catch_warnings():
@@ -136,8 +136,8 @@ def convergence(
                 off, whole = (maps(name, count, **initial) - reference).abs().sum(1), reference.abs().sum(1)
                 errors[name][k].append(torch.where(whole > 0, off / whole, torch.nan).cpu())
         if progress is not None:
-            progress(index + 1, len(found))
-    rows = {name: torch.stack([torch.cat(each) for each in of]) for name, of in errors.items()}
+            progress(index + 1, len(chosen))
+    rows = {name: torch.stack([torch.cat(values) for values in of]) for name, of in errors.items()}
     if not rows[PATHS[0]].numel():
         raise KonkyoError(f"nothing detected with a score above {matching.threshold:g}")
     return Convergence(tuple(nodes), rows)
@@ -178,11 +178,11 @@ def sweep(
     }
 
 
-def sweep_table(found: Mapping[int, Evaluation]) -> Table:
+def sweep_table(evaluations: Mapping[int, Evaluation]) -> Table:
     """A row per number of nodes: of every column what uniform and adaptive nodes give, and p of their difference."""
-    columns = next(iter(found.values())).columns
+    columns = next(iter(evaluations.values())).columns
     rows = []
-    for count, table in found.items():
+    for count, table in evaluations.items():
         cells = []
         for c in columns:
             uniform, adaptive = (table.cell(name, c.name) for name in PATHS)

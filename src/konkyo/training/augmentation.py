@@ -94,8 +94,8 @@ def keep_salient_paste(
     """
     if augmented.shape != images.shape:
         raise KonkyoError(f"as many augmented images as images were expected; got {tuple(augmented.shape)}")
-    kept = _square(images, maps, generator, side, tau, below=False)
-    return torch.where(kept[:, None], images, augmented), kept
+    square = _square(images, maps, generator, side, tau, below=False)
+    return torch.where(square[:, None], images, augmented), square
 
 
 def _square(images: Tensor, maps: Tensor, generator: torch.Generator, side: int, tau: float, *, below: bool) -> Tensor:

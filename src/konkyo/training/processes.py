@@ -34,13 +34,13 @@ def first(fabric: Fabric) -> Iterator[bool]:
 
     At its end all meet; an error of the first process is everybody's, for the others would wait for it for ever.
     """
-    said: str | None = None
+    message: str | None = None
     try:
         yield fabric.is_global_zero
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
+        message = f"{type(error).__name__}: {error}"
         raise
     finally:
-        told = fabric.broadcast(said) if fabric.world_size > 1 else None
-        if told is not None and not fabric.is_global_zero:
-            raise KonkyoError(f"the first process stopped: {told}")
+        failure = fabric.broadcast(message) if fabric.world_size > 1 else None
+        if failure is not None and not fabric.is_global_zero:
+            raise KonkyoError(f"the first process stopped: {failure}")

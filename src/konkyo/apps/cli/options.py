@@ -217,21 +217,21 @@ def request_of(
     from konkyo.methods.base import find, methods
 
     every = methods()
-    wanted = list(every) if method.strip() == "all" else [name for name in method.split(",") if name.strip()]
-    names = list(dict.fromkeys(find(name.strip()).name for name in wanted))
+    chosen = list(every) if method.strip() == "all" else [name for name in method.split(",") if name.strip()]
+    names = list(dict.fromkeys(find(name.strip()).name for name in chosen))
     if not names:
         raise KonkyoError("--method names no method; `konkyo methods` lists them")
-    own = {}
+    values = {}
     for item in options.option or ():
         key, equals, value = item.partition("=")
         if not equals:
             raise KonkyoError(f"--option is NAME=VALUE, as in steps=100; got {item!r}")
-        own[key.strip()] = _value(value.strip())
+        values[key.strip()] = _value(value.strip())
     layer = forward.layer
     return names, {
         "target": target,
         "layer": layer[0] if layer and len(layer) == 1 else layer or None,
-        "options": own,
+        "options": values,
         "fuse": forward.fuse,
         "budget": forward.budget,
         "seed": options.seed,

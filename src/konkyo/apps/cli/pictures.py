@@ -71,12 +71,12 @@ def score_in_words(result: Explanation, row: int, *, place: bool = True) -> str:
     return words + (f" at {','.join(str(round(side)) for side in box)}" if place and box is not None else "")
 
 
-def rows_of(found: Mapping[str, Explanation | NotApplicable], title: str, entry: dict[str, Any]) -> list[Row]:
+def rows_of(results: Mapping[str, Explanation | NotApplicable], title: str, entry: dict[str, Any]) -> list[Row]:
     """A row of the contact sheet per target."""
     from konkyo.draw.sheets import Cell, Row
 
-    done = {name: result for name, result in found.items() if not isinstance(result, NotApplicable)}
-    entry["not_applicable"] = [str(result) for result in found.values() if isinstance(result, NotApplicable)]
+    done = {name: result for name, result in results.items() if not isinstance(result, NotApplicable)}
+    entry["not_applicable"] = [str(result) for result in results.values() if isinstance(result, NotApplicable)]
     if not done:
         raise KonkyoError("; ".join(entry["not_applicable"]))
     one = next(iter(done.values()))
@@ -84,14 +84,14 @@ def rows_of(found: Mapping[str, Explanation | NotApplicable], title: str, entry:
     rows = []
     for row, label in enumerate(one.labels):
         cells: list[Cell] = []
-        for name, result in found.items():
+        for name, result in results.items():
             if isinstance(result, NotApplicable):
                 cells.append(Cell(None, f"not applicable: {str(result).partition(': ')[2]}"))
             else:
                 diagnosis = result.diagnosis[row]
                 cells.append(Cell(maps[name][row], "" if diagnosis.ok else diagnosis.kind))
-                told = {"method": name, "label": label, "layer": result.layer, "diagnosis": diagnosis.kind}
-                entry.setdefault("maps", []).append(told | detection(result, row))
+                facts = {"method": name, "label": label, "layer": result.layer, "diagnosis": diagnosis.kind}
+                entry.setdefault("maps", []).append(facts | detection(result, row))
         explained = score_in_words(one, row, place=False)  # the box is drawn
         rows.append(Row(one.picture(row), title, explained, cells, box_of(one, row)))
     return rows

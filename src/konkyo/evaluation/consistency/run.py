@@ -67,7 +67,7 @@ def consistency(
     chosen = find(method)
     source = _Source.of(adapted, data, limit, batch, seed)
     settings: dict[str, Any] = {"method": chosen, "layer": layer, "seed": seed} | options
-    maps = _Maps(adapted, _Untrained.of(adapted, settings) if baselines else None, settings, grid, target)
+    maps = _CollectedMaps(adapted, _Untrained.of(adapted, settings) if baselines else None, settings, grid, target)
     maps.collect(source, progress)
     classes = adapted.classes or tuple(f"class {i}" for i in range(maps.kinds))
     how: dict[str, Any] = {"classes": classes, "grid": grid, "distance": distance, "target": target, "seed": seed}
@@ -143,7 +143,7 @@ class _Untrained:
 
 
 @dataclass(eq=False)
-class _Maps:
+class _CollectedMaps:
     """The maps of all images with labels and decisions, a batch per entry, as they are collected."""
 
     model: Model

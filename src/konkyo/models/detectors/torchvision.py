@@ -27,8 +27,8 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 from konkyo.models.detectors import Detector, Kept
 from konkyo.targets.candidates import Candidates, pack
 
-Maps: TypeAlias = Sequence[Tensor]
-Reading: TypeAlias = Callable[[Maps, list[Tensor]], tuple[Tensor, Tensor]]
+FeatureMaps: TypeAlias = Sequence[Tensor]
+Reading: TypeAlias = Callable[[FeatureMaps, list[Tensor]], tuple[Tensor, Tensor]]
 Group: TypeAlias = Literal["label", "level"]
 
 _SMALLEST = 1e-2  # the side of a box that R-CNN keeps; torchvision means it in pixels of the resized image
@@ -97,7 +97,7 @@ def _propose_rcnn(module: FasterRCNN, images: Tensor) -> Tensor:
 
 
 def _read(
-    heads: RoIHeads, names: list[str], sizes: list[tuple[int, int]], maps: Maps, regions: list[Tensor]
+    heads: RoIHeads, names: list[str], sizes: list[tuple[int, int]], maps: FeatureMaps, regions: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Logits (R, K + 1) and box deltas (R, 4 (K + 1)) of the regions of all images, in the images' order."""
     pooled = heads.box_roi_pool(OrderedDict(zip(names, maps, strict=True)), regions, sizes)
@@ -127,19 +127,19 @@ class _RegionByRegion(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[2:]
-        maps = [m.detach().requires_grad_(w) for m, w in zip(ctx.saved_tensors, wanted, strict=True)]
+        needed = ctx.needs_input_grad[2:]
+        maps = [m.detach().requires_grad_(w) for m, w in zip(ctx.saved_tensors, needed, strict=True)]
         chosen = torch.stack([(g != 0).any(1) for g in gradients]).any(0)  # also where a gradient is NaN
         split = torch.split(chosen, [len(r) for r in ctx.regions])
         regions = [r[c] for r, c in zip(ctx.regions, split, strict=True)]
         leaves = [m for m in maps if m.requires_grad]
-        found: Sequence[Tensor | None] = [None] * len(leaves)
+        region_gradients: Sequence[Tensor | None] = [None] * len(leaves)
         if any(len(r) for r in regions):
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
                 outputs = ctx.reading(maps, regions)
-            found = torch.autograd.grad(outputs, leaves, [g[chosen] for g in gradients], allow_unused=True)
-        results = iter(torch.zeros_like(m) if r is None else r for m, r in zip(leaves, found, strict=True))
-        return None, None, *(next(results) if w else None for w in wanted)
+            region_gradients = torch.autograd.grad(outputs, leaves, [g[chosen] for g in gradients], allow_unused=True)
+        results = iter(torch.zeros_like(m) if r is None else r for m, r in zip(leaves, region_gradients, strict=True))
+        return None, None, *(next(results) if w else None for w in needed)
 
 
 def _propose_ssd(module: SSD, images: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ def _keep(
     """
     output = output.detach().to(torch.promote_types(output.dtype, torch.float32))
     lowest = max(threshold, limits.score_thresh, 0.0)
-    kept = []
+    detections = []
     for image, probabilities in zip(output, Candidates(output, classes).probabilities, strict=True):
         index, label = (probabilities > lowest).nonzero(as_tuple=True)
         if image.shape[1] == 4 + classes:
@@ -218,8 +218,8 @@ def _keep(
             chosen = _best_of_each(groups, scores, limits.topk_candidates)
         left = batched_nms(boxes[chosen], scores[chosen], label[chosen], limits.nms_thresh)
         chosen = chosen[left[: limits.detections_per_img]]
-        kept.append(Kept(index[chosen], label[chosen]))
-    return kept
+        detections.append(Kept(index[chosen], label[chosen]))
+    return detections
 
 
 def _best_of_each(groups: Tensor, scores: Tensor, most: int) -> Tensor:

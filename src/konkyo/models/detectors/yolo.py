@@ -51,8 +51,8 @@ def dense_detector(
         raise unknown("layer", layer, (name for name, _ in module.named_modules() if name))
 
     def propose(network: nn.Module, images: Tensor) -> Tensor:
-        found = (select or _first)(network(images))
-        raw = _anchors_first(found, 4 + objectness + classes)
+        output = (select or _first)(network(images))
+        raw = _anchors_first(output, 4 + objectness + classes)
         corners = box_convert(raw[..., :4], boxes, "xyxy")
         if scale == "fraction":
             corners = corners * corners.new_tensor([images.shape[3], images.shape[2]]).repeat(2)
@@ -84,12 +84,12 @@ def _keep(classes: int, iou: float, most: int, output: Tensor, threshold: float)
     """Every candidate as its most probable class, the overlapping ones of each class suppressed."""
     output = output.detach().to(torch.promote_types(output.dtype, torch.float32))
     candidates = Candidates(output, classes)
-    kept = []
+    detections = []
     for corners, probabilities in zip(candidates.boxes(0), candidates.probabilities, strict=True):
         scores, labels = probabilities.max(1)
         index = (scores > threshold).nonzero()[:, 0]
         # torchvision keeps classes apart by moving their boxes, which fails for boxes beyond the left or upper border
         moved = corners[index] - corners.amin()
         index = index[batched_nms(moved, scores[index], labels[index], iou)[:most]]
-        kept.append(Kept(index, labels[index]))
-    return kept
+        detections.append(Kept(index, labels[index]))
+    return detections

@@ -91,10 +91,10 @@ def features_of(
             shape = (next((m.in_channels for m in convolutions), 3), SIDE, SIDE)
         like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
         image = like.new_zeros(1, *shape)
-        seen, end = _automatic(module, image) if layer is None else _named(module, image, layer)
-        graph, channels = _until(seen.traced, end.name), seen.shapes[end][1]
+        look, end = _automatic(module, image) if layer is None else _named(module, image, layer)
+        graph, channels = _until(look.traced, end.name), look.shapes[end][1]
         module.train()
-        if str(_until(_traced(module, seen.opened), end.name)) != str(graph):
+        if str(_until(_traced(module, look.opened), end.name)) != str(graph):
             raise KonkyoError(
                 f"the forward of {type(module).__name__} itself does one thing in training and another in evaluation "
                 f"before its last grid; {_YOURSELF}"
@@ -102,7 +102,7 @@ def features_of(
     parts: dict[str, Any] = {}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
-            part = attrgetter(str(node.target))(seen.traced)
+            part = attrgetter(str(node.target))(look.traced)
             node.target = str(node.target).removeprefix("network.")
             parts[node.target] = part
     features = fx.GraphModule(parts, graph, class_name=f"FeaturesOf{type(module).__name__}")
@@ -238,14 +238,14 @@ def _look(network: nn.Module, image: Tensor, opened: frozenset[str]) -> _Seen:
 
 def _automatic(network: nn.Module, image: Tensor) -> tuple[_Seen, fx.Node]:
     """The last grid, in modules opened as far as that takes. KonkyoError: none, or more than a head after it."""
-    seen = _look(network, image, frozenset({"network"}))
+    look = _look(network, image, frozenset({"network"}))
     while True:
-        end = next(seen.grids())  # the image itself at least
-        users = [u for u in end.users if (module := seen.called(u)) is not None and any(module.children())]
+        end = next(look.grids())  # the image itself at least
+        users = [u for u in end.users if (module := look.called(u)) is not None and any(module.children())]
         if not users:
             break
         try:
-            seen = _look(network, image, seen.opened | {str(u.target) for u in users})
+            look = _look(network, image, look.opened | {str(u.target) for u in users})
         except KonkyoError:
             if end.op == "placeholder":
                 raise
@@ -253,28 +253,28 @@ def _automatic(network: nn.Module, image: Tensor) -> tuple[_Seen, fx.Node]:
     if end.op == "placeholder":
         raise KonkyoError(
             f"{type(network).__name__} has no last feature grid (N, C, h, w) for images {tuple(image.shape[1:])}"
-            + (f" ({seen.refusal})" if seen.refusal else "")
+            + (f" ({look.refusal})" if look.refusal else "")
             + f"; name one: features_of(network, layer=...), images of its size: shape=(C, H, W), or {_YOURSELF}"
         )
-    nodes = list(seen.traced.graph.nodes)
-    lost = [str(n.target).removeprefix("network.") for n in nodes[nodes.index(end) + 1 :] if seen.sees_places(n)]
+    nodes = list(look.traced.graph.nodes)
+    lost = [str(n.target).removeprefix("network.") for n in nodes[nodes.index(end) + 1 :] if look.sees_places(n)]
     if lost:
         raise KonkyoError(
             f"{type(network).__name__} goes on after its last grid with more than a head ({', '.join(lost[:8])}), "
             "which would be lost; say where its features end: features_of(network, layer=...)"
         )
-    return seen, end
+    return look, end
 
 
 def _named(network: nn.Module, image: Tensor, layer: str) -> tuple[_Seen, fx.Node]:
     """What the module puts out at its last call. KonkyoError: no grid, or no call."""
     parts = ["network", *layer.split(".")]
-    seen = _look(network, image, frozenset(".".join(parts[:i]) for i in range(1, len(parts))))
-    calls = [n for n in seen.traced.graph.nodes if n.op == "call_module" and n.target == ".".join(parts)]
-    if not calls or not seen.is_grid(calls[-1]):
-        what = f"puts out {seen.shapes.get(calls[-1])}, which is no grid (N, C, h, w)" if calls else "is not called"
-        grids = [str(n.target).removeprefix("network.") for n in seen.grids() if n.op == "call_module"]
+    look = _look(network, image, frozenset(".".join(parts[:i]) for i in range(1, len(parts))))
+    calls = [n for n in look.traced.graph.nodes if n.op == "call_module" and n.target == ".".join(parts)]
+    if not calls or not look.is_grid(calls[-1]):
+        what = f"puts out {look.shapes.get(calls[-1])}, which is no grid (N, C, h, w)" if calls else "is not called"
+        grids = [str(n.target).removeprefix("network.") for n in look.grids() if n.op == "call_module"]
         raise KonkyoError(
             f"layer {layer!r} {what} for images {tuple(image.shape[1:])}; layers with one: {', '.join(grids[:8])}"
         )
-    return seen, calls[-1]
+    return look, calls[-1]

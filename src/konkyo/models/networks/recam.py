@@ -74,11 +74,11 @@ class ReCAM(nn.Module):
             weight, total = self.first.weight * self.second.weight, torch.zeros(())
             for scale in scales:
                 scaled = images if scale == 1 else functional.interpolate(images, scale_factor=scale, mode="bilinear")
-                found = _weighed(weight, self.backbone(scaled)).relu()
+                activation = _weighed(weight, self.backbone(scaled)).relu()
                 if flip:
-                    found = found + _weighed(weight, self.backbone(scaled.flip(-1))).relu().flip(-1)
-                size = total.shape[2:] if total.ndim else found.shape[2:]
-                total = total + functional.interpolate(found, size=size, mode="bilinear", align_corners=False)
+                    activation = activation + _weighed(weight, self.backbone(scaled.flip(-1))).relu().flip(-1)
+                size = total.shape[2:] if total.ndim else activation.shape[2:]
+                total = total + functional.interpolate(activation, size=size, mode="bilinear", align_corners=False)
             return total / (total.amax((-2, -1), keepdim=True) + SMALL) if normalised else total
 
     def reactivated(self) -> nn.Module:
@@ -127,9 +127,9 @@ def recam_loss(output: ReCAMOutput | Tensor, labels: Tensor, *, weight: float = 
     peak = active.amax((-2, -1))
     masks = active / (peak[:, None, None] + SMALL)
     scores = torch.einsum("rhw,rkhw->rk", masks, others[image]) / math.prod(maps.shape[2:])
-    each = functional.cross_entropy(scores, label, reduction="none")
+    losses = functional.cross_entropy(scores, label, reduction="none")
     there = torch.bincount(image, minlength=count).to(dtype)
-    second = (each / there[image]).sum() / count
+    second = (losses / there[image]).sum() / count
     terms = {"classification": first, "reactivation": second, "blank": (peak == 0).to(dtype).sum() / max(1, len(peak))}
     return {"loss": first + weight * second, **{name: term.detach() for name, term in terms.items()}}
 

@@ -51,7 +51,7 @@ class LambdaSchedule:
 
 
 @dataclass(frozen=True)
-class Watched:
+class LossCounts:
     """What the last call of the loss was made of, over all processes; tensors, so that nothing waits for the device."""
 
     used: Tensor
@@ -117,7 +117,7 @@ class ConsistencyLoss(nn.Module):
         self.register_buffer("means", torch.zeros(self.maps.classes, *self.maps.grid, device=device))
         self.register_buffer("seen", torch.zeros(self.maps.classes, dtype=torch.bool, device=device))
         nothing = torch.zeros((), dtype=torch.int64)
-        self.watched = Watched(nothing, nothing, nothing)
+        self.watched = LossCounts(nothing, nothing, nothing)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss () of the network's last batch. logits (N, K), labels (N,) int64. KonkyoError: other labels."""
@@ -148,7 +148,7 @@ class ConsistencyLoss(nn.Module):
         apart = distances(maps, aims[labels].to(maps), self.distance)
         total = torch.where(usable & active[labels], apart, 0.0).sum()  # to pick rows would make every step wait
         used = (counts * active).sum()
-        self.watched = Watched(used.long(), ((counts > 0) & ~active).sum(), over_processes((right & ~usable).sum()))
+        self.watched = LossCounts(used.long(), ((counts > 0) & ~active).sum(), over_processes((right & ~usable).sum()))
         return total * processes() / used.clamp_min(1)
 
     def _class_means(self, maps: Tensor, labels: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:

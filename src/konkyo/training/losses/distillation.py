@@ -56,12 +56,12 @@ def map_distillation(maps: Tensor, teacher: Tensor, *, distance: Distance = "mse
             f"{tuple(teacher.shape)}"
         )
     with torch.autocast(maps.device.type, enabled=False):
-        own, aims = at_least_float32(maps), on_grid(teacher.detach().to(maps.device), (maps.shape[1], maps.shape[2]))
-        mute, silent = blank(own), blank(aims)
+        maps, aims = at_least_float32(maps), on_grid(teacher.detach().to(maps.device), (maps.shape[1], maps.shape[2]))
+        mute, silent = blank(maps), blank(aims)
         rows = (~mute & ~silent).nonzero()[:, 0]
-        found = distances(min_max(own[rows]), min_max(aims[rows].to(own)), distance)
+        apart = distances(min_max(maps[rows]), min_max(aims[rows].to(maps)), distance)
     used = (~mute & ~silent).sum()
-    return Distilled(found.sum() / used.clamp_min(1), used, mute.sum(), silent.sum())
+    return Distilled(apart.sum() / used.clamp_min(1), used, mute.sum(), silent.sum())
 
 
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
@@ -77,11 +77,11 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
             f"activations (N, C, h, w) of the same images were expected; got {tuple(student.shape)} and "
             f"{tuple(teacher.shape)}"
         )
-    own, aims = (at_least_float32(grid).square().sum(1) for grid in (student, teacher.detach()))
-    aims = on_grid(aims, (own.shape[1], own.shape[2])).to(own)
-    own, aims = (nn.functional.normalize(q.flatten(1), dim=1) for q in (own, aims))
-    found: Tensor = torch.linalg.vector_norm(own - aims, dim=1).mean()
-    return found
+    attention, aims = (at_least_float32(grid).square().sum(1) for grid in (student, teacher.detach()))
+    aims = on_grid(aims, (attention.shape[1], attention.shape[2])).to(attention)
+    attention, aims = (nn.functional.normalize(q.flatten(1), dim=1) for q in (attention, aims))
+    distance: Tensor = torch.linalg.vector_norm(attention - aims, dim=1).mean()
+    return distance
 
 
 # --- detections -------------------------------------------------------------------------------------------------------
@@ -120,14 +120,14 @@ def _odam(layers: Sequence[Layer], raws: Sequence[Tensor], scores: Tensor, rows:
             "these activations are not part of a graph, so scores have no gradient by them: weights before the layer "
             "must be free to learn, or images.requires_grad_() before the forward"
         )
-    at, kept = tuple(rows), mode == "autograd"
+    at, with_graph = tuple(rows), mode == "autograd"
     slopes = list[list[Tensor]]()
     for column in rounds(at):
         total = scores[column].sum()
-        found: Sequence[Tensor | None] = [None] * len(raws)
+        gradients: Sequence[Tensor | None] = [None] * len(raws)
         if total.requires_grad:
-            found = torch.autograd.grad(total, raws, retain_graph=True, create_graph=kept, allow_unused=True)
-        slopes.append([torch.zeros_like(a) if g is None else g for a, g in zip(raws, found, strict=True)])
+            gradients = torch.autograd.grad(total, raws, retain_graph=True, create_graph=with_graph, allow_unused=True)
+        slopes.append([torch.zeros_like(a) if g is None else g for a, g in zip(raws, gradients, strict=True)])
     signed = []
     for i, (layer, raw) in enumerate(zip(layers, raws, strict=True)):
         grids = layer.fold(raw)
@@ -162,13 +162,13 @@ class InstanceMaps:
         mode: Slope = "autograd",
     ) -> None:
         adapted = as_model(model)
-        found = adapted.layer(layer, shape)
-        if found.module is None:
-            raise KonkyoError(f"training needs a layer that is a module; {found.name!r} is the image itself")
+        bound = adapted.layer(layer, shape)
+        if bound.module is None:
+            raise KonkyoError(f"training needs a layer that is a module; {bound.name!r} is the image itself")
         noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
         with untouched(adapted.module):
-            self.layers = Pass(adapted, adapted.prepared(noise), [found]).levels(found)
-        self.mode, self._watch = mode, Watch(adapted.module, found)
+            self.layers = Pass(adapted, adapted.prepared(noise), [bound]).levels(bound)
+        self.mode, self._watch = mode, Watch(adapted.module, bound)
 
     def __call__(self, output: Tensor, targets: Sequence[Target], rows: Sequence[int]) -> Tensor:
         """(R, h, w), at least fp32: target r's map on image `rows[r]` of the last forward.
@@ -183,8 +183,10 @@ class InstanceMaps:
                 f"{len(targets)} targets, {len(rows)} rows and candidates of {len(output)} images"
             )
         with torch.autocast(output.device.type, enabled=False):
-            asked = scores(pick(at_least_float32(output), tuple(rows)), targets) if len(rows) else output.new_zeros(0)
-            return _odam(self.layers, raws, asked, rows, self.mode)
+            row_scores = (
+                scores(pick(at_least_float32(output), tuple(rows)), targets) if len(rows) else output.new_zeros(0)
+            )
+            return _odam(self.layers, raws, row_scores, rows, self.mode)
 
     def close(self) -> None:
         """Takes the hooks off the network."""
