@@ -44,8 +44,8 @@ WITHOUT_MODEL = ("ebpg@mask", "pointing_game@mask")
 class Maps:
     """Maps that another tool made, as a method: a file per sample in `folder`, named as the sample.
 
-    NAME.npz (its first array), NAME.npy or NAME.png; (H, W) or (R, H, W), a map for every row that is measured, in
-    order, as large as the picture that the model sees or on a grid over it.
+    NAME.npz (its first array), NAME.npy or NAME.png. It is (H, W) or (R, H, W), a map for every row that is measured,
+    in order, as large as the picture that the model sees or on a grid over it.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class Maps:
             raise KonkyoError(f"a folder of maps was expected; {self.folder} is none")
 
     def of(self, sample: str, rows: int) -> Tensor:
-        """The maps (R, h, w) of a sample. KonkyoError: no file, or one that holds something else."""
+        """Returns the maps (R, h, w) of a sample. KonkyoError: no file, or one that holds something else."""
         stem = Path(sample).with_suffix("").as_posix() if Path(sample).suffix else sample
         candidates = [self.folder / f"{n}{s}" for n in (sample, stem) for s in (".npz", ".npy", ".png")]
         path = next((p for p in candidates if p.is_file()), None)
@@ -141,7 +141,7 @@ def evaluate(
     progress: Progress | None = None,
     **options: Any,
 ) -> Evaluation:
-    """A table of methods and metrics over a data set: every value kept, with intervals and paired tests.
+    """Measures methods by metrics over a data set, and returns a table of all values, intervals and paired tests.
 
     `data`: as `konkyo.data.samples` takes it: "scenes:200", "coco:DIR", "voc:DIR", "folder:DIR", or samples of one's
     own. `methods`: as `compare` takes them, and `Maps` of other tools; with `model=None` those only, a map for every
@@ -181,7 +181,7 @@ def evaluate(
 def _check(
     model: Model | None, methods: Sequence[Which | Maps], metrics: Sequence[str] | None, explained: Explained
 ) -> None:
-    """KonkyoError: methods or metrics that are no lists, nothing to measure, or methods without a model."""
+    """Raises KonkyoError for methods or metrics that are no lists, nothing to measure, or methods without a model."""
     if isinstance(methods, str) or isinstance(metrics, str):
         raise KonkyoError("methods and metrics are lists of names, as in ['grad_cam']; a string came")
     if not methods and model is None:
@@ -241,7 +241,7 @@ class _Part:
 
 
 def _digest(module: nn.Module) -> str:
-    """What tells networks of other weights apart: a digest of a thousand numbers of every tensor."""
+    """Returns what tells networks of other weights apart: a digest of a thousand numbers of every tensor."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         flat = tensor.detach().flatten()
@@ -251,7 +251,7 @@ def _digest(module: nn.Module) -> str:
 
 
 def _gathered(plan: _Plan, settings: Mapping[str, Any], parts: Sequence[_Part], note: str) -> Evaluation:
-    """The parts as one table; a method that does not apply to some samples has NaN there."""
+    """Returns the parts as one table; a method that does not apply to some samples has NaN there."""
     statistics = dict[tuple[str, str], Tensor]()
     for m in plan.methods:
         for c in plan.columns:
@@ -283,7 +283,7 @@ def _gathered(plan: _Plan, settings: Mapping[str, Any], parts: Sequence[_Part], 
 
 
 def _measured(plan: _Plan, sample: Sample, index: int) -> _Part:
-    """The statistics of every method and column for the rows of one sample."""
+    """Returns the statistics of every method and column for the rows of one sample."""
     if plan.model is not None:
         with untouched(plan.model.module):
             return _explained(plan, _opened(plan, plan.model, sample), index)
@@ -299,7 +299,7 @@ def _measured(plan: _Plan, sample: Sample, index: int) -> _Part:
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """A sample as the model sees it."""
+    """The view is a sample as the model sees it."""
 
     model: Model
     preprocess: Preprocess
@@ -427,7 +427,7 @@ def _inputs_of_foreign(view: _View, maps: Tensor) -> dict[str, Any]:
 
 
 def _bordered(maps: Tensor, region: tuple[float, float, float, float], size: tuple[int, int]) -> Tensor:
-    """Maps over the picture as maps over the network's input, at their lowest on the border around the picture."""
+    """Returns maps of the picture as maps of the network's input; on the border they have their lowest value."""
     if region == (0.0, 0.0, 1.0, 1.0):
         return maps
     height, width = size
@@ -525,7 +525,7 @@ def _explainer(plan: _Plan, model: Model, method: Method, targets: Sequence[Any]
 
 
 def _areas(boxes: Tensor, size: Sequence[int]) -> Tensor:
-    """How many pixels of an image (H, W) boxes (R, 4) have (R,); 0 where a box is not known."""
+    """Returns how many pixels of an image (H, W) boxes (R, 4) have (R,); 0 where a box is not known."""
     low = boxes[:, :2].clamp_min(0).floor()
     high = torch.minimum(boxes[:, 2:], boxes.new_tensor([size[1], size[0]])).ceil()
     return (high - low).clamp_min(0).prod(1).nan_to_num(0).long()

@@ -30,11 +30,11 @@ class Truth:
     """Those that were asked for."""
 
     def of(self, rows: Sequence[int]) -> Truth:
-        """The truth of some of the rows."""
+        """Returns the truth of some of the rows."""
         return replace(self, rows=tuple(self.rows[row] for row in rows), _masks={})
 
     def objects(self) -> dict[str, Tensor]:
-        """The boxes (R, 4) of the rows' things, NaN where there are none, and which rows share their things (R,)."""
+        """Returns the boxes (R, 4) of the rows' things, NaN of none, and which rows share their things (R,)."""
         boxes = torch.full((len(self.rows), 4), torch.nan)
         for row, numbers in enumerate(self.rows):
             corners = torch.tensor([box for i in numbers if (box := box_of(self.annotations[i])) is not None])
@@ -45,7 +45,7 @@ class Truth:
         return {"boxes": boxes, "objects": torch.tensor(groups, dtype=torch.int64)}
 
     def masks(self, region: Region) -> dict[str, Tensor]:
-        """The rows' things and all others (R, H, W) bool, empty where nothing is known."""
+        """Returns the rows' things and all others (R, H, W) bool, empty where nothing is known."""
         if region not in self._masks:
             self._masks[region] = self._together(region)
         return self._masks[region]
@@ -70,7 +70,7 @@ class Truth:
 
 
 def in_view(sample: Sample, preprocess: Preprocess) -> tuple[Annotation, ...]:
-    """The things of a sample (crowds left out) as far as the model sees them, in the pixels of what it sees.
+    """Returns the things of a sample (crowds left out) as far as the model sees them, in the pixels of what it sees.
 
     A thing that a crop has cut off entirely keeps an empty mask or no box.
     """

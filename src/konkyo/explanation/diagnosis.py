@@ -22,7 +22,7 @@ class Diagnosis:
 
     @property
     def ok(self) -> bool:
-        """Whether the map can be read as it is."""
+        """Returns whether the map can be read as it is."""
         return self.kind == "ok"
 
 
@@ -39,7 +39,7 @@ def diagnose(
     probabilities: Sequence[Tensor | None],
     way_out: Callable[[], str],
 ) -> tuple[Diagnosis, ...]:
-    """What is wrong with each of the signed maps (R, *grid), from the values that their method has seen anyway.
+    """Returns what is wrong with each of the signed maps (R, *grid), from the values that their method has seen anyway.
 
     `largest_gradient` (R,) absolute, where the method asked for gradients; `probabilities`: of every row whose score
     is a softmax probability, that probability; `way_out` names a layer that works. One transfer from the device for

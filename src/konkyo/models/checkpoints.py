@@ -20,7 +20,7 @@ _NESTS = ("state_dict", "model_state_dict", "model", "model_ema", "ema", "net")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name, prefixes of wrappers (`module.`, `_orig_mod.`) taken off.
+    """Returns the tensors of a weights file by name, prefixes of wrappers (`module.`, `_orig_mod.`) taken off.
 
     KonkyoError: a missing or broken file, or a pickle that holds more than weights.
     """
@@ -58,7 +58,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def build_with(path: str | Path, build: Callable[[int | None], nn.Module]) -> tuple[nn.Module, bool]:
-    """(the network with the weights of a file, whether its classes are the usual ones).
+    """Returns (the network with the weights of a file, whether its classes are the usual ones).
 
     `build(classes)` makes the network, with its usual number of classes for None; a file with another number (a
     fine-tuned model) builds it with that. KonkyoError names what does not fit.

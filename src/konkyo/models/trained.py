@@ -35,7 +35,7 @@ class Plan:
     """On what and how, for whoever reads the manifest."""
 
     def build(self) -> nn.Module:
-        """The network with weights drawn from the global random state. KonkyoError: an unknown architecture."""
+        """Returns the network with weights drawn from the global random state. KonkyoError: an unknown architecture."""
         if self.architecture not in ARCHITECTURES:
             raise unknown("architecture", self.architecture, ARCHITECTURES)
         try:
@@ -45,7 +45,7 @@ class Plan:
 
 
 def initialised(plan: Plan, seed: int) -> nn.Module:
-    """The network with the weights that a seed draws; the global random state stays as it is."""
+    """Returns the network with the weights that a seed draws; the global random state stays as it is."""
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
         return plan.build()
@@ -61,7 +61,7 @@ def save_trained(folder: Path, network: nn.Module, plan: Plan) -> None:
 
 
 def read_plan(folder: str | Path) -> Plan:
-    """What the manifest in a folder says. KonkyoError: no manifest, or one that says something else."""
+    """Returns what the manifest in a folder says. KonkyoError: no manifest, or one that says something else."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         inside = sorted(manifest.parent.as_posix() for manifest in Path(folder).glob(f"*/**/{MANIFEST}"))

@@ -32,7 +32,7 @@ def import_transformers() -> ModuleType:
 
 @adapter("hf")
 def load(name: str, weights: str | Path | None) -> Model:
-    """The image classifier or object detector with this id on the hub, or in this folder (no network then).
+    """Returns the image classifier or object detector with this id on the hub, or in this folder (no network then).
 
     A folder is one that `save_pretrained` wrote. `weights`: "default" (its own), None (random, built from its config)
     or a file. Code that comes with a model is never run. KonkyoError, in one line: transformers is not installed, an
@@ -81,7 +81,10 @@ def load(name: str, weights: str | Path | None) -> Model:
 def _with_weights(
     name: str, kind: str, build: Callable[[int | None], Any], state: dict[str, Tensor]
 ) -> tuple[Any, bool]:
-    """(the network with these weights, whether its classes are the usual ones). KonkyoError: they do not fit."""
+    """Returns (the network with these weights, whether its classes are the usual ones).
+
+    KonkyoError: they do not fit.
+    """
     usual, network = True, build(None)
     for _ in range(2):
         # transformers itself, as names in its files differ from those of its modules.
@@ -106,7 +109,7 @@ def _with_weights(
 
 
 def _require_trained(name: str, kind: str, module: Any, missing: set[str]) -> None:
-    """KonkyoError where weights or statistics are missing: transformers starts them at random, or at 0 and 1."""
+    """Raises KonkyoError where weights or statistics are missing: transformers starts them at random, or at 0 and 1."""
     names = {key for key in module.state_dict() if not key.endswith("num_batches_tracked")}
     absent = sorted(missing & names)
     if absent:
@@ -115,7 +118,7 @@ def _require_trained(name: str, kind: str, module: Any, missing: set[str]) -> No
 
 
 def _classes(config: Any) -> tuple[str, ...]:
-    """The names of the classes; none where transformers made them up, or for the two sides of a single logit."""
+    """Returns the names of the classes; none of invented ones, or for the two sides of a single logit."""
     if set(config.id2label) != set(range(config.num_labels)):
         return ()
     names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
@@ -124,7 +127,7 @@ def _classes(config: Any) -> tuple[str, ...]:
 
 
 def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool]) -> Preprocess | None:
-    """The model's own preprocessing; None where it has none, or one that a `Preprocess` cannot follow.
+    """Returns the model's own preprocessing; None where it has none, or one that a `Preprocess` cannot follow.
 
     Processors are classes with steps of their own, of which the numbers in their config do not tell. So what was read
     from the numbers is held against the processor, on pictures of noise: two wide ones and a tall one.
@@ -149,7 +152,7 @@ def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool
 
 
 def _from_settings(processor: Any) -> Preprocess:
-    """What an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
+    """Returns what an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
     numbers = processor.to_dict()
     size = numbers.get("size") or {}
     if not numbers.get("do_resize") or set(size) != {"shortest_edge", "longest_edge"}:
@@ -161,7 +164,7 @@ def _from_settings(processor: Any) -> Preprocess:
 
 
 def _from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
-    """What an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
+    """Returns what an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
     resize: int | tuple[int, int] | None = None
     crop: int | tuple[int, int] | None = None
     if numbers.get("do_center_crop"):

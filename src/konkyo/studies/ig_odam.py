@@ -43,7 +43,7 @@ class Convergence:
     """method -> (nodes, R): |map - reference|_1 / |reference|_1 of the signed maps."""
 
     def table(self) -> Table:
-        """A row per number of nodes: the median over instances, and on how many of them adaptive nodes are nearer."""
+        """Returns a row per number of nodes: the median, and on how many instances adaptive nodes are nearer."""
         uniform, adaptive = (self.errors[name] for name in PATHS)
         rows = []
         for k, count in enumerate(self.nodes):
@@ -108,7 +108,7 @@ def convergence(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Convergence:
-    """How fast uniform and adaptive nodes approach the integral of IG-ODAM, at equal numbers of them.
+    """Returns how fast uniform and adaptive nodes approach the integral of IG-ODAM, at equal numbers of them.
 
     The reference is the trapezoid rule on 257 uniform nodes. Adaptive paths begin with half of their nodes, 2 to
     9. KonkyoError: no detector, or nothing is detected.
@@ -179,7 +179,7 @@ def sweep(
 
 
 def sweep_table(evaluations: Mapping[int, Evaluation]) -> Table:
-    """A row per number of nodes: of every column what uniform and adaptive nodes give, and p of their difference."""
+    """Returns a row per number of nodes: what uniform and adaptive nodes give, and p of their difference."""
     columns = next(iter(evaluations.values())).columns
     rows = []
     for count, table in evaluations.items():
@@ -193,7 +193,7 @@ def sweep_table(evaluations: Mapping[int, Evaluation]) -> Table:
 
 
 def _initial(nodes: int) -> int:
-    """How many nodes an adaptive path begins with: half of them, 2 to 9."""
+    """Returns how many nodes an adaptive path begins with: half of them, 2 to 9."""
     return min(9, max(2, nodes // 2))
 
 

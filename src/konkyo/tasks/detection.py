@@ -26,7 +26,7 @@ OF_DETECTORS = ("grad_cam", "grad_cam_pp", "d_rise", "odam", "ig_odam", "adaptiv
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """An image's detections, highest score first: detection d is candidate `index[d]` taken as class `label[d]`."""
+    """It holds an image's detections, highest first: detection d is candidate `index[d]` taken as class `label[d]`."""
 
     index: Tensor
     """(D,) int64"""
@@ -55,7 +55,7 @@ class Detector:
 
 
 def best_class(output: Tensor, threshold: float, classes: int) -> list[Kept]:
-    """Every candidate as its most probable class: the set prediction of DETR and its like."""
+    """Returns every candidate as its most probable class: the set prediction of DETR and its like."""
     scores, labels = Candidates(output, classes).probabilities.max(2)
     detections = []
     for score, label in zip(scores, labels, strict=True):
@@ -66,7 +66,9 @@ def best_class(output: Tensor, threshold: float, classes: int) -> list[Kept]:
 
 
 def best_pairs(output: Tensor, threshold: float, classes: int, most: int | None = None) -> list[Kept]:
-    """The `most` (None: as many as candidates) best pairs of candidate and class: detectors with sigmoid heads."""
+    """Returns the best pairs of candidate and class, `most` of them (None: as many as candidates).
+
+    Detectors with sigmoid heads decide so."""
     flat = Candidates(output, classes).probabilities.flatten(1)
     scores, pairs = flat.topk(min(most or output.shape[1], flat.shape[1]), dim=1)
     return [Kept(p[s > threshold] // classes, p[s > threshold] % classes) for s, p in zip(scores, pairs, strict=True)]

@@ -93,7 +93,7 @@ class Recipe:
             raise unknown("schedule", self.schedule, get_args(Schedules))
 
     def check(self, images: int, processes: int) -> None:
-        """KonkyoError where so many processes cannot share its batches, or the images."""
+        """Raises KonkyoError where so many processes cannot share its batches, or the images."""
         if self.batch % processes:
             raise KonkyoError(f"a batch of {self.batch} cannot be shared by {processes} processes; choose a multiple")
         if images < processes:
@@ -102,7 +102,7 @@ class Recipe:
     def optimizer(
         self, groups: Sequence[Mapping[str, Any]]
     ) -> tuple[Optimizer, ReduceLROnPlateau | LRScheduler | None]:
-        """The optimiser of parameter groups, and what changes its rates."""
+        """Returns the optimiser of parameter groups, and what changes its rates."""
         parameters = [dict(group) for group in groups]
         optimiser: Optimizer
         if self.optimiser == "adam":
@@ -122,7 +122,7 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What came out of a training."""
+    """The result says what came out of a training."""
 
     network: nn.Module
     """Trained, in eval mode."""
@@ -145,12 +145,12 @@ def fit(
 ) -> Fitted:
     """Trains the network; every epoch's numbers, a checkpoint and the weights so far are in `folder`.
 
-    A training that was interrupted goes on after its last whole epoch and ends, on a CPU, with the same bits: every
-    epoch draws its order and its dropout from a seed of its own, (seed, epoch), every image its augmentation from
-    (seed, epoch, image), and nothing is carried over but what the checkpoint holds. So trainings of one seed meet the
-    same images, augmented alike, in the same order, whatever the objective and however many processes read them.
+    A training that was interrupted goes on after its last whole epoch and ends, on a CPU, with the same bits. Every
+    epoch draws its order and its dropout from the seed (seed, epoch). Every image draws its augmentation from (seed,
+    epoch, image), and nothing is carried over but what the checkpoint holds. So trainings of one seed meet the same
+    images, augmented alike, in the same order, whatever the objective and however many processes read them.
 
-    `judge(network, epoch)` measures the network in eval mode after each epoch, in the first process only; its numbers
+    `judge(network, epoch)` measures the network in eval mode after each epoch, in the first process only. Its numbers
     go to epochs.csv with prefix "valid_", and "loss" is what the plateau schedule watches. `keep(network)` writes the
     weights. `groups`: parameter groups with rates of their own. `fabric`, launched, says on what devices.
 
@@ -222,7 +222,7 @@ def write_epochs(path: Path, rows: Sequence[Numbers]) -> None:
 
 
 def read_epochs(path: Path) -> list[Numbers]:
-    """What `write_epochs` wrote. KonkyoError: a file that cannot be read."""
+    """Returns what `write_epochs` wrote. KonkyoError: a file that cannot be read."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return [{n: float(v) for n, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
@@ -231,7 +231,7 @@ def read_epochs(path: Path) -> list[Numbers]:
 
 
 def _mixed(*numbers: int) -> int:
-    """One seed of several numbers."""
+    """Returns a seed that several numbers make."""
     mixed = 0
     for number in numbers:
         mixed = (mixed * 1_000_003 + number) % (1 << 63)
@@ -268,7 +268,7 @@ class _Drawn(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 @dataclass(frozen=True, eq=False)
 class _Training:
-    """All that changes in a training."""
+    """The state holds all that changes in a training."""
 
     recipe: Recipe
     network: nn.Module
@@ -290,7 +290,7 @@ class _Training:
             torch.save(state, temporary)
 
     def resumed(self, path: Path, checkpoint: bytes) -> list[Numbers]:
-        """The rows of the epochs that are done; all else takes the state it had then."""
+        """Returns the rows of the epochs that are done; all else takes the state it had then."""
         try:
             with zipfile.ZipFile(
                 io.BytesIO(checkpoint)

@@ -79,7 +79,7 @@ class TrainingMaps:
         self._watch = Watch(self.network, self.layer)
 
     def __call__(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """The map of one class per image, at least fp32. (N, K), (N,) int64 -> (N, h, w), after the ReLU.
+        """Returns the map of one class per image, at least fp32. (N, K), (N,) int64 -> (N, h, w), after the ReLU.
 
         `logits` are what the network made of the batch in its last forward. KonkyoError: that forward was not
         differentiated, or its output went through something that stops gradients.
@@ -102,7 +102,7 @@ class TrainingMaps:
         return maps.relu()
 
     def _mean_gradient(self, logits: Tensor, raw: Tensor, classes: Tensor) -> Tensor:
-        """(N, C): alpha of Eq. 1, of all samples from one gradient of the sum of their scores.
+        """Returns (N, C): alpha of Eq. 1, of all samples from one gradient of the sum of their scores.
 
         Samples do not depend on each other after the layer, unless batch statistics are taken there; in view "eval"
         they never do.
@@ -139,9 +139,9 @@ class TrainingMaps:
 
 
 def _pooled_head(model: Model, images: Tensor, layer: Layer) -> nn.Linear | None:
-    """The linear layer that with pooling alone makes the logits of the layer's grid; None: more comes in between.
+    """Returns the linear layer that, after pooling, makes the logits of the layer's grid; None: more comes in between.
 
-    It is looked for with weights that are shaken: a block that is the identity at first (residuals that begin at zero,
+    It is looked for with weights that are shaken. A block that is the identity at first (residuals that begin at zero,
     a batch norm that has seen nothing) is not to pass for nothing at all.
     """
     twin, generator = copy.deepcopy(model.module), torch.Generator().manual_seed(0)
@@ -164,13 +164,16 @@ def _pooled_head(model: Model, images: Tensor, layer: Layer) -> nn.Linear | None
 
 
 def class_weights(head: nn.Linear, classes: Tensor) -> Tensor:
-    """What the linear layer has for a class per image: (N,) -> (N, C); of a single logit the classes are -z and z."""
+    """Returns the linear layer's weights of a class per image. (N,) -> (N, C)
+
+    Of a single logit the classes are -z and z.
+    """
     weight = at_least_float32(head.weight)
     return class_logits(weight.T).T[classes]
 
 
 def _ends(gradient: Tensor) -> bool:
-    """Whether a backward through this gradient meets an operator without one."""
+    """Returns whether a backward through this gradient meets an operator without one."""
     left, visited = [gradient.grad_fn], set[Any]()
     while left:
         node = left.pop()

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def processes() -> int:
-    """How many train together; 1 without torch.distributed."""
+    """Returns how many processes train together; 1 without torch.distributed."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def over_processes(values: Tensor) -> Tensor:
-    """The sum over all processes, without a gradient."""
+    """Returns the sum over all processes, without a gradient."""
     values = values.detach()
     if processes() > 1:
         values = values.clone()

@@ -111,7 +111,7 @@ def consistency(
 
 
 def _pictures(model: Model, data: str, limit: int | None, seed: int) -> Callable[[str], Image.Image]:
-    """The name of an image -> what the model sees of it."""
+    """Returns the name of an image -> what the model sees of it."""
     from konkyo.data.samples import samples
 
     chosen = samples(data, limit=limit, seed=seed)

@@ -78,7 +78,7 @@ class Manifest:
         return self._resume and "reason" not in self._ledger.entries.get(str(file), {"reason": "not done"})
 
     def name_of(self, file: Path) -> str | None:
-        """The file name stem that the image's pictures and maps have from an earlier run."""
+        """Returns the file name stem that the image's pictures and maps have from an earlier run."""
         name = self._ledger.entries.get(str(file), {}).get("name")
         return None if name is None else str(name)
 
@@ -105,7 +105,7 @@ _WAYS_OUT = "choose another --out, or --overwrite, which removes what the manife
 
 
 def _listed(folder: Path) -> list[Path]:
-    """The pictures and maps that the manifest in a folder lists, and that lie in it."""
+    """Returns the pictures and maps that the manifest in a folder lists, and that lie in it."""
     entries: list[Any] = []
     try:
         entries = list(read_ledger(folder / RECORD)[1].values())

@@ -132,14 +132,14 @@ PREPARATION = ("resize", "crop", "mean", "std")
 
 
 def files_of(images: list[str]) -> list[Path]:
-    """The image files that paths, folders and globs name."""
+    """Returns the image files that paths, folders and globs name."""
     from konkyo.data.images import find_images
 
     return find_images(images)
 
 
 def setup_of(name: str, options: ModelOptions) -> Setup:
-    """The model that the options describe."""
+    """Returns the model that the options describe."""
     import torch
 
     import konkyo
@@ -174,7 +174,7 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
 
 
 def target_of(setup: Setup, what: TargetOptions) -> Any:
-    """The target that the options ask for. KonkyoError: an option that the model has no use for."""
+    """Returns the target that the options ask for. KonkyoError: an option that the model has no use for."""
     from konkyo.tasks.base import TargetRequest
 
     options = TargetRequest(
@@ -213,7 +213,7 @@ def _class(text: str) -> int | str:
 def request_of(
     method: str, options: MethodOptions, target: Any = None, forward: ForwardOptions = ForwardOptions()
 ) -> tuple[list[str], dict[str, Any]]:
-    """The names of the methods, and the arguments of `explanations`."""
+    """Returns the names of the methods, and the arguments of `explanations`."""
     from konkyo.methods.base import find, methods
 
     every = methods()
@@ -247,7 +247,7 @@ def _value(text: str) -> Any:
 
 
 def size_of(text: str) -> int | tuple[int, int] | None:
-    """A side, (height, width), or None for "none"."""
+    """Returns a side, (height, width), or None for "none"."""
     if text.lower() == "none":
         return None
     try:

@@ -59,7 +59,7 @@ def _target(result: Explanation, row: int) -> BaseTarget:
 
 
 def box_of(result: Explanation, row: int) -> list[float] | None:
-    """A detection's box, xyxy in the picture's pixels; None for what is no detection."""
+    """Returns a detection's box, xyxy in the picture's pixels; None for what is no detection."""
     box = None if result.boxes is None else [float(side) for side in result.boxes[row]]
     return box if box is not None and all(map(math.isfinite, box)) else None
 
@@ -72,7 +72,7 @@ def score_in_words(result: Explanation, row: int, *, place: bool = True) -> str:
 
 
 def rows_of(results: Mapping[str, Explanation | NotApplicable], title: str, entry: dict[str, Any]) -> list[Row]:
-    """A row of the contact sheet per target."""
+    """Returns a row of the contact sheet per target."""
     from konkyo.draw.sheets import Cell, Row
 
     done = {name: result for name, result in results.items() if not isinstance(result, NotApplicable)}
@@ -98,7 +98,7 @@ def rows_of(results: Mapping[str, Explanation | NotApplicable], title: str, entr
 
 
 def maps_of(result: Explanation) -> Tensor:
-    """The maps as they lie on the picture: of a picture with a border, without the border."""
+    """Returns the maps as they lie on the picture: of a picture with a border, without the border."""
     if result.regions is None or not len(result):
         return result.maps
     width, height = result.picture(0).size

@@ -194,7 +194,7 @@ def vib(
 
 
 def seeds_of(text: str) -> tuple[int, ...]:
-    """The seeds that "3" (0, 1, 2) or "7,8" mean. KonkyoError: neither."""
+    """Returns the seeds that "3" (0, 1, 2) or "7,8" mean. KonkyoError: neither."""
     numbers = _whole("--seeds", text)
     return numbers if "," in text else tuple(range(numbers[0]))
 

@@ -31,7 +31,7 @@ def dense_detector(
     most: int = 300,
     layer: str = "",
 ) -> Detector:
-    """How a network with predictions (N, anchors, 4 + [1] + K), or transposed, is a detector.
+    """Adapts a network with predictions (N, anchors, 4 + [1] + K), or transposed, as a detector.
 
     The predictions are what `select` finds in the network's output; without it they are the output itself or the first
     thing in it. Their columns are a box in the form `boxes` and the unit `scale`, one for `objectness` where there is
@@ -63,7 +63,7 @@ def dense_detector(
 
 
 def _first(output: Any) -> Any:
-    """The output itself, or the first thing in a tuple or list of outputs."""
+    """Returns the output itself, or the first thing in a tuple or list of outputs."""
     while isinstance(output, (tuple, list)) and output:
         output = output[0]
     return output
@@ -81,7 +81,7 @@ def _anchors_first(predictions: Any, columns: int) -> Tensor:
 
 
 def _keep(classes: int, iou: float, most: int, output: Tensor, threshold: float) -> list[Kept]:
-    """Every candidate as its most probable class, the overlapping ones of each class suppressed."""
+    """Returns every candidate as its most probable class, the overlapping ones of each class suppressed."""
     output = output.detach().to(torch.promote_types(output.dtype, torch.float32))
     candidates = Candidates(output, classes)
     detections = []

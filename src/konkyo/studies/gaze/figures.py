@@ -37,7 +37,7 @@ _RUNS_NAMED = 4  # whose correlations are written in a picture
 
 
 def figures(report: GazeReport) -> dict[str, Image.Image]:
-    """The figures by file name; `GazeReport.figures` says which."""
+    """Returns the figures by file name; `GazeReport.figures` says which."""
     pictures = _of_epochs(report)
     if not report.finished:
         return pictures
@@ -52,7 +52,7 @@ def figures(report: GazeReport) -> dict[str, Image.Image]:
 
 
 def _of_epochs(report: GazeReport) -> dict[str, Image.Image]:
-    """The learning curves, and kappa against L over epochs; none of runs without epochs."""
+    """Returns the learning curves, and kappa against L over epochs; none of runs without epochs."""
     lines = {
         f"Level {level}": [_line(run) for run in report.runs if run.level == level and run.epochs]
         for level in report.levels
@@ -95,7 +95,7 @@ def _against_lambda(report: GazeReport) -> Image.Image:
 
 
 def mean_maps(report: GazeReport, level: int) -> Image.Image:
-    """The picture of a level's mean maps: the mean over seeds, and the root of the mean of squared deviations."""
+    """Draws a level's mean maps: the mean over seeds, and the root of the mean of squared deviations."""
     strengths = [strength for n, strength in report.settings() if n == level]
     tests = [[run.test for run in report.of(level, s).values() if run.test is not None] for s in strengths]
     means = torch.stack([torch.stack([t.mean for t in of_lambda]).nanmean(0) for of_lambda in tests])
@@ -107,7 +107,7 @@ def mean_maps(report: GazeReport, level: int) -> Image.Image:
 
 
 def map_grid(report: GazeReport, level: int) -> tuple[drawings.Grid, str] | None:
-    """The maps of the seed that has most of them, and the title of their picture; None where there are no maps."""
+    """Returns the maps of the seed that has most, and the title of their picture; None where there are no maps."""
     mapped = [run for run in report.runs if run.level == level and run.maps is not None]
     if not mapped or not report.pictures:
         return None
@@ -138,14 +138,14 @@ def _bar(report: GazeReport, level: int, strength: float, column: str) -> drawin
 
 
 def _some(labels: Sequence[str]) -> list[int]:
-    """The first places of each label, together as many as stand beside each other."""
+    """Returns the first places of each label, together as many as stand beside each other."""
     kinds = list(dict.fromkeys(labels))[:_PICTURES_SHOWN]
     count = max(1, _PICTURES_SHOWN // max(1, len(kinds)))
     return [i for kind in kinds for i in [j for j, label in enumerate(labels) if label == kind][:count]]
 
 
 def _mistaken_for(run: Run, name: str) -> str | None:
-    """The class that an image is wrongly decided as; None where it is decided rightly, or not known."""
+    """Returns the class that an image is wrongly decided as; None where it is decided rightly, or not known."""
     if run.test is None:
         return None
     image = next((image for image in run.test.images if image.name == name), None)

@@ -24,7 +24,7 @@ class Fit:
 def across_models(runs: Sequence[Run]) -> dict[str, Correlation]:
     """kappa against L over trained models, a point each, by the name of the selection.
 
-    The selections are: all models, each level, those whose maps are not made to differ, those without the loss; and
+    The selections are: all models, each level, those whose maps are not made to differ, those without the loss, and
     "within λ", of what is left when the mean of every level and lambda is taken out.
     """
     correlations = {"all models": _kappa_against_l(runs)}
@@ -56,7 +56,7 @@ def within_run(run: Run, burn_in: int) -> Correlation:
 
 
 def fitted(points: Sequence[tuple[float, float]]) -> Fit | None:
-    """The line of least squares and the 95 % band of its mean; None of fewer than three points, or of one x.
+    """Returns the line of least squares and the 95 % band of its mean; None of fewer than three points, or of one x.
 
     The band is y +- t s sqrt(1 / n + (x - mean)^2 / S).
     """
@@ -82,7 +82,7 @@ def _kappa_against_l(runs: Iterable[Run]) -> Correlation:
 
 
 def _centred(runs: Iterable[Run]) -> list[tuple[float, float]]:
-    """(L, kappa) of runs, less their means."""
+    """Returns (L, kappa) of runs, less their means."""
     pairs = [(run.value("L"), run.value("kappa")) for run in runs]
     known = [pair for pair in pairs if all(map(math.isfinite, pair))]
     middle = [statistics.fmean(column) for column in zip(*known, strict=True)]

@@ -22,7 +22,10 @@ Slope: TypeAlias = Literal["autograd", "detached"]
 
 
 class Distilled(NamedTuple):
-    """A loss between maps, and of how many maps it is; tensors (), so that nothing waits for the device."""
+    """The result holds a loss between maps, and how many were compared.
+
+    All are tensors (), so that nothing waits for the device.
+    """
 
     loss: Tensor
     """The mean distance of the maps that were compared; 0 where none was."""
@@ -36,10 +39,10 @@ class Distilled(NamedTuple):
 
 
 def map_distillation(maps: Tensor, teacher: Tensor, *, distance: Distance = "mse") -> Distilled:
-    """How far a student's maps are from a teacher's of the same things. (N, h, w), (N, h', w') -> a loss and counts
+    """Measures how far a student's maps are from a teacher's. (N, h, w), (N, h', w') -> a loss and counts
 
     `maps` have a graph: `konkyo.training.maps.TrainingMaps` of a classifier, `InstanceMaps` of a detector. `teacher`,
-    raw maps of any method, model and grid (`Explanation.maps`), is put on the student's grid as it is; then both are
+    raw maps of any method, model and grid (`Explanation.maps`), is put on the student's grid as it is. Then both are
     scaled to [0, 1], and `distance` is one of `konkyo.metrics.distances.distances` that have a gradient. The teacher
     gets none. Blank maps, of either, are left out and counted.
 
@@ -65,9 +68,11 @@ def map_distillation(maps: Tensor, teacher: Tensor, *, distance: Distance = "mse
 
 
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
-    """Activation-based attention transfer (Zagoruyko & Komodakis, 2017, Eq. 2), the mean over images. -> ()
+    """Measures how far two networks attend apart, the mean over images. -> ()
 
-    |Q_S / |Q_S| - Q_T / |Q_T||_2 of Q = sum over channels of A^2, for one pair of layers; the paper's factor beta / 2
+    Activation-based attention transfer (Zagoruyko & Komodakis, 2017, Eq. 2).
+
+    |Q_S / |Q_S| - Q_T / |Q_T||_2 of Q = sum over channels of A^2, for one pair of layers. The paper's factor beta / 2
     and sum over pairs are the caller's. Activations (N, C, h, w) and (N, C', h', w') of a network that may have other
     channels and another grid: Q_T is put on the student's. No class has a part in it. The authors' code takes the mean
     of the squared difference instead. KonkyoError: other shapes.
@@ -93,13 +98,13 @@ def odam_maps(
     """ODAM maps (Zhao & Chan, 2023) of several scores, to be differentiated: ReLU(sum_k G_k A_k). -> (R, h, w)
 
     `scores` (R,), score r of image `rows[r]`, were computed from `activations` (N, C, h, w), or the levels of a
-    pyramid, which are enlarged to the finest and added before the ReLU. `mode`: "autograd", G with a graph, or
+    pyramid. Levels are enlarged to the finest and added before the ReLU. `mode`: "autograd", G with a graph, or
     "detached", G as a constant: then only A learns. Deformable attention (`grid_sample`, as in RT-DETR's decoder) has
     no second derivative in PyTorch, and the backward of "autograd" raises there. A score that depends on no activation
     has a map of zeros.
 
-    As many gradients are taken as the image with most scores has of them; so images must not depend on each other
-    after the activations, as through the statistics of a batch. KonkyoError: not a row per score, an unknown mode,
+    As many gradients are taken as the image with most scores has of them. So images must not depend on each other after
+    the activations, as through the statistics of a batch. KonkyoError: not a row per score, an unknown mode,
     activations without a graph.
     """
     levels = [activations] if isinstance(activations, Tensor) else list(activations)
@@ -140,7 +145,7 @@ class InstanceMaps:
     """A detector's ODAM maps in its last forward, to be differentiated, of instances that it is asked for.
 
     Made once for a detector and the shape (C, H, W) of its images; called after each forward with the candidates that
-    came out and with targets, such as a teacher's detections: a `konkyo.InstanceTarget` looks itself up among the
+    came out and with targets, such as a teacher's detections. A `konkyo.InstanceTarget` looks itself up among the
     student's candidates by IoU and likeness of class probabilities.
 
         found = konkyo.explain(teacher, images, method="odam", target=konkyo.Detections())
@@ -171,7 +176,7 @@ class InstanceMaps:
         self.mode, self._watch = mode, Watch(adapted.module, bound)
 
     def __call__(self, output: Tensor, targets: Sequence[Target], rows: Sequence[int]) -> Tensor:
-        """(R, h, w), at least fp32: target r's map on image `rows[r]` of the last forward.
+        """Returns (R, h, w), at least fp32: target r's map on image `rows[r]` of the last forward.
 
         `output` (N, Q, 4 B + K) is what the model, or the caller from what its network returned, made of the batch.
         KonkyoError: not a row per target; no forward with gradients.
