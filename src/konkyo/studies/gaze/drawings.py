@@ -19,7 +19,7 @@ from konkyo.draw.consistency import shortened
 from konkyo.draw.overlay import SEQUENTIAL, overlay
 from konkyo.draw.sheets import to_image
 from konkyo.errors import KonkyoError
-from konkyo.studies.gaze.statistics import Fit
+from konkyo.studies.gaze.statistics import LineFit
 
 _MARKERS = "os^DvP*X<>"  # of levels, in their order
 _GREY, _INK, _WRONG = "#606060", "#1a1a1a", "#b3261e"
@@ -49,7 +49,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Bar:
+class SeedBar:
     """The bar shows one quantity at one lambda: mean, interval (NaN: none), and every seed's value."""
 
     mean: float
@@ -109,7 +109,7 @@ def curves(
     return to_image(figure)
 
 
-def across(points: Sequence[Point], fit: Fit | None, title: str, labels: tuple[str, str]) -> Image.Image:
+def across(points: Sequence[Point], fit: LineFit | None, title: str, labels: tuple[str, str]) -> Image.Image:
     """Draws one point per trained model, with a dashed line and its band. `labels`: of the axes x and y."""
     figure = Figure(figsize=(6.6, 5.2), layout="constrained", dpi=120)
     axis = figure.subplots()
@@ -179,7 +179,7 @@ def within(
 
 
 def against(
-    panels: Mapping[str, Mapping[float, Mapping[str, Bar]]], quantities: Mapping[str, str], foot: str
+    panels: Mapping[str, Mapping[float, Mapping[str, SeedBar]]], quantities: Mapping[str, str], foot: str
 ) -> Image.Image:
     """Draws every quantity over lambda, on a categorical axis: mean and interval, and a pale line per seed."""
     across_, down = len(quantities), len(panels)

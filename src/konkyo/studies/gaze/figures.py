@@ -24,7 +24,7 @@ AUTOCORRELATED = (
     "Warning: epochs of one run are autocorrelated; they are no independent observations.\n"
     "No interval or test of the epochs is valid. Read the correlation across models instead."
 )
-CLASSES_SHOWN = 16
+MEAN_MAPS_SHOWN = 16
 """At most, below each other in the picture of mean maps."""
 _CURVES: Mapping[str, str] = {
     "valid_accuracy": "validation accuracy",
@@ -84,7 +84,7 @@ def _across_models(report: GazeReport) -> Image.Image:
 
 
 def _against_lambda(report: GazeReport) -> Image.Image:
-    bars: dict[str, dict[float, dict[str, drawings.Bar]]] = {}
+    bars: dict[str, dict[float, dict[str, drawings.SeedBar]]] = {}
     for level, strength in report.settings():
         bars.setdefault(f"Level {level}", {})[strength] = {
             column: _bar(report, level, strength, column) for column in ("L", "accuracy", "wt")
@@ -101,7 +101,7 @@ def mean_maps(report: GazeReport, level: int) -> Image.Image:
     means = torch.stack([torch.stack([t.mean for t in of_lambda]).nanmean(0) for of_lambda in tests])
     squares = torch.stack([torch.stack([t.deviation.square() for t in of_lambda]).nanmean(0) for of_lambda in tests])
     values = [torch.tensor([[c.value for c in t.of_class] for t in of_lambda]).nanmean(0) for of_lambda in tests]
-    first = slice(CLASSES_SHOWN)
+    first = slice(MEAN_MAPS_SHOWN)
     maps = (means[:, first], squares.sqrt()[:, first])
     return drawings.mean_maps(tests[0][0].classes[first], strengths, *maps, torch.stack(values)[:, first])
 
@@ -131,10 +131,10 @@ def _line(run: Run) -> drawings.Line:
     return drawings.Line(run.strength, {n: [row.get(n, math.nan) for row in run.epochs] for n in columns})
 
 
-def _bar(report: GazeReport, level: int, strength: float, column: str) -> drawings.Bar:
+def _bar(report: GazeReport, level: int, strength: float, column: str) -> drawings.SeedBar:
     mean = report.estimate(level, strength, column)
     by_seed = {seed: run.value(column) for seed, run in report.of(level, strength).items()}
-    return drawings.Bar(mean.mean, mean.low, mean.high, by_seed)
+    return drawings.SeedBar(mean.mean, mean.low, mean.high, by_seed)
 
 
 def _some(labels: Sequence[str]) -> list[int]:

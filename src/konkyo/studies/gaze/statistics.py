@@ -12,7 +12,7 @@ from konkyo.utils.statistics import CENTRAL, Correlation, t_quantile
 
 
 @dataclass(frozen=True)
-class Fit:
+class LineFit:
     """A straight line and its band, at as many places as it is drawn with."""
 
     x: Sequence[float]
@@ -55,7 +55,7 @@ def within_run(run: Run, burn_in: int) -> Correlation:
     return Correlation(over_epochs.n, over_epochs.pearson, nan, nan, over_epochs.spearman, nan, nan)
 
 
-def fitted(points: Sequence[tuple[float, float]]) -> Fit | None:
+def fitted(points: Sequence[tuple[float, float]]) -> LineFit | None:
     """Returns the line of least squares and the 95 % band of its mean; None of fewer than three points, or of one x.
 
     The band is y +- t s sqrt(1 / n + (x - mean)^2 / S).
@@ -73,7 +73,7 @@ def fitted(points: Sequence[tuple[float, float]]) -> Fit | None:
     fit = [line.intercept + line.slope * a for a in at]
     half = [reach * math.sqrt(1 / n + (a - middle) ** 2 / spread) for a in at]
     lower, upper = ([f + sign * h for f, h in zip(fit, half, strict=True)] for sign in (-1, 1))
-    return Fit(at, fit, lower, upper)
+    return LineFit(at, fit, lower, upper)
 
 
 def _kappa_against_l(runs: Iterable[Run]) -> Correlation:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from konkyo.evaluation.consistency import NOT_CORRECTNESS, PLACELESS
 from konkyo.evaluation.result import Table, bracketed, number
 from konkyo.evaluation.result import markdown as markdown_table
-from konkyo.studies.gaze.figures import AUTOCORRELATED, CLASSES_SHOWN
+from konkyo.studies.gaze.figures import AUTOCORRELATED, MEAN_MAPS_SHOWN
 from konkyo.studies.gaze.run import MEASURED
 from konkyo.training.losses.consistency import LambdaSchedule
 from konkyo.utils.statistics import Estimate
@@ -130,8 +130,8 @@ def remarks(report: GazeReport) -> list[str]:
             )
     for level, strength in report.settings():
         lines += _on_tests(report, level, strength)
-    if (kinds := len(report.study.get("classes", []))) > CLASSES_SHOWN and report.finished:
-        lines.append(f"Mean maps are drawn of the first {CLASSES_SHOWN} classes of {kinds}.")
+    if (kinds := len(report.study.get("classes", []))) > MEAN_MAPS_SHOWN and report.finished:
+        lines.append(f"Mean maps are drawn of the first {MEAN_MAPS_SHOWN} classes of {kinds}.")
     if all(row["epoch"] <= report.burn_in for run in report.runs for row in run.epochs):
         lines.append(f"No correlation within runs: none has come beyond epoch {report.burn_in}, where λ stops growing.")
     if len(report.correlations()) > 1:

@@ -36,8 +36,8 @@ from konkyo.utils.progress import Progress, StageProgress
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Kind: TypeAlias = Literal["plain", "vib", "recam", "attention_branch"]
-KINDS: tuple[Kind, ...] = ("plain", "vib", "recam", "attention_branch")
+NetworkKind: TypeAlias = Literal["plain", "vib", "recam", "attention_branch"]
+KINDS: tuple[NetworkKind, ...] = ("plain", "vib", "recam", "attention_branch")
 Loss: TypeAlias = Callable[[Any, Tensor], dict[str, Tensor]]
 """Of what a network puts out in training, and labels: "loss", and what it is made of."""
 CAM = replace(find("cam"), rectified=True)
@@ -67,7 +67,7 @@ class VIBStudy:
     backbone: str = "torchvision/resnet50"
     """As of `konkyo.load`."""
     betas: tuple[float, ...] = (0.0, 1e-3, 1e-2, 1e-1)
-    models: tuple[Kind, ...] = ("plain", "vib")
+    models: tuple[NetworkKind, ...] = ("plain", "vib")
     seeds: tuple[int, ...] = (0,)
     size: int = 224
     pretrained: bool = False
