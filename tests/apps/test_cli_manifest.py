@@ -244,8 +244,28 @@ def test_what_another_run_adds_until_the_folder_is_free_counts(tmp_path: Path, m
         monkeypatch.setattr(ledger, "_locked", locked)
         with Manifest(tmp_path, {"seed": 0}) as record, record.image(Path("a.png")) as entry:
             entry["maps"] = [{"overlay": "a.png", "map": "a.npz"}]
+            for name in ("a.png", "a.npz"):
+                (tmp_path / name).write_text("")
         return locked(path)
 
     monkeypatch.setattr(ledger, "_locked", later)
     with Manifest(tmp_path, {"seed": 0}, resume=True) as record:
         assert record.has(Path("a.png"))
+
+
+def test_resume_explains_again_what_has_changed_or_is_gone(run: Run) -> None:
+    assert run("explain", "000.png", "001.png", "002.png", *OPTIONS).code == 0
+    Path("out/000.grad_cam.png").unlink()
+    Image.new("RGB", (24, 24), "red").save("001.png")
+    before = Path("out/002.grad_cam.png").stat().st_mtime_ns
+    again = run("explain", "000.png", "001.png", "002.png", *OPTIONS, "--resume")
+    assert again.code == 0
+    assert [line.partition(":")[0] for line in again.out.splitlines()[:2]] == ["000.png", "001.png"]
+    assert Path("out/000.grad_cam.png").is_file()
+    assert Path("out/002.grad_cam.png").stat().st_mtime_ns == before
+
+
+def test_a_long_name_is_cut_short(run: Run) -> None:
+    Path("000.png").rename("é" * 120 + ".png")
+    assert run("explain", "é" * 120 + ".png", *OPTIONS).code == 0
+    assert manifest()["images"][0]["name"] == "é" * 80

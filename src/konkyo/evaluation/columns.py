@@ -20,7 +20,7 @@ Budget: TypeAlias = Literal["box", "image"]
 
 @dataclass(frozen=True)
 class Column:
-    """A metric with its options, held against a region of the truth."""
+    """A column is a metric with its options, held against a region of the truth."""
 
     metric: Metric
     region: Region | None
@@ -41,7 +41,7 @@ class Column:
 
 
 def column(text: str) -> Column:
-    """The column NAME, NAME@REGION or NAME@REGION(option=value,...). KonkyoError with what is on offer otherwise.
+    """Reads the column NAME, NAME@REGION or NAME@REGION(option=value,...). KonkyoError with what is on offer otherwise.
 
     `REGION`: mask (what a metric of objects looks at by default), box or evidence. Besides its metric's, a column of
     deletion or insertion has the option budget=box or image (default: box in the protocols of detectors).

@@ -44,8 +44,8 @@ WITHOUT_MODEL = ("ebpg@mask", "pointing_game@mask")
 class Maps:
     """Maps that another tool made, as a method: a file per sample in `folder`, named as the sample.
 
-    NAME.npz (its first array), NAME.npy or NAME.png; (H, W) or (R, H, W), a map for every row that is measured, in
-    order, as large as the picture that the model sees or on a grid over it.
+    NAME.npz (its first array), NAME.npy or NAME.png. It is (H, W) or (R, H, W), a map for every row that is measured,
+    in order, as large as the picture that the model sees or on a grid over it.
     """
 
     folder: Path
@@ -58,12 +58,12 @@ class Maps:
             raise KonkyoError(f"a folder of maps was expected; {self.folder} is none")
 
     def of(self, sample: str, rows: int) -> Tensor:
-        """The maps (R, h, w) of a sample. KonkyoError: no file, or one that holds something else."""
+        """Returns the maps (R, h, w) of a sample. KonkyoError: no file, or one that holds something else."""
         stem = Path(sample).with_suffix("").as_posix() if Path(sample).suffix else sample
-        found = [self.folder / f"{n}{s}" for n in (sample, stem) for s in (".npz", ".npy", ".png")]
-        path = next((p for p in found if p.is_file()), None)
+        candidates = [self.folder / f"{n}{s}" for n in (sample, stem) for s in (".npz", ".npy", ".png")]
+        path = next((p for p in candidates if p.is_file()), None)
         if path is None:
-            raise KonkyoError(f"{self.folder} has no map of {sample}: {found[0].name}, .npy or .png was expected")
+            raise KonkyoError(f"{self.folder} has no map of {sample}: {candidates[0].name}, .npy or .png was expected")
         try:
             if path.suffix == ".png":
                 with Image.open(path) as picture:
@@ -141,7 +141,7 @@ def evaluate(
     progress: Progress | None = None,
     **options: Any,
 ) -> Evaluation:
-    """A table of methods and metrics over a data set: every value kept, with intervals and paired tests.
+    """Measures methods by metrics over a data set, and returns a table of all values, intervals and paired tests.
 
     `data`: as `konkyo.data.samples` takes it: "scenes:200", "coco:DIR", "voc:DIR", "folder:DIR", or samples of one's
     own. `methods`: as `compare` takes them, and `Maps` of other tools; with `model=None` those only, a map for every
@@ -184,7 +184,7 @@ def evaluate(
 def _check(
     model: Model | None, methods: Sequence[Which | Maps], metrics: Sequence[str] | None, explained: Explained
 ) -> None:
-    """KonkyoError: methods or metrics that are no lists, nothing to measure, or methods without a model."""
+    """Raises KonkyoError for methods or metrics that are no lists, nothing to measure, or methods without a model."""
     if isinstance(methods, str) or isinstance(metrics, str):
         raise KonkyoError("methods and metrics are lists of names, as in ['grad_cam']; a string came")
     if not methods and model is None:
@@ -244,22 +244,22 @@ class _Part:
 
 
 def _digest(module: nn.Module) -> str:
-    """What tells networks of other weights apart: a digest of a thousand numbers of every tensor."""
-    found = hashlib.sha256()
+    """Returns what tells networks of other weights apart: a digest of a thousand numbers of every tensor."""
+    digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         flat = tensor.detach().flatten()
         some = flat[:: max(1, flat.numel() // 1000)].double().cpu()
-        found.update(f"{name} {tuple(tensor.shape)}".encode() + some.numpy().tobytes())
-    return found.hexdigest()[:16]
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + some.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _gathered(plan: _Plan, settings: Mapping[str, Any], parts: Sequence[_Part], note: str) -> Evaluation:
-    """The parts as one table; a method that does not apply to some samples has NaN there."""
+    """Returns the parts as one table; a method that does not apply to some samples has NaN there."""
     statistics = dict[tuple[str, str], Tensor]()
     for m in plan.methods:
         for c in plan.columns:
-            found = [part.statistics.get(m.name, {}).get(c.name) for part in parts]
-            known = {i: torch.tensor(f, dtype=torch.float64) for i, f in enumerate(found) if f is not None}
+            of_parts = [part.statistics.get(m.name, {}).get(c.name) for part in parts]
+            known = {i: torch.tensor(f, dtype=torch.float64) for i, f in enumerate(of_parts) if f is not None}
             if not known:
                 continue
             shape = next(iter(known.values())).shape[1:]
@@ -286,7 +286,7 @@ def _gathered(plan: _Plan, settings: Mapping[str, Any], parts: Sequence[_Part], 
 
 
 def _measured(plan: _Plan, sample: Sample, index: int) -> _Part:
-    """The statistics of every method and column for the rows of one sample."""
+    """Returns the statistics of every method and column for the rows of one sample."""
     if plan.model is not None:
         with untouched(plan.model.module):
             return _explained(plan, _opened(plan, plan.model, sample), index)
@@ -302,7 +302,7 @@ def _measured(plan: _Plan, sample: Sample, index: int) -> _Part:
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """A sample as the model sees it."""
+    """The view is a sample as the model sees it."""
 
     model: Model
     preprocess: Preprocess
@@ -313,7 +313,7 @@ class _View:
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
+class _MeasuredRows:
     """What is measured of a sample: a row per target."""
 
     targets: list[Target]
@@ -355,7 +355,7 @@ def _explained(plan: _Plan, view: _View, index: int) -> _Part:
         part.dropped += len(targets) - len(numbers)
     if not numbers:
         return part
-    rows = _Rows(targets, truth.of(numbers), requests, numbers)
+    rows = _MeasuredRows(targets, truth.of(numbers), requests, numbers)
     shared = _shared_inputs(plan, view, rows, part)
     for m in plan.methods:
         if isinstance(m, Method) and m.name in results:
@@ -394,7 +394,7 @@ def _with_one_peak(maps: Sequence[Tensor]) -> list[int]:
     return rows
 
 
-def _shared_inputs(plan: _Plan, view: _View, rows: _Rows, part: _Part) -> dict[str, Any]:
+def _shared_inputs(plan: _Plan, view: _View, rows: _MeasuredRows, part: _Part) -> dict[str, Any]:
     """Returns what metrics of all methods are given; the part gets the rows' labels and scores."""
     model, images, targets = view.model, view.images, rows.of(rows.targets)
     boxes = view.preprocess.frame(view.sample.image).placed(rows.truth.objects()["boxes"].to(images))
@@ -409,7 +409,7 @@ def _shared_inputs(plan: _Plan, view: _View, rows: _Rows, part: _Part) -> dict[s
     }
 
 
-def _inputs_of(plan: _Plan, view: _View, method: Method, result: Explanation, rows: _Rows) -> dict[str, Any]:
+def _inputs_of(plan: _Plan, view: _View, method: Method, result: Explanation, rows: _MeasuredRows) -> dict[str, Any]:
     """Returns what metrics are given of a method's maps."""
     requests, model = rows.of(rows.requests[method.name]), view.model
     scores = [model.targets(request, view.output, score=method.score)[0][0] for request in requests]
@@ -430,41 +430,41 @@ def _inputs_of_foreign(view: _View, maps: Tensor) -> dict[str, Any]:
 
 
 def _bordered(maps: Tensor, region: tuple[float, float, float, float], size: tuple[int, int]) -> Tensor:
-    """Maps over the picture as maps over the network's input, at their lowest on the border around the picture."""
+    """Returns maps of the picture as maps of the network's input; on the border they have their lowest value."""
     if region == (0.0, 0.0, 1.0, 1.0):
         return maps
     height, width = size
     sides = (width, height, width, height)
     x0, y0, x1, y1 = (round(share * side) for share, side in zip(region, sides, strict=True))
-    found = maps.flatten(1).amin(1)[:, None, None].expand(-1, *size).clone()
-    found[:, y0:y1, x0:x1] = resize(maps, (y1 - y0, x1 - x0))
-    return found
+    bordered = maps.flatten(1).amin(1)[:, None, None].expand(-1, *size).clone()
+    bordered[:, y0:y1, x0:x1] = resize(maps, (y1 - y0, x1 - x0))
+    return bordered
 
 
-def _measure(plan: _Plan, part: _Part, method: str, given: Mapping[str, Any], truth: Truth, index: int) -> None:
+def _measure(plan: _Plan, part: _Part, method: str, offers: Mapping[str, Any], truth: Truth, index: int) -> None:
     """Every column's statistic of a method's maps. NaN where a map is blank: it is counted instead."""
-    maps: Tensor = given["maps"]
+    maps: Tensor = offers["maps"]
     flat = maps.flatten(1)
     blank = (flat.amax(1) == flat.amin(1)) | absent(maps)
     part.absent[method] = int(blank.sum())
     for c in plan.columns:
         needs = c.metric.needs
-        if "explain" in needs and "explain" not in given:
+        if "explain" in needs and "explain" not in offers:
             continue  # maps of another tool
-        values = dict(given)
+        values = dict(offers)
         if "images" not in needs:  # over the picture, so that maps of all grids are measured at one size
-            values["maps"] = resize(given.get("seen", maps).float(), truth.size)
+            values["maps"] = resize(offers.get("seen", maps).float(), truth.size)
             values |= {n: v.to(maps.device) for n, v in truth.objects().items()}
             if c.region is not None:
                 values |= {n: v.to(maps.device) for n, v in truth.masks(c.region).items()}
-        values["budget"] = given.get("area") if c.budget == "box" else None
+        values["budget"] = offers.get("area") if c.budget == "box" else None
         if "raw" in needs:  # attributions in units of what the method explains, which need not be the probability
-            values["score"] = given.get("own_score", given.get("score"))
+            values["score"] = offers.get("own_score", offers.get("score"))
         options = dict(c.options)
         if "seed" in c.metric.options:
             options.setdefault("seed", plan.seed + index)
-        asked = {n: values[n] for n in needs if n != "maps" and values.get(n) is not None}
-        statistic = c.metric.statistic(values["maps"], **asked, **options).double()
+        arguments = {n: values[n] for n in needs if n != "maps" and values.get(n) is not None}
+        statistic = c.metric.statistic(values["maps"], **arguments, **options).double()
         statistic = statistic.masked_fill(blank.view(-1, *[1] * (statistic.ndim - 1)), math.nan)
         part.statistics.setdefault(method, {})[c.name] = statistic.tolist()
 
@@ -519,16 +519,16 @@ def _explainer(plan: _Plan, model: Model, method: Method, targets: Sequence[Any]
         aims = [targets[row] for row in rows.tolist()]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", KonkyoWarning)  # blank maps of variants are no news
-            found = explain(
+            explanation = explain(
                 model, variants, method=method, target=aims, seed=plan.seed, precision=plan.precision, **options
             )
-        return found.maps
+        return explanation.maps
 
     return maps
 
 
 def _areas(boxes: Tensor, size: Sequence[int]) -> Tensor:
-    """How many pixels of an image (H, W) boxes (R, 4) have (R,); 0 where a box is not known."""
+    """Returns how many pixels of an image (H, W) boxes (R, 4) have (R,); 0 where a box is not known."""
     low = boxes[:, :2].clamp_min(0).floor()
     high = torch.minimum(boxes[:, 2:], boxes.new_tensor([size[1], size[0]])).ceil()
     return (high - low).clamp_min(0).prod(1).nan_to_num(0).long()

@@ -30,47 +30,47 @@ class Truth:
     """Those that were asked for."""
 
     def of(self, rows: Sequence[int]) -> Truth:
-        """The truth of some of the rows."""
+        """Returns the truth of some of the rows."""
         return replace(self, rows=tuple(self.rows[row] for row in rows), _masks={})
 
     def objects(self) -> dict[str, Tensor]:
-        """The boxes (R, 4) of the rows' things, NaN where there are none, and which rows share their things (R,)."""
+        """Returns the boxes (R, 4) of the rows' things, NaN of none, and which rows share their things (R,)."""
         boxes = torch.full((len(self.rows), 4), torch.nan)
-        for row, own in enumerate(self.rows):
-            corners = torch.tensor([box for i in own if (box := box_of(self.annotations[i])) is not None])
+        for row, numbers in enumerate(self.rows):
+            corners = torch.tensor([box for i in numbers if (box := box_of(self.annotations[i])) is not None])
             if len(corners):
                 boxes[row] = torch.cat([corners[:, :2].amin(0), corners[:, 2:].amax(0)])
-        known = {own: number for number, own in enumerate(dict.fromkeys(self.rows))}
-        numbers = [known[own] if own else -1 - row for row, own in enumerate(self.rows)]
-        return {"boxes": boxes, "objects": torch.tensor(numbers, dtype=torch.int64)}
+        known = {numbers: number for number, numbers in enumerate(dict.fromkeys(self.rows))}
+        groups = [known[numbers] if numbers else -1 - row for row, numbers in enumerate(self.rows)]
+        return {"boxes": boxes, "objects": torch.tensor(groups, dtype=torch.int64)}
 
     def masks(self, region: Region) -> dict[str, Tensor]:
-        """The rows' things and all others (R, H, W) bool, empty where nothing is known."""
+        """Returns the rows' things and all others (R, H, W) bool, empty where nothing is known."""
         if region not in self._masks:
             self._masks[region] = self._together(region)
         return self._masks[region]
 
     def _together(self, region: Region) -> dict[str, Tensor]:
-        drawn = [self._drawn(annotation, region) for annotation in self.annotations]
+        masks = [self._mask(annotation, region) for annotation in self.annotations]
 
         def together(which: Sequence[int]) -> Tensor:
-            return torch.stack([drawn[i] for i in which]).any(0) if which else torch.zeros(self.size, dtype=torch.bool)
+            return torch.stack([masks[i] for i in which]).any(0) if which else torch.zeros(self.size, dtype=torch.bool)
 
-        rest = [[i for i in range(len(drawn)) if own and i not in own] for own in self.rows]
+        rest = [[i for i in range(len(masks)) if numbers and i not in numbers] for numbers in self.rows]
         return {
-            "masks": torch.stack([together(own) for own in self.rows]),
+            "masks": torch.stack([together(numbers) for numbers in self.rows]),
             "others": torch.stack([together(others) for others in rest]),
         }
 
-    def _drawn(self, annotation: Annotation, region: Region) -> Tensor:
+    def _mask(self, annotation: Annotation, region: Region) -> Tensor:
         if region != "box":
-            found = annotation.mask if region == "mask" else annotation.evidence
-            return torch.zeros(self.size, dtype=torch.bool) if found is None else found
+            mask = annotation.mask if region == "mask" else annotation.evidence
+            return torch.zeros(self.size, dtype=torch.bool) if mask is None else mask
         return box_masks(torch.tensor([box_of(annotation) or (math.nan,) * 4]), self.size)[0]
 
 
 def in_view(sample: Sample, preprocess: Preprocess) -> tuple[Annotation, ...]:
-    """The things of a sample (crowds left out) as far as the model sees them, in the pixels of what it sees.
+    """Returns the things of a sample (crowds left out) as far as the model sees them, in the pixels of what it sees.
 
     A thing that a crop has cut off entirely keeps an empty mask or no box.
     """

@@ -26,7 +26,7 @@ Table: TypeAlias = tuple[list[str], list[list[str]]]
 
 
 def markdown(table: Table) -> str:
-    """A table in Markdown."""
+    """Returns a table in Markdown."""
     head, rows = table
     lines = [head, *rows]
     texts = ["| " + " | ".join(cells) + " |" for cells in lines]
@@ -46,7 +46,7 @@ def number(value: float, signed: bool = False) -> str:
 
 
 def bracketed(value: float, low: float, high: float, signed: bool = False) -> str:
-    """A number with its interval, where there is one."""
+    """Returns a number with its interval, where there is one."""
     shown = number(value, signed)
     return shown if math.isnan(low) else f"{shown} [{number(low, signed)}, {number(high, signed)}]"
 
@@ -62,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one method: over the rows that all methods have, so that methods are compared on the same."""
+    """The cell is one metric of one method, over the rows that all methods have."""
 
     value: float
     low: float
@@ -76,7 +76,7 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Values (R,) of every metric for every method, NaN where undefined: where a map or the truth is absent."""
+    """The result holds values (R,) of every metric for every method, NaN where a map or the truth is absent."""
 
     methods: tuple[str, ...]
     columns: tuple[Column, ...]
@@ -92,25 +92,25 @@ class Evaluation:
     """The cells that were asked for."""
 
     def column(self, name: str) -> Column:
-        """The column of a name. KonkyoError: none of them."""
+        """Returns the column of a name. KonkyoError: none of them."""
         column = next((c for c in self.columns if c.name == name), None)
         if column is None:
             raise unknown("column", name, [c.name for c in self.columns])
         return column
 
     def values(self, method: str, name: str) -> Tensor:
-        """The value of every map (R,) fp64, NaN where undefined. KonkyoError: a metric of whole data sets."""
+        """Returns the value of every map (R,) fp64, NaN where undefined. KonkyoError: a metric of whole data sets."""
         return self.column(name).metric.summarised(self._statistic(method, name)).double()
 
     def curve(self, method: str, name: str) -> Tensor:
-        """The mean curve (T,) of a metric that is one, over the rows that all methods have."""
+        """Returns the mean curve (T,) of a metric that is one, over the rows that all methods have."""
         statistic = self._statistic(method, name)[self._common(name)]
         if statistic.ndim != 2:
             raise KonkyoError(f"{name} has no curve")
         return statistic.double().mean(0)
 
     def cell(self, method: str, name: str) -> Cell:
-        """The value over the data set with its interval, and how it differs from the best method's."""
+        """Returns the value over the data set with its interval, and how it differs from the best method's."""
         if (method, name) not in self._known:
             self._known[method, name] = self._cell(method, name)
         return self._known[method, name]
@@ -127,7 +127,10 @@ class Evaluation:
         return Cell(value, low, high, len(statistic), p)
 
     def best(self, name: str) -> str:
-        """The method with the best value of a column over the rows that all have. KonkyoError: nothing is better."""
+        """Returns the method with the best value of a column over the rows that all have.
+
+        KonkyoError: nothing is better.
+        """
         column_, common = self.column(name), self._common(name)
         if column_.metric.better == "neither":
             raise KonkyoError(f"of {name} neither the higher nor the lower is better")
@@ -140,7 +143,7 @@ class Evaluation:
         return max((m for m in self.methods if (m, name) in self.statistics), key=rank)
 
     def differing(self, name: str) -> set[str]:
-        """The methods that differ from the best of a column: p < 0.05 after Holm's correction for their number."""
+        """Returns the methods that differ from a column's best: p < 0.05 after Holm's correction for their number."""
         tested = sorted((self.cell(m, name).p, m) for m in self.methods if (m, name) in self.statistics)
         known, differ = [(p, m) for p, m in tested if not math.isnan(p)], set[str]()
         for k, (p, method) in enumerate(known):
@@ -150,14 +153,14 @@ class Evaluation:
         return differ
 
     def worst(self, method: str, name: str, count: int = 5) -> list[Row]:
-        """The rows where a method is worst, the worst first."""
+        """Returns the rows where a method is worst, the worst first."""
         values = self.values(method, name)
         sign = 1 if self.column(name).metric.better == "higher" else -1
         order = torch.where(values.isnan(), math.inf, sign * values).argsort(stable=True)
         return [self.rows[i] for i in order[: min(count, int((~values.isnan()).sum()))].tolist()]
 
     def contested(self, name: str, count: int = 5) -> list[Row]:
-        """The rows where methods differ most, the most contested first: by the spread of their values."""
+        """Returns the rows where methods differ most, the most contested first: by the spread of their values."""
         values = [self.values(m, name) for m in self.methods if (m, name) in self.statistics]
         spread = torch.stack(values).std(0, correction=0)
         order = torch.where(spread.isnan(), -math.inf, spread).argsort(descending=True, stable=True)
@@ -166,13 +169,13 @@ class Evaluation:
     # --- on disk ------------------------------------------------------------------------------------------------------
 
     def table(self) -> Table:
-        """A row per method: value [95 % interval], bold where best, * where `differing` from it, and absent maps."""
+        """Returns a row per method: value [95 % interval], bold if best, * if `differing` from it, and absent maps."""
         head = ["method", *(f"{c.name} {_ARROWS[c.metric.better]}" for c in self.columns), "absent"]
         rows = [[m, *(self._shown(m, c) for c in self.columns), str(self.absent.get(m, 0))] for m in self.methods]
         return head, rows
 
     def remarks(self) -> list[str]:
-        """The sentences about what the table was made of, and what was left out."""
+        """Returns the sentences about what the table was made of, and what was left out."""
         counts = {c.name: int(self._common(c.name).sum()) for c in self.columns}
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         return [f"Maps in the comparison (those that every method has) of {len(self.rows)}: {listed}.", *self.notes]
@@ -215,7 +218,7 @@ class Evaluation:
         return folder
 
     def description(self) -> dict[str, Any]:
-        """Everything but curves and histograms, as plain JSON values."""
+        """Returns everything but curves and histograms, as plain JSON values."""
         return plain(  # type: ignore[no-any-return]
             {
                 "konkyo": 1,
@@ -266,7 +269,7 @@ class Evaluation:
         )
 
     def _common(self, name: str) -> Tensor:
-        """(R,) bool: the rows where every method's value is defined."""
+        """Returns (R,) bool: the rows where every method's value is defined."""
         column_ = self.column(name)
         statistics = [self.statistics[m, name] for m in self.methods if (m, name) in self.statistics]
         if not statistics:
@@ -276,7 +279,7 @@ class Evaluation:
         return torch.stack([~s.flatten(1).isnan().any(1) if s.ndim > 1 else ~s.isnan() for s in statistics]).all(0)
 
     def _images(self) -> Tensor:
-        """(R,) the number of every row's image."""
+        """Returns (R,) the number of every row's image."""
         numbers: dict[str, int] = {}
         return torch.tensor([numbers.setdefault(row.sample, len(numbers)) for row in self.rows], dtype=torch.int64)
 
@@ -286,20 +289,20 @@ _ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 
 def _per_image(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """(sum of values, number of them) of every image."""
+    """Returns (sum of values, number of them) of every image."""
     counts = torch.bincount(group).double()
     sums = values.new_zeros(len(counts), *values.shape[1:]).index_add(0, group, values)
     return sums[counts > 0], counts[counts > 0]
 
 
 def _resampled(count: int, times: int, seed: int) -> Tensor:
-    """(times, count) how often each of `count` images comes when as many are drawn with replacement."""
+    """Returns (times, count) how often each of `count` images comes when as many are drawn with replacement."""
     indices = torch.randint(count, (times, count), generator=torch.Generator().manual_seed(seed))
     return torch.zeros(times, count, dtype=torch.float64).scatter_add(1, indices, torch.ones_like(indices).double())
 
 
 def _interval(metric: Metric, statistic: Tensor, group: Tensor, seed: int) -> tuple[float, float]:
-    """The middle 95 % of the values of resampled images; NaN of a single image, which says nothing of others."""
+    """Returns the middle 95 % of the values of resampled images; NaN of a single image."""
     pool = metric.pooled
     if pool is None:
         statistic = metric.summarised(statistic)
@@ -321,7 +324,7 @@ def _interval(metric: Metric, statistic: Tensor, group: Tensor, seed: int) -> tu
 
 
 def _flipped(differences: Tensor, group: Tensor, seed: int) -> float:
-    """How probable a mean difference as large as this one is, if each image's could as well have the other sign."""
+    """Returns how probable so large a mean difference is, if the sign of every image's is chance."""
     sums, _ = _per_image(differences, group)
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(2, (_RESAMPLES, len(sums)), generator=generator).double() * 2 - 1

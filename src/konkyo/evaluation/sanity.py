@@ -32,7 +32,7 @@ ALIKE = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Sanity:
-    """The result of a test: how alike maps are to those of the network as it is, in steps."""
+    """The result says how alike maps are to those of the network as it is, in steps."""
 
     test: str
     steps: tuple[str, ...]
@@ -53,7 +53,7 @@ def randomisation(
     seed: int = 0,
     **settings: Any,
 ) -> Sanity:
-    """The parameter randomisation test (Adebayo et al., 2018): maps of networks whose weights are drawn anew.
+    """Runs the parameter randomisation test (Adebayo et al., 2018): maps of networks whose weights are drawn anew.
 
     From the output down, "cascading" (more and more of the modules) or "independent" (one part at a time, the others as
     they are), in `steps` parts. The method passes where, all weights random, the mean similarity is at most 0.5: a map
@@ -93,7 +93,7 @@ def random_class(
     seed: int = 0,
     **settings: Any,
 ) -> Sanity:
-    """The random class test (Sixt et al., 2020): maps of the decision against those of other classes.
+    """Runs the random class test (Sixt et al., 2020): maps of the decision against those of other classes.
 
     `others` classes per image are drawn by the seed. The method passes where the mean similarity is at most 0.5. A map
     that is the same for every class does not say why it is this one; on images with one object and nothing else, some
@@ -137,7 +137,7 @@ class Stability:
     """(R,) the mean Pearson correlation of two of them; NaN where one is constant."""
 
     def overlay(self, image: Image.Image, row: int = 0) -> Image.Image:
-        """Mean and deviation side by side over the picture, both on the scale from 0 to 1."""
+        """Returns mean and deviation side by side over the picture, both on the scale from 0 to 1."""
         from konkyo.draw.overlay import overlay  # pictures are drawn only when asked for
 
         panels = [overlay(image, values[row], limits=(0.0, 1.0)) for values in (self.mean, self.deviation)]
@@ -159,10 +159,10 @@ def stability(
     seed: int = 0,
     **settings: Any,
 ) -> Stability:
-    """The maps of an image again and again, over what should not matter: their mean, deviation and likeness.
+    """Returns the maps of an image again and again, over what should not matter: their mean, deviation and likeness.
 
     `over` "seed": other draws of a method that draws; "noise": `samples` images with Gaussian noise of `radius` times
-    the image's range; "mirror": the image and its mirror image, whose map is mirrored back; "layer": the `layers`
+    the image's range. "mirror": the image and its mirror image, whose map is mirrored back; "layer": the `layers`
     named. What is explained stays what the model decided on for the image as it is. KonkyoError: fewer than two maps,
     images that are not a prepared tensor for noise and mirror.
     """
@@ -211,13 +211,13 @@ def _class_index(target: Target | str) -> int | None:
 
 
 def _require_some(usual: Explanation) -> None:
-    """KonkyoError where no map can be compared, because each has one value everywhere."""
+    """Raises KonkyoError where no map can be compared, because each has one value everywhere."""
     if rank_correlation(usual.maps, usual.maps).isnan().all():
         raise KonkyoError(f"every map of {usual.method} is blank, so there is nothing to compare")
 
 
 def _usual(model: Model, images: Images, method: Which, seed: int, settings: dict[str, Any]) -> tuple[Explanation, Any]:
-    """The maps of the network as it is, and what they explain, to be asked for again."""
+    """Returns the maps of the network as it is, and what they explain, to be asked for again."""
     usual = _quietly(partial(explain, model, images, method=method, seed=seed, **settings))
     settings.pop("target", None)
     if not len(usual):

@@ -22,7 +22,7 @@ class Diagnosis:
 
     @property
     def ok(self) -> bool:
-        """Whether the map can be read as it is."""
+        """Returns whether the map can be read as it is."""
         return self.kind == "ok"
 
 
@@ -39,23 +39,23 @@ def diagnose(
     probabilities: Sequence[Tensor | None],
     way_out: Callable[[], str],
 ) -> tuple[Diagnosis, ...]:
-    """What is wrong with each of the signed maps (R, *grid), from the values that their method has seen anyway.
+    """Returns what is wrong with each of the signed maps (R, *grid), from the values that their method has seen anyway.
 
     `largest_gradient` (R,) absolute, where the method asked for gradients; `probabilities`: of every row whose score
     is a softmax probability, that probability; `way_out` names a layer that works. One transfer from the device for
     all maps.
     """
     flat = signed.flatten(1)
-    seen = [flat.isfinite().all(1), flat.amin(1), flat.amax(1)]
-    seen.append(flat.new_full((len(flat),), math.inf) if largest_gradient is None else largest_gradient)
+    columns = [flat.isfinite().all(1), flat.amin(1), flat.amax(1)]
+    columns.append(flat.new_full((len(flat),), math.inf) if largest_gradient is None else largest_gradient)
     if largest_gradient is None:
         probabilities = ()
-    seen.append(
+    columns.append(
         torch.stack([signed.new_full((), 0.5) if p is None else p.to(signed) for p in probabilities])
         if len(probabilities)
         else flat.new_full((len(flat),), 0.5)
     )
-    table = torch.stack([column.to(signed.dtype) for column in seen], dim=1).tolist()
+    table = torch.stack([column.to(signed.dtype) for column in columns], dim=1).tolist()
     return tuple(_judge(row, rectified, way_out) for row in table)
 
 

@@ -53,7 +53,7 @@ def explain(
     progress: Progress | None = None,
     **options: Any,
 ) -> Explanation:
-    """Maps of what in the images a score was decided on: one row per image and target.
+    """Returns maps of what in the images a score was decided on, one row per image and target.
 
     `images`: a path, a picture, a list of them (prepared as the model wants), or a prepared tensor (N, C, H, W).
     `method`: a name, a `Method`, "augmented(NAME)" or "first_component(NAME)", or an attribution object of Captum's.
@@ -64,8 +64,8 @@ def explain(
     fused: `fuse` "layer_cam" (as in the paper), "max", "mean", "sum" or "product"; None: as the method is defined.
     `precision`: "bf16" or "fp16" runs the model's forwards under autocast; None leaves autocast as it is. `budget`: at
     most so many variants are run for a map by methods that perturb, the most important first (layers and augmented
-    views share it); `progress(done, total)` is called meanwhile, and where such variants are scored, returning True
-    ends it with what has been found by then. `options`: the method's own.
+    views share it). `progress(done, total)` is called meanwhile. Where such variants are scored, returning True ends it
+    with what has been found by then. `options`: the method's own.
 
     The model comes back as it was, also after an exception. KonkyoWarning (once a call): a map that says nothing.
     KonkyoError: anything unknown or of the wrong form; NotApplicable: a method that this model has no place for.
@@ -92,18 +92,18 @@ def compare(
     methods: Sequence[Which] = SEVEN_CAMS,
     **settings: Any,
 ) -> dict[str, Explanation]:
-    """The same images explained by several methods, which share one forward and one backward: name -> Explanation.
+    """Explains the same images by several methods, which share one forward and one backward: name -> Explanation.
 
     `settings`: `target`, `layer`, `fuse`, `seed`, `precision`, `budget`, `progress` as in `explain`, and `options`, a
     dictionary of which each method takes those that it has. NotApplicable: a method that this model has no place for
     (`explanations` gives the others all the same).
     """
-    found = {}
+    results = {}
     for name, result in explanations(model, images, methods, **settings).items():
         if isinstance(result, NotApplicable):
             raise result
-        found[name] = result
-    return found
+        results[name] = result
+    return results
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def explanations(
 
 
 def _check(methods: Sequence[Method], options: Iterable[str]) -> None:
-    """KonkyoError: no methods, two of one name, or an option that none of them has."""
+    """Raises KonkyoError for no methods, two of one name, or an option that none of them has."""
     if not methods:
         raise KonkyoError("methods is an empty list; `konkyo.methods()` has those on offer")
     for m, other in combinations(methods, 2):
@@ -300,7 +300,7 @@ def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) 
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One method's part of a call."""
+    """The run is one method's part of a call."""
 
     model: Model
     pass_: Pass
@@ -311,7 +311,7 @@ class _Run:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that are the method's."""
+        """Returns the options that are the method's."""
         return {name: value for name, value in self.request.options.items() if name in self.method.options}
 
 
@@ -327,7 +327,7 @@ class _Rows:
 
     @property
     def part_targets(self) -> list[Target]:
-        """The parts of all targets, one after the other."""
+        """Returns the parts of all targets, one after the other."""
         return [part for group in self.parts for part in group]
 
     @property
@@ -450,7 +450,7 @@ def _options_used(run: _Run) -> dict[str, Any]:
 
 
 def _path(trace: PathTrace, frames: Sequence[Frame]) -> PathTrace:
-    """The trace with its boxes in the pixels of the pictures."""
+    """Returns the trace with its boxes in the pixels of the pictures."""
     shown = [frame.shown(boxes) for frame, boxes in zip(frames, trace.boxes, strict=True)]
     return replace(trace, boxes=torch.stack(shown))
 

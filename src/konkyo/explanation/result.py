@@ -65,18 +65,21 @@ class Explanation:
 
     @property
     def maps(self) -> Tensor:
-        """(R, *grid) the maps as the method defines them, unscaled: `signed`, after the ReLU where there is one."""
+        """Returns the maps (R, *grid) as the method defines them, unscaled: `signed`, after its ReLU if any."""
         return self.signed.relu() if self.rectified else self.signed
 
     def __len__(self) -> int:
         return len(self.signed)
 
     def at(self, size: Sequence[int]) -> Tensor:
-        """The maps enlarged linearly to their pictures' size (cell centres stay in place): (R, *size)."""
+        """Returns the maps enlarged linearly to their pictures' size (cell centres stay in place): (R, *size)."""
         return self._placed(self.maps, self._sized(size))
 
     def unit(self, size: Sequence[int] | None = None) -> Tensor:
-        """The maps scaled to [0, 1] each (a constant map becomes zeros), enlarged first where a size is given."""
+        """Returns the maps scaled to [0, 1]; a constant map becomes zeros.
+
+        Where a size is given, they are enlarged first.
+        """
         scaled = min_max(self.maps)  # before enlarging, whose rounding a constant map must not show
         return scaled if size is None else min_max(self._placed(scaled, self._sized(size)))
 
@@ -97,7 +100,7 @@ class Explanation:
         return tuple(size)
 
     def picture(self, row: int) -> Image.Image:
-        """The picture that a row explains, as the model saw it. KonkyoError where it is not known."""
+        """Returns the picture that a row explains, as the model saw it. KonkyoError where it is not known."""
         index = int(self.image_index[row])
         if self.images is None:
             raise KonkyoError("this explanation was loaded from a file, which keeps no pictures; pass image=")
@@ -114,7 +117,7 @@ class Explanation:
     def overlay(
         self, row: int = 0, *, image: Image.Image | None = None, outline: float | None = None, **style: Any
     ) -> Image.Image:
-        """The map drawn over its picture. `style`: see `konkyo.draw.overlay.overlay`.
+        """Returns the map drawn over its picture. `style`: see `konkyo.draw.overlay.overlay`.
 
         `outline`: with a box around the largest part above that share of the map's range (0.2: as CAM localises).
         """
@@ -125,16 +128,16 @@ class Explanation:
             raise KonkyoError(f"row {row} of an explanation with {len(self)} rows")
         picture = self.picture(row) if image is None else image
         map_ = self.maps[row] if self.regions is None else self.at((picture.height, picture.width))[row]
-        drawn = overlay(picture, map_, **style)
+        overlaid = overlay(picture, map_, **style)
         if outline is not None:
             for box in boxes_of(self.at((picture.height, picture.width))[row], outline)[:1].tolist():
-                drawn = boxed(drawn, box)
-        return drawn if self.boxes is None else boxed(drawn, self.boxes[row].tolist())
+                overlaid = boxed(overlaid, box)
+        return overlaid if self.boxes is None else boxed(overlaid, self.boxes[row].tolist())
 
     # --- on disk ------------------------------------------------------------------------------------------------------
 
     def description(self) -> dict[str, Any]:
-        """Everything but the tensors, as plain JSON values."""
+        """Returns everything but the tensors, as plain JSON values."""
         return {
             "konkyo": 1,
             "model": self.model,
@@ -171,7 +174,7 @@ class Explanation:
 
     @classmethod
     def load(cls, path: str | Path) -> Explanation:
-        """An explanation from `save`, on the CPU, without its pictures. KonkyoError: not such a file."""
+        """Returns an explanation from `save`, on the CPU, without its pictures. KonkyoError: not such a file."""
         path = Path(path)
         try:
             if path.suffix == ".safetensors":

@@ -141,7 +141,7 @@ def method(
     """
 
     def register(function: Callable[..., Tensor]) -> Method:
-        if not function.__module__.startswith("konkyo.methods."):
+        if not (function.__module__ or "").startswith("konkyo.methods."):
             import_module("konkyo.methods")  # so that a name of theirs is seen to be taken
         name, needs, options = signature_of("method", function, NEEDS)
         check_free("method", name, function, METHODS)

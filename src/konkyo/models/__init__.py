@@ -18,7 +18,7 @@ __all__ = ["Frame", "Model", "Preprocess", "as_model", "load"]
 
 
 def load(name: str, *, weights: str | Path | None = "default", device: str | None = None) -> Model:
-    """A model by name, in eval mode, with its preprocessing and class names.
+    """Returns a model by name, in eval mode, with its preprocessing and class names.
 
     `name`: "konkyo/scenes-classifier" (ships with the library), "torchvision/NAME", "timm/NAME", "hf/ID" or
     "hf/FOLDER" (transformers), "trained/FOLDER" (what `konkyo train` left there), or "FILE.py:FUNCTION", a function of

@@ -39,19 +39,21 @@ def adapter(prefix: str) -> Callable[[Adapter], Adapter]:
 
 
 def select_logits(output: Any) -> Tensor:
-    """The logits in what a classifier returns: a tensor, a tuple's first, a mapping's "logits", "out" or first, or a
-    dataclass's."""
+    """Returns the logits in what a classifier returns.
+
+    They are a tensor, a tuple's first, a mapping's "logits", "out" or first, or a dataclass's.
+    """
     if is_dataclass(output) and not isinstance(output, (Mapping, type)):
         output = {f.name: getattr(output, f.name) for f in fields(output)}
     if isinstance(output, Mapping):
         output = output.get("logits", output.get("out", output))
-    found = main_tensor(output)
-    if found is None:
+    logits = main_tensor(output)
+    if logits is None:
         raise KonkyoError(
             f"no tensor in the model's output, a {type(output).__name__}; say where the logits are: "
             "konkyo.Model(module, select=lambda output: ...)"
         )
-    return found
+    return logits
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -111,7 +113,7 @@ class Model:
             object.__setattr__(self, key, value)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The output for prepared images; for a classifier the logits (N, K), for a detector (N, Q, 4 B + K)."""
+        """Returns the output for prepared images: logits (N, K) of a classifier, (N, Q, 4 B + K) of a detector."""
         return self.task.output(self.module, images, self._selected)
 
     def _selected(self, module: nn.Module, images: Tensor) -> Tensor:
@@ -119,32 +121,39 @@ class Model:
 
     @property
     def detector(self) -> Detector | None:
-        """How the network is a detector; None: it is none."""
+        """Returns how the network is a detector; None: it is none."""
         return self.task.adapter if isinstance(self.task, DetectionTask) else None
 
     @property
     def multilabel(self) -> bool:
-        """Whether the classes do not exclude each other: their probabilities are sigmoids."""
+        """Returns whether the classes do not exclude each other: their probabilities are sigmoids."""
         return isinstance(self.task, ClassificationTask) and self.task.multilabel
 
     @property
     def reads_logits(self) -> bool:
-        """Whether the logits are found in the usual way, without a `select` or `call` of the model's own."""
+        """Returns whether the logits are found in the usual way, without a `select` or `call` of the model's own."""
         return self.select is select_logits and self.call is None
 
     @property
     def black(self) -> tuple[float, ...]:
-        """What a black pixel is in prepared images, per channel; (0.0,) where the preprocessing is not known."""
-        own = self.preprocess
-        return (0.0,) if own is None else tuple(-m / s for m, s in zip(own.mean, own.std, strict=True))
+        """Returns the value of a black pixel in prepared images, per channel; (0.0,) without a preprocessing."""
+        preprocess = self.preprocess
+        return (
+            (0.0,)
+            if preprocess is None
+            else tuple(-m / s for m, s in zip(preprocess.mean, preprocess.std, strict=True))
+        )
 
     def _like(self) -> Tensor | None:
-        """A tensor with the device and dtype of the weights, if there are any."""
+        """Returns a tensor with the device and dtype of the weights, if there are any."""
         tensors = chain(self.module.parameters(), self.module.buffers())
         return next((t for t in tensors if t.is_floating_point()), None)
 
     def prepared(self, images: Tensor) -> Tensor:
-        """Preprocessed images with the device and dtype of the weights. KonkyoError: not a floating (N, C, ...)."""
+        """Returns preprocessed images with the device and dtype of the weights.
+
+        KonkyoError: not a floating (N, C, ...).
+        """
         axes = 3 if self.preprocess is None else 4  # a network of signals is one without pictures to prepare
         if images.ndim < axes or not images.is_floating_point() or not images.numel():
             raise KonkyoError(
@@ -160,27 +169,30 @@ class Model:
         return Layers(self, tuple(shape), self._traces)
 
     def sites(self, shape: Sequence[int]) -> list[Site]:
-        """Every module's output in one traced forward for images of this shape (C, H, W), as `konkyo layers` shows.
+        """Lists every module's output in a traced forward for images of a shape (C, H, W), as `konkyo layers` shows.
 
         Traced once per network and shape, on one seeded noise image.
         """
         return self._layers(shape).sites()
 
     def automatic_layer(self, shape: Sequence[int]) -> Layer | None:
-        """The last feature grid that the decision depends on and a module with weights follows, if there is one.
+        """Returns the last feature grid that the decision depends on, with weights after it if there is such a one.
 
         Of a detector: where its adapter says, at the backbone's end.
         """
         return self._layers(shape).automatic()
 
     def stages(self, shape: Sequence[int]) -> list[Layer]:
-        """The last layer of every grid size that the decision depends on, up to the automatic one, shallow to deep."""
+        """Returns the last layer of every grid size that the decision depends on, from shallow to deep.
+
+        The last of them is the automatic one.
+        """
         return self._layers(shape).stages()
 
     def layer(
         self, which: str | nn.Module | Layer | None, shape: Sequence[int], *, needs_gradient: bool = True
     ) -> Layer:
-        """The layer meant by a dotted name (`"block.relu#1"`: its second call), a module, "input" or None.
+        """Returns the layer meant by a dotted name (`"block.relu#1"`: its second call), a module, "input" or None.
 
         None: the automatic layer. KonkyoError: no such layer, no grid there, or a grid that the decision does not
         depend on (where that blanks the map).
@@ -190,13 +202,13 @@ class Model:
     # --- decisions and targets ----------------------------------------------------------------------------------------
 
     def decisions(self, output: Tensor, k: int = 1, *, score: Score = "logit") -> list[list[Target]]:
-        """What the model itself decided: the k highest classes (or detections) of every image, highest first."""
+        """Returns what the model decided: the k highest classes (or detections) of every image, highest first."""
         return self.targets(TopK(k), output, score=score)
 
     def targets(
         self, target: Any, output: Tensor, *, score: Score = "logit", frames: Sequence[Frame] = ()
     ) -> list[list[Target]]:
-        """The targets of every image.
+        """Returns the targets of every image.
 
         `target`: None, `TopK`, `Each`, an int, a class name, a Target, or a list (or integer tensor) of these with one
         entry per image; for a detector `Detections` too. KonkyoError: an unknown class, a list of the wrong length.
@@ -211,11 +223,14 @@ class Model:
         return Classes(self.name, self.classes)
 
     def class_index(self, name: str) -> int:
-        """The index of a class name (case does not matter). KonkyoError: unknown, or the name of several classes."""
+        """Returns the index of a class name (case does not matter).
+
+        KonkyoError: unknown, or the name of several classes.
+        """
         return self._classes.index(name)
 
     def label(self, target: Target, classes: int | None = None) -> str:
-        """What a target is called in pictures; `classes` is the number of the model's outputs, where it is known."""
+        """Returns a target's name in pictures; `classes` is the number of the model's outputs, where it is known."""
         return self.task.label(target, self._classes, classes)
 
 
@@ -227,7 +242,10 @@ _DETECTORS_OF = {
 
 
 def as_model(model: Model | nn.Module) -> Model:
-    """The model itself, or a plain nn.Module made into one: a detector where a library's adapter knows it for one."""
+    """Returns the model itself, or a plain nn.Module as a model.
+
+    It is a detector where a library's adapter knows it for one.
+    """
     if isinstance(model, Model):
         return model
     module = _unwrapped(model)
@@ -239,7 +257,7 @@ def as_model(model: Model | nn.Module) -> Model:
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """The network inside its wrappers. KonkyoError: no module."""
+    """Returns the network inside its wrappers. KonkyoError: no module."""
     while True:
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
             module = module.module

@@ -20,7 +20,7 @@ _NESTS = ("state_dict", "model_state_dict", "model", "model_ema", "ema", "net")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name, prefixes of wrappers (`module.`, `_orig_mod.`) taken off.
+    """Returns the tensors of a weights file by name, prefixes of wrappers (`module.`, `_orig_mod.`) taken off.
 
     KonkyoError: a missing or broken file, or a pickle that holds more than weights.
     """
@@ -58,35 +58,37 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def build_with(path: str | Path, build: Callable[[int | None], nn.Module]) -> tuple[nn.Module, bool]:
-    """(the network with the weights of a file, whether its classes are the usual ones).
+    """Returns (the network with the weights of a file, whether its classes are the usual ones).
 
     `build(classes)` makes the network, with its usual number of classes for None; a file with another number (a
     fine-tuned model) builds it with that. KonkyoError names what does not fit.
     """
     state = read_weights(path)
     module = build(None)
-    own = module.state_dict()
-    if prefix := next((w for w in _WRAPPERS if all(name.startswith(w) for name in own)), ""):
+    expected = module.state_dict()
+    if prefix := next((w for w in _WRAPPERS if all(name.startswith(w) for name in expected)), ""):
         state = {prefix + name: tensor for name, tensor in state.items()}  # no wrapper, but the network's own name
-    counts = {state[k].shape[0] for k in own if k in state and _only_first_differs(state[k], own[k])}
+    counts = {state[k].shape[0] for k in expected if k in state and _only_first_differs(state[k], expected[k])}
     usual = len(counts) != 1
     if not usual:
         module = build(counts.pop())
-        own = module.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    extra = [k for k in state if k not in own]
-    shapes = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own if _misfit(k, state, own)]
+        expected = module.state_dict()
+    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
+    extra = [k for k in state if k not in expected]
+    shapes = [
+        f"{k} {tuple(state[k].shape)} for {tuple(expected[k].shape)}" for k in expected if _misfit(k, state, expected)
+    ]
     if missing or shapes:
         parts = [("missing", missing), ("unexpected", extra), ("of another shape", shapes)]
-        told = "; ".join(f"{len(names)} {what} ({', '.join(names[:3])} ...)" for what, names in parts if names)
-        raise KonkyoError(f"the weights in {Path(path).name} do not fit {type(module).__name__}: {told}")
-    module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+        summary = "; ".join(f"{len(names)} {what} ({', '.join(names[:3])} ...)" for what, names in parts if names)
+        raise KonkyoError(f"the weights in {Path(path).name} do not fit {type(module).__name__}: {summary}")
+    module.load_state_dict({k: v for k, v in state.items() if k in expected}, strict=False)
     return module, usual
 
 
-def _only_first_differs(new: Tensor, own: Tensor) -> bool:
-    return new.ndim == own.ndim > 0 and new.shape[0] != own.shape[0] and new.shape[1:] == own.shape[1:]
+def _only_first_differs(new: Tensor, expected: Tensor) -> bool:
+    return new.ndim == expected.ndim > 0 and new.shape[0] != expected.shape[0] and new.shape[1:] == expected.shape[1:]
 
 
-def _misfit(name: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    return name in state and state[name].shape != own[name].shape
+def _misfit(name: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return name in state and state[name].shape != expected[name].shape

@@ -27,7 +27,7 @@ _TRACES: WeakKeyDictionary[nn.Module, Traces] = WeakKeyDictionary()
 
 @dataclass(frozen=True, eq=False)
 class Layers:
-    """The layers of a model for images of one shape (C, H, W)."""
+    """It answers for the layers of a model, with images of one shape (C, H, W)."""
 
     model: Model
     shape: tuple[int, ...]

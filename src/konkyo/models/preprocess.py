@@ -17,7 +17,7 @@ Interpolation: TypeAlias = Literal["nearest", "box", "bilinear", "hamming", "bic
 Fit: TypeAlias = Literal["stretch", "cover", "contain"]
 Centre: TypeAlias = Literal["round", "floor"]
 
-_FILTERS = {found.name.lower(): found for found in Image.Resampling}
+_FILTERS = {filter_.name.lower(): filter_ for filter_ in Image.Resampling}
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Frame:
     """The part of the input that shows the picture, xyxy as shares of its width and height; the rest is border."""
 
     def shown(self, boxes: Tensor) -> Tensor:
-        """Boxes (..., 4) xyxy in input pixels as boxes in the pixels of the picture."""
+        """Returns boxes (..., 4) xyxy in input pixels as boxes in the pixels of the picture."""
         return boxes * boxes.new_tensor(self.scale * 2) + boxes.new_tensor(self.offset * 2)
 
     def placed(self, boxes: Tensor) -> Tensor:
-        """Boxes (..., 4) xyxy in the pixels of the picture as boxes in input pixels."""
+        """Returns boxes (..., 4) xyxy in the pixels of the picture as boxes in input pixels."""
         return (boxes - boxes.new_tensor(self.offset * 2)) / boxes.new_tensor(self.scale * 2)
 
 
@@ -43,14 +43,13 @@ class Frame:
 class Preprocess:
     """Resize, centre crop, scale to [0, 1], normalise: the evaluation preprocessing of image classifiers.
 
-    `resize`: the short side, or (height, width), or None; `crop`: a square side, or (height, width), or None. One
-    value of `mean` and `std` per channel; a single one makes a grey picture. `fit`: how a picture of another shape
-    comes to (height, width): "stretch" it, "cover" with its shape kept, or "contain" it, with a border around it: of
-    the grey `border` (0 black, 1 white; None: of the mean colour).
-    `centre`: whether a crop that cannot lie in the middle is rounded to the even pixel ("round", as torchvision does)
-    or up and left ("floor", as transformers does). `longest`: where `resize` is the short side, how long the other may
-    become; if it were longer, both shrink. `multiple`: sides that follow from the picture's shape are cut down to
-    multiples of it.
+    `resize`: the short side, or (height, width), or None; `crop`: a square side, or (height, width), or None. One value
+    of `mean` and `std` per channel; a single one makes a grey picture. `fit`: how a picture of another shape comes to
+    (height, width): "stretch" it, "cover" with its shape kept, or "contain" it, with a border around it. The border has
+    the grey `border` (0 black, 1 white; None: the mean colour). `centre`: whether a crop that cannot lie in the middle
+    is rounded to the even pixel ("round", as torchvision does) or up and left ("floor", as transformers does).
+    `longest`: where `resize` is the short side, how long the other may become; if it were longer, both shrink.
+    `multiple`: sides that follow from the picture's shape are cut down to multiples of it.
     """
 
     resize: int | tuple[int, int] | None = 256
@@ -85,7 +84,7 @@ class Preprocess:
                 raise unknown(name, choice, offer)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """The picture as the model wants it: float32 (C, height, width)."""
+        """Returns the picture as the model wants it: float32 (C, height, width)."""
         image = image.convert("L" if len(self.mean) == 1 else "RGB")
         width, height = self._resized(image)
         if width * height > MAX_PIXELS:
@@ -96,15 +95,15 @@ class Preprocess:
         return ((pixels - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(2, 0, 1).contiguous()
 
     def view(self, image: Image.Image) -> Image.Image:
-        """The part of the picture that the model sees, at the picture's own resolution."""
-        return image.convert("RGB").crop(self._seen(image))
+        """Returns the part of the picture that the model sees, at the picture's own resolution."""
+        return image.convert("RGB").crop(self._window(image))
 
     def frame(self, image: Image.Image) -> Frame:
-        """Where the `view` of the picture lies in the model's input."""
+        """Returns where the `view` of the picture lies in the model's input."""
         width, height = self._resized(image)
         left, top, right, bottom = self._crop_box(width, height)
         across, down = image.width / width, image.height / height
-        x, y = self._seen(image)[:2]
+        x, y = self._window(image)[:2]
         wide, tall = right - left, bottom - top
         return Frame(
             (across, down),
@@ -117,8 +116,8 @@ class Preprocess:
             ),
         )
 
-    def _seen(self, image: Image.Image) -> tuple[int, int, int, int]:
-        """The box of the picture's own pixels that the model sees."""
+    def _window(self, image: Image.Image) -> tuple[int, int, int, int]:
+        """Returns the box of the picture's own pixels that the model sees."""
         width, height = self._resized(image)
         left, top, right, bottom = self._crop_box(width, height)
         across, down = image.width / width, image.height / height
@@ -130,21 +129,21 @@ class Preprocess:
         )
 
     def corner(self, image: Image.Image) -> tuple[int, int]:
-        """Where the `view` begins in the picture: (left, top)."""
-        return self._seen(image)[:2]
+        """Returns where the `view` begins in the picture: (left, top)."""
+        return self._window(image)[:2]
 
     @property
     def white(self) -> tuple[float, ...]:
-        """What a white pixel becomes, per channel."""
+        """Returns what a white pixel becomes, per channel."""
         return tuple((1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
 
     def undo(self, images: Tensor) -> Tensor:
-        """Preprocessed images (N, C, H, W) as colours in [0, 1]."""
+        """Returns preprocessed images (N, C, H, W) as colours in [0, 1]."""
         mean, std = (torch.tensor(v).to(images).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return (images * std + mean).clamp(0, 1)
 
     def _resized(self, image: Image.Image) -> tuple[int, int]:
-        """(width, height) after the resize."""
+        """Returns (width, height) after the resize."""
         if self.resize is None:
             return image.size
         if isinstance(self.resize, tuple):
@@ -165,7 +164,7 @@ class Preprocess:
         return (side, other) if image.width <= image.height else (other, side)
 
     def _cropped(self, image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-        """The part of the picture in the box; what the picture does not reach is black, or has the mean colour."""
+        """Returns the part of the picture in the box; outside of the picture it is black, or has the mean colour."""
         if self.fit != "contain":
             return image.crop(box)
         shades = self.mean if self.border is None else (self.border,) * len(self.mean)
@@ -183,7 +182,7 @@ class Preprocess:
 
 
 def _margin(excess: int, floor: bool) -> int:
-    """Where a centre crop begins; before the picture if that is smaller."""
+    """Returns where a centre crop begins; before the picture if that is smaller."""
     if excess < 0:
         return -(-excess // 2)
     return excess // 2 if floor else round(excess / 2)

@@ -57,14 +57,14 @@ class ScenesResNet(nn.Module):
         self.head = nn.Linear(144, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) -> logits (N, classes)."""
+        """Returns maps images (N, 3, H, W) -> logits (N, classes)."""
         grid = self.stage4(self.stage3(self.stage2(self.stage1(self.stem(images)))))
         logits: Tensor = self.head(grid.mean((-2, -1)))
         return logits
 
 
 def scenes_classifier() -> nn.Module:
-    """The classifier of `konkyo.data.scenes.CLASSES`, trained, in eval mode.
+    """Returns the classifier of `konkyo.data.scenes.CLASSES`, trained, in eval mode.
 
     It takes images of SCENES_SIZE pixels, scaled to [0, 1] and normalised with SCENES_MEAN and SCENES_STD.
     """
@@ -75,7 +75,7 @@ def scenes_classifier() -> nn.Module:
 
 
 def scenes_detector() -> nn.Module:
-    """A detector of `konkyo.data.scenes.CLASSES`, untrained: transformers' RT-DETR, small. In eval mode.
+    """Returns a detector of `konkyo.data.scenes.CLASSES`, untrained: transformers' RT-DETR, small. In eval mode.
 
     Three stages to stride 16 (two levels), one encoder layer, two decoder layers, 30 queries. It takes images of
     SCENES_SIZE pixels, scaled to [0, 1]. KonkyoError: transformers is not installed.

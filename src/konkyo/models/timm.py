@@ -28,7 +28,7 @@ def _timm() -> ModuleType:
 
 @adapter("timm")
 def load(name: str, weights: str | Path | None) -> Model:
-    """The classifier `name`, as timm spells it ("resnet50", "vit_base_patch16_224.augreg_in21k_ft_in1k").
+    """Returns the classifier `name`, as timm spells it ("resnet50", "vit_base_patch16_224.augreg_in21k_ft_in1k").
 
     `weights`: "default" (downloaded once by timm), None (random) or a file. KonkyoError: timm is not installed, an
     unknown name, a network without classes, or weights that cannot be had or do not fit.
@@ -70,7 +70,7 @@ def load(name: str, weights: str | Path | None) -> Model:
 
 
 def preprocessing(data: Mapping[str, Any]) -> Preprocess:
-    """What timm's data configuration (`resolve_data_config`) does to a picture in evaluation."""
+    """Returns what timm's data configuration (`resolve_data_config`) does to a picture in evaluation."""
     height, width = data["input_size"][1:]
     scaled = math.floor(height / data["crop_pct"]), math.floor(width / data["crop_pct"])
     square = scaled[0] == scaled[1] and data["crop_mode"] == "center"
@@ -85,7 +85,7 @@ def preprocessing(data: Mapping[str, Any]) -> Preprocess:
 
 
 def _names(descriptions: list[str]) -> tuple[str, ...]:
-    """The first of each class's synonyms; all of them where several classes share the first."""
+    """Returns the first of each class's synonyms; all of them where several classes share the first."""
     first = [text.partition(",")[0] for text in descriptions]
     counts = Counter(first)
     return tuple(text if counts[name] > 1 else name for text, name in zip(descriptions, first, strict=True))

@@ -16,18 +16,21 @@ from konkyo.models.preprocess import Preprocess
 
 
 def names() -> list[str]:
-    """The names of all classifiers."""
+    """Returns the names of all classifiers."""
     return list(torchvision.models.list_models(module=torchvision.models))
 
 
 def detector_names() -> list[str]:
-    """The names of all detectors."""
+    """Returns the names of all detectors."""
     return list(torchvision.models.list_models(module=torchvision.models.detection))
 
 
 @adapter("torchvision")
 def load(name: str, weights: str | Path | None) -> Model:
-    """The classifier or detector `name`. `weights`: "default" (downloaded once by torchvision), None or a file."""
+    """Returns the classifier or detector `name`.
+
+    `weights`: "default" (downloaded once by torchvision), None or a file.
+    """
     if name in detector_names():
         return _detector(name, weights)
     if name not in names():
@@ -56,7 +59,7 @@ def load(name: str, weights: str | Path | None) -> Model:
 
 
 def _detector(name: str, weights: str | Path | None) -> Model:
-    """A detector, which resizes and normalises by itself: it takes pictures of any size, with colours in [0, 1]."""
+    """Builds a detector, which resizes and normalises by itself: it takes pictures of any size, colours in [0, 1]."""
     metadata = torchvision.models.get_model_weights(name).DEFAULT
 
     def build(classes: int | None) -> nn.Module:
@@ -65,18 +68,18 @@ def _detector(name: str, weights: str | Path | None) -> Model:
         return network
 
     module, usual = _built(name, weights, metadata, build)
-    found, classes = detector(module), list(metadata.meta["categories"])
-    assert found is not None
+    adapter, classes = detector(module), list(metadata.meta["categories"])
+    assert adapter is not None
     # The background is no class, where it has a column; names that stand for nothing are told apart.
-    classes = [c if c != "N/A" else f"N/A {i}" for i, c in enumerate(classes)][len(classes) - found.classes :]
+    classes = [c if c != "N/A" else f"N/A {i}" for i, c in enumerate(classes)][len(classes) - adapter.classes :]
     preprocess = Preprocess(None, None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return Model(module.eval(), preprocess, tuple(classes) if usual else (), f"torchvision/{name}", detector=found)
+    return Model(module.eval(), preprocess, tuple(classes) if usual else (), f"torchvision/{name}", detector=adapter)
 
 
 def _built(
     name: str, weights: str | Path | None, published: object, build: Callable[[int | None], nn.Module]
 ) -> tuple[nn.Module, bool]:
-    """(the network with these weights, whether its classes are the usual ones)"""
+    """Returns (the network with these weights, whether its classes are the usual ones)"""
     if weights is None:
         return build(None), True
     if weights != "default":

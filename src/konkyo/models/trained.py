@@ -35,7 +35,7 @@ class Plan:
     """On what and how, for whoever reads the manifest."""
 
     def build(self) -> nn.Module:
-        """The network with weights drawn from the global random state. KonkyoError: an unknown architecture."""
+        """Returns the network with weights drawn from the global random state. KonkyoError: an unknown architecture."""
         if self.architecture not in ARCHITECTURES:
             raise unknown("architecture", self.architecture, ARCHITECTURES)
         try:
@@ -45,7 +45,7 @@ class Plan:
 
 
 def initialised(plan: Plan, seed: int) -> nn.Module:
-    """The network with the weights that a seed draws; the global random state stays as it is."""
+    """Returns the network with the weights that a seed draws; the global random state stays as it is."""
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
         return plan.build()
@@ -61,22 +61,22 @@ def save_trained(folder: Path, network: nn.Module, plan: Plan) -> None:
 
 
 def read_plan(folder: str | Path) -> Plan:
-    """What the manifest in a folder says. KonkyoError: no manifest, or one that says something else."""
+    """Returns what the manifest in a folder says. KonkyoError: no manifest, or one that says something else."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        inside = sorted(found.parent.as_posix() for found in Path(folder).glob(f"*/**/{MANIFEST}"))
+        inside = sorted(manifest.parent.as_posix() for manifest in Path(folder).glob(f"*/**/{MANIFEST}"))
         near = f"; there is one in {', '.join(inside[:3])}{' ...' if inside[3:] else ''}" if inside else ""
         raise KonkyoError(f"{folder} holds no trained network: {MANIFEST} was expected{near}")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        pairs: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in found["preprocess"].items()}
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        pairs: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in manifest["preprocess"].items()}
         preprocess = Preprocess(**pairs)
-        name, arguments, classes = str(found["architecture"]), dict(found["arguments"]), found["classes"]
+        name, arguments, classes = str(manifest["architecture"]), dict(manifest["arguments"]), manifest["classes"]
         if not isinstance(classes, list) or not all(isinstance(label, str) for label in classes):
             raise ValueError(f"classes are a list of names; got {classes!r}")
         if arguments.get("classes", len(classes)) != len(classes):
             raise ValueError(f"{arguments['classes']} classes have {len(classes)} names")
-        return Plan(name, arguments, tuple(classes), preprocess, found.get("trained", {}))
+        return Plan(name, arguments, tuple(classes), preprocess, manifest.get("trained", {}))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise KonkyoError(f"{path} is no manifest of a trained network: {error}") from error
 

@@ -32,7 +32,7 @@ def import_transformers() -> ModuleType:
 
 @adapter("hf")
 def load(name: str, weights: str | Path | None) -> Model:
-    """The image classifier or object detector with this id on the hub, or in this folder (no network then).
+    """Returns the image classifier or object detector with this id on the hub, or in this folder (no network then).
 
     A folder is one that `save_pretrained` wrote. `weights`: "default" (its own), None (random, built from its config)
     or a file. Code that comes with a model is never run. KonkyoError, in one line: transformers is not installed, an
@@ -48,10 +48,10 @@ def load(name: str, weights: str | Path | None) -> Model:
         auto = transformers.AutoModelForObjectDetection if detects else transformers.AutoModelForImageClassification
 
         def build(classes: int | None) -> Any:
-            own = deepcopy(config)
+            resized = deepcopy(config)
             if classes is not None:
-                own.num_labels = classes
-            return auto.from_config(own, trust_remote_code=False)
+                resized.num_labels = classes
+            return auto.from_config(resized, trust_remote_code=False)
 
         if weights is None:
             module = build(None)
@@ -81,7 +81,10 @@ def load(name: str, weights: str | Path | None) -> Model:
 def _with_weights(
     name: str, kind: str, build: Callable[[int | None], Any], state: dict[str, Tensor]
 ) -> tuple[Any, bool]:
-    """(the network with these weights, whether its classes are the usual ones). KonkyoError: they do not fit."""
+    """Returns (the network with these weights, whether its classes are the usual ones).
+
+    KonkyoError: they do not fit.
+    """
     usual, network = True, build(None)
     for _ in range(2):
         # transformers itself, as names in its files differ from those of its modules.
@@ -90,31 +93,32 @@ def _with_weights(
         )
         misfits, labels = report["mismatched_keys"], network.config.num_labels
         counts = {
-            new[0] - own[0] + labels
-            for _, new, own in misfits
-            if own[:1] in ((labels,), (labels + 1,)) and new[1:] == own[1:]  # one more: "no object", or a padding
+            new[0] - expected[0] + labels
+            for _, new, expected in misfits
+            if expected[:1] in ((labels,), (labels + 1,))
+            and new[1:] == expected[1:]  # one more: "no object", or a padding
         }
         if not usual or len(counts) != 1:
             break
         usual, network = False, build(counts.pop())
     if misfits:
-        key, new, own = min(misfits)
-        raise KonkyoError(f"the weights do not fit hf/{name}: {key} is {tuple(new)} for {tuple(own)}")
+        key, new, expected = min(misfits)
+        raise KonkyoError(f"the weights do not fit hf/{name}: {key} is {tuple(new)} for {tuple(expected)}")
     _require_trained(name, kind, module, report["missing_keys"])
     return module, usual
 
 
 def _require_trained(name: str, kind: str, module: Any, missing: set[str]) -> None:
-    """KonkyoError where weights or statistics are missing: transformers starts them at random, or at 0 and 1."""
-    own = {key for key in module.state_dict() if not key.endswith("num_batches_tracked")}
-    absent = sorted(missing & own)
+    """Raises KonkyoError where weights or statistics are missing: transformers starts them at random, or at 0 and 1."""
+    names = {key for key in module.state_dict() if not key.endswith("num_batches_tracked")}
+    absent = sorted(missing & names)
     if absent:
         named = ", ".join(absent[:3])
         raise KonkyoError(f"hf/{name} is no trained {kind}: it lacks {len(absent)} weights ({named} ...)")
 
 
 def _classes(config: Any) -> tuple[str, ...]:
-    """The names of the classes; none where transformers made them up, or for the two sides of a single logit."""
+    """Returns the names of the classes; none of invented ones, or for the two sides of a single logit."""
     if set(config.id2label) != set(range(config.num_labels)):
         return ()
     names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
@@ -123,7 +127,7 @@ def _classes(config: Any) -> tuple[str, ...]:
 
 
 def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool]) -> Preprocess | None:
-    """The model's own preprocessing; None where it has none, or one that a `Preprocess` cannot follow.
+    """Returns the model's own preprocessing; None where it has none, or one that a `Preprocess` cannot follow.
 
     Processors are classes with steps of their own, of which the numbers in their config do not tell. So what was read
     from the numbers is held against the processor, on pictures of noise: two wide ones and a tall one.
@@ -134,21 +138,21 @@ def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil", **settings)
         if type(processor).__name__ == "TimmWrapperImageProcessor":
-            found = timm_preprocessing(processor.data_config)
+            preprocess = timm_preprocessing(processor.data_config)
         else:
-            found = _from_settings(processor)
+            preprocess = _from_settings(processor)
         for picture in pictures:
-            expected, prepared = processor(picture, return_tensors="pt")["pixel_values"][0], found(picture)
-            level = 1 / 255 / min(found.std)
+            expected, prepared = processor(picture, return_tensors="pt")["pixel_values"][0], preprocess(picture)
+            level = 1 / 255 / min(preprocess.std)
             if prepared.shape != expected.shape or float((prepared - expected).abs().mean()) >= level:
                 return None
     except Exception:  # no processor, one of another kind, or a setting that is not known here
         return None
-    return found
+    return preprocess
 
 
 def _from_settings(processor: Any) -> Preprocess:
-    """What an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
+    """Returns what an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
     numbers = processor.to_dict()
     size = numbers.get("size") or {}
     if not numbers.get("do_resize") or set(size) != {"shortest_edge", "longest_edge"}:
@@ -160,7 +164,7 @@ def _from_settings(processor: Any) -> Preprocess:
 
 
 def _from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
-    """What an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
+    """Returns what an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
     resize: int | tuple[int, int] | None = None
     crop: int | tuple[int, int] | None = None
     if numbers.get("do_center_crop"):

@@ -43,7 +43,7 @@ class Convergence:
     """method -> (nodes, R): |map - reference|_1 / |reference|_1 of the signed maps."""
 
     def table(self) -> Table:
-        """A row per number of nodes: the median over instances, and on how many of them adaptive nodes are nearer."""
+        """Returns a row per number of nodes: the median, and on how many instances adaptive nodes are nearer."""
         uniform, adaptive = (self.errors[name] for name in PATHS)
         rows = []
         for k, count in enumerate(self.nodes):
@@ -108,7 +108,7 @@ def convergence(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Convergence:
-    """How fast uniform and adaptive nodes approach the integral of IG-ODAM, at equal numbers of them.
+    """Returns how fast uniform and adaptive nodes approach the integral of IG-ODAM, at equal numbers of them.
 
     The reference is the trapezoid rule on 257 uniform nodes. Adaptive paths begin with half of their nodes, 2 to
     9. KonkyoError: no detector, or nothing is detected.
@@ -116,9 +116,9 @@ def convergence(
     adapted = as_model(model)
     if not isinstance(adapted.task, DetectionTask):
         raise KonkyoError(f"paths are compared on a detector's instances; {adapted.name} is no detector")
-    found, target = samples(data, limit=limit, seed=seed), Detections(threshold=matching.threshold)
+    chosen, target = samples(data, limit=limit, seed=seed), Detections(threshold=matching.threshold)
     errors: dict[str, list[list[Tensor]]] = {name: [[] for _ in nodes] for name in PATHS}
-    for index, sample in enumerate(found):
+    for index, sample in enumerate(chosen):
 
         def maps(name: str, count: int, picture: Any = sample.image, **more: Any) -> Tensor:
             with warnings.catch_warnings():
@@ -136,8 +136,8 @@ def convergence(
                 off, whole = (maps(name, count, **initial) - reference).abs().sum(1), reference.abs().sum(1)
                 errors[name][k].append(torch.where(whole > 0, off / whole, torch.nan).cpu())
         if progress is not None:
-            progress(index + 1, len(found))
-    rows = {name: torch.stack([torch.cat(each) for each in of]) for name, of in errors.items()}
+            progress(index + 1, len(chosen))
+    rows = {name: torch.stack([torch.cat(values) for values in of]) for name, of in errors.items()}
     if not rows[PATHS[0]].numel():
         raise KonkyoError(f"nothing detected with a score above {matching.threshold:g}")
     return Convergence(tuple(nodes), rows)
@@ -178,11 +178,11 @@ def sweep(
     }
 
 
-def sweep_table(found: Mapping[int, Evaluation]) -> Table:
-    """A row per number of nodes: of every column what uniform and adaptive nodes give, and p of their difference."""
-    columns = next(iter(found.values())).columns
+def sweep_table(evaluations: Mapping[int, Evaluation]) -> Table:
+    """Returns a row per number of nodes: what uniform and adaptive nodes give, and p of their difference."""
+    columns = next(iter(evaluations.values())).columns
     rows = []
-    for count, table in found.items():
+    for count, table in evaluations.items():
         cells = []
         for c in columns:
             uniform, adaptive = (table.cell(name, c.name) for name in PATHS)
@@ -193,7 +193,7 @@ def sweep_table(found: Mapping[int, Evaluation]) -> Table:
 
 
 def _initial(nodes: int) -> int:
-    """How many nodes an adaptive path begins with: half of them, 2 to 9."""
+    """Returns how many nodes an adaptive path begins with: half of them, 2 to 9."""
     return min(9, max(2, nodes // 2))
 
 

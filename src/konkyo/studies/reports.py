@@ -17,7 +17,10 @@ from konkyo.utils.files import csv_of, read_json, write_text
 
 
 def read_settings(folder: Path, kind: str) -> dict[str, Any]:
-    """The settings of a study of this kind ("gaze", "vib"). KonkyoError: another folder, a file that cannot be read."""
+    """Returns the settings of a study of this kind ("gaze", "vib").
+
+    KonkyoError: another folder, a file that cannot be read.
+    """
     path = folder / STUDY
     if not path.is_file():
         raise KonkyoError(f"{folder} holds no study of `konkyo train {kind}`: {STUDY} was expected")
@@ -28,7 +31,7 @@ def read_settings(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def read_test_pictures(folder: Path) -> list[TestPicture]:
-    """The test pictures of a study, with the paths of their files; none where the study has no index of them.
+    """Returns the test pictures of a study, with the paths of their files; none where the study has no index of them.
 
     KonkyoError: an index that cannot be read.
     """
@@ -42,7 +45,7 @@ def read_test_pictures(folder: Path) -> list[TestPicture]:
 
 
 def read_test_maps(folder: Path, count: int) -> Tensor:
-    """The raw maps (count, h, w) of a network of the study. KonkyoError: another number, or no maps."""
+    """Returns the raw maps (count, h, w) of a network of the study. KonkyoError: another number, or no maps."""
     maps = read_maps(folder)
     if len(maps) != count:
         raise KonkyoError(f"{folder / MAPS} has {len(maps)} maps of {count} pictures")
@@ -50,7 +53,7 @@ def read_test_maps(folder: Path, count: int) -> Tensor:
 
 
 def open_picture(picture: TestPicture) -> Image.Image:
-    """The picture in RGB. KonkyoError: its file cannot be read."""
+    """Returns the picture in RGB. KonkyoError: its file cannot be read."""
     try:
         image: Image.Image = Image.open(picture.file).convert("RGB")
     except OSError as error:

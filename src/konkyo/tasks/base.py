@@ -93,8 +93,8 @@ class TargetRequest:
 class Task(ABC):
     """A task says what the output (N, ...) of a network means; `Model.task` has one.
 
-    `targets` must be written for every task. Everything else has a default: that of a task with one decision per image,
-    which is the largest number of its output, and with no class, box or saved form of its own.
+    `targets` must be written for every task. Everything else has a default. It is that of a task with one decision per
+    image, which is the largest number of its output, and with no class, box or saved form of its own.
     """
 
     noun: ClassVar[str]

@@ -26,7 +26,7 @@ OF_DETECTORS = ("grad_cam", "grad_cam_pp", "d_rise", "odam", "ig_odam", "adaptiv
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """An image's detections, highest score first: detection d is candidate `index[d]` taken as class `label[d]`."""
+    """It holds an image's detections, highest first: detection d is candidate `index[d]` taken as class `label[d]`."""
 
     index: Tensor
     """(D,) int64"""
@@ -55,18 +55,20 @@ class Detector:
 
 
 def best_class(output: Tensor, threshold: float, classes: int) -> list[Kept]:
-    """Every candidate as its most probable class: the set prediction of DETR and its like."""
+    """Returns every candidate as its most probable class: the set prediction of DETR and its like."""
     scores, labels = Candidates(output, classes).probabilities.max(2)
-    kept = []
+    detections = []
     for score, label in zip(scores, labels, strict=True):
         order = score.argsort(descending=True, stable=True)
         index = order[score[order] > threshold]
-        kept.append(Kept(index, label[index]))
-    return kept
+        detections.append(Kept(index, label[index]))
+    return detections
 
 
 def best_pairs(output: Tensor, threshold: float, classes: int, most: int | None = None) -> list[Kept]:
-    """The `most` (None: as many as candidates) best pairs of candidate and class: detectors with sigmoid heads."""
+    """Returns the best pairs of candidate and class, `most` of them (None: as many as candidates).
+
+    Detectors with sigmoid heads decide so."""
     flat = Candidates(output, classes).probabilities.flatten(1)
     scores, pairs = flat.topk(min(most or output.shape[1], flat.shape[1]), dim=1)
     return [Kept(p[s > threshold] // classes, p[s > threshold] % classes) for s, p in zip(scores, pairs, strict=True)]
@@ -151,8 +153,8 @@ class DetectionTask(Task):
                 raise KonkyoError(f"class {index}: this detector's classes are 0 to {number - 1}")
         keep = self.adapter.keep if request.suppressed else partial(best_pairs, classes=number)
         detections = list[list[Target]]()
-        for image, kept in enumerate(keep(output, request.threshold)):
-            targets = [t for t in self._instances(request, output[image], kept) if not labels or t.label in labels]
+        for image, selection in enumerate(keep(output, request.threshold)):
+            targets = [t for t in self._instances(request, output[image], selection) if not labels or t.label in labels]
             if request.boxes and targets:
                 boxes = output.new_tensor([target.box for target in targets])
                 boxes = to_picture[image](boxes) if to_picture else boxes
@@ -161,10 +163,10 @@ class DetectionTask(Task):
             detections.append(list(targets[: request.top]))
         return detections
 
-    def _instances(self, request: Detections, output: Tensor, kept: Kept) -> list[InstanceTarget]:
+    def _instances(self, request: Detections, output: Tensor, selection: Kept) -> list[InstanceTarget]:
         """Returns the detections of an image, whose output is (Q, 4 B + K), as targets."""
         candidates = Candidates(output[None], self.adapter.classes)
-        likeness = candidates.probabilities[0, kept.index].tolist()
+        likeness = candidates.probabilities[0, selection.index].tolist()
         return [
             InstanceTarget(
                 label,
@@ -175,7 +177,9 @@ class DetectionTask(Task):
                 request.class_similarity,
                 request.least,
             )
-            for index, label, probabilities in zip(kept.index.tolist(), kept.label.tolist(), likeness, strict=True)
+            for index, label, probabilities in zip(
+                selection.index.tolist(), selection.label.tolist(), likeness, strict=True
+            )
         ]
 
     def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:

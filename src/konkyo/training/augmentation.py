@@ -20,7 +20,7 @@ from konkyo.utils.tensors import resize
 
 
 class Mixed(NamedTuple):
-    """Images made of two each."""
+    """The batch holds images that are mixed of two."""
 
     images: Tensor
     """(N, C, H, W)"""
@@ -33,12 +33,13 @@ class Mixed(NamedTuple):
 
 
 def saliency_mix(images: Tensor, labels: Tensor, maps: Tensor, generator: torch.Generator) -> Mixed:
-    """SaliencyMix (Uddin et al., 2021): on every image a patch of another, around the peak of that one's map.
+    """Pastes on every image a patch of another, around the peak of that one's map.
 
-    The sources are a permutation of the batch. lambda is uniform, Beta(1, 1), for every image; the patch has the sides
-    W sqrt(1 - lambda) and H sqrt(1 - lambda), whole pixels, its middle at the highest pixel of the source's map, is cut
-    off at the border, and lands where it was. Labels are mixed by the area that it really has. (The authors' code draws
-    one lambda for the batch and takes the peak of one image for all.) A blank map's peak is drawn at random.
+    SaliencyMix (Uddin et al., 2021). The sources are a permutation of the batch. lambda is uniform, Beta(1, 1), for
+    every image. The patch has the sides W sqrt(1 - lambda) and H sqrt(1 - lambda), in whole pixels. Its middle is the
+    highest pixel of the source's map; it is cut off at the border, and lands where it was. Labels are mixed by the area
+    that it really has. (The authors' code draws one lambda for the batch and takes the peak of one image for all.) A
+    blank map's peak is drawn at random.
 
     `labels` (N, K): one-hot, or mixed before. `maps` (N, h, w) on any grid. KonkyoError: shapes that do not match.
     """
@@ -70,13 +71,13 @@ def saliency_mix(images: Tensor, labels: Tensor, maps: Tensor, generator: torch.
 def keep_salient_cutout(
     images: Tensor, maps: Tensor, generator: torch.Generator, *, side: int, tau: float = 0.6
 ) -> tuple[Tensor, Tensor]:
-    """KeepAugment's selective cut (Gong et al., 2021): a square set to 0 that matters less than most. -> (images, cut)
+    """Sets a square to 0 that matters less than most. -> (images, cut)
 
-    Drawn from the squares of `side` pixels in the image whose importance, the map's sum over them, is below the
-    tau-quantile of all squares'. The paper's importance is the gradient of the label's logit by the image, the largest
-    size over channels. `maps` (N, h, w) on any grid, as they are; where no square is below the quantile (a blank map),
-    all are drawn from. 0 is the mean colour of a normalised image. `cut` (N, H, W) bool. KonkyoError: shapes that do
-    not match, a square that does not fit, tau outside (0, 1).
+    KeepAugment's selective cut (Gong et al., 2021). The square is drawn from the squares of `side` pixels in the image
+    whose importance, the map's sum over them, is below the tau-quantile of all squares'. The paper's importance is the
+    gradient of the label's logit by the image, the largest size over channels. `maps` (N, h, w) on any grid, as they
+    are. Where no square is below the quantile (a blank map), all are drawn from. 0 is the mean colour of a normalised
+    image. `cut` (N, H, W) bool. KonkyoError: shapes that do not match, a square that does not fit, tau outside (0, 1).
     """
     cut = _square(images, maps, generator, side, tau, below=True)
     return images.masked_fill(cut[:, None], 0), cut
@@ -85,21 +86,20 @@ def keep_salient_cutout(
 def keep_salient_paste(
     images: Tensor, augmented: Tensor, maps: Tensor, generator: torch.Generator, *, side: int, tau: float = 0.6
 ) -> tuple[Tensor, Tensor]:
-    """KeepAugment's selective paste: images augmented by anything, with a square that matters put back. -> (images,
-    kept)
+    """Puts a square that matters back into images that anything augmented. -> (images, square)
 
-    The square of `side` pixels is drawn from those whose importance in `maps`, of the `images`, is above the
-    tau-quantile, else as in `keep_salient_cutout`. The augmentation must leave things where they are (colour, noise,
-    blur). KonkyoError: as there.
+    KeepAugment's selective paste. `square` (N, H, W) bool. The square of `side` pixels is drawn from those whose
+    importance in `maps`, of the `images`, is above the tau-quantile, else as in `keep_salient_cutout`. The augmentation
+    must leave things where they are (colour, noise, blur). KonkyoError: as there.
     """
     if augmented.shape != images.shape:
         raise KonkyoError(f"as many augmented images as images were expected; got {tuple(augmented.shape)}")
-    kept = _square(images, maps, generator, side, tau, below=False)
-    return torch.where(kept[:, None], images, augmented), kept
+    square = _square(images, maps, generator, side, tau, below=False)
+    return torch.where(square[:, None], images, augmented), square
 
 
 def _square(images: Tensor, maps: Tensor, generator: torch.Generator, side: int, tau: float, *, below: bool) -> Tensor:
-    """(N, H, W) bool, a square per image, with an importance below or above the quantile."""
+    """Returns (N, H, W) bool, a square per image, with an importance below or above the quantile."""
     _require(images, maps)
     height, width = images.shape[2:]
     if not 1 <= side <= min(height, width) or not 0 < tau < 1:
@@ -119,7 +119,7 @@ def _square(images: Tensor, maps: Tensor, generator: torch.Generator, side: int,
 
 
 def _rectangles(top: Tensor, left: Tensor, bottom: Tensor, right: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, H, W) bool, from top and left to before bottom and right, cut off at the border."""
+    """Returns (N, H, W) bool, from top and left to before bottom and right, cut off at the border."""
     ys, xs = (torch.arange(n, device=top.device) for n in size)
     rows = (ys >= top[:, None]) & (ys < bottom[:, None])
     return rows[:, :, None] & ((xs >= left[:, None]) & (xs < right[:, None]))[:, None]

@@ -16,7 +16,7 @@ _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 def fabric_of(
     devices: int = 1, nodes: int = 1, *, accelerator: str = "auto", precision: str = "fp32", strategy: str = "auto"
 ) -> Fabric:
-    """A launched Fabric. From the second process on, each runs the same program from its beginning.
+    """Launches a Fabric and returns it. From the second process on, each runs the same program from its beginning.
 
     `accelerator`: "auto", "cpu", "cuda", ...; `precision`: "fp32", "bf16" or "fp16" (mixed), or a name of Fabric's.
     KonkyoError: lightning-fabric is not installed, or there are no such devices.

@@ -93,7 +93,7 @@ class Recipe:
             raise unknown("schedule", self.schedule, get_args(Schedules))
 
     def check(self, images: int, processes: int) -> None:
-        """KonkyoError where so many processes cannot share its batches, or the images."""
+        """Raises KonkyoError where so many processes cannot share its batches, or the images."""
         if self.batch % processes:
             raise KonkyoError(f"a batch of {self.batch} cannot be shared by {processes} processes; choose a multiple")
         if images < processes:
@@ -102,14 +102,14 @@ class Recipe:
     def optimizer(
         self, groups: Sequence[Mapping[str, Any]]
     ) -> tuple[Optimizer, ReduceLROnPlateau | LRScheduler | None]:
-        """The optimiser of parameter groups, and what changes its rates."""
-        kept = [dict(group) for group in groups]
+        """Returns the optimiser of parameter groups, and what changes its rates."""
+        parameters = [dict(group) for group in groups]
         optimiser: Optimizer
         if self.optimiser == "adam":
-            optimiser = torch.optim.Adam(kept, lr=self.learning_rate, weight_decay=self.weight_decay)
+            optimiser = torch.optim.Adam(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
         else:
             optimiser = torch.optim.SGD(
-                kept, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
+                parameters, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
             )
         if self.schedule == "plateau":
             return optimiser, ReduceLROnPlateau(optimiser, factor=0.1, patience=5)
@@ -122,7 +122,7 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What came out of a training."""
+    """The result says what came out of a training."""
 
     network: nn.Module
     """Trained, in eval mode."""
@@ -145,12 +145,12 @@ def fit(
 ) -> Fitted:
     """Trains the network; every epoch's numbers, a checkpoint and the weights so far are in `folder`.
 
-    A training that was interrupted goes on after its last whole epoch and ends, on a CPU, with the same bits: every
-    epoch draws its order and its dropout from a seed of its own, (seed, epoch), every image its augmentation from
-    (seed, epoch, image), and nothing is carried over but what the checkpoint holds. So trainings of one seed meet the
-    same images, augmented alike, in the same order, whatever the objective and however many processes read them.
+    A training that was interrupted goes on after its last whole epoch and ends, on a CPU, with the same bits. Every
+    epoch draws its order and its dropout from the seed (seed, epoch). Every image draws its augmentation from (seed,
+    epoch, image), and nothing is carried over but what the checkpoint holds. So trainings of one seed meet the same
+    images, augmented alike, in the same order, whatever the objective and however many processes read them.
 
-    `judge(network, epoch)` measures the network in eval mode after each epoch, in the first process only; its numbers
+    `judge(network, epoch)` measures the network in eval mode after each epoch, in the first process only. Its numbers
     go to epochs.csv with prefix "valid_", and "loss" is what the plateau schedule watches. `keep(network)` writes the
     weights. `groups`: parameter groups with rates of their own. `fabric`, launched, says on what devices.
 
@@ -163,8 +163,9 @@ def fit(
     objective.to(fabric.device)
     training = _Training(recipe, network, objective, optimiser, schedule)
     # Of the first process, so that all go on from the same epoch, wherever they run.
-    if (kept := fabric.broadcast(path.read_bytes() if fabric.is_global_zero and path.is_file() else None)) is not None:
-        rows = training.resumed(path, kept)
+    checkpoint = fabric.broadcast(path.read_bytes() if fabric.is_global_zero and path.is_file() else None)
+    if checkpoint is not None:
+        rows = training.resumed(path, checkpoint)
     wrapped, wrapped_optimiser = fabric.setup(network, optimiser)
     # The caller's random state comes back, also after an interruption.
     with torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []):
@@ -221,7 +222,7 @@ def write_epochs(path: Path, rows: Sequence[Numbers]) -> None:
 
 
 def read_epochs(path: Path) -> list[Numbers]:
-    """What `write_epochs` wrote. KonkyoError: a file that cannot be read."""
+    """Returns what `write_epochs` wrote. KonkyoError: a file that cannot be read."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return [{n: float(v) for n, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
@@ -230,11 +231,11 @@ def read_epochs(path: Path) -> list[Numbers]:
 
 
 def _mixed(*numbers: int) -> int:
-    """One seed of several numbers."""
-    found = 0
+    """Returns a seed that several numbers make."""
+    mixed = 0
     for number in numbers:
-        found = (found * 1_000_003 + number) % (1 << 63)
-    return found
+        mixed = (mixed * 1_000_003 + number) % (1 << 63)
+    return mixed
 
 
 def _batches(data: Labelled, recipe: Recipe, epoch: int, fabric: Fabric) -> Iterator[tuple[Tensor, Tensor]]:
@@ -267,7 +268,7 @@ class _Drawn(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 @dataclass(frozen=True, eq=False)
 class _Training:
-    """All that changes in a training."""
+    """The state holds all that changes in a training."""
 
     recipe: Recipe
     network: nn.Module
@@ -288,14 +289,16 @@ class _Training:
         with replacing(path) as temporary:
             torch.save(state, temporary)
 
-    def resumed(self, path: Path, kept: bytes) -> list[Numbers]:
-        """The rows of the epochs that are done; all else takes the state it had then."""
+    def resumed(self, path: Path, checkpoint: bytes) -> list[Numbers]:
+        """Returns the rows of the epochs that are done; all else takes the state it had then."""
         try:
-            with zipfile.ZipFile(io.BytesIO(kept)) as parts:  # torch does not look at the checksums that it writes
+            with zipfile.ZipFile(
+                io.BytesIO(checkpoint)
+            ) as parts:  # torch does not look at the checksums that it writes
                 if (damaged := parts.testzip()) is not None:
                     raise ValueError(f"{damaged} in it is damaged")
-            found = torch.load(io.BytesIO(kept), map_location="cpu", weights_only=True)
-            earlier, rows = dict(found["recipe"]), list[Numbers](found["rows"])
+            state = torch.load(io.BytesIO(checkpoint), map_location="cpu", weights_only=True)
+            earlier, rows = dict(state["recipe"]), list[Numbers](state["rows"])
         except Exception as error:  # damaged files fail in every possible way
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise KonkyoError(f"{path} is no checkpoint of a training ({reason}); remove it to begin anew") from error
@@ -307,11 +310,11 @@ class _Training:
         if len(rows) > self.recipe.epochs:
             raise KonkyoError(f"{path} has {len(rows)} epochs, more than {self.recipe.epochs}; choose another folder")
         try:
-            self.network.load_state_dict(found["network"])
-            self.objective.load_state_dict(found["objective"])
-            self.optimiser.load_state_dict(found["optimiser"])
+            self.network.load_state_dict(state["network"])
+            self.objective.load_state_dict(state["objective"])
+            self.optimiser.load_state_dict(state["optimiser"])
             if self.schedule is not None:
-                self.schedule.load_state_dict(found["schedule"])
+                self.schedule.load_state_dict(state["schedule"])
         except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
             raise KonkyoError(f"{path} does not fit this network: {' '.join(str(error).split())[:300]}") from error
         return rows

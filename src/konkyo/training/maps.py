@@ -62,11 +62,11 @@ class TrainingMaps:
             raise KonkyoError(f"training needs a layer with one feature grid; {self.layer.name!r} has none")
         noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
         with untouched(self.network):
-            seen = Pass(adapted, adapted.prepared(noise), [self.layer])
-        if seen.output.ndim != 2:
-            raise KonkyoError(f"logits (N, K) were expected of {adapted.name}; got shape {tuple(seen.output.shape)}")
-        self.grid: tuple[int, ...] = tuple(seen.activations(self.layer).shape[2:])
-        self.classes = class_logits(seen.output).shape[1]
+            pass_ = Pass(adapted, adapted.prepared(noise), [self.layer])
+        if pass_.output.ndim != 2:
+            raise KonkyoError(f"logits (N, K) were expected of {adapted.name}; got shape {tuple(pass_.output.shape)}")
+        self.grid: tuple[int, ...] = tuple(pass_.activations(self.layer).shape[2:])
+        self.classes = class_logits(pass_.output).shape[1]
         head = None if mode in ("autograd", "detached") else _pooled_head(adapted, noise, self.layer)
         if mode == "closed_form" and head is None:
             raise KonkyoError(
@@ -79,7 +79,7 @@ class TrainingMaps:
         self._watch = Watch(self.network, self.layer)
 
     def __call__(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """The map of one class per image, at least fp32. (N, K), (N,) int64 -> (N, h, w), after the ReLU.
+        """Returns the map of one class per image, at least fp32. (N, K), (N,) int64 -> (N, h, w), after the ReLU.
 
         `logits` are what the network made of the batch in its last forward. KonkyoError: that forward was not
         differentiated, or its output went through something that stops gradients.
@@ -96,13 +96,13 @@ class TrainingMaps:
         with torch.autocast(raw.device.type, enabled=False):
             if self.mode == "closed_form":
                 assert self._head is not None
-                found = weigh(class_weights(self._head, classes) / _cells(activations), at_least_float32(activations))
+                maps = weigh(class_weights(self._head, classes) / _cells(activations), at_least_float32(activations))
             else:
-                found = weigh(self._mean_gradient(logits, raw, classes), at_least_float32(activations))
-        return found.relu()
+                maps = weigh(self._mean_gradient(logits, raw, classes), at_least_float32(activations))
+        return maps.relu()
 
     def _mean_gradient(self, logits: Tensor, raw: Tensor, classes: Tensor) -> Tensor:
-        """(N, C): alpha of Eq. 1, of all samples from one gradient of the sum of their scores.
+        """Returns (N, C): alpha of Eq. 1, of all samples from one gradient of the sum of their scores.
 
         Samples do not depend on each other after the layer, unless batch statistics are taken there; in view "eval"
         they never do.
@@ -139,9 +139,9 @@ class TrainingMaps:
 
 
 def _pooled_head(model: Model, images: Tensor, layer: Layer) -> nn.Linear | None:
-    """The linear layer that with pooling alone makes the logits of the layer's grid; None: more comes in between.
+    """Returns the linear layer that, after pooling, makes the logits of the layer's grid; None: more comes in between.
 
-    It is looked for with weights that are shaken: a block that is the identity at first (residuals that begin at zero,
+    It is looked for with weights that are shaken. A block that is the identity at first (residuals that begin at zero,
     a batch norm that has seen nothing) is not to pass for nothing at all.
     """
     twin, generator = copy.deepcopy(model.module), torch.Generator().manual_seed(0)
@@ -155,30 +155,33 @@ def _pooled_head(model: Model, images: Tensor, layer: Layer) -> nn.Linear | None
                 buffer.mul_(0.5 + torch.rand(buffer.shape, generator=generator).to(buffer)).abs_()
     shaken = replace(model, module=twin)
     with untouched(twin):
-        seen = Pass(shaken, shaken.prepared(images), [found := bind(layer, twin)])
-        means = grid_mean(seen.activations(found))
-        head = linear_head(twin, means, seen.output, 3e-2 if seen.half else 1e-4)
+        pass_ = Pass(shaken, shaken.prepared(images), [twin_layer := bind(layer, twin)])
+        means = grid_mean(pass_.activations(twin_layer))
+        head = linear_head(twin, means, pass_.output, 3e-2 if pass_.half else 1e-4)
     name = next((name for name, module in twin.named_modules() if module is head), None)
     real_head = None if name is None else model.module.get_submodule(name)
     return real_head if isinstance(real_head, nn.Linear) else None
 
 
 def class_weights(head: nn.Linear, classes: Tensor) -> Tensor:
-    """What the linear layer has for a class per image: (N,) -> (N, C); of a single logit the classes are -z and z."""
+    """Returns the linear layer's weights of a class per image. (N,) -> (N, C)
+
+    Of a single logit the classes are -z and z.
+    """
     weight = at_least_float32(head.weight)
     return class_logits(weight.T).T[classes]
 
 
 def _ends(gradient: Tensor) -> bool:
-    """Whether a backward through this gradient meets an operator without one."""
-    left, seen = [gradient.grad_fn], set[Any]()
+    """Returns whether a backward through this gradient meets an operator without one."""
+    left, visited = [gradient.grad_fn], set[Any]()
     while left:
         node = left.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
         if node.name().endswith("NotImplemented"):
             return True
-        seen.add(node)
+        visited.add(node)
         left += [following for following, _ in node.next_functions]
     return False
 

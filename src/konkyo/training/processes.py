@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def processes() -> int:
-    """How many train together; 1 without torch.distributed."""
+    """Returns how many processes train together; 1 without torch.distributed."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def over_processes(values: Tensor) -> Tensor:
-    """The sum over all processes, without a gradient."""
+    """Returns the sum over all processes, without a gradient."""
     values = values.detach()
     if processes() > 1:
         values = values.clone()
@@ -34,13 +34,13 @@ def first(fabric: Fabric) -> Iterator[bool]:
 
     At its end all meet; an error of the first process is everybody's, for the others would wait for it for ever.
     """
-    said: str | None = None
+    message: str | None = None
     try:
         yield fabric.is_global_zero
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
+        message = f"{type(error).__name__}: {error}"
         raise
     finally:
-        told = fabric.broadcast(said) if fabric.world_size > 1 else None
-        if told is not None and not fabric.is_global_zero:
-            raise KonkyoError(f"the first process stopped: {told}")
+        failure = fabric.broadcast(message) if fabric.world_size > 1 else None
+        if failure is not None and not fabric.is_global_zero:
+            raise KonkyoError(f"the first process stopped: {failure}")

@@ -12,9 +12,10 @@ from konkyo.models import Preprocess
 
 
 def augmented(preprocess: Preprocess, least: float = 0.9) -> Callable[[Image.Image], Tensor]:
-    """Half of the pictures mirrored, and a part of each, of `least` to all of its area, as large as the network wants.
+    """Returns what mirrors half of the pictures and cuts a part of every one, as large as the network wants.
 
-    Parts are from 3/4 to 4/3 times as wide as high. Draws from the global random state, as torchvision does.
+    A part has from `least` to all of the area. Parts are from 3/4 to 4/3 times as wide as high. Draws from the global
+    random state, as torchvision does.
     """
     side = preprocess.crop or preprocess.resize
     size = (side, side) if isinstance(side, int) else side

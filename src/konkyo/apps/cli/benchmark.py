@@ -56,7 +56,7 @@ def paper(
     _, request = request_of("grad_cam", method_options)
     matching, seed = Matching(matching_options.score, matching_options.iou), method_options.seed
     with progress_bar("explaining and measuring") as progress:
-        found = tables(
+        evaluation = tables(
             setup.model,
             data,
             limit=limit,
@@ -67,7 +67,7 @@ def paper(
             progress=progress,
             **request["options"],
         )
-    print_evaluation(found)
+    print_evaluation(evaluation)
     if isinstance(setup.model.task, DetectionTask) and paths:
         with progress_bar("uniform and adaptive nodes") as progress:
             near = convergence(

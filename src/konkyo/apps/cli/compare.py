@@ -62,10 +62,10 @@ def compare(
     names, request = request_of(method or ",".join(setup.model.task.methods), method_options, target, forward_options)
     manifest = Manifest(None, {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}})
     rows: list[Row] = []
-    for file, told in progress(files[:limit], "comparing"):
+    for file, bar in progress(files[:limit], "comparing"):
         with manifest.image(file) as entry:
-            found = explained(setup.model, file, names, {**request, "progress": told}, entry)
-            rows += rows_of(found, file.name, entry)
+            results = explained(setup.model, file, names, {**request, "progress": bar}, entry)
+            rows += rows_of(results, file.name, entry)
             if not entry.get("maps"):
                 entry["nothing"] = setup.model.task.nothing(target)
                 if not as_json:

@@ -76,7 +76,7 @@ def consistency(
     if len(names) != 1:
         raise KonkyoError(f"--method is one method here; got {', '.join(names)}")
     with progress_bar("explaining") as progress:
-        found = run(
+        result = run(
             setup.model,
             data,
             method=names[0],
@@ -95,27 +95,27 @@ def consistency(
             **request["options"],
             **({} if precision is None else {"precision": precision}),
         )
-    found.save(
+    result.save(
         to, figures=figures, pictures=_pictures(setup.model, data, limit, method_options.seed) if figures else None
     )
     if as_json:
-        print(json.dumps(found.description(), indent=1))  # noqa: T201 - standard output is what was asked for
+        print(json.dumps(result.description(), indent=1))  # noqa: T201 - standard output is what was asked for
         return
-    print_table(*found.table())
+    print_table(*result.table())
     out.print()
-    print_table(*found.summary())
+    print_table(*result.summary())
     out.print()
-    for line in found.remarks():
+    for line in result.remarks():
         out.print(escape(line), highlight=False, soft_wrap=True)
     out.print(f"table, maps and figures in {escape(str(to))}", highlight=False, soft_wrap=True)
 
 
 def _pictures(model: Model, data: str, limit: int | None, seed: int) -> Callable[[str], Image.Image]:
-    """The name of an image -> what the model sees of it."""
+    """Returns the name of an image -> what the model sees of it."""
     from konkyo.data.samples import samples
 
-    found = samples(data, limit=limit, seed=seed)
-    places = {name: index for index, name in enumerate(found.names)}
+    chosen = samples(data, limit=limit, seed=seed)
+    places = {name: index for index, name in enumerate(chosen.names)}
     prepare = model.preprocess
     assert prepare is not None  # the images have been prepared
-    return lambda name: prepare.view(found[places[name]].image)
+    return lambda name: prepare.view(chosen[places[name]].image)

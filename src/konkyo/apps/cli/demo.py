@@ -37,11 +37,11 @@ def demo(
     for index, (scene, _) in enumerate(progress(scenes, "explaining")):
         path = save_image(scene.image, to / f"scene-{index}.png")
         labels = list(dict.fromkeys(scene.labels.tolist()))
-        found = explained(
+        results = explained(
             setup.model, path, list(SEVEN_CAMS), {"target": Each(*[CLASSES[label] for label in labels])}, {}
         )
-        rows += rows_of(found, path.name, {})
-        for name, result in found.items():
+        rows += rows_of(results, path.name, {})
+        for name, result in results.items():
             if not isinstance(result, NotApplicable):
                 for maps, label in zip(result.at((256, 256)), labels, strict=True):
                     objects = scene.masks[scene.labels == label].any(0)
@@ -71,12 +71,12 @@ def _demo_of_detector(to: Path) -> None:
     scenes = Scenes(2, seed=DEMO_SEED, size=256, objects=(2, 4))
     rows: list[Row] = []
     on_object, of_objects = Counter[str](), 0
-    for index, (scene, told) in enumerate(progress(scenes, "explaining detections")):
+    for index, (scene, bar) in enumerate(progress(scenes, "explaining detections")):
         path = save_image(scene.image, to / f"objects-{index}.png")
-        request = {"target": Detections(), "options": {"masks": 500}, "progress": told}
-        found = explained(setup.model, path, list(OF_DETECTORS), request, {})
-        rows += rows_of(found, path.name, {})
-        done = {name: result for name, result in found.items() if not isinstance(result, NotApplicable)}
+        request = {"target": Detections(), "options": {"masks": 500}, "progress": bar}
+        results = explained(setup.model, path, list(OF_DETECTORS), request, {})
+        rows += rows_of(results, path.name, {})
+        done = {name: result for name, result in results.items() if not isinstance(result, NotApplicable)}
         boxes = next(iter(done.values())).boxes
         shares = [overlap(scene.boxes, box) for box in ([] if boxes is None else boxes.cpu())]
         matched = {row: int(share.argmax()) for row, share in enumerate(shares) if share.max() > 0.5}

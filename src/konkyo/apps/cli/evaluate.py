@@ -72,7 +72,7 @@ def evaluate(
     if explained not in ("decision", "label"):
         raise KonkyoError(f"--explained is decision or label; got {explained!r}")
     with progress_bar("evaluating") as progress:
-        found = run(
+        evaluation = run(
             None if setup is None else setup.model,
             data,
             [*names, *(Maps(folder) for folder in maps or ())],
@@ -87,9 +87,9 @@ def evaluate(
             **options,
         )
     if as_json:
-        print(json.dumps(found.description(), indent=1))  # noqa: T201 - standard output is what was asked for
+        print(json.dumps(evaluation.description(), indent=1))  # noqa: T201 - standard output is what was asked for
         return
-    print_evaluation(found)
+    print_evaluation(evaluation)
     out.print(f"table, curves and every value in {escape(str(to))}", highlight=False, soft_wrap=True)
 
 

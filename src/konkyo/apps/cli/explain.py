@@ -125,13 +125,15 @@ def _write(result: Explanation, stem: Path, maps: str, cmap: str | None, entry: 
         )
 
 
-def _write_sheet(found: Mapping[str, Explanation | NotApplicable], file: Path, to: Path, entry: dict[str, Any]) -> None:
+def _write_sheet(
+    results: Mapping[str, Explanation | NotApplicable], file: Path, to: Path, entry: dict[str, Any]
+) -> None:
     """The sheet of an image's instances: side by side, or with several methods a row each."""
     from konkyo.draw.sheets import contact_sheet, gallery, save_image
 
     if not entry.get("maps"):
         return
-    rows = rows_of({n: r for n, r in found.items() if not isinstance(r, NotApplicable)}, file.name, {})
+    rows = rows_of({n: r for n, r in results.items() if not isinstance(r, NotApplicable)}, file.name, {})
     if len(names := list(dict.fromkeys(m["method"] for m in entry["maps"]))) == 1:
         sheet = gallery(rows)
     else:
@@ -140,14 +142,14 @@ def _write_sheet(found: Mapping[str, Explanation | NotApplicable], file: Path, t
     entry["sheet"] = save_image(sheet, to).name
 
 
-def _write_paths(found: Mapping[str, Explanation | NotApplicable], stem: Path, entry: dict[str, Any]) -> None:
+def _write_paths(results: Mapping[str, Explanation | NotApplicable], stem: Path, entry: dict[str, Any]) -> None:
     """A picture of every path, and one of all methods' together."""
     from konkyo.draw.sheets import path_figure, save_image
 
-    walked = {n: r for n, r in found.items() if not isinstance(r, NotApplicable) and r.path is not None}
+    walked = {n: r for n, r in results.items() if not isinstance(r, NotApplicable) and r.path is not None}
     for row in range(max(map(len, walked.values()), default=0)):
-        drawn = {f".{name}": [result] for name, result in walked.items()}
-        drawn |= {"": list(walked.values())} if len(walked) > 1 else {}
-        for part, several in drawn.items():
+        parts = {f".{name}": [result] for name, result in walked.items()}
+        parts |= {"": list(walked.values())} if len(walked) > 1 else {}
+        for part, several in parts.items():
             picture = save_image(path_figure(several, row), stem.with_name(f"{stem.name}{part}.{row + 1}.path.png"))
             entry.setdefault("paths", []).append(picture.name)

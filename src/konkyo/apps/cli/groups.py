@@ -44,7 +44,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameters(group: Any) -> list[inspect.Parameter]:
-    """A parameter per field of the dataclass, with its type and default."""
+    """Returns a parameter per field of the dataclass, with its type and default."""
     hints = get_type_hints(group, include_extras=True)
     kind = inspect.Parameter.KEYWORD_ONLY
     return [
@@ -54,7 +54,7 @@ def _parameters(group: Any) -> list[inspect.Parameter]:
 
 
 def _default(field: Field[Any]) -> Any:
-    """The default of a field. KonkyoError: it has none, or one that is made anew."""
+    """Returns the default of a field. KonkyoError: it has none, or one that is made anew."""
     if field.default is MISSING:
         raise KonkyoError(f"an option in a group needs a plain default; {field.name} has none")
     return field.default

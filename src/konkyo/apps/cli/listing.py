@@ -20,7 +20,7 @@ def list_methods(as_json: Json = False) -> None:
     """List the methods with what they need and their options."""
     from konkyo.methods.base import methods
 
-    found = methods()
+    registered = methods()
     if as_json:
         table: dict[str, Any] = {
             name: {
@@ -29,11 +29,13 @@ def list_methods(as_json: Json = False) -> None:
                 "layer": m.layer or "feature grid",
                 "options": {o: repr(p.default) for o, p in m.options.items()},
             }
-            for name, m in found.items()
+            for name, m in registered.items()
         }
         print(json.dumps(table, indent=2))  # noqa: T201 - standard output is what was asked for
         return
-    rows = [(n, m.summary, ", ".join(f"{o}={p.default!r}" for o, p in m.options.items())) for n, m in found.items()]
+    rows = [
+        (n, m.summary, ", ".join(f"{o}={p.default!r}" for o, p in m.options.items())) for n, m in registered.items()
+    ]
     print_table(["method", "what it gives", "options"], rows)
 
 
@@ -41,7 +43,7 @@ def list_metrics(as_json: Json = False) -> None:
     """List the metrics with what they need and their options."""
     from konkyo.metrics import metrics as registered
 
-    found = registered()
+    metrics = registered()
     if as_json:
         table = {
             name: {
@@ -50,13 +52,13 @@ def list_metrics(as_json: Json = False) -> None:
                 "needs": m.needs,
                 "options": {o: repr(p.default) for o, p in m.options.items()},
             }
-            for name, m in found.items()
+            for name, m in metrics.items()
         }
         print(json.dumps(table, indent=2))  # noqa: T201 - standard output is what was asked for
         return
     rows = [
         (n, m.better, m.description, ", ".join(f"{o}={p.default!r}" for o, p in m.options.items()))
-        for n, m in sorted(found.items())
+        for n, m in sorted(metrics.items())
     ]
     print_table(["metric", "better", "what it gives", "options"], rows)
 
@@ -76,10 +78,10 @@ def layers(
 ) -> None:
     """List the layers that can be explained, with shapes and gradient norms; an arrow marks the automatic one."""
     setup = setup_of(model, ModelOptions(weights=weights, device=device))
-    own = setup.model.preprocess
-    side = (size_of(size) if size else None) or (own and (own.crop or own.resize)) or 224
+    preprocess = setup.model.preprocess
+    side = (size_of(size) if size else None) or (preprocess and (preprocess.crop or preprocess.resize)) or 224
     height, width = side if isinstance(side, tuple) else (side, side)
-    shape = (channels or (len(own.mean) if own else 3), height, width)
+    shape = (channels or (len(preprocess.mean) if preprocess else 3), height, width)
     with failures_of(setup.model):
         automatic = setup.model.automatic_layer(shape)
         sites = [

@@ -19,6 +19,7 @@ from konkyo.utils.files import read_json, write_text
 from konkyo.utils.ledger import Ledger
 
 RECORD, DOCUMENT = "manifest.jsonl", "manifest.json"
+_LONGEST = 160  # bytes of a stem; file systems take 255, and what is written has more to its name
 
 
 class Manifest:
@@ -84,8 +85,11 @@ class Manifest:
         self._sheet = {"sheet": str(path)}
 
     def has(self, file: Path) -> bool:
-        """Whether the file's image is done and need not be explained again."""
-        return self._resume and _key(file) in self._ledger.entries
+        """Whether the image is done, is still what it was, and has all its pictures and maps."""
+        entry = self._ledger.entries.get(_key(file))
+        if not self._resume or entry is None or entry.get("of") != _state(file):
+            return False
+        return self._folder is None or all((self._folder / name).is_file() for name in _files_of(entry))
 
     def name_of(self, file: Path) -> str | None:
         """The file name stem that the image's pictures and maps have from an earlier run."""
@@ -98,7 +102,7 @@ class Manifest:
 
     def add(self, file: Path, values: dict[str, Any]) -> None:
         """Records an image. What was listed of it before, and is no longer, is removed."""
-        key = _key(file)
+        key, values = _key(file), {**values, "of": _state(file)}
         self._keys.add(key)
         self._outdated.append(self._ledger.entries.get(key))
         if self._folder is not None:
@@ -135,6 +139,15 @@ _WAYS_OUT = "choose another --out, or --overwrite, which removes what the manife
 def _key(file: Path) -> str:
     """What tells images apart, wherever the command is given."""
     return str(file.resolve())
+
+
+def _state(file: Path) -> list[int]:
+    """The size in bytes and the time of the last change, in nanoseconds, of an image's file."""
+    try:
+        state = file.stat()
+    except OSError:
+        return []
+    return [state.st_size, state.st_mtime_ns]
 
 
 def _listed(document: Path) -> list[Any]:
@@ -204,7 +217,8 @@ def unique_names(files: list[Path], manifest: Manifest) -> dict[Path, str]:
     for file in files:
         name = manifest.name_of(file)
         if name is None:
-            tries = (file.stem if k == 1 else f"{file.stem}-{k}" for k in count(1))
+            stem = file.stem.encode()[:_LONGEST].decode(errors="ignore")
+            tries = (stem if k == 1 else f"{stem}-{k}" for k in count(1))
             name = next(name for name in tries if name.casefold() not in taken)
             taken.add(name.casefold())
         names[file] = name

@@ -133,14 +133,14 @@ PREPARATION = ("resize", "crop", "mean", "std")
 
 
 def files_of(images: list[str]) -> list[Path]:
-    """The image files that paths, folders and globs name."""
+    """Returns the image files that paths, folders and globs name."""
     from konkyo.data.images import find_images
 
     return find_images(images)
 
 
 def setup_of(name: str, options: ModelOptions) -> Setup:
-    """The model that the options describe."""
+    """Returns the model that the options describe."""
     import torch
 
     import konkyo
@@ -176,7 +176,7 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
 
 
 def target_of(setup: Setup, what: TargetOptions) -> Any:
-    """The target that the options ask for. KonkyoError: an option that the model has no use for."""
+    """Returns the target that the options ask for. KonkyoError: an option that the model has no use for."""
     from konkyo.tasks.base import TargetRequest
 
     options = TargetRequest(
@@ -215,25 +215,25 @@ def _class(text: str) -> int | str:
 def request_of(
     method: str, options: MethodOptions, target: Any = None, forward: ForwardOptions = ForwardOptions()
 ) -> tuple[list[str], dict[str, Any]]:
-    """The names of the methods, and the arguments of `explanations`."""
+    """Returns the names of the methods, and the arguments of `explanations`."""
     from konkyo.methods.base import find, methods
 
     every = methods()
-    wanted = list(every) if method.strip() == "all" else [name for name in method.split(",") if name.strip()]
-    names = list(dict.fromkeys(find(name.strip()).name for name in wanted))
+    chosen = list(every) if method.strip() == "all" else [name for name in method.split(",") if name.strip()]
+    names = list(dict.fromkeys(find(name.strip()).name for name in chosen))
     if not names:
         raise KonkyoError("--method names no method; `konkyo methods` lists them")
-    own = {}
+    values = {}
     for item in options.option or ():
         key, equals, value = item.partition("=")
         if not equals:
             raise KonkyoError(f"--option is NAME=VALUE, as in steps=100; got {item!r}")
-        own[key.strip()] = _value(value.strip())
+        values[key.strip()] = _value(value.strip())
     layer = forward.layer
     return names, {
         "target": target,
         "layer": layer[0] if layer and len(layer) == 1 else layer or None,
-        "options": own,
+        "options": values,
         "fuse": forward.fuse,
         "budget": forward.budget,
         "seed": options.seed,
@@ -249,7 +249,7 @@ def _value(text: str) -> Any:
 
 
 def size_of(text: str) -> int | tuple[int, int] | None:
-    """A side, (height, width), or None for "none"."""
+    """Returns a side, (height, width), or None for "none"."""
     if text.lower() == "none":
         return None
     try:

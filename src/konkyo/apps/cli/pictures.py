@@ -59,7 +59,7 @@ def _target(result: Explanation, row: int) -> BaseTarget:
 
 
 def box_of(result: Explanation, row: int) -> list[float] | None:
-    """A detection's box, xyxy in the picture's pixels; None for what is no detection."""
+    """Returns a detection's box, xyxy in the picture's pixels; None for what is no detection."""
     box = None if result.boxes is None else [float(side) for side in result.boxes[row]]
     return box if box is not None and all(map(math.isfinite, box)) else None
 
@@ -71,12 +71,12 @@ def score_in_words(result: Explanation, row: int, *, place: bool = True) -> str:
     return words + (f" at {','.join(str(round(side)) for side in box)}" if place and box is not None else "")
 
 
-def rows_of(found: Mapping[str, Explanation | NotApplicable], title: str, entry: dict[str, Any]) -> list[Row]:
-    """A row of the contact sheet per target."""
+def rows_of(results: Mapping[str, Explanation | NotApplicable], title: str, entry: dict[str, Any]) -> list[Row]:
+    """Returns a row of the contact sheet per target."""
     from konkyo.draw.sheets import Cell, Row
 
-    done = {name: result for name, result in found.items() if not isinstance(result, NotApplicable)}
-    entry["not_applicable"] = [str(result) for result in found.values() if isinstance(result, NotApplicable)]
+    done = {name: result for name, result in results.items() if not isinstance(result, NotApplicable)}
+    entry["not_applicable"] = [str(result) for result in results.values() if isinstance(result, NotApplicable)]
     if not done:
         raise KonkyoError("; ".join(entry["not_applicable"]))
     one = next(iter(done.values()))
@@ -84,21 +84,21 @@ def rows_of(found: Mapping[str, Explanation | NotApplicable], title: str, entry:
     rows = []
     for row, label in enumerate(one.labels):
         cells: list[Cell] = []
-        for name, result in found.items():
+        for name, result in results.items():
             if isinstance(result, NotApplicable):
                 cells.append(Cell(None, f"not applicable: {str(result).partition(': ')[2]}"))
             else:
                 diagnosis = result.diagnosis[row]
                 cells.append(Cell(maps[name][row], "" if diagnosis.ok else diagnosis.kind))
-                told = {"method": name, "label": label, "layer": result.layer, "diagnosis": diagnosis.kind}
-                entry.setdefault("maps", []).append(told | detection(result, row))
+                facts = {"method": name, "label": label, "layer": result.layer, "diagnosis": diagnosis.kind}
+                entry.setdefault("maps", []).append(facts | detection(result, row))
         explained = score_in_words(one, row, place=False)  # the box is drawn
         rows.append(Row(one.picture(row), title, explained, cells, box_of(one, row)))
     return rows
 
 
 def maps_of(result: Explanation) -> Tensor:
-    """The maps as they lie on the picture: of a picture with a border, without the border."""
+    """Returns the maps as they lie on the picture: of a picture with a border, without the border."""
     if result.regions is None or not len(result):
         return result.maps
     width, height = result.picture(0).size

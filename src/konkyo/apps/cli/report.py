@@ -31,17 +31,17 @@ def gaze(
     """Learning curves, kappa against L, numbers and maps against lambda: the report of a study of gaze consistency."""
     from konkyo.studies.gaze.report import report_gaze
 
-    found = report_gaze(folder)
+    result = report_gaze(folder)
     to = folder / "report" if to is None else to
-    found.save(to)
+    result.save(to)
     if as_json:
-        print(json.dumps(found.description(), indent=1))  # noqa: T201 - standard output is what was asked for
+        print(json.dumps(result.description(), indent=1))  # noqa: T201 - standard output is what was asked for
         return
-    for table in (found.table(), found.differences(), found.correlation_table()):
+    for table in (result.table(), result.differences(), result.correlation_table()):
         if table[1]:
             print_table(*table)
             out.print()
-    for line in found.remarks():
+    for line in result.remarks():
         out.print(escape(line), highlight=False, soft_wrap=True)
     out.print(f"report.md, tables and figures in {escape(str(to))}", highlight=False, soft_wrap=True)
 
@@ -57,12 +57,12 @@ def vib(
     """Accuracy for every beta, what the code holds, and maps side by side: the report of a study of the bottleneck."""
     from konkyo.studies.vib.report import report_vib
 
-    found = report_vib(folder)
-    to = found.save(to)
+    result = report_vib(folder)
+    to = result.save(to)
     if as_json:
-        print(json.dumps(found.description(), indent=1))  # noqa: T201 - standard output is what was asked for
+        print(json.dumps(result.description(), indent=1))  # noqa: T201 - standard output is what was asked for
         return
-    print_table(*found.table())
-    for line in found.remarks():
+    print_table(*result.table())
+    for line in result.remarks():
         out.print(escape(line), highlight=False, soft_wrap=True)
     out.print(f"report.md, tables and maps in {escape(str(to))}", highlight=False, soft_wrap=True)

@@ -57,8 +57,8 @@ def sanity(
         print(json.dumps(plain(verdicts), indent=1))  # noqa: T201 - standard output is what was asked for
         return
     rows = [
-        (name, test, "passed" if found["passed"] else "failed", found["verdict"])
+        (name, test, "passed" if outcome["passed"] else "failed", outcome["verdict"])
         for name, tests in verdicts.items()
-        for test, found in tests.items()
+        for test, outcome in tests.items()
     ]
     print_table(["method", "test", "", "what it says"], rows)

@@ -49,8 +49,8 @@ def print_table(columns: list[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 @contextmanager
-def progress_bar(what: str, kept: str = "what was measured is kept", *, shown: bool = True) -> Iterator[Bar]:
-    """A bar on the terminal that hears how far the work is, and of which stage; `kept`: what an interruption leaves."""
+def progress_bar(what: str, rest: str = "what was measured is kept", *, shown: bool = True) -> Iterator[Bar]:
+    """A bar on the terminal that hears how far the work is, and of which stage; `rest`: what an interruption leaves."""
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not (shown and err.is_terminal)) as bar:
         task = bar.add_task(what, total=None)
@@ -62,17 +62,17 @@ def progress_bar(what: str, kept: str = "what was measured is kept", *, shown: b
             yield tell
         except KeyboardInterrupt:
             if shown:
-                err.print(f"interrupted: {kept}, and the same command goes on from there")
+                err.print(f"interrupted: {rest}, and the same command goes on from there")
             raise
 
 
-def print_evaluation(found: Evaluation) -> None:
+def print_evaluation(evaluation: Evaluation) -> None:
     """Prints the table, and what was left out."""
-    head, rows = found.table()
+    head, rows = evaluation.table()
     print_table(
         [cell.strip() for cell in head],
         [[cell.replace("\\*", "*").replace("**", "") for cell in row] for row in rows],
     )
     out.print("* differs from the best of its column: p < 0.05, paired by image, Holm", highlight=False)
-    for line in found.remarks():
+    for line in evaluation.remarks():
         out.print(escape(line), highlight=False, soft_wrap=True)

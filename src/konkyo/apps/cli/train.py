@@ -91,7 +91,7 @@ def gaze(
     from konkyo.studies.gaze.study import GazeStudy, train_gaze
     from konkyo.training.loop import Recipe
 
-    drawn = data.partition(":")[0] == "lesions"
+    synthetic = data.partition(":")[0] == "lesions"
     end = min(10, epochs) if end is None else end
     start = min(2, end - 1) if start is None else start
     study = GazeStudy(
@@ -99,17 +99,17 @@ def gaze(
         _whole("--level", level),
         tuple(_numbers("--lambdas", lambdas)),
         seeds_of(seeds),
-        size=size or (48 if drawn else 224),
+        size=size or (48 if synthetic else 224),
         distance=distance,  # type: ignore[arg-type] # checked by the loss
         aim=aim,  # type: ignore[arg-type]
         mode=mode,  # type: ignore[arg-type]
         view=view,  # type: ignore[arg-type]
         start=start,
         end=end,
-        augment=not drawn if augment is None else augment,
+        augment=not synthetic if augment is None else augment,
         grid=grid,
         limit=limit,
-        recipe=Recipe(epochs, batch, (1e-3 if drawn else 1e-4) if rate is None else rate, workers=machine.workers),
+        recipe=Recipe(epochs, batch, (1e-3 if synthetic else 1e-4) if rate is None else rate, workers=machine.workers),
     )
     fabric = machine.fabric()
     with _training("gaze", to, fabric) as progress:
@@ -159,16 +159,16 @@ def vib(
     from konkyo.studies.vib.study import VIBStudy, train_vib
     from konkyo.training.loop import Recipe
 
-    drawn = data.partition(":")[0] == "scenes"
-    if drawn and "objects=" not in data:  # a scene with several has no class
+    synthetic = data.partition(":")[0] == "scenes"
+    if synthetic and "objects=" not in data:  # a scene with several has no class
         data = f"{data if ':' in data else data + ':600'},objects=1"
     study = VIBStudy(
         data,
-        backbone or ("konkyo/scenes-classifier" if drawn else "torchvision/resnet50"),
+        backbone or ("konkyo/scenes-classifier" if synthetic else "torchvision/resnet50"),
         tuple(_numbers("--betas", betas)),
         tuple(name.strip() for name in models.split(",") if name.strip()),  # type: ignore[misc] # checked there
         seeds_of(seeds),
-        size or (128 if drawn else 224),
+        size or (128 if synthetic else 224),
         pretrained,
         Noise(noise, variant, offset),  # type: ignore[arg-type]
         reduction,  # type: ignore[arg-type]
@@ -194,9 +194,9 @@ def vib(
 
 
 def seeds_of(text: str) -> tuple[int, ...]:
-    """The seeds that "3" (0, 1, 2) or "7,8" mean. KonkyoError: neither."""
-    found = _whole("--seeds", text)
-    return found if "," in text else tuple(range(found[0]))
+    """Returns the seeds that "3" (0, 1, 2) or "7,8" mean. KonkyoError: neither."""
+    numbers = _whole("--seeds", text)
+    return numbers if "," in text else tuple(range(numbers[0]))
 
 
 def _whole(option: str, text: str) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ _CLASSES_SHOWN = 48
 
 
 def figures(result: Consistency, pictures: Callable[[str], Image.Image] | None, k: int) -> dict[str, Image.Image]:
-    """The figures by file name; `Consistency.figures` says which."""
+    """Returns the figures by file name; `Consistency.figures` says which."""
     used = [c.used for c in result.of_class]
     shown = sorted(sorted((i for i, n in enumerate(used) if n), key=lambda i: -used[i])[:_CLASSES_SHOWN])
     if not shown:
@@ -39,7 +39,7 @@ def figures(result: Consistency, pictures: Callable[[str], Image.Image] | None, 
 def _sections(
     result: Consistency, shown: Sequence[int], pictures: Callable[[str], Image.Image], k: int
 ) -> list[drawing.Section]:
-    """The most typical and the most deviant images of every class, `k` of both at most."""
+    """Returns the most typical and the most deviant images of every class, `k` of both at most."""
     sections = []
     for i in shown:
         half = min(k, result.of_class[i].used // 2)

@@ -47,7 +47,7 @@ class ImageResult:
 
     @property
     def correct(self) -> bool:
-        """Whether the decision is the label."""
+        """Returns whether the decision is the label."""
         return self.label == self.prediction
 
 
@@ -144,7 +144,7 @@ class Consistency:
 
     @property
     def between(self) -> Tensor:
-        """(K, K) the distances of the classes' mean maps; NaN of a class that is not used."""
+        """Returns (K, K) the distances of the classes' mean maps; NaN of a class that is not used."""
         known = [i for i, c in enumerate(self.of_class) if c.used]
         matrix = torch.full((len(self.classes), len(self.classes)), math.nan, dtype=self.mean.dtype)
         for i in known:
@@ -152,15 +152,15 @@ class Consistency:
         return matrix
 
     def typical(self, name: str | int, k: int = 5) -> tuple[ImageResult, ...]:
-        """The `k` images of a class whose maps are nearest to its mean map, nearest first."""
+        """Returns the `k` images of a class whose maps are nearest to its mean map, nearest first."""
         return self.ranked(name)[:k]
 
     def deviant(self, name: str | int, k: int = 5) -> tuple[ImageResult, ...]:
-        """The `k` images of a class whose maps are farthest from its mean map, farthest first."""
+        """Returns the `k` images of a class whose maps are farthest from its mean map, farthest first."""
         return self.ranked(name)[::-1][:k]
 
     def ranked(self, name: str | int) -> tuple[ImageResult, ...]:
-        """The used images of a class, the nearest to the mean map first. KonkyoError: no such class."""
+        """Returns the used images of a class, the nearest to the mean map first. KonkyoError: no such class."""
         if name not in self.classes and not (isinstance(name, int) and 0 <= name < len(self.classes)):
             raise unknown("class", name, self.classes)
         index = self.classes.index(name) if isinstance(name, str) else name
@@ -169,7 +169,7 @@ class Consistency:
         return tuple(sorted(of_class, key=lambda image: image.deviation))
 
     def map_of(self, name: str) -> Tensor:
-        """The map (g, g) of an image that is used. KonkyoError: no such image."""
+        """Returns the map (g, g) of an image that is used. KonkyoError: no such image."""
         used = [image.name for image in self.images if image.used]
         if name not in used:
             raise unknown("image with a map", name, used)
@@ -208,7 +208,7 @@ class Consistency:
         return ["of all", "value"], rows
 
     def remarks(self) -> list[str]:
-        """The sentences that a reader of the numbers has to know."""
+        """Returns the sentences that a reader of the numbers has to know."""
         total, used = len(self.images), sum(c.used for c in self.of_class)
         lines = [f"Maps: {used} of {total} images are used; {self.blank} are blank and left out."]
         if alone := [c.name for c in self.of_class if c.total and not c.used]:
@@ -269,7 +269,7 @@ class Consistency:
         return folder
 
     def figures(self, pictures: Callable[[str], Image.Image] | None = None, k: int = 4) -> dict[str, Image.Image]:
-        """The pictures by file name: maps, distances and deviations; with `pictures` (name -> the image) the extremes.
+        """Draws the pictures by file name: maps, distances, deviations; with `pictures` (name -> image) the extremes.
 
         Of more than 48 classes, those with the most maps are drawn. There is no picture where no class is used.
         """
@@ -298,7 +298,7 @@ class Consistency:
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a file, with NaN for the numbers that JSON does not know."""
+    """Returns values of a file, with NaN for the numbers that JSON does not know."""
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 

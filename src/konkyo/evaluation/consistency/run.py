@@ -53,12 +53,12 @@ def consistency(
     """The result says how alike a classifier's maps are within a class: per class and overall.
 
     `data`: as `konkyo.data.samples` takes it ("folder:DIR", "scenes:200,objects=1", samples of one's own), prepared as
-    the model wants; or batches of (prepared images (N, C, H, W), labels (N,) int64), such as a DataLoader. `method`:
-    any that `explain` takes, `layer` and `options` (its own, and `fuse`, `precision`, `budget`) as there. `target`:
-    what is explained of images that are decided wrongly, their label or the decision; all others have but one class.
-    What the numbers are: `measure`, and docs/consistency.md. `limit`: so many images; of samples, chosen by the seed.
-    `baselines` explains the images by an untrained copy of the network, too, which doubles the time. The model comes
-    back as it was.
+    the model wants. Or it is batches of (prepared images (N, C, H, W), labels (N,) int64), such as a DataLoader.
+    `method`: any that `explain` takes, `layer` and `options` (its own, and `fuse`, `precision`, `budget`) as there.
+    `target`: what is explained of images that are decided wrongly, their label or the decision; all others have but one
+    class. What the numbers are: `measure`, and docs/consistency.md. `limit`: so many images; of samples, chosen by the
+    seed. `baselines` explains the images by an untrained copy of the network, too, which doubles the time. The model
+    comes back as it was.
 
     KonkyoError: a detector, an image without a label, or a label that the model has no class for.
     """
@@ -67,7 +67,7 @@ def consistency(
     chosen = find(method)
     source = _Source.of(adapted, data, limit, batch, seed)
     settings: dict[str, Any] = {"method": chosen, "layer": layer, "seed": seed} | options
-    maps = _Maps(adapted, _Untrained.of(adapted, settings) if baselines else None, settings, grid, target)
+    maps = _CollectedMaps(adapted, _Untrained.of(adapted, settings) if baselines else None, settings, grid, target)
     maps.collect(source, progress)
     classes = adapted.classes or tuple(f"class {i}" for i in range(maps.kinds))
     how: dict[str, Any] = {"classes": classes, "grid": grid, "distance": distance, "target": target, "seed": seed}
@@ -103,7 +103,7 @@ def consistency(
 
 
 def _check(adapted: Model, target: ExplainedClass, distance: Distance, batch: int, limit: int | None) -> None:
-    """KonkyoError where the arguments of `consistency` cannot be right."""
+    """Raises KonkyoError where the arguments of `consistency` cannot be right."""
     if not isinstance(adapted.task, ClassificationTask):
         raise KonkyoError(f"{adapted.name} is a {adapted.task.noun}; consistency is measured of a classifier's maps")
     if target not in ("label", "decision"):
@@ -115,7 +115,7 @@ def _check(adapted: Model, target: ExplainedClass, distance: Distance, batch: in
 
 
 def _with_untrained(result: Consistency, maps: Tensor, how: Mapping[str, Any]) -> Consistency:
-    """The result with the baseline of the maps that an untrained network gives for the same images."""
+    """Returns the result with the baseline of the maps that an untrained network gives for the same images."""
     used = torch.tensor([image.used for image in result.images])
     labels = result.labels
     untrained = measure(maps[used], labels, labels, resamples=0, permutations=0, baselines=False, **how)
@@ -143,7 +143,7 @@ class _Untrained:
 
 
 @dataclass(eq=False)
-class _Maps:
+class _CollectedMaps:
     """The maps of all images with labels and decisions, a batch per entry, as they are collected."""
 
     model: Model
@@ -207,7 +207,7 @@ class _Source:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The sentence about images that could not be read, where there are any."""
+        """Returns the sentence about images that could not be read, where there are any."""
         if not self.skipped:
             return ()
         return (f"{len(self.skipped)} images could not be read and were left out, the first: {self.skipped[0]}",)
@@ -283,14 +283,14 @@ def _batches(data: Iterable[Any], limit: int | None) -> Iterator[tuple[list[str]
 
 
 def _floating(maps: Tensor) -> Tensor:
-    """Maps in 32 bits at least. KonkyoError: no maps of images."""
+    """Returns maps in 32 bits at least. KonkyoError: no maps of images."""
     if maps.ndim != 3:
         raise KonkyoError(f"maps (N, h, w) of images are compared; got {tuple(maps.shape)}")
     return maps.detach().to(torch.promote_types(maps.dtype, torch.float32))
 
 
 def _logits(model: Model, images: Tensor, precision: Precision | None) -> Tensor:
-    """The logits (N, K). KonkyoError: the network is no classifier."""
+    """Returns the logits (N, K). KonkyoError: the network is no classifier."""
     output = Pass(model, images, precision=precision).output.detach()
     if output.ndim != 2:
         raise KonkyoError(f"a classifier's output is (N, classes); that of {model.name} is {tuple(output.shape)}")
@@ -298,7 +298,7 @@ def _logits(model: Model, images: Tensor, precision: Precision | None) -> Tensor
 
 
 def _untrained(model: Model, seed: int) -> Model:
-    """A copy of the network whose weights are initialised again."""
+    """Returns a copy of the network whose weights are initialised again."""
     module = copy.deepcopy(model.module)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

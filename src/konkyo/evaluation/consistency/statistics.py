@@ -50,7 +50,7 @@ def measure(
     seed: int = 0,
     settings: Mapping[str, Any] = {},
 ) -> Consistency:
-    """The consistency of maps as a method gave them, (N, h, w): Eq. 8-10 of the study of gaze consistency.
+    """Returns the consistency of maps as a method gave them, (N, h, w): Eq. 8-10 of the study of gaze consistency.
 
     Maps are brought to `grid` x `grid` cells as they are, and scaled to [0, 1] then. The mean map of a class is that of
     all its maps which are used. Used are maps of images that are decided correctly (D_c+; `only_correct=False`: of
@@ -118,7 +118,7 @@ def _check(
     distance: Distance,
     target: ExplainedClass,
 ) -> None:
-    """KonkyoError where the arguments of `measure` do not fit together."""
+    """Raises KonkyoError where the arguments of `measure` do not fit together."""
     if distance not in DISTANCES:
         raise unknown("distance", distance, DISTANCES)
     if target not in ("label", "decision"):
@@ -154,17 +154,17 @@ class _Selection:
 
     @property
     def correct(self) -> Tensor:
-        """Whether the decision is the label. -> (N,) bool"""
+        """Returns whether the decision is the label. -> (N,) bool"""
         return self.labels == self.predictions
 
     @property
     def used_maps(self) -> Tensor:
-        """The maps that are used. -> (n, g, g) float64"""
+        """Returns the maps that are used. -> (n, g, g) float64"""
         return self.maps[self.used].double()
 
     @property
     def used_of(self) -> Tensor:
-        """The class that each used map explains. -> (n,)"""
+        """Returns the class that each used map explains. -> (n,)"""
         return self.of[self.used]
 
 
@@ -188,7 +188,7 @@ def _selection(
 
 
 def _in_company(of: Tensor, among: Tensor, classes: int) -> Tensor:
-    """Which maps are of a class that has two or more `among` (N,) bool. -> (N,) bool"""
+    """Returns which maps are of a class that has two or more `among` (N,) bool. -> (N,) bool"""
     return among & (torch.bincount(of[among], minlength=classes) >= 2)[of]
 
 
@@ -196,7 +196,7 @@ def _in_company(of: Tensor, among: Tensor, classes: int) -> Tensor:
 
 
 def _image_results(selection: _Selection, names: Sequence[str], deviations: Tensor) -> tuple[ImageResult, ...]:
-    """A result per image; `deviations` (n,) are those of the used maps."""
+    """Returns a result per image; `deviations` (n,) are those of the used maps."""
     count = len(selection.maps)
     by_image = torch.full((count,), math.nan, dtype=torch.float64)
     by_image[selection.used] = deviations
@@ -226,25 +226,25 @@ def _class_results(
 
 
 def _wrong_deviations(selection: _Selection, distance: Distance) -> Tensor:
-    """The distances of wrongly decided images' maps from their own mean maps. -> (m,)"""
+    """Returns the distances of wrongly decided images' maps from their own mean maps. -> (m,)"""
     wrong = _in_company(selection.of, ~selection.correct & ~selection.blank, selection.classes)
     return _deviations(selection.maps[wrong].double(), selection.of[wrong], selection.classes, distance)
 
 
 def _agreement(selection: _Selection) -> float:
-    """Cohen's kappa of labels and decisions."""
+    """Returns Cohen's kappa of labels and decisions."""
     kinds = selection.classes
     confusion = torch.bincount(selection.labels * kinds + selection.predictions, minlength=kinds * kinds)
     return float(kappa(confusion.view(kinds, kinds)))
 
 
 def _deviations(maps: Tensor, of: Tensor, classes: int, distance: Distance) -> Tensor:
-    """The distance of every map from the mean map of its class. -> (n,)"""
+    """Returns the distance of every map from the mean map of its class. -> (n,)"""
     return distances(maps, class_means(maps, of, classes)[0][of], distance)
 
 
 def _class_values(values: Tensor, of: Tensor, classes: int) -> Tensor:
-    """The mean value of every class, NaN of none. -> (K,)"""
+    """Returns the mean value of every class, NaN of none. -> (K,)"""
     sums = values.new_zeros(classes).index_add(0, of, values)
     return sums / torch.bincount(of, minlength=classes)
 
@@ -272,7 +272,7 @@ class _Intervals:
 
 
 def _intervals(values: Tensor, of: Tensor, classes: int, resamples: int, seed: int) -> _Intervals:
-    """The intervals by resampling the values within each class, so that classes keep their sizes."""
+    """Returns the intervals by resampling the values within each class, so that classes keep their sizes."""
     bounds = torch.full((2, classes), math.nan, dtype=torch.float64)
     if not resamples or not len(values):
         return _Intervals(bounds[0], bounds[1], math.nan, math.nan)

@@ -27,15 +27,15 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 from konkyo.models.detectors import Detector, Kept
 from konkyo.targets.candidates import Candidates, pack
 
-Maps: TypeAlias = Sequence[Tensor]
-Reading: TypeAlias = Callable[[Maps, list[Tensor]], tuple[Tensor, Tensor]]
+FeatureMaps: TypeAlias = Sequence[Tensor]
+Reading: TypeAlias = Callable[[FeatureMaps, list[Tensor]], tuple[Tensor, Tensor]]
 Group: TypeAlias = Literal["label", "level"]
 
 _SMALLEST = 1e-2  # the side of a box that R-CNN keeps; torchvision means it in pixels of the resized image
 
 
 def detector(module: nn.Module) -> Detector | None:
-    """How a detector of torchvision is one (Faster, Mask and Keypoint R-CNN, FCOS, RetinaNet, SSD); None: another.
+    """Adapts a detector of torchvision (Faster, Mask and Keypoint R-CNN, FCOS, RetinaNet, SSD); None: another.
 
     Candidates are proposed in eval mode. A module with a predictor of its own making is another.
     """
@@ -60,14 +60,14 @@ def detector(module: nn.Module) -> Detector | None:
 def _features(
     module: FasterRCNN | FCOS | RetinaNet | SSD, images: Tensor
 ) -> tuple[ImageList, OrderedDict[str, Tensor]]:
-    """The images as the network resizes them, and the backbone's levels, each (N, C, h, w)."""
+    """Returns the images as the network resizes them, and the backbone's levels, each (N, C, h, w)."""
     resized, _ = module.transform(images)
     features = module.backbone(resized.tensors)
     return resized, OrderedDict([("0", features)]) if isinstance(features, Tensor) else features
 
 
 def _in_pixels(boxes: Tensor, resized: ImageList, images: Tensor) -> Tensor:
-    """Boxes (..., 4) of the resized images, clipped to them, in pixels of the images that went in."""
+    """Returns boxes (..., 4) of the resized images, clipped to them, in pixels of the images that went in."""
     height, width = resized.image_sizes[0]
     scale = boxes.new_tensor([images.shape[3] / width, images.shape[2] / height])
     clipped: Tensor = clip_boxes_to_image(boxes, (height, width))
@@ -75,7 +75,7 @@ def _in_pixels(boxes: Tensor, resized: ImageList, images: Tensor) -> Tensor:
 
 
 def _propose_rcnn(module: FasterRCNN, images: Tensor) -> Tensor:
-    """(N, Q, 5 K) of the Q regions that the RPN may propose; those it does not are zeros.
+    """Returns (N, Q, 5 K) of the Q regions that the RPN may propose; those it does not are zeros.
 
     Neither the weights of the head of regions nor the regions themselves get a gradient: torchvision cuts the latter.
     """
@@ -97,9 +97,9 @@ def _propose_rcnn(module: FasterRCNN, images: Tensor) -> Tensor:
 
 
 def _read(
-    heads: RoIHeads, names: list[str], sizes: list[tuple[int, int]], maps: Maps, regions: list[Tensor]
+    heads: RoIHeads, names: list[str], sizes: list[tuple[int, int]], maps: FeatureMaps, regions: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Logits (R, K + 1) and box deltas (R, 4 (K + 1)) of the regions of all images, in the images' order."""
+    """Returns logits (R, K + 1) and box deltas (R, 4 (K + 1)) of the regions of all images, in the images' order."""
     pooled = heads.box_roi_pool(OrderedDict(zip(names, maps, strict=True)), regions, sizes)
     logits, deltas = heads.box_predictor(heads.box_head(pooled))
     return logits, deltas
@@ -108,7 +108,7 @@ def _read(
 class _RegionByRegion(torch.autograd.Function):
     """A `Reading` whose backward reads again only the regions that a gradient comes from.
 
-    Regions are independent of each other after pooling, and an instance is one region of a thousand: so the forward
+    Regions are independent of each other after pooling, and an instance is one region of a thousand. So the forward
     keeps no graph, and one more small forward is cheaper than a backward through all.
     """
 
@@ -127,37 +127,37 @@ class _RegionByRegion(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[2:]
-        maps = [m.detach().requires_grad_(w) for m, w in zip(ctx.saved_tensors, wanted, strict=True)]
+        needed = ctx.needs_input_grad[2:]
+        maps = [m.detach().requires_grad_(w) for m, w in zip(ctx.saved_tensors, needed, strict=True)]
         chosen = torch.stack([(g != 0).any(1) for g in gradients]).any(0)  # also where a gradient is NaN
         split = torch.split(chosen, [len(r) for r in ctx.regions])
         regions = [r[c] for r, c in zip(ctx.regions, split, strict=True)]
         leaves = [m for m in maps if m.requires_grad]
-        found: Sequence[Tensor | None] = [None] * len(leaves)
+        region_gradients: Sequence[Tensor | None] = [None] * len(leaves)
         if any(len(r) for r in regions):
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
                 outputs = ctx.reading(maps, regions)
-            found = torch.autograd.grad(outputs, leaves, [g[chosen] for g in gradients], allow_unused=True)
-        results = iter(torch.zeros_like(m) if r is None else r for m, r in zip(leaves, found, strict=True))
-        return None, None, *(next(results) if w else None for w in wanted)
+            region_gradients = torch.autograd.grad(outputs, leaves, [g[chosen] for g in gradients], allow_unused=True)
+        results = iter(torch.zeros_like(m) if r is None else r for m, r in zip(leaves, region_gradients, strict=True))
+        return None, None, *(next(results) if w else None for w in needed)
 
 
 def _propose_ssd(module: SSD, images: Tensor) -> Tensor:
-    """(N, Q, 4 + K), Q the default boxes of all levels."""
+    """Returns (N, Q, 4 + K), Q the default boxes of all levels."""
     resized, levels, outputs = _dense(module, images)
     decoded = _decode(module, outputs["bbox_regression"], module.anchor_generator(resized, levels))
     return pack(_in_pixels(decoded, resized, images), outputs["cls_logits"].softmax(-1)[..., 1:])
 
 
 def _propose_retinanet(module: RetinaNet, images: Tensor) -> Tensor:
-    """(N, Q, 4 + K), Q the anchors of all levels, with a mark after each level."""
+    """Returns (N, Q, 4 + K), Q the anchors of all levels, with a mark after each level."""
     resized, levels, outputs = _dense(module, images)
     decoded = _decode(module, outputs["bbox_regression"], module.anchor_generator(resized, levels))
     return _mark_levels(pack(_in_pixels(decoded, resized, images), outputs["cls_logits"].sigmoid()), levels)
 
 
 def _propose_fcos(module: FCOS, images: Tensor) -> Tensor:
-    """(N, Q, 4 + K), Q the locations of all levels, with a mark after each level."""
+    """Returns (N, Q, 4 + K), Q the locations of all levels, with a mark after each level."""
     resized, levels, outputs = _dense(module, images)
     anchors = torch.stack(module.anchor_generator(resized, levels))
     decoded = module.box_coder.decode(outputs["bbox_regression"], anchors)
@@ -167,14 +167,14 @@ def _propose_fcos(module: FCOS, images: Tensor) -> Tensor:
 
 
 def _dense(module: FCOS | RetinaNet | SSD, images: Tensor) -> tuple[ImageList, list[Tensor], dict[str, Tensor]]:
-    """The resized images, the backbone's levels, and what the head says of all their anchors (N, Q, ...)."""
+    """Returns the resized images, the backbone's levels, and what the head says of all their anchors (N, Q, ...)."""
     resized, features = _features(module, images)
     levels = list(features.values())
     return resized, levels, module.head(levels)
 
 
 def _decode(module: RetinaNet | SSD, deltas: Tensor, anchors: list[Tensor]) -> Tensor:
-    """Boxes (N, Q, 4) in pixels of the resized images."""
+    """Returns boxes (N, Q, 4) in pixels of the resized images."""
     return torch.stack([module.box_coder.decode_single(d, a) for d, a in zip(deltas, anchors, strict=True)])
 
 
@@ -182,7 +182,7 @@ _MARK = -1.0  # every number of the box of a mark; boxes are clipped to the imag
 
 
 def _mark_levels(output: Tensor, levels: list[Tensor]) -> Tensor:
-    """A candidate that is nothing after each level, for `_keep` to know the levels by, whatever the images' size."""
+    """Adds an empty candidate after each level, so that `_keep` knows the levels, whatever the images' size."""
     areas = [m.shape[2] * m.shape[3] for m in levels]
     per_location = output.shape[1] // sum(areas)
     mark = functional.pad(output.new_full((len(output), 1, 4), _MARK), (0, output.shape[2] - 4))
@@ -196,14 +196,14 @@ def _mark_levels(output: Tensor, levels: list[Tensor]) -> Tensor:
 def _keep(
     limits: RoIHeads | FCOS | RetinaNet | SSD, classes: int, most_of: Group | None, output: Tensor, threshold: float
 ) -> list[Kept]:
-    """What the postprocessing of torchvision keeps, with the limits that the module has now.
+    """Returns what the postprocessing of torchvision keeps, with the limits that the module has now.
 
     `most_of`: `topk_candidates` pairs of candidate and class at most go on of each level, or of each label. Without it
     (R-CNN) boxes of no size are left out instead.
     """
     output = output.detach().to(torch.promote_types(output.dtype, torch.float32))
     lowest = max(threshold, limits.score_thresh, 0.0)
-    kept = []
+    detections = []
     for image, probabilities in zip(output, Candidates(output, classes).probabilities, strict=True):
         index, label = (probabilities > lowest).nonzero(as_tuple=True)
         if image.shape[1] == 4 + classes:
@@ -218,8 +218,8 @@ def _keep(
             chosen = _best_of_each(groups, scores, limits.topk_candidates)
         left = batched_nms(boxes[chosen], scores[chosen], label[chosen], limits.nms_thresh)
         chosen = chosen[left[: limits.detections_per_img]]
-        kept.append(Kept(index[chosen], label[chosen]))
-    return kept
+        detections.append(Kept(index[chosen], label[chosen]))
+    return detections
 
 
 def _best_of_each(groups: Tensor, scores: Tensor, most: int) -> Tensor:

@@ -48,7 +48,7 @@ _FAMILIES = {
 
 
 def detector(module: nn.Module) -> Detector | None:
-    """How an object detector of transformers, or one derived from it, is a detector; None: another module.
+    """Adapts an object detector of transformers, or one derived from it; None: another module.
 
     Candidates are the queries, and are proposed in eval mode.
     """
@@ -64,7 +64,7 @@ def detector(module: nn.Module) -> Detector | None:
 
 
 def _propose(module: nn.Module, images: Tensor, *, softmax: bool) -> Tensor:
-    """(N, Q, 4 + K) of the Q queries, in fp32 at least."""
+    """Returns (N, Q, 4 + K) of the Q queries, in fp32 at least."""
     output = module(pixel_values=images)
     logits, boxes = at_least_float32(output.logits), at_least_float32(output.pred_boxes)
     height, width = images.shape[2:]
@@ -77,7 +77,7 @@ def _propose(module: nn.Module, images: Tensor, *, softmax: bool) -> Tensor:
 
 
 def _layer(module: nn.Module, family: _Family) -> str:
-    """The name of the default layer.
+    """Returns the name of the default layer.
 
     timm's backbones put out maps of all their stages by default, also for a detector that uses the last alone: then the
     layer is that stage.
@@ -92,7 +92,7 @@ def _layer(module: nn.Module, family: _Family) -> str:
 
 
 def is_detector(config: Any) -> bool:
-    """Whether a config of transformers is one of an object detector that is known here.
+    """Returns whether a config of transformers is one of an object detector that is known here.
 
     By the class that the weights are of; where it names none, by the model's type.
     """

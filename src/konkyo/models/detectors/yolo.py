@@ -31,7 +31,7 @@ def dense_detector(
     most: int = 300,
     layer: str = "",
 ) -> Detector:
-    """How a network with predictions (N, anchors, 4 + [1] + K), or transposed, is a detector.
+    """Adapts a network with predictions (N, anchors, 4 + [1] + K), or transposed, as a detector.
 
     The predictions are what `select` finds in the network's output; without it they are the output itself or the first
     thing in it. Their columns are a box in the form `boxes` and the unit `scale`, one for `objectness` where there is
@@ -51,8 +51,8 @@ def dense_detector(
         raise unknown("layer", layer, (name for name, _ in module.named_modules() if name))
 
     def propose(network: nn.Module, images: Tensor) -> Tensor:
-        found = (select or _first)(network(images))
-        raw = _anchors_first(found, 4 + objectness + classes)
+        output = (select or _first)(network(images))
+        raw = _anchors_first(output, 4 + objectness + classes)
         corners = box_convert(raw[..., :4], boxes, "xyxy")
         if scale == "fraction":
             corners = corners * corners.new_tensor([images.shape[3], images.shape[2]]).repeat(2)
@@ -63,7 +63,7 @@ def dense_detector(
 
 
 def _first(output: Any) -> Any:
-    """The output itself, or the first thing in a tuple or list of outputs."""
+    """Returns the output itself, or the first thing in a tuple or list of outputs."""
     while isinstance(output, (tuple, list)) and output:
         output = output[0]
     return output
@@ -81,15 +81,15 @@ def _anchors_first(predictions: Any, columns: int) -> Tensor:
 
 
 def _keep(classes: int, iou: float, most: int, output: Tensor, threshold: float) -> list[Kept]:
-    """Every candidate as its most probable class, the overlapping ones of each class suppressed."""
+    """Returns every candidate as its most probable class, the overlapping ones of each class suppressed."""
     output = output.detach().to(torch.promote_types(output.dtype, torch.float32))
     candidates = Candidates(output, classes)
-    kept = []
+    detections = []
     for corners, probabilities in zip(candidates.boxes(0), candidates.probabilities, strict=True):
         scores, labels = probabilities.max(1)
         index = (scores > threshold).nonzero()[:, 0]
         # torchvision keeps classes apart by moving their boxes, which fails for boxes beyond the left or upper border
         moved = corners[index] - corners.amin()
         index = index[batched_nms(moved, scores[index], labels[index], iou)[:most]]
-        kept.append(Kept(index, labels[index]))
-    return kept
+        detections.append(Kept(index, labels[index]))
+    return detections

@@ -16,7 +16,7 @@ from konkyo.models.networks.vib import Noise, VIBClassifier
 
 
 def plain(backbone: str, classes: int, weights: str | None = None) -> nn.Module:
-    """A classifier of the mean over the grid of a backbone that `konkyo.load` knows; its `weights` as there."""
+    """Returns a classifier of the mean over the grid of a backbone that `konkyo.load` knows; its `weights` as there."""
     features = as_backbone(_classifier(backbone, weights))
     head = nn.Linear(features.channels, classes)
     fitting(head, features)
@@ -26,22 +26,22 @@ def plain(backbone: str, classes: int, weights: str | None = None) -> nn.Module:
 def vib(
     backbone: str, classes: int, weights: str | None = None, noise: Mapping[str, Any] = {}, samples: int = 1
 ) -> nn.Module:
-    """A `VIBClassifier`; `noise` are the arguments of a `Noise`."""
+    """Returns a `VIBClassifier`; `noise` are the arguments of a `Noise`."""
     return VIBClassifier(_classifier(backbone, weights), classes, noise=Noise(**noise), samples=samples)
 
 
 def recam(backbone: str, classes: int, weights: str | None = None) -> nn.Module:
-    """A `ReCAM` network."""
+    """Returns a `ReCAM` network."""
     return ReCAM(_classifier(backbone, weights), classes)
 
 
 def attention_branch(backbone: str, classes: int, weights: str | None = None) -> nn.Module:
-    """An `AttentionBranchNetwork`."""
+    """Returns an `AttentionBranchNetwork`."""
     return AttentionBranchNetwork(_classifier(backbone, weights), classes)
 
 
 def _classifier(name: str, weights: str | None) -> Model:
-    """The network that a backbone is taken of; a function in a file makes its own weights."""
+    """Returns the network that a backbone is taken of; a function in a file makes its own weights."""
     return load(name, weights="default" if ".py:" in name else weights)
 
 

@@ -29,7 +29,7 @@ class AttentionBranchOutput(NamedTuple):
 class AttentionBranch(nn.Module):
     """A grid (N, channels, h, w) -> class scores (N, classes), attention (N, 1, h, w).
 
-    As in the authors' code: batch norm, 1x1 convolution to K maps, batch norm, ReLU; of these a 1x1 convolution and the
+    As in the authors' code: batch norm, 1x1 convolution to K maps, batch norm, ReLU. Of these a 1x1 convolution and the
     mean over the grid are the scores, and a 3x3 convolution to one map, batch norm and a sigmoid the attention. The
     convolutions have no biases.
     """
@@ -43,7 +43,7 @@ class AttentionBranch(nn.Module):
         self.attention = nn.Sequential(nn.Conv2d(classes, 1, 3, padding=1, bias=False), nn.BatchNorm2d(1), nn.Sigmoid())
 
     def forward(self, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, h, w) -> (N, K), (N, 1, h, w)"""
+        """Returns maps (N, C, h, w) -> (N, K), (N, 1, h, w)"""
         maps = self.maps(grid)
         return grid_mean(self.scores(maps)), self.attention(maps)
 
@@ -52,7 +52,7 @@ class Emphasis(nn.Module):
     """Features times (1 + attention): a module of its own, so that its grid is a layer that can be explained."""
 
     def forward(self, grid: Tensor, attention: Tensor) -> Tensor:
-        """(N, C, h, w), (N, 1, h, w) -> (N, C, h, w)"""
+        """Returns maps (N, C, h, w), (N, 1, h, w) -> (N, C, h, w)"""
         return grid * (1 + attention)
 
 
@@ -86,7 +86,7 @@ class AttentionBranchNetwork(nn.Module):
         fitting(self.head, self.backbone)
 
     def forward(self, images: Tensor) -> AttentionBranchOutput | Tensor:
-        """Images (N, 3, H, W) -> logits (N, K); in training `AttentionBranchOutput`."""
+        """Returns maps images (N, 3, H, W) -> logits (N, K); in training `AttentionBranchOutput`."""
         grid = self.backbone(images)
         scores, attention = self._attend(grid)
         grid = self.emphasis(grid, attention)
@@ -94,7 +94,7 @@ class AttentionBranchNetwork(nn.Module):
         return AttentionBranchOutput(logits, scores, attention[:, 0]) if self.training else logits
 
     def attention(self, images: Tensor) -> Tensor:
-        """The attention maps, between 0 and 1, in eval mode, without a graph; the same for every class. -> (N, h, w)"""
+        """Returns attention maps in [0, 1], the same for every class, in eval mode, without a graph. -> (N, h, w)"""
         with untouched(self), torch.no_grad():
             return self._attend(self.backbone(images))[1][:, 0]
 
@@ -109,7 +109,7 @@ class AttentionBranchNetwork(nn.Module):
 
 
 def attention_branch_loss(output: AttentionBranchOutput | Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """The "loss", the sum of both branches' cross-entropies, and these, without a graph; scalars, in nats.
+    """Returns the "loss", the sum of both branches' cross-entropies, and these, without a graph; scalars, in nats.
 
     "ce" is the perception branch's, "branch" the attention branch's. `labels`: (N,) classes, or (N, K) probabilities.
     KonkyoError: the output of a network in eval mode.

@@ -34,7 +34,7 @@ class Backbone(nn.Module):
         self.features, self.channels = features, channels
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) -> (N, channels, h, w)"""
+        """Returns maps images (N, 3, H, W) -> (N, channels, h, w)"""
         grid: Tensor = self.features(images)
         if not isinstance(grid, Tensor) or grid.ndim != 4 or grid.shape[1] != self.channels:
             came = tuple(grid.shape) if isinstance(grid, Tensor) else type(grid).__name__
@@ -50,13 +50,13 @@ class Pooled(nn.Module):
         self.backbone, self.head = backbone, head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) -> logits (N, K)"""
+        """Returns maps images (N, 3, H, W) -> logits (N, K)"""
         logits: Tensor = self.head(grid_mean(self.backbone(images)))
         return logits
 
 
 def as_backbone(network: nn.Module | Model) -> Backbone:
-    """The backbone itself, or that of a classifier, copied (`features_of`)."""
+    """Returns the backbone itself, or that of a classifier, copied (`features_of`)."""
     return network if isinstance(network, Backbone) else features_of(network)
 
 
@@ -70,7 +70,7 @@ def fitting(part: nn.Module, backbone: Backbone) -> None:
 def features_of(
     network: nn.Module | Model, layer: str | None = None, *, shape: Sequence[int] | None = None
 ) -> Backbone:
-    """A copy of what a classifier does to an image up to its last feature grid; the network itself stays as it is.
+    """Copies the part of a classifier up to its last feature grid; the network itself stays as it is.
 
     The last grid is the last (N, C, h, w) from which alone everything after it is computed, and which is wider for a
     wider image. Pooling and head are left out, so that every weight of the copy is used; its weights have the names
@@ -79,7 +79,7 @@ def features_of(
 
     The network's own forward is traced (torch.fx). The modules in it are taken as they are, and opened only where the
     end of the grid is inside. KonkyoError: a forward that cannot be traced, or that is not the same in training and in
-    evaluation; no grid, or more than a head after the last one; an unknown layer.
+    evaluation. Also: no grid, or more than a head after the last one; an unknown layer.
     """
     module = (network if isinstance(network, Model) else Model(network)).module
     names = [name for name, _ in module.named_modules() if name]
@@ -91,10 +91,10 @@ def features_of(
             shape = (next((m.in_channels for m in convolutions), 3), SIDE, SIDE)
         like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
         image = like.new_zeros(1, *shape)
-        seen, end = _automatic(module, image) if layer is None else _named(module, image, layer)
-        graph, channels = _until(seen.traced, end.name), seen.shapes[end][1]
+        look, end = _automatic(module, image) if layer is None else _named(module, image, layer)
+        graph, channels = _until(look.traced, end.name), look.shapes[end][1]
         module.train()
-        if str(_until(_traced(module, seen.opened), end.name)) != str(graph):
+        if str(_until(_traced(module, look.opened), end.name)) != str(graph):
             raise KonkyoError(
                 f"the forward of {type(module).__name__} itself does one thing in training and another in evaluation "
                 f"before its last grid; {_YOURSELF}"
@@ -102,7 +102,7 @@ def features_of(
     parts: dict[str, Any] = {}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
-            part = attrgetter(str(node.target))(seen.traced)
+            part = attrgetter(str(node.target))(look.traced)
             node.target = str(node.target).removeprefix("network.")
             parts[node.target] = part
     features = fx.GraphModule(parts, graph, class_name=f"FeaturesOf{type(module).__name__}")
@@ -120,7 +120,7 @@ class _Called(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Any:
-        """What the network puts out."""
+        """Returns what the network puts out."""
         return self.network(images)
 
 
@@ -135,12 +135,12 @@ class _Tracer(fx.Tracer):
         self._opened = opened
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002 - named by torch
-        """Whether a call of the module is recorded as one."""
+        """Returns whether a call of the module is recorded as one."""
         return module_qualified_name not in self._opened
 
 
 def _traced(module: nn.Module, opened: frozenset[str]) -> fx.GraphModule:
-    """The forward as a graph, without what its output does not need. KonkyoError: it cannot be traced."""
+    """Returns the forward as a graph, without what its output does not need. KonkyoError: it cannot be traced."""
     called = _Called(module)
     try:
         traced = fx.GraphModule(called, _Tracer(opened).trace(called))
@@ -175,7 +175,7 @@ class _Shapes(fx.Interpreter):
             self.refusal = str(error).partition("\n")[0]
 
     def run_node(self, n: fx.Node) -> Any:
-        """The node's value."""
+        """Returns the node's value."""
         value = super().run_node(n)
         self.shapes[n] = tuple(value.shape) if isinstance(value, Tensor) and value.is_floating_point() else None
         return value
@@ -194,14 +194,14 @@ class _Seen:
     refusal: str
 
     def is_grid(self, node: fx.Node) -> bool:
-        """Whether the node's value is (N, C, h, w) with places of the picture for (h, w)."""
+        """Returns whether the node's value is (N, C, h, w) with places of the picture for (h, w)."""
         one, other = self.shapes.get(node), self.wide.get(node)
         if one is None or other is None or len(one) != 4 or len(other) != 4:
             return False
         return bool(one[1] == other[1] and one[3] < other[3] and one[2] * one[3] > 1)
 
     def grids(self) -> Iterator[fx.Node]:
-        """The grids, from the last, from which alone all that follows is computed."""
+        """Returns the grids, from the last, from which alone all that follows is computed."""
         nodes = list(self.traced.graph.nodes)
         place = {node: i for i, node in enumerate(nodes)}
         needed, alone = 0, list[fx.Node]()  # needed: where the last use of any tensor so far is
@@ -215,13 +215,13 @@ class _Seen:
         return reversed(alone)
 
     def called(self, node: fx.Node) -> nn.Module | None:
-        """The module that the node calls."""
+        """Returns the module that the node calls."""
         return (
             self.network.get_submodule(str(node.target).removeprefix("network.")) if node.op == "call_module" else None
         )
 
     def sees_places(self, node: fx.Node) -> bool:
-        """Whether the node calls a module that convolves, or one with weights that puts out more for a wider image."""
+        """Tells whether the node calls a module that convolves, or has weights and puts out more for a wider image."""
         module = self.called(node)
         if module is None:
             return False
@@ -237,15 +237,18 @@ def _look(network: nn.Module, image: Tensor, opened: frozenset[str]) -> _Seen:
 
 
 def _automatic(network: nn.Module, image: Tensor) -> tuple[_Seen, fx.Node]:
-    """The last grid, in modules opened as far as that takes. KonkyoError: none, or more than a head after it."""
-    seen = _look(network, image, frozenset({"network"}))
+    """Returns the last grid, in modules opened as far as that takes.
+
+    KonkyoError: none, or more than a head after it.
+    """
+    look = _look(network, image, frozenset({"network"}))
     while True:
-        end = next(seen.grids())  # the image itself at least
-        users = [u for u in end.users if (module := seen.called(u)) is not None and any(module.children())]
+        end = next(look.grids())  # the image itself at least
+        users = [u for u in end.users if (module := look.called(u)) is not None and any(module.children())]
         if not users:
             break
         try:
-            seen = _look(network, image, seen.opened | {str(u.target) for u in users})
+            look = _look(network, image, look.opened | {str(u.target) for u in users})
         except KonkyoError:
             if end.op == "placeholder":
                 raise
@@ -253,28 +256,28 @@ def _automatic(network: nn.Module, image: Tensor) -> tuple[_Seen, fx.Node]:
     if end.op == "placeholder":
         raise KonkyoError(
             f"{type(network).__name__} has no last feature grid (N, C, h, w) for images {tuple(image.shape[1:])}"
-            + (f" ({seen.refusal})" if seen.refusal else "")
+            + (f" ({look.refusal})" if look.refusal else "")
             + f"; name one: features_of(network, layer=...), images of its size: shape=(C, H, W), or {_YOURSELF}"
         )
-    nodes = list(seen.traced.graph.nodes)
-    lost = [str(n.target).removeprefix("network.") for n in nodes[nodes.index(end) + 1 :] if seen.sees_places(n)]
+    nodes = list(look.traced.graph.nodes)
+    lost = [str(n.target).removeprefix("network.") for n in nodes[nodes.index(end) + 1 :] if look.sees_places(n)]
     if lost:
         raise KonkyoError(
             f"{type(network).__name__} goes on after its last grid with more than a head ({', '.join(lost[:8])}), "
             "which would be lost; say where its features end: features_of(network, layer=...)"
         )
-    return seen, end
+    return look, end
 
 
 def _named(network: nn.Module, image: Tensor, layer: str) -> tuple[_Seen, fx.Node]:
-    """What the module puts out at its last call. KonkyoError: no grid, or no call."""
+    """Returns what the module puts out at its last call. KonkyoError: no grid, or no call."""
     parts = ["network", *layer.split(".")]
-    seen = _look(network, image, frozenset(".".join(parts[:i]) for i in range(1, len(parts))))
-    calls = [n for n in seen.traced.graph.nodes if n.op == "call_module" and n.target == ".".join(parts)]
-    if not calls or not seen.is_grid(calls[-1]):
-        what = f"puts out {seen.shapes.get(calls[-1])}, which is no grid (N, C, h, w)" if calls else "is not called"
-        grids = [str(n.target).removeprefix("network.") for n in seen.grids() if n.op == "call_module"]
+    look = _look(network, image, frozenset(".".join(parts[:i]) for i in range(1, len(parts))))
+    calls = [n for n in look.traced.graph.nodes if n.op == "call_module" and n.target == ".".join(parts)]
+    if not calls or not look.is_grid(calls[-1]):
+        what = f"puts out {look.shapes.get(calls[-1])}, which is no grid (N, C, h, w)" if calls else "is not called"
+        grids = [str(n.target).removeprefix("network.") for n in look.grids() if n.op == "call_module"]
         raise KonkyoError(
             f"layer {layer!r} {what} for images {tuple(image.shape[1:])}; layers with one: {', '.join(grids[:8])}"
         )
-    return seen, calls[-1]
+    return look, calls[-1]

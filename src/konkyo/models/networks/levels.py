@@ -18,7 +18,7 @@ GAZE = "gaze"
 
 
 def gaze_network(number: int, classes: int, channels: int = 1) -> nn.Module:
-    """The untrained network of a level, for images of 16 pixels a side or more. KonkyoError: no such level.
+    """Returns the untrained network of a level, for images of 16 pixels a side or more. KonkyoError: no such level.
 
     1: Conv 16, ReLU, pool, Conv 32, ReLU (gaze), pool. 2: three of Conv, batch norm, ReLU, pool with 32, 64 and 128
     channels, Conv 256, batch norm (gaze: before the ReLU), ReLU. 3: Conv 32 and residual blocks of 64, 128 and 256,

@@ -49,7 +49,7 @@ class ReCAM(nn.Module):
         fitting(self.second, self.backbone)
 
     def forward(self, images: Tensor) -> ReCAMOutput | Tensor:
-        """Images (N, 3, H, W) -> logits (N, K); in training `ReCAMOutput`."""
+        """Returns maps images (N, 3, H, W) -> logits (N, K); in training `ReCAMOutput`."""
         grid = self.backbone(images)
         logits: Tensor = self.first(grid_mean(grid))
         if not self.training:
@@ -57,7 +57,7 @@ class ReCAM(nn.Module):
         return ReCAMOutput(logits, _weighed(self.first.weight, grid), _weighed(self.second.weight, grid))
 
     def groups(self, rate: float = 5e-4) -> list[dict[str, Any]]:
-        """The second stage's parameter groups for an optimiser: w' with this rate, the rest with a tenth of it."""
+        """Returns the parameter groups of the second stage: w' with this rate, the rest with a tenth of it."""
         slow = [*self.backbone.parameters(), *self.first.parameters()]
         return [{"params": list(self.second.parameters()), "lr": rate}, {"params": slow, "lr": rate / 10}]
 
@@ -74,15 +74,15 @@ class ReCAM(nn.Module):
             weight, total = self.first.weight * self.second.weight, torch.zeros(())
             for scale in scales:
                 scaled = images if scale == 1 else functional.interpolate(images, scale_factor=scale, mode="bilinear")
-                found = _weighed(weight, self.backbone(scaled)).relu()
+                activation = _weighed(weight, self.backbone(scaled)).relu()
                 if flip:
-                    found = found + _weighed(weight, self.backbone(scaled.flip(-1))).relu().flip(-1)
-                size = total.shape[2:] if total.ndim else found.shape[2:]
-                total = total + functional.interpolate(found, size=size, mode="bilinear", align_corners=False)
+                    activation = activation + _weighed(weight, self.backbone(scaled.flip(-1))).relu().flip(-1)
+                size = total.shape[2:] if total.ndim else activation.shape[2:]
+                total = total + functional.interpolate(activation, size=size, mode="bilinear", align_corners=False)
             return total / (total.amax((-2, -1), keepdim=True) + SMALL) if normalised else total
 
     def reactivated(self) -> nn.Module:
-        """A classifier with weights w * w' on the same features, whose CAM is ReCAM: for `konkyo.explain`.
+        """Returns a classifier with weights w * w' on the same features, whose CAM is ReCAM: for `konkyo.explain`.
 
         The backbone is this network's own, the weights are a copy of what they are now.
         """
@@ -96,7 +96,7 @@ def recam_loss(output: ReCAMOutput | Tensor, labels: Tensor, *, weight: float = 
     """The "loss" L = L_1 + weight L_2 of a ReCAM network's output in training, and its terms, without a graph; scalars.
 
     With A_k = ReLU(w_k . f), M_k = A_k / (max A_k + 1e-5) and f_k = mean(M_k f) over the grid, for every class k that
-    is there: L_2 ("reactivation") is the softmax cross-entropy of w' f_k with target k, a mean over an image's classes
+    is there. L_2 ("reactivation") is the softmax cross-entropy of w' f_k with target k, a mean over an image's classes
     and over images. M_k is not detached. As w'_j . f_k is the mean of M_k (w'_j . f), no masked features are made.
 
     `labels` (N,) of integers: one class per image, and L_1 ("classification") is the softmax cross-entropy. (N, K) of
@@ -127,13 +127,13 @@ def recam_loss(output: ReCAMOutput | Tensor, labels: Tensor, *, weight: float = 
     peak = active.amax((-2, -1))
     masks = active / (peak[:, None, None] + SMALL)
     scores = torch.einsum("rhw,rkhw->rk", masks, others[image]) / math.prod(maps.shape[2:])
-    each = functional.cross_entropy(scores, label, reduction="none")
+    losses = functional.cross_entropy(scores, label, reduction="none")
     there = torch.bincount(image, minlength=count).to(dtype)
-    second = (each / there[image]).sum() / count
+    second = (losses / there[image]).sum() / count
     terms = {"classification": first, "reactivation": second, "blank": (peak == 0).to(dtype).sum() / max(1, len(peak))}
     return {"loss": first + weight * second, **{name: term.detach() for name, term in terms.items()}}
 
 
 def _weighed(weight: Tensor, grid: Tensor) -> Tensor:
-    """Maps of the channels weighed. (K, C), (N, C, h, w) -> (N, K, h, w)"""
+    """Returns maps of the channels weighed. (K, C), (N, C, h, w) -> (N, K, h, w)"""
     return functional.conv2d(grid, weight[:, :, None, None])

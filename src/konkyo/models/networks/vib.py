@@ -112,7 +112,7 @@ def linear_attention(grid: Tensor, values: Tensor) -> Tensor:
 
 
 def sampled(mean: Tensor, std: Tensor, samples: int, generator: torch.Generator | None = None) -> Tensor:
-    """Samples of N(mean, std^2), differentiable (Kingma & Welling, 2014). (N, C), (N, C) -> (samples, N, C)"""
+    """Returns samples of N(mean, std^2), differentiable (Kingma & Welling, 2014). (N, C), (N, C) -> (samples, N, C)"""
     noise = torch.randn(samples, *mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
     return mean + std * noise
 
@@ -138,14 +138,14 @@ class VIBHead(nn.Module):
             self.offset = nn.Parameter(torch.full((channels,), float(self.noise.offset)))
 
     def forward(self, grid: Tensor) -> VIBOutput | Tensor:
-        """(N, C, h, w) -> logits (N, K); in training `VIBOutput`."""
+        """Returns maps (N, C, h, w) -> logits (N, K); in training `VIBOutput`."""
         if not self.training:
             return self.scores(grid_mean(at_least_float32(grid)))
         mean, std = self.code(grid)
         return VIBOutput(self.scores(sampled(mean, std, self.samples)), mean, std, kl_divergence(mean, std))
 
     def code(self, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean and the standard deviation of the code. (N, C, h, w) -> (N, C), (N, C)"""
+        """Returns the mean and the standard deviation of the code. (N, C, h, w) -> (N, C), (N, C)"""
         with torch.autocast(grid.device.type, enabled=False):  # attention would be in 16 bits
             grid = at_least_float32(grid)
             mean = grid_mean(grid)
@@ -163,7 +163,7 @@ class VIBHead(nn.Module):
             return mean, value.abs() + LEAST
 
     def scores(self, codes: Tensor) -> Tensor:
-        """The logits of codes. (..., C) -> (..., K)"""
+        """Returns the logits of codes. (..., C) -> (..., K)"""
         logits: Tensor = self.fc(codes.to(self.fc.weight.dtype))
         return logits
 
@@ -184,12 +184,12 @@ class VIBClassifier(nn.Module):
         fitting(self.head, self.backbone)
 
     def forward(self, images: Tensor) -> VIBOutput | Tensor:
-        """Images (N, 3, H, W) -> logits (N, K); in training `VIBOutput`."""
+        """Returns maps images (N, 3, H, W) -> logits (N, K); in training `VIBOutput`."""
         output: VIBOutput | Tensor = self.head(self.backbone(images))
         return output
 
     def predictive(self, images: Tensor, samples: int = 12, *, seed: int = 0) -> Tensor:
-        """The class probabilities averaged over samples of the code, in eval mode, without a graph. -> (N, K)"""
+        """Averages class probabilities over samples of the code, in eval mode, without a graph. -> (N, K)"""
         with untouched(self), torch.no_grad():
             mean, std = self.head.code(self.backbone(images))
             generator = torch.Generator(mean.device).manual_seed(seed)
@@ -216,7 +216,7 @@ class VIBLoss:
             raise unknown("reduction", self.reduction, REDUCTIONS)
 
     def __call__(self, output: VIBOutput | Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The "loss", and what it is made of, without a graph; scalars, in nats but for "bits".
+        """Returns the "loss", and what it is made of, without a graph; scalars, in nats but for "bits".
 
         "ce": the cross-entropy. "kl", "bits": the divergence summed over channels, a mean over images: an upper bound
         of the information that the code has of the image. "information": log K - ce, a lower bound of what it has of
@@ -244,7 +244,7 @@ class VIBLoss:
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
     def effective_beta(self, channels: int) -> float:
-        """The beta that does the same to the divergence summed over so many channels.
+        """Returns the beta that does the same to the divergence summed over so many channels.
 
         >>> VIBLoss(1.0, "mean").effective_beta(2048)
         0.00048828125
@@ -252,7 +252,7 @@ class VIBLoss:
         return self.beta / channels if self.reduction == "mean" else self.beta
 
     def describe(self, channels: int) -> str:
-        """The loss in a line, for logs.
+        """Returns the loss in a line, for logs.
 
         >>> VIBLoss(0.1, "mean").describe(2048)
         'beta 0.1 times the KL averaged over 2048 channels: 4.88e-05 times their sum'

@@ -19,7 +19,7 @@ from konkyo.draw.consistency import shortened
 from konkyo.draw.overlay import SEQUENTIAL, overlay
 from konkyo.draw.sheets import to_image
 from konkyo.errors import KonkyoError
-from konkyo.studies.gaze.statistics import Fit
+from konkyo.studies.gaze.statistics import LineFit
 
 _MARKERS = "os^DvP*X<>"  # of levels, in their order
 _GREY, _INK, _WRONG = "#606060", "#1a1a1a", "#b3261e"
@@ -40,7 +40,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """One trained model."""
+    """The point stands for one trained model."""
 
     strength: float
     level: int
@@ -49,8 +49,8 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One quantity at one lambda: its mean, the interval (NaN: none), and each seed's value."""
+class SeedBar:
+    """The bar shows one quantity at one lambda: mean, interval (NaN: none), and every seed's value."""
 
     mean: float
     low: float
@@ -72,7 +72,7 @@ class Grid:
 def curves(
     panels: Mapping[str, Sequence[Line]], quantities: Mapping[str, str], rising: tuple[float, float] | None = None
 ) -> Image.Image:
-    """Every quantity (column -> title) over the epochs: the mean over seeds, and a band from the lowest to the highest.
+    """Draws every quantity (column -> title) over the epochs: the mean of seeds, and a band from lowest to highest.
 
     A row of panels per key; of a single one, two panels stand beside each other. `rising`: between which epochs lambda
     grows, which is shaded.
@@ -109,8 +109,8 @@ def curves(
     return to_image(figure)
 
 
-def across(points: Sequence[Point], fit: Fit | None, title: str, labels: tuple[str, str]) -> Image.Image:
-    """One point per trained model, with a dashed line and its band. `labels`: of the axes x and y."""
+def across(points: Sequence[Point], fit: LineFit | None, title: str, labels: tuple[str, str]) -> Image.Image:
+    """Draws one point per trained model, with a dashed line and its band. `labels`: of the axes x and y."""
     figure = Figure(figsize=(6.6, 5.2), layout="constrained", dpi=120)
     axis = figure.subplots()
     colours, levels = colours_of(_strengths(p.strength for p in points)), sorted({p.level for p in points})
@@ -139,7 +139,7 @@ def within(
     after: int,
     warning: str,
 ) -> Image.Image:
-    """One point per epoch, a panel per key; pale and hollow up to epoch `after`. The warning is written above.
+    """Draws one point per epoch, a panel per key; pale and hollow up to epoch `after`. The warning is written above.
 
     `said`: of every panel, what is written beside each lambda. `columns`: those of the axes x and y.
     """
@@ -179,9 +179,9 @@ def within(
 
 
 def against(
-    panels: Mapping[str, Mapping[float, Mapping[str, Bar]]], quantities: Mapping[str, str], foot: str
+    panels: Mapping[str, Mapping[float, Mapping[str, SeedBar]]], quantities: Mapping[str, str], foot: str
 ) -> Image.Image:
-    """Every quantity over lambda, which stands on a categorical axis: mean and interval, and a pale line per seed."""
+    """Draws every quantity over lambda, on a categorical axis: mean and interval, and a pale line per seed."""
     across_, down = len(quantities), len(panels)
     figure = Figure(figsize=(3.6 * across_, 3.1 * down + 0.5), layout="constrained", dpi=120)
     axes = figure.subplots(down, across_, squeeze=False)
@@ -212,7 +212,7 @@ def against(
 def mean_maps(
     classes: Sequence[str], strengths: Sequence[float], means: Tensor, deviations: Tensor, values: Tensor
 ) -> Image.Image:
-    """Mean maps of every class and lambda (S, K, h, w), beside them the standard deviations; `values` (S, K): L.
+    """Draws mean maps of every class and lambda (S, K, h, w), and the standard deviations; `values` (S, K): L.
 
     Scales from 0 to 1 and from 0 to 0.5; crossed out: no maps.
     """
@@ -252,7 +252,7 @@ def mean_maps(
 
 
 def map_grid(grid: Grid, title: str) -> Image.Image:
-    """The pictures, and below each its map for every lambda, from its own lowest to its own highest value.
+    """Draws the pictures, and below each its map for every lambda, from its own lowest to its own highest value.
 
     KonkyoError: no pictures, or lines of other lengths.
     """
@@ -298,7 +298,7 @@ def map_grid(grid: Grid, title: str) -> Image.Image:
 
 
 def colours_of(strengths: Sequence[float]) -> dict[float, Any]:
-    """A colour per lambda: grey for 0, warm below, from blue to green above, darker near 0."""
+    """Returns a colour per lambda: grey for 0, warm below, from blue to green above, darker near 0."""
     below = sorted((s for s in strengths if s < 0), reverse=True)
     above = sorted(s for s in strengths if s > 0)
     colours: dict[float, Any] = {0.0: "#404040"} if 0 in strengths else {}
@@ -317,7 +317,7 @@ def _strengths(values: Any) -> list[float]:
 
 
 def _over(runs: Sequence[Mapping[str, Sequence[float]]], column: str) -> tuple[list[float], ...]:
-    """(epochs, mean, lowest, highest) of a column over runs, which may have come to different epochs."""
+    """Returns (epochs, mean, lowest, highest) of a column over runs, which may have come to different epochs."""
     at: dict[float, list[float]] = {}
     for values in runs:
         for epoch, value in zip(values["epoch"], values[column], strict=True):
@@ -361,7 +361,7 @@ def _legend(figure: Figure, colours: Mapping[float, Any], said: str, levels: Seq
 
 
 def _enlarged(picture: Image.Image, least: int = 128) -> Image.Image:
-    """A small picture with the pixels it has, larger: maps are drawn as fine as they are shown."""
+    """Returns a small picture with the pixels it has, larger: maps are drawn as fine as they are shown."""
     times = max(1, math.ceil(least / max(picture.size)))
     size = (picture.width * times, picture.height * times)
     return picture.convert("RGB").resize(size, Image.Resampling.NEAREST if times > 1 else Image.Resampling.BICUBIC)

@@ -24,7 +24,7 @@ AUTOCORRELATED = (
     "Warning: epochs of one run are autocorrelated; they are no independent observations.\n"
     "No interval or test of the epochs is valid. Read the correlation across models instead."
 )
-CLASSES_SHOWN = 16
+MEAN_MAPS_SHOWN = 16
 """At most, below each other in the picture of mean maps."""
 _CURVES: Mapping[str, str] = {
     "valid_accuracy": "validation accuracy",
@@ -37,7 +37,7 @@ _RUNS_NAMED = 4  # whose correlations are written in a picture
 
 
 def figures(report: GazeReport) -> dict[str, Image.Image]:
-    """The figures by file name; `GazeReport.figures` says which."""
+    """Returns the figures by file name; `GazeReport.figures` says which."""
     pictures = _of_epochs(report)
     if not report.finished:
         return pictures
@@ -52,7 +52,7 @@ def figures(report: GazeReport) -> dict[str, Image.Image]:
 
 
 def _of_epochs(report: GazeReport) -> dict[str, Image.Image]:
-    """The learning curves, and kappa against L over epochs; none of runs without epochs."""
+    """Returns the learning curves, and kappa against L over epochs; none of runs without epochs."""
     lines = {
         f"Level {level}": [_line(run) for run in report.runs if run.level == level and run.epochs]
         for level in report.levels
@@ -84,7 +84,7 @@ def _across_models(report: GazeReport) -> Image.Image:
 
 
 def _against_lambda(report: GazeReport) -> Image.Image:
-    bars: dict[str, dict[float, dict[str, drawings.Bar]]] = {}
+    bars: dict[str, dict[float, dict[str, drawings.SeedBar]]] = {}
     for level, strength in report.settings():
         bars.setdefault(f"Level {level}", {})[strength] = {
             column: _bar(report, level, strength, column) for column in ("L", "accuracy", "wt")
@@ -95,19 +95,19 @@ def _against_lambda(report: GazeReport) -> Image.Image:
 
 
 def mean_maps(report: GazeReport, level: int) -> Image.Image:
-    """The picture of a level's mean maps: the mean over seeds, and the root of the mean of squared deviations."""
+    """Draws a level's mean maps: the mean over seeds, and the root of the mean of squared deviations."""
     strengths = [strength for n, strength in report.settings() if n == level]
     tests = [[run.test for run in report.of(level, s).values() if run.test is not None] for s in strengths]
     means = torch.stack([torch.stack([t.mean for t in of_lambda]).nanmean(0) for of_lambda in tests])
     squares = torch.stack([torch.stack([t.deviation.square() for t in of_lambda]).nanmean(0) for of_lambda in tests])
     values = [torch.tensor([[c.value for c in t.of_class] for t in of_lambda]).nanmean(0) for of_lambda in tests]
-    first = slice(CLASSES_SHOWN)
+    first = slice(MEAN_MAPS_SHOWN)
     maps = (means[:, first], squares.sqrt()[:, first])
     return drawings.mean_maps(tests[0][0].classes[first], strengths, *maps, torch.stack(values)[:, first])
 
 
 def map_grid(report: GazeReport, level: int) -> tuple[drawings.Grid, str] | None:
-    """The maps of the seed that has most of them, and the title of their picture; None where there are no maps."""
+    """Returns the maps of the seed that has most, and the title of their picture; None where there are no maps."""
     mapped = [run for run in report.runs if run.level == level and run.maps is not None]
     if not mapped or not report.pictures:
         return None
@@ -131,21 +131,21 @@ def _line(run: Run) -> drawings.Line:
     return drawings.Line(run.strength, {n: [row.get(n, math.nan) for row in run.epochs] for n in columns})
 
 
-def _bar(report: GazeReport, level: int, strength: float, column: str) -> drawings.Bar:
+def _bar(report: GazeReport, level: int, strength: float, column: str) -> drawings.SeedBar:
     mean = report.estimate(level, strength, column)
     by_seed = {seed: run.value(column) for seed, run in report.of(level, strength).items()}
-    return drawings.Bar(mean.mean, mean.low, mean.high, by_seed)
+    return drawings.SeedBar(mean.mean, mean.low, mean.high, by_seed)
 
 
 def _some(labels: Sequence[str]) -> list[int]:
-    """The first places of each label, together as many as stand beside each other."""
+    """Returns the first places of each label, together as many as stand beside each other."""
     kinds = list(dict.fromkeys(labels))[:_PICTURES_SHOWN]
     count = max(1, _PICTURES_SHOWN // max(1, len(kinds)))
     return [i for kind in kinds for i in [j for j, label in enumerate(labels) if label == kind][:count]]
 
 
 def _mistaken_for(run: Run, name: str) -> str | None:
-    """The class that an image is wrongly decided as; None where it is decided rightly, or not known."""
+    """Returns the class that an image is wrongly decided as; None where it is decided rightly, or not known."""
     if run.test is None:
         return None
     image = next((image for image in run.test.images if image.name == name), None)

@@ -14,7 +14,7 @@ from konkyo.training.loop import EPOCHS
 
 
 def report_gaze(folder: str | Path) -> GazeReport:
-    """The report of the runs in a folder of `konkyo train gaze`; those that are not finished have curves only.
+    """Returns the report of the runs in a folder of `konkyo train gaze`; those that are not finished have curves only.
 
     KonkyoError: no study of gaze consistency, no run, a file that cannot be read, runs that do not belong together.
     """
@@ -30,7 +30,7 @@ def report_gaze(folder: str | Path) -> GazeReport:
 
 
 def _missing(study: Mapping[str, Any], runs: Sequence[Run]) -> list[str]:
-    """The sentences about runs of the study that are not finished, or not begun."""
+    """Returns the sentences about runs of the study that are not finished, or not begun."""
     last = study.get("recipe", {}).get("epochs", "?")
     notes = [f"Not finished: {run.name} ({len(run.epochs)} of {last} epochs)." for run in runs if run.test is None]
     begun = {(run.level, run.strength, run.seed) for run in runs}

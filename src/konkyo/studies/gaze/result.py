@@ -32,44 +32,44 @@ class GazeReport:
 
     @property
     def levels(self) -> list[int]:
-        """The levels of the runs, in their order."""
+        """Returns the levels of the runs, in their order."""
         return sorted({run.level for run in self.runs})
 
     @property
     def finished(self) -> list[Run]:
-        """The runs that have been tested."""
+        """Returns the runs that have been tested."""
         return [run for run in self.runs if run.test is not None]
 
     @property
     def burn_in(self) -> int:
-        """The number of epochs that no correlation within runs counts: lambda is not yet what it will be."""
+        """Returns the number of epochs that no correlation within runs counts: lambda is not yet what it will be."""
         return int(self.study.get("end", 5))
 
     @property
     def distance(self) -> str:
-        """The distance in which L is measured on the test set."""
+        """Returns the distance in which L is measured on the test set."""
         return next((run.test.distance for run in self.runs if run.test is not None), "mse")
 
     def of(self, level: int, strength: float) -> dict[int, Run]:
-        """The finished runs of a level and a lambda, by their seeds."""
+        """Returns the finished runs of a level and a lambda, by their seeds."""
         return {run.seed: run for run in self.finished if (run.level, run.strength) == (level, strength)}
 
     def settings(self) -> list[tuple[int, float]]:
-        """(level, lambda) of all finished runs."""
+        """Returns (level, lambda) of all finished runs."""
         return sorted({(run.level, run.strength) for run in self.finished})
 
     # --- numbers over seeds -------------------------------------------------------------------------------------------
 
     def estimate(self, level: int, strength: float, column: str) -> Estimate:
-        """The estimate of a number of the test set over seeds."""
+        """Returns the estimate of a number of the test set over seeds."""
         return Estimate.of(run.value(column) for run in self.of(level, strength).values())
 
     def difference(self, level: int, strength: float, column: str) -> Estimate:
-        """The estimate of that number less the one of lambda = 0 of the same seed, over seeds that have both."""
+        """Returns the estimate of that number less that of lambda = 0, over seeds that have both."""
         return Estimate.of(a - b for a, b in self.pairs(level, strength, column))
 
     def ratio(self, level: int, strength: float, column: str) -> Estimate:
-        """The estimate of that number divided by the one of lambda = 0 of the same seed.
+        """Returns the estimate of that number divided by the one of lambda = 0 of the same seed.
 
         It is the geometric mean, with the interval by t of logarithms; NaN where a number is not positive.
         """
@@ -77,7 +77,7 @@ class GazeReport:
         return Estimate.of(logs).through(math.exp)
 
     def pairs(self, level: int, strength: float, column: str) -> list[tuple[float, float]]:
-        """(the number, that of lambda = 0) of every seed that has both."""
+        """Returns (the number, that of lambda = 0) of every seed that has both."""
         without = self.of(level, 0.0)
         with_loss = self.of(level, strength)
         return [(run.value(column), without[seed].value(column)) for seed, run in with_loss.items() if seed in without]
@@ -91,52 +91,52 @@ class GazeReport:
         return within_run(run, self.burn_in)
 
     def within_runs(self, level: int, strength: float) -> list[Correlation]:
-        """The correlations within the runs of a level and a lambda that have one."""
+        """Returns the correlations within the runs of a level and a lambda that have one."""
         runs = [run for run in self.runs if (run.level, run.strength) == (level, strength)]
         return [correlation for correlation in map(self.within, runs) if math.isfinite(correlation.pearson)]
 
     # --- tables, text and pictures ------------------------------------------------------------------------------------
 
     def table(self, cell: Callable[[Estimate], str] = text.mean_and_deviation) -> Table:
-        """The table of the test set's numbers over seeds, a line per level and lambda."""
+        """Returns the table of the test set's numbers over seeds, a line per level and lambda."""
         return text.test_table(self, cell)
 
     def differences(self) -> Table:
-        """The table of differences from lambda = 0 of the same seed, a line per level and other lambda."""
+        """Returns the table of differences from lambda = 0 of the same seed, a line per level and other lambda."""
         return text.differences(self)
 
     def correlation_table(self) -> Table:
-        """The table of correlations across models, a line per selection of them."""
+        """Returns the table of correlations across models, a line per selection of them."""
         return text.correlation_table(self)
 
     def within_table(self) -> Table:
-        """The table of correlations within runs, a line per level and lambda."""
+        """Returns the table of correlations within runs, a line per level and lambda."""
         return text.within_table(self)
 
     def run_table(self) -> Table:
-        """The table of all runs, a line each."""
+        """Returns the table of all runs, a line each."""
         return text.run_table(self)
 
     def remarks(self) -> list[str]:
-        """The sentences that a reader of the numbers has to know."""
+        """Returns the sentences that a reader of the numbers has to know."""
         return text.remarks(self)
 
     def markdown(self, pictures: Iterable[str] = ()) -> str:
-        """The text of the report; `pictures`: names of the files that lie beside it."""
+        """Returns the text of the report; `pictures`: names of the files that lie beside it."""
         return text.markdown(self, pictures)
 
     def records(self) -> dict[str, list[dict[str, Any]]]:
-        """The rows of every csv file by its name, each column -> value."""
+        """Returns the rows of every csv file by its name, each column -> value."""
         return text.records(self)
 
     def description(self) -> dict[str, Any]:
-        """All numbers, as plain JSON values."""
+        """Returns all numbers, as plain JSON values."""
         return plain(  # type: ignore[no-any-return]
             {"study": dict(self.study), "burn_in": self.burn_in, **self.records(), "remarks": self.remarks()}
         )
 
     def figures(self) -> dict[str, Image.Image]:
-        """The pictures by file name. With several levels, maps have a picture for each."""
+        """Returns the pictures by file name. With several levels, maps have a picture for each."""
         return figures.figures(self)
 
     def save(self, folder: str | Path) -> Path:

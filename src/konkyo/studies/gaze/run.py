@@ -42,12 +42,12 @@ class Run:
     """(P, h, w) raw, of the study's pictures."""
 
     def value(self, column: str) -> float:
-        """A number of the test set, named as in `MEASURED`; NaN of a run that is not finished."""
+        """Returns a number of the test set, named as in `MEASURED`; NaN of a run that is not finished."""
         return math.nan if self.test is None else float(getattr(self.test, MEASURED[column]))
 
     @property
     def name(self) -> str:
-        """The name of the run in sentences."""
+        """Returns the name of the run in sentences."""
         return f"level {self.level}, λ = {self.strength:g}, seed {self.seed}"
 
 

@@ -12,7 +12,7 @@ from konkyo.utils.statistics import CENTRAL, Correlation, t_quantile
 
 
 @dataclass(frozen=True)
-class Fit:
+class LineFit:
     """A straight line and its band, at as many places as it is drawn with."""
 
     x: Sequence[float]
@@ -24,7 +24,7 @@ class Fit:
 def across_models(runs: Sequence[Run]) -> dict[str, Correlation]:
     """kappa against L over trained models, a point each, by the name of the selection.
 
-    The selections are: all models, each level, those whose maps are not made to differ, those without the loss; and
+    The selections are: all models, each level, those whose maps are not made to differ, those without the loss, and
     "within λ", of what is left when the mean of every level and lambda is taken out.
     """
     correlations = {"all models": _kappa_against_l(runs)}
@@ -55,8 +55,8 @@ def within_run(run: Run, burn_in: int) -> Correlation:
     return Correlation(over_epochs.n, over_epochs.pearson, nan, nan, over_epochs.spearman, nan, nan)
 
 
-def fitted(points: Sequence[tuple[float, float]]) -> Fit | None:
-    """The line of least squares and the 95 % band of its mean; None of fewer than three points, or of one x.
+def fitted(points: Sequence[tuple[float, float]]) -> LineFit | None:
+    """Returns the line of least squares and the 95 % band of its mean; None of fewer than three points, or of one x.
 
     The band is y +- t s sqrt(1 / n + (x - mean)^2 / S).
     """
@@ -73,7 +73,7 @@ def fitted(points: Sequence[tuple[float, float]]) -> Fit | None:
     fit = [line.intercept + line.slope * a for a in at]
     half = [reach * math.sqrt(1 / n + (a - middle) ** 2 / spread) for a in at]
     lower, upper = ([f + sign * h for f, h in zip(fit, half, strict=True)] for sign in (-1, 1))
-    return Fit(at, fit, lower, upper)
+    return LineFit(at, fit, lower, upper)
 
 
 def _kappa_against_l(runs: Iterable[Run]) -> Correlation:
@@ -82,7 +82,7 @@ def _kappa_against_l(runs: Iterable[Run]) -> Correlation:
 
 
 def _centred(runs: Iterable[Run]) -> list[tuple[float, float]]:
-    """(L, kappa) of runs, less their means."""
+    """Returns (L, kappa) of runs, less their means."""
     pairs = [(run.value("L"), run.value("kappa")) for run in runs]
     known = [pair for pair in pairs if all(map(math.isfinite, pair))]
     middle = [statistics.fmean(column) for column in zip(*known, strict=True)]

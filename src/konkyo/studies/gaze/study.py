@@ -85,7 +85,7 @@ class GazeStudy:
         return Preprocess((self.size, self.size), None, (0.5,), (0.5,))
 
     def loss(self, network: nn.Module) -> ConsistencyLoss:
-        """The loss on maps of one of its networks. KonkyoError: one that it cannot be of."""
+        """Returns the loss on maps of one of its networks. KonkyoError: one that it cannot be of."""
         how: dict[str, Any] = {"distance": self.distance, "aim": self.aim, "mode": self.mode, "view": self.view}
         return ConsistencyLoss(network, (1, self.size, self.size), layer=GAZE, **how)
 
@@ -185,7 +185,7 @@ def _run(
 def judged(
     network: nn.Module, batches: DataLoader[Any], classes: tuple[str, ...], grid: int, device: torch.device
 ) -> Numbers:
-    """How a network decides and how consistent its maps are, as epochs.csv has it."""
+    """Returns how a network decides and how consistent its maps are, as epochs.csv has it."""
     model = Model(network, classes=classes)
     measured = consistency(model, batches, layer=GAZE, grid=grid, resamples=0, permutations=0, baselines=False)
     return classification_scores(network, batches, device) | {

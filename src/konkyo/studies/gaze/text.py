@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from konkyo.evaluation.consistency import NOT_CORRECTNESS, PLACELESS
 from konkyo.evaluation.result import Table, bracketed, number
 from konkyo.evaluation.result import markdown as markdown_table
-from konkyo.studies.gaze.figures import AUTOCORRELATED, CLASSES_SHOWN
+from konkyo.studies.gaze.figures import AUTOCORRELATED, MEAN_MAPS_SHOWN
 from konkyo.studies.gaze.run import MEASURED
 from konkyo.training.losses.consistency import LambdaSchedule
 from konkyo.utils.statistics import Estimate
@@ -35,7 +35,7 @@ _PAIRED = (
 
 
 def mean_and_deviation(estimate: Estimate) -> str:
-    """The mean, and the standard deviation where there is one.
+    """Returns the mean, and the standard deviation where there is one.
 
     >>> mean_and_deviation(Estimate.of([1.0, 3.0]))
     '2.000 ± 1.414'
@@ -54,7 +54,7 @@ def _bracketed(estimate: Estimate, signed: bool = False) -> str:
 
 
 def test_table(report: GazeReport, cell: Callable[[Estimate], str]) -> Table:
-    """The table of the test set's numbers over seeds, a line per level and lambda."""
+    """Returns the table of the test set's numbers over seeds, a line per level and lambda."""
     columns = ["accuracy", "kappa", "L", "rms", "wt"]
     head = ["level", "λ", "seeds", *(TITLES[c] for c in columns)]
     rows = []
@@ -65,7 +65,7 @@ def test_table(report: GazeReport, cell: Callable[[Estimate], str]) -> Table:
 
 
 def differences(report: GazeReport) -> Table:
-    """The table of differences from lambda = 0 of the same seed, and of ratios, a line per level and other lambda."""
+    """Returns the table of differences from lambda = 0 of the same seed, and of ratios, a line per setting."""
     columns = ["accuracy", "kappa", "L", "wt"]
     head = ["level", "λ", "pairs", *(f"Δ {TITLES[c]}" for c in columns), "L / L(0)", "W/T / W/T(0)"]
     rows = []
@@ -80,7 +80,7 @@ def differences(report: GazeReport) -> Table:
 
 
 def correlation_table(report: GazeReport) -> Table:
-    """The table of correlations across models, a line per selection of them."""
+    """Returns the table of correlations across models, a line per selection of them."""
     rows = [
         [
             name,
@@ -94,7 +94,7 @@ def correlation_table(report: GazeReport) -> Table:
 
 
 def within_table(report: GazeReport) -> Table:
-    """The table of correlations within runs, each over its own epochs; a line per level and lambda."""
+    """Returns the table of correlations within runs, each over its own epochs; a line per level and lambda."""
     rows = []
     for level, strength in sorted({(run.level, run.strength) for run in report.runs}):
         correlations = report.within_runs(level, strength)
@@ -108,7 +108,7 @@ def within_table(report: GazeReport) -> Table:
 
 
 def run_table(report: GazeReport) -> Table:
-    """The table of all runs, a line each."""
+    """Returns the table of all runs, a line each."""
     head = ["level", "λ", "seed", "epochs", *(TITLES[c] for c in MEASURED), "blank"]
     rows = []
     for run in report.runs:
@@ -119,7 +119,7 @@ def run_table(report: GazeReport) -> Table:
 
 
 def remarks(report: GazeReport) -> list[str]:
-    """The sentences that a reader of the numbers has to know."""
+    """Returns the sentences that a reader of the numbers has to know."""
     lines = [*report.notes, *_on_seeds(report)]
     for level in report.levels:
         ratio = report.estimate(level, 0.0, "wt").mean
@@ -130,8 +130,8 @@ def remarks(report: GazeReport) -> list[str]:
             )
     for level, strength in report.settings():
         lines += _on_tests(report, level, strength)
-    if (kinds := len(report.study.get("classes", []))) > CLASSES_SHOWN and report.finished:
-        lines.append(f"Mean maps are drawn of the first {CLASSES_SHOWN} classes of {kinds}.")
+    if (kinds := len(report.study.get("classes", []))) > MEAN_MAPS_SHOWN and report.finished:
+        lines.append(f"Mean maps are drawn of the first {MEAN_MAPS_SHOWN} classes of {kinds}.")
     if all(row["epoch"] <= report.burn_in for run in report.runs for row in run.epochs):
         lines.append(f"No correlation within runs: none has come beyond epoch {report.burn_in}, where λ stops growing.")
     if len(report.correlations()) > 1:
@@ -144,7 +144,7 @@ def remarks(report: GazeReport) -> list[str]:
 
 
 def _on_seeds(report: GazeReport) -> list[str]:
-    """The remarks on too few seeds, on the weight of the loss, and on runs that have no pair."""
+    """Returns the remarks on too few seeds, on the weight of the loss, and on runs that have no pair."""
     lines = []
     sizes = sorted({len(report.of(*setting)) for setting in report.settings()})
     if sizes and sizes[0] < 2:
@@ -161,7 +161,7 @@ def _on_seeds(report: GazeReport) -> list[str]:
 
 
 def _on_tests(report: GazeReport, level: int, strength: float) -> list[str]:
-    """The remarks on blank maps, on classes with too few maps, and on images that could not be read."""
+    """Returns the remarks on blank maps, on classes with too few maps, and on images that could not be read."""
     lines, which = [], f"Level {level}, λ = {strength:g}"
     tests = [run.test for run in report.of(level, strength).values() if run.test is not None]
     if count := sum(test.blank for test in tests):
@@ -176,7 +176,7 @@ def _on_tests(report: GazeReport, level: int, strength: float) -> list[str]:
 
 
 def markdown(report: GazeReport, pictures: Iterable[str]) -> str:
-    """The text of the report; `pictures`: names of the files that lie beside it."""
+    """Returns the text of the report; `pictures`: names of the files that lie beside it."""
     files = list(pictures)
     parts = ["# A study of gaze consistency\n", markdown_table((["", ""], _facts(report)))]
 
@@ -218,7 +218,7 @@ def markdown(report: GazeReport, pictures: Iterable[str]) -> str:
 
 
 def _facts(report: GazeReport) -> list[list[str]]:
-    """(name, value) of the settings that a reader looks for first."""
+    """Returns (name, value) of the settings that a reader looks for first."""
     study = report.study
     sizes = ", ".join(f"{name} {count}" for name, count in study.get("sizes", {}).items())
     facts = [
@@ -235,7 +235,7 @@ def _facts(report: GazeReport) -> list[list[str]]:
 
 
 def records(report: GazeReport) -> dict[str, list[dict[str, Any]]]:
-    """The rows of every csv file by its name, each column -> value."""
+    """Returns the rows of every csv file by its name, each column -> value."""
     runs = [
         {"level": run.level, "lambda": run.strength, "seed": run.seed, "epochs": len(run.epochs)}
         | {column: run.value(column) for column in MEASURED}

@@ -34,11 +34,11 @@ class VIBReport:
 
     @property
     def networks(self) -> list[tuple[str, str, float]]:
-        """(name, kind, beta) of all networks that the study is of."""
+        """Returns (name, kind, beta) of all networks that the study is of."""
         return runs_of(self.settings["models"], self.settings["betas"])
 
     def records(self) -> list[dict[str, Any]]:
-        """The rows of networks.csv, one per network and seed, with numbers as they are.
+        """Returns the rows of networks.csv, one per network and seed, with numbers as they are.
 
         "relative" is the share, in percent, of the accuracy of the plain network of the same seed.
         """
@@ -61,7 +61,7 @@ class VIBReport:
         return rows
 
     def _measured(self) -> list[str]:
-        """The metrics of maps against masks, where there are any."""
+        """Returns the metrics of maps against masks, where there are any."""
         return list(dict.fromkeys(metric for test in self.tests.values() for metric in test.get("maps") or ()))
 
     def table(self) -> Table:
@@ -88,7 +88,7 @@ class VIBReport:
         return head, rows
 
     def remarks(self) -> list[str]:
-        """The sentences that a reader of the table has to know."""
+        """Returns the sentences that a reader of the table has to know."""
         sizes, seeds = self.settings["sizes"], len({seed for _, seed in self.tests})
         lines = [
             f"{self.settings['data']}: {sizes['train']} images to train, {sizes['validation']} to validate, "
@@ -114,12 +114,12 @@ class VIBReport:
         return lines
 
     def _second_stage(self) -> list[float]:
-        """The last loss of every ReCAM's second classifier."""
+        """Returns the last loss of every ReCAM's second classifier."""
         paths = [self.folder / name / f"seed_{seed}" / EPOCHS for name, seed in self.tests if name == "recam"]
         return [read_epochs(path)[-1]["train_reactivation"] for path in paths]
 
     def sheets(self) -> dict[str, Image.Image]:
-        """The maps of all networks (of the first seed) side by side, a sheet per class, as in the paper's figures."""
+        """Draws the maps of all networks (of the first seed) side by side, a sheet per class."""
         seed = min(seed for _, seed in self.tests)
         names = [name for name, _, _ in self.networks if (name, seed) in self.tests]
         pictures = read_test_pictures(self.folder)
@@ -146,7 +146,7 @@ class VIBReport:
         return Row(open_picture(picture), Path(picture.name).name, picture.label, cells)
 
     def description(self) -> dict[str, Any]:
-        """All numbers, as plain JSON values."""
+        """Returns all numbers, as plain JSON values."""
         return plain(  # type: ignore[no-any-return]
             {"study": dict(self.settings), "networks": self.records(), "remarks": self.remarks()}
         )
@@ -169,7 +169,7 @@ class VIBReport:
 
 
 def report_vib(folder: str | Path) -> VIBReport:
-    """The report of what `konkyo train vib` left in a folder.
+    """Returns the report of what `konkyo train vib` left in a folder.
 
     KonkyoError: another folder, no network that is done, a file that cannot be read.
     """
@@ -187,7 +187,7 @@ def report_vib(folder: str | Path) -> VIBReport:
 
 
 def _mean(values: Sequence[float | None], digits: int) -> str:
-    """The mean of the values that are known, and the standard deviation of several."""
+    """Returns the mean of the values that are known, and the standard deviation of several."""
     known = Estimate.of(value for value in values if value is not None)
     if not known.n:
         return ""

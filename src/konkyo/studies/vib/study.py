@@ -36,8 +36,8 @@ from konkyo.utils.progress import Progress, StageProgress
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Kind: TypeAlias = Literal["plain", "vib", "recam", "attention_branch"]
-KINDS: tuple[Kind, ...] = ("plain", "vib", "recam", "attention_branch")
+NetworkKind: TypeAlias = Literal["plain", "vib", "recam", "attention_branch"]
+KINDS: tuple[NetworkKind, ...] = ("plain", "vib", "recam", "attention_branch")
 Loss: TypeAlias = Callable[[Any, Tensor], dict[str, Tensor]]
 """Of what a network puts out in training, and labels: "loss", and what it is made of."""
 CAM = replace(find("cam"), rectified=True)
@@ -48,7 +48,7 @@ SAMPLES = 12
 
 
 def runs_of(models: Sequence[str], betas: Sequence[float]) -> list[tuple[str, str, float]]:
-    """(name, kind, beta) of every network of a seed; the name is that of its folder, the beta NaN where it has none."""
+    """Lists (name, kind, beta) of every network of a seed: its folder's name, and NaN where it has no beta."""
     runs = list[tuple[str, str, float]]()
     for kind in models:
         runs += [(f"vib_{b:g}", kind, b) for b in sorted(betas)] if kind == "vib" else [(kind, kind, math.nan)]
@@ -67,7 +67,7 @@ class VIBStudy:
     backbone: str = "torchvision/resnet50"
     """As of `konkyo.load`."""
     betas: tuple[float, ...] = (0.0, 1e-3, 1e-2, 1e-1)
-    models: tuple[Kind, ...] = ("plain", "vib")
+    models: tuple[NetworkKind, ...] = ("plain", "vib")
     seeds: tuple[int, ...] = (0,)
     size: int = 224
     pretrained: bool = False
@@ -103,7 +103,7 @@ class VIBStudy:
 
     @cached_property
     def preprocess(self) -> Preprocess:
-        """The short side resized, and the middle, with the backbone's own means."""
+        """Returns the short side resized, and the middle, with the backbone's own means."""
         with torch.random.fork_rng([]):
             preprocess = load(self.backbone, weights="default" if ".py:" in self.backbone else None).preprocess
         usual = Preprocess() if preprocess is None else preprocess
@@ -142,7 +142,7 @@ def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: Sta
     """Trains every network of the study into `out`, a folder each; `konkyo.studies.vib.report` reads them.
 
     NAME/seed_S holds the weights and their manifest (`konkyo.load("trained/FOLDER")`), a checkpoint, epochs.csv, and in
-    test.json how it decides on the test set, which nothing was chosen by; where there are masks, test/ has the
+    test.json how it decides on the test set, which nothing was chosen by. Where there are masks, test/ has the
     localisation of its CAM. What is done already is not done again. KonkyoError: another study's folder; data without
     classes.
     """

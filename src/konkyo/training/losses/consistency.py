@@ -27,7 +27,9 @@ LOSSES: tuple[Distance, ...] = ("mse", "l2_over_hw", "pearson", "cosine", "js")
 
 @dataclass(frozen=True)
 class LambdaSchedule:
-    """The weight of the loss by epoch, counted from 1 (Eq. 18): 0 up to `start`, `highest` from `end`, linear between.
+    """The schedule gives the weight of the loss by epoch, counted from 1 (Eq. 18).
+
+    It is 0 up to `start`, `highest` from `end`, and linear between.
 
     KonkyoError: start after end, a weight that is no finite number.
 
@@ -44,15 +46,18 @@ class LambdaSchedule:
             raise KonkyoError(f"start <= end and a finite weight were expected; got {self}")
 
     def __call__(self, epoch: float) -> float:
-        """The weight in this epoch; between whole numbers, within it."""
+        """Returns the weight in this epoch; between whole numbers, within it."""
         if epoch >= self.end:
             return float(self.highest)
         return 0.0 if epoch <= self.start else self.highest * (epoch - self.start) / (self.end - self.start)
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What the last call of the loss was made of, over all processes; tensors, so that nothing waits for the device."""
+class LossCounts:
+    """The counts say what the last call of the loss was made of, over all processes.
+
+    They are tensors, so that nothing waits for the device.
+    """
 
     used: Tensor
     """() int64: correctly classified samples in the loss."""
@@ -63,7 +68,7 @@ class Watched:
 
 
 class ConsistencyLoss(nn.Module):
-    """The mean distance of maps from the map of their class, over the correctly classified samples of a batch.
+    """The loss is the mean distance of maps from the map of their class, over a batch's correctly classified samples.
 
     After a forward of the network, `gaze(logits, labels)` is a number to be added to the loss with a weight, which may
     be negative (then maps are to differ):
@@ -72,10 +77,10 @@ class ConsistencyLoss(nn.Module):
         loss = cross_entropy(logits, labels) + weight(epoch) * gaze(logits, labels)
 
     Maps are Grad-CAM's of the true class (`konkyo.training.maps.TrainingMaps`, which `mode`, `view` and `layer` are
-    for), scaled to [0, 1] (Eq. 2). Their `distance` (Eq. 15: "mse") is that from the `aim`: "ema", the running mean map
-    of the class, M = ema M + (1 - ema) mean (Eq. 17), updated before it is used, its first value the first mean; or
-    "batch", the mean of this batch (Eq. 14). Neither has a gradient (for the mean squared distance from the mean it
-    would be 0). Classes with fewer than `least` samples are left out (Eq. 16); without any the loss is 0.
+    for), scaled to [0, 1] (Eq. 2). Their `distance` (Eq. 15: "mse") is that from the `aim`. "ema" is the running mean
+    map of the class, M = ema M + (1 - ema) mean (Eq. 17). It is updated before it is used, and its first value is the
+    first mean. "batch" is the mean of this batch (Eq. 14). Neither has a gradient (for the mean squared distance from
+    the mean it would be 0). Classes with fewer than `least` samples are left out (Eq. 16); without any the loss is 0.
 
     Under torch.distributed counts and mean maps are those of all processes, and the mean over processes of the losses
     and of their gradients is that of the whole batch. The running maps are buffers and are checkpointed with
@@ -117,10 +122,13 @@ class ConsistencyLoss(nn.Module):
         self.register_buffer("means", torch.zeros(self.maps.classes, *self.maps.grid, device=device))
         self.register_buffer("seen", torch.zeros(self.maps.classes, dtype=torch.bool, device=device))
         nothing = torch.zeros((), dtype=torch.int64)
-        self.watched = Watched(nothing, nothing, nothing)
+        self.watched = LossCounts(nothing, nothing, nothing)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss () of the network's last batch. logits (N, K), labels (N,) int64. KonkyoError: other labels."""
+        """Returns the loss () of the network's last batch.
+
+        logits (N, K), labels (N,) int64. KonkyoError: other labels.
+        """
         if labels.ndim != 1 or labels.is_floating_point():
             raise KonkyoError(f"labels are class indices (N,); got {tuple(labels.shape)} {labels.dtype}")
         labels, last = labels.long(), self.maps.classes - 1
@@ -134,7 +142,7 @@ class ConsistencyLoss(nn.Module):
             return self._distance(torch.where(usable[:, None, None], raw, 0.0), labels, right, usable)
 
     def _distance(self, raw: Tensor, labels: Tensor, right: Tensor, usable: Tensor) -> Tensor:
-        """The loss of maps as they come from the network, those that are not usable being zeros."""
+        """Returns the loss of maps as they come from the network, those that are not usable being zeros."""
         maps = min_max(resize(raw, tuple(self.means.shape[1:])))  # images may be of another size than `shape` said
         means, counts = self._class_means(maps.detach(), labels, usable)
         active = counts >= self.least
@@ -148,11 +156,11 @@ class ConsistencyLoss(nn.Module):
         apart = distances(maps, aims[labels].to(maps), self.distance)
         total = torch.where(usable & active[labels], apart, 0.0).sum()  # to pick rows would make every step wait
         used = (counts * active).sum()
-        self.watched = Watched(used.long(), ((counts > 0) & ~active).sum(), over_processes((right & ~usable).sum()))
+        self.watched = LossCounts(used.long(), ((counts > 0) & ~active).sum(), over_processes((right & ~usable).sum()))
         return total * processes() / used.clamp_min(1)
 
     def _class_means(self, maps: Tensor, labels: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
-        """((K, h, w) mean maps, (K,) how many), of all processes."""
+        """Returns ((K, h, w) mean maps, (K,) how many), of all processes."""
         one_hot = functional.one_hot(labels, self.maps.classes).to(maps) * usable[:, None]
         counts = over_processes(one_hot.sum(0))
         sums = over_processes(torch.einsum("nk,nhw->khw", one_hot, maps))

@@ -22,7 +22,10 @@ Slope: TypeAlias = Literal["autograd", "detached"]
 
 
 class Distilled(NamedTuple):
-    """A loss between maps, and of how many maps it is; tensors (), so that nothing waits for the device."""
+    """The result holds a loss between maps, and how many were compared.
+
+    All are tensors (), so that nothing waits for the device.
+    """
 
     loss: Tensor
     """The mean distance of the maps that were compared; 0 where none was."""
@@ -36,10 +39,10 @@ class Distilled(NamedTuple):
 
 
 def map_distillation(maps: Tensor, teacher: Tensor, *, distance: Distance = "mse") -> Distilled:
-    """How far a student's maps are from a teacher's of the same things. (N, h, w), (N, h', w') -> a loss and counts
+    """Measures how far a student's maps are from a teacher's. (N, h, w), (N, h', w') -> a loss and counts
 
     `maps` have a graph: `konkyo.training.maps.TrainingMaps` of a classifier, `InstanceMaps` of a detector. `teacher`,
-    raw maps of any method, model and grid (`Explanation.maps`), is put on the student's grid as it is; then both are
+    raw maps of any method, model and grid (`Explanation.maps`), is put on the student's grid as it is. Then both are
     scaled to [0, 1], and `distance` is one of `konkyo.metrics.distances.distances` that have a gradient. The teacher
     gets none. Blank maps, of either, are left out and counted.
 
@@ -56,18 +59,20 @@ def map_distillation(maps: Tensor, teacher: Tensor, *, distance: Distance = "mse
             f"{tuple(teacher.shape)}"
         )
     with torch.autocast(maps.device.type, enabled=False):
-        own, aims = at_least_float32(maps), on_grid(teacher.detach().to(maps.device), (maps.shape[1], maps.shape[2]))
-        mute, silent = blank(own), blank(aims)
+        maps, aims = at_least_float32(maps), on_grid(teacher.detach().to(maps.device), (maps.shape[1], maps.shape[2]))
+        mute, silent = blank(maps), blank(aims)
         rows = (~mute & ~silent).nonzero()[:, 0]
-        found = distances(min_max(own[rows]), min_max(aims[rows].to(own)), distance)
+        apart = distances(min_max(maps[rows]), min_max(aims[rows].to(maps)), distance)
     used = (~mute & ~silent).sum()
-    return Distilled(found.sum() / used.clamp_min(1), used, mute.sum(), silent.sum())
+    return Distilled(apart.sum() / used.clamp_min(1), used, mute.sum(), silent.sum())
 
 
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
-    """Activation-based attention transfer (Zagoruyko & Komodakis, 2017, Eq. 2), the mean over images. -> ()
+    """Measures how far two networks attend apart, the mean over images. -> ()
 
-    |Q_S / |Q_S| - Q_T / |Q_T||_2 of Q = sum over channels of A^2, for one pair of layers; the paper's factor beta / 2
+    Activation-based attention transfer (Zagoruyko & Komodakis, 2017, Eq. 2).
+
+    |Q_S / |Q_S| - Q_T / |Q_T||_2 of Q = sum over channels of A^2, for one pair of layers. The paper's factor beta / 2
     and sum over pairs are the caller's. Activations (N, C, h, w) and (N, C', h', w') of a network that may have other
     channels and another grid: Q_T is put on the student's. No class has a part in it. The authors' code takes the mean
     of the squared difference instead. KonkyoError: other shapes.
@@ -77,11 +82,11 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
             f"activations (N, C, h, w) of the same images were expected; got {tuple(student.shape)} and "
             f"{tuple(teacher.shape)}"
         )
-    own, aims = (at_least_float32(grid).square().sum(1) for grid in (student, teacher.detach()))
-    aims = on_grid(aims, (own.shape[1], own.shape[2])).to(own)
-    own, aims = (nn.functional.normalize(q.flatten(1), dim=1) for q in (own, aims))
-    found: Tensor = torch.linalg.vector_norm(own - aims, dim=1).mean()
-    return found
+    attention, aims = (at_least_float32(grid).square().sum(1) for grid in (student, teacher.detach()))
+    aims = on_grid(aims, (attention.shape[1], attention.shape[2])).to(attention)
+    attention, aims = (nn.functional.normalize(q.flatten(1), dim=1) for q in (attention, aims))
+    distance: Tensor = torch.linalg.vector_norm(attention - aims, dim=1).mean()
+    return distance
 
 
 # --- detections -------------------------------------------------------------------------------------------------------
@@ -93,13 +98,13 @@ def odam_maps(
     """ODAM maps (Zhao & Chan, 2023) of several scores, to be differentiated: ReLU(sum_k G_k A_k). -> (R, h, w)
 
     `scores` (R,), score r of image `rows[r]`, were computed from `activations` (N, C, h, w), or the levels of a
-    pyramid, which are enlarged to the finest and added before the ReLU. `mode`: "autograd", G with a graph, or
+    pyramid. Levels are enlarged to the finest and added before the ReLU. `mode`: "autograd", G with a graph, or
     "detached", G as a constant: then only A learns. Deformable attention (`grid_sample`, as in RT-DETR's decoder) has
     no second derivative in PyTorch, and the backward of "autograd" raises there. A score that depends on no activation
     has a map of zeros.
 
-    As many gradients are taken as the image with most scores has of them; so images must not depend on each other
-    after the activations, as through the statistics of a batch. KonkyoError: not a row per score, an unknown mode,
+    As many gradients are taken as the image with most scores has of them. So images must not depend on each other after
+    the activations, as through the statistics of a batch. KonkyoError: not a row per score, an unknown mode,
     activations without a graph.
     """
     levels = [activations] if isinstance(activations, Tensor) else list(activations)
@@ -120,14 +125,14 @@ def _odam(layers: Sequence[Layer], raws: Sequence[Tensor], scores: Tensor, rows:
             "these activations are not part of a graph, so scores have no gradient by them: weights before the layer "
             "must be free to learn, or images.requires_grad_() before the forward"
         )
-    at, kept = tuple(rows), mode == "autograd"
+    at, with_graph = tuple(rows), mode == "autograd"
     slopes = list[list[Tensor]]()
     for column in rounds(at):
         total = scores[column].sum()
-        found: Sequence[Tensor | None] = [None] * len(raws)
+        gradients: Sequence[Tensor | None] = [None] * len(raws)
         if total.requires_grad:
-            found = torch.autograd.grad(total, raws, retain_graph=True, create_graph=kept, allow_unused=True)
-        slopes.append([torch.zeros_like(a) if g is None else g for a, g in zip(raws, found, strict=True)])
+            gradients = torch.autograd.grad(total, raws, retain_graph=True, create_graph=with_graph, allow_unused=True)
+        slopes.append([torch.zeros_like(a) if g is None else g for a, g in zip(raws, gradients, strict=True)])
     signed = []
     for i, (layer, raw) in enumerate(zip(layers, raws, strict=True)):
         grids = layer.fold(raw)
@@ -140,7 +145,7 @@ class InstanceMaps:
     """A detector's ODAM maps in its last forward, to be differentiated, of instances that it is asked for.
 
     Made once for a detector and the shape (C, H, W) of its images; called after each forward with the candidates that
-    came out and with targets, such as a teacher's detections: a `konkyo.InstanceTarget` looks itself up among the
+    came out and with targets, such as a teacher's detections. A `konkyo.InstanceTarget` looks itself up among the
     student's candidates by IoU and likeness of class probabilities.
 
         found = konkyo.explain(teacher, images, method="odam", target=konkyo.Detections())
@@ -162,16 +167,16 @@ class InstanceMaps:
         mode: Slope = "autograd",
     ) -> None:
         adapted = as_model(model)
-        found = adapted.layer(layer, shape)
-        if found.module is None:
-            raise KonkyoError(f"training needs a layer that is a module; {found.name!r} is the image itself")
+        bound = adapted.layer(layer, shape)
+        if bound.module is None:
+            raise KonkyoError(f"training needs a layer that is a module; {bound.name!r} is the image itself")
         noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
         with untouched(adapted.module):
-            self.layers = Pass(adapted, adapted.prepared(noise), [found]).levels(found)
-        self.mode, self._watch = mode, Watch(adapted.module, found)
+            self.layers = Pass(adapted, adapted.prepared(noise), [bound]).levels(bound)
+        self.mode, self._watch = mode, Watch(adapted.module, bound)
 
     def __call__(self, output: Tensor, targets: Sequence[Target], rows: Sequence[int]) -> Tensor:
-        """(R, h, w), at least fp32: target r's map on image `rows[r]` of the last forward.
+        """Returns (R, h, w), at least fp32: target r's map on image `rows[r]` of the last forward.
 
         `output` (N, Q, 4 B + K) is what the model, or the caller from what its network returned, made of the batch.
         KonkyoError: not a row per target; no forward with gradients.
@@ -183,8 +188,10 @@ class InstanceMaps:
                 f"{len(targets)} targets, {len(rows)} rows and candidates of {len(output)} images"
             )
         with torch.autocast(output.device.type, enabled=False):
-            asked = scores(pick(at_least_float32(output), tuple(rows)), targets) if len(rows) else output.new_zeros(0)
-            return _odam(self.layers, raws, asked, rows, self.mode)
+            row_scores = (
+                scores(pick(at_least_float32(output), tuple(rows)), targets) if len(rows) else output.new_zeros(0)
+            )
+            return _odam(self.layers, raws, row_scores, rows, self.mode)
 
     def close(self) -> None:
         """Takes the hooks off the network."""

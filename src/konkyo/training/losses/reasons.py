@@ -13,15 +13,15 @@ from konkyo.utils.tensors import min_max, safe_divide
 
 
 def right_reasons(images: Tensor, logits: Tensor, masks: Tensor) -> Tensor:
-    """The gradient outside the object, squared (Ross et al., 2017, Eq. 1, second term). -> ()
+    """Returns the squared gradient outside the object (Ross et al., 2017, Eq. 1, second term). -> ()
 
-    sum_d (A_d d/dx_d sum_k log p_k)^2 of an image x, d over its pixels and channels, A = 1 - mask; the mean over the
-    images that have a mask, as cross entropy's is a mean where the paper sums both. The caller's factor is the paper's
-    lambda_1, of a size that makes both terms alike at the beginning. Batch norm in training mode takes what images have
-    in common out of the gradient, and a network can hide there what it shows in eval mode.
+    sum_d (A_d d/dx_d sum_k log p_k)^2 of an image x, d over its pixels and channels, A = 1 - mask. The result is the
+    mean over the images that have a mask, as cross entropy's is a mean where the paper sums both. The caller's factor
+    is the paper's lambda_1, of a size that makes both terms alike at the beginning. Batch norm in training mode takes
+    what images have in common out of the gradient, and a network can hide there what it shows in eval mode.
 
     `images` (N, C, H, W) are what the forward that gave `logits` (N, K) was made of, `images.requires_grad_()` before;
-    of one logit (N, 1) p is its sigmoid. `masks` (N, H, W) bool, or shares in [0, 1], of what may matter; an image
+    of one logit (N, 1) p is its sigmoid. `masks` (N, H, W) bool, or shares in [0, 1], of what may matter. An image
     whose mask is empty is not known and left out, as by the paper's A = 0. Cost: a backward to the images, and its own
     backward. KonkyoError: images that the logits do not depend on, shapes that do not match.
     """
@@ -46,13 +46,14 @@ def right_reasons(images: Tensor, logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def outside_energy(maps: Tensor, masks: Tensor) -> Tensor:
-    """The share of the maps that lies outside the object, 1 - EBPG, to be differentiated. -> () in [0, 1]
+    """Returns the share of the maps that lies outside the object, 1 - EBPG, to be differentiated. -> () in [0, 1]
 
     1 - sum_mask m / sum m of maps (N, h, w) scaled to [0, 1] (energy-based pointing game, Wang et al., 2020), such as
-    those of `konkyo.training.maps.TrainingMaps`; the mean over the rows that have a map and a mask, 0 where none has.
-    `masks` (N, H, W), bool or shares: a cell counts with the share of it that the mask covers. Blank maps and empty
-    masks are left out. Scaling takes the map's least value off, so a map cannot win by being high everywhere; one cell
-    of a coarse map holds the object and what is around it, so 0 may be out of reach. KonkyoError: other shapes.
+    those of `konkyo.training.maps.TrainingMaps`. The result is the mean over the rows that have a map and a mask, 0
+    where none has. `masks` (N, H, W), bool or shares: a cell counts with the share of it that the mask covers. Blank
+    maps and empty masks are left out. Scaling takes the map's least value off, so a map cannot win by being high
+    everywhere. One cell of a coarse map holds the object and what is around it, so 0 may be out of reach. KonkyoError:
+    other shapes.
     """
     if maps.ndim != 3 or masks.ndim != 3 or len(masks) != len(maps):
         raise KonkyoError(
