@@ -188,13 +188,8 @@ class Probe:
     @need(**_GRADIENT, in_graph=True, cost="another score's gradient")
     def differentiate(self, score: OtherScore) -> Tensor:
         """Returns the gradient (N, C, *grid) of another score: `score(output (N, K), explained score (N,))` -> (N,)."""
-
-        def other(output: Tensor) -> Tensor:
-            explained = scores(output, self.targets)
-            self._variants.knows_target = True  # who is called back is given the score
-            return score(output, explained)
-
-        return self._pass.gradients_of(self._rows, other, self._layer)
+        known = self._variants.known  # who is called back is given the score
+        return self._pass.gradients_of(self._rows, lambda o: score(o, known(scores(o, self.targets))), self._layer)
 
     @need(**_GRADIENT, cost="a second derivative")
     def curvature(self, vectors: Tensor) -> Tensor:
