@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -33,3 +35,11 @@ def unknown(kind: str, name: object, offer: Iterable[str]) -> KonkyoError:
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else "."
     shown = ", ".join(names[:60]) + (f", ... ({len(names)} in all)" if len(names) > 60 else "")
     return KonkyoError(f"unknown {kind} {name!r}{hint} On offer: {shown}")
+
+
+def warn(message: str) -> None:
+    """Warns with a `KonkyoWarning` that points at the caller's line, however deep in the package it comes from."""
+    level = 1
+    while sys._getframe(level).f_globals.get("__name__", "").partition(".")[0] == "konkyo":
+        level += 1
+    warnings.warn(message, KonkyoWarning, stacklevel=level + 1)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from konkyo.engine.capture import draw_anew
 from konkyo.errors import KonkyoError, KonkyoWarning
-from konkyo.explanation.explain import Images, Which, explain
+from konkyo.explanation.explain import Which, explain
+from konkyo.explanation.inputs import Images
 from konkyo.explanation.result import Explanation
 from konkyo.metrics.variants import pearson, spearman
 from konkyo.models import Model, as_model

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate, combinations
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 import konkyo.methods  # noqa: F401 - registers every method
-from konkyo.data.images import open_image
 from konkyo.engine.capture import untouched
 from konkyo.engine.forward import Pass, Precision
 from konkyo.engine.integration import Pyramid
@@ -24,8 +19,9 @@ from konkyo.engine.layer import INPUT, STAGES, Layer
 from konkyo.engine.path import PathTrace
 from konkyo.engine.probe import NEEDS, Probe, largest_gradient
 from konkyo.engine.variants import Budget
-from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable, unknown
+from konkyo.errors import KonkyoError, NotApplicable, unknown, warn
 from konkyo.explanation.diagnosis import Diagnosis, diagnose
+from konkyo.explanation.inputs import Images, Prepared, prepare
 from konkyo.explanation.result import Explanation
 from konkyo.methods.base import Attribution, Method, find
 from konkyo.models import Frame, Model, as_model
@@ -34,7 +30,6 @@ from konkyo.tasks.base import SEVEN_CAMS, Task
 from konkyo.utils.progress import Progress
 from konkyo.utils.tensors import FUSES, Fuse, fuse, on_finest, resize
 
-Images: TypeAlias = "Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image]"
 Which: TypeAlias = "str | Method | Attribution"
 Where: TypeAlias = "str | nn.Module | Layer | Sequence[str | nn.Module | Layer] | None"
 
@@ -143,7 +138,7 @@ def explanations(
     chosen, request = [find(m) for m in methods], _Request(**settings)
     _check(chosen, request.options or ())
     adapted = as_model(model)
-    prepared = _prepare(adapted, images)
+    prepared = prepare(adapted, images)
     results: dict[str, Explanation | NotApplicable] = {}
     layers: dict[Method, list[Layer]] = {}
     for m in chosen:
@@ -204,7 +199,7 @@ def _warn_of_doubts(results: Sequence[Explanation]) -> None:
     if doubtful:
         first, diagnosis = doubtful[0]
         count = sum(result is first for result, _ in doubtful)
-        _warn(f"{first.method}: {count} of {len(first)} maps: {diagnosis.message}")
+        warn(f"{first.method}: {count} of {len(first)} maps: {diagnosis.message}")
 
 
 @contextmanager
@@ -220,62 +215,6 @@ def _first_forward(model: Model, images: Tensor) -> Iterator[None]:
         raise KonkyoError(
             f"{model.name} failed on images of shape {tuple(images.shape)}{hint}: {type(error).__name__}: {reason}"
         ) from error
-
-
-def _warn(message: str) -> None:
-    """A warning that points at the caller's line, however deep in the package it comes from."""
-    level = 1
-    while sys._getframe(level).f_globals.get("__name__", "").partition(".")[0] == "konkyo":
-        level += 1
-    warnings.warn(message, KonkyoWarning, stacklevel=level + 1)
-
-
-@dataclass(frozen=True, eq=False)
-class _Prepared:
-    """Images as the network takes them."""
-
-    images: Tensor
-    """(N, C, ...)"""
-    pictures: tuple[Image.Image, ...] | Tensor
-    """What the model sees of them."""
-    frames: tuple[Frame, ...]
-    """Where that lies in the network's input."""
-
-
-def _prepare(model: Model, images: Images) -> _Prepared:
-    """Returns paths, pictures or a tensor as the network takes them. KonkyoError: something else, or other sizes."""
-    if isinstance(images, Tensor):
-        tensor = model.prepared(images)
-        shown = tensor.detach() if model.preprocess is None else model.preprocess.undo(tensor.detach())
-        return _Prepared(tensor, shown, (Frame(),) * len(tensor))
-    if not isinstance(images, (str, Path, Image.Image, Sequence)):
-        raise KonkyoError(
-            f"images are a path, a picture, a list of them, or a tensor (N, C, H, W); got {type(images).__name__}"
-        )
-    listed = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
-    if not listed:
-        raise KonkyoError("no images: an empty list came")
-    for item in listed:
-        if not isinstance(item, (str, Path, Image.Image)):
-            raise KonkyoError(
-                f"images are a path, a picture, a list of them, or a tensor (N, C, H, W); got {type(item).__name__}"
-            )
-    if model.preprocess is None:
-        raise KonkyoError(
-            f"{model.name} does not say how to prepare a picture; give a prepared tensor (N, C, H, W), or "
-            "konkyo.Model(module, preprocess=konkyo.Preprocess(...))"
-        )
-    opened = [item if isinstance(item, Image.Image) else open_image(item) for item in listed]
-    prepared = [model.preprocess(picture) for picture in opened]
-    if len({t.shape for t in prepared}) > 1:
-        raise KonkyoError(
-            "the pictures differ in size after preprocessing; give the Preprocess a crop, or explain them one by one"
-        )
-    return _Prepared(
-        model.prepared(torch.stack(prepared)),
-        tuple(model.preprocess.view(picture) for picture in opened),
-        tuple(model.preprocess.frame(picture) for picture in opened),
-    )
 
 
 def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) -> list[Layer]:
@@ -307,7 +246,7 @@ class _Run:
     method: Method
     layers: Sequence[Layer]
     request: _Request
-    prepared: _Prepared
+    prepared: Prepared
 
     @property
     def options(self) -> dict[str, Any]:

@@ -60,6 +60,8 @@ class Explanation:
     regions: Tensor | None = None
     """(R, 4) the part of the map that lies on the picture, xyxy as shares of its width and height; None: all of it.
     The rest lies on the border around a picture that was fitted into the model's input."""
+    assumptions: tuple[str, ...] = ()
+    """What was not told but assumed: a sentence each, which says how to tell it."""
     images: tuple[Image.Image, ...] | Tensor | None = None
     """What the model saw: pictures, or a tensor (N, 1 or 3, H, W), drawn as it is if it lies in [0, 1]. Not saved."""
 
@@ -149,6 +151,7 @@ class Explanation:
             "labels": list(self.labels),
             "targets": [_target_to_json(t) for t in self.targets],
             "diagnosis": [{"kind": d.kind, "message": d.message} for d in self.diagnosis],
+            "assumptions": list(self.assumptions),
         }
 
     def save(self, path: str | Path) -> Path:
@@ -191,6 +194,7 @@ class Explanation:
             values["targets"] = tuple(_target_from_json(t) for t in values["targets"])
             values["diagnosis"] = tuple(Diagnosis(**d) for d in values["diagnosis"])
             values["labels"] = tuple(values["labels"])
+            values["assumptions"] = tuple(values.get("assumptions", ()))
             known = {f.name for f in fields(cls)}
             return cls(**{k: v for k, v in values.items() if k in known}, **tensors)
         except Exception as error:  # damaged archives fail in every possible way
