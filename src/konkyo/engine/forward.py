@@ -90,8 +90,11 @@ class Pass:
             self._raw |= zip(self._levels[layer], raws, strict=True)
             self.calls |= dict.fromkeys(self._levels[layer], self.calls[layer])
         self._differentiable = [level for layer in differentiable for level in self._levels[layer]]
-        if self.output.shape[0] != len(images):
-            raise KonkyoError(f"{len(images)} images went in, but the output has shape {tuple(self.output.shape)}")
+        if self.output.shape[:1] != (len(images),):
+            squeezed = "" if self.output.ndim else "; select=lambda output: output.reshape(-1, 1) undoes a squeeze"
+            raise KonkyoError(
+                f"{len(images)} images went in, but the output has shape {tuple(self.output.shape)}{squeezed}"
+            )
 
     @contextmanager
     def forwards(self) -> Iterator[None]:

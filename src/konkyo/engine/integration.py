@@ -26,6 +26,12 @@ class Integral:
     """(N, C, *grid) of every level."""
     trace: PathTrace
 
+    def largest(self) -> Tensor | None:
+        """Returns the largest absolute gradient of every row (N,), integrated; None where activations are in it."""
+        if self.of[1]:
+            return None
+        return torch.stack([level.flatten(1).abs().amax(1) for level in self.values]).amax(0)
+
 
 @dataclass(eq=False)
 class Pyramid:

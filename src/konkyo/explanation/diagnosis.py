@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -33,20 +34,23 @@ SATURATED = 1e-4
 
 def diagnose(
     signed: Tensor,
+    scores: Tensor,
     *,
     rectified: bool,
     largest_gradient: Tensor | None,
     probabilities: Sequence[Tensor | None],
+    inside: bool,
+    absent: Callable[[int], bool],
     way_out: Callable[[], str],
 ) -> tuple[Diagnosis, ...]:
     """Returns what is wrong with each of the signed maps (R, *grid), from the values that their method has seen anyway.
 
     `largest_gradient` (R,) absolute, where the method asked for gradients; `probabilities`: of every row whose score
-    is a softmax probability, that probability; `way_out` names a layer that works. One transfer from the device for
-    all maps.
+    is a softmax probability, that probability; `inside`: whether the network itself makes them. `absent` tells whether
+    a row's instance is not on its image; `way_out` names a layer that works. One transfer from the device for all maps.
     """
     flat = signed.flatten(1)
-    columns = [flat.isfinite().all(1), flat.amin(1), flat.amax(1)]
+    columns = [flat.isfinite().all(1), scores.isfinite(), flat.amin(1), flat.amax(1)]
     columns.append(flat.new_full((len(flat),), math.inf) if largest_gradient is None else largest_gradient)
     if largest_gradient is None:
         probabilities = ()
@@ -56,11 +60,19 @@ def diagnose(
         else flat.new_full((len(flat),), 0.5)
     )
     table = torch.stack([column.to(signed.dtype) for column in columns], dim=1).tolist()
-    return tuple(_judge(row, rectified, way_out) for row in table)
+    return tuple(_judge(values, rectified, inside, partial(absent, row), way_out) for row, values in enumerate(table))
 
 
-def _judge(row: list[float], rectified: bool, way_out: Callable[[], str]) -> Diagnosis:
-    finite, low, high, gradient, probability = row
+def _judge(
+    values: list[float], rectified: bool, inside: bool, absent: Callable[[], bool], way_out: Callable[[], str]
+) -> Diagnosis:
+    finite, finite_score, low, high, gradient, probability = values
+    if not finite_score:
+        return Diagnosis(
+            "not finite",
+            "the explained score itself is NaN or infinite: look for it in the image, the weights and the output (a "
+            'class that is masked by -inf, or half precision: precision="fp32")',
+        )
     if not finite:
         return Diagnosis(
             "not finite",
@@ -70,8 +82,16 @@ def _judge(row: list[float], rectified: bool, way_out: Callable[[], str]) -> Dia
     if min(probability, 1 - probability) < SATURATED and low > -1e-3 and high < 1e-3:
         return Diagnosis(
             "saturated",
-            f"the softmax probability is {probability:.6g}, so its gradient has all but vanished; explain the logit: "
-            'ClassTarget(index, score="logit")',
+            f"the network's own sigmoid or softmax gives {probability:.6g}, so its gradient has all but vanished; let "
+            "the network put out what goes into it, its logits (or, if it ends in a sigmoid, probabilities=True)"
+            if inside
+            else f"the softmax probability is {probability:.6g}, so its gradient has all but vanished; explain the "
+            'logit: ClassTarget(index, score="logit")',
+        )
+    if gradient == 0 and absent():
+        return Diagnosis(
+            "zero gradient",
+            "the gradient is exactly 0: nothing on this image is like the instance that is explained, so its score is 0",
         )
     if gradient == 0:
         return Diagnosis(

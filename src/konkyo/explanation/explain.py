@@ -25,7 +25,8 @@ from konkyo.explanation.inputs import Images, Prepared, prepare
 from konkyo.explanation.result import Explanation
 from konkyo.methods.base import Attribution, Method, find
 from konkyo.models import Frame, Model, as_model
-from konkyo.targets.base import Target
+from konkyo.targets.base import Target, as_target
+from konkyo.targets.classes import Magnitude
 from konkyo.tasks.base import SEVEN_CAMS, Task
 from konkyo.utils.progress import Progress
 from konkyo.utils.tensors import FUSES, Fuse, fuse, on_finest, resize
@@ -149,9 +150,10 @@ def explanations(
             results[m.name] = reason
     with untouched(adapted.module):
         pass_ = _shared_pass(adapted, prepared.images, layers, request.precision)
+        probabilities = _holds_probabilities(adapted, pass_)
         for m in layers:
             try:
-                results[m.name] = _explanation(_Run(adapted, pass_, m, layers[m], request, prepared))
+                results[m.name] = _explanation(_Run(adapted, pass_, m, layers[m], request, prepared, probabilities))
             except NotApplicable as reason:
                 results[m.name] = NotApplicable(f"{m.name}: {reason}")
     _warn_of_doubts([result for result in results.values() if isinstance(result, Explanation)])
@@ -191,6 +193,16 @@ def _shared_pass(
             precision=precision,
             within=within,
         )
+
+
+def _holds_probabilities(model: Model, pass_: Pass) -> bool:
+    """Tells whether an output that is read as logits holds probabilities."""
+
+    def again() -> Tensor:
+        with pass_.forwards(), torch.enable_grad():
+            return model(pass_.images[:1].clone().requires_grad_().clone())
+
+    return model.task.holds_probabilities(pass_.output, again)
 
 
 def _warn_of_doubts(results: Sequence[Explanation]) -> None:
@@ -247,6 +259,8 @@ class _Run:
     layers: Sequence[Layer]
     request: _Request
     prepared: Prepared
+    probabilities: bool
+    """Whether an output that is read as logits holds probabilities."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -312,21 +326,42 @@ def _explanation(run: _Run) -> Explanation:
         model=model.name,
         options=_options_used(run),
         seed=run.request.seed,
-        diagnosis=_diagnose(run, rows.targets, maps),
+        diagnosis=_diagnose(run, rows.targets, rows.images, maps),
         boxes=_boxes(model.task, rows, frames, maps.scores),
         regions=maps.scores.new_tensor([frames[image].region for image in rows.images]) if bordered else None,
         path=None if maps.path is None else _path(maps.path, [frames[image] for image in rows.images]),
+        assumptions=_assumptions(run, rows),
         images=run.prepared.pictures,
     )
 
 
 def _rows(run: _Run) -> _Rows:
     """Returns the targets of all images as rows."""
-    score, frames = run.method.score, run.prepared.frames
-    per_image = run.model.targets(run.request.target, run.pass_.output.detach(), score=score, frames=frames)
+    score, frames, output = run.method.score, run.prepared.frames, run.pass_.output.detach()
+    requested = run.request.target
+    if requested is None and not run.method.needs_target() and not run.model.decides(output):
+        requested = Magnitude()
+    if run.probabilities:
+        output = output - 0.5  # a single one decides for its class above that; the highest of several stays it
+    per_image = run.model.targets(requested, output, score=score, frames=frames)
     targets = [target for image in per_image for target in image]
+    run.model.task.check(targets, run.prepared.images.shape[2:])
     images = [image for image, group in enumerate(per_image) for _ in group]
     return _Rows(targets, images, [run.model.task.parts(target) for target in targets])
+
+
+def _assumptions(run: _Run, rows: _Rows) -> tuple[str, ...]:
+    """Returns what was assumed to read the output, and warns where probabilities are read as logits."""
+    assumed = run.model.assumptions(rows.targets, run.pass_.output)
+    of_class = any(as_target(target).logit(run.pass_.output[:1]) is not None for target in rows.targets)
+    if not run.probabilities or not of_class or run.model.task.says_logits:
+        return assumed
+    sentence = (
+        f"{run.model.name} puts out probabilities (all in [0, 1]), which are explained as they are, as if they were "
+        "logits; say konkyo.Model(module, probabilities=True), or probabilities=False if they are logits."
+    )
+    warn(sentence)
+    return (*assumed, sentence)
 
 
 def _part_maps(run: _Run, rows: _Rows) -> _Maps:
@@ -358,8 +393,9 @@ def _part_maps(run: _Run, rows: _Rows) -> _Maps:
     else:  # a detector that keeps nothing
         maps = on_finest([probe.activations[:, 0] for probe in probes])[0].float()
     scores = probes[0].score.float() if images else maps.new_zeros(0)
-    largest = [gradient for probe in probes if (gradient := largest_gradient(probe)) is not None]
     integrals = [integral for pyramid in pyramids for integral in pyramid.integrals]
+    largest = [gradient for probe in probes if (gradient := largest_gradient(probe)) is not None]
+    largest += [gradient for integral in integrals if (gradient := integral.largest()) is not None]
     trace = integrals[0].trace.of(rows.firsts) if integrals else None  # a combination's is that of its first part
     return _Maps(maps, scores, torch.stack(largest).amax(0) if largest else None, trace)
 
@@ -415,9 +451,14 @@ def _fused(signed: Sequence[Tensor], method: Method, how: Fuse | None) -> Tensor
     return torch.where(blank, resize(signed[-1], tuple(maps.shape[1:])).clamp(max=0), maps)
 
 
-def _diagnose(run: _Run, targets: Sequence[Target], maps: _Maps) -> tuple[Diagnosis, ...]:
+def _diagnose(run: _Run, targets: Sequence[Target], images: Sequence[int], maps: _Maps) -> tuple[Diagnosis, ...]:
     """Returns whether every map is meaningful, and what would help."""
-    saturating = [run.model.task.saturates(target) for target in targets]
+    task, output = run.model.task, run.pass_.output.detach()
+    saturating = [task.saturates(target) for target in targets]
+    inside = [
+        task.probability_inside(target, output[image : image + 1], probabilities=run.probabilities)
+        for target, image in zip(targets, images, strict=True)
+    ]
 
     def way_out() -> str:
         automatic = run.model.automatic_layer(tuple(run.prepared.images.shape[1:]))
@@ -425,12 +466,21 @@ def _diagnose(run: _Run, targets: Sequence[Target], maps: _Maps) -> tuple[Diagno
             return "try another layer: `konkyo layers` lists them"
         return f"try layer={automatic.name!r}"
 
+    def absent(row: int) -> bool:
+        boxes = as_target(targets[row]).matched_boxes(output[images[row] : images[row] + 1])
+        return as_target(targets[row]).location() is not None and boxes[0][0] != boxes[0][0]
+
+    probabilities: list[Tensor | None] = [
+        score if saturates and own is None else own
+        for score, saturates, own in zip(maps.scores, saturating, inside, strict=True)
+    ]
     return diagnose(
         maps.signed,
+        maps.scores,
         rectified=run.method.rectified,
         largest_gradient=maps.gradients,
-        probabilities=[s if p else None for s, p in zip(maps.scores, saturating, strict=True)]
-        if any(saturating)
-        else (),
+        probabilities=probabilities if any(p is not None for p in probabilities) else (),
+        inside=any(own is not None for own in inside),
+        absent=absent,
         way_out=way_out,
     )

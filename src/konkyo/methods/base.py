@@ -57,6 +57,10 @@ class Method:
         """Tells whether its map depends on the layer at all; RISE's does not."""
         return self._any("of_layer") or (self.inner is not None and self.inner.needs_layer())
 
+    def needs_target(self) -> bool:
+        """Tells whether its map depends on the target."""
+        return self._any("of_target") and (self.inner is None or self.inner.needs_target())
+
     def needs_graph(self) -> bool:
         """Tells whether the layer must be a leaf of the graph of the one forward that all methods share."""
         return self._any("in_graph") or (self.inner is not None and self._any("itself") and self.inner.needs_graph())

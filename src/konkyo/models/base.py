@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from konkyo.engine.layer import Layer, main_tensor
+from konkyo.engine.layer import Layer
 from konkyo.engine.trace import Site
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.models.layers import Layers, Traces
+from konkyo.models.outputs import Choice, choose, headless, select_logits
 from konkyo.models.preprocess import Frame, Preprocess
 from konkyo.targets.classes import Score, Target, TopK
 from konkyo.targets.detections import Detections
@@ -38,32 +39,16 @@ def adapter(prefix: str) -> Callable[[Adapter], Adapter]:
     return register
 
 
-def select_logits(output: Any) -> Tensor:
-    """Returns the logits in what a classifier returns.
-
-    They are a tensor, a tuple's first, a mapping's "logits", "out" or first, or a dataclass's.
-    """
-    if is_dataclass(output) and not isinstance(output, (Mapping, type)):
-        output = {f.name: getattr(output, f.name) for f in fields(output)}
-    if isinstance(output, Mapping):
-        output = output.get("logits", output.get("out", output))
-    logits = main_tensor(output)
-    if logits is None:
-        raise KonkyoError(
-            f"no tensor in the model's output, a {type(output).__name__}; say where the logits are: "
-            "konkyo.Model(module, select=lambda output: ...)"
-        )
-    return logits
-
-
 @dataclass(frozen=True, eq=False, init=False)
 class Model:
     """A network, how to prepare its images, and what its output means. Callable: images (N, C, H, W) -> output.
 
     `preprocess` is needed for paths and pictures, not for tensors; `classes` for targets by name; `select` finds the
     logits in what the module returns. Wrappers (DataParallel, DistributedDataParallel, AveragedModel, torch.compile)
-    are taken off. `multilabel` and `detector` say the task in short: classes that do not exclude each other, whose
-    probabilities are sigmoids, or detection. KonkyoError: not a module, or a TorchScript module.
+    are taken off. `multilabel`, `probabilities` and `detector` say the task in short: classes that do not exclude each
+    other, whose probabilities are sigmoids; an output of probabilities (True) or logits (False; None: a warning where
+    they look like probabilities); or detection. Without any of these, and without a `select` or `call`, a module that a
+    library's adapter knows for a detector is one. KonkyoError: not a module, or a TorchScript module.
     """
 
     module: nn.Module
@@ -76,6 +61,8 @@ class Model:
     task: Task
     """What the output means: classification, unless something else is said."""
     _traces: Traces = field(init=False, repr=False)
+    _choice: dict[str, str] = field(init=False, repr=False)
+    """What was found out while the logits were looked for in the output; it is the same for all images."""
 
     def __init__(
         self,
@@ -88,6 +75,7 @@ class Model:
         multilabel: bool | None = None,
         detector: Detector | None = None,
         task: Task | None = None,
+        probabilities: bool | None = None,
     ) -> None:
         module = _unwrapped(module)
         if isinstance(module, torch.jit.ScriptModule):
@@ -95,10 +83,13 @@ class Model:
                 "a TorchScript module hides its layers; give the eager module that it was made from: "
                 f"{module.original_name}"
             )
+        said = any(value is not None for value in (detector, multilabel, probabilities, task, call))
+        if not said and select is select_logits:
+            detector = _known_detector(module)
         if detector is not None:  # before `task`, which `dataclasses.replace` always passes on
-            task = DetectionTask(detector)
-        elif multilabel is not None or task is None:
-            task = ClassificationTask(bool(multilabel))
+            task, classes = DetectionTask(detector), _without_background(classes, detector.classes)
+        elif multilabel is not None or probabilities is not None or task is None:
+            task = ClassificationTask(bool(multilabel), probabilities)
         values: dict[str, Any] = {
             "module": module,
             "preprocess": preprocess,
@@ -108,6 +99,7 @@ class Model:
             "call": call,
             "task": task,
             "_traces": {},
+            "_choice": {},
         }
         for key, value in values.items():
             object.__setattr__(self, key, value)
@@ -117,7 +109,20 @@ class Model:
         return self.task.output(self.module, images, self._selected)
 
     def _selected(self, module: nn.Module, images: Tensor) -> Tensor:
-        return self.select(module(images) if self.call is None else self.call(module, images))
+        """Returns the tensor in what the module returns that is its output (N, ...)."""
+        output = module(images) if self.call is None else self.call(module, images)
+        choice = choose(output, len(self.classes)) if self.select is select_logits else Choice(self.select(output))
+        self._choice.update(assumed=choice.assumed, features=choice.features)
+        tensor = choice.tensor
+        if not isinstance(tensor, Tensor):
+            raise KonkyoError(f"`select` returns a tensor (N, ...); it gave {type(tensor).__name__}")
+        return tensor
+
+    def _headless(self, output: Tensor) -> str:
+        """Returns why this output is of features and not of classes; "" where it is of classes, as far as is known."""
+        if self.classes or not self.reads_logits:
+            return ""
+        return self._choice.get("features", "") or headless(self.module, output.shape[-1])
 
     @property
     def detector(self) -> Detector | None:
@@ -216,7 +221,18 @@ class Model:
         if not self.task.instances and (score == "similarity" or isinstance(target, Detections)):
             raise NotApplicable(f"{self.name} is no detector: it has no detections to be explained")
         to_picture = [frame.shown for frame in frames]
-        return self.task.targets_of(target, output, self._classes, score=score, to_picture=to_picture)
+        classes = Classes(self.name, self.classes, self._headless(output))
+        return self.task.targets_of(target, output, classes, score=score, to_picture=to_picture)
+
+    def decides(self, output: Tensor) -> bool:
+        """Tells whether the output holds decisions, which are explained where no target is given."""
+        return self.task.decides(output, Classes(self.name, self.classes, self._headless(output)))
+
+    def assumptions(self, targets: Sequence[Target], output: Tensor) -> tuple[str, ...]:
+        """Returns what was assumed to read the output as these targets do, a sentence each."""
+        classes = Classes(self.name, self.classes, self._headless(output))
+        assumed = self._choice.get("assumed", "")
+        return (*((assumed,) if assumed else ()), *self.task.assumptions(targets, output, classes))
 
     @property
     def _classes(self) -> Classes:
@@ -246,14 +262,21 @@ def as_model(model: Model | nn.Module) -> Model:
 
     It is a detector where a library's adapter knows it for one.
     """
-    if isinstance(model, Model):
-        return model
-    module = _unwrapped(model)
+    return model if isinstance(model, Model) else Model(model)
+
+
+def _known_detector(module: nn.Module) -> Detector | None:
+    """Returns how a library's detector is one; None where no adapter knows the module."""
     libraries = dict.fromkeys(kind.__module__.partition(".")[0] for kind in type(module).__mro__)
-    for adapter in (_DETECTORS_OF[library] for library in libraries if library in _DETECTORS_OF):
-        if (detector := import_module(adapter).detector(module)) is not None:
-            return Model(module, detector=detector)
-    return Model(module)
+    adapters = (_DETECTORS_OF[library] for library in libraries if library in _DETECTORS_OF)
+    detectors = (import_module(adapter).detector(module) for adapter in adapters)
+    return next((detector for detector in detectors if detector is not None), None)
+
+
+def _without_background(classes: Sequence[str], number: int) -> Sequence[str]:
+    """Returns the names of a detector's classes; libraries list "background" before them, which is no class here."""
+    first = classes[0].strip("_ ").lower() if len(classes) == number + 1 else ""
+    return classes[1:] if first == "background" else classes
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

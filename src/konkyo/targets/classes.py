@@ -37,18 +37,21 @@ class ClassTarget(BaseTarget):
         if self.score not in (offer := ("logit", "probability", "sigmoid")):
             raise unknown("score of a class", self.score, offer)
 
-    def __call__(self, output: Tensor) -> Tensor:
-        """Returns the class's score of every image. KonkyoError: an output that is not (N, K), or has no such class."""
+    def check(self, output: Tensor) -> None:
+        """Raises KonkyoError for an output that is not (N, K), or has no such class."""
         if output.ndim != 2:
             raise KonkyoError(
                 f"a class needs an output of shape (N, classes); got {tuple(output.shape)}. For other outputs give a "
                 "target of your own: a callable output -> (N,) scores"
             )
+        classes = 2 if output.shape[1] == 1 else output.shape[1]
+        if not 0 <= self.index < classes:
+            raise KonkyoError(f"class {self.index} of a model with {classes} classes (0 to {classes - 1})")
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """Returns the class's score of every image. KonkyoError: an output that is not (N, K), or has no such class."""
+        self.check(output)
         logits = class_logits(output)
-        if not 0 <= self.index < logits.shape[1]:
-            raise KonkyoError(
-                f"class {self.index} of a model with {logits.shape[1]} classes (0 to {logits.shape[1] - 1})"
-            )
         if self.score == "logit":
             return logits[:, self.index]
         if self.score == "sigmoid":
@@ -116,6 +119,15 @@ class ContrastTarget(BaseTarget):
             return None
         this, that = (target(output) if value is None else value for target, value in pair)
         return this - that
+
+
+@dataclass(frozen=True)
+class Magnitude(BaseTarget):
+    """This target stands for an output without decisions, where none is needed: the norm of all its numbers. -> (N,)"""
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """Returns the Euclidean norm of every image's output."""
+        return output.flatten(1).norm(dim=1) if output.ndim > 1 else output.abs()
 
 
 @dataclass(frozen=True)

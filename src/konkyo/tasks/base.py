@@ -32,6 +32,8 @@ class Classes:
 
     model: str
     names: tuple[str, ...] = ()
+    features: str = ""
+    """Why the output is of features and not of classes; "": nothing says that it is."""
 
     def index(self, name: str) -> int:
         """Returns the index of a class name (case does not matter).
@@ -123,6 +125,30 @@ class Task(ABC):
         """Returns the numbers (N, ...) among which the largest is the decision; a trace differentiates it."""
         return output
 
+    def decides(self, output: Tensor, classes: Classes) -> bool:
+        """Tells whether the output holds decisions, which are explained where no target is given."""
+        del output, classes
+        return True
+
+    @property
+    def says_logits(self) -> bool:
+        """Tells whether the user has said that the output is logits, whatever it looks like."""
+        return False
+
+    def holds_probabilities(self, output: Tensor, again: Callable[[], Tensor]) -> bool:
+        """Tells whether an output that is read as logits holds probabilities; `again` gives it with a graph."""
+        del output, again
+        return False
+
+    def assumptions(self, targets: Sequence[Target], output: Tensor, classes: Classes) -> tuple[str, ...]:
+        """Returns what was assumed to read the output as these targets do, a sentence each."""
+        del targets, output, classes
+        return ()
+
+    def check(self, targets: Sequence[Target], size: Sequence[int]) -> None:
+        """Warns of targets that images of this size (H, W) cannot have. KonkyoError: most of them are such."""
+        del targets, size
+
     def layer(self, shape: Sequence[int]) -> Layer | None:
         """Returns the layer that is explained by default for images (C, H, W); None: a trace finds it."""
         del shape
@@ -201,6 +227,14 @@ class Task(ABC):
         """Tells whether the score is a probability, whose gradient vanishes near 0 and 1."""
         del target
         return False
+
+    def probability_inside(self, target: Target, output: Tensor, *, probabilities: bool) -> Tensor | None:
+        """Returns the probability that the network itself makes of a target's logit, for one image's output (1, ...).
+
+        `probabilities`: whether the output holds them. None: the network makes none.
+        """
+        del target, output, probabilities
+        return None
 
     def boxes(self, targets: Sequence[Target], like: Tensor) -> Tensor | None:
         """Returns the boxes of targets (R, 4), xyxy in pixels of the network's input, NaN where a target has none.

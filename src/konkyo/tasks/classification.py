@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from konkyo.errors import KonkyoError
+from konkyo.engine.ending import Ending, ending_of
+from konkyo.engine.forward import at_least_float32
+from konkyo.errors import KonkyoError, warn
 from konkyo.targets.base import Target, as_target
-from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, Score, TopK, class_logits
+from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, Magnitude, Score, TopK, class_logits
 from konkyo.tasks.base import Classes, TargetRequest, Task, ToPicture, task
 
 SIDES = ("negative", "positive")
 """The classes of a model with one logit, where it names none."""
+_ROUNDING = 2e-3  # of probabilities, which half precision rounds
+_CERTAIN = 15.9  # the log-odds that single precision cannot tell from certainty
 
 
 @task
@@ -22,13 +27,97 @@ SIDES = ("negative", "positive")
 class ClassificationTask(Task):
     """The classes of an image, highest logit first. With `multilabel` they do not exclude each other.
 
-    The probabilities of classes that do not exclude each other are sigmoids, those of others a softmax.
+    The probabilities of classes that do not exclude each other are sigmoids, those of others a softmax. With
+    `probabilities` the network puts these out itself, and its output becomes logits: log(p / (1 - p)) of sigmoids, up
+    to about 16, and log(p) of a softmax. False: they are logits, whatever they look like.
     """
 
     noun: ClassVar[str] = "classifier"
     columns: ClassVar[tuple[str, ...]] = ("deletion", "insertion", "ebpg@mask", "pointing_game@mask")
 
     multilabel: bool = False
+    probabilities: bool | None = None
+
+    # --- the output ---------------------------------------------------------------------------------------------------
+
+    def output(self, module: nn.Module, images: Tensor, read: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        """Returns the logits (N, ...); NaN in the place of a probability that is none."""
+        output = read(module, images)
+        if not self.probabilities:
+            return output
+        values = at_least_float32(output)
+        values = values.where((values >= -_ROUNDING) & (values <= 1 + _ROUNDING), torch.nan)
+        limits = torch.finfo(values.dtype)
+        return values.logit(limits.eps) if self._sigmoids(output) else values.clamp_min(limits.tiny).log()
+
+    def _sigmoids(self, output: Tensor) -> bool:
+        """Tells whether probabilities are sigmoids, so that each output stands for itself."""
+        return self.multilabel or output.ndim < 2 or output.shape[1] == 1
+
+    def decides(self, output: Tensor, classes: Classes) -> bool:
+        """Tells whether the output is of classes (N, K)."""
+        return output.ndim == 2 and not classes.features
+
+    @property
+    def says_logits(self) -> bool:
+        """Tells whether `probabilities` is False."""
+        return self.probabilities is False
+
+    def holds_probabilities(self, output: Tensor, again: Callable[[], Tensor]) -> bool:
+        """Tells whether an output (N, K) that is read as logits holds probabilities.
+
+        The graph of a network's last operations knows it as a rule, without a look at the values. `again` is called
+        where the output has no graph and its values lie in [0, 1].
+        """
+        if self.probabilities or output.ndim != 2:
+            return False
+        ending = ending_of(output)
+        if ending in (Ending.LOGITS, Ending.PROBABILITIES):
+            return ending is Ending.PROBABILITIES
+        values = output.detach()
+        off = (values.sum(1) - 1).abs().amax() if values.shape[1] > 1 else values.new_ones(())
+        low, high, off_one = torch.stack([values.amin(), values.amax(), off]).tolist()
+        if not (low >= 0 and high <= 1 + _ROUNDING):
+            return False
+        if off_one <= _ROUNDING:
+            return True
+        if ending is Ending.UNKNOWN:
+            ending = ending_of(again())
+        if ending is Ending.UNKNOWN:  # nothing but its range speaks for it
+            return output.shape[1] == 1
+        return ending in (Ending.PROBABILITIES, Ending.SQUASHED)
+
+    def assumptions(self, targets: Sequence[Target], output: Tensor, classes: Classes) -> tuple[str, ...]:
+        """Returns that a single output, or the features of a network without a head, were read as of classes."""
+        assumed = []
+        if any(map(_of_class, targets)):
+            if classes.features:
+                assumed.append(
+                    f"The {output.shape[-1]} numbers that {classes.model} puts out are read as logits of "
+                    f"classes, though {classes.features}."
+                )
+            elif output.ndim == 2 and output.shape[1] == 1 and not classes.names:
+                assumed.append(
+                    "The single output is read as the logit that decides between two classes, "
+                    '"negative" and "positive"; of another number, give target=lambda output: output[:, 0].'
+                )
+        return tuple(assumed)
+
+    def probability_inside(self, target: Target, output: Tensor, *, probabilities: bool) -> Tensor | None:
+        """Returns the probability of a class, where the network makes it and the gradient is that of its own step."""
+        if not isinstance(target, ClassTarget) or output.ndim != 2:
+            return None
+        value = output[0, min(target.index, output.shape[1] - 1)]
+        if probabilities:
+            return value
+        if not self.probabilities:
+            return None
+        if not self._sigmoids(output):
+            return value.exp()
+        # The log-odds undo the vanishing of the sigmoid's gradient, but where the probability is 0 or 1 itself.
+        return value.sigmoid().where(value.abs() >= _CERTAIN, 0.5)
+
+    # --- targets ------------------------------------------------------------------------------------------------------
 
     def targets_of(
         self,
@@ -66,16 +155,38 @@ class ClassificationTask(Task):
                 f"{class_logits(output).shape[1]} classes (a single logit stands for two: the negative, the positive)"
             )
         if request is None or isinstance(request, TopK):
+            if classes.features and output.ndim == 2:
+                warn(
+                    f"{classes.model} puts out features, not classes: {classes.features}. Its largest feature is "
+                    "explained; give target=, a callable output -> (N,) scores. Methods that know no class "
+                    "(eigen_cam, kpca_cam, fem) need none"
+                )
+            if self.probabilities:
+                self._check_probabilities(output, classes)
             return self.decisions(output, 1 if request is None else request.k, score=score)
         return [[self._target(request, score, output, classes)]] * len(output)
+
+    def _check_probabilities(self, output: Tensor, classes: Classes) -> None:
+        """Raises KonkyoError where an output of probabilities, as logits, was none."""
+        total = output.logsumexp(1) if output.ndim > 1 and not self._sigmoids(output) else output.new_zeros(())
+        broken, off = torch.stack([output.isnan().any().to(output), total.abs().amax()]).tolist()
+        if broken:
+            raise KonkyoError(
+                f"{classes.model} puts out numbers outside [0, 1], or NaN, which probabilities=True does not allow; "
+                "logits need probabilities=False"
+            )
+        if off > 10 * _ROUNDING:
+            raise KonkyoError(
+                f"the probabilities of {classes.model} do not sum to 1, so its classes do not exclude each other: "
+                "say multilabel=True beside probabilities=True"
+            )
 
     def decisions(self, output: Tensor, k: int = 1, *, score: Score = "logit") -> list[list[Target]]:
         """Returns the k highest classes of every image, highest first. KonkyoError: an output that is not (N, K)."""
         if output.ndim != 2:
             raise KonkyoError(
                 f"no class to explain in an output of shape {tuple(output.shape)}, (N, classes) was expected; give a "
-                "target: a callable output -> (N,) scores"
-                + ("; dense predictions of a detector: konkyo.dense_detector" if output.ndim == 3 else "")
+                f"target: a callable output -> (N,) scores{_of_shape(output)}"
             )
         logits = class_logits(output)
         if k > logits.shape[1]:
@@ -98,13 +209,17 @@ class ClassificationTask(Task):
                 return ClassTarget(SIDES.index(target), score)
             return self._class_target(classes.index(target), score)
         if isinstance(target, int) and not isinstance(target, bool):
-            return self._class_target(target, score)
+            target = self._class_target(target, score)
         if isinstance(target, (TopK, Each)) or not callable(target):
             raise _unknown(target)
+        if isinstance(target, ClassTarget):
+            target.check(output)
         return cast("Target", target)
 
     def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:
         """Returns the name of a target's class; of one logit "negative" or "positive" where its sides have no names."""
+        if isinstance(target, Magnitude):
+            return "the whole output"
         if not isinstance(target, ClassTarget):
             return super().label(target, classes, outputs)
         if outputs == 1 and target.index >= len(classes.names):
@@ -150,6 +265,30 @@ class ClassificationTask(Task):
         del box
         index = as_target(target).class_index
         return target if index is None else self._class_target(index, "probability")
+
+
+def _of_shape(output: Tensor) -> str:
+    """Returns what an output that is no (N, classes) may be, and how it is explained."""
+    if output.ndim == 1:
+        return "; one logit per image: select=lambda output: output[:, None]"
+    if output.ndim == 3:
+        return (
+            "; dense predictions of a detector: konkyo.dense_detector; features of a network without a head (tokens, "
+            "an embedding): eigen_cam and other methods that know no class need no target"
+        )
+    if output.ndim == 4 and output.shape[2:].numel() == 1:
+        return "; logits (N, K, 1, 1): select=lambda output: output.flatten(1)"
+    return (
+        "; class 3 of a segmentation: target=lambda output: output[:, 3].mean((1, 2)); features of a network without a "
+        "head: eigen_cam and other methods that know no class need no target"
+    )
+
+
+def _of_class(target: Target) -> bool:
+    """Tells whether a target is of a class's score."""
+    if isinstance(target, ContrastTarget):
+        return _of_class(target.this) or _of_class(target.that)
+    return _of_class(target.target) if isinstance(target, Against) else isinstance(target, ClassTarget)
 
 
 def _unknown(target: Any) -> KonkyoError:
