@@ -272,6 +272,7 @@ def test_a_call_that_never_happens_is_an_error() -> None:
         run(seeded(Twice()), images(1), "grad_cam", layer="shared#2")
 
 
+@pytest.mark.filterwarnings("ignore:The first is explained")
 @pytest.mark.parametrize("kind", ["dict", "ordered", "tuple", "list"])
 @pytest.mark.parametrize("method", ["grad_cam", "ablation_cam", "score_cam"])
 def test_dict_and_tuple_outputs(kind: str, method: str) -> None:

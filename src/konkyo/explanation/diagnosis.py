@@ -91,7 +91,7 @@ def _judge(
     if gradient == 0 and absent():
         return Diagnosis(
             "zero gradient",
-            "the gradient is exactly 0: nothing on this image is like the instance that is explained, so its score is 0",
+            "the gradient is exactly 0: nothing on this image is like the explained instance, so its score is 0",
         )
     if gradient == 0:
         return Diagnosis(

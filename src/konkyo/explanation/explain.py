@@ -150,6 +150,8 @@ def explanations(
             results[m.name] = reason
     with untouched(adapted.module):
         pass_ = _shared_pass(adapted, prepared.images, layers, request.precision)
+        if adapted.doubt:
+            warn(adapted.doubt)
         probabilities = _holds_probabilities(adapted, pass_)
         for m in layers:
             try:
@@ -352,10 +354,12 @@ def _rows(run: _Run) -> _Rows:
 
 def _assumptions(run: _Run, rows: _Rows) -> tuple[str, ...]:
     """Returns what was assumed to read the output, and warns where probabilities are read as logits."""
-    assumed = run.model.assumptions(rows.targets, run.pass_.output)
-    of_class = any(as_target(target).logit(run.pass_.output[:1]) is not None for target in rows.targets)
-    if not run.probabilities or not of_class or run.model.task.says_logits:
+    output = run.pass_.output.detach()
+    assumed = run.model.assumptions(rows.targets, output)
+    if not run.probabilities or run.model.task.says_logits:
         return assumed
+    if all(as_target(target).logit(output[:1]) is None for target in rows.targets):
+        return assumed  # of other numbers than classes' scores nothing is known
     sentence = (
         f"{run.model.name} puts out probabilities (all in [0, 1]), which are explained as they are, as if they were "
         "logits; say konkyo.Model(module, probabilities=True), or probabilities=False if they are logits."

@@ -112,7 +112,7 @@ class Model:
         """Returns the tensor in what the module returns that is its output (N, ...)."""
         output = module(images) if self.call is None else self.call(module, images)
         choice = choose(output, len(self.classes)) if self.select is select_logits else Choice(self.select(output))
-        self._choice.update(assumed=choice.assumed, features=choice.features)
+        self._choice.update(assumed=choice.assumed, doubt=choice.doubt, features=choice.features)
         tensor = choice.tensor
         if not isinstance(tensor, Tensor):
             raise KonkyoError(f"`select` returns a tensor (N, ...); it gave {type(tensor).__name__}")
@@ -231,8 +231,13 @@ class Model:
     def assumptions(self, targets: Sequence[Target], output: Tensor) -> tuple[str, ...]:
         """Returns what was assumed to read the output as these targets do, a sentence each."""
         classes = Classes(self.name, self.classes, self._headless(output))
-        assumed = self._choice.get("assumed", "")
-        return (*((assumed,) if assumed else ()), *self.task.assumptions(targets, output, classes))
+        chosen = [self._choice[kind] for kind in ("assumed", "doubt") if self._choice.get(kind)]
+        return (*chosen, *self.task.assumptions(targets, output, classes))
+
+    @property
+    def doubt(self) -> str:
+        """Returns the sentence that says which other output may be meant; "" where there is none."""
+        return self._choice.get("doubt", "")
 
     @property
     def _classes(self) -> Classes:

@@ -32,7 +32,7 @@ class Part:
     tensor: Tensor
 
     def __str__(self) -> str:
-        return f"{self.path} {tuple(self.tensor.shape)}"
+        return f"{self.path} ({', '.join(map(str, ('N', *self.tensor.shape[1:])))})"
 
     def about(self, words: Sequence[str]) -> bool:
         """Tells whether one of the names has one of the words in it."""
@@ -46,6 +46,8 @@ class Choice:
     tensor: Tensor
     assumed: str = ""
     """A sentence where nothing but its shape speaks for it."""
+    doubt: str = ""
+    """A sentence where another tensor may as well be meant."""
     features: str = ""
     """Why it holds features and no logits, where its name says so."""
 
@@ -72,7 +74,8 @@ def choose(output: Any, classes: int = 0) -> Choice:
     """Returns the logits in what a classifier returns; `classes` is how many class names there are, 0 if none.
 
     A name says which they are: "logits", "out" or one with "logit" in it. Otherwise it is the one tensor (N, K), or the
-    one whose K is the number of classes. KonkyoError: no tensor, or several that it could be.
+    one whose K is the number of classes. Of several heads of one size in a tuple or list the first is taken, and the
+    doubt kept. KonkyoError: no tensor, or several that it could be.
     """
     if isinstance(output, Tensor):
         return Choice(_floating(output))
@@ -117,6 +120,9 @@ def _by_shape(parts: list[Part], everything: list[Part], classes: int) -> Choice
     fitting = [part for part in tables if part.tensor.ndim == 2 and part.tensor.shape[1] in sizes]
     if len(tables) > 1 and len(fitting) == 1:
         return Choice(fitting[0].tensor)
+    if len({(part.names, part.tensor.shape) for part in tables}) == 1 < len(tables) and tables[0].tensor.ndim == 2:
+        # Heads of the same classes, the main one and those that only help in training: by custom it is the first.
+        return Choice(tables[0].tensor, doubt=f"The first is explained: {_ambiguous(tables)}.")
     if len(tables) > 1:
         raise _ambiguous(tables)
     others = ", ".join(str(part) for part in everything if part is not tables[0])
@@ -157,7 +163,10 @@ def _floating(tensor: Tensor) -> Tensor:
 
 
 def select_logits(output: Any) -> Tensor:
-    """Returns the logits in what a classifier returns. KonkyoError: no tensor, or several that could be; see `choose`."""
+    """Returns the logits in what a classifier returns, as `choose` does.
+
+    KonkyoError: no tensor, or several that it could be.
+    """
     return choose(output).tensor
 
 

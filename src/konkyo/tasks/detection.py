@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, cast, get_args
+from typing import Any, ClassVar, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from konkyo.data.samples import Annotation, Sample, box_of
 from konkyo.engine.layer import Layer
-from konkyo.errors import KonkyoError, unknown
+from konkyo.errors import KonkyoError, unknown, warn
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.candidates import Candidates
 from konkyo.targets.classes import Against, ContrastTarget, Score, TopK
@@ -140,13 +141,12 @@ class DetectionTask(Task):
         self, request: Detections, output: Tensor, classes: Classes, to_picture: Sequence[ToPicture]
     ) -> list[list[Target]]:
         number = self.adapter.classes
-        if classes.names and len(classes.names) < number:
-            raise KonkyoError(f"{len(classes.names)} class names for a detector of {number} classes")
-        if output[..., -number:].isnan().any():
+        if classes.names and len(classes.names) != number:
             raise KonkyoError(
-                f"{classes.model} predicts NaN; half-precision weights are a usual reason: keep them in float32 and "
-                'explain with precision="bf16"'
+                f'{len(classes.names)} class names for a detector of {number} classes ("nothing" and "background" are '
+                "no classes)"
             )
+        _check_probabilities(Candidates(output, number).probabilities, classes.model)
         labels = [classes.index(c) if isinstance(c, str) else c for c in request.classes]
         for index in labels:
             if not 0 <= index < number:
@@ -181,6 +181,19 @@ class DetectionTask(Task):
                 selection.index.tolist(), selection.label.tolist(), likeness, strict=True
             )
         ]
+
+    def check(self, targets: Sequence[Target], size: Sequence[int]) -> None:
+        """Warns of impossible boxes. KonkyoError: most are, for images of this size (H, W)."""
+        boxes = [target.box for target in targets if isinstance(target, InstanceTarget)]
+        for fault, way_out in _FAULTS.items():
+            count = sum(fault(box, size) for box in boxes)
+            message = (
+                f"{count} of {len(boxes)} detections have boxes {way_out}; (x1, y1, x2, y2) in pixels was expected"
+            )
+            if 2 * count > len(boxes):
+                raise KonkyoError(f"{message}; such a box: {_plain(next(b for b in boxes if fault(b, size)))}")
+            if count and fault in (_not_finite, _inverted):
+                warn(message)
 
     def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:
         """Returns the name of a detection's class, with the quantity where that is not its score."""
@@ -256,6 +269,85 @@ class DetectionTask(Task):
         if not isinstance(target, InstanceTarget):
             return target
         return Tracked(target.label, tuple(box.tolist()), len(target.likeness))
+
+
+Box: TypeAlias = "tuple[float, float, float, float]"
+
+
+def _not_finite(box: Box, size: Sequence[int]) -> bool:
+    del size
+    return not all(map(math.isfinite, box))
+
+
+def _inverted(box: Box, size: Sequence[int]) -> bool:
+    """Tells whether a box ends before it begins, by more than a pixel."""
+    del size
+    return box[2] < box[0] - 1 or box[3] < box[1] - 1
+
+
+def _within_a_pixel(box: Box, size: Sequence[int]) -> bool:
+    """Tells whether a box on a larger image has sides in [0, 1], as shares of width and height have them."""
+    return min(size) > _SMALL and all(-_SLACK <= side <= 1 + _SLACK for side in box)
+
+
+def _outside(box: Box, size: Sequence[int]) -> bool:
+    """Tells whether the centre of a box lies beyond the image by a quarter of its side or more."""
+    shares = (box[0] + box[2]) / 2 / size[1], (box[1] + box[3]) / 2 / size[0]
+    return not all(-0.25 <= share <= 1.25 for share in shares)
+
+
+_FAULTS: dict[Callable[[Box, Sequence[int]], bool], str] = {
+    _not_finite: "with NaN or infinite sides",
+    _inverted: "that end before they begin (centre and size, perhaps: boxes='cxcywh' or 'xywh' of dense_detector)",
+    _within_a_pixel: "of less than a pixel (shares of the picture, perhaps: scale='fraction' of dense_detector)",
+    _outside: "beyond the picture (pixels that were taken for shares, or another form: scale= and boxes= of "
+    "dense_detector)",
+}
+"""What is wrong with a box, and what may be the reason."""
+_SMALL, _SLACK = 8, 0.1
+_ROUNDING = 1e-2  # of probabilities, which half precision rounds
+
+
+def _plain(box: Box) -> str:
+    return "(" + ", ".join(f"{side:.4g}" for side in box) + ")"
+
+
+def _check_probabilities(probabilities: Tensor, model: str) -> None:
+    """Raises KonkyoError where class probabilities (N, Q, K) cannot be such, from one transfer from the device."""
+    if not probabilities.numel():
+        return
+    last = probabilities[..., -1]
+    ordered = (probabilities[..., 0].diff(dim=1) <= 0).all() & (last == last.round()).all()
+    low, high = probabilities.aminmax()
+    values = [probabilities.isnan().any(), low, high, ordered]
+    broken, lowest, highest, rows = torch.stack([value.to(probabilities) for value in values]).tolist()
+    if broken:
+        raise KonkyoError(
+            f"{model} predicts NaN; half-precision weights are a usual reason: keep them in float32 and "
+            'explain with precision="bf16"'
+        )
+    if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
+        raise KonkyoError(
+            f"{model} puts out class probabilities from {lowest:.4g} to {highest:.4g}, which must lie in [0, 1]. Of "
+            "dense_detector: logits need activated=False; a column of objectness before the classes objectness=True; "
+            "other columns (a class's index, an angle) select=lambda output: ..., which takes them out"
+        )
+    count = probabilities[0].numel()
+    if probabilities.shape[2] == 2 and probabilities.shape[1] > 2 and rows:
+        raise KonkyoError(
+            f"{model} puts out rows (box, score, class), highest score first: what an export with suppression keeps, "
+            "not the class probabilities of all candidates. Export it without suppression (nms=False, end2end=False), "
+            "or find them by select=lambda output: ..."
+        )
+    if count >= _MANY and lowest >= _OF_SIGMOIDS[0] and highest <= _OF_SIGMOIDS[1]:
+        raise KonkyoError(
+            f"{model} gives every candidate a probability from {lowest:.4g} to {highest:.4g}, as a sigmoid of a "
+            "probability does: the network's predictions are probabilities already, activated=True"
+        )
+
+
+_MANY, _OF_SIGMOIDS = 20, (0.5, 0.7311)
+"""So many numbers do not all lie in there by chance: the sigmoids of [0, 1]."""
 
 
 def matched(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -73,11 +73,38 @@ def _anchors_first(predictions: Any, columns: int) -> Tensor:
     """Predictions as (N, anchors, columns); the last axis is taken for the columns where both could be."""
     if isinstance(predictions, Tensor) and predictions.ndim == 3 and columns in predictions.shape[1:]:
         return predictions if predictions.shape[2] == columns else predictions.transpose(1, 2)
-    came = tuple(predictions.shape) if isinstance(predictions, Tensor) else type(predictions).__name__
+    came = tuple(predictions.shape) if isinstance(predictions, Tensor) else _described(predictions)
     raise KonkyoError(
         f"predictions of a dense detector are (N, anchors, {columns}) or (N, {columns}, anchors); got {came}. "
         "Check classes= and objectness=, or name the predictions: select=lambda output: ..."
+        + _hint(predictions, columns)
     )
+
+
+def _described(predictions: Any) -> str:
+    """Returns the type of what are no predictions, with the names in it."""
+    names = f" of {', '.join(map(str, predictions))}" if isinstance(predictions, Mapping) else ""
+    return f"{type(predictions).__name__}{names}"
+
+
+def _hint(predictions: Any, columns: int) -> str:
+    """Returns what predictions of another shape may be."""
+    if isinstance(predictions, Mapping):
+        return "; boxes with labels are what is left after suppression, explained are the candidates before it"
+    if not isinstance(predictions, Tensor) or predictions.ndim not in (2, 3):
+        return ""
+    shape = predictions.shape[-2:]
+    if columns + 1 in shape:
+        return (
+            "; one column more is objectness, or the angle of a rotated box, which has no place here: select= takes it "
+            "out, and the maps are then of upright boxes"
+        )
+    if shape[1] in (6, 7):
+        return (
+            "; rows (box, score, class) are what is left after suppression: export the network without it (nms=False, "
+            "end2end=False)"
+        )
+    return ""
 
 
 def _keep(classes: int, iou: float, most: int, output: Tensor, threshold: float) -> list[Kept]:
