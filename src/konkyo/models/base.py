@@ -17,7 +17,7 @@ from konkyo.engine.layer import Layer
 from konkyo.engine.trace import Site
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.models.layers import Layers, Traces
-from konkyo.models.outputs import Choice, choose, headless, select_logits
+from konkyo.models.outputs import Choice, base_model_features, choose, headless, select_logits
 from konkyo.models.preprocess import Frame, Preprocess
 from konkyo.targets.classes import Score, Target, TopK
 from konkyo.targets.detections import Detections
@@ -120,8 +120,10 @@ class Model:
 
     def _headless(self, output: Tensor) -> str:
         """Returns why this output is of features and not of classes; "" where it is of classes, as far as is known."""
-        if self.classes or not self.reads_logits:
+        if self.classes:
             return ""
+        if self.select is not select_logits:
+            return base_model_features(self.module, output.shape[-1])
         return self._choice.get("features", "") or headless(self.module, output.shape[-1])
 
     @property

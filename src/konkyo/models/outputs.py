@@ -13,6 +13,7 @@ from konkyo.errors import KonkyoError
 _AUXILIARY = ("aux", "loss")
 _FEATURES = ("feat", "embed", "hidden", "pool", "attention", "attn", "tokens", "latent", "representation")
 """Parts of names that logits never have."""
+_BOXES = ("boxes", "bbox")
 _NAMES: tuple[Callable[[str], bool], ...] = (
     lambda name: name == "logits",
     lambda name: name == "out",
@@ -115,6 +116,12 @@ def _by_shape(parts: list[Part], everything: list[Part], classes: int) -> Choice
         if len(states) == 1:
             return Choice(states[0].tensor, features=_features(states[0]))
         raise _ambiguous(parts)
+    if any(part.about(_BOXES) for part in everything):
+        raise KonkyoError(
+            f"the network returns boxes ({', '.join(map(str, everything[:8]))}): a detector. One of a library is known "
+            "without the module around it; another needs detector=konkyo.dense_detector(...) or konkyo.Detector(...), "
+            "which say where its candidates are before suppression"
+        )
     tables = [part for part in candidates if part.tensor.ndim == 2] or candidates
     sizes = {classes, 1} if classes == 2 else {classes}  # a single logit stands for two classes
     fitting = [part for part in tables if part.tensor.ndim == 2 and part.tensor.shape[1] in sizes]
@@ -126,10 +133,14 @@ def _by_shape(parts: list[Part], everything: list[Part], classes: int) -> Choice
     if len(tables) > 1:
         raise _ambiguous(tables)
     others = ", ".join(str(part) for part in everything if part is not tables[0])
+    tokens = [
+        part for part in everything if part.tensor.ndim == 3 and part.tensor.shape[2:] == tables[0].tensor.shape[1:]
+    ]
     return Choice(
         tables[0].tensor,
         f"Of what the network returns, {tables[0]} is read as the logits, and not {others}; another: "
         "konkyo.Model(module, select=lambda output: ...).",
+        features=f"{tables[0]} has as many numbers as each of the tokens {tokens[0]}" if tokens else "",
     )
 
 
@@ -146,10 +157,15 @@ def _features(part: Part) -> str:
 def _ambiguous(candidates: Sequence[Part]) -> KonkyoError:
     """Returns the error that names all tensors which could be the logits."""
     offer = ", ".join(map(str, candidates[:8])) + (" ..." if len(candidates) > 8 else "")
-    features = "" if any(part.tensor.ndim == 2 for part in candidates) else " (a network without a head: its features)"
+    select = f"konkyo.Model(module, select=lambda output: {candidates[-1].path})"
+    if all(part.tensor.ndim > 2 for part in candidates):
+        return KonkyoError(
+            f"the network returns {len(candidates)} tensors and none is of classes (N, K): {offer}. Features of a "
+            f"network without a head, perhaps: choose one, {select}, and give a target, a callable output -> (N,) "
+            "scores; methods that know no class (eigen_cam, kpca_cam, fem) need none"
+        )
     return KonkyoError(
-        f"the network returns {len(candidates)} tensors that could be its output{features}: {offer}; say which one: "
-        f"konkyo.Model(module, select=lambda output: {candidates[-1].path})"
+        f"the network returns {len(candidates)} tensors that could be its output: {offer}; say which one: {select}"
     )
 
 
@@ -173,10 +189,13 @@ def select_logits(output: Any) -> Tensor:
 def headless(module: nn.Module, outputs: int) -> str:
     """Returns why a network with so many outputs puts out features and no classes; "": nothing says so.
 
-    Its last module is an `Identity` in the place of a head, or it counts no classes itself, as timm's networks do.
+    Its last module is an `Identity` in the place of a head, it counts no classes itself, as timm's networks do, or it
+    is a base model of transformers.
     """
     if getattr(module, "num_classes", None) == 0:
         return "the network says that it has 0 classes"
+    if getattr(module, "base_model", None) is module:
+        return "a base model of transformers has no head"
     leaves = [leaf for leaf in module.modules() if not any(leaf.children())]
     if not leaves or not isinstance(leaves[-1], nn.Identity):
         return ""
@@ -184,3 +203,9 @@ def headless(module: nn.Module, outputs: int) -> str:
     if isinstance(before, nn.Linear) and before.out_features == outputs:
         return ""
     return "the network's last module is an Identity in the place of a head"
+
+
+def base_model_features(module: nn.Module, outputs: int) -> str:
+    """Returns why so many numbers that a user selected are features; "": nothing says so."""
+    sizes: Any = getattr(getattr(module, "config", None), "hidden_size", None)
+    return headless(module, outputs) if sizes == outputs and getattr(module, "base_model", None) is module else ""

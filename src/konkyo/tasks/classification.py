@@ -155,16 +155,23 @@ class ClassificationTask(Task):
                 f"{class_logits(output).shape[1]} classes (a single logit stands for two: the negative, the positive)"
             )
         if request is None or isinstance(request, TopK):
-            if classes.features and output.ndim == 2:
-                warn(
-                    f"{classes.model} puts out features, not classes: {classes.features}. Its largest feature is "
-                    "explained; give target=, a callable output -> (N,) scores. Methods that know no class "
-                    "(eigen_cam, kpca_cam, fem) need none"
-                )
+            if classes.features:
+                self._doubt_features(output, classes)
             if self.probabilities:
                 self._check_probabilities(output, classes)
             return self.decisions(output, 1 if request is None else request.k, score=score)
         return [[self._target(request, score, output, classes)]] * len(output)
+
+    @staticmethod
+    def _doubt_features(output: Tensor, classes: Classes) -> None:
+        """Warns that features are read as logits. KonkyoError: their shape is none of logits."""
+        said = (
+            f"{classes.model} puts out features, not classes: {classes.features}. Give target=, a callable output -> "
+            "(N,) scores; methods that know no class (eigen_cam, kpca_cam, fem) need none"
+        )
+        if output.ndim != 2:
+            raise KonkyoError(f"{said}. The output has shape {tuple(output.shape)}")
+        warn(f"{said}. The largest of {output.shape[1]} numbers is explained as if it were a class")
 
     def _check_probabilities(self, output: Tensor, classes: Classes) -> None:
         """Raises KonkyoError where an output of probabilities, as logits, was none."""
