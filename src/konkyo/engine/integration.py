@@ -25,12 +25,8 @@ class Integral:
     values: list[Tensor]
     """(N, C, *grid) of every level."""
     trace: PathTrace
-
-    def largest(self) -> Tensor | None:
-        """Returns the largest absolute gradient of every row (N,), integrated; None where activations are in it."""
-        if self.of[1]:
-            return None
-        return torch.stack([level.flatten(1).abs().amax(1) for level in self.values]).amax(0)
+    largest: Tensor
+    """(N,) the largest absolute gradient of every row, integrated over the path or at its nodes."""
 
 
 @dataclass(eq=False)
@@ -85,7 +81,8 @@ class Integration:
             for row in group if sampling.adaptive else ():
                 sums[row].add_all()
         values = [torch.stack(level) for level in zip(*(part.levels for part in sums), strict=True)]
-        return Integral((sampling, by_activations), baseline, values, traced(tracks, sampling))
+        largest = torch.stack([part.largest() for part in sums])
+        return Integral((sampling, by_activations), baseline, values, traced(tracks, sampling), largest)
 
     def _nodes(
         self, rows: Sequence[int], alphas: Sequence[float], baseline: Tensor, by_activations: bool
@@ -122,6 +119,12 @@ class _Sum:
     def __init__(self, track: Track, by_activations: bool) -> None:
         self._track, self._by_activations = track, by_activations
         self.levels: list[Tensor] = []
+        self._peaks: list[Tensor] = []
+
+    def largest(self) -> Tensor:
+        """Returns the largest absolute gradient, () of all levels."""
+        peaks = self._peaks or [level.abs().amax() for level in self.levels]
+        return torch.stack([peak.to(peaks[0]) for peak in peaks]).amax()
 
     def add_next(self, alpha: float, node: Node, weight: float) -> None:
         """Adds the next node of a path whose nodes come in order: of those before, only the last one holds grids."""
@@ -144,6 +147,7 @@ class _Sum:
     def _add(self, node: Node, before: Node | None, weight: float) -> None:
         parts = [g * weight for g in node.gradients]
         if self._by_activations:
+            self._peaks += [g.abs().amax() for g in node.gradients]  # what is integrated is 0 also where they are not
             earlier = node if before is None else before
             pairs = zip(node.gradients, earlier.gradients, strict=True)
             steps = zip(node.activations, earlier.activations, strict=True)

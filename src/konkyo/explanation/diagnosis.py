@@ -108,7 +108,9 @@ def _judge(
     if low == high:
         return Diagnosis(
             "constant",
-            f"the map has the same value {low:g} everywhere: it points at nothing; {way_out()}",
+            f"the map has the same value {low:g} everywhere: it points at nothing"
+            + (" (the score does not depend on it, or it runs under a torch.no_grad() of its own)" if low == 0 else "")
+            + f"; {way_out()}",
         )
     if rectified and high <= 0:
         return Diagnosis(

@@ -26,7 +26,7 @@ from konkyo.explanation.result import Explanation
 from konkyo.methods.base import Attribution, Method, find
 from konkyo.models import Frame, Model, as_model
 from konkyo.targets.base import Target, as_target
-from konkyo.targets.classes import Magnitude
+from konkyo.targets.classes import Magnitude, TopK
 from konkyo.tasks.base import SEVEN_CAMS, Task
 from konkyo.utils.progress import Progress
 from konkyo.utils.tensors import FUSES, Fuse, fuse, on_finest, resize
@@ -150,14 +150,16 @@ def explanations(
             results[m.name] = reason
     with untouched(adapted.module):
         pass_ = _shared_pass(adapted, prepared.images, layers, request.precision)
-        if adapted.doubt:
-            warn(adapted.doubt)
         probabilities = _holds_probabilities(adapted, pass_)
+        doubts = dict[str, None]()
         for m in layers:
             try:
-                results[m.name] = _explanation(_Run(adapted, pass_, m, layers[m], request, prepared, probabilities))
+                run = _Run(adapted, pass_, m, layers[m], request, prepared, probabilities, doubts)
+                results[m.name] = _explanation(run)
             except NotApplicable as reason:
                 results[m.name] = NotApplicable(f"{m.name}: {reason}")
+    for doubt in doubts:
+        warn(doubt)
     _warn_of_doubts([result for result in results.values() if isinstance(result, Explanation)])
     return {m.name: results[m.name] for m in chosen}
 
@@ -263,6 +265,8 @@ class _Run:
     prepared: Prepared
     probabilities: bool
     """Whether an output that is read as logits holds probabilities."""
+    doubts: dict[str, None]
+    """What the call warns of when all methods are done, once each."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -347,25 +351,19 @@ def _rows(run: _Run) -> _Rows:
         output = output - 0.5  # a single one decides for its class above that; the highest of several stays it
     per_image = run.model.targets(requested, output, score=score, frames=frames)
     targets = [target for image in per_image for target in image]
-    run.model.task.check(targets, run.prepared.images.shape[2:])
+    if not callable(requested):
+        run.model.task.check(targets, run.prepared.images.shape[2:])
     images = [image for image, group in enumerate(per_image) for _ in group]
     return _Rows(targets, images, [run.model.task.parts(target) for target in targets])
 
 
 def _assumptions(run: _Run, rows: _Rows) -> tuple[str, ...]:
-    """Returns what was assumed to read the output, and warns where probabilities are read as logits."""
+    """Returns what was assumed to read the output; what is doubtful of it is noted, to be warned of."""
     output = run.pass_.output.detach()
-    assumed = run.model.assumptions(rows.targets, output)
-    if not run.probabilities or run.model.task.says_logits:
-        return assumed
-    if all(as_target(target).logit(output[:1]) is None for target in rows.targets):
-        return assumed  # of other numbers than classes' scores nothing is known
-    sentence = (
-        f"{run.model.name} puts out probabilities (all in [0, 1]), which are explained as they are, as if they were "
-        "logits; say konkyo.Model(module, probabilities=True), or probabilities=False if they are logits."
-    )
-    warn(sentence)
-    return (*assumed, sentence)
+    decided = run.request.target is None or isinstance(run.request.target, TopK)
+    doubts = run.model.doubts(rows.targets, output, decided=decided, probabilities=run.probabilities)
+    run.doubts.update(dict.fromkeys(doubts))
+    return (*run.model.assumptions(rows.targets, output), *doubts)
 
 
 def _part_maps(run: _Run, rows: _Rows) -> _Maps:
@@ -399,7 +397,7 @@ def _part_maps(run: _Run, rows: _Rows) -> _Maps:
     scores = probes[0].score.float() if images else maps.new_zeros(0)
     integrals = [integral for pyramid in pyramids for integral in pyramid.integrals]
     largest = [gradient for probe in probes if (gradient := largest_gradient(probe)) is not None]
-    largest += [gradient for integral in integrals if (gradient := integral.largest()) is not None]
+    largest += [integral.largest for integral in integrals]
     trace = integrals[0].trace.of(rows.firsts) if integrals else None  # a combination's is that of its first part
     return _Maps(maps, scores, torch.stack(largest).amax(0) if largest else None, trace)
 

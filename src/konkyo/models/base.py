@@ -232,14 +232,19 @@ class Model:
 
     def assumptions(self, targets: Sequence[Target], output: Tensor) -> tuple[str, ...]:
         """Returns what was assumed to read the output as these targets do, a sentence each."""
-        classes = Classes(self.name, self.classes, self._headless(output))
-        chosen = [self._choice[kind] for kind in ("assumed", "doubt") if self._choice.get(kind)]
-        return (*chosen, *self.task.assumptions(targets, output, classes))
+        assumed = self._choice.get("assumed", "")
+        return (*((assumed,) if assumed else ()), *self.task.assumptions(targets, output, self._classes))
 
-    @property
-    def doubt(self) -> str:
-        """Returns the sentence that says which other output may be meant; "" where there is none."""
-        return self._choice.get("doubt", "")
+    def doubts(
+        self, targets: Sequence[Target], output: Tensor, *, decided: bool, probabilities: bool
+    ) -> tuple[str, ...]:
+        """Returns what may be wrong in how the output is read as these targets do, a sentence each.
+
+        `decided`: whether the targets are the model's own decisions. `probabilities`: see `Task.holds_probabilities`.
+        """
+        doubt = self._choice.get("doubt", "")
+        classes = Classes(self.name, self.classes, self._headless(output) if decided else "")
+        return (*((doubt,) if doubt else ()), *self.task.doubts(targets, output, classes, probabilities))
 
     @property
     def _classes(self) -> Classes:

@@ -130,11 +130,6 @@ class Task(ABC):
         del output, classes
         return True
 
-    @property
-    def says_logits(self) -> bool:
-        """Tells whether the user has said that the output is logits, whatever it looks like."""
-        return False
-
     def holds_probabilities(self, output: Tensor, again: Callable[[], Tensor]) -> bool:
         """Tells whether an output that is read as logits holds probabilities; `again` gives it with a graph."""
         del output, again
@@ -143,6 +138,16 @@ class Task(ABC):
     def assumptions(self, targets: Sequence[Target], output: Tensor, classes: Classes) -> tuple[str, ...]:
         """Returns what was assumed to read the output as these targets do, a sentence each."""
         del targets, output, classes
+        return ()
+
+    def doubts(
+        self, targets: Sequence[Target], output: Tensor, classes: Classes, probabilities: bool
+    ) -> tuple[str, ...]:
+        """Returns what may be wrong in how the output is read as these targets do, a sentence each.
+
+        `probabilities`: what `holds_probabilities` said.
+        """
+        del targets, output, classes, probabilities
         return ()
 
     def check(self, targets: Sequence[Target], size: Sequence[int]) -> None:

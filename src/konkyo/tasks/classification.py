@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from konkyo.engine.ending import Ending, ending_of
 from konkyo.engine.forward import at_least_float32
-from konkyo.errors import KonkyoError, warn
+from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, Magnitude, Score, TopK, class_logits
 from konkyo.tasks.base import Classes, TargetRequest, Task, ToPicture, task
@@ -58,11 +58,6 @@ class ClassificationTask(Task):
         """Tells whether the output is of classes (N, K)."""
         return output.ndim == 2 and not classes.features
 
-    @property
-    def says_logits(self) -> bool:
-        """Tells whether `probabilities` is False."""
-        return self.probabilities is False
-
     def holds_probabilities(self, output: Tensor, again: Callable[[], Tensor]) -> bool:
         """Tells whether an output (N, K) that is read as logits holds probabilities.
 
@@ -88,23 +83,35 @@ class ClassificationTask(Task):
         return ending in (Ending.PROBABILITIES, Ending.SQUASHED)
 
     def assumptions(self, targets: Sequence[Target], output: Tensor, classes: Classes) -> tuple[str, ...]:
-        """Returns that a single output, or the features of a network without a head, were read as of classes."""
-        assumed = []
-        if any(map(_of_class, targets)):
-            if classes.features:
-                assumed.append(
-                    f"The {output.shape[-1]} numbers that {classes.model} puts out are read as logits of "
-                    f"classes, though {classes.features}."
-                )
-            elif output.ndim == 2 and output.shape[1] == 1 and not classes.names:
-                assumed.append(
-                    "The single output is read as the logit that decides between two classes, "
-                    '"negative" and "positive"; of another number, give target=lambda output: output[:, 0].'
-                )
-        return tuple(assumed)
+        """Returns that a single output without names was read as a decision between two classes."""
+        if classes.names or output.ndim != 2 or output.shape[1] != 1 or not any(map(_of_class, targets)):
+            return ()
+        return (
+            'The single output is read as the logit that decides between two classes, "negative" and "positive"; of '
+            "another number give target=lambda output: output[:, 0].",
+        )
+
+    def doubts(
+        self, targets: Sequence[Target], output: Tensor, classes: Classes, probabilities: bool
+    ) -> tuple[str, ...]:
+        """Returns that features, or probabilities, are read as logits of classes."""
+        if not any(map(_of_class, targets)):
+            return ()
+        doubts = []
+        if classes.features:
+            doubts.append(
+                f"{_of_features(classes)}. The largest of {output.shape[1]} numbers is explained as if it were a class."
+            )
+        if probabilities and self.probabilities is None:
+            doubts.append(
+                f"{classes.model} puts out probabilities (all in [0, 1]), which are explained as they are, as if they "
+                "were logits; say konkyo.Model(module, probabilities=True), or probabilities=False if they are logits."
+            )
+        return tuple(doubts)
 
     def probability_inside(self, target: Target, output: Tensor, *, probabilities: bool) -> Tensor | None:
         """Returns the probability of a class, where the network makes it and the gradient is that of its own step."""
+        target = target.target if isinstance(target, Against) else target
         if not isinstance(target, ClassTarget) or output.ndim != 2:
             return None
         value = output[0, min(target.index, output.shape[1] - 1)]
@@ -155,23 +162,12 @@ class ClassificationTask(Task):
                 f"{class_logits(output).shape[1]} classes (a single logit stands for two: the negative, the positive)"
             )
         if request is None or isinstance(request, TopK):
-            if classes.features:
-                self._doubt_features(output, classes)
+            if classes.features and output.ndim != 2:
+                raise KonkyoError(f"{_of_features(classes)}. The output has shape {tuple(output.shape)}")
             if self.probabilities:
                 self._check_probabilities(output, classes)
             return self.decisions(output, 1 if request is None else request.k, score=score)
         return [[self._target(request, score, output, classes)]] * len(output)
-
-    @staticmethod
-    def _doubt_features(output: Tensor, classes: Classes) -> None:
-        """Warns that features are read as logits. KonkyoError: their shape is none of logits."""
-        said = (
-            f"{classes.model} puts out features, not classes: {classes.features}. Give target=, a callable output -> "
-            "(N,) scores; methods that know no class (eigen_cam, kpca_cam, fem) need none"
-        )
-        if output.ndim != 2:
-            raise KonkyoError(f"{said}. The output has shape {tuple(output.shape)}")
-        warn(f"{said}. The largest of {output.shape[1]} numbers is explained as if it were a class")
 
     def _check_probabilities(self, output: Tensor, classes: Classes) -> None:
         """Raises KonkyoError where an output of probabilities, as logits, was none."""
@@ -272,6 +268,14 @@ class ClassificationTask(Task):
         del box
         index = as_target(target).class_index
         return target if index is None else self._class_target(index, "probability")
+
+
+def _of_features(classes: Classes) -> str:
+    """Returns that a network has no classes, and what explains it all the same."""
+    return (
+        f"{classes.model} puts out features, not classes: {classes.features}. Give target=, a callable output -> (N,) "
+        "scores; methods that know no class (eigen_cam, kpca_cam, fem) need none"
+    )
 
 
 def _of_shape(output: Tensor) -> str:

@@ -146,7 +146,7 @@ class DetectionTask(Task):
                 f'{len(classes.names)} class names for a detector of {number} classes ("nothing" and "background" are '
                 "no classes)"
             )
-        _check_probabilities(Candidates(output, number).probabilities, classes.model)
+        _check_candidates(Candidates(output, number), classes.model)
         labels = [classes.index(c) if isinstance(c, str) else c for c in request.classes]
         for index in labels:
             if not 0 <= index < number:
@@ -312,15 +312,16 @@ def _plain(box: Box) -> str:
     return "(" + ", ".join(f"{side:.4g}" for side in box) + ")"
 
 
-def _check_probabilities(probabilities: Tensor, model: str) -> None:
-    """Raises KonkyoError where class probabilities (N, Q, K) cannot be such, from one transfer from the device."""
+def _check_candidates(candidates: Candidates, model: str) -> None:
+    """Raises KonkyoError where candidates cannot be such, from one transfer from the device."""
+    probabilities = candidates.probabilities
     if not probabilities.numel():
         return
-    last = probabilities[..., -1]
+    last, boxes = probabilities[..., -1], candidates.boxes(0)
     ordered = (probabilities[..., 0].diff(dim=1) <= 0).all() & (last == last.round()).all()
-    low, high = probabilities.aminmax()
-    values = [probabilities.isnan().any(), low, high, ordered]
-    broken, lowest, highest, rows = torch.stack([value.to(probabilities) for value in values]).tolist()
+    inverted = (boxes[..., 2:] < boxes[..., :2] - 1).any(-1).float().mean()
+    values = [probabilities.isnan().any(), *probabilities.aminmax(), ordered, inverted]
+    broken, lowest, highest, rows, wrong = torch.stack([value.to(probabilities) for value in values]).tolist()
     if broken:
         raise KonkyoError(
             f"{model} predicts NaN; half-precision weights are a usual reason: keep them in float32 and "
@@ -332,14 +333,15 @@ def _check_probabilities(probabilities: Tensor, model: str) -> None:
             "dense_detector: logits need activated=False; a column of objectness before the classes objectness=True; "
             "other columns (a class's index, an angle) select=lambda output: ..., which takes them out"
         )
-    count = probabilities[0].numel()
+    if wrong > 0.5:
+        raise KonkyoError(f"{wrong:.0%} of the candidates of {model} have boxes {_FAULTS[_inverted]}")
     if probabilities.shape[2] == 2 and probabilities.shape[1] > 2 and rows:
         raise KonkyoError(
             f"{model} puts out rows (box, score, class), highest score first: what an export with suppression keeps, "
             "not the class probabilities of all candidates. Export it without suppression (nms=False, end2end=False), "
             "or find them by select=lambda output: ..."
         )
-    if count >= _MANY and lowest >= _OF_SIGMOIDS[0] and highest <= _OF_SIGMOIDS[1]:
+    if probabilities[0].numel() >= _MANY and lowest >= _OF_SIGMOIDS[0] and highest <= _OF_SIGMOIDS[1]:
         raise KonkyoError(
             f"{model} gives every candidate a probability from {lowest:.4g} to {highest:.4g}, as a sigmoid of a "
             "probability does: the network's predictions are probabilities already, activated=True"

@@ -89,7 +89,7 @@ def _described(predictions: Any) -> str:
 
 def _hint(predictions: Any, columns: int) -> str:
     """Returns what predictions of another shape may be."""
-    if isinstance(predictions, Mapping):
+    if isinstance(predictions, Mapping) and "boxes" in predictions:
         return "; boxes with labels are what is left after suppression, explained are the candidates before it"
     if not isinstance(predictions, Tensor) or predictions.ndim not in (2, 3):
         return ""
