@@ -86,10 +86,18 @@ class Model:
         said = any(value is not None for value in (detector, multilabel, probabilities, task, call))
         if not said and select is select_logits:
             detector = _known_detector(module)
+        if detector is not None and probabilities is not None:
+            raise KonkyoError(
+                "probabilities= is about classifiers; of a detector dense_detector(activated=...) says it"
+            )
         if detector is not None:  # before `task`, which `dataclasses.replace` always passes on
             task, classes = DetectionTask(detector), _without_background(classes, detector.classes)
         elif multilabel is not None or probabilities is not None or task is None:
-            task = ClassificationTask(bool(multilabel), probabilities)
+            before = task if isinstance(task, ClassificationTask) else ClassificationTask()
+            task = ClassificationTask(
+                before.multilabel if multilabel is None else multilabel,
+                before.probabilities if probabilities is None else probabilities,
+            )
         values: dict[str, Any] = {
             "module": module,
             "preprocess": preprocess,
@@ -244,7 +252,7 @@ class Model:
         """
         doubt = self._choice.get("doubt", "")
         classes = Classes(self.name, self.classes, self._headless(output) if decided else "")
-        return (*((doubt,) if doubt else ()), *self.task.doubts(targets, output, classes, probabilities))
+        return (*((doubt,) if doubt else ()), *self.task.doubts(targets, classes, probabilities=probabilities))
 
     @property
     def _classes(self) -> Classes:

@@ -190,12 +190,14 @@ def headless(module: nn.Module, outputs: int) -> str:
     """Returns why a network with so many outputs puts out features and no classes; "": nothing says so.
 
     Its last module is an `Identity` in the place of a head, it counts no classes itself, as timm's networks do, or it
-    is a base model of transformers.
+    is a base model or a regression of transformers.
     """
     if getattr(module, "num_classes", None) == 0:
         return "the network says that it has 0 classes"
     if getattr(module, "base_model", None) is module:
         return "a base model of transformers has no head"
+    if getattr(getattr(module, "config", None), "problem_type", None) == "regression":
+        return "its config says that it is a regression"
     leaves = [leaf for leaf in module.modules() if not any(leaf.children())]
     if not leaves or not isinstance(leaves[-1], nn.Identity):
         return ""

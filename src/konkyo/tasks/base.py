@@ -140,14 +140,12 @@ class Task(ABC):
         del targets, output, classes
         return ()
 
-    def doubts(
-        self, targets: Sequence[Target], output: Tensor, classes: Classes, probabilities: bool
-    ) -> tuple[str, ...]:
+    def doubts(self, targets: Sequence[Target], classes: Classes, *, probabilities: bool) -> tuple[str, ...]:
         """Returns what may be wrong in how the output is read as these targets do, a sentence each.
 
         `probabilities`: what `holds_probabilities` said.
         """
-        del targets, output, classes, probabilities
+        del targets, classes, probabilities
         return ()
 
     def check(self, targets: Sequence[Target], size: Sequence[int]) -> None:

@@ -91,17 +91,13 @@ class ClassificationTask(Task):
             "another number give target=lambda output: output[:, 0].",
         )
 
-    def doubts(
-        self, targets: Sequence[Target], output: Tensor, classes: Classes, probabilities: bool
-    ) -> tuple[str, ...]:
+    def doubts(self, targets: Sequence[Target], classes: Classes, *, probabilities: bool) -> tuple[str, ...]:
         """Returns that features, or probabilities, are read as logits of classes."""
         if not any(map(_of_class, targets)):
             return ()
         doubts = []
         if classes.features:
-            doubts.append(
-                f"{_of_features(classes)}. The largest of {output.shape[1]} numbers is explained as if it were a class."
-            )
+            doubts.append(f"{_of_features(classes)}. Its largest number is explained as if it were a class.")
         if probabilities and self.probabilities is None:
             doubts.append(
                 f"{classes.model} puts out probabilities (all in [0, 1]), which are explained as they are, as if they "
@@ -207,6 +203,8 @@ class ClassificationTask(Task):
         if isinstance(target, Against):
             return Against(self._target(target.target, score, output, classes))
         if isinstance(target, str):
+            if classes.features:
+                raise KonkyoError(f"{_of_features(classes)}; so {target!r} names none of its numbers")
             one_logit = output.ndim == 2 and output.shape[1] == 1
             if one_logit and target not in classes.names and target in SIDES:
                 return ClassTarget(SIDES.index(target), score)

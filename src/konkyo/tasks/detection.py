@@ -325,7 +325,8 @@ def _check_candidates(candidates: Candidates, model: str) -> None:
     if broken:
         raise KonkyoError(
             f"{model} predicts NaN; half-precision weights are a usual reason: keep them in float32 and "
-            'explain with precision="bf16"'
+            'explain with precision="bf16". Or its columns are others: activated=, objectness= and select= of '
+            "dense_detector say which"
         )
     if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
         raise KonkyoError(
