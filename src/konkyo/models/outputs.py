@@ -198,9 +198,12 @@ def headless(module: nn.Module, outputs: int) -> str:
         return "a base model of transformers has no head"
     if getattr(getattr(module, "config", None), "problem_type", None) == "regression":
         return "its config says that it is a regression"
-    leaves = [leaf for leaf in module.modules() if not any(leaf.children())]
-    if not leaves or not isinstance(leaves[-1], nn.Identity):
+    last = module
+    while children := list(last.children()):
+        last = children[-1]
+    if not isinstance(last, nn.Identity):
         return ""
+    leaves = [leaf for leaf in module.modules() if not any(leaf.children())]
     before = next((leaf for leaf in reversed(leaves) if not isinstance(leaf, (nn.Identity, nn.Dropout))), None)
     if isinstance(before, nn.Linear) and before.out_features == outputs:
         return ""
