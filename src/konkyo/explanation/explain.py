@@ -140,20 +140,21 @@ def explanations(
     adapted = as_model(model)
     prepared = prepare(adapted, images)
     results: dict[str, Explanation | NotApplicable] = {}
-    layers: dict[Method, list[Layer]] = {}
+    cuts: dict[Method, list[Cut]] = {}
     for m in chosen:
         try:
             with _first_forward(adapted, prepared.images):
-                layers[m] = _layers(adapted, m, request.layer, tuple(prepared.images.shape[1:]))
+                cuts[m] = _cuts(adapted, m, request.layer, tuple(prepared.images.shape[1:]))
         except NotApplicable as reason:
             results[m.name] = reason
     with untouched(adapted.module):
-        pass_ = _shared_pass(adapted, prepared.images, layers, request.precision)
-        for m in layers:
-            try:
-                results[m.name] = _explanation(_Run(adapted, pass_, m, layers[m], request, prepared))
-            except NotApplicable as reason:
-                results[m.name] = NotApplicable(f"{m.name}: {reason}")
+        for group in _groups(cuts):
+            pass_ = _shared_pass(adapted, prepared.images, group, request.precision)
+            for m in group:
+                try:
+                    results[m.name] = _explanation(_Run(adapted, pass_, m, cuts[m], request, prepared))
+                except NotApplicable as reason:
+                    results[m.name] = NotApplicable(f"{m.name}: {reason}")
     _warn_of_doubts([result for result in results.values() if isinstance(result, Explanation)])
     return {m.name: results[m.name] for m in chosen}
 
@@ -173,10 +174,22 @@ def _check(methods: Sequence[Method], options: Iterable[str]) -> None:
             raise unknown(f"option of {', '.join(m.name for m in methods)}", name, offer)
 
 
+def _groups(cuts: Mapping[Method, list[Cut]]) -> list[dict[Method, list[Layer]]]:
+    """Returns the layers of methods that can share a forward.
+
+    Branches that together make a layer cut off all that comes before them, so they have a forward of their own.
+    """
+    groups: dict[frozenset[Layer], dict[Method, list[Layer]]] = {}
+    for m, several in cuts.items():
+        layers = [layer for cut in several for layer in cut]
+        groups.setdefault(frozenset(layer for layer in layers if layer.part), {})[m] = layers
+    return list(groups.values())
+
+
 def _shared_pass(
     model: Model, images: Tensor, layers: Mapping[Method, list[Layer]], precision: Precision | None
 ) -> Pass:
-    """Returns the one forward that all methods share; it captures what any of them needs."""
+    """Returns the one forward that these methods share; it captures what any of them needs."""
     captured = [item for group in layers.values() for item in group]
     graph = [item for m in layers if m.needs_graph() for item in layers[m]]
     within = list(dict.fromkeys(context for m in layers for n in m.needs if (context := NEEDS[n].within)))
@@ -217,10 +230,14 @@ def _first_forward(model: Model, images: Tensor) -> Iterator[None]:
         ) from error
 
 
-def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) -> list[Layer]:
+Cut: TypeAlias = tuple[Layer, ...]
+"""The branches that together make one layer: one, as a rule."""
+
+
+def _cuts(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) -> list[Cut]:
+    """Returns the layers whose maps are fused. KonkyoError: no layer, or something that is none."""
     if method.layer is not None and (layer is None or not method.needs_layer()):
         layer = method.layer
-    needs_gradient = method.needs_gradient()
     several: Sequence[str | nn.Module | Layer | None]
     several = [layer] if layer is None or isinstance(layer, (str, nn.Module, Layer)) else layer
     if not isinstance(several, (list, tuple)):
@@ -230,11 +247,11 @@ def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) 
     for item in several:
         if item is not None and not isinstance(item, (str, nn.Module, Layer)):
             raise KonkyoError(f"a layer is a dotted name, a module, 'input' or 'stages'; got {item!r}")
-    layers = []
+    cuts: list[Cut] = []
     for item in several:
         many = isinstance(item, str) and item == STAGES
-        layers += model.stages(shape) if many else [model.layer(item, shape, needs_gradient=needs_gradient)]
-    return layers
+        cuts += [(stage,) for stage in model.stages(shape)] if many else [model.cut(item, shape)]
+    return cuts
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,9 +261,14 @@ class _Run:
     model: Model
     pass_: Pass
     method: Method
-    layers: Sequence[Layer]
+    cuts: Sequence[Cut]
     request: _Request
     prepared: Prepared
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Returns the layers of all cuts."""
+        return [layer for cut in self.cuts for layer in cut]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -332,8 +354,9 @@ def _rows(run: _Run) -> _Rows:
 def _part_maps(run: _Run, rows: _Rows) -> _Maps:
     """Returns what the method makes of every part, at all layers together."""
     targets, images = rows.part_targets, rows.part_images
-    budget = Budget(run.request.budget, run.request.progress).divided(len(run.layers))
-    pyramids = [Pyramid(run.pass_.levels(layer)) for layer in run.layers]
+    budget = Budget(run.request.budget, run.request.progress).divided(len(run.cuts))
+    # Branches that together make a layer add up, as the levels of a pyramid do.
+    pyramids = [Pyramid(tuple(level for layer in cut for level in run.pass_.levels(layer))) for cut in run.cuts]
     signed, probes = [], list[Probe]()
     for pyramid in pyramids:
         levels = [
@@ -380,7 +403,7 @@ def _combined(task: Task, method: Method, rows: _Rows, maps: _Maps) -> _Maps:
 def _options_used(run: _Run) -> dict[str, Any]:
     """Returns all options of the method with their values, and what else decides its maps."""
     used = {name: parameter.default for name, parameter in run.method.options.items()} | run.options
-    if len(run.layers) > 1:
+    if len(run.cuts) > 1:
         how = run.request.fuse or run.method.fuse
         used["fuse"] = getattr(how, "__name__", how)
     if run.request.budget is not None and run.method.runs_variants():
@@ -420,10 +443,10 @@ def _diagnose(run: _Run, targets: Sequence[Target], maps: _Maps) -> tuple[Diagno
     saturating = [run.model.task.saturates(target) for target in targets]
 
     def way_out() -> str:
-        automatic = run.model.automatic_layer(tuple(run.prepared.images.shape[1:]))
-        if automatic is None or any(layer.name in (automatic.name, INPUT) for layer in run.layers):
+        automatic = [layer.name for layer in run.model.automatic_layers(tuple(run.prepared.images.shape[1:]))]
+        if len(automatic) != 1 or any(layer.name in (automatic[0], INPUT) for layer in run.layers):
             return "try another layer: `konkyo layers` lists them"
-        return f"try layer={automatic.name!r}"
+        return f"try layer={automatic[0]!r}"
 
     return diagnose(
         maps.signed,
