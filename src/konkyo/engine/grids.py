@@ -7,7 +7,7 @@ some places, and in a grid the cells at those places change most.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, product
 from typing import Any
 
@@ -19,8 +19,12 @@ from konkyo.engine.layer import MAX_PREFIX_TOKENS, Layer, covers
 
 TOKEN_PLACE = 0.45
 """The least likeness of tokens."""
+OWN_TOKENS = 0.5
+"""The least share of tokens whose gradient at the image is largest at their own place."""
 MIRRORED = 0.3
 """So much more like a mirror image of the change may a grid be, by chance: deep networks spread every change far."""
+_CHANCE = 2.2
+"""Of few cells it may be more: this, divided by the square root of their number."""
 _PROJECTIONS = 2
 """So many random sums over the channels stand for a cell: constant sums, as after a LayerNorm, do not hide it."""
 _STRENGTH = 0.3
@@ -54,12 +58,7 @@ class Change:
         """
         grid = tuple(cells.shape)
         if grid not in self._templates:
-            pools: dict[int, Any] = {
-                1: functional.adaptive_avg_pool1d,
-                2: functional.adaptive_avg_pool2d,
-                3: functional.adaptive_avg_pool3d,
-            }
-            shares: Tensor = pools[len(grid)](self._places[None, None], grid)[0, 0]
+            shares = _pooled(self._places, grid)
             flips = [flip for n in range(len(grid) + 1) for flip in combinations(range(len(grid)), n)]
             rows = torch.stack([shares.flip(flip).flatten() for flip in flips])
             self._templates[grid] = functional.normalize(rows - rows.mean(1, keepdim=True)).to(cells)
@@ -69,37 +68,76 @@ class Change:
         return likeness
 
 
-def is_place(own: float, mirrored: float, layer: Layer) -> bool:
+def is_place(own: float, mirrored: float, layer: Layer, grid: Sequence[int]) -> bool:
     """Tells whether cells that follow a change so well (see `Change.likeness`) are places of the image.
 
     Of tokens more is asked: nothing but the likeness tells that they are a picture, and not a sequence.
     """
     if layer.tokens is not None:
         return own >= TOKEN_PLACE and own >= mirrored
-    return own >= mirrored - MIRRORED
+    return own >= mirrored - max(MIRRORED, _CHANCE / math.sqrt(math.prod(grid)))
+
+
+def owned(energies: Mapping[int, Tensor], prefix: int, grid: Sequence[int]) -> float:
+    """Returns the share of tokens whose gradient's energy (*size) is largest at their own place, of those on the grid.
+
+    `energies`: by the index of the token, of which `prefix` come before the grid.
+    """
+    hits = []
+    for index, energy in energies.items():
+        if index >= prefix and index - prefix < math.prod(grid):
+            shares = _pooled(energy, tuple(grid)).flatten()
+            hits.append((shares.argmax() == index - prefix) & (shares.amax() > 0))
+    asked = [index for index in energies if index >= prefix]
+    return float(torch.stack(hits).sum()) / len(asked) if hits else 0.0
+
+
+def _pooled(values: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Returns the mean of values (*size) in every cell of a grid."""
+    pools: dict[int, Any] = {
+        1: functional.adaptive_avg_pool1d,
+        2: functional.adaptive_avg_pool2d,
+        3: functional.adaptive_avg_pool3d,
+    }
+    pooled: Tensor = pools[len(grid)](values[None, None], grid)[0, 0]
+    return pooled
 
 
 class Readings:
-    """Readings are the ways in which the shapes of a network's tensors can be grids of an image of one size."""
+    """Readings are the ways in which the shapes of a network's tensors can be grids of an image of one size.
+
+    Certain sizes are the image's and what convolutions and pools of more than one place put out, and likely is what
+    patch merging (a stride of 2, 4 or 8) makes of those. A network without such modules is believed as it comes.
+    """
 
     def __init__(self, size: Sequence[int]) -> None:
         self.size = tuple(size)
         self._known: list[tuple[int, ...]] = []
+        self._likely = {self.size}
         self._by_count: dict[int, list[tuple[int, ...]]] | None = None
 
     def learn(self, grid: tuple[int, ...]) -> None:
         """Notes a size of grids that the network has, whatever its strides."""
         if grid not in self._known:
             self._known.insert(0, grid)
+            for stride in (1, 2, 4, 8):
+                self._likely |= {tuple(n // stride for n in grid), tuple(-(-n // stride) for n in grid)}
+
+    def knows(self, grid: tuple[int, ...]) -> bool:
+        """Tells whether the network has grids of this size."""
+        return grid in self._known
+
+    def _fit(self, grid: tuple[int, ...]) -> bool:
+        return grid in self._likely or (not self._known and covers(grid, self.size))
 
     def of(self, name: str, shape: Sequence[int]) -> Iterator[tuple[Layer, tuple[int, ...]]]:
         """Yields (layer, grid) for an output of this shape for one image; the likelier come first."""
         axes = len(self.size)
         if len(shape) == axes + 2 and shape[0] == 1:
             first, last = tuple(shape[2:]), tuple(shape[1:-1])
-            if math.prod(first) > 1:
+            if math.prod(first) > 1 and (self._fit(first) or not (self._known or self._fit(last))):
                 yield Layer(name, None), first
-            if math.prod(last) > 1 and (last in self._known or covers(last, self.size)):
+            if math.prod(last) > 1 and self._fit(last):
                 yield Layer(name, None, channel_axis=-1), last
         elif len(shape) == 3 and axes > 1 and 1 in shape[:2]:
             batch_axis = 0 if shape[0] == 1 else 1

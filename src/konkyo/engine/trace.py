@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge, saved_te
 from torch.utils._pytree import tree_map
 
 from konkyo.engine.cuts import Graph
-from konkyo.engine.grids import Change, Projection, Readings, is_place
+from konkyo.engine.grids import OWN_TOKENS, TOKEN_PLACE, Change, Projection, Readings, is_place, owned
 from konkyo.engine.layer import Layer, exchanged, main_tensor, maps_in
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
@@ -66,6 +66,7 @@ _PASS_THROUGH = (
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity, nn.Flatten),
     nn.Softmax,  # of attention: (N, heads, L, L) is no grid of the picture, though L x L may look like one
 )
+_SPATIAL = (nn.modules.conv._ConvNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd)
 _TIE = 0.05
 """Readings whose likeness differs by less are alike, and the first is taken."""
 _TOGETHER = 8
@@ -112,6 +113,7 @@ class _Run:
         self.order: list[Call] = []
         self.output = torch.zeros(())
         self.image_node: Node | None = None
+        self.leaf, self.whole_graph = image, False
         self.head_input: Tensor | None = None
         self.head = 0
         """How many outputs were noted before the last module with weights ran."""
@@ -132,21 +134,23 @@ class _Run:
             tensors = _grids(output, self.image.ndim)
             if not tensors or isinstance(module, _PASS_THROUGH):
                 return output
+            if isinstance(module, _SPATIAL) and tensors[0].ndim == self.image.ndim and len(tensors[0]) == 1:
+                kernel: Any = module.kernel_size
+                if max((kernel,) if isinstance(kernel, int) else kernel) > 1:
+                    self.readings.learn(tuple(tensors[0].shape[2:]))
             handed = [tensor.clone() for tensor in tensors]
             self._note(call, type(module).__name__, tensors, handed)
             return exchanged(output, tensors, handed)
 
         with torch.enable_grad(), _seeded(), _stored(self.root, most), self._hooked(hook):
-            leaf = self.image.detach().clone().requires_grad_()
-            start = leaf.clone()
-            self.image_node = start.grad_fn
+            self.leaf = self.image.detach().clone().requires_grad_()
+            start = self.leaf.clone()
+            self.image_node, self.whole_graph = start.grad_fn, most is None
             self.output = self.forward(start)
 
     def _note(self, call: Call, kind: str, tensors: Sequence[Tensor], handed: Sequence[Tensor]) -> None:
         shape = tuple(tensors[0].shape)
         readings = list(self.readings.of(call[0], shape))
-        if len(shape) == self.image.ndim and shape[0] == 1 and math.prod(shape[2:]) > 1:
-            self.readings.learn(shape[2:])
         axes = {layer.channel_axis % len(shape) for layer, _ in readings}
         edges = [get_gradient_edge(t) for t in handed if t.requires_grad]
         sums = {axis: self.projection(tensors[0], axis) for axis in axes}
@@ -233,6 +237,21 @@ def _stored(root: nn.Module, most: int | None) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Place:
+    """It says how an output is read as a grid, and whether its cells are places of the image."""
+
+    layer: Layer
+    grid: tuple[int, ...]
+    likeness: float
+    """How well the cells follow a change of the image; of tokens the share with their gradient at their place."""
+    sure: bool
+
+
+_TOKENS = 12
+"""So many tokens are looked at."""
+
+
 class _Choice:
     """This chooses the automatic layer from what a run noted."""
 
@@ -242,20 +261,19 @@ class _Choice:
         assert run.image_node is not None
         self.graph = Graph(run.output, run.image_node, nodes)
         self.used, self.weighted = self.graph.used, self.graph.weighted()
-        self._places: dict[Call, tuple[Layer, tuple[int, ...], float] | None] = {}
+        self._places: dict[Call, Place | None] = {}
 
-    def place(self, call: Call) -> tuple[Layer, tuple[int, ...], float] | None:
-        """Returns how an output is read best, as a grid of what size, and how well its cells are places of the image.
-
-        None: they are none.
-        """
+    def place(self, call: Call) -> Place | None:
+        """Returns how an output is read best as a grid; None: not at all."""
         if call not in self._places:
             self._places[call] = self._place(self.run.outputs[call], call in self.used)
         return self._places[call]
 
-    def _place(self, noted: _Output, used: bool) -> tuple[Layer, tuple[int, ...], float] | None:
+    def _place(self, noted: _Output, used: bool) -> Place | None:
         if not noted.readings or len(noted.changes) < len(self.run.changes):
             return None
+        if used and self.run.whole_graph and all(layer.tokens is not None for layer, _ in noted.readings):
+            return self._place_of_tokens(noted)
         values = []
         for layer, _ in noted.readings:
             axis = layer.channel_axis % len(noted.shape)
@@ -266,12 +284,39 @@ class _Choice:
             mean = torch.stack(parts).mean(0)
             values.append(torch.stack([mean[0], mean[1:].amax()]))
         likeness = torch.stack(values).tolist()
-        highest = max(own for own, _ in likeness)
-        first = next(i for i, (own, _) in enumerate(likeness) if own > highest - _TIE or own != own)
-        (layer, grid), (own, mirrored) = noted.readings[first], likeness[first]
+        # Of tokens those on a grid of the network's own, the fewest before it; else what follows the change best.
+        known = [i for i, (layer, grid) in enumerate(noted.readings) if layer.tokens and self.run.readings.knows(grid)]
+        best = next((i for i in known if likeness[i][0] >= TOKEN_PLACE), None)
+        if best is None:
+            highest = max(own for own, _ in likeness)
+            best = next(i for i, (own, _) in enumerate(likeness) if own > highest - _TIE or own != own)
+        (layer, grid), (own, mirrored) = noted.readings[best], likeness[best]
         if own == mirrored == 0 and (not used or layer.tokens is not None):  # no cell has changed
             return None
-        return (layer, grid, own) if is_place(own, mirrored, layer) else None
+        return Place(layer, grid, own, is_place(own, mirrored, layer, grid))
+
+    def _place_of_tokens(self, noted: _Output) -> Place | None:
+        """Returns how tokens are read as a grid: so that the gradient of each at the image is largest at its place."""
+        length = noted.shape[1 - noted.readings[0][0].batch_axis]
+        energies = {}
+        for index in sorted({round(i * (length - 1) / (_TOKENS - 1)) for i in range(_TOKENS)}):
+            seed = torch.randn(noted.shape[-1], generator=torch.Generator().manual_seed(index), device="cpu")
+            weights = torch.zeros(noted.shape, dtype=self.run.output.dtype, device=self.run.output.device)
+            weights.movedim(noted.readings[0][0].batch_axis, 0)[0, index] = seed.to(weights)
+            try:
+                (slope,) = torch.autograd.grad(
+                    [noted.edges[0]], [self.run.leaf], [weights], retain_graph=True, allow_unused=True
+                )
+            except Exception:  # an operator without a derivative
+                return None
+            if slope is not None:
+                energies[index] = slope[0].float().square().sum(0)
+        best: Place | None = None
+        for layer, grid in noted.readings:
+            own = owned(energies, layer.prefix, grid)
+            if best is None or own > best.likeness:
+                best = Place(layer, grid, own, own >= OWN_TOKENS)
+        return best
 
     def trace(self) -> Trace:
         """Returns the sites and the automatic layer."""
@@ -283,18 +328,24 @@ class _Choice:
 
     def _site(self, call: Call, count: int) -> Site:
         noted = self.run.outputs[call]
-        layer, grid, place = self.place(call) or (None, (), -1.0)
-        if layer is not None:
-            index = -1 if call[1] == count - 1 else call[1]
-            layer = replace(layer, call=index, level=None if noted.levels else layer.level)
+        place = self.place(call)
+        tokens = place is not None and place.layer.tokens is not None
+        if place is None or (tokens and not place.sure):
+            place = None
+        layer = None if place is None else self._bound(place.layer, call, count)
         shape = noted.shape[1:] if layer is None or layer.batch_axis == 0 else (noted.shape[0], *noted.shape[2:])
-        return Site(
-            call[0], noted.kind, shape, layer, grid, place, call in self.used, call in self.weighted, call[1], count
-        )
+        grid, likeness = ((), 0.0) if place is None else (place.grid, place.likeness)
+        used, weighted = call in self.used, call in self.weighted
+        return Site(call[0], noted.kind, shape, layer, grid, likeness, used, weighted, call[1], count)
+
+    def _bound(self, layer: Layer, call: Call, count: int) -> Layer:
+        """Returns the layer of one of so many calls, with all levels of a pyramid."""
+        levels = None if self.run.outputs[call].levels else layer.level
+        return replace(layer, call=-1 if call[1] == count - 1 else call[1], level=levels)
 
     def _cut(self) -> tuple[list[Call], bool, bool]:
         """Returns the calls that make the automatic layer, whether everything passes them, and weights follow them."""
-        usable = [call for call in self.run.order if self.place(call) is not None]
+        usable = [call for call in self.run.order if (place := self.place(call)) is not None and place.sure]
         if not self.used:  # nothing flows back to the image: what is known is only which module runs when
             before = [call for call in usable if self.run.order.index(call) < self.run.head]
             return (before or usable)[-1:], True, bool(before)
@@ -332,7 +383,7 @@ class _Choice:
 
     def _backbone_end(self, features: list[Call]) -> Call:
         """Returns the last of the smallest grids in the part of the network that makes them first."""
-        cells = {call: math.prod(found[1]) for call in features if (found := self.place(call)) is not None}
+        cells = {call: math.prod(found.grid) for call in features if (found := self.place(call)) is not None}
         ends = [call for call in features if cells[call] == min(cells.values())]
         prefix = ""
         while True:
@@ -372,7 +423,7 @@ class _Choice:
     def _cells(self, parts: Sequence[Tensor], calls: Sequence[Call]) -> dict[Call, int] | None:
         """Returns of how many cells of every output a part has a gradient, of the part with most; None: not known."""
         edges = [self.run.outputs[call].edges[0] for call in calls]
-        layers = [found[0] for call in calls if (found := self.place(call)) is not None]
+        layers = [found.layer for call in calls if (found := self.place(call)) is not None]
         counts = []
         try:
             for part in parts:

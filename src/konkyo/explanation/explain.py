@@ -18,13 +18,15 @@ from konkyo.engine.integration import Pyramid
 from konkyo.engine.layer import INPUT, STAGES, Layer
 from konkyo.engine.path import PathTrace
 from konkyo.engine.probe import NEEDS, Probe, largest_gradient
+from konkyo.engine.trace import share_around
 from konkyo.engine.variants import Budget
 from konkyo.errors import KonkyoError, NotApplicable, unknown, warn
-from konkyo.explanation.diagnosis import Diagnosis, diagnose
+from konkyo.explanation.diagnosis import Diagnosis, diagnose, judge_cut
 from konkyo.explanation.inputs import Images, Prepared, prepare
 from konkyo.explanation.result import Explanation
 from konkyo.methods.base import Attribution, Method, find
 from konkyo.models import Frame, Model, as_model
+from konkyo.models.layers import traced_size
 from konkyo.targets.base import Target
 from konkyo.tasks.base import SEVEN_CAMS, Task
 from konkyo.utils.progress import Progress
@@ -334,7 +336,7 @@ def _explanation(run: _Run) -> Explanation:
         model=model.name,
         options=_options_used(run),
         seed=run.request.seed,
-        diagnosis=_diagnose(run, rows.targets, maps),
+        diagnosis=_diagnose(run, rows, maps),
         boxes=_boxes(model.task, rows, frames, maps.scores),
         regions=maps.scores.new_tensor([frames[image].region for image in rows.images]) if bordered else None,
         path=None if maps.path is None else _path(maps.path, [frames[image] for image in rows.images]),
@@ -438,9 +440,9 @@ def _fused(signed: Sequence[Tensor], method: Method, how: Fuse | None) -> Tensor
     return torch.where(blank, resize(signed[-1], tuple(maps.shape[1:])).clamp(max=0), maps)
 
 
-def _diagnose(run: _Run, targets: Sequence[Target], maps: _Maps) -> tuple[Diagnosis, ...]:
+def _diagnose(run: _Run, rows: _Rows, maps: _Maps) -> tuple[Diagnosis, ...]:
     """Returns whether every map is meaningful, and what would help."""
-    saturating = [run.model.task.saturates(target) for target in targets]
+    saturating = [run.model.task.saturates(target) for target in rows.targets]
 
     def way_out() -> str:
         automatic = [layer.name for layer in run.model.automatic_layers(tuple(run.prepared.images.shape[1:]))]
@@ -448,7 +450,7 @@ def _diagnose(run: _Run, targets: Sequence[Target], maps: _Maps) -> tuple[Diagno
             return "try another layer: `konkyo layers` lists them"
         return f"try layer={automatic[0]!r}"
 
-    return diagnose(
+    diagnosis = diagnose(
         maps.signed,
         rectified=run.method.rectified,
         largest_gradient=maps.gradients,
@@ -457,3 +459,32 @@ def _diagnose(run: _Run, targets: Sequence[Target], maps: _Maps) -> tuple[Diagno
         else (),
         way_out=way_out,
     )
+    if not rows.targets or not _is_automatic(run) or run.model.trace(tuple(run.prepared.images.shape[1:])).whole:
+        return diagnosis
+    names = "+".join(layer.name for layer in run.layers)
+    return judge_cut(diagnosis, names, _shares_around(run, rows.targets, rows.images))
+
+
+def _is_automatic(run: _Run) -> bool:
+    """Tells whether a trace has chosen the layer."""
+    chosen = run.request.layer is None and run.method.layer is None and run.method.needs_layer()
+    return chosen and not run.model.task.layers(tuple(run.prepared.images.shape[1:]))
+
+
+def _shares_around(run: _Run, targets: Sequence[Target], images: Sequence[int]) -> list[float]:
+    """Returns of every row how much of the score's gradient at the image goes around the layers.
+
+    Two more forwards and backwards a row, of an image that is as small as in the trace.
+    """
+    pictures = run.prepared.images
+    size = traced_size(tuple(pictures.shape[1:]))
+    if size is not None:
+        pictures = torch.nn.functional.adaptive_avg_pool2d(pictures, size)
+    shares = []
+    for target, image in zip(targets, images, strict=True):
+        try:
+            share = share_around(run.model, target, pictures[image : image + 1].to(run.prepared.images), run.layers)
+        except KonkyoError:  # a network of one image size, or without a gradient
+            share = share_around(run.model, target, run.prepared.images[image : image + 1], run.layers)
+        shares.append(float(share))
+    return shares

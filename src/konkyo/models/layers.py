@@ -45,11 +45,11 @@ class Layers:
 
     def trace(self) -> Trace:
         """Returns a trace of images of the shape, or of smaller ones where those tell the same."""
-        smaller = _smaller(self.shape)
-        if smaller is None or self.shape in self._known:
+        size = traced_size(self.shape)
+        if size is None or self.shape in self._known:
             return self._traced(self.shape)
         try:
-            found = self._traced(smaller)
+            found = self._traced((self.shape[0], *size))
         except Exception:  # a network of one image size refuses others in its own way
             return self._traced(self.shape)
         grids = [site.grid for site in found.sites if site.used and site.grid]
@@ -163,11 +163,11 @@ class Layers:
         return unknown("layer", name, [INPUT, *grids[::-1]])
 
 
-def _smaller(shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Returns the shape of smaller images of about the same form; None where they would save little."""
+def traced_size(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Returns a smaller size of about the same form for images (C, H, W); None where it would save little."""
     sides = shape[1:]
     if len(sides) != 2 or math.prod(sides) <= 2 * _TRACED_SIDE**2:
         return None
     scale = _TRACED_SIDE / math.sqrt(math.prod(sides))
-    smaller = [max(_SMALLEST_SIDE, round(side * scale / _MULTIPLE) * _MULTIPLE) for side in sides]
-    return (shape[0], *smaller) if 2 * math.prod(smaller) <= math.prod(sides) else None
+    smaller = tuple(max(_SMALLEST_SIDE, round(side * scale / _MULTIPLE) * _MULTIPLE) for side in sides)
+    return smaller if 2 * math.prod(smaller) <= math.prod(sides) else None
