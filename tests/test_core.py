@@ -330,8 +330,8 @@ def test_signals_and_volumes(conv: Any, shape: tuple[int, ...], method: str) -> 
 def test_tokens_become_a_grid(prefix: int) -> None:
     """Grad-CAM at the block's norm, by hand: tokens minus the prefix, as a (4, 5) grid."""
     network, x = seeded(Attention(prefix)), images(2)
-    found = run(network, x, "grad_cam", target=1)
-    assert found.layer == "norm"
+    assert run(network, x, "grad_cam", target=1).layer == "patch"  # past the norm goes what its block adds to
+    found = run(network, x, "grad_cam", target=1, layer="norm")
     tokens: list[Tensor] = []
 
     def hook(_m: nn.Module, _a: Any, out: Tensor) -> Tensor:
@@ -527,11 +527,12 @@ def test_a_layer_by_name_by_module_and_automatic_agree() -> None:
 
 
 @pytest.mark.parametrize("layer", ["out_norm", "mlp"])
-def test_a_layer_that_must_give_a_blank_map_is_refused(layer: str) -> None:
+def test_a_layer_whose_map_is_blank_is_told_with_one_that_works(layer: str) -> None:
     network, x = seeded(Attention()), images(1)
-    for method in ("grad_cam", "ablation_cam", "layer_cam"):
-        with pytest.raises(konkyo.KonkyoError, match="'norm'"):
-            run(network, x, method, layer=layer)
+    for method, kind in (("grad_cam", "zero gradient"), ("layer_cam", "zero gradient"), ("ablation_cam", "constant")):
+        diagnosis = run(network, x, method, layer=layer).diagnosis[0]
+        assert diagnosis.kind == kind
+        assert "'patch'" in diagnosis.message
     assert run(network, x, "eigen_cam", layer=layer).diagnosis[0].ok  # needs no gradient: not blank
 
 
@@ -726,7 +727,7 @@ def test_an_untrained_head_is_not_remembered() -> None:
     run(network, x, "grad_cam")
     with torch.no_grad():
         network.head.weight.copy_(weight)
-    assert run(network, x, "grad_cam").layer == "norm"
+    assert run(network, x, "grad_cam").layer == "patch"
 
 
 def test_a_network_that_was_changed_is_traced_again() -> None:

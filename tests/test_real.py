@@ -111,7 +111,7 @@ def test_a_timm_model_as_it_is(photos: list[Path], classes: tuple[list[str], tup
     preprocess = konkyo.Preprocess(256, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     model = konkyo.Model(network.eval(), preprocess, classes[1], "mobilenetv2_100")
     assert round(70 * top1(model, photos, classes[0])) == 62
-    layer = model.automatic_layer((3, 224, 224))
+    layer = model.automatic_layers((3, 224, 224))[0]
     assert layer is not None
     assert layer.name == "bn2"  # with its activation, right before the pooling
     found = konkyo.compare(model, PHOTOS / "n01443537_goldfish.JPEG", ("cam", "grad_cam", "hires_cam"))

@@ -188,3 +188,12 @@ def images(count: int = 3, channels: int = 3, *, double: bool = True, seed: int 
     """Noise images, not square: (count, channels, 32, 40)."""
     noise = torch.randn(count, channels, 32, 40, generator=torch.Generator().manual_seed(seed))
     return noise.double() if double else noise
+
+
+def settled(network: nn.Module) -> nn.Module:
+    """The network in eval mode and double precision with its library's own start, but no weights that are all zero."""
+    generator = torch.Generator().manual_seed(0)
+    for tensor in network.state_dict().values():
+        if tensor.is_floating_point() and tensor.ndim > 1 and not tensor.any():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * tensor[0].numel() ** -0.5)
+    return network.double().eval()

@@ -29,7 +29,7 @@ def pairs() -> list[tuple[object, Tensor, Tensor]]:
 
 
 def test_the_automatic_layer_and_the_class_names(model: konkyo.Model) -> None:
-    assert model.automatic_layer((3, 128, 128)).name == "stage4"
+    assert model.automatic_layers((3, 128, 128))[0].name == "stage4"
     assert model.classes == CLASSES
 
 

@@ -59,7 +59,8 @@ def capture(layers: Sequence[Layer], *, leaves: Sequence[Layer] = ()) -> Iterato
             raws = tensors
             if layer in leaves:
                 torch.set_grad_enabled(True)
-                raws = [t.detach().requires_grad_() if not t.requires_grad or t.is_leaf else t for t in tensors]
+                leaf = layer.part  # of layers that make one together none is on another's way
+                raws = [t.detach().requires_grad_() if leaf or not t.requires_grad or t.is_leaf else t for t in tensors]
             captured.calls.setdefault(layer, []).append(raws)
             return exchanged(output, tensors, [t.clone() for t in raws])
 

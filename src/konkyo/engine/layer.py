@@ -38,9 +38,14 @@ class Layer:
     """Which call of the module in one forward is meant; -1 is the last."""
     level: int | None = -1
     """-1: the first tensor of what the module puts out; None: all maps in it, a pyramid's levels; or one of them."""
+    batch_axis: int = 0
+    """Where the images are: 1 for tokens (L, N, C)."""
+    part: bool = False
+    """Whether it makes a layer together with others: what comes before it is no part of its gradient's way."""
 
     def fold(self, raw: Tensor) -> Tensor:
         """Returns the module's output as (N, C, *grid)."""
+        raw = raw.movedim(self.batch_axis, 0)
         if self.tokens is not None:
             end = self.prefix + math.prod(self.tokens)  # what follows are no places (a detector's queries)
             raw = raw[:, self.prefix : end].reshape(len(raw), *self.tokens, -1)
@@ -50,11 +55,12 @@ class Layer:
         """Returns a grid (V, C, *grid) in the module's form; other tokens come from `raw`, its output for one image."""
         out = grid.movedim(1, self.channel_axis)
         if self.tokens is not None:
+            raw = raw.movedim(self.batch_axis, 0)
             before, _, after = raw.expand(len(grid), -1, -1).tensor_split(
                 (self.prefix, self.prefix + math.prod(self.tokens)), dim=1
             )
             out = torch.cat([before, out.flatten(1, len(self.tokens)), after], dim=1)
-        return out
+        return out.movedim(0, self.batch_axis)
 
 
 def main_tensor(output: Any) -> Tensor | None:

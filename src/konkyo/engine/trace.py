@@ -1,23 +1,33 @@
-"""Trace: one forward and backward tells which modules of a network put out a grid."""
+"""Trace: it tells which modules of a network put out grids of the image, and which of them everything passes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge, saved_tensors_hooks
+from torch.utils._pytree import tree_map
 
-from konkyo.engine.layer import MAX_PREFIX_TOKENS, Layer, covers, exchanged, main_tensor
+from konkyo.engine.cuts import Graph
+from konkyo.engine.grids import OWN_TOKENS, TOKEN_PLACE, Change, Projection, Readings, is_place, owned
+from konkyo.engine.layer import Layer, exchanged, main_tensor, maps_in
+
+Forward: TypeAlias = Callable[[Tensor], Tensor]
+Call: TypeAlias = tuple[str, int]
+"""A module's name, and which of its calls in a forward."""
+
+_GRAPH_BYTES = 32 * 2**20
+"""The end of the graph that is stored in a trace of large images."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A site is one module's last output in a traced forward, and whether the decision depends on its grid."""
+    """A site is one call of a module in a traced forward: what it put out, and what that is of the image."""
 
     name: str
     kind: str
@@ -27,10 +37,28 @@ class Site:
     layer: Layer | None
     """How to read it as a grid (its `module` left out, so that a stored trace keeps no model alive); None: no grid."""
     grid: tuple[int, ...]
-    gradient: float
-    """Norm of d(top score)/d(grid) on a noise image; 0 when the decision does not depend on the grid."""
+    place: float
+    """How well the cells follow a change of the image at their own place: a correlation, at most 1."""
+    used: bool
+    """Whether the output depends on it."""
     before_head: bool
-    """Whether a module with weights runs after it: otherwise it is the decision, no longer a feature."""
+    """Whether an operator with weights follows it: otherwise it is the decision, no longer a feature."""
+    call: int = 0
+    calls: int = 1
+    """Which of the module's calls it is, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trace holds the sites of a forward in the order in which they finished, and the automatic layer."""
+
+    sites: tuple[Site, ...]
+    cut: tuple[Layer, ...]
+    """The layers that are explained by default, which together make one layer; none where there is no grid."""
+    whole: bool
+    """Whether everything passes the cut on its way from the image to the output."""
+    feature: bool = True
+    """Whether operators with weights follow the cut; else it is the prediction itself."""
 
 
 _PASS_THROUGH = (
@@ -39,218 +67,416 @@ _PASS_THROUGH = (
     nn.Softmax,  # of attention: (N, heads, L, L) is no grid of the picture, though L x L may look like one
 )
 _SPATIAL = (nn.modules.conv._ConvNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd)
-_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
-_REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
-"""What networks raise for a batch or an image size that they do not take."""
+_TIE = 0.05
+"""Readings whose likeness differs by less are alike, and the first is taken."""
+_TOGETHER = 8
+"""At most so many branches make one layer together."""
 
 
-def trace(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -> list[Site]:
-    """Lists every module's last output, in the order in which they finish, of one forward on `image` (1, ...).
+def trace(forward: Forward, root: nn.Module, image: Tensor, *, instances: bool = False, small: bool = False) -> Trace:
+    """Runs the network on an image (1, ...) and on the same with other pixels in some places.
 
-    The gradient is that of the largest output. Modules that only pool, drop or pass on are left out.
+    `instances`: the output holds many decisions, each made from one of several levels. `small`: the image is small, so
+    that the whole graph may be stored, and other places are changed in a third run.
     """
-    with torch.enable_grad():
-        run = _run_traced(forward, root, image)
-        layers = _layouts(run, forward, root, image)
-        names = [name for name in run.edges if layers[name] is not None]
-        gradients = dict(zip(names, _gradients(run, [run.edges[name] for name in names]), strict=True))
-    sites, norms = [], []
-    for name, tensor in run.outputs.items():
-        layer, gradient, norm = layers[name], gradients.get(name), tensor.new_zeros(())
-        if layer is not None and gradient is not None:
-            norm = layer.fold(gradient)[0].norm()
-        norms.append(norm.detach().float())
-        grid = tuple(layer.fold(tensor).shape[2:]) if layer is not None else ()
-        kind, shape = type(root.get_submodule(name)).__name__, tuple(tensor.shape[1:])
-        sites.append(Site(name, kind, shape, layer, grid, 0.0, run.finished[name] < run.last_weights))
-    sizes = torch.stack(norms).tolist() if norms else []
-    return [replace(site, gradient=size) for site, size in zip(sites, sizes, strict=True)]
+    run = _Run(forward, root, image)
+    run.first(None if small else _GRAPH_BYTES)
+    for corner in range(2 if small else 1):
+        run.again(Change(image, corner))
+    return _Choice(run, instances).trace()
 
 
 @dataclass
-class _TracedRun:
-    """This holds what one traced forward showed."""
+class _Output:
+    """This is what one call of a module put out in the first run."""
 
-    batch: int
-    score: Tensor = field(default_factory=lambda: torch.zeros(()))
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-    """Every module's last output, in the order in which they finish."""
-    edges: dict[str, GradientEdge] = field(default_factory=dict)
-    """Where the gradients of what went on from there arrive."""
-    finished: dict[str, int] = field(default_factory=dict)
-    last_weights: int = 0
-    """When the last module with weights of its own finished: the head, as a rule."""
-    head_input: Tensor | None = None
-    spaces: list[tuple[int, ...]] = field(default_factory=list)
-    """The sizes that convolutions and pools put out."""
-
-
-def _run_traced(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -> _TracedRun:
-    """Runs a forward on the image twice in one batch, or on the image alone where the network takes no batch.
-
-    What does not come twice then (the windows of a picture, a table of positions) is no grid per image."""
-    pair = torch.cat([image, image])
-    with suppress(*_REFUSALS):
-        run = _traced_batch(forward, root, pair)
-        if run.score.ndim and len(run.score) == len(pair):
-            return run
-    return _traced_batch(forward, root, image)
+    kind: str
+    shape: tuple[int, ...]
+    edges: list[GradientEdge]
+    """Where the gradients of its grids arrive."""
+    readings: list[tuple[Layer, tuple[int, ...]]]
+    sums: dict[int, Tensor]
+    """Random sums over the channels, by the axis of the channels."""
+    levels: list[tuple[int, ...]] = field(default_factory=list)
+    """The sizes of its levels, where it puts out a pyramid."""
+    changes: list[dict[int, Tensor]] = field(default_factory=list)
+    """What every change of the image does to those sums."""
 
 
-def _traced_batch(forward: Callable[[Tensor], Tensor], root: nn.Module, images: Tensor) -> _TracedRun:
-    """Runs a forward on the images with a hook on every module, and returns what the hooks noted."""
-    names = {module: name for name, module in root.named_modules() if name}
-    run, clock = _TracedRun(len(images)), 0
+class _Run:
+    """This runs a network and notes what its modules put out."""
 
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        """Notes what a module puts out, and hands on a copy that shares the module's gradient."""
-        nonlocal clock
-        tensor, name = main_tensor(output), names[module]
-        clock += 1
-        if not any(module.children()) and any(True for _ in module.parameters(recurse=False)):
-            run.last_weights, run.head_input = clock, main_tensor(args)
-        if tensor is None or not tensor.is_floating_point() or isinstance(module, _PASS_THROUGH):
-            return output
-        if isinstance(module, _SPATIAL) and tensor.ndim == images.ndim and len(tensor) == len(images):
-            kernel: Any = module.kernel_size
-            if max((kernel,) if isinstance(kernel, int) else kernel) > 1:
-                run.spaces.append(tuple(tensor.shape[2:]))
-        run.outputs.pop(name, None)  # order by the last call
-        run.outputs[name], run.finished[name] = tensor, clock
-        # Of a clone, as in `capture`: a module may have used its output itself (pooled it, say) before handing it on.
-        handed = tensor.clone()
-        if handed.requires_grad:
-            run.edges[name] = get_gradient_edge(handed)  # taken before an in-place operation makes it another's
-        return exchanged(output, [tensor], [handed])
+    def __init__(self, forward: Forward, root: nn.Module, image: Tensor) -> None:
+        self.forward, self.root, self.image = forward, root, image
+        self.names = {module: name for name, module in root.named_modules() if name}
+        self.outputs: dict[Call, _Output] = {}
+        self.order: list[Call] = []
+        self.output = torch.zeros(())
+        self.image_node: Node | None = None
+        self.leaf, self.whole_graph = image, False
+        self.head_input: Tensor | None = None
+        self.head = 0
+        """How many outputs were noted before the last module with weights ran."""
+        self.readings, self.projection = Readings(image.shape[2:]), Projection()
+        self.changes: list[Change] = []
 
-    with ExitStack() as undo:
-        for module in names:
-            undo.callback(module.register_forward_hook(hook).remove)
-        run.score = forward(images.detach().clone().requires_grad_().clone())
-    return run
+    def first(self, most: int | None) -> None:
+        """Runs the network on the image, and stores the graph: its end of `most` bytes, or all of it."""
+        calls: dict[str, int] = {}
+
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            """Notes what a module puts out, and hands on copies that have a place in the graph of their own."""
+            name = self.names[module]
+            call = name, calls.get(name, 0)
+            calls[name] = call[1] + 1
+            if not any(module.children()) and any(True for _ in module.parameters(recurse=False)):
+                self.head_input, self.head = main_tensor(args), len(self.order)
+            tensors = _grids(output, self.image.ndim)
+            if not tensors or isinstance(module, _PASS_THROUGH):
+                return output
+            if isinstance(module, _SPATIAL) and tensors[0].ndim == self.image.ndim and len(tensors[0]) == 1:
+                kernel: Any = module.kernel_size
+                if max((kernel,) if isinstance(kernel, int) else kernel) > 1:
+                    self.readings.learn(tuple(tensors[0].shape[2:]))
+            handed = [tensor.clone() for tensor in tensors]
+            self._note(call, type(module).__name__, tensors, handed)
+            return exchanged(output, tensors, handed)
+
+        with torch.enable_grad(), _seeded(), _stored(self.root, most), self._hooked(hook):
+            self.leaf = self.image.detach().clone().requires_grad_()
+            start = self.leaf.clone()
+            self.image_node, self.whole_graph = start.grad_fn, most is None
+            self.output = self.forward(start)
+
+    def _note(self, call: Call, kind: str, tensors: Sequence[Tensor], handed: Sequence[Tensor]) -> None:
+        shape = tuple(tensors[0].shape)
+        readings = list(self.readings.of(call[0], shape))
+        axes = {layer.channel_axis % len(shape) for layer, _ in readings}
+        edges = [get_gradient_edge(t) for t in handed if t.requires_grad]
+        sums = {axis: self.projection(tensors[0], axis) for axis in axes}
+        levels = [tuple(t.shape[2:]) for t in tensors] if len(tensors) > 1 else []
+        self.outputs[call] = _Output(kind, shape, edges, readings, sums, levels)
+        self.order.append(call)
+
+    def again(self, change: Change) -> None:
+        """Runs the network on the changed image, and notes how well the cells follow the change."""
+        calls: dict[str, int] = {}
+
+        def hook(module: nn.Module, _args: Any, output: Any) -> None:
+            name = self.names[module]
+            call = name, calls.get(name, 0)
+            calls[name] = call[1] + 1
+            noted = self.outputs.get(call)
+            if noted is None or not noted.sums:
+                return
+            tensors = _grids(output, self.image.ndim)
+            if tensors and tuple(tensors[0].shape) == noted.shape:
+                changed = {axis: self.projection(tensors[0], axis) - sums for axis, sums in noted.sums.items()}
+                noted.changes.append(changed)
+
+        self.changes.append(change)
+        with torch.no_grad(), _seeded(), self._hooked(hook):
+            self.forward(change.image)
+
+    @contextmanager
+    def _hooked(self, hook: Callable[..., Any]) -> Iterator[None]:
+        with ExitStack() as undo:
+            for module in self.names:
+                undo.callback(module.register_forward_hook(hook).remove)
+            yield
 
 
-def _gradients(run: _TracedRun, grids: Sequence[GradientEdge]) -> Sequence[Tensor | None]:
-    """Returns d(largest output of the first image)/d(grids).
-
-    A head whose weights are all zero, as some libraries start them, lets no gradient through. The layers that the
-    decision will depend on would look like those that it never can. What the head reads tells them apart: there a
-    random projection of its input is differentiated.
-    """
-    top = run.score.reshape(run.batch, -1)[0].amax()
-    if not grids or not top.requires_grad:
-        return [None] * len(grids)
-    gradients = torch.autograd.grad(top, grids, allow_unused=True, retain_graph=True)
-    peaks = [g.abs().amax() for g in gradients if g is not None and g.numel()]
-    read = run.head_input
-    if read is None or not read.requires_grad or (peaks and torch.stack([p.float() for p in peaks]).amax() != 0):
-        return gradients
-    noise = torch.randn(read.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(read)
-    return torch.autograd.grad((read * noise)[:1].sum(), grids, allow_unused=True)
+def _grids(output: Any, axes: int) -> list[Tensor]:
+    """Returns the levels of a pyramid, which are all that a module puts out; else its first tensor, if it is one."""
+    if not isinstance(output, Tensor):
+        levels = maps_in(output)
+        sizes = {tuple(t.shape[2:]) for t in levels}
+        if len(levels) > 1 and len(sizes) == len(levels) and all(t.ndim == axes and len(t) == 1 for t in levels):
+            return levels
+    tensor = main_tensor(output)
+    return [] if tensor is None or not tensor.is_floating_point() else [tensor]
 
 
-def _layouts(
-    run: _TracedRun, forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor
-) -> dict[str, Layer | None]:
-    """Tells how each module's output is a grid, if it is one."""
-    sizes, layers, axes = _Sizes(tuple(image.shape[2:]), run.spaces), dict[str, Layer | None](), dict[torch.Size, int]()
-    wider: dict[str, int] | None = None
-    for name, tensor in run.outputs.items():
-        module = root.get_submodule(name)
-        if isinstance(module, (*_FIRST, nn.Linear)):
-            axes[tensor.shape] = -1 if isinstance(module, nn.Linear) else 1
-        # A first dimension that is not the batch (windows of a picture, say) makes no grid per image.
-        layer = _layout(name, tuple(tensor.shape), sizes) if len(tensor) == run.batch else None
-        if layer is not None and layer.tokens is None and sizes.fit(tensor.shape[2:]) and sizes.fit(tensor.shape[1:-1]):
-            wider = _last_axes(forward, root, image) if wider is None else wider
-            # A network of one image size tells nothing there; then the last operator with an output of this shape does.
-            last = wider[name] == tensor.shape[-1] if name in wider else axes.get(tensor.shape) == -1
-            layer = replace(layer, channel_axis=-1 if last else 1)
-        layers[name] = layer
-        if layer is not None:
-            sizes.add(tuple(layer.fold(tensor).shape[2:]))
-            sizes.prefixes.add(layer.prefix)
-    return layers
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Within the context a network that draws random numbers draws the same ones; the caller restores the state."""
+    torch.manual_seed(0)
+    yield
 
 
-class _Sizes:
-    """These are the grid sizes of a network, which tell a grid from anything else of the same rank.
+@contextmanager
+def _stored(root: nn.Module, most: int | None) -> Iterator[None]:
+    """Within the context a forward stores the end of its graph only, `most` bytes of activations; None: all of it."""
+    if most is None:
+        yield
+        return
+    weights = {t.untyped_storage().data_ptr() for t in root.parameters()}
+    stored: list[list[Tensor]] = []
+    total = 0
 
-    Certain are the image's and what convolutions and pools of more than one place put out. Likely is what patch merging
-    (a stride of 2, 4 or 8) makes of those. A network without such modules is believed as it comes, at any stride.
-    """
+    def pack(tensor: Tensor) -> Any:
+        nonlocal total
+        if tensor.untyped_storage().data_ptr() in weights:
+            return [tensor]
+        holder = [tensor]
+        stored.append(holder)
+        total += tensor.numel() * tensor.element_size()
+        while total > most and stored:
+            oldest = stored.pop(0)
+            total -= oldest[0].numel() * oldest[0].element_size()
+            oldest.clear()
+        return holder
 
-    def __init__(self, image: tuple[int, ...], spaces: Sequence[tuple[int, ...]]) -> None:
-        self.image, self.certain = image, bool(spaces)
-        self.known: list[tuple[int, ...]] = []
-        self.strided: dict[tuple[int, ...], bool] = {}
-        """Sizes that a stride makes of the known ones, and whether it divides them exactly."""
-        self.prefixes: set[int] = {0}
-        for size in (image, *spaces):
-            self.add(size)
+    def unpack(holder: Any) -> Tensor:
+        if not holder:
+            raise RuntimeError("this part of the graph was not stored")
+        tensor: Tensor = holder[0]
+        return tensor
 
-    def add(self, size: tuple[int, ...]) -> None:
-        """Adds one more size that is known to be a grid."""
-        if size in self.known:
-            return
-        self.known.append(size)
-        for stride in (1, 2, 4, 8) if self.certain else range(1, max(size) + 1):
-            down, up = tuple(n // stride for n in size), tuple(-(-n // stride) for n in size)
-            for grid in (down, up):
-                self.strided[grid] = self.strided.get(grid, False) or down == up
+    with saved_tensors_hooks(pack, unpack):
+        yield
 
-    def fit(self, grid: Sequence[int]) -> bool:
-        """Tells whether this can be a grid's size."""
-        return tuple(grid) in self.strided or (not self.certain and covers(grid, self.image))
 
-    def of_tokens(self, length: int) -> tuple[int, tuple[int, ...]] | None:
-        """Returns (prefix, grid) of so many tokens: a known grid if one fits, with as short a prefix as may be."""
-        known = [(length - math.prod(g), g) for g in reversed(self.known) if math.prod(g) > 1]
-        known = [(prefix, g) for prefix, g in known if 0 <= prefix <= MAX_PREFIX_TOKENS]
-        if known:
-            return min(known, key=lambda candidate: candidate[0])
-        if length <= max(self.prefixes):  # the class token and its like alone
+@dataclass(frozen=True)
+class Place:
+    """It says how an output is read as a grid, and whether its cells are places of the image."""
+
+    layer: Layer
+    grid: tuple[int, ...]
+    likeness: float
+    """How well the cells follow a change of the image; of tokens the share with their gradient at their place."""
+    sure: bool
+
+
+_TOKENS = 12
+"""So many tokens are looked at."""
+
+
+class _Choice:
+    """This chooses the automatic layer from what a run noted."""
+
+    def __init__(self, run: _Run, instances: bool) -> None:
+        self.run, self.instances = run, instances
+        nodes = {edge.node: call for call, noted in run.outputs.items() for edge in noted.edges}
+        assert run.image_node is not None
+        self.graph = Graph(run.output, run.image_node, nodes)
+        self.used, self.weighted = self.graph.used, self.graph.weighted()
+        self._places: dict[Call, Place | None] = {}
+
+    def place(self, call: Call) -> Place | None:
+        """Returns how an output is read best as a grid; None: not at all."""
+        if call not in self._places:
+            self._places[call] = self._place(self.run.outputs[call], call in self.used)
+        return self._places[call]
+
+    def _place(self, noted: _Output, used: bool) -> Place | None:
+        if not noted.readings or len(noted.changes) < len(self.run.changes):
             return None
-        prefixes = self.prefixes if self.certain else range(MAX_PREFIX_TOKENS + 1)
-        strided = [
-            (not exact, length - math.prod(g), g)
-            for g, exact in self.strided.items()
-            if length - math.prod(g) in prefixes
-        ]
-        return min(strided)[1:] if strided else None
+        if used and self.run.whole_graph and all(layer.tokens is not None for layer, _ in noted.readings):
+            return self._place_of_tokens(noted)
+        values = []
+        for layer, _ in noted.readings:
+            axis = layer.channel_axis % len(noted.shape)
+            parts = []
+            for change, sums in zip(self.run.changes, noted.changes, strict=True):
+                cells = layer.fold(sums[axis].movedim(0, axis))[0].square().sum(0).sqrt()
+                parts.append(change.likeness(cells))
+            mean = torch.stack(parts).mean(0)
+            values.append(torch.stack([mean[0], mean[1:].amax()]))
+        likeness = torch.stack(values).tolist()
+        # Of tokens those on a grid of the network's own, the fewest before it; else what follows the change best.
+        known = [i for i, (layer, grid) in enumerate(noted.readings) if layer.tokens and self.run.readings.knows(grid)]
+        best = next((i for i in known if likeness[i][0] >= TOKEN_PLACE), None)
+        if best is None:
+            highest = max(own for own, _ in likeness)
+            best = next(i for i, (own, _) in enumerate(likeness) if own > highest - _TIE or own != own)
+        (layer, grid), (own, mirrored) = noted.readings[best], likeness[best]
+        if own == mirrored == 0 and (not used or layer.tokens is not None):  # no cell has changed
+            return None
+        return Place(layer, grid, own, is_place(own, mirrored, layer, grid))
+
+    def _place_of_tokens(self, noted: _Output) -> Place | None:
+        """Returns how tokens are read as a grid: so that the gradient of each at the image is largest at its place."""
+        length = noted.shape[1 - noted.readings[0][0].batch_axis]
+        energies = {}
+        for index in sorted({round(i * (length - 1) / (_TOKENS - 1)) for i in range(_TOKENS)}):
+            seed = torch.randn(noted.shape[-1], generator=torch.Generator().manual_seed(index), device="cpu")
+            weights = torch.zeros(noted.shape, dtype=self.run.output.dtype, device=self.run.output.device)
+            weights.movedim(noted.readings[0][0].batch_axis, 0)[0, index] = seed.to(weights)
+            try:
+                (slope,) = torch.autograd.grad(
+                    [noted.edges[0]], [self.run.leaf], [weights], retain_graph=True, allow_unused=True
+                )
+            except Exception:  # an operator without a derivative
+                return None
+            if slope is not None:
+                energies[index] = slope[0].float().square().sum(0)
+        best: Place | None = None
+        for layer, grid in noted.readings:
+            own = owned(energies, layer.prefix, grid)
+            if best is None or own > best.likeness:
+                best = Place(layer, grid, own, own >= OWN_TOKENS)
+        return best
+
+    def trace(self) -> Trace:
+        """Returns the sites and the automatic layer."""
+        calls, whole, feature = self._cut()
+        counts = {name: sum(other == name for other, _ in self.run.order) for name, _ in self.run.order}
+        sites = tuple(self._site(call, counts[call[0]]) for call in self.run.order)
+        layers = [site.layer for site in sites if (site.name, site.call) in calls and site.layer is not None]
+        return Trace(sites, tuple(replace(layer, part=len(layers) > 1) for layer in layers), whole, feature)
+
+    def _site(self, call: Call, count: int) -> Site:
+        noted = self.run.outputs[call]
+        place = self.place(call)
+        tokens = place is not None and place.layer.tokens is not None
+        if place is None or (tokens and not place.sure):
+            place = None
+        layer = None if place is None else self._bound(place.layer, call, count)
+        shape = noted.shape[1:] if layer is None or layer.batch_axis == 0 else (noted.shape[0], *noted.shape[2:])
+        grid, likeness = ((), 0.0) if place is None else (place.grid, place.likeness)
+        used, weighted = call in self.used, call in self.weighted
+        return Site(call[0], noted.kind, shape, layer, grid, likeness, used, weighted, call[1], count)
+
+    def _bound(self, layer: Layer, call: Call, count: int) -> Layer:
+        """Returns the layer of one of so many calls, with all levels of a pyramid."""
+        levels = None if self.run.outputs[call].levels else layer.level
+        return replace(layer, call=-1 if call[1] == count - 1 else call[1], level=levels)
+
+    def _cut(self) -> tuple[list[Call], bool, bool]:
+        """Returns the calls that make the automatic layer, whether everything passes them, and weights follow them."""
+        usable = [call for call in self.run.order if (place := self.place(call)) is not None and place.sure]
+        if not self.used:  # nothing flows back to the image: what is known is only which module runs when
+            before = [call for call in usable if self.run.order.index(call) < self.run.head]
+            return (before or usable)[-1:], True, bool(before)
+        features = [call for call in usable if call in self.used and call in self.weighted]
+        # A Linear on a grid (query, key, value) only projects what another module put out.
+        features = [call for call in features if self.run.outputs[call].kind != "Linear"] or features
+        if not features:
+            last = [call for call in usable if call in self.used][-1:]
+            return last, last == self.graph.singles()[:1], False
+        if self._dense():
+            end = self._backbone_end(features)
+            return [end], end in self.graph.singles(), True
+        return *self._last_features(features), True
+
+    def _last_features(self, features: list[Call]) -> tuple[list[Call], bool]:
+        """Returns the last features of which more than one cell counts, and whether everything passes them.
+
+        They are the first on all ways back from the score, where none of them is computed from another. Otherwise it
+        is the last that everything passes by itself.
+        """
+        reached = self._reached(features)
+        calls, avoided = self.graph.frontier(reached.__contains__)
+        together = not avoided and 0 < len(calls) <= _TOGETHER
+        if together and (len(calls) == 1 or self.instances or not self.graph.precedes(calls)):
+            return calls, True
+        singles = [call for call in self.graph.singles() if call in reached]
+        if singles or together:
+            return singles[:1] or calls, True
+        return (calls or features[::-1])[:1], False
+
+    def _dense(self) -> bool:
+        """Tells whether the output is a picture itself."""
+        output = self.run.output
+        return not self.instances and output.ndim == self.run.image.ndim and math.prod(output.shape[2:]) > 1
+
+    def _backbone_end(self, features: list[Call]) -> Call:
+        """Returns the last of the smallest grids in the part of the network that makes them first."""
+        cells = {call: math.prod(found.grid) for call in features if (found := self.place(call)) is not None}
+        ends = [call for call in features if cells[call] == min(cells.values())]
+        prefix = ""
+        while True:
+            parts = list(dict.fromkeys(_below(call[0], prefix) for call in ends))
+            children = {_below(call[0], prefix) for call in self.run.order if call[0].startswith(prefix)} - {""}
+            if len(children) > 1 or not parts[0]:
+                break
+            prefix = f"{prefix}{parts[0]}."
+        inside = [call for call in ends if _below(call[0], prefix) == parts[0]]
+        return inside[-1]
+
+    def _reached(self, features: Sequence[Call]) -> set[Call]:
+        """Returns the features without those of which at most one cell has a gradient, as far as they were asked."""
+        reached, told = set(features), set[Call]()
+        while True:
+            calls, _ = self.graph.frontier(reached.__contains__)
+            single = next((call for call in self.graph.singles() if call in reached), None)
+            unknown = [call for call in dict.fromkeys([*calls, single]) if call is not None and call not in told]
+            if not unknown:
+                return reached
+            cells = self._cells(self._decisions(), unknown[:_TOGETHER])
+            head = self.run.head_input
+            if cells is not None and not any(cells.values()) and head is not None and head.requires_grad:
+                # A head whose weights are all zero, as some libraries start them, lets no gradient through.
+                cells = self._cells([head], unknown[:_TOGETHER])
+            told |= set(unknown[:_TOGETHER])
+            reached -= {call for call, count in (cells or {}).items() if count < 2}
+
+    def _decisions(self) -> list[Tensor]:
+        """Returns the output, or where it holds many decisions (1, Q, ...) some of them, the last ones more densely."""
+        output = self.run.output
+        if not self.instances or output.ndim < 3:
+            return [output]
+        last = output.shape[1] - 1
+        return [output[:, index] for index in sorted({last - round(last * share) for share in _SHARES})]
+
+    def _cells(self, parts: Sequence[Tensor], calls: Sequence[Call]) -> dict[Call, int] | None:
+        """Returns of how many cells of every output a part has a gradient, of the part with most; None: not known."""
+        edges = [self.run.outputs[call].edges[0] for call in calls]
+        layers = [found.layer for call in calls if (found := self.place(call)) is not None]
+        counts = []
+        try:
+            for part in parts:
+                noise = torch.randn(part.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(part)
+                with torch.enable_grad():
+                    slopes = torch.autograd.grad((part * noise).sum(), edges, allow_unused=True, retain_graph=True)
+                cells = zip(layers, slopes, strict=True)
+                none = part.new_zeros((), dtype=torch.int64)
+                counts.append(torch.stack([none if g is None else (a.fold(g)[0] != 0).any(0).sum() for a, g in cells]))
+        except Exception:  # of what was not stored, of operators without a derivative, of checkpoints
+            return None
+        return dict(zip(calls, torch.stack(counts).amax(0).tolist(), strict=True))
 
 
-def _layout(name: str, shape: tuple[int, ...], sizes: _Sizes) -> Layer | None:
-    """Tells how an output of this shape is a grid over the image; None if it is none (or one cell only)."""
-    layer = None
-    if len(shape) == len(sizes.image) + 2:
-        first, last = shape[2:], shape[1:-1]
-        if sizes.fit(first) or (not sizes.certain and not sizes.fit(last)):
-            layer, grid = Layer(name, None), first
-        elif sizes.fit(last):
-            layer, grid = Layer(name, None, channel_axis=-1), last
-    elif len(shape) == 3 and len(sizes.image) > 1:
-        split = sizes.of_tokens(shape[1])
-        if split is not None:
-            prefix, grid = split
-            layer = Layer(name, None, channel_axis=-1, tokens=grid, prefix=prefix)
-    return layer if layer is not None and math.prod(grid) > 1 else None
+_SHARES = (0.0, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9)
+"""Which decisions are looked at, from the last: coarse levels of a detector are last and have few."""
 
 
-def _last_axes(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -> dict[str, int]:
-    """Returns every module's last axis for an image twice as wide: where its length stays, it holds the channels.
+def _below(name: str, prefix: str) -> str:
+    """Returns the first part of a dotted name below a prefix."""
+    return name[len(prefix) :].partition(".")[0] if name.startswith(prefix) else ""
 
-    Nothing for a network that takes images of one size only.
+
+def share_around(forward: Forward, score: Callable[[Tensor], Tensor], image: Tensor, layers: Sequence[Layer]) -> Tensor:
+    """Returns which share of the gradient of `score(output)` at the image does not pass the layers -> ().
+
+    Of the absolute gradient's sum, what is left when their outputs are held constant. NaN where there is no gradient.
     """
-    axes: dict[str, int] = {}
-    with ExitStack() as undo, torch.no_grad(), suppress(*_REFUSALS):
-        for name, module in root.named_modules():
 
-            def note(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
-                tensor = main_tensor(output)
-                if tensor is not None and tensor.ndim:
-                    axes[name] = tensor.shape[-1]
+    def slope(held: Sequence[Layer]) -> Tensor:
+        with torch.enable_grad(), _seeded(), ExitStack() as undo:
+            for layer in held:
+                if layer.module is not None:
+                    undo.callback(layer.module.register_forward_hook(_holding(layer)).remove)
+            leaf = image.detach().clone().requires_grad_()
+            value = score(forward(leaf.clone())).sum()
+            if not value.requires_grad:
+                return torch.zeros_like(image)
+            (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
+        return torch.zeros_like(image) if gradient is None else gradient
 
-            undo.callback(module.register_forward_hook(note).remove)
-        forward(torch.cat([image, image], dim=-1))
-    return axes
+    return slope(layers).float().abs().sum() / slope(()).float().abs().sum()
+
+
+def _holding(layer: Layer) -> Callable[..., Any]:
+    """Makes a hook that holds constant what the layer's call puts out; of the last call, what all calls do."""
+    calls = 0
+
+    def hold(_module: nn.Module, _args: Any, output: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if layer.call not in (-1, calls - 1):
+            return output
+        return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, output)
+
+    return hold

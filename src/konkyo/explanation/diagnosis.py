@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-Kind: TypeAlias = Literal["ok", "not finite", "zero gradient", "saturated", "all negative", "constant"]
+Kind: TypeAlias = Literal["ok", "not finite", "zero gradient", "saturated", "all negative", "constant", "not a cut"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Diagnosis:
 
 
 OK = Diagnosis("ok")
+AROUND = 0.05
+"""So much of the image's gradient may go around the automatic layer before its map is doubted."""
 SATURATED = 1e-4
 """A softmax probability so near to 0 or 1 has a gradient below a ten-thousandth of its logit's."""
 
@@ -119,3 +121,21 @@ def _judge(
             f"is blank. `signed` keeps the values; hires_cam shows both signs; {way_out()}",
         )
     return OK
+
+
+def judge_cut(known: Sequence[Diagnosis], layer: str, shares: Sequence[float]) -> tuple[Diagnosis, ...]:
+    """Returns the diagnoses of maps of an automatic layer that not everything passes.
+
+    `shares`: how much of every row's gradient at the image goes around the layer.
+    """
+    return tuple(
+        Diagnosis(
+            "not a cut",
+            f"{share:.0%} of the score's gradient at the image goes around layer {layer!r}, so the map lacks what was "
+            "decided on there; no layer of this network has everything: name several with layer=[...], or explain at "
+            'layer="input"',
+        )
+        if diagnosis.ok and not share <= AROUND
+        else diagnosis
+        for diagnosis, share in zip(known, shares, strict=True)
+    )

@@ -18,13 +18,15 @@ from konkyo.engine.integration import Pyramid
 from konkyo.engine.layer import INPUT, STAGES, Layer
 from konkyo.engine.path import PathTrace
 from konkyo.engine.probe import NEEDS, Probe, largest_gradient
+from konkyo.engine.trace import share_around
 from konkyo.engine.variants import Budget
 from konkyo.errors import KonkyoError, NotApplicable, unknown, warn
-from konkyo.explanation.diagnosis import Diagnosis, diagnose
+from konkyo.explanation.diagnosis import Diagnosis, diagnose, judge_cut
 from konkyo.explanation.inputs import Images, Prepared, prepare
 from konkyo.explanation.result import Explanation
 from konkyo.methods.base import Attribution, Method, find
 from konkyo.models import Frame, Model, as_model
+from konkyo.models.layers import traced_size
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.classes import Magnitude, TopK
 from konkyo.tasks.base import SEVEN_CAMS, Task
@@ -141,23 +143,24 @@ def explanations(
     adapted = as_model(model)
     prepared = prepare(adapted, images)
     results: dict[str, Explanation | NotApplicable] = {}
-    layers: dict[Method, list[Layer]] = {}
+    cuts: dict[Method, list[Cut]] = {}
     for m in chosen:
         try:
             with _first_forward(adapted, prepared.images):
-                layers[m] = _layers(adapted, m, request.layer, tuple(prepared.images.shape[1:]))
+                cuts[m] = _cuts(adapted, m, request.layer, tuple(prepared.images.shape[1:]))
         except NotApplicable as reason:
             results[m.name] = reason
     with untouched(adapted.module):
-        pass_ = _shared_pass(adapted, prepared.images, layers, request.precision)
-        probabilities = _holds_probabilities(adapted, pass_)
         doubts = dict[str, None]()
-        for m in layers:
-            try:
-                run = _Run(adapted, pass_, m, layers[m], request, prepared, probabilities, doubts)
-                results[m.name] = _explanation(run)
-            except NotApplicable as reason:
-                results[m.name] = NotApplicable(f"{m.name}: {reason}")
+        for group in _groups(cuts):
+            pass_ = _shared_pass(adapted, prepared.images, group, request.precision)
+            probabilities = _holds_probabilities(adapted, pass_)
+            for m in group:
+                try:
+                    run = _Run(adapted, pass_, m, cuts[m], request, prepared, probabilities, doubts)
+                    results[m.name] = _explanation(run)
+                except NotApplicable as reason:
+                    results[m.name] = NotApplicable(f"{m.name}: {reason}")
     for doubt in doubts:
         warn(doubt)
     _warn_of_doubts([result for result in results.values() if isinstance(result, Explanation)])
@@ -179,10 +182,22 @@ def _check(methods: Sequence[Method], options: Iterable[str]) -> None:
             raise unknown(f"option of {', '.join(m.name for m in methods)}", name, offer)
 
 
+def _groups(cuts: Mapping[Method, list[Cut]]) -> list[dict[Method, list[Layer]]]:
+    """Returns the layers of methods that can share a forward.
+
+    Branches that together make a layer cut off all that comes before them, so they have a forward of their own.
+    """
+    groups: dict[frozenset[Layer], dict[Method, list[Layer]]] = {}
+    for m, several in cuts.items():
+        layers = [layer for cut in several for layer in cut]
+        groups.setdefault(frozenset(layer for layer in layers if layer.part), {})[m] = layers
+    return list(groups.values())
+
+
 def _shared_pass(
     model: Model, images: Tensor, layers: Mapping[Method, list[Layer]], precision: Precision | None
 ) -> Pass:
-    """Returns the one forward that all methods share; it captures what any of them needs."""
+    """Returns the one forward that these methods share; it captures what any of them needs."""
     captured = [item for group in layers.values() for item in group]
     graph = [item for m in layers if m.needs_graph() for item in layers[m]]
     within = list(dict.fromkeys(context for m in layers for n in m.needs if (context := NEEDS[n].within)))
@@ -233,10 +248,14 @@ def _first_forward(model: Model, images: Tensor) -> Iterator[None]:
         ) from error
 
 
-def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) -> list[Layer]:
+Cut: TypeAlias = tuple[Layer, ...]
+"""The branches that together make one layer: one, as a rule."""
+
+
+def _cuts(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) -> list[Cut]:
+    """Returns the layers whose maps are fused. KonkyoError: no layer, or something that is none."""
     if method.layer is not None and (layer is None or not method.needs_layer()):
         layer = method.layer
-    needs_gradient = method.needs_gradient()
     several: Sequence[str | nn.Module | Layer | None]
     several = [layer] if layer is None or isinstance(layer, (str, nn.Module, Layer)) else layer
     if not isinstance(several, (list, tuple)):
@@ -246,11 +265,11 @@ def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) 
     for item in several:
         if item is not None and not isinstance(item, (str, nn.Module, Layer)):
             raise KonkyoError(f"a layer is a dotted name, a module, 'input' or 'stages'; got {item!r}")
-    layers = []
+    cuts: list[Cut] = []
     for item in several:
         many = isinstance(item, str) and item == STAGES
-        layers += model.stages(shape) if many else [model.layer(item, shape, needs_gradient=needs_gradient)]
-    return layers
+        cuts += [(stage,) for stage in model.stages(shape)] if many else [model.cut(item, shape)]
+    return cuts
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,13 +279,18 @@ class _Run:
     model: Model
     pass_: Pass
     method: Method
-    layers: Sequence[Layer]
+    cuts: Sequence[Cut]
     request: _Request
     prepared: Prepared
     probabilities: bool
     """Whether an output that is read as logits holds probabilities."""
     doubts: dict[str, None]
     """What the call warns of when all methods are done, once each."""
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Returns the layers of all cuts."""
+        return [layer for cut in self.cuts for layer in cut]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -332,7 +356,7 @@ def _explanation(run: _Run) -> Explanation:
         model=model.name,
         options=_options_used(run),
         seed=run.request.seed,
-        diagnosis=_diagnose(run, rows.targets, rows.images, maps),
+        diagnosis=_diagnose(run, rows, maps),
         boxes=_boxes(model.task, rows, frames, maps.scores),
         regions=maps.scores.new_tensor([frames[image].region for image in rows.images]) if bordered else None,
         path=None if maps.path is None else _path(maps.path, [frames[image] for image in rows.images]),
@@ -369,8 +393,9 @@ def _assumptions(run: _Run, rows: _Rows) -> tuple[str, ...]:
 def _part_maps(run: _Run, rows: _Rows) -> _Maps:
     """Returns what the method makes of every part, at all layers together."""
     targets, images = rows.part_targets, rows.part_images
-    budget = Budget(run.request.budget, run.request.progress).divided(len(run.layers))
-    pyramids = [Pyramid(run.pass_.levels(layer)) for layer in run.layers]
+    budget = Budget(run.request.budget, run.request.progress).divided(len(run.cuts))
+    # Branches that together make a layer add up, as the levels of a pyramid do.
+    pyramids = [Pyramid(tuple(level for layer in cut for level in run.pass_.levels(layer))) for cut in run.cuts]
     signed, probes = [], list[Probe]()
     for pyramid in pyramids:
         levels = [
@@ -418,7 +443,7 @@ def _combined(task: Task, method: Method, rows: _Rows, maps: _Maps) -> _Maps:
 def _options_used(run: _Run) -> dict[str, Any]:
     """Returns all options of the method with their values, and what else decides its maps."""
     used = {name: parameter.default for name, parameter in run.method.options.items()} | run.options
-    if len(run.layers) > 1:
+    if len(run.cuts) > 1:
         how = run.request.fuse or run.method.fuse
         used["fuse"] = getattr(how, "__name__", how)
     if run.request.budget is not None and run.method.runs_variants():
@@ -453,8 +478,9 @@ def _fused(signed: Sequence[Tensor], method: Method, how: Fuse | None) -> Tensor
     return torch.where(blank, resize(signed[-1], tuple(maps.shape[1:])).clamp(max=0), maps)
 
 
-def _diagnose(run: _Run, targets: Sequence[Target], images: Sequence[int], maps: _Maps) -> tuple[Diagnosis, ...]:
+def _diagnose(run: _Run, rows: _Rows, maps: _Maps) -> tuple[Diagnosis, ...]:
     """Returns whether every map is meaningful, and what would help."""
+    targets, images = rows.targets, rows.images
     task, output = run.model.task, run.pass_.output.detach()
     saturating = [task.saturates(target) for target in targets]
     inside = [
@@ -463,10 +489,10 @@ def _diagnose(run: _Run, targets: Sequence[Target], images: Sequence[int], maps:
     ]
 
     def way_out() -> str:
-        automatic = run.model.automatic_layer(tuple(run.prepared.images.shape[1:]))
-        if automatic is None or any(layer.name in (automatic.name, INPUT) for layer in run.layers):
+        automatic = [layer.name for layer in run.model.automatic_layers(tuple(run.prepared.images.shape[1:]))]
+        if len(automatic) != 1 or any(layer.name in (automatic[0], INPUT) for layer in run.layers):
             return "try another layer: `konkyo layers` lists them"
-        return f"try layer={automatic.name!r}"
+        return f"try layer={automatic[0]!r}"
 
     def absent(row: int) -> bool:
         boxes = as_target(targets[row]).matched_boxes(output[images[row] : images[row] + 1])
@@ -476,7 +502,7 @@ def _diagnose(run: _Run, targets: Sequence[Target], images: Sequence[int], maps:
         score if saturates and own is None else own
         for score, saturates, own in zip(maps.scores, saturating, inside, strict=True)
     ]
-    return diagnose(
+    diagnosis = diagnose(
         maps.signed,
         maps.scores,
         rectified=run.method.rectified,
@@ -486,3 +512,32 @@ def _diagnose(run: _Run, targets: Sequence[Target], images: Sequence[int], maps:
         absent=absent,
         way_out=way_out,
     )
+    if not rows.targets or not _is_automatic(run) or run.model.trace(tuple(run.prepared.images.shape[1:])).whole:
+        return diagnosis
+    names = "+".join(layer.name for layer in run.layers)
+    return judge_cut(diagnosis, names, _shares_around(run, rows.targets, rows.images))
+
+
+def _is_automatic(run: _Run) -> bool:
+    """Tells whether a trace has chosen the layer."""
+    chosen = run.request.layer is None and run.method.layer is None and run.method.needs_layer()
+    return chosen and not run.model.task.layers(tuple(run.prepared.images.shape[1:]))
+
+
+def _shares_around(run: _Run, targets: Sequence[Target], images: Sequence[int]) -> list[float]:
+    """Returns of every row how much of the score's gradient at the image goes around the layers.
+
+    Two more forwards and backwards a row, of an image that is as small as in the trace.
+    """
+    pictures = run.prepared.images
+    size: Any = traced_size(tuple(pictures.shape[1:]))
+    if size is not None:
+        pictures = torch.nn.functional.adaptive_avg_pool2d(pictures, size)
+    shares = []
+    for target, image in zip(targets, images, strict=True):
+        try:
+            share = share_around(run.model, target, pictures[image : image + 1].to(run.prepared.images), run.layers)
+        except KonkyoError:  # a network of one image size, or without a gradient
+            share = share_around(run.model, target, run.prepared.images[image : image + 1], run.layers)
+        shares.append(float(share))
+    return shares

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from konkyo.engine.layer import Layer
-from konkyo.engine.trace import Site
+from konkyo.engine.trace import Site, Trace
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.models.layers import Layers, Traces
 from konkyo.models.outputs import Choice, base_model_features, choose, headless, select_logits
@@ -183,17 +183,22 @@ class Model:
     def _layers(self, shape: Sequence[int]) -> Layers:
         return Layers(self, tuple(shape), self._traces)
 
-    def sites(self, shape: Sequence[int]) -> list[Site]:
+    def sites(self, shape: Sequence[int]) -> tuple[Site, ...]:
         """Lists every module's output in a traced forward for images of a shape (C, H, W), as `konkyo layers` shows.
 
         Traced once per network and shape, on one seeded noise image.
         """
         return self._layers(shape).sites()
 
-    def automatic_layer(self, shape: Sequence[int]) -> Layer | None:
-        """Returns the last feature grid that the decision depends on, with weights after it if there is such a one.
+    def trace(self, shape: Sequence[int]) -> Trace:
+        """Returns what a trace tells of the automatic layer for images of a shape (C, H, W)."""
+        return self._layers(shape).trace()
 
-        Of a detector: where its adapter says, at the backbone's end.
+    def automatic_layers(self, shape: Sequence[int]) -> tuple[Layer, ...]:
+        """Returns the layers that are explained by default: one, or several branches that together make one.
+
+        Everything passes them on its way from the image to the output, if there are such layers. Of a detector they
+        are where its adapter says, at the backbone's end. Empty where no module puts out a grid.
         """
         return self._layers(shape).automatic()
 
@@ -204,15 +209,20 @@ class Model:
         """
         return self._layers(shape).stages()
 
-    def layer(
-        self, which: str | nn.Module | Layer | None, shape: Sequence[int], *, needs_gradient: bool = True
-    ) -> Layer:
-        """Returns the layer meant by a dotted name (`"block.relu#1"`: its second call), a module, "input" or None.
+    def cut(self, which: str | nn.Module | Layer | None, shape: Sequence[int]) -> tuple[Layer, ...]:
+        """Returns the layers meant by a dotted name (`"block.relu#1"`: its second call), a module, "input" or None.
 
-        None: the automatic layer. KonkyoError: no such layer, no grid there, or a grid that the decision does not
-        depend on (where that blanks the map).
+        None: the automatic layers; all others mean one. KonkyoError: no such layer, or no grid there.
         """
-        return self._layers(shape).named(which, needs_gradient=needs_gradient)
+        return self._layers(shape).named(which)
+
+    def layer(self, which: str | nn.Module | Layer | None, shape: Sequence[int]) -> Layer:
+        """Returns the one layer that is meant, as by `cut`. KonkyoError: they are several branches."""
+        layers = self.cut(which, shape)
+        if len(layers) > 1:
+            names = ", ".join(repr(layer.name) for layer in layers)
+            raise KonkyoError(f"the features of {self.name} come from several layers, {names}; name one of them")
+        return layers[0]
 
     # --- decisions and targets ----------------------------------------------------------------------------------------
 

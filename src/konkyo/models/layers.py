@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -11,18 +12,22 @@ from torch import nn
 
 from konkyo.engine.capture import untouched
 from konkyo.engine.layer import INPUT, Layer, bind
-from konkyo.engine.trace import Site, trace
+from konkyo.engine.trace import Site, Trace, trace
 from konkyo.errors import KonkyoError, unknown
 from konkyo.tasks.classification import ClassificationTask
 
 if TYPE_CHECKING:
     from konkyo.models.base import Model
 
-Traces = dict[tuple[int, ...], list[Site]]
-"""The sites of a network by the shape of its images (C, H, W)."""
+Traces = dict[tuple[int, ...], Trace]
+"""The traces of a network by the shape of their images (C, H, W)."""
 
 _TRACES: WeakKeyDictionary[nn.Module, Traces] = WeakKeyDictionary()
 """The traces of networks whose logits are read in the usual way: all models of one network share them."""
+
+_TRACED_SIDE = 128
+"""Larger images are traced at about this side, where a network takes that: the layers are the same ones."""
+_SMALLEST_SIDE, _MULTIPLE = 64, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,82 +39,103 @@ class Layers:
     traces: Traces
     """The traces of the model alone, where it reads its network's output in a way of its own."""
 
-    def sites(self) -> list[Site]:
-        """Returns every module's output in one forward on a seeded noise image; it is traced once per shape."""
+    def sites(self) -> tuple[Site, ...]:
+        """Returns every module's output in one forward on a seeded noise image of the shape."""
+        return self._traced(self.shape).sites
+
+    def trace(self) -> Trace:
+        """Returns a trace of images of the shape, or of smaller ones where those tell the same."""
+        size = traced_size(self.shape)
+        if size is None or self.shape in self._known:
+            return self._traced(self.shape)
+        try:
+            found = self._traced((self.shape[0], *size))
+        except Exception:  # a network of one image size refuses others in its own way
+            return self._traced(self.shape)
+        grids = [site.grid for site in found.sites if site.used and site.grid]
+        # Tokens do not say how they lie at another size, and one cell here may be several there.
+        tells = not any(s.layer is not None and s.layer.tokens is not None for s in found.sites)
+        return found if tells and grids and min(map(min, grids)) > 2 else self._traced(self.shape)
+
+    @property
+    def _known(self) -> Traces:
+        """These are the traces that were made before, while the network still has the modules in them."""
         module = self.model.module
         shared = self.model.reads_logits and type(self.model.task) is ClassificationTask
         traces = _TRACES.setdefault(module, {}) if shared else self.traces
-        sites = traces.get(self.shape)
-        if sites is None or not _still_there(sites, module):
-            noise = torch.randn(1, *self.shape, generator=torch.Generator().manual_seed(0), device="cpu")
-            with untouched(module), torch.inference_mode(False):
-                sites = trace(lambda x: self.model.task.confidences(self.model(x)), module, self.model.prepared(noise))
-            if any(s.gradient for s in sites):  # of an untrained head's zeros nothing can be learned for later
-                traces[self.shape] = sites
-        return sites
+        names = {name for name, _ in module.named_modules()}
+        if any(site.name not in names for known in traces.values() for site in known.sites):
+            traces.clear()
+        return traces
 
-    def automatic(self) -> Layer | None:
-        """Returns the last feature grid that the decision depends on and a module with weights follows, if any.
+    def _traced(self, shape: tuple[int, ...]) -> Trace:
+        """Returns the trace of images of a shape; it is made once."""
+        known, model = self._known, self.model
+        if shape not in known:
+            noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), device="cpu")
+            small = math.prod(shape[1:]) <= 2 * _TRACED_SIDE**2
+            with untouched(model.module), torch.inference_mode(False):
+                image = model.prepared(noise)
+                known[shape] = trace(model, model.module, image, instances=bool(model.task.instances), small=small)
+        return known[shape]
 
-        Where the task names a layer, it is that one.
+    def automatic(self) -> tuple[Layer, ...]:
+        """Returns the layers that are explained by default, which together make one; none where there is no grid.
+
+        They are the last features that everything passes on its way from the image to the output. Where the task names
+        layers, it is those.
         """
-        if (layer := self.model.task.layer(self.shape)) is not None:
-            return bind(layer, self.model.module)
-        sites = self.sites()
-        grids = [s for s in sites if s.layer is not None]
-        features = [s for s in grids if s.before_head] or grids
-        # A Linear on a grid (query, key, value) only projects what another module put out.
-        features = [s for s in features if s.kind != "Linear" and s.gradient] or features
-        site = next((s for s in reversed(features) if s.gradient), features[-1] if features else None)
-        return None if site is None or site.layer is None else bind(site.layer, self.model.module)
+        return self._bound(self.model.task.layers(self.shape) or self.trace().cut)
+
+    def _bound(self, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+        return tuple(bind(layer, self.model.module) for layer in layers)
 
     def stages(self) -> list[Layer]:
         """Returns the last layer of every grid size that the decision depends on, up to the automatic one."""
         last = self._required()
-        sites = self.sites()
+        sites = self.trace().sites
         deepest: dict[tuple[int, ...], Layer] = {}
         # A pyramid has no grid of its own, but what is in it has.
-        end = max(i for i, s in enumerate(sites) if f"{s.name}.".startswith(f"{last.name}."))
-        for site in sites[: end + 1]:
-            if site.layer is not None and site.gradient:
+        ends = [i for i, s in enumerate(sites) if any(f"{s.name}.".startswith(f"{part.name}.") for part in last)]
+        for site in sites[: max(ends, default=-1) + 1]:
+            if site.layer is not None and site.used:
                 deepest.pop(site.grid, None)
                 deepest[site.grid] = site.layer
-        return [bind(layer, self.model.module) for layer in deepest.values()] or [last]
+        return [bind(layer, self.model.module) for layer in deepest.values()] or list(last)
 
-    def named(self, name: str | nn.Module | Layer | None, *, needs_gradient: bool) -> Layer:
-        """Returns the layer that a name, a module, "input" or None means. See `Model.layer`."""
+    def named(self, name: str | nn.Module | Layer | None) -> tuple[Layer, ...]:
+        """Returns the layers that a name, a module, "input" or None means. See `Model.cut`."""
         if isinstance(name, Layer):
-            return name if name.module is not None or name.name == INPUT else bind(name, self.model.module)
+            return (name if name.module is not None or name.name == INPUT else bind(name, self.model.module),)
         if name == INPUT:
-            return Layer(INPUT, None)
+            return (Layer(INPUT, None),)
         if name is None:
             return self._required('; only layer="input" is on offer')
-        sites = self.sites()
         path, _, call = (self._path(name) if isinstance(name, nn.Module) else name).partition("#")
-        usual = self.model.task.layer(self.shape)
-        if usual is not None and path == usual.name and not call:
-            return bind(usual, self.model.module)
-        site = next((s for s in sites if s.name == path), None)
-        if site is None or site.layer is None:
-            raise self._refusal(path, site)
-        if needs_gradient and site.gradient == 0 and any(s.gradient for s in sites):
-            works = self.automatic()
-            raise KonkyoError(
-                f"the decision of {self.model.name} does not depend on the grid at layer {path!r} (its gradient is "
-                f"exactly 0), so the map would be blank; a layer that works: {works.name if works else INPUT!r}"
-            )
+        usual = self.model.task.layers(self.shape)
+        if not call and (own := tuple(layer for layer in usual if layer.name == path)):
+            return self._bound(own)
         if call and not call.lstrip("-").isdigit():
             raise KonkyoError(f"a call of a layer is a number, as in {path + '#0'!r}; got {name!r}")
-        return bind(replace(site.layer, call=int(call)) if call else site.layer, self.model.module)
+        site = self._site(self.trace().sites, path) or self._site(self.sites(), path)
+        if site is None or site.layer is None:
+            raise self._refusal(path)
+        return self._bound((replace(site.layer, call=int(call)) if call else site.layer,))
 
-    def _required(self, offer: str = "") -> Layer:
-        """Returns the automatic layer. KonkyoError: there is none."""
-        layer = self.automatic()
-        if layer is None:
+    @staticmethod
+    def _site(sites: tuple[Site, ...], path: str) -> Site | None:
+        """Returns the last call of a module whose cells are places of the image, which the output depends on if any."""
+        grids = [site for site in sites if site.name == path and site.layer is not None]
+        return ([site for site in grids if site.used] or grids or [None])[-1]  # type: ignore[list-item]
+
+    def _required(self, offer: str = "") -> tuple[Layer, ...]:
+        """Returns the automatic layers. KonkyoError: there are none."""
+        layers = self.automatic()
+        if not layers:
             raise KonkyoError(
                 f"{self.model.name}: no layer puts out a feature grid for images of shape {self.shape}{offer}"
             )
-        return layer
+        return layers
 
     def _path(self, module: nn.Module) -> str:
         """Returns the dotted name of a module. KonkyoError: it is not part of the network."""
@@ -118,14 +144,16 @@ class Layers:
                 return str(name)
         raise KonkyoError(f"the module given as layer ({type(module).__name__}) is not part of {self.model.name}")
 
-    def _refusal(self, name: str, site: Site | None) -> KonkyoError:
+    def _refusal(self, name: str) -> KonkyoError:
         """Returns the error that says why a module is no layer, and which ones are."""
-        grids = [s.name for s in self.sites() if s.layer is not None]
+        sites = self.sites()
+        grids = list(dict.fromkeys(s.name for s in sites if s.layer is not None))
         offer = ", ".join(grids[::-1][:8])
+        site = next((s for s in reversed(sites) if s.name == name), None)
         if site is not None:
             return KonkyoError(
-                f"layer {name!r} puts out shape {site.shape} per image, which is no feature grid; layers with one, "
-                f"from the last: {offer}"
+                f"layer {name!r} puts out shape {site.shape} per image, which is no feature grid: its cells are no "
+                f"places of the image; layers with one, from the last: {offer}"
             )
         if name in dict(self.model.module.named_modules()):
             return KonkyoError(
@@ -135,7 +163,11 @@ class Layers:
         return unknown("layer", name, [INPUT, *grids[::-1]])
 
 
-def _still_there(sites: list[Site], module: nn.Module) -> bool:
-    """Tells whether the network still has the modules that were traced."""
-    names = {name for name, _ in module.named_modules()}
-    return all(site.name in names for site in sites)
+def traced_size(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Returns a smaller size of about the same form for images (C, H, W); None where it would save little."""
+    sides = shape[1:]
+    if len(sides) != 2 or math.prod(sides) <= 2 * _TRACED_SIDE**2:
+        return None
+    scale = _TRACED_SIDE / math.sqrt(math.prod(sides))
+    smaller = tuple(max(_SMALLEST_SIDE, round(side * scale / _MULTIPLE) * _MULTIPLE) for side in sides)
+    return smaller if 2 * math.prod(smaller) <= math.prod(sides) else None

@@ -122,7 +122,7 @@ class Task(ABC):
         return read(module, images)
 
     def confidences(self, output: Tensor) -> Tensor:
-        """Returns the numbers (N, ...) among which the largest is the decision; a trace differentiates it."""
+        """Returns the numbers (N, ...) among which the largest is the decision."""
         return output
 
     def decides(self, output: Tensor, classes: Classes) -> bool:
@@ -152,10 +152,10 @@ class Task(ABC):
         """Warns of targets that images of this size (H, W) cannot have. KonkyoError: most of them are such."""
         del targets, size
 
-    def layer(self, shape: Sequence[int]) -> Layer | None:
-        """Returns the layer that is explained by default for images (C, H, W); None: a trace finds it."""
+    def layers(self, shape: Sequence[int]) -> tuple[Layer, ...]:
+        """Returns the layers that are explained by default for images (C, H, W); none: a trace finds them."""
         del shape
-        return None
+        return ()
 
     # --- targets ------------------------------------------------------------------------------------------------------
 

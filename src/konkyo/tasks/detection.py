@@ -47,7 +47,7 @@ class Detector:
     keep: Callable[[Tensor, float], list[Kept]]
     """(candidates (N, Q, 4 B + K), lowest score) -> the detections of each image, as the library itself would keep
     them."""
-    layer: str
+    layer: str | tuple[str, ...]
     """The module whose output is what maps are made of by default: the backbone's end, or all levels of a pyramid; ""
     for the one that a trace finds."""
     patch: int | None = None
@@ -99,14 +99,14 @@ class DetectionTask(Task):
         """Returns the class probabilities of all candidates (N, Q, K)."""
         return Candidates(output, self.adapter.classes).probabilities
 
-    def layer(self, shape: Sequence[int]) -> Layer | None:
-        """Returns the end of the backbone, where the adapter names it; None where it names none."""
-        if not self.adapter.layer:
-            return None
+    def layers(self, shape: Sequence[int]) -> tuple[Layer, ...]:
+        """Returns the end of the backbone, where the adapter names it; none where it names none."""
+        names = self.adapter.layer
+        names = (names,) if isinstance(names, str) else names
         if self.adapter.patch is None:
-            return Layer(self.adapter.layer, None, level=None)
+            return tuple(Layer(name, None, level=None, part=len(names) > 1) for name in names if name)
         grid = tuple(side // self.adapter.patch for side in shape[1:])
-        return Layer(self.adapter.layer, None, channel_axis=-1, tokens=grid, prefix=1)
+        return tuple(Layer(name, None, channel_axis=-1, tokens=grid, prefix=1) for name in names)
 
     # --- targets ------------------------------------------------------------------------------------------------------
 

@@ -76,35 +76,32 @@ def layers(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """List the layers that can be explained, with shapes and gradient norms; an arrow marks the automatic one."""
+    """List the layers that can be explained, and whether the output uses them; an arrow marks the automatic one."""
     setup = setup_of(model, ModelOptions(weights=weights, device=device))
     preprocess = setup.model.preprocess
     side = (size_of(size) if size else None) or (preprocess and (preprocess.crop or preprocess.resize)) or 224
     height, width = side if isinstance(side, tuple) else (side, side)
     shape = (channels or (len(preprocess.mean) if preprocess else 3), height, width)
     with failures_of(setup.model):
-        automatic = setup.model.automatic_layer(shape)
-        sites = [
-            s
-            for s in setup.model.sites(shape)
-            if every or s.layer is not None or (automatic is not None and s.name == automatic.name)
-        ]
+        automatic = [layer.name for layer in setup.model.automatic_layers(shape)]
+        sites = [s for s in setup.model.sites(shape) if every or s.layer is not None or s.name in automatic]
     if as_json:
         listed = [
-            {"name": s.name, "kind": s.kind, "shape": s.shape, "grid": s.grid, "gradient": s.gradient} for s in sites
+            {"name": s.name, "kind": s.kind, "shape": s.shape, "grid": s.grid, "used": s.used, "place": s.place}
+            for s in sites
         ]
-        print(json.dumps({"automatic": automatic and automatic.name, "layers": listed}, indent=2))  # noqa: T201
+        print(json.dumps({"automatic": "+".join(automatic) or None, "layers": listed}, indent=2))  # noqa: T201
         return
     rows = [
         (
-            ("→ " if automatic and s.name == automatic.name else "  ") + s.name,
+            ("→ " if s.name in automatic else "  ") + s.name + (f"#{s.call}" if s.calls > 1 else ""),
             s.kind,
             "x".join(map(str, s.shape)),
             "x".join(map(str, s.grid)),
-            "0" if s.gradient == 0 else f"{s.gradient:.2g}",
+            "yes" if s.used else "no",
         )
         for s in sites
     ]
-    if automatic and automatic.name not in {s.name for s in sites}:  # a detector's, which the trace takes for no grid
-        rows.append((f"→ {automatic.name}", "", "", "", ""))
-    print_table(["layer", "module", "output", "grid", "gradient norm"], rows)
+    # A detector's may be none of those that the trace takes for a grid.
+    rows += [(f"→ {name}", "", "", "", "") for name in automatic if name not in {s.name for s in sites}]
+    print_table(["layer", "module", "output", "grid", "used"], rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -29,7 +29,7 @@ def dense_detector(
     select: Callable[[Any], Tensor] | None = None,
     iou: float = 0.7,
     most: int = 300,
-    layer: str = "",
+    layer: str | Sequence[str] = "",
 ) -> Detector:
     """Adapts a network with predictions (N, anchors, 4 + [1] + K), or transposed, as a detector.
 
@@ -47,8 +47,10 @@ def dense_detector(
         raise unknown("scale", scale, get_args(Scale))
     if classes < 1:
         raise KonkyoError(f"a detector has at least one class; got classes={classes}")
-    if layer not in dict(module.named_modules()):
-        raise unknown("layer", layer, (name for name, _ in module.named_modules() if name))
+    names = (layer,) if isinstance(layer, str) else tuple(layer)
+    for name in names:
+        if name not in dict(module.named_modules()):
+            raise unknown("layer", name, (known for known, _ in module.named_modules() if known))
 
     def propose(network: nn.Module, images: Tensor) -> Tensor:
         output = (select or _first)(network(images))
@@ -59,7 +61,7 @@ def dense_detector(
         said = raw[..., 4:] if activated else raw[..., 4:].sigmoid()
         return pack(corners, said[..., :1] * said[..., 1:] if objectness else said)
 
-    return Detector(classes, propose, partial(_keep, classes, iou, most), layer)
+    return Detector(classes, propose, partial(_keep, classes, iou, most), names if len(names) > 1 else names[0])
 
 
 def _first(output: Any) -> Any:

@@ -1,0 +1,182 @@
+"""Grids: whether the cells of what a module puts out are places of the image, and how it is read as such a grid.
+
+Shapes alone do not tell: 16 time steps, 16 learned queries and 4 x 4 patches look alike. So the image is changed in
+some places, and in a grid the cells at those places change most.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, product
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from konkyo.engine.layer import MAX_PREFIX_TOKENS, Layer, covers
+
+TOKEN_PLACE = 0.45
+"""The least likeness of tokens."""
+OWN_TOKENS = 0.5
+"""The least share of tokens whose gradient at the image is largest at their own place."""
+MIRRORED = 0.3
+"""So much more like a mirror image of the change may a grid be, by chance: deep networks spread every change far."""
+_CHANCE = 2.2
+"""Of few cells it may be more: this, divided by the square root of their number."""
+_PROJECTIONS = 2
+"""So many random sums over the channels stand for a cell: constant sums, as after a LayerNorm, do not hide it."""
+_STRENGTH = 0.3
+"""How strong a change is, in deviations of the image."""
+_CORNERS = (
+    ((0.1, 0.42), (0.58, 0.92), (0.15, 0.45)),
+    ((0.55, 0.9), (0.12, 0.45), (0.6, 0.92)),
+)
+"""Where an image is changed, as shares of its sides: in opposite corners, which do not lie like their mirror images."""
+
+
+class Change:
+    """A change is a copy of an image (1, C, *size) with other pixels in one of its corners."""
+
+    def __init__(self, image: Tensor, corner: int) -> None:
+        size = image.shape[2:]
+        self._places = torch.zeros(size)
+        limits = zip(size, _CORNERS[corner], strict=False)
+        self._places[tuple(slice(int(n * low), max(int(n * low) + 1, int(n * high))) for n, (low, high) in limits)] = 1
+        self._templates: dict[tuple[int, ...], Tensor] = {}
+        noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(corner), device="cpu").to(image)
+        spread = image.std() if image.numel() > 1 else image.new_ones(())
+        noise = noise * torch.where(spread > 0, spread, torch.ones_like(spread)) * _STRENGTH
+        self.image = image + noise * self._places.to(image)
+
+    def likeness(self, cells: Tensor) -> Tensor:
+        """Returns how well the changes of cells (*grid) follow the change of the image -> (F,), correlations.
+
+        The first is with the places that were changed, the others are with their mirror images. 0 where no cell, or
+        every cell alike, has changed; NaN where a cell became NaN.
+        """
+        grid = tuple(cells.shape)
+        if grid not in self._templates:
+            shares = _pooled(self._places, grid)
+            flips = [flip for n in range(len(grid) + 1) for flip in combinations(range(len(grid)), n)]
+            rows = torch.stack([shares.flip(flip).flatten() for flip in flips])
+            self._templates[grid] = functional.normalize(rows - rows.mean(1, keepdim=True)).to(cells)
+        flat = cells.flatten()
+        flat = flat - flat.mean()
+        likeness: Tensor = self._templates[grid] @ flat / flat.norm().clamp_min(1e-20)
+        return likeness
+
+
+def is_place(own: float, mirrored: float, layer: Layer, grid: Sequence[int]) -> bool:
+    """Tells whether cells that follow a change so well (see `Change.likeness`) are places of the image.
+
+    Of tokens more is asked: nothing but the likeness tells that they are a picture, and not a sequence.
+    """
+    if layer.tokens is not None:
+        return own >= TOKEN_PLACE and own >= mirrored
+    return own >= mirrored - max(MIRRORED, _CHANCE / math.sqrt(math.prod(grid)))
+
+
+def owned(energies: Mapping[int, Tensor], prefix: int, grid: Sequence[int]) -> float:
+    """Returns the share of tokens whose gradient's energy (*size) is largest at their own place, of those on the grid.
+
+    `energies`: by the index of the token, of which `prefix` come before the grid.
+    """
+    hits = []
+    for index, energy in energies.items():
+        if index >= prefix and index - prefix < math.prod(grid):
+            shares = _pooled(energy, tuple(grid)).flatten()
+            hits.append((shares.argmax() == index - prefix) & (shares.amax() > 0))
+    asked = [index for index in energies if index >= prefix]
+    return float(torch.stack(hits).sum()) / len(asked) if hits else 0.0
+
+
+def _pooled(values: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Returns the mean of values (*size) in every cell of a grid."""
+    pools: dict[int, Any] = {
+        1: functional.adaptive_avg_pool1d,
+        2: functional.adaptive_avg_pool2d,
+        3: functional.adaptive_avg_pool3d,
+    }
+    pooled: Tensor = pools[len(grid)](values[None, None], grid)[0, 0]
+    return pooled
+
+
+class Readings:
+    """Readings are the ways in which the shapes of a network's tensors can be grids of an image of one size.
+
+    Certain sizes are the image's and what convolutions and pools of more than one place put out, and likely is what
+    patch merging (a stride of 2, 4 or 8) makes of those. A network without such modules is believed as it comes.
+    """
+
+    def __init__(self, size: Sequence[int]) -> None:
+        self.size = tuple(size)
+        self._known: list[tuple[int, ...]] = []
+        self._likely = {self.size}
+        self._by_count: dict[int, list[tuple[int, ...]]] | None = None
+
+    def learn(self, grid: tuple[int, ...]) -> None:
+        """Notes a size of grids that the network has, whatever its strides."""
+        if grid not in self._known:
+            self._known.insert(0, grid)
+            for stride in (1, 2, 4, 8):
+                self._likely |= {tuple(n // stride for n in grid), tuple(-(-n // stride) for n in grid)}
+
+    def knows(self, grid: tuple[int, ...]) -> bool:
+        """Tells whether the network has grids of this size."""
+        return grid in self._known
+
+    def _fit(self, grid: tuple[int, ...]) -> bool:
+        return grid in self._likely or (not self._known and covers(grid, self.size))
+
+    def of(self, name: str, shape: Sequence[int]) -> Iterator[tuple[Layer, tuple[int, ...]]]:
+        """Yields (layer, grid) for an output of this shape for one image; the likelier come first."""
+        axes = len(self.size)
+        if len(shape) == axes + 2 and shape[0] == 1:
+            first, last = tuple(shape[2:]), tuple(shape[1:-1])
+            if math.prod(first) > 1 and (self._fit(first) or not (self._known or self._fit(last))):
+                yield Layer(name, None), first
+            if math.prod(last) > 1 and self._fit(last):
+                yield Layer(name, None, channel_axis=-1), last
+        elif len(shape) == 3 and axes > 1 and 1 in shape[:2]:
+            batch_axis = 0 if shape[0] == 1 else 1
+            for prefix, grid in self._of_tokens(shape[1 - batch_axis]):
+                yield Layer(name, None, channel_axis=-1, tokens=grid, prefix=prefix, batch_axis=batch_axis), grid
+
+    def _of_tokens(self, length: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Yields (prefix, grid) for so many tokens: sizes that are known, then those that one stride makes."""
+        counts = {prefix: length - prefix for prefix in range(MAX_PREFIX_TOKENS + 1) if length - prefix > 1}
+        sizes = [grid for grid in self._known if min(grid) > 1]  # of one row of tokens nothing tells that it is a row
+        known = [(p, grid) for p, count in counts.items() for grid in sizes if math.prod(grid) == count]
+        yield from known
+        for prefix, count in counts.items():
+            for grid in self._strided().get(count, ()):
+                if (prefix, grid) not in known:
+                    yield prefix, grid
+
+    def _strided(self) -> dict[int, list[tuple[int, ...]]]:
+        """Returns the grids that one stride along all axes makes, by the number of cells."""
+        if self._by_count is None:
+            pairs = ([(-(-n // stride), n // stride) for n in self.size] for stride in range(1, max(self.size) + 1))
+            grids = {grid for pair in pairs for grid in product(*pair) if min(grid) > 1}
+            self._by_count = {}
+            for grid in sorted(grids):
+                self._by_count.setdefault(math.prod(grid), []).append(grid)
+        return self._by_count
+
+
+class Projection:
+    """It takes random sums over the channels of tensors: the same ones for the same number of channels."""
+
+    def __init__(self) -> None:
+        self._weights: dict[tuple[int, torch.device], Tensor] = {}
+
+    def __call__(self, tensor: Tensor, axis: int) -> Tensor:
+        """Returns the sums (2, ...) over one axis, in single precision."""
+        key = tensor.shape[axis], tensor.device
+        if key not in self._weights:
+            generator = torch.Generator().manual_seed(key[0])
+            self._weights[key] = torch.randn(_PROJECTIONS, key[0], generator=generator, device="cpu").to(tensor.device)
+        sums: Tensor = torch.tensordot(self._weights[key], tensor.detach().float(), dims=([1], [axis]))
+        return sums
