@@ -125,7 +125,7 @@ class Probe:
     @need(
         **_GRADIENT,
         cost="a head of global average pooling + linear",
-        networks="networks whose head is global average pooling and one linear layer",
+        networks="networks whose head is global average pooling and one linear layer (or 1x1 convolution)",
     )
     def class_weights(self) -> Tensor:
         """This is what each channel's mean counts for the score (N, C), with a head of global average pooling + linear.

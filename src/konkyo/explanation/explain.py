@@ -322,7 +322,12 @@ def _explanation(run: _Run) -> Explanation:
 
 def _rows(run: _Run) -> _Rows:
     """Returns the targets of all images as rows."""
-    score, frames = run.method.score, run.prepared.frames
+    score, frames = run.method.explained(run.options), run.prepared.frames
+    if run.model.task.instances and score != run.method.score:
+        raise KonkyoError(
+            f"score={score!r} is of a class; what is explained of {run.model.task.instances} is said by their request, "
+            f"as in target=konkyo.Detections(quantity={score!r})"
+        )
     per_image = run.model.targets(run.request.target, run.pass_.output.detach(), score=score, frames=frames)
     targets = [target for image in per_image for target in image]
     images = [image for image, group in enumerate(per_image) for _ in group]

@@ -12,7 +12,7 @@ from konkyo.utils.tensors import channels, grid_mean, grid_sum, min_max, resize,
 BiasScale = Literal["layer", "channel"]
 
 
-@method(layer="input")
+@method(layer="input", holds_input=False)
 def guided_backprop(guided_gradients: Tensor) -> Tensor:
     """Guided backpropagation (Springenberg et al., 2015, Sec. 3.4) is the gradient that only positive evidence reaches.
 
