@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-Kind: TypeAlias = Literal["ok", "not finite", "zero gradient", "saturated", "all negative", "constant"]
+Kind: TypeAlias = Literal["ok", "not finite", "zero gradient", "saturated", "incomplete", "all negative", "constant"]
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,15 @@ def diagnose(
     *,
     rectified: bool,
     largest_gradient: Tensor | None,
+    missing: Tensor | None = None,
     probabilities: Sequence[Tensor | None],
     way_out: Callable[[], str],
 ) -> tuple[Diagnosis, ...]:
     """Returns what is wrong with each of the signed maps (R, *grid), from the values that their method has seen anyway.
 
     `largest_gradient` (R,) absolute, where the method asked for gradients; `probabilities`: of every row whose score
-    is a softmax probability, that probability; `way_out` names a layer that works. One transfer from the device for
-    all maps.
+    is a softmax probability, that probability; `missing` (R,) the share of the score that a sum which should be all of
+    it leaves out; `way_out` names a layer that works. One transfer from the device for all maps.
     """
     flat = signed.flatten(1)
     columns = [flat.isfinite().all(1), flat.amin(1), flat.amax(1)]
@@ -55,12 +56,13 @@ def diagnose(
         if len(probabilities)
         else flat.new_full((len(flat),), 0.5)
     )
+    columns.append(flat.new_zeros(len(flat)) if missing is None else missing)
     table = torch.stack([column.to(signed.dtype) for column in columns], dim=1).tolist()
     return tuple(_judge(row, rectified, way_out) for row in table)
 
 
 def _judge(row: list[float], rectified: bool, way_out: Callable[[], str]) -> Diagnosis:
-    finite, low, high, gradient, probability = row
+    finite, low, high, gradient, probability, missing = row
     if not finite:
         return Diagnosis(
             "not finite",
@@ -78,6 +80,13 @@ def _judge(row: list[float], rectified: bool, way_out: Callable[[], str]) -> Dia
             "zero gradient",
             "the gradient is exactly 0: the score does not depend on this layer for this image, or the model runs what "
             f"lies between under a torch.no_grad() of its own; {way_out()}",
+        )
+    if missing > 0:
+        return Diagnosis(
+            "incomplete",
+            f"{missing:.1%} of what adds up to the score is not in the map: the network adds constants where no function "
+            "of torch shows them (compiled or scripted parts, recurrent layers, constants that are joined on, chosen or "
+            "filled in); input_x_gradient and integrated_gradients do not need them",
         )
     if low == high == 0 and rectified and not math.isinf(gradient):
         return Diagnosis(

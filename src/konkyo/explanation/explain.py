@@ -17,7 +17,7 @@ from konkyo.engine.forward import Pass, Precision
 from konkyo.engine.integration import Pyramid
 from konkyo.engine.layer import INPUT, STAGES, Layer
 from konkyo.engine.path import PathTrace
-from konkyo.engine.probe import NEEDS, Probe, largest_gradient
+from konkyo.engine.probe import NEEDS, Probe, largest_gradient, missing_share
 from konkyo.engine.variants import Budget
 from konkyo.errors import KonkyoError, NotApplicable, unknown, warn
 from konkyo.explanation.diagnosis import Diagnosis, diagnose
@@ -290,6 +290,8 @@ class _Maps:
     """(R,)"""
     gradients: Tensor | None
     """(R,) the largest absolute gradient, where the method asked for gradients."""
+    missing: Tensor | None
+    """(R,) the share of the score that full gradients leave out, where the method asked for them."""
     path: PathTrace | None
 
 
@@ -364,9 +366,11 @@ def _part_maps(run: _Run, rows: _Rows) -> _Maps:
         maps = on_finest([probe.activations[:, 0] for probe in probes])[0].float()
     scores = probes[0].score.float() if images else maps.new_zeros(0)
     largest = [gradient for probe in probes if (gradient := largest_gradient(probe)) is not None]
+    missing = [share for probe in probes if (share := missing_share(probe)) is not None]
     integrals = [integral for pyramid in pyramids for integral in pyramid.integrals]
     trace = integrals[0].trace.of(rows.firsts) if integrals else None  # a combination's is that of its first part
-    return _Maps(maps, scores, torch.stack(largest).amax(0) if largest else None, trace)
+    gradients, missing_shares = (torch.stack(s).amax(0) if s else None for s in (largest, missing))
+    return _Maps(maps, scores, gradients, missing_shares, trace)
 
 
 def _combined(task: Task, method: Method, rows: _Rows, maps: _Maps) -> _Maps:
@@ -378,8 +382,10 @@ def _combined(task: Task, method: Method, rows: _Rows, maps: _Maps) -> _Maps:
     signed = [
         group[0] if len(group) == 1 else task.combined(group.relu() if method.rectified else group) for group in groups
     ]
-    gradients = None if maps.gradients is None else maps.gradients[firsts]
-    return replace(maps, signed=torch.stack(signed), scores=maps.scores[firsts], gradients=gradients)
+    gradients, missing = (None if v is None else v[firsts] for v in (maps.gradients, maps.missing))
+    return replace(
+        maps, signed=torch.stack(signed), scores=maps.scores[firsts], gradients=gradients, missing=missing
+    )
 
 
 def _options_used(run: _Run) -> dict[str, Any]:
@@ -434,6 +440,7 @@ def _diagnose(run: _Run, targets: Sequence[Target], maps: _Maps) -> tuple[Diagno
         maps.signed,
         rectified=run.method.rectified,
         largest_gradient=maps.gradients,
+        missing=maps.missing,
         probabilities=[s if p else None for s, p in zip(maps.scores, saturating, strict=True)]
         if any(saturating)
         else (),
