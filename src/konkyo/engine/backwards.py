@@ -34,6 +34,7 @@ def relevance(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer) 
     indices = [index for target in targets if (index := as_target(target).class_index) is not None]
     if len(indices) < len(targets):
         raise NotApplicable("relevance is handed down from one class against the others; the target is no class")
+    scores(pick(pass_.output.detach(), rows), targets)  # KonkyoError: a class that there is not
     ruled = pass_.other("relevance", [layer], positive_relevance)
     classes = pass_.output.shape[1]
     start = torch.full_like(pick(pass_.output.detach(), rows), -1 / classes)
@@ -94,6 +95,8 @@ def _placed(term: BiasTerm, images: Tensor) -> Tensor:
     grid = value.ndim == images.ndim and len(value) == len(images) and covers(value.shape[2:], images.shape[2:])
     if grid and term.placed:
         return value
+    if value.ndim == 3 and len(value) != len(images) and len(images) in value.shape[1:]:  # tokens first, then images
+        return value.movedim(1 + value.shape[1:].index(len(images)), 0).flatten(1).sum(1, keepdim=True)
     if value.numel() % len(images):  # of no image alone
         return value.sum().expand(len(images), 1) / len(images)
     return value.reshape(len(images), -1).sum(1, keepdim=True)

@@ -354,9 +354,10 @@ class Biases(TorchFunctionMode):
         out = function(*args, **kwargs)
         results = [t for t in _tensors((out,)) if t.requires_grad]
         for tensor in results:
-            self._constants.pop(tensor, None)
             if learned and not after:
                 self._constants[tensor] = None
+            elif tensor in self._constants:  # written to
+                del self._constants[tensor]
         if after and results:
             name, run = _name(function), _Application(function, args, kwargs, after, out)
             self.piecewise_linear = self.piecewise_linear and _is_piecewise_linear(name, run)
@@ -395,7 +396,8 @@ _SIGNS = {
 _CLIPS: dict[str, dict[str, float | None]] = {
     "relu6": {"max": 6.0},
     "hardtanh": {"min_val": -1.0, "max_val": 1.0},
-    **dict.fromkeys(("clamp", "clip"), {"min": None, "max": None}),
+    "clamp": {"min": None, "max": None},
+    "clip": {"min": None, "max": None},
     "clamp_min": {"min": None},
     "clamp_max": {"max": None},
 }
@@ -406,6 +408,8 @@ _LINEAR_IN_ONE = {
     *("div", "itruediv", "truediv", "divide", "true_divide"),
 }
 """Functions that are linear where one of their arguments alone depends on the image."""
+_CHOICES = {"abs", "absolute", "topk", "sort", "threshold", "rnn_relu", "rnn_relu_cell"}
+"""Other functions that are linear piece by piece."""
 
 
 def _is_piecewise_linear(name: str, run: _Application) -> bool:
@@ -414,7 +418,7 @@ def _is_piecewise_linear(name: str, run: _Application) -> bool:
         return not _norm_arguments(run)["training"]
     if name in _LINEAR_IN_ONE:
         return len(run.after) == 1 and ("div" not in name or not _is_constant(next(iter(run.args), None), run))
-    return name in _HAND_ON or name in _CLIPS or name in ("abs", "absolute", "topk", "sort", "threshold")
+    return name in _HAND_ON or name in _CLIPS or name in _CHOICES
 
 
 def _is_constant(value: Any, run: _Application) -> bool:

@@ -84,9 +84,9 @@ def _judge(row: list[float], rectified: bool, way_out: Callable[[], str]) -> Dia
     if missing > 0:
         return Diagnosis(
             "incomplete",
-            f"{missing:.1%} of what adds up to the score is not in the map: the network adds constants where no function "
-            "of torch shows them (compiled or scripted parts, recurrent layers, constants that are joined on, chosen or "
-            "filled in); input_x_gradient and integrated_gradients do not need them",
+            f"{missing:.1%} of what adds up to the score is not in the map: the network adds constants where no "
+            "function of torch shows them (compiled or scripted parts, recurrent layers, constants that are joined on, "
+            "chosen or filled in); input_x_gradient and integrated_gradients do not need them",
         )
     if low == high == 0 and rectified and not math.isinf(gradient):
         return Diagnosis(

@@ -23,7 +23,7 @@ from konkyo.errors import KonkyoError, NotApplicable, unknown, warn
 from konkyo.explanation.diagnosis import Diagnosis, diagnose
 from konkyo.explanation.inputs import Images, Prepared, prepare
 from konkyo.explanation.result import Explanation
-from konkyo.methods.base import Attribution, Method, find
+from konkyo.methods.base import SCORE_OPTION, Attribution, Method, find
 from konkyo.models import Frame, Model, as_model
 from konkyo.targets.base import Target
 from konkyo.tasks.base import SEVEN_CAMS, Task
@@ -383,14 +383,13 @@ def _combined(task: Task, method: Method, rows: _Rows, maps: _Maps) -> _Maps:
         group[0] if len(group) == 1 else task.combined(group.relu() if method.rectified else group) for group in groups
     ]
     gradients, missing = (None if v is None else v[firsts] for v in (maps.gradients, maps.missing))
-    return replace(
-        maps, signed=torch.stack(signed), scores=maps.scores[firsts], gradients=gradients, missing=missing
-    )
+    return replace(maps, signed=torch.stack(signed), scores=maps.scores[firsts], gradients=gradients, missing=missing)
 
 
 def _options_used(run: _Run) -> dict[str, Any]:
     """Returns all options of the method with their values, and what else decides its maps."""
-    used = {name: parameter.default for name, parameter in run.method.options.items()} | run.options
+    defaults = {name: p.default for name, p in run.method.options.items() if p is not SCORE_OPTION}  # targets say that
+    used = defaults | run.options
     if len(run.layers) > 1:
         how = run.request.fuse or run.method.fuse
         used["fuse"] = getattr(how, "__name__", how)

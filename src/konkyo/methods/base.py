@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, overload, runtime_checkable
 import torch
 from torch import Tensor
 
+from konkyo.engine.forward import scores
 from konkyo.engine.layer import INPUT
 from konkyo.engine.probe import NEEDS, Probe, offer
 from konkyo.errors import KonkyoError, NotApplicable, unknown
@@ -57,7 +58,7 @@ class Method:
 
     def _chooses_score(self) -> bool:
         """Tells whether the option `score` is the choice that `method` adds, and not the function's own."""
-        return self.options.get(SCORE) is _SCORE_OPTION
+        return self.options.get(SCORE) is SCORE_OPTION
 
     def _any(self, fact: str) -> bool:
         """Tells whether one of the needs has this fact."""
@@ -121,7 +122,7 @@ class Method:
 
 
 SCORE = "score"
-_SCORE_OPTION = inspect.Parameter(
+SCORE_OPTION = inspect.Parameter(
     SCORE, inspect.Parameter.KEYWORD_ONLY, default="probability", annotation=Literal["probability", "logit"]
 )
 """The choice that methods have which explain a class's probability unless they are told to explain its logit."""
@@ -176,10 +177,8 @@ def method(
         name, needs, options = signature_of("method", function, NEEDS)
         check_free("method", name, function, METHODS)
         if score == "probability":
-            options = {**options, SCORE: options.get(SCORE, _SCORE_OPTION)}
-        METHODS[name] = Method(
-            name, function, rectified, layer, score, needs, options, fuse, holds_input=holds_input
-        )
+            options = {**options, SCORE: options.get(SCORE, SCORE_OPTION)}
+        METHODS[name] = Method(name, function, rectified, layer, score, needs, options, fuse, holds_input=holds_input)
         return METHODS[name]
 
     return register if function is None else register(function)
@@ -231,6 +230,7 @@ def of_attribution(attribution: Attribution) -> Method:
         indices = [index for target in targets if (index := as_target(target).class_logit) is not None]
         if len(indices) < len(targets):
             raise KonkyoError(f"{name} of Captum explains the network's outputs by index; a class was expected")
+        scores(output, targets)  # KonkyoError: a class that there is not
         if output.shape[1] == 1:  # one logit stands for two classes
             if not all(indices):
                 raise KonkyoError(f"{name} of Captum explains the one logit as it is: the class 'positive'")

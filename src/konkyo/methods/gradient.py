@@ -22,9 +22,9 @@ from konkyo.utils.tensors import channels, grid_mean, grid_sum, safe_divide
 def cam(class_weights: Tensor, activations: Tensor) -> Tensor:
     """CAM (Zhou et al., 2016, Eq. 2) weights channels by the linear layer that follows global average pooling.
 
-    map = sum_k w_k A_k. The head must be global average pooling and one linear layer, or one convolution of 1 x 1 cells
-    before or after the pooling. Where the pooled grid is the output itself, the class's channel is the map: in SqueezeNet,
-    whose convolution a ReLU follows, at that ReLU as `layer`.
+    map = sum_k w_k A_k. The head must be global average pooling and one linear layer, or one convolution of 1 x 1
+    cells before or after the pooling. Where the pooled grid is the output itself, the class's channel is the map: in
+    SqueezeNet, whose convolution a ReLU follows, at that ReLU as `layer`.
     """
     return channels(class_weights, activations) * activations
 

@@ -58,9 +58,9 @@ def d_rise(
     map = mean_i w_i M_i, w_i = max_j IoU(box, box_j) cos(p, p_j) over all candidates j of the masked image x * M_i.
     (The paper's objectness is left out: few detectors have one.) A quantity that is asked for (a side of the box)
     weighs the masks instead, as scores do in RISE. Masks and `border` as in `rise`; all detections of an image share
-    them and their forwards. `enlarge` "nearest" keeps hard edges, as a released implementation does. `centre` takes the mean of the
-    weights off, which takes the same constant background out of every map and leaves less noise. Cost: `masks`
-    forwards, however many detections there are.
+    them and their forwards. `enlarge` "nearest" keeps hard edges, as a released implementation does; it has no
+    `border`. `centre` takes the mean of the weights off, which takes the same constant background out of every map and
+    leaves less noise. Cost: `masks` forwards, however many detections there are.
     """
     mask = _random_masks(inputs, generator, masks, cells, keep, enlarge, border)
     return _of_masks(inputs, rescore, mask, masks, centre=centre)

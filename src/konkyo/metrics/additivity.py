@@ -55,8 +55,8 @@ def infidelity(
     """
     if samples < 1 or side < 1 or not 0 < std < math.inf or not math.isfinite(baseline):
         raise KonkyoError(
-            f"infidelity needs samples >= 1, side >= 1, std > 0 and a finite baseline; got {samples}, {side}, {std} and "
-            f"{baseline}"
+            "infidelity needs samples >= 1, side >= 1, std > 0 and a finite baseline; "
+            f"got {samples}, {side}, {std} and {baseline}"
         )
     holds_input = kind == "square" if holds_input is None else holds_input
     height, width = images.shape[2:]

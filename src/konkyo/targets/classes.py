@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, SupportsIndex, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ class ClassTarget(BaseTarget):
     score: Score = "logit"
 
     def __post_init__(self) -> None:
+        if isinstance(self.index, (bool, float, str)) or not isinstance(self.index, SupportsIndex):
+            raise KonkyoError(f"a class's index is a whole number; got {self.index!r}")
+        object.__setattr__(self, "index", int(self.index))  # of an array's or a tensor's element, too
         if self.score not in (offer := ("logit", "probability", "sigmoid")):
             raise unknown("score of a class", self.score, offer)
 
