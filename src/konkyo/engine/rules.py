@@ -341,8 +341,10 @@ class Biases(TorchFunctionMode):
         self.terms: list[BiasTerm] = []
         self.piecewise_linear = True
         """Whether all functions that were seen are linear, ReLUs, clips or choices."""
+        self._image: Tensor | None = None
+        """The first that was made to have a gradient; what a Pass hands to the network comes of it."""
         self._constants = WeakIdKeyDictionary()
-        """What was made of parameters alone."""
+        """What was made of other leaves alone, such as parameters."""
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -353,6 +355,8 @@ class Biases(TorchFunctionMode):
         after = [t for t in learned if self._depends(t)]
         out = function(*args, **kwargs)
         results = [t for t in _tensors((out,)) if t.requires_grad]
+        if self._image is None:
+            self._image = next((t for t in results if t.is_leaf), None)
         for tensor in results:
             if learned and not after:
                 self._constants[tensor] = None
@@ -368,8 +372,8 @@ class Biases(TorchFunctionMode):
         return out
 
     def _depends(self, learned: Tensor) -> bool:
-        """Tells whether a tensor with a gradient depends on the image and not on parameters alone."""
-        return not isinstance(learned, nn.Parameter) and learned not in self._constants
+        """Tells whether a tensor with a gradient depends on the image and not on other leaves alone."""
+        return learned is self._image if learned.is_leaf else learned not in self._constants
 
 
 @contextmanager

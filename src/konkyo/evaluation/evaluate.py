@@ -444,7 +444,7 @@ def _bordered(maps: Tensor, region: tuple[float, float, float, float], size: tup
 
 
 def _measure(plan: _Plan, part: _Part, method: str, offers: Mapping[str, Any], truth: Truth, index: int) -> None:
-    """Every column's statistic of a method's maps. NaN where a map is blank: it is counted instead."""
+    """Every column's statistic of a method's maps. NaN where a map is blank (it is counted) or the truth unknown."""
     maps: Tensor = offers["maps"]
     flat = maps.flatten(1)
     blank = (flat.amax(1) == flat.amin(1)) | absent(maps)
@@ -469,7 +469,8 @@ def _measure(plan: _Plan, part: _Part, method: str, offers: Mapping[str, Any], t
             options.setdefault("holds_input", offers.get("holds_input", True))
         arguments = {n: values[n] for n in needs if n != "maps" and values.get(n) is not None}
         statistic = c.metric.statistic(values["maps"], **arguments, **options).double()
-        statistic = statistic.masked_fill(blank.view(-1, *[1] * (statistic.ndim - 1)), math.nan)
+        left_out = blank if c.region is None else blank | truth.unknown(c.region).to(blank.device)
+        statistic = statistic.masked_fill(left_out.view(-1, *[1] * (statistic.ndim - 1)), math.nan)
         part.statistics.setdefault(method, {})[c.name] = statistic.tolist()
 
 

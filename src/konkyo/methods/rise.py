@@ -141,8 +141,9 @@ def occlusion(inputs: Tensor, rescore: Rescore, *, window: int = 16, stride: int
 
     map = mean over the windows that cover a pixel of score(x) - score(x with the window set to `baseline`). A window is
     `window` pixels wide in all directions, or as the image where that is less, and moves by `stride`. The last of a row
-    is cut at the border. `baseline` is a value of the preprocessed image (0: the mean colour). Cost: a forward per
-    window and one more, 730 for 224 x 224 pixels. Under a budget windows far apart come first; pixels that none of them
+    is cut at the border. `baseline` is a value of the preprocessed image (0: the mean colour). `score` "logit" shows
+    how far the class's logit falls, which does not saturate where the class is certain. Cost: a forward per window and
+    one more, 730 for 224 x 224 pixels. Under a budget windows far apart come first; pixels that none of them
     covered get 0. Evidence larger than the window, or there twice, is missed: hiding a part of it changes nothing.
     """
     size = inputs.shape[2:]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
-from typing import Any, Literal, SupportsIndex, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,9 +35,12 @@ class ClassTarget(BaseTarget):
     score: Score = "logit"
 
     def __post_init__(self) -> None:
-        if isinstance(self.index, (bool, float, str)) or not isinstance(self.index, SupportsIndex):
-            raise KonkyoError(f"a class's index is a whole number; got {self.index!r}")
-        object.__setattr__(self, "index", int(self.index))  # of an array's or a tensor's element, too
+        try:
+            if isinstance(self.index, bool):
+                raise TypeError
+            object.__setattr__(self, "index", operator.index(self.index))  # of an array's or a tensor's element, too
+        except TypeError:
+            raise KonkyoError(f"a class's index is a whole number; got {self.index!r}") from None
         if self.score not in (offer := ("logit", "probability", "sigmoid")):
             raise unknown("score of a class", self.score, offer)
 
