@@ -176,15 +176,15 @@ CHOOSING = [name for name, m in konkyo.methods().items() if m.score == "probabil
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")  # of random weights some maps are blank
 def test_the_logit_in_the_place_of_the_probability(method: str) -> None:
     network, x = seeded(SmallResNet()), images(2)
-    options: dict[str, Any] = {"rise": {"masks": 9}, "poly_cam": {"layer": ["stage2", "stage3"]}}.get(method, {})
-    chosen = konkyo.explain(network, x, method=method, target=1, score="logit", **options)
-    close(chosen.signed, konkyo.explain(network, x, method=method, target=konkyo.ClassTarget(1), **options).signed)
-    close(chosen.scores.double(), network(x)[:, 1].detach())
-    assert chosen.targets == (konkyo.ClassTarget(1, "logit"),) * 2
+    options: dict[str, Any] = {"rise": {"masks": 9}, "poly_cam": {"layer": "stage3"}}.get(method, {})
+    chosen = konkyo.explain(network, x, method=method, target=0, score="logit", **options)
+    close(chosen.signed, konkyo.explain(network, x, method=method, target=konkyo.ClassTarget(0), **options).signed)
+    close(chosen.scores.double(), network(x)[:, 0].detach())
+    assert chosen.targets == (konkyo.ClassTarget(0, "logit"),) * 2
     assert chosen.options["score"] == "logit"
-    usual = konkyo.explain(network, x, method=method, target=1, **options)
-    close(usual.signed, konkyo.explain(network, x, method=method, target=1, score="probability", **options).signed)
-    close(usual.scores.double(), network(x).softmax(1)[:, 1].detach())
+    usual = konkyo.explain(network, x, method=method, target=0, **options)
+    close(usual.signed, konkyo.explain(network, x, method=method, target=0, score="probability", **options).signed)
+    close(usual.scores.double(), network(x).softmax(1)[:, 0].detach())
     assert "score" not in usual.options
     assert not torch.allclose(usual.signed, chosen.signed)
 
@@ -209,7 +209,7 @@ def test_scores_that_are_not_to_choose() -> None:
     for wrong in ("sigmoid", "Logit", 1, None):
         with pytest.raises(konkyo.KonkyoError, match="score of occlusion is one of 'probability', 'logit'"):
             konkyo.explain(network, x, method="occlusion", target=1, score=wrong)
-    with pytest.raises(konkyo.KonkyoError, match="unknown option 'score'"):
+    with pytest.raises(konkyo.KonkyoError, match="unknown option of score_cam 'score'"):
         konkyo.explain(network, x, method="score_cam", target=1, score="logit")
     both = konkyo.compare(network, x, ["occlusion", "grad_cam"], target=1, options={"score": "logit"})
     assert [result.options.get("score") for result in both.values()] == ["logit", None]
