@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.ops import FrozenBatchNorm2d
 
 import konkyo
 from helpers.closeness import close
@@ -588,3 +589,273 @@ def test_one_image_has_the_gradient_that_it_has_among_others() -> None:
         < 1e-4 * float(saliency.max())
         for s in (step, step.roll(1, 1), step.roll(2, 1))
     )
+
+
+# --- every bias once a call, and what is missing ---------------------------------------------------------------------
+
+
+class Wrapped(nn.Module):
+    """LoRA as libraries write it: the wrapper shows its base layer's weight and bias as its own."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer, self.lora_dropout = base, nn.Dropout(0.1)
+        self.down, self.up = nn.Linear(base.in_features, 2, bias=False), nn.Linear(2, base.out_features, bias=False)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor:
+        return self.base_layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + 0.5 * self.up(self.down(self.lora_dropout(x)))
+
+
+class With(nn.Module):
+    """A network with something of one's own between its convolutions and its head; `between` gets (N, 8, h, w)."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor], head: nn.Module | None = None) -> None:
+        super().__init__()
+        body = (nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+        self.body, self.between = nn.Sequential(*body), between
+        self.head = nn.Linear(8, 5) if head is None else head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.between(self.body(x)).mean((2, 3)))
+
+
+def parameter(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(5), dtype=torch.double).requires_grad_()
+
+
+def with_statistics(norm: nn.Module) -> nn.Module:
+    for name, low in (("running_mean", -1), ("running_var", 0.5), ("bias", -1), ("weight", 0.5)):
+        if getattr(norm, name, None) is not None:
+            getattr(norm, name).data.uniform_(low, 2)
+    return norm
+
+
+def shared() -> nn.Module:
+    one, other = nn.Linear(8, 8), nn.Linear(8, 8)
+    other.bias = one.bias
+    return nn.Sequential(one, nn.ReLU(), other, nn.ReLU(), nn.Linear(8, 5))
+
+
+def twice() -> nn.Module:
+    one = nn.Linear(8, 8)
+    return nn.Sequential(one, nn.ReLU(), one, nn.ReLU(), nn.Linear(8, 5))
+
+
+class OfLinear(nn.Module):
+    """A linear layer written out: its own parameters, a function of torch."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.weight, self.bias = how, nn.Parameter(torch.randn(5, 8)), nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return {
+            "function": lambda: functional.linear(x, self.weight, self.bias),
+            "keyword": lambda: functional.linear(x, bias=self.bias, weight=self.weight),
+            "operators": lambda: x @ self.weight.T + self.bias,
+            "addmm": lambda: torch.addmm(self.bias, x, self.weight.T, beta=2),
+            "alpha": lambda: torch.add(x @ self.weight.T, self.bias, alpha=3).sub(0.25),
+            "reversed": lambda: 1 - torch.rsub(x @ self.weight.T, self.bias, alpha=2),
+            "sum": lambda: sum([x @ self.weight.T, self.bias]),
+        }[self.how]()
+
+
+class Overlay(nn.Module):
+    """A bias added in place, on what is added to afterwards."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1.0
+        x += parameter(8, 1, 1)
+        x.sub_(0.3)
+        return x.relu_()
+
+
+COMPLETE: dict[str, Callable[[], nn.Module]] = {
+    "LoRA": lambda: With(nn.Identity(), Wrapped(nn.Linear(8, 5))),
+    "LoRA twice": lambda: With(nn.Identity(), nn.Sequential(Wrapped(nn.Linear(8, 8)), Wrapped(nn.Linear(8, 5)))),
+    "one bias of two layers": lambda: With(nn.Identity(), shared()),
+    "a layer called twice": lambda: With(nn.Identity(), twice()),
+    **{
+        f"by hand: {how}": lambda how=how: With(nn.Identity(), OfLinear(how))
+        for how in ("function", "keyword", "operators", "addmm", "alpha", "reversed", "sum")
+    },
+    "weight norm": lambda: With(nn.Identity(), nn.utils.parametrizations.weight_norm(nn.Linear(8, 5))),
+    "spectral norm": lambda: With(nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 8, 3))),
+    "batch norm": lambda: With(with_statistics(nn.BatchNorm2d(8))),
+    "batch norm without weights": lambda: With(with_statistics(nn.BatchNorm2d(8, affine=False))),
+    "frozen batch norm": lambda: With(with_statistics(FrozenBatchNorm2d(8))),
+    "instance norm": lambda: With(with_statistics(nn.InstanceNorm2d(8, affine=True, track_running_stats=True))),
+    "transposed": lambda: With(nn.Sequential(nn.ConvTranspose2d(8, 8, 2, 2), nn.PReLU(8))),
+    "in place": lambda: With(Overlay()),
+    "bias from parameters": lambda: With(lambda x: x + (parameter(8, 8) @ parameter(8)).relu()[:, None, None]),
+    "the input normalised": lambda: nn.Sequential(Shifted(), With(nn.Identity())),
+    "without gradient": lambda: With(lambda x: x - (x * 0.5).detach()),
+    "tokens first": lambda: With(
+        lambda x: (x.flatten(2).permute(2, 0, 1) + parameter(80, 1, 8)).permute(1, 2, 0).reshape(x.shape).relu()
+    ),
+    "ReLU6": lambda: With(lambda x: functional.relu6(60 * x)),
+    "ReLU6 in place": lambda: With(lambda x: functional.relu6(60 * x, inplace=True)),
+    "hardtanh": lambda: With(nn.Hardtanh(0.01, 0.05)),
+    "clamp": lambda: With(lambda x: x.clamp(max=0.05)),
+    "largest": lambda: With(nn.AdaptiveMaxPool2d(2)),
+    "frozen": lambda: With(nn.BatchNorm2d(8)).requires_grad_(False),
+}
+
+
+class Shifted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - torch.tensor([0.4, 0.5, 0.6], dtype=x.dtype).view(3, 1, 1)) / 0.2
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_full_gradients_count_every_bias_once_a_call(name: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network, x = seeded(COMPLETE[name]()), images(3)
+    terms, score = full_gradients(network, x, 1)
+    close(sum(term.flatten(1).sum(1) for term in terms), score)
+    plain = full_gradients(seeded(With(nn.Identity())), x, 1)[0]
+    assert len(terms) >= len(plain) == 4
+    found = konkyo.explain(network, x, method="full_grad", target=1)
+    assert [d.kind for d in found.diagnosis] == ["ok"] * 3
+
+
+def test_a_bias_that_a_wrapper_shows_is_one_term() -> None:
+    linear = nn.Linear(8, 5)
+    plain, wrapped = seeded(With(nn.Identity(), linear)), With(nn.Identity(), Wrapped(linear)).double().eval()
+    wrapped.body = plain.body
+    nn.init.zeros_(wrapped.head.up.weight)
+    x = images(2)
+    for one, other in zip(full_gradients(plain, x, 1)[0], full_gradients(wrapped, x, 1)[0], strict=True):
+        close(one, other)
+    methods = [konkyo.explain(n, x, method="full_grad", target=1).maps for n in (plain, wrapped)]
+    close(methods[0], methods[1])
+    assert len(full_gradients(seeded(With(nn.Identity(), shared())), x, 1)[0]) == 6
+    assert len(full_gradients(seeded(With(nn.Identity(), twice())), x, 1)[0]) == 6
+
+
+class Unseen(torch.autograd.Function):
+    """Adds 2, unseen by torch's functions."""
+
+    @staticmethod
+    def forward(_ctx: object, x: Tensor) -> Tensor:
+        return x + 2
+
+    @staticmethod
+    def backward(_ctx: object, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def recurrent() -> nn.Module:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.out = nn.RNN(8, 8, nonlinearity="relu", batch_first=True), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.cell(x[:, None])[0][:, 0])
+
+    return With(nn.Identity(), Recurrent())
+
+
+INCOMPLETE: dict[str, Callable[[], nn.Module]] = {
+    "a function of autograd": lambda: With(Unseen.apply),
+    "traced": lambda: With(
+        nn.Identity(), nn.Sequential(torch.jit.trace(nn.Linear(8, 8), torch.rand(1, 8)), nn.Linear(8, 5))
+    ),
+    "recurrent": recurrent,
+    "joined on": lambda: With(lambda x: torch.cat([x, torch.full_like(x, 3.0)], 2)),
+    "chosen": lambda: With(lambda x: torch.where(x > 0.1, x, torch.full_like(x, 3.0))),
+    "filled in": lambda: With(lambda x: functional.pad(x, (1, 1, 1, 1), value=4.0)),
+    "overwritten": lambda: With(lambda x: parameter(1, 8, 1, 1).expand_as(x).clone().add_(x)),
+}
+
+
+@pytest.mark.parametrize("name", INCOMPLETE)
+def test_what_full_gradients_miss_is_said(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of traced modules
+        network, x = seeded(INCOMPLETE[name]()), images(2)
+    for module in network.modules():
+        if isinstance(module, nn.RNN):
+            module.bias_ih_l0.data += 1
+    terms, score = full_gradients(network, x, 1)
+    sums = torch.stack([term.flatten(1).sum(1) for term in terms])
+    share = (score - sums.sum(0)).abs() / (score.abs() + sums.abs().sum(0))
+    assert (share > 0.005).all()
+    for method, rows in (("full_grad", 2), ("augmented(full_grad)", 2)):
+        found = konkyo.explain(network, x, method=method, target=1)
+        assert [d.kind for d in found.diagnosis] == ["incomplete"] * rows
+    message = konkyo.explain(network, x, method="full_grad", target=1).diagnosis[1].message
+    assert message.startswith(f"{float(share[1]):.1%} of what adds up to the score")
+    for target in (konkyo.ClassTarget(1, "probability"), konkyo.TopK(2), lambda out: out[:, 1] ** 2):
+        found = konkyo.explain(network, x, method="full_grad", target=target)
+        assert {d.kind for d in found.diagnosis} == {"incomplete"}
+    both = konkyo.compare(network, x, ["full_grad", "input_x_gradient"], target=1)
+    assert [d.kind for d in both["input_x_gradient"].diagnosis] == ["ok"] * 2
+
+
+@pytest.mark.parametrize(
+    "between", [nn.GELU(), nn.Sigmoid(), nn.GroupNorm(2, 8), lambda x: x * x.mean((2, 3), keepdim=True)]
+)
+def test_networks_that_are_not_piecewise_linear_claim_nothing(between: Callable[[Tensor], Tensor]) -> None:
+    network, x = seeded(With(between)), images(2)
+    terms, score = full_gradients(network, x, 1)
+    assert not torch.allclose(sum(term.flatten(1).sum(1) for term in terms), score, rtol=1e-2)
+    assert [d.kind for d in konkyo.explain(network, x, method="full_grad", target=1).diagnosis] == ["ok"] * 2
+
+
+@pytest.mark.parametrize("probability", [False, True])
+def test_full_gradients_of_a_score_that_bends_the_output_are_complete(probability: bool) -> None:
+    network, x = seeded(With(nn.Identity())), images(2)
+    target = konkyo.ClassTarget(1, "probability") if probability else konkyo.ContrastTarget(0, 2)
+    found = konkyo.explain(network, x, method="full_grad", target=target)
+    assert [d.kind for d in found.diagnosis] == ["ok"] * 2
+
+
+# --- classes that there are not --------------------------------------------------------------------------------------
+
+WRONG = {
+    "beyond": 9,
+    "negative": -1,
+    "one of a list": [0, 9],
+    "one below 0": [-1, 0],
+    "a bool": True,
+    "a bool of a list": [True, 0],
+    "a number": 1.0,
+    "a tensor": torch.tensor([0, 9]),
+    "bools": torch.tensor([True, False]),
+    "of each": konkyo.Each(0, 9),
+    "a target": konkyo.ClassTarget(9),
+    "of a probability": konkyo.ClassTarget(9, "probability"),
+}
+
+
+@pytest.mark.parametrize("classes", [5, 1])
+@pytest.mark.parametrize("name", WRONG)
+def test_a_class_that_there_is_not(name: str, classes: int) -> None:
+    from captum.attr import Saliency
+
+    network = seeded(With(nn.Identity(), nn.Linear(8, classes)))
+    model = konkyo.Model(network)
+    methods = ("relevance_cam", "augmented(relevance_cam)", "first_component(relevance_cam)", "cam", "full_grad")
+    for method in (*methods, "finer_cam", "grad_cam", "gradient", Saliency(model)):
+        with pytest.raises(konkyo.KonkyoError, match="class") as error:
+            konkyo.explain(model, images(2), method=method, target=WRONG[name])
+        if name in ("beyond", "negative"):
+            assert f"(0 to {max(classes, 2) - 1})" in str(error.value) or method == "finer_cam"
+
+
+@pytest.mark.parametrize("index", [True, 1.0, "cat", None, torch.rand(2)])
+def test_an_index_is_a_whole_number(index: object) -> None:
+    with pytest.raises(konkyo.KonkyoError, match="whole number"):
+        konkyo.ClassTarget(index)  # type: ignore[arg-type]
+    assert konkyo.ClassTarget(torch.tensor(3)) == konkyo.ClassTarget(3)

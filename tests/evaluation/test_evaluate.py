@@ -469,3 +469,51 @@ def test_columns_that_no_method_has_do_not_stop_the_rest(model: konkyo.Model, tm
     found = evaluate(model, pictures(2), [Maps(tmp_path / "maps")], ["ebpg", "coherency"], out=tmp_path / "out")
     assert found.cell("maps", "ebpg@mask").count == 2
     assert (tmp_path / "out" / "evaluation.json").is_file()
+
+
+@pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")  # slopes of a linear network are the same everywhere
+def test_infidelity_knows_which_maps_hold_the_input(model: konkyo.Model, tmp_path: Path) -> None:
+    """Of every method its own kind of map, unless the column says otherwise; maps of other tools hold the input."""
+
+    def slope(inputs: Tensor) -> Tensor:
+        return inputs.sum(1)
+
+    samples = pictures(2)
+    names = [
+        "infidelity(samples=3)",
+        "infidelity(samples=3,holds_input=True)",
+        "infidelity(samples=3,holds_input=False)",
+    ]
+    for i in range(2):
+        np.save(tmp_path / f"p{i}.npy", np.random.default_rng(i).random((40, 40)))
+    methods = ["input_x_gradient", "smooth_grad", replace(made(slope), holds_input=False), Maps(tmp_path)]
+    found = evaluate(model, samples, methods, names)
+    for method in found.methods:
+        either = [found.values(method, name) for name in names]
+        holds = method not in ("smooth_grad", "slope")
+        torch.testing.assert_close(either[0], either[1 if holds else 2])
+        assert not torch.allclose(either[1], either[2])
+
+
+def test_methods_measured_by_the_logit(model: konkyo.Model) -> None:
+    """Completeness is in the units of what is explained, whichever that is."""
+    name, options = "completeness_error(relative=False)", {"window": 16, "stride": 16}
+    by = {s: evaluate(model, pictures(2), ["occlusion"], [name], score=s, **options) for s in ("logit", "probability")}
+    values = {s: found.values("occlusion", name) for s, found in by.items()}
+    assert not torch.allclose(values["logit"], values["probability"])
+    torch.testing.assert_close(
+        values["probability"], evaluate(model, pictures(2), ["occlusion"], [name], **options).values("occlusion", name)
+    )
+
+
+def test_pixels_of_pictures_without_the_object_count_in_a_table(model: konkyo.Model) -> None:
+    samples = pictures(3)
+    empty = [replace(sample, annotations=()) if i == 1 else sample for i, sample in enumerate(samples)]
+    names = ["px_ap(steps=50)", "px_ap(steps=50,empty=skip)"]
+    found = evaluate(model, empty, ["edge_map"], names)
+    counted, skipped = (found.cell("edge_map", column(name).name) for name in names)
+    assert (counted.count, skipped.count) == (3, 2)
+    assert counted.value < skipped.value
+    undrawn = [replace(s, annotations=tuple(replace(a, mask=None) for a in s.annotations)) for s in samples[:1]]
+    found = evaluate(model, [*undrawn, *samples[1:]], ["edge_map"], names[:1])  # there is an object, but no mask of it
+    assert found.cell("edge_map", column(names[0]).name).count == 2

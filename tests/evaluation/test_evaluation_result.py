@@ -221,7 +221,7 @@ def test_the_table_in_markdown(saved: tuple[Evaluation, Path]) -> None:
     assert cells[2] == f"**{cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}]**"
     assert "**" not in second.split("|")[3]
     assert cells[-1] == "0"
-    assert "of 5: deletion(steps=4) 5, ebpg@mask 4, px_ap@mask(steps=9) 4." in text
+    assert "of 5: deletion(steps=4) 5, ebpg@mask 4, px_ap@mask(steps=9) 5." in text
 
 
 def test_the_tables_in_csv(saved: tuple[Evaluation, Path]) -> None:

@@ -115,6 +115,9 @@ class Literal:
         weights = torch.stack(scores).softmax(0)
         return sum(w * a for w, a in zip(weights, alive, strict=True)).relu()
 
+    def gradient(self) -> Tensor:
+        return self.input_gradient(self.image).sum(0)
+
     def saliency(self) -> Tensor:
         return self.input_gradient(self.image).abs().max(0).values
 

@@ -73,6 +73,18 @@ def test_masks_are_kept_cells_enlarged_and_moved() -> None:
     assert len(edges) > 20  # moved by any number of pixels
 
 
+def test_masks_with_a_mirrored_border_are_the_others_but_for_the_outer_half_cells() -> None:
+    """Cells of 6 x 8 pixels become 7.5 x 10: what lies 4 and 5 pixels from the border of the grid is the same."""
+    shown = {}
+    for border in ("clamp", "mirror"):
+        model, network, images = recorded()
+        konkyo.explain(model, images, method="d_rise", target=ALL, border=border, **FEW)
+        shown[border] = torch.stack(masks_by_hand(network, images, 30)[0])
+    differ = (shown["clamp"] - shown["mirror"]).abs() > 1e-6
+    assert differ.any()
+    assert not differ[:, 4 : 24 - 4, 5 : 32 - 5].any()
+
+
 def test_a_seed_gives_the_same_masks_for_every_image_and_another_seed_others() -> None:
     model, network, images = recorded(2)
     konkyo.explain(model, images, method="d_rise", target=ALL, **FEW)

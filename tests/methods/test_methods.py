@@ -81,6 +81,47 @@ def test_rise_is_the_score_weighted_mean_of_its_masks() -> None:
     torch.testing.assert_close(found.maps[0].double(), total / (count * 0.4), rtol=1e-5, atol=1e-6)
 
 
+def mirrored_by_hand(grid: Tensor, size: tuple[int, int]) -> Tensor:
+    """skimage.transform.resize(grid, size, order=1, mode="reflect"), pixel by pixel."""
+    large = torch.zeros(size, dtype=torch.double)
+    inside = lambda i, n: 0 if n == 1 else abs(i) if i < n else 2 * (n - 1) - i
+    for y in range(size[0]):
+        for x in range(size[1]):
+            places = [(at + 0.5) * n / s - 0.5 for at, n, s in zip((y, x), grid.shape, size, strict=True)]
+            (top, left), (down, right) = [math.floor(p) for p in places], [p - math.floor(p) for p in places]
+            for i, a in ((top, 1 - down), (top + 1, down)):
+                for j, b in ((left, 1 - right), (left + 1, right)):
+                    large[y, x] += a * b * grid[inside(i, grid.shape[0]), inside(j, grid.shape[1])]
+    return large
+
+
+def test_the_mirrored_border_has_the_values_of_scikit_image() -> None:
+    row = mirrored_by_hand(torch.tensor([[0.0, 1, 0, 0]]).double(), (1, 32))[0, :5]
+    torch.testing.assert_close(row, torch.tensor([0.4375, 0.3125, 0.1875, 0.0625, 0.0625]).double())
+
+
+@pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")  # one cell makes a constant map
+@pytest.mark.parametrize("cells", [1, 2, 3])
+def test_rise_with_the_border_of_the_authors(cells: int) -> None:
+    """Their code (explanations.py) transcribed: a grid resized with a mirrored border, and cropped at random."""
+    network, x = seeded(SmallResNet()), images(1)[..., :8, :11]
+    options = {"masks": 12, "cells": cells, "keep": 0.5}
+    mirrored = konkyo.explain(network, x, method="rise", target=1, seed=5, border="mirror", **options)
+    clamped = konkyo.explain(network, x, method="rise", target=1, seed=5, **options)
+    generator = torch.Generator().manual_seed(5)
+    coarse = (torch.rand(12, cells, cells, generator=generator) < 0.5).double()
+    high, wide = math.ceil(8 / cells), math.ceil(11 / cells)
+    down, right = (torch.randint(cell, (12,), generator=generator) for cell in (high, wide))
+    total = torch.zeros(8, 11, dtype=torch.double)
+    for i in range(12):
+        large = mirrored_by_hand(coarse[i], ((cells + 1) * high, (cells + 1) * wide))
+        mask = large[down[i] : down[i] + 8, right[i] : right[i] + 11]
+        with torch.no_grad():
+            total += network(x * mask).softmax(1)[0, 1] * mask / (12 * 0.5)
+    torch.testing.assert_close(mirrored.maps[0].double(), total, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(mirrored.maps, clamped.maps) == (cells == 1)
+
+
 def test_rise_finds_the_pixels_that_matter() -> None:
     class Corner(nn.Module):
         def __init__(self) -> None:
@@ -137,6 +178,65 @@ def test_cam_and_grad_cam_agree_for_a_linear_head() -> None:
     maps = konkyo.compare(network, x, ["cam", "grad_cam"], target=[0, 3])
     cells = maps["cam"].maps[0].numel()
     torch.testing.assert_close(maps["cam"].signed / cells, maps["grad_cam"].signed, rtol=1e-5, atol=1e-7)
+
+
+BODY = (nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+POOL = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+HEADS = {
+    "before the pooling": (nn.Conv2d(8, 5, 1), *POOL),
+    "after the pooling": (nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 5, 1), nn.Flatten()),
+    "without bias": (nn.Conv2d(8, 5, 1, bias=False), *POOL),
+    "as many classes as channels": (nn.Conv2d(8, 8, 1), *POOL),
+    "after dropout": (nn.Dropout(), nn.Conv2d(8, 5, 1), *POOL),
+    "with weight norm": (
+        nn.AdaptiveAvgPool2d(1),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 5, 1)),
+        nn.Flatten(),
+    ),
+    "a large bias": (nn.Conv2d(8, 5, 1), *POOL),
+    "a linear layer": (*POOL, nn.Linear(8, 5)),
+    "one logit": (nn.Conv2d(8, 1, 1), *POOL),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_cam_with_a_head_of_one_cell(head: str) -> None:
+    """Against the closed form, and ablation without a forward."""
+    network, x = seeded(nn.Sequential(*BODY, *HEADS[head])), images(2)
+    last = next(m for m in network[4:] if hasattr(m, "weight"))
+    if head == "a large bias":
+        last.bias.data += 1e4
+    with torch.no_grad():
+        features = network[:4](x)
+        weight = last.weight.flatten(1)
+        expected = torch.einsum("c,nchw->nhw", weight[1 if len(weight) > 1 else 0], features)
+    found = konkyo.explain(network, x, method="cam", target=1, layer="3")
+    torch.testing.assert_close(found.signed.double(), expected, rtol=1e-5, atol=1e-6)
+    calls: list[int] = []
+    handle = network[4].register_forward_hook(lambda *_: calls.append(1))
+    ablated = konkyo.explain(network, x, method="ablation_cam", target=1, layer="3")
+    handle.remove()
+    assert len(calls) <= 2
+    scores = ablated.scores.double()[:, None]
+    weights = features.mean((2, 3)) * weight[1 if len(weight) > 1 else 0] / scores.abs()
+    expected = (weights[..., None, None] * features).sum(1)
+    torch.testing.assert_close(ablated.signed.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cam_of_a_squeezenet() -> None:
+    """A ReLU follows its convolution: at the ReLU the class's channel is the map, before it there is no such sum."""
+    network, x = seeded(nn.Sequential(*BODY, nn.Conv2d(8, 5, 1), nn.ReLU(), *POOL)), images(2)
+    found = konkyo.explain(network, x, method="cam", target=1, layer="5")
+    with torch.no_grad():
+        torch.testing.assert_close(found.signed.double(), network[:6](x)[:, 1])
+    with pytest.raises(konkyo.NotApplicable, match="1x1 convolution"):
+        konkyo.explain(network, x, method="cam", target=1, layer="3")
+
+
+def test_cam_refuses_convolutions_of_more_than_a_cell_or_with_strides() -> None:
+    for head in (nn.Conv2d(8, 5, 3), nn.Conv2d(8, 5, 1, stride=2), nn.Conv2d(8, 8, 1, groups=2)):
+        with pytest.raises(konkyo.NotApplicable, match="1x1 convolution"):
+            konkyo.explain(seeded(nn.Sequential(*BODY, head, *POOL)), images(1), method="cam", target=1, layer="3")
 
 
 def test_cam_says_where_it_does_not_apply() -> None:

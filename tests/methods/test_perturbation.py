@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import konkyo
 from helpers.closeness import close
+from helpers.detectors import dense
 from helpers.formulas import Literal, LiteralAt, Slow, minmax, references, swin, up
 from helpers.networks import SmallResNet, images, seeded
 
@@ -166,6 +167,54 @@ def test_occlusion(kind: str) -> None:
     """Windows that overlap, are cut at the border, and have another baseline than 0."""
     expected = lambda slow: slow.occlusion(9, 5, 0.3)
     held_to(kind, "occlusion", expected, window=9, stride=5, baseline=0.3)
+
+
+CHOOSING = [name for name, m in konkyo.methods().items() if m.score == "probability"]
+
+
+@pytest.mark.parametrize("method", [*CHOOSING, "augmented(occlusion)"])
+@pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")  # of random weights some maps are blank
+def test_the_logit_in_the_place_of_the_probability(method: str) -> None:
+    network, x = seeded(SmallResNet()), images(2)
+    options: dict[str, Any] = {"rise": {"masks": 9}, "poly_cam": {"layer": "stage3"}}.get(method, {})
+    chosen = konkyo.explain(network, x, method=method, target=0, score="logit", **options)
+    close(chosen.signed, konkyo.explain(network, x, method=method, target=konkyo.ClassTarget(0), **options).signed)
+    close(chosen.scores.double(), network(x)[:, 0].detach())
+    assert chosen.targets == (konkyo.ClassTarget(0, "logit"),) * 2
+    assert chosen.options["score"] == "logit"
+    usual = konkyo.explain(network, x, method=method, target=0, **options)
+    close(usual.signed, konkyo.explain(network, x, method=method, target=0, score="probability", **options).signed)
+    close(usual.scores.double(), network(x).softmax(1)[:, 0].detach())
+    assert "score" not in usual.options
+    assert not torch.allclose(usual.signed, chosen.signed)
+
+
+def test_occlusion_of_a_linear_logit_is_what_each_window_adds() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 40, 5, bias=False)).double()
+    x = images(1)
+    found = konkyo.explain(network, x, method="occlusion", target=1, score="logit", window=8, stride=8)
+    adds = (
+        (network[1].weight[1].view(3, 32, 40) * x[0])
+        .sum(0)
+        .detach()
+        .unflatten(0, (4, 8))
+        .unflatten(2, (5, 8))
+        .sum((1, 3))
+    )
+    close(found.signed[0].double(), adds.repeat_interleave(8, 0).repeat_interleave(8, 1))
+
+
+def test_scores_that_are_not_to_choose() -> None:
+    network, x = seeded(SmallResNet()), images(1)
+    for wrong in ("sigmoid", "Logit", 1, None):
+        with pytest.raises(konkyo.KonkyoError, match="score of occlusion is one of 'probability', 'logit'"):
+            konkyo.explain(network, x, method="occlusion", target=1, score=wrong)
+    with pytest.raises(konkyo.KonkyoError, match="unknown option of score_cam 'score'"):
+        konkyo.explain(network, x, method="score_cam", target=1, score="logit")
+    both = konkyo.compare(network, x, ["occlusion", "grad_cam"], target=1, options={"score": "logit"})
+    assert [result.options.get("score") for result in both.values()] == ["logit", None]
+    with pytest.raises(konkyo.KonkyoError, match=r"Detections\(quantity='logit'\)"):
+        konkyo.explain(dense(), torch.rand(1, 3, 24, 32), method="odam", score="logit")
 
 
 def test_occlusion_by_windows_as_high_as_the_image() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import konkyo
 from helpers.metric_inputs import PIXELS, images_of, linear, maps_of, network
 from konkyo.errors import KonkyoError
 from konkyo.metrics.additivity import (
@@ -41,7 +42,7 @@ def test_infidelity_is_captum_s_with_the_same_perturbations(kind: str, scaling: 
         seen.append(variants)
         return network(variants, rows)
 
-    options = {"kind": kind, "side": 3, "samples": 12, "scaling": scaling}
+    options = {"kind": kind, "holds_input": False, "side": 3, "samples": 12, "scaling": scaling}
     found = infidelity(maps, images=images, score=score, batch=1000, **options)
     perturbed = seen[1].view(12, 3, *images.shape[1:]).transpose(0, 1)  # what was asked about, after the images
 
@@ -83,6 +84,7 @@ def test_infidelity_of_a_linear_scorer(kind: str) -> None:
     images = images_of()
     weights = maps_of()[:, None].expand_as(images)
     given: dict[str, Any] = {"images": images, "score": linear(weights), "kind": kind, "samples": 40, "side": 3}
+    given["holds_input"] = False
     perfect = infidelity(maps_of(), **given)
     torch.testing.assert_close(perfect, torch.zeros(3), atol=1e-8, rtol=0)
     nothing, inverted = infidelity(maps_of() * 0, **given), infidelity(-maps_of(), **given)
@@ -97,6 +99,67 @@ def test_infidelity_of_a_linear_scorer(kind: str) -> None:
     torch.testing.assert_close(chunked, nothing)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("square", {}), ("square", {"holds_input": True}), ("gaussian", {"holds_input": True})],
+)
+@pytest.mark.parametrize("baseline", [0.0, -1.5])
+def test_infidelity_of_maps_that_hold_the_input(kind: str, options: dict[str, Any], baseline: float) -> None:
+    """Weight times (input - baseline), exact also where channels differ: 0. Slopes are for the other kind."""
+    images = images_of()
+    weights = torch.randn(images.shape, generator=torch.Generator().manual_seed(7))
+    given: dict[str, Any] = {"images": images, "score": linear(weights), "kind": kind, "samples": 30, "side": 3}
+    given |= {"baseline": baseline, **options}
+    exact = (weights * (images - baseline)).sum(1)
+    torch.testing.assert_close(infidelity(exact, **given), torch.zeros(3), atol=1e-8, rtol=0)
+    nothing, inverted = infidelity(0 * exact, **given), infidelity(-exact, **given)
+    torch.testing.assert_close(inverted, 4 * nothing, rtol=1e-4, atol=0)
+    assert (nothing > 0.01).all()
+    assert (infidelity(weights.sum(1), **given) > 0.01).all()
+    scaled = infidelity(-7 * exact, **given, scaling="optimal")
+    torch.testing.assert_close(scaled, torch.zeros(3), atol=1e-8, rtol=0)
+    if kind == "gaussian":  # E (sum rho a)^2 = std^2 |a|^2
+        many = infidelity(0 * exact, **given | {"samples": 2000, "batch": 500, "std": 0.3})
+        torch.testing.assert_close(many, 0.09 * (exact**2).sum((1, 2)), rtol=0.2, atol=0)
+    if not baseline:
+        smaller = infidelity(exact[:, ::2, ::3], **given)
+        assert smaller.isfinite().all()
+
+
+def test_infidelity_of_exact_attributions_of_a_network() -> None:
+    """Integrated gradients, input x gradient and occlusion by the pixel say what a linear net's pixels add."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(256, 3, bias=False)).eval()
+    x = torch.rand(2, 1, 16, 16) * 3
+    given: dict[str, Any] = {"images": x, "score": lambda v, rows: net(v)[:, 0], "side": 4, "samples": 100}
+    target = lambda out: out[:, 0]
+    for method in ("integrated_gradients", "input_x_gradient", "occlusion"):
+        options = {"window": 1, "stride": 1} if method == "occlusion" else {}
+        found = konkyo.explain(net, x, method=method, target=target, **options)
+        for chosen in ({"kind": "square"}, {"kind": "gaussian", "holds_input": True}):
+            ours, zeros = (infidelity(m, **given, **chosen).mean().item() for m in (found.signed, 0 * found.signed))
+            assert ours < 1e-4 < zeros
+    slope = konkyo.explain(net, x, method="gradient", target=target).signed
+    torch.testing.assert_close(slope, net[1].weight[0].detach().view(1, 16, 16).expand(2, -1, -1))
+    for chosen in ({"kind": "square", "holds_input": False}, {"kind": "gaussian"}):
+        ours, zeros = (infidelity(m, **given, **chosen).mean().item() for m in (slope, 0 * slope))
+        assert ours < 1e-4 < zeros
+
+
+def test_relative_perturbations_are_shares_of_the_pixels() -> None:
+    images, seen = images_of(2, 3, (20, 30)), []
+
+    def score(variants: Tensor, rows: Tensor) -> Tensor:
+        seen.append((images[rows] - variants) / (images[rows] - 0.25))
+        return variants.sum((1, 2, 3))
+
+    options: dict[str, Any] = {"holds_input": True, "baseline": 0.25, "std": 0.5, "samples": 10, "batch": 20}
+    infidelity(maps_of(2, (20, 30)), images=images, score=score, **options)
+    shares = seen[1].view(10, 2, 3, -1)
+    torch.testing.assert_close(shares, shares[:, :1, :1].expand_as(shares), atol=1e-2, rtol=1e-2)
+    assert float(shares.std()) == pytest.approx(0.5, rel=0.05)
+
+
 def test_where_infidelity_is_not_defined() -> None:
     images, maps = images_of(), maps_of()
     maps[1] = math.nan
@@ -105,8 +168,11 @@ def test_where_infidelity_is_not_defined() -> None:
     assert infidelity(maps_of(3, (2, 3)), **given).isfinite().all()
     assert infidelity(maps * 0, **given, scaling="optimal").isfinite().tolist() == [True, False, True]
     assert infidelity(maps[:0], images=images[:0], score=network).shape == (0,)
-    with pytest.raises(KonkyoError, match="std > 0"):
-        infidelity(maps, **given, std=0)
+    for wrong in ({"std": 0}, {"std": math.inf}, {"baseline": math.nan}, {"samples": 0}):
+        with pytest.raises(KonkyoError, match="std > 0"):
+            infidelity(maps, **given | wrong)
+    with pytest.raises(KonkyoError, match="holds_input"):
+        infidelity(maps, **given, holds_input="yes")
 
 
 @pytest.mark.parametrize("metric", [sensitivity_n, faithfulness_correlation])

@@ -8,6 +8,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from konkyo import KonkyoError
+from konkyo.metrics.logged import MapMetric
 from konkyo.metrics.wsol import boxes_of, max_box_acc, max_box_acc_v2, px_ap
 
 SIZE = (15, 22)
@@ -185,7 +186,7 @@ def test_what_cannot_be_measured_is_left_out() -> None:
     for metric, given, rest in (
         (max_box_acc, {"boxes": few}, {"boxes": boxes[2:]}),
         (max_box_acc_v2, {"boxes": few}, {"boxes": boxes[2:]}),
-        (px_ap, {"masks": none}, {"masks": masks[2:]}),
+        (px_ap, {"masks": none, "empty": "skip"}, {"masks": masks[2:]}),
     ):
         statistic = metric.statistic(broken, **given)
         assert statistic.flatten(1).isnan().all(1).tolist() == [True, True, False, False]
@@ -195,3 +196,25 @@ def test_what_cannot_be_measured_is_left_out() -> None:
             metric(maps, boxes=boxes, masks=masks)
         with pytest.raises(KonkyoError, match="steps"):
             metric.statistic(maps, boxes=boxes, masks=masks, steps=0)
+
+
+@pytest.mark.parametrize("empty", ["count", "skip"])
+def test_pixels_of_images_without_an_object_are_false_alarms(empty: str) -> None:
+    """Counted by hand, in one call, in shards, and where the objects come after the empty images."""
+    maps = torch.rand(5, *SIZE, generator=torch.Generator().manual_seed(1))
+    masks = torch.zeros(5, *SIZE, dtype=torch.bool)
+    masks[1, :5, :5], masks[3, 3:8, 2:9] = True, True
+    chosen = torch.arange(5) if empty == "count" else torch.tensor([1, 3])
+    expected = ap_by_hand(maps[chosen], masks[chosen], 1000)
+    assert px_ap.over(px_ap.statistic(maps, masks=masks, empty=empty)).item() == pytest.approx(expected, rel=1e-4)
+    shards = MapMetric("px_ap", empty=empty)
+    for part in ([0], [1, 2], [3], [4]):
+        shards.update(maps[part], masks=masks[part])
+    assert shards.compute().item() == pytest.approx(expected, rel=1e-4)
+    assert int(shards.undefined) == 5 - len(chosen)
+    if empty == "count":
+        assert px_ap.over(px_ap.statistic(maps, masks=masks)).item() == pytest.approx(expected, rel=1e-4)
+    nothing = px_ap.over(px_ap.statistic(maps[:1], masks=masks[:1], empty=empty))
+    assert nothing.isnan()
+    with pytest.raises(KonkyoError, match="'count', 'skip'"):
+        px_ap.statistic(maps, masks=masks, empty="drop")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -10,10 +11,13 @@ from torch import Tensor
 
 from konkyo.engine.forward import Pass, Rows, pick, rounds, scores
 from konkyo.engine.layer import INPUT, Layer, covers
-from konkyo.engine.rules import BiasTerm, bias_terms, guided_relus, positive_relevance
+from konkyo.engine.rules import Biases, BiasTerm, bias_terms, guided_relus, positive_relevance
 from konkyo.errors import NotApplicable
 from konkyo.targets.base import Target, as_target
 from konkyo.utils.tensors import safe_divide
+
+ROUNDING, ROUNDING_HALF = 5e-3, 5e-2
+"""Up to which share sums of full gradients miss the score by rounding, also with TF32; and in half precision."""
 
 
 def guided_gradients(pass_: Pass, rows: Rows, targets: Sequence[Target]) -> Tensor:
@@ -30,6 +34,7 @@ def relevance(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer) 
     indices = [index for target in targets if (index := as_target(target).class_index) is not None]
     if len(indices) < len(targets):
         raise NotApplicable("relevance is handed down from one class against the others; the target is no class")
+    scores(pick(pass_.output.detach(), rows), targets)  # KonkyoError: a class that there is not
     ruled = pass_.other("relevance", [layer], positive_relevance)
     classes = pass_.output.shape[1]
     start = torch.full_like(pick(pass_.output.detach(), rows), -1 / classes)
@@ -41,23 +46,57 @@ def relevance(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer) 
     return pick(ruled.activations(layer), rows) * gradients
 
 
-def full_gradients(pass_: Pass, rows: Rows, targets: Sequence[Target]) -> tuple[Tensor, ...]:
-    """Computes `Probe.full_gradients`."""
+def full_gradients(pass_: Pass, rows: Rows, targets: Sequence[Target]) -> FullGradients:
+    """Computes `Probe.full_gradients`, and how complete they are."""
     layer, images, listed = Layer(INPUT, None), pass_.images, pass_
     if bias_terms not in pass_.recorded:  # asked for by a method that another one is made of
         listed = pass_.other("biases", [layer], bias_terms)
-    terms: list[BiasTerm] = listed.recorded[bias_terms]  # type: ignore[assignment]
+    biases: Biases = listed.recorded[bias_terms]  # type: ignore[assignment]
     values: list[tuple[Tensor, ...]] = []
     for part in (split := rounds(rows)):  # a backward fills the terms in, the next one anew
         images_of, targets_of = tuple(rows[row] for row in part), [targets[row] for row in part]
         gradient = listed.gradients_of(images_of, partial(scores, targets=targets_of), layer)
-        of_biases = (pick(_placed(term.value(), images), images_of) for term in terms if term.gradient is not None)
+        of_biases = (pick(_placed(term, images), images_of) for term in biases.terms if term.gradient is not None)
         values.append((pick(images, images_of) * gradient, *of_biases))
     order = torch.tensor([row for part in split for row in part]).argsort().to(images.device)
-    return values[0] if len(values) == 1 else tuple(torch.cat(term)[order] for term in zip(*values, strict=True))
+    together = values[0] if len(values) == 1 else tuple(torch.cat(term)[order] for term in zip(*values, strict=True))
+    if not biases.piecewise_linear:
+        return FullGradients(together, None)
+    return FullGradients(together, _missing(together, pick(listed.output.detach(), rows), targets, listed.half))
 
 
-def _placed(term: Tensor, images: Tensor) -> Tensor:
-    """Returns a bias term as it is if its module puts out a grid per image, otherwise its sum per image (N, 1)."""
-    grid = term.ndim == images.ndim and len(term) == len(images) and covers(term.shape[2:], images.shape[2:])
-    return term if grid else term.reshape(len(images), -1).sum(1, keepdim=True)
+@dataclass(frozen=True, eq=False)
+class FullGradients:
+    """These are input times gradient and bias times gradient, and what of the score they leave out."""
+
+    terms: tuple[Tensor, ...]
+    missing: Tensor | None
+    """(R,) the share that is missing; 0 where that is no more than rounding, None where the sum claims nothing."""
+
+
+def _missing(terms: Sequence[Tensor], output: Tensor, targets: Sequence[Target], half: bool) -> Tensor:
+    """Returns the share (R,) that terms lack of what they should add up to: the output times the score's slope there.
+
+    (That is the score, where it is linear in the output.) The share is of the sum of all absolute terms.
+    """
+    with torch.enable_grad():
+        leaf = output.clone().requires_grad_()
+        total = scores(leaf, targets).sum()
+        (slope,) = torch.autograd.grad(total, leaf) if total.requires_grad else (torch.zeros_like(leaf),)
+    sums = torch.stack([term.flatten(1).sum(1) for term in terms])
+    right = (slope * output).flatten(1).sum(1).to(sums)
+    share = safe_divide((right - sums.sum(0)).abs(), right.abs() + sums.abs().sum(0))
+    return torch.where(share > (ROUNDING_HALF if half else ROUNDING), share, 0.0)
+
+
+def _placed(term: BiasTerm, images: Tensor) -> Tensor:
+    """Returns a term (N, C, *grid) if it is of a grid per image, otherwise its sum per image (N, 1)."""
+    value = term.value()
+    grid = value.ndim == images.ndim and len(value) == len(images) and covers(value.shape[2:], images.shape[2:])
+    if grid and term.placed:
+        return value
+    if value.ndim == 3 and len(value) != len(images) and len(images) in value.shape[1:]:  # tokens first, then images
+        return value.movedim(1 + value.shape[1:].index(len(images)), 0).flatten(1).sum(1, keepdim=True)
+    if value.numel() % len(images):  # of no image alone
+        return value.sum().expand(len(images), 1) / len(images)
+    return value.reshape(len(images), -1).sum(1, keepdim=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from konkyo.engine.forward import Pass, Rows, at_least_float32, pick, scores
-from konkyo.engine.layer import Layer, linear_head
+from konkyo.engine.layer import Layer, head_weight, linear_head
 from konkyo.engine.variants import Variants
 from konkyo.errors import NotApplicable
 from konkyo.targets.classes import Target
@@ -29,7 +29,7 @@ class Channels:
             raise NotApplicable("needs a feature layer; the input is none")
         if self._head_weight is None:
             raise NotApplicable(
-                f"needs global average pooling and one linear layer right after the layer; "
+                f"needs global average pooling and one linear layer (or 1x1 convolution) right after the layer; "
                 f"what follows {self._layer.name!r} is something else (grad_cam works for any head)"
             )
         output = self._output().clone().requires_grad_()
@@ -62,12 +62,18 @@ class Channels:
 
     @cached_property
     def _head_weight(self) -> Tensor | None:
-        """This is the weight (K, C) of the linear layer after the mean over the grid; None if the head is another."""
+        """This is the weight (K, C) of what makes the output of the means over the grid; None if the head is another.
+
+        It is a linear layer's, a 1x1 convolution's, or the identity where the means are the output.
+        """
         if self._layer.module is None or self._pass.output.ndim != 2:
             return None
         means, output = grid_mean(self._pass.activations(self._layer)), self._pass.output.detach()
-        head = linear_head(self._pass.network.module, means, output, 3e-2 if self._pass.half else 1e-4)
-        return None if head is None else head.weight.detach()
+        tolerance = 3e-2 if self._pass.half else 1e-4
+        if means.shape == output.shape and ((means - output).abs() <= tolerance * output.abs().amax()).all():
+            return torch.eye(means.shape[1], device=means.device, dtype=means.dtype)
+        head = linear_head(self._pass.network.module, means, output, tolerance)
+        return None if head is None else head_weight(head)
 
     def _output(self) -> Tensor:
         return pick(self._pass.output.detach(), self._rows)

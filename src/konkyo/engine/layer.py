@@ -114,14 +114,24 @@ def bind(layer: Layer, root: nn.Module) -> Layer:
     return replace(layer, module=root.get_submodule(layer.name))
 
 
-def linear_head(root: nn.Module, means: Tensor, output: Tensor, tolerance: float) -> nn.Linear | None:
-    """Returns the linear layer that makes the output (N, K) of the means over the grid (N, C), or None."""
-    for linear in reversed([m for m in root.modules() if isinstance(m, nn.Linear)]):
-        if (linear.out_features, linear.in_features) != (output.shape[1], means.shape[1]):
+def linear_head(root: nn.Module, means: Tensor, output: Tensor, tolerance: float) -> nn.Module | None:
+    """Returns the module that makes the output (N, K) of the means over the grid (N, C), or None.
+
+    It is a linear layer, or a convolution of one cell, which does the same before the mean over the grid or after it.
+    """
+    heads = [m for m in root.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    for head in reversed(heads):
+        if tuple(head.weight.shape) != (output.shape[1], means.shape[1], *[1] * (head.weight.ndim - 2)):
             continue
         # Without the bias: beside a large one, what other grids give would look the same.
-        unbiased = output if linear.bias is None else output - linear.bias.detach().to(output)
-        again = means @ linear.weight.detach().to(means).T
+        unbiased = output if head.bias is None else output - head.bias.detach().to(output)
+        again = means @ head_weight(head).to(means).T
         if ((again - unbiased).abs() <= tolerance * unbiased.abs().amax()).all():
-            return linear
+            return head
     return None
+
+
+def head_weight(head: nn.Module) -> Tensor:
+    """Returns the weight (K, C) of a linear layer or of a convolution of one cell, detached."""
+    weight: Tensor = head.weight  # type: ignore[assignment]
+    return weight.detach().flatten(1)

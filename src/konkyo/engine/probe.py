@@ -65,6 +65,8 @@ class Probe:
         self._integration = Integration(pass_, rows, targets, pyramid or Pyramid((layer,)), self._variants)
         self._attention = AttentionReader(pass_, rows, targets)
         self._channels = Channels(pass_, rows, targets, layer, self._variants)
+        self._missing: list[Tensor] = []
+        """What full gradients leave out of the score, of all rows of every view that was asked for them."""
 
     @property
     @need(of_target=False)
@@ -125,7 +127,7 @@ class Probe:
     @need(
         **_GRADIENT,
         cost="a head of global average pooling + linear",
-        networks="networks whose head is global average pooling and one linear layer",
+        networks="networks whose head is global average pooling and one linear layer (or 1x1 convolution)",
     )
     def class_weights(self) -> Tensor:
         """This is what each channel's mean counts for the score (N, C), with a head of global average pooling + linear.
@@ -209,7 +211,9 @@ class Probe:
         distinct, rows = distinct_views(self._rows, images)
         views, where = len(images) // len(self._rows), Layer(INPUT, None) if layer == INPUT else self._layer
         pass_, budget = self._pass.other("on", [where], _nothing, distinct), self._variants.budget.divided(views)
-        return Probe(pass_, self.targets * views, where, rows=rows, seed=self._seed, budget=budget)
+        view = Probe(pass_, self.targets * views, where, rows=rows, seed=self._seed, budget=budget)
+        view._missing = self._missing
+        return view
 
     @cached_property
     @need(of_target=True, inside=True, cost="ReLUs", networks="networks with ReLU or ReLU6")
@@ -237,12 +241,15 @@ class Probe:
     @cached_property
     @need(of_target=True, inside=True, within=bias_terms, cost="a whole backward")
     def full_gradients(self) -> tuple[Tensor, ...]:
-        """These are input times gradient (N, C, *size), then bias times gradient of every module that adds one.
+        """These are input times gradient (N, C, *size), then bias times gradient of every function that adds one.
 
-        Those are (N, C, *grid), or (N, 1) where a module puts out no grid of the image (windows of it, tokens). In a
-        piecewise linear network they add up to the score.
+        Those are (N, C, *grid), or (N, 1) where what is added to is no grid of the image (windows of it, tokens). In a
+        piecewise linear network they add up to the score; where they do not, the diagnosis says so.
         """
-        return backwards.full_gradients(self._pass, self._rows, self.targets)
+        full = backwards.full_gradients(self._pass, self._rows, self.targets)
+        if full.missing is not None:
+            self._missing.append(full.missing)
+        return full.terms
 
     @cached_property
     @need(of_target=False, inside=True, cost="global attention", networks=f"{_TRANSFORMERS} (ViT, DeiT, BEiT, ...)")
@@ -322,6 +329,12 @@ def offer(probe: Probe, name: str) -> Any:
 def largest_gradient(probe: Probe) -> Tensor | None:
     """Returns the largest absolute gradient of every row (R,), if a method has used the gradients at the layer."""
     return probe.gradients.flatten(1).abs().amax(1) if "gradients" in vars(probe) else None
+
+
+def missing_share(probe: Probe) -> Tensor | None:
+    """Returns the largest share of the score (R,) that full gradients leave out, if a method has used them."""
+    views = [part.view(-1, len(probe.targets)) for part in probe._missing]
+    return torch.cat(views).amax(0) if views else None
 
 
 @contextmanager

@@ -343,7 +343,7 @@ def _explained(plan: _Plan, view: _View, index: int) -> _Part:
     if not targets:
         return part
     requests = {
-        m.name: [view.model.task.request_of(target, m.score) for target in targets]
+        m.name: [view.model.task.request_of(target, m.explained(plan.options)) for target in targets]
         for m in plan.methods
         if isinstance(m, Method)
     }
@@ -412,8 +412,10 @@ def _shared_inputs(plan: _Plan, view: _View, rows: _MeasuredRows, part: _Part) -
 def _inputs_of(plan: _Plan, view: _View, method: Method, result: Explanation, rows: _MeasuredRows) -> dict[str, Any]:
     """Returns what metrics are given of a method's maps."""
     requests, model = rows.of(rows.requests[method.name]), view.model
-    scores = [model.targets(request, view.output, score=method.score)[0][0] for request in requests]
+    score = method.explained(plan.options)
+    scores = [model.targets(request, view.output, score=score)[0][0] for request in requests]
     return {
+        "holds_input": method.holds_input,
         "seen": result.at(rows.truth.size)[rows.numbers],
         "maps": result.maps[rows.numbers],
         "raw": result.signed[rows.numbers],
@@ -442,7 +444,7 @@ def _bordered(maps: Tensor, region: tuple[float, float, float, float], size: tup
 
 
 def _measure(plan: _Plan, part: _Part, method: str, offers: Mapping[str, Any], truth: Truth, index: int) -> None:
-    """Every column's statistic of a method's maps. NaN where a map is blank: it is counted instead."""
+    """Every column's statistic of a method's maps. NaN where a map is blank (it is counted) or the truth unknown."""
     maps: Tensor = offers["maps"]
     flat = maps.flatten(1)
     blank = (flat.amax(1) == flat.amin(1)) | absent(maps)
@@ -463,9 +465,12 @@ def _measure(plan: _Plan, part: _Part, method: str, offers: Mapping[str, Any], t
         options = dict(c.options)
         if "seed" in c.metric.options:
             options.setdefault("seed", plan.seed + index)
+        if "holds_input" in c.metric.options:  # maps of other tools are taken for what most maps are
+            options.setdefault("holds_input", offers.get("holds_input", True))
         arguments = {n: values[n] for n in needs if n != "maps" and values.get(n) is not None}
         statistic = c.metric.statistic(values["maps"], **arguments, **options).double()
-        statistic = statistic.masked_fill(blank.view(-1, *[1] * (statistic.ndim - 1)), math.nan)
+        left_out = blank if c.region is None else blank | truth.unknown(c.region).to(blank.device)
+        statistic = statistic.masked_fill(left_out.view(-1, *[1] * (statistic.ndim - 1)), math.nan)
         part.statistics.setdefault(method, {})[c.name] = statistic.tolist()
 
 

@@ -50,6 +50,16 @@ class Truth:
             self._masks[region] = self._together(region)
         return self._masks[region]
 
+    def unknown(self, region: Region) -> Tensor:
+        """Tells which rows (R,) bool are about things that nobody has drawn this region of: their masks are empty."""
+        drawn = [self._drawn(annotation, region) for annotation in self.annotations]
+        return torch.tensor([bool(numbers) and not any(drawn[i] for i in numbers) for numbers in self.rows])
+
+    @staticmethod
+    def _drawn(annotation: Annotation, region: Region) -> bool:
+        known = {"mask": annotation.mask, "evidence": annotation.evidence, "box": box_of(annotation)}
+        return known[region] is not None
+
     def _together(self, region: Region) -> dict[str, Tensor]:
         masks = [self._mask(annotation, region) for annotation in self.annotations]
 

@@ -11,7 +11,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-Kind: TypeAlias = Literal["ok", "not finite", "zero gradient", "saturated", "all negative", "constant", "not a cut"]
+Kind: TypeAlias = Literal[
+    "ok", "not finite", "zero gradient", "saturated", "incomplete", "all negative", "constant", "not a cut"
+]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ def diagnose(
     *,
     rectified: bool,
     largest_gradient: Tensor | None,
+    missing: Tensor | None = None,
     probabilities: Sequence[Tensor | None],
     inside: bool,
     absent: Callable[[int], bool],
@@ -48,8 +51,9 @@ def diagnose(
     """Returns what is wrong with each of the signed maps (R, *grid), from the values that their method has seen anyway.
 
     `largest_gradient` (R,) absolute, where the method asked for gradients; `probabilities`: of every row whose score
-    is a softmax probability, that probability; `inside`: whether the network itself makes them. `absent` tells whether
-    a row's instance is not on its image; `way_out` names a layer that works. One transfer from the device for all maps.
+    is a softmax probability, that probability; `inside`: whether the network itself makes them. `missing` (R,) is the
+    share of the score that a sum which should be all of it leaves out. `absent` tells whether a row's instance is not
+    on its image; `way_out` names a layer that works. One transfer from the device for all maps.
     """
     flat = signed.flatten(1)
     columns = [flat.isfinite().all(1), scores.isfinite(), flat.amin(1), flat.amax(1)]
@@ -61,6 +65,7 @@ def diagnose(
         if len(probabilities)
         else flat.new_full((len(flat),), 0.5)
     )
+    columns.append(flat.new_zeros(len(flat)) if missing is None else missing)
     table = torch.stack([column.to(signed.dtype) for column in columns], dim=1).tolist()
     return tuple(_judge(values, rectified, inside, partial(absent, row), way_out) for row, values in enumerate(table))
 
@@ -68,7 +73,7 @@ def diagnose(
 def _judge(
     values: list[float], rectified: bool, inside: bool, absent: Callable[[], bool], way_out: Callable[[], str]
 ) -> Diagnosis:
-    finite, finite_score, low, high, gradient, probability = values
+    finite, finite_score, low, high, gradient, probability, missing = values
     if not finite_score:
         return Diagnosis(
             "not finite",
@@ -100,6 +105,13 @@ def _judge(
             "zero gradient",
             "the gradient is exactly 0: the score does not depend on this layer for this image, or the model runs what "
             f"lies between under a torch.no_grad() of its own; {way_out()}",
+        )
+    if missing > 0:
+        return Diagnosis(
+            "incomplete",
+            f"{missing:.1%} of what adds up to the score is not in the map: the network adds constants where no "
+            "function of torch shows them (compiled or scripted parts, recurrent layers, constants that are joined on, "
+            "chosen or filled in); input_x_gradient and integrated_gradients do not need them",
         )
     if low == high == 0 and rectified and not math.isinf(gradient):
         return Diagnosis(

@@ -17,14 +17,14 @@ from konkyo.engine.forward import Pass, Precision
 from konkyo.engine.integration import Pyramid
 from konkyo.engine.layer import INPUT, STAGES, Layer
 from konkyo.engine.path import PathTrace
-from konkyo.engine.probe import NEEDS, Probe, largest_gradient
+from konkyo.engine.probe import NEEDS, Probe, largest_gradient, missing_share
 from konkyo.engine.trace import share_around
 from konkyo.engine.variants import Budget
 from konkyo.errors import KonkyoError, NotApplicable, unknown, warn
 from konkyo.explanation.diagnosis import Diagnosis, diagnose, judge_cut
 from konkyo.explanation.inputs import Images, Prepared, prepare
 from konkyo.explanation.result import Explanation
-from konkyo.methods.base import Attribution, Method, find
+from konkyo.methods.base import SCORE_OPTION, Attribution, Method, find
 from konkyo.models import Frame, Model, as_model
 from konkyo.models.layers import traced_size
 from konkyo.targets.base import Target, as_target
@@ -334,6 +334,8 @@ class _Maps:
     """(R,)"""
     gradients: Tensor | None
     """(R,) the largest absolute gradient, where the method asked for gradients."""
+    missing: Tensor | None
+    """(R,) the share of the score that full gradients leave out, where the method asked for them."""
     path: PathTrace | None
 
 
@@ -367,7 +369,12 @@ def _explanation(run: _Run) -> Explanation:
 
 def _rows(run: _Run) -> _Rows:
     """Returns the targets of all images as rows."""
-    score, frames, output = run.method.score, run.prepared.frames, run.pass_.output.detach()
+    score, frames, output = run.method.explained(run.options), run.prepared.frames, run.pass_.output.detach()
+    if run.model.task.instances and score != run.method.score:
+        raise KonkyoError(
+            f"score={score!r} is of a class; what is explained of {run.model.task.instances} is said by their request, "
+            f"as in target=konkyo.Detections(quantity={score!r})"
+        )
     requested = run.request.target
     if requested is None and not run.method.needs_target() and not run.model.decides(output):
         requested = Magnitude()
@@ -420,11 +427,13 @@ def _part_maps(run: _Run, rows: _Rows) -> _Maps:
     else:  # a detector that keeps nothing
         maps = on_finest([probe.activations[:, 0] for probe in probes])[0].float()
     scores = probes[0].score.float() if images else maps.new_zeros(0)
+    missing = [share for probe in probes if (share := missing_share(probe)) is not None]
     integrals = [integral for pyramid in pyramids for integral in pyramid.integrals]
     largest = [gradient for probe in probes if (gradient := largest_gradient(probe)) is not None]
     largest += [integral.largest for integral in integrals]
     trace = integrals[0].trace.of(rows.firsts) if integrals else None  # a combination's is that of its first part
-    return _Maps(maps, scores, torch.stack(largest).amax(0) if largest else None, trace)
+    gradients, missing_shares = (torch.stack(s).amax(0) if s else None for s in (largest, missing))
+    return _Maps(maps, scores, gradients, missing_shares, trace)
 
 
 def _combined(task: Task, method: Method, rows: _Rows, maps: _Maps) -> _Maps:
@@ -436,13 +445,14 @@ def _combined(task: Task, method: Method, rows: _Rows, maps: _Maps) -> _Maps:
     signed = [
         group[0] if len(group) == 1 else task.combined(group.relu() if method.rectified else group) for group in groups
     ]
-    gradients = None if maps.gradients is None else maps.gradients[firsts]
-    return replace(maps, signed=torch.stack(signed), scores=maps.scores[firsts], gradients=gradients)
+    gradients, missing = (None if v is None else v[firsts] for v in (maps.gradients, maps.missing))
+    return replace(maps, signed=torch.stack(signed), scores=maps.scores[firsts], gradients=gradients, missing=missing)
 
 
 def _options_used(run: _Run) -> dict[str, Any]:
     """Returns all options of the method with their values, and what else decides its maps."""
-    used = {name: parameter.default for name, parameter in run.method.options.items()} | run.options
+    defaults = {name: p.default for name, p in run.method.options.items() if p is not SCORE_OPTION}  # targets say that
+    used = defaults | run.options
     if len(run.cuts) > 1:
         how = run.request.fuse or run.method.fuse
         used["fuse"] = getattr(how, "__name__", how)
@@ -507,6 +517,7 @@ def _diagnose(run: _Run, rows: _Rows, maps: _Maps) -> tuple[Diagnosis, ...]:
         maps.scores,
         rectified=run.method.rectified,
         largest_gradient=maps.gradients,
+        missing=maps.missing,
         probabilities=probabilities if any(p is not None for p in probabilities) else (),
         inside=any(own is not None for own in inside),
         absent=absent,

@@ -12,7 +12,7 @@ from konkyo.utils.tensors import channels, grid_mean, grid_sum, min_max, resize,
 BiasScale = Literal["layer", "channel"]
 
 
-@method(layer="input")
+@method(layer="input", holds_input=False)
 def guided_backprop(guided_gradients: Tensor) -> Tensor:
     """Guided backpropagation (Springenberg et al., 2015, Sec. 3.4) is the gradient that only positive evidence reaches.
 
@@ -51,9 +51,12 @@ def full_grad(full_gradients: Sequence[Tensor], *, scale: BiasScale = "layer") -
 
     map = sum_c psi(x G)_c + sum over biases and channels psi(b G)_c, psi = up(min_max(|.|)). min_max is taken over all
     channels of a layer, as the authors' code does; `scale="channel"` gives every channel the same weight
-    (pytorch-grad-cam). In a piecewise linear network the unscaled terms add up to the score. Biases without a grid
-    (linear layers after pooling, tokens, windows) count there, but have no place in the map. So of a transformer it
-    shows little more than input times gradient. One forward and a whole backward.
+    (pytorch-grad-cam). A bias is what a function adds: of a module that runs twice it counts twice, of one that another
+    module shows as its own once. In a piecewise linear network the unscaled terms add up to the score; where a share is
+    missing, the diagnosis is "incomplete". Layer norms, attention and smooth activations are not linear, and their sum
+    claims nothing. Biases without a grid (linear layers after pooling, tokens, windows) and ReLU6's ceiling count in
+    the sum, but have no place in the map. So of a transformer it shows little more than input times gradient. One
+    forward and a whole backward.
     """
     first = full_gradients[0]
     total = torch.zeros_like(first[:, 0])

@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from konkyo.engine.forward import scores
 from konkyo.engine.layer import INPUT
 from konkyo.engine.probe import NEEDS, Probe, offer
 from konkyo.errors import KonkyoError, NotApplicable, unknown
@@ -32,18 +33,32 @@ class Method:
     """Where it is defined: "input"; "stages", the last layer of every grid size; or None, a feature layer, the model's
     automatic one by default."""
     score: Score
-    """What it explains of a class unless a Target says otherwise."""
+    """What it explains of a class unless a Target or the option `score` says otherwise."""
     needs: tuple[str, ...]
     options: Options
     fuse: Fuse = "layer_cam"
     """How the maps of several layers become one unless the caller says otherwise."""
     inner: Method | None = None
     """The method that this one wraps."""
+    holds_input: bool = True
+    """Whether a value says what a place adds to the score; False: the score's slope there, as gradients do."""
 
     @property
     def summary(self) -> str:
         """This is the first sentence of its documentation."""
         return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
+
+    def explained(self, options: Mapping[str, Any]) -> Score:
+        """Returns what it explains of a class with these options. KonkyoError: a score that it does not have."""
+        if not self._chooses_score() or SCORE not in options:
+            return self.score
+        check_options(self.name, {SCORE: options[SCORE]}, self.options)
+        chosen: Score = options[SCORE]
+        return chosen
+
+    def _chooses_score(self) -> bool:
+        """Tells whether the option `score` is the choice that `method` adds, and not the function's own."""
+        return self.options.get(SCORE) is SCORE_OPTION
 
     def _any(self, fact: str) -> bool:
         """Tells whether one of the needs has this fact."""
@@ -102,11 +117,19 @@ class Method:
     def _run(self, probe: Probe, options: Mapping[str, Any]) -> Tensor:
         """Calls the function with what the Probe offers for its needs. KonkyoError: an option that it does not have."""
         check_options(self.name, options, self.options)
+        if self._chooses_score():  # the targets know it already
+            options = {name: value for name, value in options.items() if name != SCORE}
         device = probe.inputs.device.type
         # The caller's autocast is for the network; sums over maps are done in the tensors' own precision.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
             return self.function(*(offer(probe, need) for need in self.needs), **options)
 
+
+SCORE = "score"
+SCORE_OPTION = inspect.Parameter(
+    SCORE, inspect.Parameter.KEYWORD_ONLY, default="probability", annotation=Literal["probability", "logit"]
+)
+"""The choice that methods have which explain a class's probability unless they are told to explain its logit."""
 
 METHODS: dict[str, Method] = {}
 """All registered methods by name."""
@@ -116,7 +139,12 @@ METHODS: dict[str, Method] = {}
 def method(function: Callable[..., Tensor], /) -> Method: ...
 @overload
 def method(
-    *, rectified: bool = ..., layer: str | None = ..., score: Score = ..., fuse: Fuse = ...
+    *,
+    rectified: bool = ...,
+    layer: str | None = ...,
+    score: Score = ...,
+    fuse: Fuse = ...,
+    holds_input: bool = ...,
 ) -> Callable[[Callable[..., Tensor]], Method]: ...
 def method(
     function: Callable[..., Tensor] | None = None,
@@ -126,6 +154,7 @@ def method(
     layer: str | None = None,
     score: Score = "logit",
     fuse: Fuse = "layer_cam",
+    holds_input: bool = True,
 ) -> Any:
     """Registers a function of tensors as a method under its own name.
 
@@ -133,7 +162,9 @@ def method(
     returns signed maps (N, *grid), or what each channel adds to them (N, C, *grid). `rectified` says that the method's
     definition ends in a ReLU, which is applied to the result's `maps`, while `signed` keeps the map before it. `layer`:
     "input" for a method defined there, "stages" for one made of a map from the last layer of every grid size, which
-    `fuse` makes one. KonkyoError: a name that no Probe offers, or a taken name.
+    `fuse` makes one. `score`: what it explains of a class; where that is the "probability", the method gets the option
+    `score`, with which the user may choose the "logit". `holds_input`: False for maps of slopes, which metrics of
+    attributions multiply by what a pixel changes. KonkyoError: a name that no Probe offers, or a taken name.
 
     >>> @method(rectified=True)
     ... def my_cam(activations, gradients, *, power=1):
@@ -149,7 +180,9 @@ def method(
             import_module("konkyo.methods")  # so that a name of theirs is seen to be taken
         name, needs, options = signature_of("method", function, NEEDS)
         check_free("method", name, function, METHODS)
-        METHODS[name] = Method(name, function, rectified, layer, score, needs, options, fuse)
+        if score == "probability":
+            options = {**options, SCORE: options.get(SCORE, SCORE_OPTION)}
+        METHODS[name] = Method(name, function, rectified, layer, score, needs, options, fuse, holds_input=holds_input)
         return METHODS[name]
 
     return register if function is None else register(function)
@@ -201,6 +234,7 @@ def of_attribution(attribution: Attribution) -> Method:
         indices = [index for target in targets if (index := as_target(target).class_logit) is not None]
         if len(indices) < len(targets):
             raise KonkyoError(f"{name} of Captum explains the network's outputs by index; a class was expected")
+        scores(output, targets)  # KonkyoError: a class that there is not
         if output.shape[1] == 1:  # one logit stands for two classes
             if not all(indices):
                 raise KonkyoError(f"{name} of Captum explains the one logit as it is: the class 'positive'")

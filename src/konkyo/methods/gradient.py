@@ -22,7 +22,9 @@ from konkyo.utils.tensors import channels, grid_mean, grid_sum, safe_divide
 def cam(class_weights: Tensor, activations: Tensor) -> Tensor:
     """CAM (Zhou et al., 2016, Eq. 2) weights channels by the linear layer that follows global average pooling.
 
-    map = sum_k w_k A_k. The head must be global average pooling and one linear layer.
+    map = sum_k w_k A_k. The head must be global average pooling and one linear layer, or one convolution of 1 x 1
+    cells before or after the pooling. Where the pooled grid is the output itself, the class's channel is the map: in
+    SqueezeNet, whose convolution a ReLU follows, at that ReLU as `layer`.
     """
     return channels(class_weights, activations) * activations
 
@@ -131,7 +133,17 @@ def shapley_cam(activations: Tensor, gradients: Tensor, curvature: Curvature) ->
     return channels(grid_mean(gradients - curvature(activations) / 2), activations) * activations
 
 
-@method(layer="input")
+@method(layer="input", holds_input=False)
+def gradient(gradients: Tensor) -> Tensor:
+    """Gradient (Baehrens et al., 2010) is the score's slope at every pixel, with its sign.
+
+    map = sum_c G_c, the fall of the score where all channels of a pixel become smaller, per unit. `saliency` is its
+    size without a sign, by the largest channel.
+    """
+    return gradients
+
+
+@method(layer="input", holds_input=False)
 def saliency(gradients: Tensor) -> Tensor:
     """Saliency (Simonyan et al., 2013, Sec. 3) is the largest absolute gradient over the channels of a pixel.
 

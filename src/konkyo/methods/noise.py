@@ -44,7 +44,7 @@ def smooth_grad_cam_pp(
     return channels(grid_sum(alpha * first.relu()), activations) * activations
 
 
-@method(layer="input")
+@method(layer="input", holds_input=False)
 def smooth_grad(
     inputs: Tensor,
     activations: Tensor,
@@ -65,7 +65,7 @@ def smooth_grad(
     return (total / samples).abs().amax(1)
 
 
-@method(layer="input")
+@method(layer="input", holds_input=False)
 def var_grad(
     inputs: Tensor,
     gradients: Tensor,

@@ -1,7 +1,7 @@
 """Maps from how the score changes when places are hidden: of the image, or of a layer's grid."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +13,8 @@ from konkyo.methods.base import method
 from konkyo.utils.tensors import normalised, resize, safe_divide
 
 Enlarging = Literal["bilinear", "nearest"]
+Border = Literal["clamp", "mirror"]
+"""What lies beyond the border of a coarse grid when it is enlarged: its last cells again, or those before them."""
 
 
 @method(layer="input", score="probability")
@@ -24,14 +26,18 @@ def rise(
     masks: int = 4000,
     cells: int = 7,
     keep: float = 0.5,
+    border: Border = "clamp",
 ) -> Tensor:
     """RISE (Petsiuk et al., 2018, Eq. 6) is the mean of random masks, weighted by the score of the masked image.
 
     map = 1 / (masks * keep) sum_i score(x * M_i) M_i. A mask is a coarse grid of `cells` per side, each kept with
     probability `keep`, enlarged bilinearly to one cell more than the image and cropped at random. All images see the
-    same masks. Cost: `masks` forwards; under a budget the mean is that of the masks that ran.
+    same masks. `border` is how masks are enlarged in the outer half of the outermost cells: "clamp" repeats the cell,
+    "mirror" goes on towards the cell before it, as the authors' code does. `score` "logit" weighs by the class's logit.
+    Cost: `masks` forwards; under a budget the mean is that of the masks that ran.
     """
-    return _of_masks(inputs, rescore, _random_masks(inputs, generator, masks, cells, keep, "bilinear"), masks) / keep
+    mask = _random_masks(inputs, generator, masks, cells, keep, "bilinear", border)
+    return _of_masks(inputs, rescore, mask, masks) / keep
 
 
 @method(layer="input", score="similarity")
@@ -44,24 +50,30 @@ def d_rise(
     cells: int = 16,
     keep: float = 0.5,
     enlarge: Enlarging = "bilinear",
+    border: Border = "clamp",
     centre: bool = False,
 ) -> Tensor:
     """D-RISE (Petsiuk et al., 2021) is the mean of random masks, weighted by how much of the detection each leaves.
 
     map = mean_i w_i M_i, w_i = max_j IoU(box, box_j) cos(p, p_j) over all candidates j of the masked image x * M_i.
     (The paper's objectness is left out: few detectors have one.) A quantity that is asked for (a side of the box)
-    weighs the masks instead, as scores do in RISE. Masks as in `rise`; all detections of an image share them and their
-    forwards. `enlarge` "nearest" keeps hard edges, as a released implementation does. `centre` takes the mean of the
-    weights off, which takes the same constant background out of every map and leaves less noise. Cost: `masks`
-    forwards, however many detections there are.
+    weighs the masks instead, as scores do in RISE. Masks and `border` as in `rise`; all detections of an image share
+    them and their forwards. `enlarge` "nearest" keeps hard edges, as a released implementation does; it has no
+    `border`. `centre` takes the mean of the weights off, which takes the same constant background out of every map and
+    leaves less noise. Cost: `masks` forwards, however many detections there are.
     """
-    return _of_masks(
-        inputs, rescore, _random_masks(inputs, generator, masks, cells, keep, enlarge), masks, centre=centre
-    )
+    mask = _random_masks(inputs, generator, masks, cells, keep, enlarge, border)
+    return _of_masks(inputs, rescore, mask, masks, centre=centre)
 
 
 def _random_masks(
-    inputs: Tensor, generator: torch.Generator, masks: int, cells: int, keep: float, enlarge: Enlarging
+    inputs: Tensor,
+    generator: torch.Generator,
+    masks: int,
+    cells: int,
+    keep: float,
+    enlarge: Enlarging,
+    border: Border,
 ) -> Callable[[Tensor], Tensor]:
     """Makes RISE's masks, indices -> (v, *size): coarse grids enlarged to one cell more than the image, and cropped."""
     if masks < 1 or cells < 1 or not 0 < keep <= 1:
@@ -77,6 +89,8 @@ def _random_masks(
         extents = tuple((cells + 1) * s for s in stride)
         if enlarge == "nearest":
             large = torch.nn.functional.interpolate(coarse[indices, None], size=extents, mode="nearest-exact")[:, 0]
+        elif border == "mirror":
+            large = _mirrored(coarse[indices], extents)
         else:
             large = resize(coarse[indices], extents)
         for axis, (extent, move) in enumerate(zip(size, moves, strict=True), start=1):
@@ -87,6 +101,23 @@ def _random_masks(
         return large
 
     return mask
+
+
+def _mirrored(coarse: Tensor, extents: Sequence[int]) -> Tensor:
+    """Enlarges grids (v, *cells) bilinearly to `extents`.
+
+    Beyond the centre of an outermost cell the grid is mirrored at that centre ("mirror" of scipy, "reflect" of
+    scikit-image's resize).
+    """
+    for axis, extent in enumerate(extents, start=1):
+        last = coarse.shape[axis] - 1
+        at = (torch.arange(extent, device=coarse.device) + 0.5).to(coarse) * ((last + 1) / extent) - 0.5
+        at = (last - (last - at.abs()).abs()).clamp_min(0)
+        low = at.long()
+        share = (at - low).view(-1, *[1] * (coarse.ndim - axis - 1))
+        one, other = coarse.index_select(axis, low), coarse.index_select(axis, (low + 1).clamp_max(last))
+        coarse = torch.lerp(one, other, share)
+    return coarse
 
 
 def _of_masks(
@@ -110,8 +141,9 @@ def occlusion(inputs: Tensor, rescore: Rescore, *, window: int = 16, stride: int
 
     map = mean over the windows that cover a pixel of score(x) - score(x with the window set to `baseline`). A window is
     `window` pixels wide in all directions, or as the image where that is less, and moves by `stride`. The last of a row
-    is cut at the border. `baseline` is a value of the preprocessed image (0: the mean colour). Cost: a forward per
-    window and one more, 730 for 224 x 224 pixels. Under a budget windows far apart come first; pixels that none of them
+    is cut at the border. `baseline` is a value of the preprocessed image (0: the mean colour). `score` "logit" shows
+    how far the class's logit falls, which does not saturate where the class is certain. Cost: a forward per window and
+    one more, 730 for 224 x 224 pixels. Under a budget windows far apart come first; pixels that none of them
     covered get 0. Evidence larger than the window, or there twice, is missed: hiding a part of it changes nothing.
     """
     size = inputs.shape[2:]

@@ -1,5 +1,6 @@
 """This tells whether a map's values are what pixels do to the score: sums of values against changes of the score."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -29,6 +30,8 @@ def infidelity(
     score: Score,
     *,
     kind: Literal["gaussian", "square"] = "gaussian",
+    holds_input: bool | None = None,
+    baseline: float = 0.0,
     std: float = 0.2,
     side: int = 16,
     samples: int = 1000,
@@ -38,24 +41,34 @@ def infidelity(
 ) -> Tensor:
     """Infidelity (Yeh et al., 2019) is how far the map is from foretelling what perturbations do to the score.
 
-    mean over perturbations I of (I . a - (s(x) - s(x - I)))^2 -> (R,). The map a is an attribution of every pixel in
-    the score's units, the same for all channels: I . a = sum over pixels of (sum over channels of I) a. Maps that are
-    smaller than the image are enlarged, which leaves no units. `scaling` "optimal" multiplies each map by the number
-    that serves it best first, as in the authors' code. `kind`: "gaussian" noise of `std` in the prepared image's units,
-    or a "square" of `side` pixels at a random place, where I = x: it is set to 0. All maps see the same perturbations.
-    Cost: `samples` forwards and one more.
+    mean over perturbations I of (I . a - (s(x) - s(x - I)))^2 -> (R,). `holds_input` says what kind of map a is. False:
+    the score's slope per unit of a pixel (`gradient`), the same for all channels, and I . a = sum over pixels of (sum
+    over channels of I) a. True: what each pixel adds to the score (input x gradient, Integrated Gradients, occlusion).
+    Then I takes a share rho of every pixel, I = rho (x - `baseline`), and I . a = sum over pixels of rho a. None: True
+    for squares, as the authors' code has it, and False for noise.
+
+    `kind` "square": `side` pixels at a random place become the `baseline`, rho = 1. "gaussian": I is noise of `std` in
+    the prepared image's units; with `holds_input` rho is noise of `std`, one number for all channels of a pixel. So
+    maps of both kinds see the same squares, but other noise. Maps that are smaller than the image are enlarged, which
+    leaves no units. `scaling` "optimal" multiplies each map by the number that serves it best first, as in the authors'
+    code. Cost: `samples` forwards and one more.
     """
-    if samples < 1 or side < 1 or not std > 0:
-        raise KonkyoError(f"infidelity needs samples >= 1, side >= 1 and std > 0; got {samples}, {side} and {std}")
+    if samples < 1 or side < 1 or not 0 < std < math.inf or not math.isfinite(baseline):
+        raise KonkyoError(
+            "infidelity needs samples >= 1, side >= 1, std > 0 and a finite baseline; "
+            f"got {samples}, {side}, {std} and {baseline}"
+        )
+    holds_input = kind == "square" if holds_input is None else holds_input
     height, width = images.shape[2:]
     attribution = resize(raw.float(), (height, width))
     whole = over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch)[:, 0]
 
     def draw(sample: int) -> Tensor:
-        """Returns the perturbation of this number: noise (C, H, W), or a square (1, H, W)."""
+        """Returns the perturbation of this number: noise (C, H, W), or shares of the pixels (1, H, W)."""
         generator = seeded(seed, sample)
         if kind == "gaussian":
-            return std * torch.randn(images.shape[1:], generator=generator).to(images)
+            channels = 1 if holds_input else images.shape[1]
+            return std * torch.randn(channels, height, width, generator=generator).to(images)
         square = torch.zeros(1, height, width)
         high, wide = min(side, height), min(side, width)
         top = int(torch.randint(height - high + 1, (), generator=generator))
@@ -64,8 +77,10 @@ def infidelity(
         return square.to(images)
 
     def compared(rows: Tensor, perturbation: Tensor) -> Tensor:
-        change = perturbation if kind == "gaussian" else perturbation * images[rows]
-        predicted = (change.sum(1).to(attribution) * attribution[rows]).sum((1, 2))
+        shares = holds_input or kind == "square"
+        change = perturbation * (images[rows] - baseline) if shares else perturbation
+        amount = perturbation[:, 0] if holds_input else change.sum(1)
+        predicted = (amount.to(attribution) * attribution[rows]).sum((1, 2))
         falls = whole[rows] - scores_of(score, images[rows] - change, rows)
         return torch.stack([predicted.to(falls), falls], 1)
 

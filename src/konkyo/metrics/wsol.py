@@ -7,9 +7,12 @@ y2), cut at the last pixel, as a pixel of the box (its IoU adds 1 to every side)
 taller than the component unless they touch the border. Of an object it compares with all boxes; here it has one. Its
 boxes of several components include those around holes. Its largest component is the one whose outline encloses most,
 here the one of most pixels.
+
+An image without an object has no box that could be right: the accuracies of boxes leave it out, PxAP counts its pixels.
 """
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -62,18 +65,21 @@ def max_box_acc_v2(maps: Tensor, boxes: Tensor, *, steps: int = 255) -> Tensor:
 
 
 @metric(better="higher", pooled=OfMean(_average_precision))
-def px_ap(maps: Tensor, masks: Tensor, *, steps: int = 1000) -> Tensor:
+def px_ap(maps: Tensor, masks: Tensor, *, steps: int = 1000, empty: Literal["count", "skip"] = "count") -> Tensor:
     """PxAP (Choe et al., 2020) is the average precision of all pixels of a data set, ranked by the map's value.
 
     Of every map it counts the pixels outside and inside the mask whose value is 0 / steps, 1 / steps, ..., 1, rounded
     down, (R, 2, steps + 1). Of a data set it is sum_t precision_t (recall_t - recall_(t-1)) of the summed counts, t
-    falling.
+    falling. An image whose mask is empty has no object: its pixels count as false alarms, as in the authors' code.
+    `empty` "skip" leaves such images out, for data in which an empty mask says that nobody has drawn one. A data set
+    without any object has no value: NaN.
     """
     _check_steps(steps)
 
     def part(maps: Tensor, masks: Tensor) -> Tensor:
         levels = (min_max(maps).nan_to_num() * steps).floor()
-        return defined(histogram(levels, masks, steps + 1).float(), maps, masks)
+        counts = histogram(levels, masks, steps + 1).float()
+        return defined(counts, maps, masks) if empty == "skip" else defined(counts, maps)
 
     return in_chunks(part, maps, masks)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -34,6 +35,12 @@ class ClassTarget(BaseTarget):
     score: Score = "logit"
 
     def __post_init__(self) -> None:
+        try:
+            if isinstance(self.index, bool):
+                raise TypeError
+            object.__setattr__(self, "index", operator.index(self.index))  # of an array's or a tensor's element, too
+        except TypeError:
+            raise KonkyoError(f"a class's index is a whole number; got {self.index!r}") from None
         if self.score not in (offer := ("logit", "probability", "sigmoid")):
             raise unknown("score of a class", self.score, offer)
 
