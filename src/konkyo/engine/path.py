@@ -167,41 +167,43 @@ class Lookahead:
     tracks: dict[int, Track]
     """The track of every row."""
     sampling: Sampling
-    ahead: int = 4
-    """Of every row that waits for a node, so many places run together."""
+    ahead: int = 3
+    """Of every row that waits for a node, so many places run together; of one that halves several at once, more."""
     share: float = 0.7
     """A guess takes either half of an interval to have this share of its priority."""
-    spare: int = 6
-    """A row holds at most so many nodes that it has not asked for."""
-    _known: dict[int, dict[float, Node]] = field(init=False)
+    spare: int = 8
+    """A row holds at most so many nodes that it has not asked for; each has a grid for every level."""
+    known: dict[int, dict[float, Node]] = field(init=False)
+    """The nodes of every row that its track has not taken yet."""
 
     def __post_init__(self) -> None:
         """Begins with nothing known."""
-        self._known = {row: {} for row in self.tracks}
+        self.known = {row: {} for row in self.tracks}
 
     def add(self, row: int, alpha: float, node: Node) -> None:
         """Stores what was computed for a row at a place."""
-        self._known[row][alpha] = node
+        self.known[row][alpha] = node
 
     def advance(self) -> None:
         """Hands the tracks the nodes that the rule takes next, as far as they are known, and forgets the useless."""
         for row, track in self.tracks.items():
-            known = self._known[row]
+            known = self.known[row]
             while (places := track.next_places(self.sampling)) and all(alpha in known for alpha in places):
                 track.nodes |= {alpha: known.pop(alpha) for alpha in places}
             if known:
-                likely = set(self._likely(row))
-                self._known[row] = {alpha: node for alpha, node in known.items() if alpha in likely}
+                likely = {*places, *self._likely(row)}
+                self.known[row] = {alpha: node for alpha, node in known.items() if alpha in likely}
 
     def places(self) -> dict[float, list[int]]:
         """Returns {place: the rows whose node there is to be computed}; nothing once all tracks are complete."""
         pairs, room = dict[tuple[float, int], None](), dict[int, int]()
         for row, track in self.tracks.items():
-            missing = [alpha for alpha in track.next_places(self.sampling) if alpha not in self._known[row]]
+            missing = [alpha for alpha in track.next_places(self.sampling) if alpha not in self.known[row]]
             pairs |= dict.fromkeys((alpha, row) for alpha in missing)
-            room[row] = self.spare - len(self._known[row])
+            room[row] = self.spare - len(self.known[row])
+        ahead = self.ahead + self.sampling.split_per_round - 1
         for row in dict.fromkeys(row for _, row in pairs):
-            self._guess(pairs, row, self._likely(row, self.ahead), room)
+            self._guess(pairs, row, self._likely(row, ahead), room)
         together = {alpha for alpha, _ in pairs}
         for row in self.tracks:  # a row shares the places of the others that it will want
             self._guess(pairs, row, [alpha for alpha in self._likely(row) if alpha in together], room)
@@ -215,7 +217,7 @@ class Lookahead:
     ) -> None:
         """Adds a row's places to the pairs, as far as it has room for nodes that it has not asked for."""
         for alpha in places:
-            if room[row] > 0 and alpha not in self._known[row] and (alpha, row) not in pairs:
+            if room[row] > 0 and alpha not in self.known[row] and (alpha, row) not in pairs:
                 pairs[alpha, row] = None
                 room[row] -= 1
 
