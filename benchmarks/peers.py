@@ -444,6 +444,34 @@ def adaptive(device: str, rounds: int) -> Iterator[dict[str, object]]:
     yield section("konkyo/scenes-detr: paths of 32 nodes, against 32 forwards", forwards, contenders, min(rounds, 5))
 
 
+def adaptive_ratio(device: str, rounds: int) -> Iterator[dict[str, object]]:
+    """Adaptive IG-ODAM against uniform IG-ODAM of as many nodes, on scenes of six and seven detections."""
+    detector = konkyo.load("konkyo/scenes-detr", device=device)
+    for objects, number in ((5, 5), (5, 11), (7, 1), (7, 2)):
+        scene = konkyo.data.scenes.Scenes(12, seed=2033, size=256, objects=objects)[number]
+        x = torch.stack([detector.preprocess(scene.image)]).to(device)
+        count = len(konkyo.explain(detector, x, method="odam"))
+        scene_name = f"scene {number} of {objects} objects, {count} instances"
+        # one thread: what waits for the other is no work of either
+        uniform, halved = (one_thread(ours(detector, x, name)) for name in ("ig_odam", "adaptive_ig_odam"))
+        title = f"konkyo/scenes-detr, {scene_name}: adaptive nodes against as many uniform ones, one thread"
+        yield section(title, uniform, {"konkyo adaptive_ig_odam, 32 nodes": halved}, min(rounds, 5))
+
+
+def one_thread(call: Contender) -> Contender:
+    """The call on a single thread."""
+
+    def alone() -> object:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return call()
+        finally:
+            torch.set_num_threads(threads)
+
+    return alone
+
+
 def of_instances(method: konkyo.Method) -> bool:
     """Whether a method is made for detections."""
     return method.score == "similarity" or method.function.__module__ == "konkyo.methods.odam"
@@ -590,7 +618,7 @@ def training(device: str, rounds: int) -> Iterator[dict[str, object]]:
 SECTIONS = {
     **{"costs": costs, "gradient": gradient, "transformer": transformer, "whole": whole, "path": path},
     **{"augmentation": augmentation, "ablation": ablation, "score": score, "detection": detection},
-    "adaptive": adaptive,
+    **{"adaptive": adaptive, "adaptive_ratio": adaptive_ratio},
     "measuring": measuring,
     "training": training,
 }

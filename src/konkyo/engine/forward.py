@@ -199,12 +199,31 @@ class Pass:
             values = score(pick(self.output, rows))
             return self._backwards([values[part].sum() for part in rounds(rows)], tensors, create_graph)
 
-    def gradients_of_each(self, targets: Sequence[Target], layers: Sequence[Layer]) -> list[list[Tensor]]:
-        """Returns d score / d activations (N, C, *grid) of every layer for every target, which all images have."""
+    def gradients_of_each(
+        self, targets: Sequence[Target], images: Sequence[Sequence[int]], layers: Sequence[Layer]
+    ) -> list[tuple[Tensor, list[list[Tensor]]]]:
+        """Returns (score (n,), d score / d activations (C, *grid) of every layer, for every image) of every target.
+
+        `images` are those that a target has, in rising order. A walk through the graph goes through all images: it
+        costs least where all have the same number of targets.
+        """
+        every = list(range(len(self.images)))
+        columns: list[list[Tensor]] = [[] for _ in range(max(Counter(i for of in images for i in of).values()))]
+        turns, where, values = Counter[int](), list[list[tuple[int, int]]](), list[Tensor]()
         with self._scoring():
-            sums = [target(self.output).sum() for target in targets]
+            for target, of in zip(targets, images, strict=True):
+                values.append(target(self.output if list(of) == every else self.output[list(of)]))
+                where.append([(turns[i], i) for i in of])
+                turns.update(of)
+                for (turn, _), value in zip(where[-1], values[-1], strict=True):
+                    columns[turn].append(value)
+            sums = [torch.stack(column).sum() for column in columns]
             slopes = self._backwards(sums, [self._raw[layer] for layer in layers])
-        return [[at_least_float32(layer.fold(g)) for layer, g in zip(layers, slope, strict=True)] for slope in slopes]
+        grids = [[at_least_float32(layer.fold(g)) for layer, g in zip(layers, slope, strict=True)] for slope in slopes]
+        return [
+            (value.detach(), [[grid[i] for grid in grids[turn]] for turn, i in pairs])
+            for value, pairs in zip(values, where, strict=True)
+        ]
 
     def _backwards(
         self, sums: Sequence[Tensor], tensors: Sequence[Tensor], create_graph: bool = False

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from konkyo.engine.forward import Pass, Rows, rows_by_image
 from konkyo.engine.layer import Layer
-from konkyo.engine.path import Node, PathTrace, Sampling, Track, traced, trapezoid
-from konkyo.engine.variants import Variants
+from konkyo.engine.path import Lookahead, Node, PathTrace, Sampling, Track, traced, trapezoid
+from konkyo.engine.variants import Footprint, Variants
 from konkyo.targets.base import Target, as_target
 
 
@@ -59,38 +61,42 @@ class Integration:
         """Computes the integral for all levels, image by image, until the paths are complete or progress says stop."""
         tracks = [Track() for _ in self._rows]
         sums = [_Sum(track, by_activations) for track in tracks]
-        groups = rows_by_image(self._rows)
+        groups, footprint = rows_by_image(self._rows), Footprint()
         total = sampling.nodes * len(groups)
-        weights = dict(zip(sampling.first, trapezoid(torch.tensor(sampling.first)).tolist(), strict=True))
         for done, group in enumerate(groups):
-            spare: dict[tuple[int, float], Node] = {}  # what one row asked for and another may need later
-            while places := {row: alphas for row in group if (alphas := tracks[row].next_places(sampling))}:
-                for row, alpha in [(row, alpha) for row, alphas in places.items() for alpha in alphas]:
-                    if (row, alpha) in spare:
-                        tracks[row].nodes[alpha] = spare.pop((row, alpha))
-                missing = sorted({a for row, alphas in places.items() for a in alphas if a not in tracks[row].nodes})
-                for alpha, row, node in self._nodes(group, missing, baseline, by_activations):
-                    if alpha not in places.get(row, ()):
-                        spare[row, alpha] = node
-                    elif sampling.adaptive:
-                        tracks[row].nodes[alpha] = node
-                    else:
-                        sums[row].add_next(alpha, node, weights[alpha])
-                if self._variants.report(done * sampling.nodes + len(tracks[group[0]].nodes), total):
-                    break
-            for row in group if sampling.adaptive else ():
-                sums[row].add_all()
+            nodes = partial(self._nodes, baseline[group[0]], by_activations=by_activations, footprint=footprint)
+            if sampling.adaptive:
+                self._halve({row: tracks[row] for row in group}, sampling, nodes, done * sampling.nodes, total)
+                for row in group:
+                    sums[row].add_all()
+            else:
+                weights = dict(zip(sampling.first, trapezoid(torch.tensor(sampling.first)).tolist(), strict=True))
+                for alpha, row, node in nodes(dict.fromkeys(sampling.first, group)):
+                    sums[row].add_next(alpha, node, weights[alpha])
+                self._variants.report((done + 1) * sampling.nodes, total)
         values = [torch.stack(level) for level in zip(*(part.levels for part in sums), strict=True)]
         largest = torch.stack([part.largest() for part in sums])
         return Integral((sampling, by_activations), baseline, values, traced(tracks, sampling), largest)
 
+    def _halve(self, tracks: dict[int, Track], sampling: Sampling, nodes: _Nodes, before: int, total: int) -> None:
+        """Halves intervals on the paths of one image's rows until they are complete or progress says stop."""
+        lookahead = Lookahead(tracks, sampling)
+        while places := lookahead.places():
+            for part in _parts(places):
+                for alpha, row, node in nodes(part):
+                    # A node that shares memory with others would keep theirs.
+                    own = replace(node, gradients=[g.clone() for g in node.gradients])
+                    lookahead.add(row, alpha, own)
+            lookahead.advance()
+            if self._variants.report(before + min(len(track.nodes) for track in tracks.values()), total):
+                break
+
     def _nodes(
-        self, rows: Sequence[int], alphas: Sequence[float], baseline: Tensor, by_activations: bool
+        self, start: Tensor, places: dict[float, list[int]], by_activations: bool, footprint: Footprint
     ) -> Iterator[tuple[float, int, Node]]:
-        """Yields (alpha, row, node) for all rows of one image, with a forward for every alpha."""
-        levels, start = self._pyramid.levels, baseline[rows[0]]
-        image = self._pass.images[self._rows[rows[0]]]
-        targets = [self._targets[row] for row in rows]
+        """Yields (alpha, row, node) for every place and the rows that want it, with a forward for every place."""
+        levels, alphas = self._pyramid.levels, list(places)
+        image = self._pass.images[self._rows[places[alphas[0]][0]]]
 
         def points(k: Tensor) -> tuple[Tensor]:
             share = image.new_tensor([alphas[i] for i in k.tolist()])
@@ -102,15 +108,42 @@ class Integration:
                 return Pass(self._pass.network, variants, levels, differentiable=levels)
 
         order = torch.arange(len(alphas), device=image.device)
-        for chunk, pass_ in self._variants.chunked(order, points, visit, graph=True):
+        for chunk, pass_ in self._variants.chunked(order, points, visit, graph=True, footprint=footprint):
+            here = [alphas[k] for k in chunk.tolist()]
+            rows = sorted({row for alpha in here for row in places[alpha]})
+            targets = [self._targets[row] for row in rows]
+            of_rows = [[v for v, alpha in enumerate(here) if row in places[alpha]] for row in rows]
             activations = [pass_.activations(level) for level in levels] if by_activations else []
             output = pass_.output.detach()
-            of_targets = pass_.gradients_of_each(targets, levels)
-            for row, target, gradients in zip(rows, targets, of_targets, strict=True):
-                scores, boxes = target(output).tolist(), as_target(target).matched_boxes(output)
-                for v, k in enumerate(chunk.tolist()):
-                    grids = [g[v] for g in gradients], [a[v] for a in activations]
-                    yield alphas[k], row, Node(*grids, scores[v], boxes[v])
+            of_targets = pass_.gradients_of_each(targets, of_rows, levels)
+            for row, target, of, (values, gradients) in zip(rows, targets, of_rows, of_targets, strict=True):
+                boxes = as_target(target).matched_boxes(output[of])
+                for v, score, box, grids in zip(of, values.tolist(), boxes, gradients, strict=True):
+                    yield here[v], row, Node(grids, [a[v] for a in activations], score, box)
+
+
+_Nodes: TypeAlias = Callable[[dict[float, list[int]]], Iterator[tuple[float, int, Node]]]
+
+
+def _parts(places: dict[float, list[int]]) -> list[dict[float, list[int]]]:
+    """Divides the places into parts that run together, at the least cost.
+
+    Gradients take as many walks through a part's graph as rows want its most wanted place, each through all places. A
+    walk has the cost of one place more; a forward has that of two. (What the first costs was measured on a CPU.)
+    """
+    order = sorted(places, key=lambda alpha: -len(places[alpha]))
+    costs, starts = [0], [0]
+    for end in range(1, len(order) + 1):
+        walks = [len(places[order[start]]) for start in range(end)]
+        choices = [(costs[start] + 2 + walks[start] * (end - start + 1), start) for start in range(end)]
+        cost, start = min(choices)
+        costs.append(cost)
+        starts.append(start)
+    parts, end = list[dict[float, list[int]]](), len(order)
+    while end:
+        parts.append({alpha: places[alpha] for alpha in order[starts[end] : end]})
+        end = starts[end]
+    return parts[::-1]
 
 
 class _Sum:

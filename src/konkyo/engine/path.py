@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Literal, TypeAlias
 
 import torch
@@ -56,6 +58,11 @@ class Sampling:
         count = min(self.initial, self.nodes) if self.adaptive else self.nodes
         return (1.0,) if count == 1 else tuple(i / (count - 1) for i in range(count))
 
+    @property
+    def least(self) -> float:
+        """No interval of an adaptive path becomes shorter than this."""
+        return 1 / (4 * self.nodes)
+
 
 def trapezoid(alphas: Tensor) -> Tensor:
     """Returns the weights of sorted nodes (M,) by the trapezoid rule (Eq. 6); they sum to the length. One node: 1."""
@@ -93,7 +100,7 @@ class Track:
 
     def priorities(self, sampling: Sampling) -> list[float]:
         """Returns the priority of every interval between neighbouring nodes (Eq. 5)."""
-        pairs = list(zip(self.alphas[:-1], self.alphas[1:], strict=True))
+        pairs = list(pairwise(self.alphas))
         variations = [self.distance(a, b) for a, b in pairs]
         scales = {"max": max(variations, default=0.0), "sum": sum(variations), "none": 1.0}
         scale, balance = scales[sampling.gradient_scale] or 1.0, sampling.balance
@@ -107,15 +114,26 @@ class Track:
         if not self.nodes:
             return list(sampling.first)
         left = min(sampling.split_per_round, sampling.nodes - len(self.nodes))
-        if not sampling.adaptive or left <= 0:
+        return [(a + b) / 2 for *_, a, b in sorted(self._intervals(sampling))[:left]] if left > 0 else []
+
+    def likely_places(self, sampling: Sampling, count: int, share: float) -> list[float]:
+        """Guesses the next `count` places, as if either half of an interval had `share` of its priority."""
+        if not self.nodes:
             return []
-        alphas, least = self.alphas, 1 / (4 * sampling.nodes)
-        ranked = sorted(
-            (-priority, a - b, a, (a + b) / 2)  # ties: the widest, then the first
-            for priority, a, b in zip(self.priorities(sampling), alphas[:-1], alphas[1:], strict=True)
-            if (b - a) / 2 >= least
-        )
-        return [middle for *_, middle in ranked[:left]]
+        intervals, places = self._intervals(sampling), list[float]()
+        heapq.heapify(intervals)
+        while intervals and len(places) < min(count, sampling.nodes - len(self.nodes)):
+            rank, _, a, b = heapq.heappop(intervals)
+            places.append(middle := (a + b) / 2)
+            for x, y in ((a, middle), (middle, b)):
+                if (y - x) / 2 >= sampling.least:
+                    heapq.heappush(intervals, (share * rank, x - y, x, y))
+        return places
+
+    def _intervals(self, sampling: Sampling) -> list[tuple[float, float, float, float]]:
+        """Returns the intervals that may be halved, the first in order being the next; ties: the widest, the first."""
+        priorities = zip(self.priorities(sampling), pairwise(self.alphas), strict=True)
+        return [(-priority, a - b, a, b) for priority, (a, b) in priorities if (b - a) / 2 >= sampling.least]
 
     def distance(self, a: float, b: float) -> float:
         """Returns how far the gradients of two nodes are apart (Eq. 3), over all levels."""
@@ -136,6 +154,78 @@ class Track:
         if not there.all():
             return float(there.any())
         return 1 - float(overlap(boxes[0], boxes[1]))
+
+
+@dataclass(eq=False)
+class Lookahead:
+    """A lookahead says what to compute next for the adaptive tracks of one image, so that the network runs in batches.
+
+    Halving asks for one node after the other; the lookahead also guesses what comes then. A track takes its nodes in
+    the order of the rule, whatever was guessed: a wrong guess costs time, and changes no path.
+    """
+
+    tracks: dict[int, Track]
+    """The track of every row."""
+    sampling: Sampling
+    ahead: int = 3
+    """Of every row that waits for a node, so many places run together; of one that halves several at once, more."""
+    share: float = 0.7
+    """A guess takes either half of an interval to have this share of its priority."""
+    spare: int = 8
+    """A row holds at most so many nodes that it has not asked for; each has a grid for every level."""
+    known: dict[int, dict[float, Node]] = field(init=False)
+    """The nodes of every row that its track has not taken yet."""
+
+    def __post_init__(self) -> None:
+        """Begins with nothing known."""
+        self.known = {row: {} for row in self.tracks}
+
+    def add(self, row: int, alpha: float, node: Node) -> None:
+        """Stores what was computed for a row at a place."""
+        self.known[row][alpha] = node
+
+    def advance(self) -> None:
+        """Hands the tracks the nodes that the rule takes next, as far as they are known, and forgets the useless."""
+        for row, track in self.tracks.items():
+            known = self.known[row]
+            while (places := track.next_places(self.sampling)) and all(alpha in known for alpha in places):
+                track.nodes |= {alpha: known.pop(alpha) for alpha in places}
+            if known:
+                likely = {*places, *self._likely(row)}
+                self.known[row] = {alpha: node for alpha, node in known.items() if alpha in likely}
+
+    def places(self) -> dict[float, list[int]]:
+        """Returns {place: the rows whose node there is to be computed}; nothing once all tracks are complete."""
+        pairs, room = dict[tuple[float, int], None](), dict[int, int]()
+        for row, track in self.tracks.items():
+            missing = [alpha for alpha in track.next_places(self.sampling) if alpha not in self.known[row]]
+            pairs |= dict.fromkeys((alpha, row) for alpha in missing)
+            room[row] = self.spare - len(self.known[row])
+        ahead = self.ahead + self.sampling.split_per_round - 1
+        for row in dict.fromkeys(row for _, row in pairs):
+            self._guess(pairs, row, self._likely(row, ahead), room)
+        together = {alpha for alpha, _ in pairs}
+        for row in self.tracks:  # a row shares the places of the others that it will want
+            self._guess(pairs, row, [alpha for alpha in self._likely(row) if alpha in together], room)
+        rows: dict[float, list[int]] = {}
+        for alpha, row in sorted(pairs):
+            rows.setdefault(alpha, []).append(row)
+        return rows
+
+    def _guess(
+        self, pairs: dict[tuple[float, int], None], row: int, places: Iterable[float], room: dict[int, int]
+    ) -> None:
+        """Adds a row's places to the pairs, as far as it has room for nodes that it has not asked for."""
+        for alpha in places:
+            if room[row] > 0 and alpha not in self.known[row] and (alpha, row) not in pairs:
+                pairs[alpha, row] = None
+                room[row] -= 1
+
+    def _likely(self, row: int, count: int | None = None) -> list[float]:
+        """Guesses the row's next places; without a count all that are left."""
+        return self.tracks[row].likely_places(
+            self.sampling, self.sampling.nodes if count is None else count, self.share
+        )
 
 
 @dataclass(frozen=True, eq=False)

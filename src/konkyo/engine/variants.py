@@ -67,6 +67,15 @@ class _Chunk(Generic[_T]):
     """How many more variants there are to run because rows that shared theirs no longer do from this chunk on."""
 
 
+@dataclass(eq=False)
+class Footprint:
+    """A footprint is what the first variant shows: how much memory one takes, and which format the network accepts."""
+
+    bytes: int = 0
+    """0: not known yet."""
+    memory_format: torch.memory_format = torch.contiguous_format
+
+
 class Variants:
     """Runs variants of the images or of the activations of rows, in chunks as large as memory allows.
 
@@ -160,34 +169,48 @@ class Variants:
         stubbed: frozenset[nn.Module] = frozenset(),
         *,
         graph: bool = False,
+        footprint: Footprint | None = None,
     ) -> Iterator[tuple[Tensor, _T]]:
         """Yields (indices, what `run` gives for their variants), one chunk after the other, as large as memory allows.
 
         `make(indices)` gives the variants of a chunk, once for every row or group of rows that has its own. The first
         variant runs alone: it shows how much memory a variant takes, and whether the network accepts the channels_last
-        format. That is faster where it does; where it does not, `view` fails.
+        format. That is faster where it does; where it does not, `view` fails. A `footprint` keeps that for later calls.
         """
+        footprint = footprint or Footprint()
+        if len(order) and not footprint.bytes:
+            yield from self._first(order[:1], make, run, stubbed, graph, footprint)
+            order = order[1:]
         if not len(order):
             return
-        batches = iter(make(order[:1]))
-        first, memory_format = next(batches), torch.contiguous_format
+        for indices in torch.split(order, max(1, _free_bytes(order.device) // footprint.bytes)):
+            for batch in make(indices):
+                yield indices, run(batch.contiguous(memory_format=footprint.memory_format))
+
+    def _first(
+        self,
+        index: Tensor,
+        make: Callable[[Tensor], Iterable[Tensor]],
+        run: Callable[[Tensor], _T],
+        stubbed: frozenset[nn.Module],
+        graph: bool,
+        footprint: Footprint,
+    ) -> Iterator[tuple[Tensor, _T]]:
+        """Runs the first variant alone, and fills the footprint."""
+        batches = iter(make(index))
+        first = next(batches)
         with measured_outputs(self._pass.network.module, stubbed) as outputs:
             try:
-                memory_format = torch.channels_last if first.ndim == 4 else torch.contiguous_format
-                result = run(first.contiguous(memory_format=memory_format))
+                footprint.memory_format = torch.channels_last if first.ndim == 4 else torch.contiguous_format
+                result = run(first.contiguous(memory_format=footprint.memory_format))
             except RuntimeError:
-                memory_format = torch.contiguous_format
+                footprint.memory_format = torch.contiguous_format
                 result = run(first.contiguous())
-        yield order[:1], result
-        for batch in batches:
-            yield order[:1], run(batch.contiguous(memory_format=memory_format))
-        if len(order) == 1:
-            return
         largest = max(outputs.largest, first.numel() * first.element_size())
-        needed = outputs.total if graph else _WORKING_COPIES * largest
-        for indices in torch.split(order[1:], max(1, _free_bytes(first.device) // needed)):
-            for batch in make(indices):
-                yield indices, run(batch.contiguous(memory_format=memory_format))
+        footprint.bytes = outputs.total if graph else _WORKING_COPIES * largest
+        yield index, result
+        for batch in batches:
+            yield index, run(batch.contiguous(memory_format=footprint.memory_format))
 
     def _shared_chunks(self, group: Sequence[int], order: Tensor, way: _Way[_T]) -> Iterator[_Chunk[_T]]:
         """Yields the chunks of rows that share variants; where these differ, every part of the rows has a chunk."""

@@ -78,8 +78,9 @@ def adaptive_ig_odam(
     = 1 - IoU of the boxes. The paper's R knows no length, so that at a jump it stays however short the interval; it is
     therefore never halved below 1 / (4 `nodes`). `length_power` multiplies R by a power of the length (1 evens out the
     trapezoid rule's error). `split_per_round` halves several intervals at once. The nodes, priorities, boxes and scores
-    are kept in the explanation's `path`. Cost: a forward for every node that any instance of the image wants, and a
-    backward there for each instance; those gradients (C, *grid) are kept.
+    are kept in the explanation's `path`. Cost: a forward for every node that any instance of the image wants and a
+    backward there for each that wants it, and some in vain: places are guessed, so that several run together. Those
+    gradients (C, *grid) are kept, and at most 8 more of each instance.
     """
     sampling = Sampling(nodes, True, initial, balance, length_power, split_per_round, gradient_scale)
     return _weighted(integrate(_baseline(inputs, black, baseline), sampling), activations, weights)
