@@ -15,12 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from konkyo.data.images import upright
 from konkyo.engine.path import PathTrace
 from konkyo.errors import KonkyoError
 from konkyo.explanation.diagnosis import Diagnosis
 from konkyo.targets.base import Target
 from konkyo.tasks import TASKS
-from konkyo.utils.files import replacing
+from konkyo.utils.files import parse_json, replacing
 from konkyo.utils.tensors import min_max, resize
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Explanation:
 
         if not -len(self) <= row < len(self):
             raise KonkyoError(f"row {row} of an explanation with {len(self)} rows")
-        picture = self.picture(row) if image is None else image
+        picture = self.picture(row) if image is None else upright(image)
         map_ = self.maps[row] if self.regions is None else self.at((picture.height, picture.width))[row]
         overlaid = overlay(picture, map_, **style)
         if outline is not None:
@@ -188,7 +189,7 @@ class Explanation:
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                     tensors = {n: torch.from_numpy(archive[n]) for n in archive.files if n != "konkyo"}
                     text = str(archive["konkyo"])
-            values = json.loads(text)
+            values = parse_json(text)
             trace = {f.name: tensors.pop(f"path.{f.name}") for f in fields(PathTrace) if f"path.{f.name}" in tensors}
             values["path"] = PathTrace(**trace) if trace else None
             values["targets"] = tuple(_target_from_json(t) for t in values["targets"])

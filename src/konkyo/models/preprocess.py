@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from konkyo.data.images import MAX_PIXELS
+from konkyo.data.images import MAX_PIXELS, upright
 from konkyo.errors import ImageError, KonkyoError, unknown
 
 Interpolation: TypeAlias = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -84,8 +84,9 @@ class Preprocess:
                 raise unknown(name, choice, offer)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Returns the picture as the model wants it: float32 (C, height, width)."""
-        image = image.convert("L" if len(self.mean) == 1 else "RGB")
+        """Returns the picture, made `upright`, as the model wants it: float32 (C, height, width)."""
+        image = upright(image)
+        image = image.convert("L") if len(self.mean) == 1 else image
         width, height = self._resized(image)
         if width * height > MAX_PIXELS:
             raise ImageError(f"a picture of {image.width} x {image.height} would become {width} x {height} pixels")
@@ -96,10 +97,12 @@ class Preprocess:
 
     def view(self, image: Image.Image) -> Image.Image:
         """Returns the part of the picture that the model sees, at the picture's own resolution."""
-        return image.convert("RGB").crop(self._window(image))
+        image = upright(image)
+        return image.crop(self._window(image))
 
     def frame(self, image: Image.Image) -> Frame:
         """Returns where the `view` of the picture lies in the model's input."""
+        image = upright(image)
         width, height = self._resized(image)
         left, top, right, bottom = self._crop_box(width, height)
         across, down = image.width / width, image.height / height
@@ -130,7 +133,7 @@ class Preprocess:
 
     def corner(self, image: Image.Image) -> tuple[int, int]:
         """Returns where the `view` begins in the picture: (left, top)."""
-        return self._window(image)[:2]
+        return self._window(upright(image))[:2]
 
     @property
     def white(self) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from konkyo.models import Model, Preprocess
 from konkyo.models.base import adapter
 from konkyo.models.checkpoints import read_weights
 from konkyo.models.networks.architectures import ARCHITECTURES
-from konkyo.utils.files import plain, replacing, write_text
+from konkyo.utils.files import plain, read_json, replacing, write_text
 from konkyo.version import __version__
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
@@ -68,7 +68,7 @@ def read_plan(folder: str | Path) -> Plan:
         near = f"; there is one in {', '.join(inside[:3])}{' ...' if inside[3:] else ''}" if inside else ""
         raise KonkyoError(f"{folder} holds no trained network: {MANIFEST} was expected{near}")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         pairs: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in manifest["preprocess"].items()}
         preprocess = Preprocess(**pairs)
         name, arguments, classes = str(manifest["architecture"]), dict(manifest["arguments"]), manifest["classes"]
