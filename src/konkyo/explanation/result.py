@@ -19,6 +19,7 @@ from konkyo.data.images import upright
 from konkyo.engine.path import PathTrace
 from konkyo.errors import KonkyoError
 from konkyo.explanation.diagnosis import Diagnosis
+from konkyo.explanation.stored import require_file, require_fitting
 from konkyo.targets.base import Target
 from konkyo.tasks import TASKS
 from konkyo.utils.files import parse_json, replacing
@@ -178,9 +179,13 @@ class Explanation:
 
     @classmethod
     def load(cls, path: str | Path) -> Explanation:
-        """Returns an explanation from `save`, on the CPU, without its pictures. KonkyoError: not such a file."""
+        """Returns an explanation from `save`, on the CPU, without its pictures.
+
+        KonkyoError: not such a file, or one whose parts do not fit each other.
+        """
         path = Path(path)
         try:
+            require_file(path)
             if path.suffix == ".safetensors":
                 with safe_open(path, "pt") as file:
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -190,6 +195,7 @@ class Explanation:
                     tensors = {n: torch.from_numpy(archive[n]) for n in archive.files if n != "konkyo"}
                     text = str(archive["konkyo"])
             values = parse_json(text)
+            require_fitting(tensors, values)
             trace = {f.name: tensors.pop(f"path.{f.name}") for f in fields(PathTrace) if f"path.{f.name}" in tensors}
             values["path"] = PathTrace(**trace) if trace else None
             values["targets"] = tuple(_target_from_json(t) for t in values["targets"])

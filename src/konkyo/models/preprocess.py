@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -64,16 +66,27 @@ class Preprocess:
     border: float | None = None
 
     def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if not isinstance(values, (tuple, list)) or not all(map(_is_finite, values)):
+                raise KonkyoError(f"{name} is a tuple of finite numbers, one per channel; got {values!r}")
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise KonkyoError(f"mean and std need one value per channel, 1 or 3; got {self.mean} and {self.std}")
         if min(self.std) <= 0:
             raise KonkyoError(f"std must be positive; got {self.std}")
         for name, size in (("resize", self.resize), ("crop", self.crop)):
-            if size is not None and min(_pair(size)) < 1:
+            if size is None:
+                continue
+            sides = _pair(size)
+            if len(sides) != 2 or not all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides):
+                raise KonkyoError(f"{name} is a whole number of pixels, or (height, width); got {size!r}")
+            if min(sides) < 1:
                 raise KonkyoError(f"{name} must be at least 1 pixel; got {size}")
-        if self.border is not None and not 0 <= self.border <= 1:
+            if sides[0] * sides[1] > MAX_PIXELS:
+                raise KonkyoError(f"{name} makes at most {MAX_PIXELS / 1e6:g} million pixels; got {size}")
+        if self.border is not None and not (_is_finite(self.border) and 0 <= self.border <= 1):
             raise KonkyoError(f"border is a grey from 0 (black) to 1 (white), or None; got {self.border}")
-        if self.multiple < 1 or (self.longest is not None and self.longest < 1):
+        limits = [self.multiple] if self.longest is None else [self.multiple, self.longest]
+        if not all(isinstance(n, Integral) and not isinstance(n, bool) and 1 <= n <= MAX_PIXELS for n in limits):
             raise KonkyoError(f"longest and multiple must be at least 1; got {self.longest} and {self.multiple}")
         for name, choice, offer in (
             ("interpolation", self.interpolation, tuple(_FILTERS)),
@@ -182,6 +195,10 @@ class Preprocess:
         crop_height, crop_width = _pair(self.crop)
         left, top = (_margin(n, self.centre == "floor") for n in (width - crop_width, height - crop_height))
         return left, top, left + crop_width, top + crop_height
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _margin(excess: int, floor: bool) -> int:

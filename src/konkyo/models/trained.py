@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -76,9 +77,28 @@ def read_plan(folder: str | Path) -> Plan:
             raise ValueError(f"classes are a list of names; got {classes!r}")
         if arguments.get("classes", len(classes)) != len(classes):
             raise ValueError(f"{arguments['classes']} classes have {len(classes)} names")
+        _require_bounded(arguments)
         return Plan(name, arguments, tuple(classes), preprocess, manifest.get("trained", {}))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (KonkyoError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise KonkyoError(f"{path} is no manifest of a trained network: {error}") from error
+
+
+_MOST = {"classes": 1_000_000, "channels": 1024, "samples": 10_000, "number": 100}
+"""Arguments that decide how much memory a network takes, or how long it runs: from 1 to these."""
+
+
+def _require_bounded(arguments: Mapping[str, Any]) -> None:
+    """Checks the numbers of a manifest before anything is made of them. ValueError: one that is out of bounds."""
+    for name, value in arguments.items():
+        if isinstance(value, Mapping):
+            _require_bounded(value)
+        elif name in _MOST:
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST[name]:
+                raise ValueError(f"{name} is a whole number from 1 to {_MOST[name]}; got {str(value)[:40]}")
+        elif isinstance(value, (int, float)) and not (math.isfinite(value) and abs(value) <= 1e6):
+            raise ValueError(f"{name} is a number of at most a million; got {str(value)[:40]}")
+        elif not isinstance(value, (str, int, float, type(None))):
+            raise ValueError(f"{name} is a number or a name; got {type(value).__name__}")
 
 
 @adapter("trained")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError
 from konkyo.models.base import Model, adapter
-from konkyo.models.checkpoints import read_weights
+from konkyo.models.checkpoints import read_weights, require_inside
 from konkyo.models.detectors.transformers import detector, is_detector
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.timm import preprocessing as timm_preprocessing
@@ -42,6 +42,8 @@ def load(name: str, weights: str | Path | None) -> Model:
     settings = {"trust_remote_code": False, "local_files_only": Path(name).is_dir()}
     kind, usual = "image classifier or object detector", True
     try:
+        if settings["local_files_only"]:
+            require_inside(Path(name))
         config = transformers.AutoConfig.from_pretrained(name, **settings)
         detects = is_detector(config)
         kind = "object detector" if detects else "image classifier"
