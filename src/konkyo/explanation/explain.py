@@ -142,7 +142,7 @@ def explanations(
     chosen, request = [find(m) for m in methods], _Request(**settings)
     _check(chosen, request.options or ())
     adapted = as_model(model)
-    prepared = prepare(adapted, images, bgr=request.bgr)
+    prepared = prepare(adapted, images, bgr=request.bgr, told=isinstance(model, Model))
     results: dict[str, Explanation | NotApplicable] = {}
     layers: dict[Method, list[Layer]] = {}
     for m in chosen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -33,6 +33,10 @@ _TAKEN = (
     "(C, H, W), a prepared float tensor (N, C, H, W), a mapping with pixel_values, or a list, data set or loader of "
     "them"
 )
+_READ_OFF = (
+    "pictures are prepared as the module itself tells; another way is told by "
+    "konkyo.Model(module, preprocess=konkyo.Preprocess(...))"
+)
 _PICTURES = ("pixel_values", "image", "images", "img")
 """What images are called in mappings."""
 _IGNORED = {"labels", "label", "pixel_mask"}
@@ -53,11 +57,12 @@ class Prepared:
     """What was done to pictures before the model's own preprocessing, a sentence each."""
 
 
-def prepare(model: Model, images: Images, *, bgr: bool = False) -> Prepared:
+def prepare(model: Model, images: Images, *, bgr: bool = False, told: bool = True) -> Prepared:
     """Returns images in any form as the network takes them.
 
     Floating tensors are taken as prepared; all else are pictures, which the model's preprocessing prepares. `bgr` is of
-    arrays and uint8 tensors. KonkyoError: something else, or pictures of other sizes.
+    arrays and uint8 tensors. `told`: the preprocessing was given with the model, not read off a module. KonkyoError:
+    something else, or pictures of other sizes.
     """
     reader = _Reader(model, bgr)
     parts = reader.read(images)
@@ -67,7 +72,8 @@ def prepare(model: Model, images: Images, *, bgr: bool = False) -> Prepared:
         raise KonkyoError("bgr=True is said of arrays and uint8 tensors; none came")
     if all(isinstance(part, Tensor) for part in parts):
         return _prepared(model, parts)
-    return _of_pictures(model, parts)
+    prepared = _of_pictures(model, parts)
+    return prepared if told else replace(prepared, notes=(*prepared.notes, _READ_OFF))
 
 
 def _prepared(model: Model, parts: Sequence[Any]) -> Prepared:

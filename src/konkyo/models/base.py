@@ -63,7 +63,9 @@ class Model:
     `preprocess` is needed for paths and pictures, not for tensors; `classes` for targets by name; `select` finds the
     logits in what the module returns. Wrappers (DataParallel, DistributedDataParallel, AveragedModel, torch.compile)
     are taken off. `multilabel` and `detector` say the task in short: classes that do not exclude each other, whose
-    probabilities are sigmoids, or detection. KonkyoError: not a module, or a TorchScript module.
+    probabilities are sigmoids, or detection. `weights`: those of torchvision that the module has, as
+    `ResNet50_Weights.DEFAULT`, whose preprocessing and classes are taken where none are given; nothing is loaded.
+    KonkyoError: not a module, or a TorchScript module.
     """
 
     module: nn.Module
@@ -88,8 +90,17 @@ class Model:
         multilabel: bool | None = None,
         detector: Detector | None = None,
         task: Task | None = None,
+        weights: Any = None,
     ) -> None:
         module = _unwrapped(module)
+        if weights is not None:
+            described = import_module(_FACTS_OF["torchvision"]).described(weights, module)
+            preprocess, classes = preprocess or described["preprocess"], classes or described["classes"]
+        if preprocess is not None and not isinstance(preprocess, Preprocess):
+            raise KonkyoError(
+                f"preprocess is a konkyo.Preprocess(resize=..., crop=..., mean=..., std=...); got {preprocess!r}. For "
+                "the transforms of torchvision's weights give weights="
+            )
         if isinstance(module, torch.jit.ScriptModule):
             raise KonkyoError(
                 "a TorchScript module hides its layers; give the eager module that it was made from: "
@@ -234,6 +245,12 @@ class Model:
         return self.task.label(target, self._classes, classes)
 
 
+_FACTS_OF = {
+    "timm": "konkyo.models.timm",
+    "torchvision": "konkyo.models.torchvision",
+    "transformers": "konkyo.models.transformers",
+}
+"""Who knows what a library's modules say of their preprocessing and classes."""
 _DETECTORS_OF = {
     "torchvision": "konkyo.models.detectors.torchvision",
     "transformers": "konkyo.models.detectors.transformers",
@@ -244,16 +261,20 @@ _DETECTORS_OF = {
 def as_model(model: Model | nn.Module) -> Model:
     """Returns the model itself, or a plain nn.Module as a model.
 
-    It is a detector where a library's adapter knows it for one.
+    It is a detector where a library's adapter knows it for one. Preprocessing and class names are those that the module
+    itself tells (`pretrained_cfg` of timm, `config` of transformers); nothing is downloaded, and nothing guessed.
     """
     if isinstance(model, Model):
         return model
     module = _unwrapped(model)
     libraries = dict.fromkeys(kind.__module__.partition(".")[0] for kind in type(module).__mro__)
+    facts: dict[str, Any] = {}
+    for adapter in (_FACTS_OF[library] for library in libraries if library in _FACTS_OF):
+        facts |= import_module(adapter).facts(module)
     for adapter in (_DETECTORS_OF[library] for library in libraries if library in _DETECTORS_OF):
         if (detector := import_module(adapter).detector(module)) is not None:
-            return Model(module, detector=detector)
-    return Model(module)
+            return Model(module, detector=detector, **facts)
+    return Model(module, **facts)
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
