@@ -184,8 +184,10 @@ def _finished(name: str, image: Image.Image, notes: list[str]) -> Image.Image:
     """Returns an opened picture upright and in RGB, with notes."""
     # of a PSD the frames are layers; of a closed file the others cannot be counted
     frames = 1 if image.format == "PSD" or getattr(image, "fp", None) is None else getattr(image, "n_frames", 1)
-    if frames > 1:
-        notes.append(f"frame {image.tell() + 1} of {frames}" if image.tell() else f"first of {frames} frames")
+    if number := image.tell():
+        notes.append(f"frame {number + 1}")
+    elif frames > 1:
+        notes.append(f"first of {frames} frames")
     image.load()
     turned: Image.Image = image
     orientation = _orientation(image)

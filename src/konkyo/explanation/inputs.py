@@ -252,6 +252,8 @@ def _is_file(value: Any) -> bool:
 
 def _opened(source: str) -> list[Image.Image | Tensor]:
     """Opens a file, or all images of a folder, a pattern or a .txt list."""
+    if not source:
+        raise KonkyoError("an empty path names no image")
     require_local(source)
     path = Path(source)
     several = path.is_dir() or path.suffix.lower() == ".txt" or (not path.exists() and any(c in source for c in "*?["))

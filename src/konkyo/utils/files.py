@@ -75,8 +75,8 @@ def parse_json(text: str | bytes) -> Any:
 def _is_deep(data: bytes) -> bool:
     """Returns whether brackets lie deeper in each other than DEPTH: each round takes the innermost pairs away."""
     brackets = data.translate(_BRACKETS, _OTHERS)
-    for _ in range(DEPTH):
-        if len(brackets) <= DEPTH:
+    for taken in range(DEPTH):
+        if taken + len(brackets) <= DEPTH:
             return False
         brackets = brackets.replace(b"[]", b"")
     return bool(brackets)
