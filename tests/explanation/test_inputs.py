@@ -260,7 +260,7 @@ def test_files_in_every_form(file: Path, tmp_path: Path, monkeypatch: pytest.Mon
             opened,
             f"{tmp_path}/*.png",
         ]
-        for form in [*forms, opened, tmp_path, str(tmp_path), [data, io.BytesIO(data)][:1]]:
+        for form in [*forms, opened, opened, tmp_path, str(tmp_path), [data, io.BytesIO(data)][:1]]:
             assert torch.equal(prepared(form).images, expected())
     (tmp_path / "list.txt").write_text("a.png\n\n  a.png \n", encoding="utf-8")
     assert torch.equal(prepared(tmp_path / "list.txt").images, expected())

@@ -69,7 +69,11 @@ def with_value(name: str, value: Any) -> Callable[[Parts, Parts], None]:
 
 
 def without(name: str) -> Callable[[Parts, Parts], None]:
-    return lambda tensors, values: (tensors.pop(name, None), values.pop(name, None)) and None
+    def change(tensors: Parts, values: Parts) -> None:
+        tensors.pop(name, None)
+        values.pop(name, None)
+
+    return change
 
 
 NAN, INF = math.nan, math.inf
