@@ -154,6 +154,7 @@ def test_pixels_by_hand(tmp_path: Path) -> None:
     by_hand = PREPROCESS(Image.fromarray(np.stack([scaled] * 3, -1)))
     assert torch.equal(prepared(Image.fromarray(values)).images[0], by_hand)
     assert torch.equal(prepared(values).images[0], by_hand)
+    assert torch.equal(prepared(values.astype(">u2")).images[0], by_hand)
     colours = pixels()
     ground = np.dstack([colours, np.where(np.arange(30) < 12, 255, 0)[None].repeat(24, 0)]).astype(np.uint8)
     white = np.where(np.arange(30)[None, :, None] < 12, colours, 255).astype(np.uint8)
@@ -191,7 +192,9 @@ def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
     closed.close()
     refused(closed, "b.png")
     refused(Image.fromarray(np.array([[np.nan, 1], [2, 3]], np.float32)), "NaN")
-    refused(Image.new("L", (9000, 9000)), "too many pixels")
+    for mode in ("L", "RGB"):
+        refused(Image.new(mode, (9000, 9000)), "too many pixels")
+        refused(Image.new(mode, (0, 5)), "no pixels")
 
 
 def test_explanations_say_what_was_done_to_a_picture() -> None:

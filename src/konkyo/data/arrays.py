@@ -38,7 +38,7 @@ def pictures_of_array(array: NDArray[Any], *, bgr: bool = False) -> list[Image.I
             f"an array with its colours first, {shape}: as a picture give array.transpose({order}), "
             "as a prepared input torch.from_numpy(array)"
         )
-    if array.dtype == np.uint16:
+    if np.issubdtype(array.dtype, np.uint16):  # of either byte order
         raise ImageError("colours of 16 bits: give (array / 65535).astype(numpy.float32), or 8 bits")
     pixels = _bytes(array)
     if bgr and shape[-1] > 1:
@@ -63,7 +63,7 @@ def pictures_of_tensor(tensor: Tensor, *, bgr: bool = False) -> list[Image.Image
 
 
 def _grey(array: NDArray[Any]) -> Image.Image:
-    if array.dtype == np.uint16:
+    if np.issubdtype(array.dtype, np.uint16):  # of either byte order
         return upright(Image.fromarray(np.ascontiguousarray(array.astype(np.uint16))))
     return upright(Image.fromarray(_bytes(array)))
 

@@ -57,13 +57,13 @@ def upright(picture: Image.Image) -> Image.Image:
     A picture of which nothing has to be changed comes back itself; another one stays as it was. Of several frames the
     one is taken that the picture stands at. ImageError: as `open_image`.
     """
+    name = str(getattr(picture, "filename", "") or _NAMELESS)
+    _check_size(name, picture.width, picture.height)
     if type(picture) is Image.Image and picture.mode == "RGB" and not _TELLING & picture.info.keys():
         return picture
-    name = str(getattr(picture, "filename", "") or _NAMELESS)
     if picture.format in _REFUSED:
         raise ImageError(f"{name} {_UNKNOWN}")
     with _reading(name):
-        _check_size(name, picture.width, picture.height)
         return _finished(name, picture, [])
 
 
@@ -161,6 +161,8 @@ def _unreadable(name: str | Path, error: Exception) -> ImageError:
 
 
 def _check_size(name: str, width: int, height: int) -> None:
+    if not width * height:
+        raise ImageError(f"{name} has no pixels ({width} x {height})")
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name} ({width} x {height}) {_TOO_LARGE.format(MAX_PIXELS / 1e6)}")
 
