@@ -429,7 +429,7 @@ def test_threads_leave_the_warning_filters_as_they_were(tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     for name in [
-        *("img10.png", "img2.png", "img1.JPG", "notes.txt", ".hidden.png", "data.h5"),
+        *("img10.png", "img2.png", "img1.JPG", "notes.md", ".hidden.png", "data.h5"),
         *("sub/b.webp", "sub/deep/c.tif", ".cache/d.png", "odd[1].png"),
     ]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -456,7 +456,7 @@ def test_patterns(folder):
 
 
 def test_named_files_are_kept_whatever_their_suffix(folder):
-    assert names(folder, find_images([folder / "notes.txt", folder / ".hidden.png"])) == ["notes.txt", ".hidden.png"]
+    assert names(folder, find_images([folder / "notes.md", folder / ".hidden.png"])) == ["notes.md", ".hidden.png"]
 
 
 def test_duplicates_go_and_order_stays(folder, monkeypatch):

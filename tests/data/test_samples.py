@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +302,35 @@ def test_files_that_are_not_as_cocos_are_refused(tmp_path, changes):
     refused(source, "instances.json", "categories (id, name)")
 
 
+@pytest.mark.parametrize(
+    "side", ["Infinity", "-Infinity", "NaN", "1e999", "0", "-12", '"wide"', "true", "null", "[12]"]
+)
+@pytest.mark.parametrize("name", ["width", "height"])
+def test_sides_of_coco_pictures_that_are_no_numbers_of_pixels(tmp_path, name, side):
+    source = coco_set(tmp_path, [{}])
+    text = (tmp_path / "instances.json").read_text()
+    written(tmp_path / "instances.json", re.sub(rf'"{name}": \d+', f'"{name}": {side}', text))
+    refused(source, "instances.json", "COCO")
+
+
+@pytest.mark.parametrize("box", ["[Infinity, 1, 2, 3]", "[1, 1, NaN, 3]", "[1, 1, 1e999, 3]", f"[{10**400}, 1, 2, 3]"])
+def test_boxes_of_coco_without_an_end(tmp_path, box):
+    source = coco_set(tmp_path, [{"bbox": [1, 2, 3, 4]}])
+    text = (tmp_path / "instances.json").read_text()
+    written(tmp_path / "instances.json", text.replace("[1, 2, 3, 4]", box))
+    refused(source, "instances.json", "annotation 50")
+
+
+@pytest.mark.parametrize("begin", ["[", '{"a":', '{"images":['])
+def test_deep_files_and_pipes_of_coco(tmp_path, begin):
+    source = coco_set(tmp_path, [{}])
+    written(tmp_path / "instances.json", begin * 100_000)
+    refused(source, "instances.json", "deep in each other")
+    (tmp_path / "instances.json").unlink()
+    os.mkfifo(tmp_path / "instances.json")
+    refused(source, "instances.json", "no regular file")
+
+
 def test_missing_and_damaged_files_of_coco(tmp_path):
     refused(f"coco:{tmp_path}", "instances_*.json", "there is none")
     refused(f"coco:{tmp_path / 'none'}", "expected a folder")
@@ -443,6 +475,17 @@ def test_damaged_and_missing_files_of_voc(tmp_path):
     refused(source, "one.png", "(5, 6)", "(12, 8)")
     voc_set(tmp_path, size="")
     assert len(list(samples(source))) == 2
+    for name in ("klingon", "utf-7", "cp037", "idna", "unicode_escape", "shift_jis", "rot13", "hex", "a" * 500):
+        body = f"<annotation>{SIZE}</annotation>"
+        written(tmp_path / "Annotations/one.xml", f'<?xml version="1.0" encoding="{name}"?>{body}')
+        with suppress(KonkyoError):  # an encoding that is read, or a refusal
+            assert samples(source)[0].annotations == ()
+    written(tmp_path / "Annotations/one.xml", '<?xml version="1.0" encoding="klingon"?><annotation/>')
+    refused(source, "one.xml", "XML")
+    (tmp_path / "Annotations/one.xml").unlink()
+    os.mkfifo(tmp_path / "Annotations/one.xml")
+    refused(source, "one")
+    (tmp_path / "Annotations/one.xml").unlink()
     for text in ("", "<annotation>", "no xml"):
         written(tmp_path / "Annotations/one.xml", text)
         refused(source, "one.xml", "XML")

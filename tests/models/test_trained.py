@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,57 @@ def test_a_manifest_of_another_network(tmp_path: Path, changes: dict[str, Any], 
     save_trained(tmp_path, network(1), plan(1))
     changed(tmp_path, **changes)
     with pytest.raises(KonkyoError, match=told):
+        konkyo.load(f"trained/{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"arguments": {"number": 1, "classes": 3, "channels": 10**9}}, "channels is a whole number from 1 to"),
+        ({"arguments": {"number": 1, "classes": 3, "channels": -1}}, "channels is a whole number"),
+        ({"arguments": {"number": 1, "classes": 3, "channels": 1.0}}, "channels is a whole number"),
+        ({"arguments": {"number": 1, "classes": 3, "channels": True}}, "channels is a whole number"),
+        ({"arguments": {"number": float("inf"), "classes": 3}}, "number is a whole number"),
+        ({"arguments": {"number": [1], "classes": 3}}, "number is a whole number"),
+        ({"arguments": {"backbone": "x", "classes": 3, "samples": 10**12}}, "samples is a whole number"),
+        ({"arguments": {"backbone": "x", "classes": 3, "noise": {"offset": float("nan")}}}, "offset is a number"),
+        ({"arguments": {"backbone": "x", "classes": 3, "noise": {"offset": -1e30}}}, "offset is a number"),
+        ({"arguments": {"backbone": ["x"], "classes": 3}}, "backbone is a number or a name"),
+        ({"preprocess": {"mean": [float("nan")], "std": [1.0]}}, "mean is a tuple of finite numbers"),
+        ({"preprocess": {"mean": [0.5], "std": [float("inf")]}}, "std is a tuple of finite numbers"),
+        ({"preprocess": {"mean": ["0.5"], "std": [1.0]}}, "mean is a tuple of finite numbers"),
+        ({"preprocess": {"mean": 0.5, "std": [1.0]}}, "mean is a tuple of finite numbers"),
+        ({"preprocess": {"resize": 10**9}}, "resize makes at most"),
+        ({"preprocess": {"crop": [10**6, 10**6]}}, "crop makes at most"),
+        ({"preprocess": {"crop": [8, 8, 8]}}, "crop is a whole number of pixels"),
+        ({"preprocess": {"resize": 24.5}}, "resize is a whole number of pixels"),
+        ({"preprocess": {"resize": float("nan")}}, "resize is a whole number of pixels"),
+        ({"preprocess": {"crop": -4}}, "crop must be at least 1 pixel"),
+        ({"preprocess": {"multiple": float("inf")}}, "multiple must be"),
+        ({"preprocess": {"longest": float("nan")}}, "longest and multiple must be"),
+        ({"preprocess": {"border": float("nan")}}, "border is a grey"),
+        ({"preprocess": {"interpolation": "cubist"}}, "interpolation"),
+    ],
+    ids=str,
+)
+def test_numbers_out_of_bounds_are_refused_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], told: str
+) -> None:
+    save_trained(tmp_path, network(1), plan(1))
+    changed(tmp_path, **changes)
+    monkeypatch.setattr(Plan, "build", lambda _: pytest.fail("a network was built"))
+    with pytest.raises(KonkyoError, match=told):
+        konkyo.load(f"trained/{tmp_path}")
+
+
+def test_deep_manifests_and_pipes(tmp_path: Path) -> None:
+    save_trained(tmp_path, network(1), plan(1))
+    (tmp_path / MANIFEST).write_text('{"arguments":' * 50_000)
+    with pytest.raises(KonkyoError, match="deep in each other"):
+        konkyo.load(f"trained/{tmp_path}")
+    (tmp_path / MANIFEST).unlink()
+    os.mkfifo(tmp_path / MANIFEST)
+    with pytest.raises(KonkyoError, match="holds no trained network"):
         konkyo.load(f"trained/{tmp_path}")
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import konkyo.data.sets
-from konkyo.data.images import open_image
+from konkyo.data.images import open_image, upright
 from konkyo.data.sets.scenes import CLASSES, Scenes
 from konkyo.errors import ImageError, KonkyoError, unknown
 
@@ -51,13 +51,14 @@ class Sample:
     name: str
     """Unique in its data set, the same in every run."""
     image: Image.Image
-    """RGB."""
+    """Upright and RGB, whatever was given (`konkyo.data.images.upright`)."""
     label: str | None = None
     """The picture's class, where pictures have one."""
     annotations: tuple[Annotation, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the annotations. KonkyoError: a mask or a box that does not fit the picture."""
+        object.__setattr__(self, "image", upright(self.image))
         size = (self.image.height, self.image.width)
         for annotation in self.annotations:
             for mask in (annotation.mask, annotation.evidence):

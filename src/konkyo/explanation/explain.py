@@ -49,11 +49,13 @@ def explain(
     precision: Precision | None = None,
     budget: int | None = None,
     progress: Progress | None = None,
+    bgr: bool = False,
     **options: Any,
 ) -> Explanation:
     """Returns maps of what in the images a score was decided on, one row per image and target.
 
-    `images`: a path, a picture, a list of them (prepared as the model wants), or a prepared tensor (N, C, H, W).
+    `images`: paths, pictures, arrays or uint8 tensors, which are prepared as the model wants, or prepared float tensors
+    (N, C, H, W); also folders, bytes, lists and loaders (`bgr`: arrays are blue, green, red, as OpenCV's).
     `method`: a name, a `Method`, "augmented(NAME)" or "first_component(NAME)", or an attribution object of Captum's.
     `target`: None (the model's own decision), a class index, a class name, a list with one entry per image, `TopK(k)`,
     `Each(...)`, `ContrastTarget(this, that)`, `Against(it)`, or any callable output -> (N,) scores. `layer`: None (the
@@ -80,6 +82,7 @@ def explain(
         precision=precision,
         budget=budget,
         progress=progress,
+        bgr=bgr,
         options=options,
     )[chosen.name]
 
@@ -92,8 +95,8 @@ def compare(
 ) -> dict[str, Explanation]:
     """Explains the same images by several methods, which share one forward and one backward: name -> Explanation.
 
-    `settings`: `target`, `layer`, `fuse`, `seed`, `precision`, `budget`, `progress` as in `explain`, and `options`, a
-    dictionary of which each method takes those that it has. NotApplicable: a method that this model has no place for
+    `settings`: `target`, `layer`, `fuse`, `seed`, `precision`, `budget`, `progress`, `bgr` as in `explain`; `options`,
+    a dictionary of which each method takes those that it has. NotApplicable: a method that this model has no place for
     (`explanations` gives the others all the same).
     """
     results = {}
@@ -115,6 +118,7 @@ class _Request:
     precision: Precision | None = None
     budget: int | None = None
     progress: Progress | None = None
+    bgr: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -141,7 +145,7 @@ def explanations(
     chosen, request = [find(m) for m in methods], _Request(**settings)
     _check(chosen, request.options or ())
     adapted = as_model(model)
-    prepared = prepare(adapted, images)
+    prepared = prepare(adapted, images, bgr=request.bgr, told=isinstance(model, Model))
     results: dict[str, Explanation | NotApplicable] = {}
     cuts: dict[Method, list[Cut]] = {}
     for m in chosen:
@@ -362,7 +366,7 @@ def _explanation(run: _Run) -> Explanation:
         boxes=_boxes(model.task, rows, frames, maps.scores),
         regions=maps.scores.new_tensor([frames[image].region for image in rows.images]) if bordered else None,
         path=None if maps.path is None else _path(maps.path, [frames[image] for image in rows.images]),
-        assumptions=_assumptions(run, rows),
+        assumptions=(*run.prepared.notes, *_assumptions(run, rows)),
         images=run.prepared.pictures,
     )
 

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from konkyo.data.images import open_image
-from konkyo.errors import KonkyoError
+from konkyo.data.arrays import pictures_of_array, pictures_of_tensor
+from konkyo.data.images import find_images, open_image, require_local, upright
+from konkyo.data.samples import Sample
+from konkyo.errors import KonkyoError, warn
 from konkyo.models import Frame, Model
 
-Images: TypeAlias = "Tensor | str | Path | Image.Image | Sequence[str | Path | Image.Image]"
+Image_: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any] | Tensor | Sample"
+Images: TypeAlias = "Image_ | Mapping[str, Any] | Dataset[Any] | Iterable[Any]"
+
+MOST = 4096
+"""So many images are explained in one call; an iterable may be endless."""
+
+_TAKEN = (
+    "images are a path, a folder, a pattern, bytes, a file object, a PIL picture, an array (H, W, C), a uint8 tensor "
+    "(C, H, W), a prepared float tensor (N, C, H, W), a mapping with pixel_values, or a list, data set or loader of "
+    "them"
+)
+_READ_OFF = (
+    "pictures are prepared as the module itself tells; another way is told by "
+    "konkyo.Model(module, preprocess=konkyo.Preprocess(...))"
+)
+_PICTURES = ("pixel_values", "image", "images", "img")
+"""What images are called in mappings."""
+_IGNORED = {"labels", "label", "pixel_mask"}
+"""What may stand beside pixel_values and is not the network's input."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,39 +53,209 @@ class Prepared:
     """What the model sees of them."""
     frames: tuple[Frame, ...]
     """Where that lies in the network's input."""
+    notes: tuple[str, ...] = ()
+    """What was done to pictures before the model's own preprocessing, a sentence each."""
 
 
-def prepare(model: Model, images: Images) -> Prepared:
-    """Returns paths, pictures or a tensor as the network takes them. KonkyoError: something else, or other sizes."""
-    if isinstance(images, Tensor):
-        tensor = model.prepared(images)
-        shown = tensor.detach() if model.preprocess is None else model.preprocess.undo(tensor.detach())
-        return Prepared(tensor, shown, (Frame(),) * len(tensor))
-    if not isinstance(images, (str, Path, Image.Image, Sequence)):
-        raise KonkyoError(
-            f"images are a path, a picture, a list of them, or a tensor (N, C, H, W); got {type(images).__name__}"
-        )
-    listed = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
-    if not listed:
+def prepare(model: Model, images: Images, *, bgr: bool = False, told: bool = True) -> Prepared:
+    """Returns images in any form as the network takes them.
+
+    Floating tensors are taken as prepared; all else are pictures, which the model's preprocessing prepares. `bgr` is of
+    arrays and uint8 tensors. `told`: the preprocessing was given with the model, not read off a module. KonkyoError:
+    something else, or pictures of other sizes.
+    """
+    reader = _Reader(model, bgr)
+    parts = reader.read(images)
+    if not parts:
         raise KonkyoError("no images: an empty list came")
-    for item in listed:
-        if not isinstance(item, (str, Path, Image.Image)):
-            raise KonkyoError(
-                f"images are a path, a picture, a list of them, or a tensor (N, C, H, W); got {type(item).__name__}"
-            )
-    if model.preprocess is None:
+    if bgr and not reader.arrays:
+        raise KonkyoError("bgr=True is said of arrays and uint8 tensors; none came")
+    if all(isinstance(part, Tensor) for part in parts):
+        return _prepared(model, parts)
+    prepared = _of_pictures(model, parts)
+    return prepared if told else replace(prepared, notes=(*prepared.notes, _READ_OFF))
+
+
+def _prepared(model: Model, parts: Sequence[Any]) -> Prepared:
+    """Returns prepared tensors as one batch."""
+    tensors = [part[None] if _lacks_batch(model, part, len(parts)) else part for part in parts]
+    if len({t.shape[1:] for t in tensors}) > 1:
         raise KonkyoError(
-            f"{model.name} does not say how to prepare a picture; give a prepared tensor (N, C, H, W), or "
-            "konkyo.Model(module, preprocess=konkyo.Preprocess(...))"
+            f"prepared images of one shape were expected; got {_shapes(tensors)}; explain them one by one"
         )
-    opened = [item if isinstance(item, Image.Image) else open_image(item) for item in listed]
-    prepared = [model.preprocess(picture) for picture in opened]
-    if len({t.shape for t in prepared}) > 1:
+    tensor = model.prepared(tensors[0] if len(tensors) == 1 else torch.cat(tensors))
+    _warn_of_raw_values(model, tensors[0])
+    shown = tensor.detach() if model.preprocess is None else model.preprocess.undo(tensor.detach())
+    return Prepared(tensor, shown, (Frame(),) * len(tensor))
+
+
+def _lacks_batch(model: Model, tensor: Tensor, count: int) -> bool:
+    """Returns whether a prepared tensor is a single image (C, H, W): in a list, or where the channels are known."""
+    if tensor.ndim != 3:
+        return False
+    return count > 1 or (model.preprocess is not None and tensor.shape[0] == len(model.preprocess.mean))
+
+
+def _shapes(tensors: Iterable[Tensor]) -> str:
+    return ", ".join(map(str, list(dict.fromkeys(tuple(t.shape) for t in tensors))[:4]))
+
+
+def _warn_of_raw_values(model: Model, images: Tensor) -> None:
+    """Warns of values far beyond white, as of pixels that were never prepared; only where looking costs no transfer."""
+    if model.preprocess is None or images.device.type != "cpu" or images.requires_grad:
+        return
+    white, highest = max(model.preprocess.white), float(images.amax())
+    if highest > 10 * max(white, 1):
+        warn(
+            f"the images hold values up to {highest:g}, and prepared white is {white:g}: float tensors are taken as "
+            "prepared; give pixels as uint8, which are prepared as the model wants"
+        )
+
+
+def _of_pictures(model: Model, parts: Sequence[Any]) -> Prepared:
+    """Returns pictures, and prepared tensors among them, as one batch."""
+    preprocess = model.preprocess
+    assert preprocess is not None  # else the reader would have refused the pictures
+    images, shown, frames, notes = list[Tensor](), list[Image.Image](), list[Frame](), list[str]()
+    for part in parts:
+        if isinstance(part, Tensor):
+            batch = part.detach()[None] if part.ndim == 3 else part.detach()
+            images += list(batch.cpu().float())
+            shown += [_picture(colours) for colours in preprocess.undo(batch.float())]
+            frames += [Frame()] * len(batch)
+            continue
+        notes += [f"image {len(images)}: {note}" for note in part.info.get("konkyo", ())]
+        images.append(preprocess(part))
+        shown.append(preprocess.view(part))
+        frames.append(preprocess.frame(part))
+    if len({t.shape for t in images}) > 1:
         raise KonkyoError(
             "the pictures differ in size after preprocessing; give the Preprocess a crop, or explain them one by one"
         )
-    return Prepared(
-        model.prepared(torch.stack(prepared)),
-        tuple(model.preprocess.view(picture) for picture in opened),
-        tuple(model.preprocess.frame(picture) for picture in opened),
-    )
+    return Prepared(model.prepared(torch.stack(images)), tuple(shown), tuple(frames), tuple(notes))
+
+
+def _picture(colours: Tensor) -> Image.Image:
+    """Returns colours (1 or 3, H, W) in [0, 1] as a picture."""
+    pixels = (colours.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(pixels)
+
+
+@dataclass(eq=False)
+class _Reader:
+    """The reader turns what a user gives into upright RGB pictures and prepared tensors."""
+
+    model: Model
+    bgr: bool
+    arrays: bool = field(default=False, init=False)
+    """Whether arrays or uint8 tensors came."""
+
+    def read(self, images: Any) -> list[Image.Image | Tensor]:
+        """Returns pictures and prepared tensors, in order. KonkyoError: something else, or no end of them."""
+        if _is_one(images) or isinstance(images, Mapping):
+            return self._one(images)
+        if isinstance(images, Dataset) and not isinstance(images, Iterable):
+            items: Iterable[Any] = (images[index] for index in range(len(images)))  # type: ignore[arg-type]
+        elif isinstance(images, Iterable):
+            items = images
+        else:
+            raise KonkyoError(f"{_TAKEN}; got {type(images).__name__}")
+        loaded = isinstance(images, torch.utils.data.DataLoader)
+        parts: list[Image.Image | Tensor] = []
+        count = 0
+        for item in islice(items, MOST + 1):
+            image = item[0] if isinstance(item, (tuple, list) if loaded else tuple) and len(item) else item
+            parts += (read := self._one(image))
+            count += sum(len(part) if isinstance(part, Tensor) and part.ndim > 3 else 1 for part in read)
+            if count > MOST:
+                raise KonkyoError(f"more than {MOST} images in one call; explain them batch by batch, in a loop")
+        return parts
+
+    def _one(self, image: Any) -> list[Image.Image | Tensor]:
+        """Returns what one item of a list holds: a picture, several pictures, or a prepared tensor."""
+        if isinstance(image, Mapping):
+            return self._mapping(image)
+        if isinstance(image, Tensor):
+            return self._tensor(image)
+        if not _is_one(image):
+            raise KonkyoError(f"{_TAKEN}; got {type(image).__name__}")
+        self._require_preprocess()
+        if isinstance(image, Sample):
+            return [image.image]
+        if isinstance(image, Image.Image):
+            return [upright(image)]
+        if isinstance(image, (str, os.PathLike)):
+            return _opened(os.fspath(image))
+        if isinstance(image, np.ndarray):
+            self.arrays = True
+            return list(pictures_of_array(image, bgr=self.bgr))
+        return [open_image(image)]
+
+    def _require_preprocess(self) -> None:
+        """Raises KonkyoError where the model does not say how pictures are prepared."""
+        if self.model.preprocess is None:
+            raise KonkyoError(
+                f"{self.model.name} does not say how to prepare a picture; give a prepared floating tensor (N, C, H, "
+                "W), or konkyo.Model(module, preprocess=konkyo.Preprocess(...)), or the weights of torchvision that it "
+                "has: konkyo.Model(module, weights=torchvision.models.ResNet50_Weights.DEFAULT)"
+            )
+
+    def _tensor(self, tensor: Tensor) -> list[Image.Image | Tensor]:
+        if type(tensor).__module__.startswith("torchvision."):  # a tv_tensor would follow through the network
+            tensor = tensor.as_subclass(Tensor)
+        if tensor.is_floating_point():
+            return [tensor]
+        if tensor.ndim < 3:
+            raise KonkyoError(
+                f"a tensor {tuple(tensor.shape)} of {tensor.dtype} is no image; of a pair of images and labels give "
+                "the images"
+            )
+        self._require_preprocess()
+        self.arrays = True
+        return list(pictures_of_tensor(tensor, bgr=self.bgr))
+
+    def _mapping(self, values: Mapping[str, Any]) -> list[Image.Image | Tensor]:
+        """Returns the images in a mapping: prepared ones in "pixel_values", or pictures. KonkyoError: none, or more."""
+        name = next((name for name in _PICTURES if name in values), None)
+        if name is None:
+            raise KonkyoError(f"a mapping with one of {', '.join(_PICTURES)} was expected; got {', '.join(values)}")
+        images = values[name]
+        if name != _PICTURES[0]:
+            return self.read(images)
+        others = [key for key in values if key != name and key not in _IGNORED]
+        if others:
+            raise KonkyoError(
+                f"pixel_values with other inputs, {', '.join(others)}: give values['pixel_values'], and say how the "
+                "network is run: konkyo.Model(module, call=lambda module, images: module(pixel_values=images, ...))"
+            )
+        if "pixel_mask" in values and not bool(torch.as_tensor(np.asarray(values["pixel_mask"])).all()):
+            raise KonkyoError("pixel_values of several sizes, padded (pixel_mask); explain the pictures one by one")
+        listed = list(images) if isinstance(images, (list, tuple)) else [images]
+        tensors = [image if isinstance(image, Tensor) else torch.as_tensor(np.asarray(image)) for image in listed]
+        for tensor in tensors:
+            if not tensor.is_floating_point() or tensor.ndim < 3:
+                raise KonkyoError(
+                    f"pixel_values are prepared images, floats (N, C, H, W); got {tuple(tensor.shape)} {tensor.dtype}"
+                )
+        return [tensor[None] if tensor.ndim == 3 else tensor for tensor in tensors]
+
+
+def _is_one(images: Any) -> bool:
+    """Returns whether this is what an image comes in, and no list of them; a file object can be iterated too."""
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Tensor, np.ndarray, Sample)
+    return isinstance(images, kinds) or _is_file(images)
+
+
+def _is_file(value: Any) -> bool:
+    return callable(getattr(value, "read", None))
+
+
+def _opened(source: str) -> list[Image.Image | Tensor]:
+    """Opens a file, or all images of a folder, a pattern or a .txt list."""
+    if not source:
+        raise KonkyoError("an empty path names no image")
+    require_local(source)
+    path = Path(source)
+    several = path.is_dir() or path.suffix.lower() == ".txt" or (not path.exists() and any(c in source for c in "*?["))
+    files: Iterator[Path] = iter(find_images(path) if several else [path])
+    return [open_image(file) for file in files]

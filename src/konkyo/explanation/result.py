@@ -15,12 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from konkyo.data.images import upright
 from konkyo.engine.path import PathTrace
 from konkyo.errors import KonkyoError
 from konkyo.explanation.diagnosis import Diagnosis
+from konkyo.explanation.stored import require_file, require_fitting
 from konkyo.targets.base import Target
 from konkyo.tasks import TASKS
-from konkyo.utils.files import replacing
+from konkyo.utils.files import parse_json, replacing
 from konkyo.utils.tensors import min_max, resize
 
 if TYPE_CHECKING:
@@ -128,7 +130,7 @@ class Explanation:
 
         if not -len(self) <= row < len(self):
             raise KonkyoError(f"row {row} of an explanation with {len(self)} rows")
-        picture = self.picture(row) if image is None else image
+        picture = self.picture(row) if image is None else upright(image)
         map_ = self.maps[row] if self.regions is None else self.at((picture.height, picture.width))[row]
         overlaid = overlay(picture, map_, **style)
         if outline is not None:
@@ -177,9 +179,13 @@ class Explanation:
 
     @classmethod
     def load(cls, path: str | Path) -> Explanation:
-        """Returns an explanation from `save`, on the CPU, without its pictures. KonkyoError: not such a file."""
+        """Returns an explanation from `save`, on the CPU, without its pictures.
+
+        KonkyoError: not such a file, or one whose parts do not fit each other.
+        """
         path = Path(path)
         try:
+            require_file(path)
             if path.suffix == ".safetensors":
                 with safe_open(path, "pt") as file:
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -188,7 +194,8 @@ class Explanation:
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                     tensors = {n: torch.from_numpy(archive[n]) for n in archive.files if n != "konkyo"}
                     text = str(archive["konkyo"])
-            values = json.loads(text)
+            values = parse_json(text)
+            require_fitting(tensors, values)
             trace = {f.name: tensors.pop(f"path.{f.name}") for f in fields(PathTrace) if f"path.{f.name}" in tensors}
             values["path"] = PathTrace(**trace) if trace else None
             values["targets"] = tuple(_target_from_json(t) for t in values["targets"])

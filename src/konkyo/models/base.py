@@ -48,7 +48,9 @@ class Model:
     are taken off. `multilabel`, `probabilities` and `detector` say the task in short: classes that do not exclude each
     other, whose probabilities are sigmoids; an output of probabilities (True) or logits (False; None: a warning where
     they look like probabilities); or detection. Without any of these, and without a `select` or `call`, a module that a
-    library's adapter knows for a detector is one. KonkyoError: not a module, or a TorchScript module.
+    library's adapter knows for a detector is one. `weights`: those of torchvision that the module has, as
+    `ResNet50_Weights.DEFAULT`, whose preprocessing and classes are taken where none are given; nothing is loaded.
+    KonkyoError: not a module, or a TorchScript module.
     """
 
     module: nn.Module
@@ -76,8 +78,17 @@ class Model:
         detector: Detector | None = None,
         task: Task | None = None,
         probabilities: bool | None = None,
+        weights: Any = None,
     ) -> None:
         module = _unwrapped(module)
+        if weights is not None:
+            described = import_module(_FACTS_OF["torchvision"]).described(weights, module)
+            preprocess, classes = preprocess or described["preprocess"], classes or described["classes"]
+        if preprocess is not None and not isinstance(preprocess, Preprocess):
+            raise KonkyoError(
+                f"preprocess is a konkyo.Preprocess(resize=..., crop=..., mean=..., std=...); got {preprocess!r}. For "
+                "the transforms of torchvision's weights give weights="
+            )
         if isinstance(module, torch.jit.ScriptModule):
             raise KonkyoError(
                 "a TorchScript module hides its layers; give the eager module that it was made from: "
@@ -280,6 +291,12 @@ class Model:
         return self.task.label(target, self._classes, classes)
 
 
+_FACTS_OF = {
+    "timm": "konkyo.models.timm",
+    "torchvision": "konkyo.models.torchvision",
+    "transformers": "konkyo.models.transformers",
+}
+"""Who knows what a library's modules say of their preprocessing and classes."""
 _DETECTORS_OF = {
     "torchvision": "konkyo.models.detectors.torchvision",
     "transformers": "konkyo.models.detectors.transformers",
@@ -290,9 +307,13 @@ _DETECTORS_OF = {
 def as_model(model: Model | nn.Module) -> Model:
     """Returns the model itself, or a plain nn.Module as a model.
 
-    It is a detector where a library's adapter knows it for one.
+    It is a detector where a library's adapter knows it for one. Preprocessing and class names are those that the module
+    itself tells (`pretrained_cfg` of timm, `config` of transformers); nothing is downloaded, and nothing guessed.
     """
-    return model if isinstance(model, Model) else Model(model)
+    if isinstance(model, Model):
+        return model
+    module = _unwrapped(model)
+    return Model(module, **_facts(module))
 
 
 def _known_detector(module: nn.Module) -> Detector | None:
@@ -301,6 +322,15 @@ def _known_detector(module: nn.Module) -> Detector | None:
     adapters = (_DETECTORS_OF[library] for library in libraries if library in _DETECTORS_OF)
     detectors = (import_module(adapter).detector(module) for adapter in adapters)
     return next((detector for detector in detectors if detector is not None), None)
+
+
+def _facts(module: nn.Module) -> dict[str, Any]:
+    """Returns what a module tells of its images and classes, as arguments of `Model`."""
+    libraries = dict.fromkeys(kind.__module__.partition(".")[0] for kind in type(module).__mro__)
+    facts: dict[str, Any] = {}
+    for adapter in (_FACTS_OF[library] for library in libraries if library in _FACTS_OF):
+        facts |= import_module(adapter).facts(module)
+    return facts
 
 
 def _without_background(classes: Sequence[str], number: int) -> Sequence[str]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from konkyo.errors import KonkyoError
+from konkyo.utils.files import read_json
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 _NESTS = ("state_dict", "model_state_dict", "model", "model_ema", "ema", "net")
@@ -55,6 +56,26 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     while wrapper := next((w for w in _WRAPPERS if all(name.startswith(w) for name in tensors)), None):
         tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def require_inside(folder: Path) -> None:
+    """Checks the indices of shards in a folder. KonkyoError: an index that names a file outside of the folder.
+
+    In the cache of the hub, where files are links, they stay inside of their model's folder.
+    """
+    root = folder.resolve()
+    if root.parent.name == "snapshots":
+        root = root.parent.parent
+    for index in sorted(folder.glob("*.index.json")):
+        values = read_json(index)
+        names = values.get("weight_map") if isinstance(values, dict) else None
+        if not isinstance(names, dict) or not all(isinstance(name, str) and name for name in names.values()):
+            raise KonkyoError(f"{index} is no index of weights: an object weight_map of file names was expected")
+        for name in sorted(set(names.values())):
+            if "\0" in name or Path(name).is_absolute() or not (folder / name).resolve().is_relative_to(root):
+                raise KonkyoError(
+                    f"{index} names {name!r}, which lies outside of its folder; weights are read from there only"
+                )
 
 
 def build_with(path: str | Path, build: Callable[[int | None], nn.Module]) -> tuple[nn.Module, bool]:

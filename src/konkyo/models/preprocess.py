@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from konkyo.data.images import MAX_PIXELS
+from konkyo.data.images import MAX_PIXELS, upright
 from konkyo.errors import ImageError, KonkyoError, unknown
 
 Interpolation: TypeAlias = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -64,16 +66,27 @@ class Preprocess:
     border: float | None = None
 
     def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if not isinstance(values, (tuple, list)) or not all(map(_is_finite, values)):
+                raise KonkyoError(f"{name} is a tuple of finite numbers, one per channel; got {values!r}")
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise KonkyoError(f"mean and std need one value per channel, 1 or 3; got {self.mean} and {self.std}")
         if min(self.std) <= 0:
             raise KonkyoError(f"std must be positive; got {self.std}")
         for name, size in (("resize", self.resize), ("crop", self.crop)):
-            if size is not None and min(_pair(size)) < 1:
+            if size is None:
+                continue
+            sides = _pair(size)
+            if len(sides) != 2 or not all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides):
+                raise KonkyoError(f"{name} is a whole number of pixels, or (height, width); got {size!r}")
+            if min(sides) < 1:
                 raise KonkyoError(f"{name} must be at least 1 pixel; got {size}")
-        if self.border is not None and not 0 <= self.border <= 1:
+            if sides[0] * sides[1] > MAX_PIXELS:
+                raise KonkyoError(f"{name} makes at most {MAX_PIXELS / 1e6:g} million pixels; got {size}")
+        if self.border is not None and not (_is_finite(self.border) and 0 <= self.border <= 1):
             raise KonkyoError(f"border is a grey from 0 (black) to 1 (white), or None; got {self.border}")
-        if self.multiple < 1 or (self.longest is not None and self.longest < 1):
+        limits = [self.multiple] if self.longest is None else [self.multiple, self.longest]
+        if not all(isinstance(n, Integral) and not isinstance(n, bool) and 1 <= n <= MAX_PIXELS for n in limits):
             raise KonkyoError(f"longest and multiple must be at least 1; got {self.longest} and {self.multiple}")
         for name, choice, offer in (
             ("interpolation", self.interpolation, tuple(_FILTERS)),
@@ -84,8 +97,9 @@ class Preprocess:
                 raise unknown(name, choice, offer)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Returns the picture as the model wants it: float32 (C, height, width)."""
-        image = image.convert("L" if len(self.mean) == 1 else "RGB")
+        """Returns the picture, made `upright`, as the model wants it: float32 (C, height, width)."""
+        image = upright(image)
+        image = image.convert("L") if len(self.mean) == 1 else image
         width, height = self._resized(image)
         if width * height > MAX_PIXELS:
             raise ImageError(f"a picture of {image.width} x {image.height} would become {width} x {height} pixels")
@@ -96,10 +110,12 @@ class Preprocess:
 
     def view(self, image: Image.Image) -> Image.Image:
         """Returns the part of the picture that the model sees, at the picture's own resolution."""
-        return image.convert("RGB").crop(self._window(image))
+        image = upright(image)
+        return image.crop(self._window(image))
 
     def frame(self, image: Image.Image) -> Frame:
         """Returns where the `view` of the picture lies in the model's input."""
+        image = upright(image)
         width, height = self._resized(image)
         left, top, right, bottom = self._crop_box(width, height)
         across, down = image.width / width, image.height / height
@@ -130,7 +146,7 @@ class Preprocess:
 
     def corner(self, image: Image.Image) -> tuple[int, int]:
         """Returns where the `view` begins in the picture: (left, top)."""
-        return self._window(image)[:2]
+        return self._window(upright(image))[:2]
 
     @property
     def white(self) -> tuple[float, ...]:
@@ -179,6 +195,10 @@ class Preprocess:
         crop_height, crop_width = _pair(self.crop)
         left, top = (_margin(n, self.centre == "floor") for n in (width - crop_width, height - crop_height))
         return left, top, left + crop_width, top + crop_height
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _margin(excess: int, floor: bool) -> int:

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import build_with
@@ -67,6 +69,21 @@ def load(name: str, weights: str | Path | None) -> Model:
     subset = timm.data.infer_imagenet_subset(module) if usual else None
     classes = _names(timm.data.ImageNetInfo(subset).label_descriptions()) if subset else ()
     return Model(module.eval(), preprocessing(data), classes, f"timm/{name}")
+
+
+def facts(module: Any) -> dict[str, Any]:
+    """Returns the preprocessing that a module of timm tells in its `pretrained_cfg`; nothing where it tells none.
+
+    A module built without such a configuration has ImageNet's numbers from timm's defaults, which would be a guess.
+    """
+    told = getattr(module, "pretrained_cfg", None) or {}
+    if not all(told.get(name) for name in ("input_size", "mean", "std")):
+        return {}
+    first = next((m for m in module.modules() if isinstance(m, torch.nn.Conv2d)), None)
+    preprocess = preprocessing(_timm().data.resolve_model_data_config(module))
+    if first is not None and first.in_channels != len(preprocess.mean):
+        return {}  # a network of other channels than those the numbers are of
+    return {"preprocess": preprocess}
 
 
 def preprocessing(data: Mapping[str, Any]) -> Preprocess:

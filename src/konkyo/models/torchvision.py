@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torchvision
 from torch import nn
+from torchvision.models import WeightsEnum
+from torchvision.transforms._presets import ImageClassification, ObjectDetection, SemanticSegmentation
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import build_with
 from konkyo.models.detectors.torchvision import detector
 from konkyo.models.preprocess import Preprocess
+
+OF_DETECTORS = Preprocess(None, None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""Detectors resize and normalise by themselves."""
 
 
 def names() -> list[str]:
@@ -46,16 +52,51 @@ def load(name: str, weights: str | Path | None) -> Model:
         return network
 
     module, usual = _built(name, weights, metadata, build)
-    transform = metadata.transforms()
-    preprocess = Preprocess(
+    classes = tuple(metadata.meta["categories"]) if usual else ()
+    return Model(module.eval(), _preprocess(metadata), classes, f"torchvision/{name}")
+
+
+def _preprocess(weights: Any) -> Preprocess:
+    """Returns what the transforms of published weights do to a picture. KonkyoError: transforms of something else."""
+    transform = weights.transforms()
+    if isinstance(transform, ObjectDetection):
+        return OF_DETECTORS
+    if not isinstance(transform, (ImageClassification, SemanticSegmentation)):
+        raise KonkyoError(f"{weights} are of no network of pictures; give preprocess=konkyo.Preprocess(...)")
+    return Preprocess(
         resize=transform.resize_size[0],
-        crop=transform.crop_size[0],
+        crop=transform.crop_size[0] if isinstance(transform, ImageClassification) else None,
         mean=tuple(transform.mean),
         std=tuple(transform.std),
         interpolation=transform.interpolation.value,
     )
-    classes = tuple(metadata.meta["categories"]) if usual else ()
-    return Model(module.eval(), preprocess, classes, f"torchvision/{name}")
+
+
+def described(weights: Any, module: nn.Module) -> dict[str, Any]:
+    """Returns preprocessing and class names of published weights. KonkyoError: something else than such weights."""
+    if not isinstance(weights, WeightsEnum):
+        raise KonkyoError(
+            "weights are a choice of torchvision's, as torchvision.models.ResNet50_Weights.DEFAULT; got "
+            f"{str(weights)[:80]!r}. Weights from a file are loaded by konkyo.load(NAME, weights=FILE)"
+        )
+    return {"preprocess": _preprocess(weights), "classes": _classes(weights.meta["categories"], module)}
+
+
+def facts(module: nn.Module) -> dict[str, Any]:
+    """Returns the preprocessing of a detector, which resizes and normalises by itself; of others nothing is told."""
+    return {} if detector(module) is None else {"preprocess": OF_DETECTORS}
+
+
+def _classes(categories: Sequence[str], module: nn.Module) -> tuple[str, ...]:
+    """Returns the names of what a network puts out.
+
+    The background of a detector is no class, where it has a column; names that stand for nothing are told apart.
+    """
+    adapter = detector(module)
+    if adapter is None:
+        return tuple(categories)
+    names = [c if c != "N/A" else f"N/A {i}" for i, c in enumerate(categories)]
+    return tuple(names[len(names) - adapter.classes :])
 
 
 def _detector(name: str, weights: str | Path | None) -> Model:
@@ -68,12 +109,8 @@ def _detector(name: str, weights: str | Path | None) -> Model:
         return network
 
     module, usual = _built(name, weights, metadata, build)
-    adapter, classes = detector(module), list(metadata.meta["categories"])
-    assert adapter is not None
-    # The background is no class, where it has a column; names that stand for nothing are told apart.
-    classes = [c if c != "N/A" else f"N/A {i}" for i, c in enumerate(classes)][len(classes) - adapter.classes :]
-    preprocess = Preprocess(None, None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return Model(module.eval(), preprocess, tuple(classes) if usual else (), f"torchvision/{name}", detector=adapter)
+    classes = _classes(metadata.meta["categories"], module) if usual else ()
+    return Model(module.eval(), OF_DETECTORS, classes, f"torchvision/{name}", detector=detector(module))
 
 
 def _built(

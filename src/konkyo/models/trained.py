@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from konkyo.models import Model, Preprocess
 from konkyo.models.base import adapter
 from konkyo.models.checkpoints import read_weights
 from konkyo.models.networks.architectures import ARCHITECTURES
-from konkyo.utils.files import plain, replacing, write_text
+from konkyo.utils.files import plain, read_json, replacing, write_text
 from konkyo.version import __version__
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
@@ -68,7 +69,7 @@ def read_plan(folder: str | Path) -> Plan:
         near = f"; there is one in {', '.join(inside[:3])}{' ...' if inside[3:] else ''}" if inside else ""
         raise KonkyoError(f"{folder} holds no trained network: {MANIFEST} was expected{near}")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         pairs: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in manifest["preprocess"].items()}
         preprocess = Preprocess(**pairs)
         name, arguments, classes = str(manifest["architecture"]), dict(manifest["arguments"]), manifest["classes"]
@@ -76,9 +77,28 @@ def read_plan(folder: str | Path) -> Plan:
             raise ValueError(f"classes are a list of names; got {classes!r}")
         if arguments.get("classes", len(classes)) != len(classes):
             raise ValueError(f"{arguments['classes']} classes have {len(classes)} names")
+        _require_bounded(arguments)
         return Plan(name, arguments, tuple(classes), preprocess, manifest.get("trained", {}))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (KonkyoError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise KonkyoError(f"{path} is no manifest of a trained network: {error}") from error
+
+
+_MOST = {"classes": 1_000_000, "channels": 1024, "samples": 10_000, "number": 100}
+"""Arguments that decide how much memory a network takes, or how long it runs: from 1 to these."""
+
+
+def _require_bounded(arguments: Mapping[str, Any]) -> None:
+    """Checks the numbers of a manifest before anything is made of them. ValueError: one that is out of bounds."""
+    for name, value in arguments.items():
+        if isinstance(value, Mapping):
+            _require_bounded(value)
+        elif name in _MOST:
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST[name]:
+                raise ValueError(f"{name} is a whole number from 1 to {_MOST[name]}; got {str(value)[:40]}")
+        elif isinstance(value, (int, float)) and not (math.isfinite(value) and abs(value) <= 1e6):
+            raise ValueError(f"{name} is a number of at most a million; got {str(value)[:40]}")
+        elif not isinstance(value, (str, int, float, type(None))):
+            raise ValueError(f"{name} is a number or a name; got {type(value).__name__}")
 
 
 @adapter("trained")

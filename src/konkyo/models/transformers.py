@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError
 from konkyo.models.base import Model, adapter
-from konkyo.models.checkpoints import read_weights
+from konkyo.models.checkpoints import read_weights, require_inside
 from konkyo.models.detectors.transformers import detector, is_detector
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.timm import preprocessing as timm_preprocessing
@@ -42,6 +43,8 @@ def load(name: str, weights: str | Path | None) -> Model:
     settings = {"trust_remote_code": False, "local_files_only": Path(name).is_dir()}
     kind, usual = "image classifier or object detector", True
     try:
+        if settings["local_files_only"]:
+            require_inside(Path(name))
         config = transformers.AutoConfig.from_pretrained(name, **settings)
         detects = is_detector(config)
         kind = "object detector" if detects else "image classifier"
@@ -76,6 +79,32 @@ def load(name: str, weights: str | Path | None) -> Model:
         multilabel=config.problem_type == "multi_label_classification",
         detector=detector(module) if detects else None,
     )
+
+
+def facts(module: Any) -> dict[str, Any]:
+    """Returns the class names and the preprocessing of a module of transformers, as far as it tells them.
+
+    The names are those in its config, of an image classifier or a detector. The preprocessing is read from the
+    processor in the files that the module came from: the network is never asked for it.
+    """
+    config = getattr(module, "config", None)
+    if config is None or getattr(module, "main_input_name", "") != "pixel_values":
+        return {}
+    told: dict[str, Any] = {}
+    classifies = type(module).__name__.endswith("ForImageClassification")
+    if classifies or is_detector(config):
+        told["classes"] = _classes(config)
+    if classifies and config.problem_type == "multi_label_classification":
+        told["multilabel"] = True
+    if source := str(getattr(config, "_name_or_path", "") or ""):
+        told["preprocess"] = _local_preprocess(source)
+    return told
+
+
+@lru_cache(maxsize=64)
+def _local_preprocess(source: str) -> Preprocess | None:
+    """Returns the preprocessing of a model in a folder or in the hub's cache; None where there is none."""
+    return _preprocess(import_transformers(), source, {"trust_remote_code": False, "local_files_only": True})
 
 
 def _with_weights(

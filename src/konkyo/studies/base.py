@@ -25,7 +25,7 @@ from konkyo.metrics.distances import kappa
 from konkyo.models import Preprocess
 from konkyo.training.loop import Numbers, Recipe
 from konkyo.training.processes import first
-from konkyo.utils.files import plain, replacing, write_text
+from konkyo.utils.files import plain, read_json, replacing, write_text
 from konkyo.utils.ledger import differences, held
 from konkyo.utils.progress import Progress, StageProgress
 
@@ -48,8 +48,8 @@ def open_study(folder: Path, settings: Mapping[str, Any]) -> None:
         raise KonkyoError(f"{folder} holds something else than a study: choose another folder, or an empty one")
     if path.is_file():
         try:
-            earlier = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            earlier = dict(read_json(path))
+        except (KonkyoError, ValueError, TypeError) as error:
             raise KonkyoError(f"{path} cannot be read as the settings of a study: {error}") from error
         differ = differences(earlier, now, GROWS)
         if differ:

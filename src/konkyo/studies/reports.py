@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from konkyo.data.images import open_image
 from konkyo.draw.sheets import save_image
 from konkyo.errors import KonkyoError
 from konkyo.studies.base import MAPS, STUDY, TestPicture, read_maps
@@ -54,11 +55,7 @@ def read_test_maps(folder: Path, count: int) -> Tensor:
 
 def open_picture(picture: TestPicture) -> Image.Image:
     """Returns the picture in RGB. KonkyoError: its file cannot be read."""
-    try:
-        image: Image.Image = Image.open(picture.file).convert("RGB")
-    except OSError as error:
-        raise KonkyoError(f"{picture.file} cannot be read as a picture: {error}") from error
-    return image
+    return open_image(picture.file)
 
 
 def save_report(

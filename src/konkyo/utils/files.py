@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,12 +38,57 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Returns what a file holds. KonkyoError: it cannot be read."""
+def read_bytes(path: Path) -> bytes:
+    """Returns the bytes of a regular file. KonkyoError: something else, as a pipe that never ends, or unreadable."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise KonkyoError(f"{path} cannot be read: it is {'a folder' if path.is_dir() else 'no regular file'}")
+        return path.read_bytes()
     except (OSError, ValueError) as error:
-        raise KonkyoError(f"{path} cannot be read: {error}") from error
+        raise KonkyoError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_text(path: Path) -> str:
+    """Returns a regular file's text, in UTF-8 with or without its mark. KonkyoError: it cannot be read."""
+    try:
+        text = read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise KonkyoError(f"{path} cannot be read: it is no text in UTF-8 ({error})") from error
+    return text.replace("\r\n", "\n")
+
+
+DEPTH = 100
+"""Lists and objects of JSON may lie in each other so deep."""
+_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_OTHERS = bytes(set(range(256)) - set(b"[]{}"))
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns what JSON text holds. ValueError: no JSON in UTF-8, or nested deeper than DEPTH."""
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    if _is_deep(data) and _is_deep(_STRING.sub(b"", data)):  # brackets in strings do not count
+        raise ValueError(f"lists and objects lie more than {DEPTH} deep in each other")
+    return json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
+
+
+def _is_deep(data: bytes) -> bool:
+    """Returns whether brackets lie deeper in each other than DEPTH: each round takes the innermost pairs away."""
+    brackets = data.translate(_BRACKETS, _OTHERS)
+    for taken in range(DEPTH):
+        if taken + len(brackets) <= DEPTH:
+            return False
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
+
+
+def read_json(path: Path) -> Any:
+    """Returns what a file of JSON holds. KonkyoError: it cannot be read, or is nested deeper than DEPTH."""
+    text = read_text(path)
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise KonkyoError(f"{path} cannot be read as JSON: {error}") from error
 
 
 def csv_text(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:

@@ -12,7 +12,7 @@ from zlib import crc32
 from filelock import FileLock, Timeout
 
 from konkyo.errors import KonkyoError
-from konkyo.utils.files import plain, write_text
+from konkyo.utils.files import parse_json, plain, read_bytes, write_text
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
@@ -197,10 +197,7 @@ def _release(lock: FileLock) -> None:
 
 def _read(path: Path) -> tuple[Any, dict[str, Any], int]:
     """(the header, entries by key, the number of lines that are damaged)"""
-    try:
-        first, *rest = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise KonkyoError(f"{path} cannot be read: {error.strerror or error}") from error
+    first, *rest = read_bytes(path).split(b"\n")
     entries: dict[str, Any] = {}
     damaged = int(rest[-1:] not in ([], [b""]))  # a line without its end
     for line in rest[:-1]:
@@ -227,6 +224,6 @@ def _parsed(line: bytes) -> Any:
     """What a line holds; None where it is damaged."""
     checksum, _, text = line.rstrip(b"\r").partition(b" ")  # of an editor that ends lines its own way
     try:
-        return json.loads(text) if int(checksum, 16) == crc32(text) else None
-    except (ValueError, RecursionError):
+        return parse_json(text) if int(checksum, 16) == crc32(text) else None
+    except ValueError:
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.markup import escape
 
 from konkyo.apps.cli.terminal import err
 from konkyo.errors import KonkyoError
+from konkyo.utils.files import parse_json, read_text
 
 if TYPE_CHECKING:
     from konkyo.models import Model
@@ -243,8 +243,8 @@ def request_of(
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text.lower() if text in ("True", "False") else text)
-    except json.JSONDecodeError:
+        return parse_json(text.lower() if text in ("True", "False") else text)
+    except ValueError:
         return text
 
 
@@ -274,12 +274,12 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _labels(path: Path) -> tuple[str, ...]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise KonkyoError(f"labels cannot be read from {path}: {error}") from error
+        text = read_text(path)
+    except KonkyoError as error:
+        raise KonkyoError(f"labels cannot be read: {error}") from error
     if path.suffix == ".json":
         try:
-            names = json.loads(text)
+            names = parse_json(text)
             if isinstance(names, dict):
                 names = [names[str(i)] for i in range(len(names))]
             if not isinstance(names, list):

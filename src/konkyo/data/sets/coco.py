@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from konkyo.data.samples import Annotation, Box, Sample, Samples, around, layout, open_annotated
 from konkyo.errors import KonkyoError
+from konkyo.utils.files import read_json
 
 _FILES = ("instances.json", "_annotations.coco.json", "instances_*.json", "annotations/instances*.json")
 _FORM = "images (id, file_name, width, height), annotations (image_id, category_id, bbox), categories (id, name)"
@@ -37,8 +37,8 @@ def coco(folder: Path, *, annotations: str = "", images: str = "") -> Samples:
     if len(files) != 1:
         came = f"there are {', '.join(str(file.relative_to(folder)) for file in files)}" if files else "there is none"
         raise KonkyoError(f"{folder}: of {', '.join(_FILES)} {came}; name one: coco:DIR,annotations=FILE")
+    data = read_json(files[0])
     try:
-        data = json.loads(files[0].read_text(encoding="utf-8"))
         classes = {category["id"]: str(category["name"]) for category in data["categories"]}
         truths: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in data["images"]}
         for annotation in data["annotations"]:
@@ -46,10 +46,8 @@ def coco(folder: Path, *, annotations: str = "", images: str = "") -> Samples:
         if len(truths) < len(data["images"]):
             raise LookupError("several images of one id")
         names = tuple(str(image["file_name"]) for image in data["images"])
-        sizes = [(int(image["width"]), int(image["height"])) for image in data["images"]]
-    except (OSError, ValueError, RecursionError) as error:
-        raise KonkyoError(f"{files[0]} cannot be read as JSON: {error}") from None
-    except (LookupError, TypeError, AttributeError) as error:
+        sizes = [(_pixels(image["width"]), _pixels(image["height"])) for image in data["images"]]
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
         came = f"{type(error).__name__} {error}"
         raise KonkyoError(
             f"{files[0]} is not as COCO's instances, lists of {_FORM} that fit together: {came}"
@@ -94,6 +92,13 @@ def _sample(
             raise KonkyoError(f"{file}: annotation {truth.get('id')} cannot be read, {reason}") from None
         annotations.append(Annotation(truth["label"], box, mask, crowd=bool(truth.get("iscrowd"))))
     return Sample(names[index], image, annotations=tuple(annotations))
+
+
+def _pixels(side: Any) -> int:
+    """Returns a side of a picture. ValueError, OverflowError: no positive number of pixels."""
+    if isinstance(side, bool) or int(side) < 1:
+        raise ValueError(f"a picture of {side} pixels")
+    return int(side)
 
 
 def _xyxy(x: float, y: float, width: float, height: float) -> Box:

@@ -13,6 +13,7 @@ from torch import Tensor
 from konkyo.data.images import find_images, open_image
 from konkyo.data.samples import PARTS, Annotation, Sample, Samples, around, layout, open_annotated, selected
 from konkyo.errors import ImageError, KonkyoError
+from konkyo.utils.files import read_text
 
 
 @layout
@@ -80,10 +81,11 @@ def _labels_by_folder(folder: Path, names: Sequence[str]) -> tuple[list[str | No
     table = folder / "classes.txt"
     if not table.is_file():
         return (list(keys), tuple(dict.fromkeys(keys))) if 1 in depths else ([None] * len(names), ())
+    text = read_text(table)
     try:
-        classes = dict(line.split("\t") for line in table.read_text(encoding="utf-8").splitlines() if line.strip())
+        classes = dict(line.split("\t") for line in text.splitlines() if line.strip())
         return [classes[key] for key in keys], tuple(classes.values())
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise KonkyoError(f'{table}: expected a line "KEY<tab>NAME" of every class; {error!r}') from None
 
 

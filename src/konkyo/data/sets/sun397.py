@@ -9,6 +9,7 @@ from konkyo.data.images import find_images
 from konkyo.data.samples import Samples, layout, selected
 from konkyo.data.sets.medical import read_labelled
 from konkyo.errors import KonkyoError
+from konkyo.utils.files import read_text
 
 
 @layout
@@ -49,10 +50,7 @@ def _names_in(folder: Path, file: str) -> list[str]:
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise KonkyoError(f"partition: there is neither {places[0]} nor {places[1]}")
-    try:
-        lines = path.read_text(encoding="utf-8").split()
-    except (OSError, ValueError) as error:
-        raise KonkyoError(f"{path} cannot be read: {error}") from None
+    lines = read_text(path).split()
     if not lines:
         raise KonkyoError(f"{path} lists no pictures")
     return [line.removeprefix("/") for line in lines]

@@ -17,6 +17,7 @@ from torch import Tensor
 from konkyo.data.images import find_images
 from konkyo.data.samples import Annotation, Box, Sample, Samples, layout, open_annotated
 from konkyo.errors import ImageError, KonkyoError
+from konkyo.utils.files import read_bytes, read_text
 
 _NOBODY = 255
 """In SegmentationObject, the outlines."""
@@ -38,8 +39,8 @@ def voc(folder: Path, *, split: str = "", origin: str = "1") -> Samples:
         raise KonkyoError(f"{folder} is not laid out as VOC: JPEGImages/NAME.jpg, Annotations/NAME.xml")
     if split:
         try:
-            lines = (folder / "ImageSets" / f"{split}.txt").read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError) as error:
+            lines = read_text(folder / "ImageSets" / f"{split}.txt").splitlines()
+        except KonkyoError as error:
             raise KonkyoError(f"split=Main/val would take the names in ImageSets/Main/val.txt: {error}") from None
         names = [line.split()[0] for line in lines if line.strip()]
     pictures = {path.stem: path for path in find_images(folder / "JPEGImages")}
@@ -79,11 +80,12 @@ def _xml_root(file: Path) -> Element:
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
     parser.CharacterDataHandler = builder.data
+    data = read_bytes(file)
     try:
-        parser.Parse(file.read_bytes(), True)
-    except (expat.ExpatError, OSError, ValueError) as error:
+        parser.Parse(data, True)
+        return builder.close()
+    except Exception as error:  # the decoders of unusual encodings fail in every possible way
         raise KonkyoError(f"{file} cannot be read as XML: {error}") from None
-    return builder.close()
 
 
 def _text(element: Element, path: str) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from konkyo.errors import KonkyoError, unknown
 from konkyo.evaluation.result import Table, bracketed, markdown, number
 from konkyo.metrics.distances import Distance, distances
-from konkyo.utils.files import csv_text, plain, replacing, write_text
+from konkyo.utils.files import csv_text, plain, read_json, replacing, write_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -282,7 +282,7 @@ class Consistency:
         """Reads the result that `save` wrote. KonkyoError: the folder holds none."""
         folder = Path(folder)
         try:
-            values = json.loads((folder / "consistency.json").read_text(encoding="utf-8"))
+            values = read_json(folder / "consistency.json")
             with safe_open(folder / "maps.safetensors", "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             known = {f.name for f in fields(cls)}
