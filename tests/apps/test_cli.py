@@ -507,9 +507,12 @@ def test_all_methods_and_wrappers(run: Run, photos: Path) -> None:
 
 def test_the_explained_class_is_told(run: Run, photos: Path) -> None:
     found = run("explain", photos / "one.png", "--top", "2", "--out", "o")
-    maps = manifest("o")["images"][0]["maps"]
-    expected = ", ".join(f"{m['label']} (logit {m['score']:.2f})" for m in maps)
-    assert found.out.splitlines()[0] == f"one.png: {expected}"
+    first, second = manifest("o")["images"][0]["maps"]
+    more = f"logit {second['score']:.2f}, P {second['decision']['asked_probability']:.2f}, rank 2"
+    assert found.out.splitlines()[0] == (
+        f"one.png: {first['label']} (logit {first['score']:.2f}), asked: {second['label']} ({more}); "
+        f"decided: {first['label']} (P {first['decision']['probability']:.2f})"
+    )
     found = run("explain", photos / "one.png", "--method", "occlusion,grad_cam", "--out", "p")
     assert "(probability 0." in found.out.splitlines()[0]
     assert "(logit " in found.out.splitlines()[0]

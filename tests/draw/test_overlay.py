@@ -333,9 +333,9 @@ def test_cells_hold_the_overlay_of_the_row(monkeypatch):
     positive, negative = torch.rand(7, 7), -torch.rand(7, 7)
     seen = []
 
-    def spy(image, map_, *, limits=None, signed=None):
+    def spy(image, map_, *, limits=None, signed=None, opacity=figures.OPACITY):
         seen.append((signed, limits))
-        return overlay(image, map_, limits=limits, signed=signed)
+        return overlay(image, map_, limits=limits, signed=signed, opacity=opacity)
 
     monkeypatch.setattr(figures, "overlay", spy)
     rows = [row(Cell(positive), Cell(negative))]

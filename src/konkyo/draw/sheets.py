@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from konkyo.draw.overlay import Limits, Map, boxed, is_signed, overlay
+from konkyo.draw.overlay import OPACITY, Limits, Map, boxed, is_signed, overlay
 from konkyo.draw.text import Font, clean, complete, elided, text_lines
 from konkyo.engine.path import PathTrace
 from konkyo.errors import KonkyoError
@@ -60,6 +60,12 @@ class Row:
     cells: Sequence[Cell] = field(default=())
     box: Sequence[float] | None = None
     """xyxy in pixels of the image: what the row is about, drawn in its picture and in every cell."""
+    asked: str = ""
+    """What the model says of the target, where it decided something else."""
+    decided: str = ""
+    """What the model decided itself."""
+    brightness: float = 1.0
+    """How bright the row's maps are drawn, of 1."""
 
 
 def contact_sheet(
@@ -96,7 +102,7 @@ def contact_sheet(
             limits = _finite_range([c.map for c in row.cells if c.map is not None]) if shared else None
             strips.append(_strip(part, picture, [kinds[i] for i in band], side, limits))
     if colour_bar:
-        strips.append(_bars(signed, shared))
+        strips.append(_bars(signed, shared, paler=_paler(rows)))
     return _stacked(strips, title, close=names)
 
 
@@ -117,10 +123,11 @@ def gallery(rows: Sequence[Row], *, title: str = "", colour_bar: bool = True) ->
         (cell,), picture = row.cells, _scaled_to(row.image, side)
         name, _, score = row.subtitle.partition(" (")
         captions.append([(f"{number}  {name}", _INK), *([(score.removesuffix(")"), _GREY)] if score else [])])
+        captions[-1] += _decision(row)
         if cell.map is None:
             _message(ImageDraw.Draw(picture), cell.note or "no map", (0, 0, picture.width - 1, picture.height - 1))
         else:
-            picture = _with_box(row, overlay(picture, cell.map, signed=kind))
+            picture = _with_box(row, overlay(picture, cell.map, signed=kind, opacity=OPACITY * row.brightness))
             captions[-1] += [(line, _AMBER) for line in text_lines(cell.note, Font(_TEXT), side, _LONGEST_NOTE)]
         panels.append(picture)
     tall, lines = max(p.height for p in panels), max(map(len, captions))
@@ -133,7 +140,7 @@ def gallery(rows: Sequence[Row], *, title: str = "", colour_bar: bool = True) ->
             strip.paste(panel, (i * (side + _GAP), 0))
             _caption(strip, caption, (i * (side + _GAP), tall + _GAP // 2), side)
         strips.append(strip)
-    return _stacked(strips + ([_bars(signed, shared=False)] if colour_bar else []), title)
+    return _stacked(strips + ([_bars(signed, shared=False, paler=_paler(rows))] if colour_bar else []), title)
 
 
 class Integrated(Protocol):
@@ -366,6 +373,12 @@ def _caption(
         font.draw(ImageDraw.Draw(strip), (at[0], at[1] + j * _LINE), elided(line, font, side), colour)
 
 
+def _decision(row: Row) -> list[tuple[str, str]]:
+    """Returns the lines on what the model decided; it stands out where that is not what the row explains."""
+    asked = [(row.asked, _GREY)] if row.asked else []
+    return asked + ([(row.decided, _AMBER if row.asked else _GREY)] if row.decided else [])
+
+
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
@@ -391,6 +404,7 @@ def _strip(
     captions = [[(row.title, _INK)]]
     if row.subtitle:
         captions[0] += [(line, _GREY) for line in text_lines(row.subtitle, Font(_TEXT), side, 2)]
+    captions[0] += _decision(row)
     if limits is not None:
         low, high = limits
         scale = f"±{max(-low, abs(high)):.3g}" if low < 0 else f"{low:.3g} to {high:.3g}"
@@ -406,7 +420,8 @@ def _strip(
     for i, (cell, diverging) in enumerate(zip(row.cells, signed, strict=True), start=1):
         x = i * (side + _GAP)
         if cell.map is not None:
-            overlaid = overlay(picture, cell.map, limits=limits, signed=diverging)
+            opacity = OPACITY * row.brightness
+            overlaid = overlay(picture, cell.map, limits=limits, signed=diverging, opacity=opacity)
             strip.paste(_with_box(row, overlaid), (x, 0))
         else:
             _message(draw, cell.note or "no map", (x, 0, x + side - 1, tall - 1))
@@ -425,11 +440,17 @@ def _message(draw: ImageDraw.ImageDraw, text: str, box: tuple[int, int, int, int
         y += _LINE
 
 
-def _bars(signed: Sequence[Sequence[bool | None]], shared: bool) -> Image.Image:
-    """Draws the colours in use, as they look over grey, side by side."""
+def _paler(rows: Sequence[Row]) -> bool:
+    """Tells whether a reader sees that not all maps are equally bright."""
+    return any(row.brightness < 0.95 for row in rows)
+
+
+def _bars(signed: Sequence[Sequence[bool | None]], shared: bool, paler: bool) -> Image.Image:
+    """Draws the colours in use, as they look over grey, side by side; with a word on maps that are `paler`."""
     kinds = [kind for kind in (False, True) if any(kind in row for row in signed)]
     font = Font(_TEXT)
     note = "one scale per row" if shared else "every map on its own scale"
+    note += "; the less probable a target, the paler" if paler else ""
     wide = _BAR[0] + 2 * _GAP
     total = len(kinds) * wide + round(font.getlength(note))
     strip = Image.new("RGB", (total if kinds else 1, _BAR[1] + _LINE + 4 if kinds else 1), "white")

@@ -126,11 +126,9 @@ def complete(figure: Figure) -> None:
 
     for artist in figure.findobj(Text):
         assert isinstance(artist, Text)
-        text = artist.get_text()
-        if not text.isascii():
-            artist.set_text(drawable(text))
-            if families := _families(text):
-                artist.set_fontfamily([*artist.get_fontfamily(), *families])
+        artist.set_text(drawable(artist.get_text()))
+        if families := _families(artist.get_text()):
+            artist.set_fontfamily([*artist.get_fontfamily(), *families])
 
 
 def missing() -> str:
@@ -197,12 +195,13 @@ def _file_of(character: str, bold: bool) -> str | None:
 
 @cache
 def _boxed(character: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(BytesIO(_code_points(character, "code points")), size)
+    font = BytesIO(_code_points(character, "code points"))
+    return ImageFont.truetype(font, size, layout_engine=ImageFont.Layout.BASIC)  # others leave out what has no shape
 
 
 def _families(text: str) -> list[str]:
     """Returns the names by which matplotlib finds the fonts that have what DejaVu Sans lacks."""
-    files = {c: _file_of(c, False) for c in drawable(text) if c != "\n"}
+    files = {c: _file_of(c, False) for c in text if c != "\n"}
     families = [_family_of(file) for file in dict.fromkeys(files.values()) if file not in (None, _dejavu(False))]
     if absent := "".join(sorted(c for c, file in files.items() if file is None)):
         families.append(_family_of_boxes(absent))

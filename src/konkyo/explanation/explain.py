@@ -154,7 +154,10 @@ def explanations(
                 results[m.name] = _explanation(_Run(adapted, pass_, m, layers[m], request, prepared))
             except NotApplicable as reason:
                 results[m.name] = NotApplicable(f"{m.name}: {reason}")
-    _warn_of_doubts([result for result in results.values() if isinstance(result, Explanation)])
+    done = [result for result in results.values() if isinstance(result, Explanation)]
+    if adapted.task.instances and done:
+        _warn_of_nothing(adapted, request.target, done[0], pass_.output.detach())
+    _warn_of_doubts(done)
     return {m.name: results[m.name] for m in chosen}
 
 
@@ -200,6 +203,14 @@ def _warn_of_doubts(results: Sequence[Explanation]) -> None:
         first, diagnosis = doubtful[0]
         count = sum(result is first for result, _ in doubtful)
         warn(f"{first.method}: {count} of {len(first)} maps: {diagnosis.message}")
+
+
+def _warn_of_nothing(model: Model, target: Any, result: Explanation, output: Tensor) -> None:
+    """Warns once of images on which nothing was detected, with the highest score that there was."""
+    without = sorted(set(range(len(output))) - set(result.image_index.tolist()))
+    if without:
+        where = "" if len(output) == 1 else f"{len(without)} of {len(output)} images: "
+        warn(f"{where}{model.nothing(target, output[without])}")
 
 
 @contextmanager
@@ -313,6 +324,7 @@ def _explanation(run: _Run) -> Explanation:
         options=_options_used(run),
         seed=run.request.seed,
         diagnosis=_diagnose(run, rows.targets, maps),
+        decisions=tuple(model.decisions_beside(rows.targets, rows.images, output.detach())),
         boxes=_boxes(model.task, rows, frames, maps.scores),
         regions=maps.scores.new_tensor([frames[image].region for image in rows.images]) if bordered else None,
         path=None if maps.path is None else _path(maps.path, [frames[image] for image in rows.images]),

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, Score, TopK, class_logits
 from konkyo.tasks.base import Classes, TargetRequest, Task, ToPicture, task
+from konkyo.tasks.decision import Decision, decisions_of_classes
 
 SIDES = ("negative", "positive")
 """The classes of a model with one logit, where it names none."""
@@ -111,6 +113,26 @@ class ClassificationTask(Task):
             return SIDES[target.index]
         return classes.label(target.index)
 
+    def decisions_beside(
+        self, targets: Sequence[Target], images: Sequence[int], output: Tensor, classes: Classes
+    ) -> list[Decision | None]:
+        """Returns the highest class of every target's image, with the probability and rank of the target's class.
+
+        None: an output that is not (N, K), or targets of no class on a network whose outputs have no names.
+        """
+        asked = [_class_of(target) for target in targets]
+        if output.ndim != 2 or not targets or (not classes.names and all(index is None for index in asked)):
+            return [None] * len(targets)
+        rows = output[torch.tensor(images, device=output.device)]
+        logits, one_logit = class_logits(rows), output.shape[1] == 1
+        # Of one logit: softmax((-z, z)) would be sigmoid(2 z).
+        probabilities = logits.sigmoid() if self.multilabel or one_logit else logits.softmax(1)
+
+        def label(index: int) -> str:
+            return self.label(ClassTarget(index), classes, output.shape[1])
+
+        return decisions_of_classes(logits, probabilities, asked, label, exclusive=one_logit or not self.multilabel)
+
     def saturates(self, target: Target) -> bool:
         """Tells whether the score is a softmax probability."""
         return isinstance(target, ClassTarget) and target.score == "probability"
@@ -133,6 +155,8 @@ class ClassificationTask(Task):
             raise KonkyoError("--not goes with --class: why this class and not that")
         if not options.classes:
             return TopK(options.top or 1)
+        if options.top is not None:
+            raise KonkyoError("--class names the classes to explain, --top takes the highest ones; give one of them")
         targets: list[Any] = list(options.classes)
         if options.against is not None:
             against: Any = options.against
@@ -150,6 +174,11 @@ class ClassificationTask(Task):
         del box
         index = as_target(target).class_index
         return target if index is None else self._class_target(index, "probability")
+
+
+def _class_of(target: Target) -> int | None:
+    """Returns the class that a target asks about, of a contrast the first one; None where it is for no class."""
+    return _class_of(target.this) if isinstance(target, ContrastTarget) else as_target(target).class_index
 
 
 def _unknown(target: Any) -> KonkyoError:
