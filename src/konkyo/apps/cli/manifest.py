@@ -191,6 +191,11 @@ class Entry:
 
 def report_of(manifest: Manifest, as_json: bool, notes: list[str]) -> None:
     """Says what was done. typer.Exit: 1 where nothing could be, 3 where images were skipped."""
+    from konkyo.draw.text import missing  # imported by what draws
+
+    if lacking := missing():
+        note = f"no font of this machine has {lacking[:20]}: pictures have the code points; Noto Sans CJK has most"
+        err.print(escape(f"note: {note}"), soft_wrap=True, highlight=False)
     images, skipped = manifest.of_this_run, manifest.skipped
     reasons = {reason for entry in images for reason in entry.get("not_applicable", ())}
     reasons |= {entry["nothing"] for entry in images if "nothing" in entry}
