@@ -37,7 +37,7 @@ class Decision:
     def brightness(self) -> float:
         """Returns how bright the map is drawn: from 0.4 of a target with the probability 0 to 1 of a certain one."""
         probability = 1.0 if self.asked_probability is None else self.asked_probability
-        return LEAST_BRIGHTNESS + (1 - LEAST_BRIGHTNESS) * probability
+        return LEAST_BRIGHTNESS + (1 - LEAST_BRIGHTNESS) * min(max(probability, 0.0), 1.0)
 
     @property
     def of_the_asked(self) -> str:

@@ -249,7 +249,7 @@ class DetectionTask(Task):
         asked, confidences = _as_detections(request), self.confidences(output)
         if isinstance(asked, Detections) and asked.classes:
             confidences = confidences[..., [classes.index(c) if isinstance(c, str) else c for c in asked.classes]]
-        return float(confidences.amax())
+        return float(confidences.amax()) if confidences.numel() else 0.0
 
     def nothing(self, request: Any) -> str:
         """Returns which detections were asked for and are not there."""
