@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from konkyo.targets.detections import Detections, InstanceTarget
     from konkyo.targets.suppression import odam_nms
     from konkyo.tasks.base import Matching
+    from konkyo.tasks.decision import Decision
 
 from konkyo.version import __version__ as __version__
 
@@ -44,6 +45,7 @@ _HOMES = {
     "konkyo.models": ("Model", "Preprocess", "load"),
     "konkyo.models.detectors": ("Detector",),
     "konkyo.tasks.base": ("Matching",),
+    "konkyo.tasks.decision": ("Decision",),
     "konkyo.models.detectors.yolo": ("dense_detector",),
     "konkyo.methods.wrappers": ("augmented", "first_component"),
     "konkyo.evaluation.sanity": ("random_class", "randomisation", "stability"),
@@ -57,6 +59,7 @@ __all__ = [
     "ClassTarget",
     "Consistency",
     "ContrastTarget",
+    "Decision",
     "Detections",
     "Detector",
     "Diagnosis",

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -507,12 +508,176 @@ def test_all_methods_and_wrappers(run: Run, photos: Path) -> None:
 
 def test_the_explained_class_is_told(run: Run, photos: Path) -> None:
     found = run("explain", photos / "one.png", "--top", "2", "--out", "o")
-    maps = manifest("o")["images"][0]["maps"]
-    expected = ", ".join(f"{m['label']} (logit {m['score']:.2f})" for m in maps)
-    assert found.out.splitlines()[0] == f"one.png: {expected}"
+    first, second = manifest("o")["images"][0]["maps"]
+    more = f"logit {second['score']:.2f}, P {second['decision']['asked_probability']:.2f}, rank 2"
+    assert found.out.splitlines()[0] == (
+        f"one.png: {first['label']} (logit {first['score']:.2f}), asked: {second['label']} ({more}); "
+        f"decided: {first['label']} (P {first['decision']['probability']:.2f})"
+    )
     found = run("explain", photos / "one.png", "--method", "occlusion,grad_cam", "--out", "p")
     assert "(probability 0." in found.out.splitlines()[0]
     assert "(logit " in found.out.splitlines()[0]
+
+
+LUNGS = """
+import torch
+from torch import nn
+import konkyo
+
+def lung():
+    torch.manual_seed(0)
+    head = nn.Linear(4, 2)
+    head.weight.data.mul_(1e-4)
+    head.bias.data.copy_(torch.tensor([4.0, 0.0]))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    return konkyo.Model(net, konkyo.Preprocess(40, 32), ("healthy", "pneumonia"), "lungs")
+"""
+
+
+@pytest.mark.parametrize("command", ["explain", "compare"])
+def test_a_class_that_was_asked_for_never_reads_as_a_diagnosis(run: Run, photos: Path, command: str) -> None:
+    Path("lungs.py").write_text(LUNGS)
+    words = ("--model", "lungs.py:lung", "--class", "pneumonia", "--method", "hires_cam")
+    shown = run(command, photos / "one.png", *words, "--out", "o" if command == "explain" else "o.png")
+    assert shown.code == 0
+    line = shown.out.splitlines()[0]
+    assert line.startswith("one.png: asked: pneumonia (logit ")
+    assert line.endswith(", P 0.02, rank 2); decided: healthy (P 0.98)")
+    told = run(command, photos / "one.png", *words, "--json", "--out", "p" if command == "explain" else "p.png")
+    (row,) = told.json["images"][0]["maps"]
+    decision = row["decision"]
+    assert (row["label"], decision["label"], decision["index"], decision["rank"]) == ("pneumonia", "healthy", 0, 2)
+    assert decision["probability"] + decision["asked_probability"] == pytest.approx(1)
+    own = run("explain", photos / "one.png", *words[:2], "--out", "q").out.splitlines()[0]
+    assert own.startswith("one.png: healthy (logit ")
+    assert own.endswith("); decided: healthy (P 0.98)")
+
+
+def test_the_sheet_says_what_was_decided(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from konkyo.draw import sheets
+
+    Path("lungs.py").write_text(LUNGS)
+    rows: list[Any] = []
+    draw = sheets.contact_sheet
+    monkeypatch.setattr(sheets, "contact_sheet", lambda given, *a, **k: rows.extend(given) or draw(given, *a, **k))
+    words = ("--model", "lungs.py:lung", "-c", "pneumonia", "-c", "healthy", "--method", "hires_cam", "--out", "s.png")
+    assert run("compare", photos / "one.png", *words).code == 0
+    asked, own = rows
+    assert (asked.asked, asked.decided) == ("P 0.02, rank 2", "decided: healthy (P 0.98)")
+    assert asked.subtitle.startswith("asked: pneumonia (logit ")
+    assert (own.asked, own.decided) == ("", "decided: healthy (P 0.98)")
+    assert asked.brightness < 0.5 < 0.95 < own.brightness
+    ink = np.asarray(Image.open("s.png").convert("RGB"))
+    assert ((ink == (0x8F, 0x4A, 0x00)).all(-1)).sum() > 20
+    assert run("compare", photos / "one.png", *words, "--brightness", "full").code == 0
+    assert [row.brightness for row in rows[2:]] == [1, 1]
+
+
+def test_a_pale_overlay_is_asked_to_be_bright(run: Run, photos: Path) -> None:
+    Path("lungs.py").write_text(LUNGS)
+    words = ("--model", "lungs.py:lung", "-c", "pneumonia", "--method", "eigen_cam")
+    assert run("explain", photos / "one.png", *words, "--out", "pale").code == 0
+    assert run("explain", photos / "one.png", *words, "--brightness", "full", "--out", "full").code == 0
+    pale, full = (np.asarray(Image.open(f"{folder}/one.eigen_cam.png")) for folder in ("pale", "full"))
+    assert not np.array_equal(pale, full)
+    saved = [konkyo.Explanation.load(f"{folder}/one.eigen_cam.npz") for folder in ("pale", "full")]
+    assert torch.equal(saved[0].signed, saved[1].signed)
+
+
+@pytest.mark.parametrize(
+    ("words", "pieces"),
+    [
+        (("--class", "cat", "--top", "2"), ("--class", "--top", "one of them")),
+        (("--class", "cat", "--not", "dog", "--top", "1"), ("--class", "--top")),
+        (("--brightness", "dim"), ("--brightness", "dim", "probability, full")),
+        (("--interpolation", "cubic"), ("cubic", "did you mean 'bicubic'")),
+    ],
+)
+@pytest.mark.parametrize("command", ["explain", "compare"])
+def test_options_that_contradict_or_are_unknown(
+    run: Run, photos: Path, command: str, words: tuple[str, ...], pieces: tuple[str, ...]
+) -> None:
+    assert_told(run(command, photos / "one.png", *words), *pieces)
+
+
+def test_a_title_is_that_of_a_sheet(run: Run, photos: Path) -> None:
+    sheets = []
+    for words in ((), ("--title", "lungs"), ("--title", "hearts")):
+        assert run("compare", photos / "one.png", "--method", "grad_cam", *words, "--out", "s.png").code == 0
+        sheets.append(np.asarray(Image.open("s.png")))
+    assert not any(np.array_equal(one, other) for one, other in pairwise(sheets))
+    assert_told(run("explain", photos / "one.png", "--title", "lungs"), "--title", "konkyo compare")
+
+
+def test_the_interpolation_is_that_of_the_preprocessing(run: Run, photos: Path) -> None:
+    assert run("explain", photos / "one.png", "--interpolation", "Nearest", "--out", "o").code == 0
+    model = konkyo.Model(konkyo.load("nets.py:named").module, konkyo.Preprocess(40, 32, interpolation="nearest"))
+    saved = konkyo.Explanation.load("o/one.grad_cam.npz")
+    assert torch.equal(saved.signed, konkyo.explain(model, photos / "one.png").signed)
+    assert not torch.equal(saved.signed, konkyo.explain(konkyo.load("nets.py:named"), photos / "one.png").signed)
+    assert "nearest" in manifest("o")["settings"]["preprocess"]
+
+
+@pytest.mark.parametrize("size", [2, 3, 99])
+def test_a_batch_gives_what_single_images_give(run: Run, photos: Path, size: int) -> None:
+    Image.new("RGB", (80, 30), "red").save("wide.png")
+    files = (photos / "one.png", "wide.png", photos / "broken" / "cut.png", photos / "two.jpg", photos / "sub")
+    words = ("--top", 2, "--method", "grad_cam,score_cam", "--crop", "none", "--json")
+    one = run("explain", *files, *words, "--out", "one")
+    batch = run("explain", *files, *words, "--out", "batch", "--batch-size", size)
+    assert (one.code, batch.code) == (3, 3)  # one file is broken
+    assert names("one") == names("batch")
+    assert [e["file"] for e in one.json["images"]] == [e["file"] for e in batch.json["images"]]
+    assert len(one.json["skipped"]) == len(batch.json["skipped"]) == 1
+    for entry, other in zip(one.json["images"], batch.json["images"], strict=True):
+        assert [(m["label"], m["overlay"], m["row"]) for m in entry["maps"]] == [
+            (m["label"], m["overlay"], m["row"]) for m in other["maps"]
+        ]
+        for m in entry["maps"]:
+            single, shared = (konkyo.Explanation.load(f"{folder}/{m['map']}") for folder in ("one", "batch"))
+            torch.testing.assert_close(single.signed, shared.signed)
+            assert single.targets == shared.targets
+    assert one.json["settings"] == batch.json["settings"]  # a batch changes nothing: runs go on from each other
+
+
+def test_compare_takes_batches(run: Run, photos: Path) -> None:
+    sheets = []
+    for size in (1, 4):
+        words = ("--method", "grad_cam,hires_cam", "--batch-size", size, "--out", "s.png")
+        assert run("compare", photos / "sub", photos / "one.png", *words).code == 0
+        sheets.append(np.asarray(Image.open("s.png"), int))
+    assert abs(sheets[0] - sheets[1]).max() <= 8
+
+
+def test_a_label_in_japanese_is_drawn_and_what_no_font_has_is_told(run: Run, photos: Path) -> None:
+    from konkyo.draw import text
+
+    sheets = []
+    text._missing.clear()
+    text._file_of.cache_clear()
+    for label in ("海", "森"):
+        Path("labels.txt").write_text(f"{label}\nの\nc\nd\ne\n", encoding="utf-8")
+        found = run(
+            "compare",
+            photos / "one.png",
+            "--class",
+            label,
+            "--labels",
+            "labels.txt",
+            "--method",
+            "grad_cam",
+            "--out",
+            "s.png",
+        )
+        assert found.code == 0
+        sheets.append(np.asarray(Image.open("s.png")))
+        assert (label in text.missing()) == (f"no font of this machine has {label}" in found.err)
+    assert not np.array_equal(*sheets)
+
+
+def test_data_without_samples_is_an_error(run: Run) -> None:
+    assert_told(run("evaluate", "--data", "scenes:0", "--model", "nets.py:named"), "scenes:0 has no samples")
+    assert_told(run("consistency", "--data", "scenes:0,objects=1", "--model", "nets.py:named"), "has no samples")
 
 
 def test_an_interrupted_run_says_how_to_go_on(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def test_an_option_is_declared_once() -> None:
 def test_every_group_is_shared_by_commands() -> None:
     texts = [path.read_text(encoding="utf-8") for path in Path(options.__file__).parent.glob("*.py")]
     groups = [name for name, value in vars(options).items() if name.endswith("Options") and is_dataclass(value)]
-    assert len(groups) == 5
+    assert len(groups) == 6
     for name in groups:
         assert sum(f": {name} = {name}()" in text for text in texts) >= 2, name
 

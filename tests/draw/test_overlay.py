@@ -333,9 +333,9 @@ def test_cells_hold_the_overlay_of_the_row(monkeypatch):
     positive, negative = torch.rand(7, 7), -torch.rand(7, 7)
     seen = []
 
-    def spy(image, map_, *, limits=None, signed=None):
+    def spy(image, map_, *, limits=None, signed=None, opacity=figures.OPACITY):
         seen.append((signed, limits))
-        return overlay(image, map_, limits=limits, signed=signed)
+        return overlay(image, map_, limits=limits, signed=signed, opacity=opacity)
 
     monkeypatch.setattr(figures, "overlay", spy)
     rows = [row(Cell(positive), Cell(negative))]
@@ -381,28 +381,6 @@ def test_mistaken_sheets():
         contact_sheet([], ["a"])
     with pytest.raises(KonkyoError, match="1 cells for 2 columns"):
         contact_sheet([row(*maps(1))], ["a", "b"])
-
-
-@quick
-@given(st.text(max_size=300), st.integers(20, 300))
-def test_long_texts_are_cut_to_the_width(text, width):
-    font = figures._font(13)
-    assert font.getlength(figures._elided(text, font, width)) <= width
-    lines = figures._text_lines(text, width, 3)
-    assert len(lines) <= 3
-    assert all(font.getlength(line) <= width for line in lines)
-
-
-def test_what_is_cut_and_what_is_not():
-    font = figures._font(13)
-    assert figures._elided("short", font, 200) == "short"
-    assert figures._elided("a" * 100 + ".png", font, 100).endswith("png")
-    assert figures._elided("\udcff\nb", font, 200) == "? b"
-    assert figures._text_lines("one two", 500, 3) == ["one two"]
-    assert figures._text_lines("", 500, 3) == []
-    assert " ".join(figures._text_lines("one two three four", 60, 9)) == "one two three four"
-    assert figures._text_lines("one two three four", 60, 1)[0].endswith("…")
-    assert "".join(figures._text_lines("x" * 50, 60, 99)) == "x" * 50
 
 
 # --- boxes ------------------------------------------------------------------------------------------------------------

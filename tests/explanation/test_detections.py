@@ -37,10 +37,33 @@ def test_least_and_class_similarity_reach_the_targets() -> None:
     assert [(t.least, t.class_similarity) for t in instances(result)] == [(0.25, "same")] * 6
 
 
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (konkyo.Detections(threshold=0.9999), "2 of 2 images: nothing detected with a score above 0.9999; the highest"),
+        (konkyo.Detections(threshold=0.9999, classes=(1,)), "nothing of class 1 detected with a score above 0.9999"),
+    ],
+)
+def test_an_empty_result_warns_once_with_the_highest_score(target: konkyo.Detections, message: str) -> None:
+    model, images = dense(), noise(2)
+    probabilities = model(images).detach()[..., -CLASSES:]
+    highest = float(probabilities[..., 1].max() if target.classes else probabilities.max())
+    with pytest.warns(konkyo.KonkyoWarning) as warned:
+        results = konkyo.compare(model, images, ["odam", "grad_cam"], target=target)
+    assert [len(result) for result in results.values()] == [0, 0]
+    (warning,) = warned
+    assert message in str(warning.message)
+    assert str(warning.message).endswith(f"{highest:.3g}")
+    assert warning.filename == __file__
+    with pytest.warns(konkyo.KonkyoWarning, match=r"^nothing detected"):
+        konkyo.explain(model, images[:1], method="odam", target=konkyo.Detections(threshold=0.9999))
+
+
 def test_a_box_that_touches_no_detection_gives_no_row() -> None:
     model, images = dense(), noise(2)
     nowhere = (900.0, 900.0, 920.0, 930.0)
-    nothing = konkyo.explain(model, images, method="odam", target=replace(ALL, top=None, boxes=(nowhere,)))
+    with pytest.warns(konkyo.KonkyoWarning, match="2 of 2 images: nothing detected .* overlaps 900,900,920,930"):
+        nothing = konkyo.explain(model, images, method="odam", target=replace(ALL, top=None, boxes=(nowhere,)))
     assert len(nothing) == 0
     third = instances(konkyo.explain(model, images[:1], method="odam", target=ALL))[2]
     wanted = replace(ALL, top=None, boxes=(nowhere, third.box))

@@ -145,6 +145,8 @@ def samples(source: str | Path | Data | Scenes, *, limit: int | None = None, see
         data = _of_scenes(source) if isinstance(source, Scenes) else source
     else:
         data = Samples(tuple(_sample(source, index).name for index in range(len(source))), partial(_sample, source))
+    if not len(data):
+        raise KonkyoError(f"{data.source or 'the data'} has no samples: at least one was expected")
     if limit is None:
         return data
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:limit].tolist()

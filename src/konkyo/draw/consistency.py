@@ -12,6 +12,7 @@ from torch import Tensor
 
 from konkyo.draw.overlay import SEQUENTIAL, overlay
 from konkyo.draw.sheets import to_image
+from konkyo.draw.text import drawable
 from konkyo.errors import KonkyoError
 
 _CLASSES_ACROSS = 6  # classes beside each other
@@ -126,7 +127,14 @@ def extremes(sections: Sequence[Section]) -> Image.Image:
                 above = heading if row == 0 and place == 0 else ""
                 line[start + place].set_title(above + note, fontsize=8, pad=3)
         line[0].text(
-            -0.08, 0.5, shortened(section.title), transform=line[0].transAxes, ha="right", va="center", fontsize=9
+            -0.08,
+            0.5,
+            shortened(section.title),
+            transform=line[0].transAxes,
+            ha="right",
+            va="center",
+            fontsize=9,
+            parse_math=False,
         )
     figure.supxlabel("over each image: the distance of its map from the mean map of its class", fontsize=9)
     return to_image(figure)
@@ -138,5 +146,5 @@ def shortened(name: str, longest: int = _LONGEST_NAME) -> str:
     >>> shortened("golden retriever", 9)
     'gold…ever'
     """
-    half = (longest - 1) // 2
+    half, name = (longest - 1) // 2, drawable(name)
     return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"

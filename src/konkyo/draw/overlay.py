@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from konkyo.errors import KonkyoError, unknown
 
 Map: TypeAlias = "Tensor | NDArray[np.generic]"
 Limits: TypeAlias = "tuple[float, float]"
+Brightness: TypeAlias = Literal["probability", "full"]
+"""How bright a map is drawn: as its target is probable, or like every other."""
 
 SEQUENTIAL = "plasma"
 """Colours of non-negative maps: perceptually uniform, and of hues (violet to yellow) that photographs seldom hold."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from konkyo.draw.overlay import Limits, Map, boxed, is_signed, overlay
+from konkyo.draw.overlay import OPACITY, Limits, Map, boxed, is_signed, overlay
+from konkyo.draw.text import Font, clean, complete, elided, text_lines
 from konkyo.engine.path import PathTrace
 from konkyo.errors import KonkyoError
 from konkyo.utils.files import replacing
@@ -60,6 +60,12 @@ class Row:
     cells: Sequence[Cell] = field(default=())
     box: Sequence[float] | None = None
     """xyxy in pixels of the image: what the row is about, drawn in its picture and in every cell."""
+    asked: str = ""
+    """What the model says of the target, where it decided something else."""
+    decided: str = ""
+    """What the model decided itself."""
+    brightness: float = 1.0
+    """How bright the row's maps are drawn, of 1."""
 
 
 def contact_sheet(
@@ -96,7 +102,7 @@ def contact_sheet(
             limits = _finite_range([c.map for c in row.cells if c.map is not None]) if shared else None
             strips.append(_strip(part, picture, [kinds[i] for i in band], side, limits))
     if colour_bar:
-        strips.append(_bars(signed, shared))
+        strips.append(_bars(signed, shared, paler=_paler(rows)))
     return _stacked(strips, title, close=names)
 
 
@@ -117,11 +123,12 @@ def gallery(rows: Sequence[Row], *, title: str = "", colour_bar: bool = True) ->
         (cell,), picture = row.cells, _scaled_to(row.image, side)
         name, _, score = row.subtitle.partition(" (")
         captions.append([(f"{number}  {name}", _INK), *([(score.removesuffix(")"), _GREY)] if score else [])])
+        captions[-1] += _decision(row)
         if cell.map is None:
             _message(ImageDraw.Draw(picture), cell.note or "no map", (0, 0, picture.width - 1, picture.height - 1))
         else:
-            picture = _with_box(row, overlay(picture, cell.map, signed=kind))
-            captions[-1] += [(line, _AMBER) for line in _text_lines(cell.note, side, _LONGEST_NOTE)]
+            picture = _with_box(row, overlay(picture, cell.map, signed=kind, opacity=OPACITY * row.brightness))
+            captions[-1] += [(line, _AMBER) for line in text_lines(cell.note, Font(_TEXT), side, _LONGEST_NOTE)]
         panels.append(picture)
     tall, lines = max(p.height for p in panels), max(map(len, captions))
     side = max(_CELL_SIDES[0], *(p.width for p in panels))
@@ -133,7 +140,7 @@ def gallery(rows: Sequence[Row], *, title: str = "", colour_bar: bool = True) ->
             strip.paste(panel, (i * (side + _GAP), 0))
             _caption(strip, caption, (i * (side + _GAP), tall + _GAP // 2), side)
         strips.append(strip)
-    return _stacked(strips + ([_bars(signed, shared=False)] if colour_bar else []), title)
+    return _stacked(strips + ([_bars(signed, shared=False, paler=_paler(rows))] if colour_bar else []), title)
 
 
 class Integrated(Protocol):
@@ -224,6 +231,7 @@ def path_figure(explanations: Integrated | Sequence[Integrated], row: int = 0) -
 
 def to_image(figure: Figure) -> Image.Image:
     """Returns a figure of matplotlib's as a picture."""
+    complete(figure)
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
@@ -238,10 +246,10 @@ def _bands(columns: int) -> list[range]:
 
 def _title_strip(columns: Sequence[str], side: int) -> Image.Image:
     """Draws the titles of columns, as a strip."""
-    bold = _font(_TEXT, bold=True)
+    bold = Font(_TEXT, bold=True)
     strip = Image.new("RGB", ((side + _GAP) * (len(columns) + 1) - _GAP, _LINE), "white")
     for i, name in enumerate(columns, start=1):
-        ImageDraw.Draw(strip).text((i * (side + _GAP), 0), _elided(name, bold, side), _INK, bold)
+        bold.draw(ImageDraw.Draw(strip), (i * (side + _GAP), 0), elided(name, bold, side), _INK)
     return strip
 
 
@@ -307,7 +315,7 @@ def _quantity_of(explanation: Integrated, row: int) -> tuple[str, str]:
     """Returns (the quantity that is explained of a row, what that is the quantity of)."""
     target = explanation.targets[row]
     quantity = str(getattr(target, "quantity", getattr(target, "score", "score")))
-    return quantity, _clean(explanation.labels[row]).removesuffix(f", {quantity}")
+    return quantity, clean(explanation.labels[row]).removesuffix(f", {quantity}")
 
 
 def _stacked(strips: Sequence[Image.Image], title: str, close: Sequence[Image.Image] = ()) -> Image.Image:
@@ -317,8 +325,8 @@ def _stacked(strips: Sequence[Image.Image], title: str, close: Sequence[Image.Im
     width = max(strip.width for strip in strips) + 2 * _MARGIN
     sheet = Image.new("RGB", (width, top + sum(s.height for s in strips) + sum(gaps[:-1]) + _MARGIN), "white")
     if title:
-        font = _font(_HEADING, bold=True)
-        ImageDraw.Draw(sheet).text((_MARGIN, _MARGIN), _elided(title, font, width - 2 * _MARGIN), _INK, font)
+        font = Font(_HEADING, bold=True)
+        font.draw(ImageDraw.Draw(sheet), (_MARGIN, _MARGIN), elided(title, font, width - 2 * _MARGIN), _INK)
     for strip, gap in zip(strips, gaps, strict=True):
         sheet.paste(strip, (_MARGIN, top))
         top += strip.height + gap
@@ -336,7 +344,7 @@ def _with_box(row: Row, picture: Image.Image) -> Image.Image:
 
 def _numbered(rows: Sequence[Row], picture: Image.Image) -> Image.Image:
     """Returns the picture with every row's box and its number in the corner."""
-    font, share = _font(_TEXT - 2, bold=True), picture.width / rows[0].image.width
+    font, share = Font(_TEXT - 2, bold=True), picture.width / rows[0].image.width
     boxes = [
         (n, row.box) for n, row in enumerate(rows, start=1) if row.box is not None and all(map(math.isfinite, row.box))
     ]
@@ -352,7 +360,7 @@ def _numbered(rows: Sequence[Row], picture: Image.Image) -> Image.Image:
             x = max(clash)  # beside the numbers that are there
         taken.append((x, y, x + wide))
         draw.rectangle((x, y, x + wide - 1, y + tall - 1), fill="black")
-        draw.text((x + wide / 2, y + tall / 2), str(number), "white", font, anchor="mm")
+        draw.text((x + wide / 2, y + tall / 2), str(number), "white", font.main, anchor="mm")
     return picture
 
 
@@ -361,8 +369,14 @@ def _caption(
 ) -> None:
     """Lines of (text, colour), each at most `side` wide; whether the first one is bold."""
     for j, (line, colour) in enumerate(lines):
-        font = _font(_TEXT, bold=bold and j == 0)
-        ImageDraw.Draw(strip).text((at[0], at[1] + j * _LINE), _elided(line, font, side), colour, font)
+        font = Font(_TEXT, bold=bold and j == 0)
+        font.draw(ImageDraw.Draw(strip), (at[0], at[1] + j * _LINE), elided(line, font, side), colour)
+
+
+def _decision(row: Row) -> list[tuple[str, str]]:
+    """Returns the lines on what the model decided; it stands out where that is not what the row explains."""
+    asked = [(row.asked, _GREY)] if row.asked else []
+    return asked + ([(row.decided, _AMBER if row.asked else _GREY)] if row.decided else [])
 
 
 def _counted(number: int, what: str) -> str:
@@ -389,13 +403,14 @@ def _strip(
     """Draws a row: cells `side` wide, text below the pictures."""
     captions = [[(row.title, _INK)]]
     if row.subtitle:
-        captions[0] += [(line, _GREY) for line in _text_lines(row.subtitle, side, 2)]
+        captions[0] += [(line, _GREY) for line in text_lines(row.subtitle, Font(_TEXT), side, 2)]
+    captions[0] += _decision(row)
     if limits is not None:
         low, high = limits
         scale = f"±{max(-low, abs(high)):.3g}" if low < 0 else f"{low:.3g} to {high:.3g}"
         captions[0].append((f"scale {scale}", _GREY))
     for cell in row.cells:
-        note = [] if cell.map is None else _text_lines(cell.note, side, _LONGEST_NOTE)
+        note = [] if cell.map is None else text_lines(cell.note, Font(_TEXT), side, _LONGEST_NOTE)
         captions.append([(line, _AMBER) for line in note])
     tall = max(picture.height, side // 2)  # leaves room for a message beside a flat picture
     lines = max(map(len, captions))
@@ -405,7 +420,8 @@ def _strip(
     for i, (cell, diverging) in enumerate(zip(row.cells, signed, strict=True), start=1):
         x = i * (side + _GAP)
         if cell.map is not None:
-            overlaid = overlay(picture, cell.map, limits=limits, signed=diverging)
+            opacity = OPACITY * row.brightness
+            overlaid = overlay(picture, cell.map, limits=limits, signed=diverging, opacity=opacity)
             strip.paste(_with_box(row, overlaid), (x, 0))
         else:
             _message(draw, cell.note or "no map", (x, 0, x + side - 1, tall - 1))
@@ -417,18 +433,24 @@ def _strip(
 def _message(draw: ImageDraw.ImageDraw, text: str, box: tuple[int, int, int, int]) -> None:
     """Writes text in the middle of a panel."""
     draw.rectangle(box, _PANEL)
-    lines = _text_lines(text, box[2] - box[0] - 2 * _GAP, (box[3] - box[1] - _GAP) // _LINE)
+    lines = text_lines(text, Font(_TEXT), box[2] - box[0] - 2 * _GAP, (box[3] - box[1] - _GAP) // _LINE)
     y = (box[1] + box[3] - len(lines) * _LINE) // 2
     for line in lines:
-        draw.text((box[0] + _GAP, y), line, _GREY, _font(_TEXT))
+        Font(_TEXT).draw(draw, (box[0] + _GAP, y), line, _GREY)
         y += _LINE
 
 
-def _bars(signed: Sequence[Sequence[bool | None]], shared: bool) -> Image.Image:
-    """Draws the colours in use, as they look over grey, side by side."""
+def _paler(rows: Sequence[Row]) -> bool:
+    """Tells whether a reader sees that not all maps are equally bright."""
+    return any(row.brightness < 0.95 for row in rows)
+
+
+def _bars(signed: Sequence[Sequence[bool | None]], shared: bool, paler: bool) -> Image.Image:
+    """Draws the colours in use, as they look over grey, side by side; with a word on maps that are `paler`."""
     kinds = [kind for kind in (False, True) if any(kind in row for row in signed)]
-    font = _font(_TEXT)
+    font = Font(_TEXT)
     note = "one scale per row" if shared else "every map on its own scale"
+    note += "; the less probable a target, the paler" if paler else ""
     wide = _BAR[0] + 2 * _GAP
     total = len(kinds) * wide + round(font.getlength(note))
     strip = Image.new("RGB", (total if kinds else 1, _BAR[1] + _LINE + 4 if kinds else 1), "white")
@@ -441,9 +463,9 @@ def _bars(signed: Sequence[Sequence[bool | None]], shared: bool) -> Image.Image:
         for j, name in enumerate(names):
             share = j / (len(names) - 1)
             x = i * wide + share * (_BAR[0] - font.getlength(name))
-            draw.text((round(x), _BAR[1] + 3), name, _GREY, font)
+            font.draw(draw, (round(x), _BAR[1] + 3), name, _GREY)
     if kinds:
-        draw.text((len(kinds) * wide, -2), note, _GREY, font)
+        font.draw(draw, (len(kinds) * wide, -2), note, _GREY)
     return strip
 
 
@@ -459,59 +481,3 @@ def _scaled_to(image: Image.Image, side: int) -> Image.Image:
     share = side / max(image.size)
     size = (max(round(image.width * share), 1), max(round(image.height * share), 1))
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
-
-
-# --- text -------------------------------------------------------------------------------------------------------------
-
-
-@cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    from matplotlib import get_data_path  # for the font it brings; `import konkyo` stays light
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", name)), size)
-
-
-def _clean(text: str) -> str:
-    """Returns one line that any font can be asked to draw."""
-    return " ".join(text.encode("utf-8", "replace").decode().split())
-
-
-def _elided(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Returns the text, its middle replaced by an ellipsis if it is too wide: beginnings and ends tell names apart."""
-    text = _clean(text)
-    if font.getlength(text) <= width:
-        return text
-    keep = next((k for k in range(min(len(text), 200) - 1, 0, -1) if font.getlength(_cut(text, k)) <= width), 0)
-    return _cut(text, keep)
-
-
-def _cut(text: str, keep: int) -> str:
-    return text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :]
-
-
-def _text_lines(text: str, width: float, lines: int) -> list[str]:
-    """Returns the text in at most so many lines; the last one ends in an ellipsis where there was more."""
-    font = _font(_TEXT)
-    done: list[str] = []
-    line = ""
-    for word in _clean(text).split():
-        joined = f"{line} {word}".strip()
-        while font.getlength(joined) > width:
-            if line:
-                done.append(line)
-                joined, line = word, ""
-            else:  # a word wider than the line
-                fits = next(
-                    (k for k in range(min(len(joined), 200) - 1, 1, -1) if font.getlength(joined[:k]) <= width), 1
-                )
-                done.append(joined[:fits])
-                joined = joined[fits:]
-        line = joined
-    done += [line] if line else []
-    if len(done) <= lines:
-        return done
-    last = done[max(lines, 1) - 1]
-    while last and font.getlength(last + "…") > width:
-        last = last[:-1]
-    return [*done[: max(lines, 1) - 1], last + "…"]

@@ -245,6 +245,13 @@ class PathTrace:
         """Returns the paths of some of the targets."""
         return PathTrace(*(getattr(self, f.name)[list(rows)] for f in fields(self)))
 
+    def trimmed(self) -> PathTrace:
+        """Returns the same paths without what lies beyond the last node of all."""
+        most = int(self.alphas.isfinite().any(0).sum())
+        return PathTrace(
+            self.alphas[:, :most], self.priorities[:, : most - 1], self.scores[:, :most], self.boxes[:, :most]
+        )
+
 
 def traced(tracks: list[Track], sampling: Sampling) -> PathTrace:
     """Returns the tracks' nodes as tensors."""

@@ -30,6 +30,7 @@ from konkyo.models.layers import traced_size
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.classes import Magnitude, TopK
 from konkyo.tasks.base import SEVEN_CAMS, Task
+from konkyo.tasks.decision import Decision
 from konkyo.utils.progress import Progress
 from konkyo.utils.tensors import FUSES, Fuse, fuse, on_finest, resize
 
@@ -167,7 +168,10 @@ def explanations(
                     results[m.name] = NotApplicable(f"{m.name}: {reason}")
     for doubt in doubts:
         warn(doubt)
-    _warn_of_doubts([result for result in results.values() if isinstance(result, Explanation)])
+    done = [result for result in results.values() if isinstance(result, Explanation)]
+    if adapted.task.instances and done:
+        _warn_of_nothing(adapted, request.target, done[0], pass_.output.detach())
+    _warn_of_doubts(done)
     return {m.name: results[m.name] for m in chosen}
 
 
@@ -235,6 +239,14 @@ def _warn_of_doubts(results: Sequence[Explanation]) -> None:
         first, diagnosis = doubtful[0]
         count = sum(result is first for result, _ in doubtful)
         warn(f"{first.method}: {count} of {len(first)} maps: {diagnosis.message}")
+
+
+def _warn_of_nothing(model: Model, target: Any, result: Explanation, output: Tensor) -> None:
+    """Warns once of images on which nothing was detected, with the highest score that there was."""
+    without = sorted(set(range(len(output))) - set(result.image_index.tolist()))
+    if without:
+        where = "" if len(output) == 1 else f"{len(without)} of {len(output)} images: "
+        warn(f"{where}{model.nothing(target, output[without])}")
 
 
 @contextmanager
@@ -363,6 +375,7 @@ def _explanation(run: _Run) -> Explanation:
         options=_options_used(run),
         seed=run.request.seed,
         diagnosis=_diagnose(run, rows, maps),
+        decisions=_decisions(run, rows),
         boxes=_boxes(model.task, rows, frames, maps.scores),
         regions=maps.scores.new_tensor([frames[image].region for image in rows.images]) if bordered else None,
         path=None if maps.path is None else _path(maps.path, [frames[image] for image in rows.images]),
@@ -399,6 +412,15 @@ def _assumptions(run: _Run, rows: _Rows) -> tuple[str, ...]:
     doubts = run.model.doubts(rows.targets, output, decided=decided, probabilities=run.probabilities)
     run.doubts.update(dict.fromkeys(doubts))
     return (*run.model.assumptions(rows.targets, output), *doubts)
+
+
+def _decisions(run: _Run, rows: _Rows) -> tuple[Decision | None, ...]:
+    """Returns what the model decided, beside every row's target."""
+    model, output = run.model, run.pass_.output.detach()
+    if run.probabilities:
+        task, output = model.task.of_probabilities(output)
+        model = replace(model, task=task)
+    return tuple(model.decisions_beside(rows.targets, rows.images, output))
 
 
 def _part_maps(run: _Run, rows: _Rows) -> _Maps:

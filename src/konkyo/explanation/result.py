@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +17,22 @@ from torch import Tensor
 
 from konkyo.data.images import upright
 from konkyo.engine.path import PathTrace
-from konkyo.errors import KonkyoError
+from konkyo.errors import KonkyoError, unknown
 from konkyo.explanation.diagnosis import Diagnosis
 from konkyo.explanation.stored import require_file, require_fitting
 from konkyo.targets.base import Target
 from konkyo.tasks import TASKS
+from konkyo.tasks.decision import Decision
 from konkyo.utils.files import parse_json, replacing
 from konkyo.utils.tensors import min_max, resize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from konkyo.draw.overlay import Brightness
+
 _TENSORS = ("signed", "scores", "image_index", "boxes", "regions")
+_LISTS = ("targets", "labels", "diagnosis", "decisions")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,8 @@ class Explanation:
     seed: int = 0
     diagnosis: tuple[Diagnosis, ...] = ()
     """Whether each row's map is meaningful, and what would help."""
+    decisions: tuple[Decision | None, ...] = ()
+    """What the model itself decided, a row each, beside the asked target; None where that is of no classes."""
     boxes: Tensor | None = None
     """(R, 4) xyxy pixels where a row explains a detection."""
     path: PathTrace | None = None
@@ -74,6 +80,18 @@ class Explanation:
 
     def __len__(self) -> int:
         return len(self.signed)
+
+    def of_image(self, index: int) -> Explanation:
+        """Returns the rows of one image, as if it had been explained alone."""
+        rows = (self.image_index == index).nonzero()[:, 0].tolist()
+        tensors = {name: t[rows] for name in _TENSORS if (t := getattr(self, name)) is not None}
+        lists = {name: tuple(values[r] for r in rows) for name in _LISTS if (values := getattr(self, name))}
+        alone = {
+            "image_index": torch.zeros_like(self.image_index[rows]),
+            "path": None if self.path is None else self.path.of(rows).trimmed(),
+            "images": None if self.images is None else self.images[index : index + 1],
+        }
+        return replace(self, **tensors | lists | alone)
 
     def at(self, size: Sequence[int]) -> Tensor:
         """Returns the maps enlarged linearly to their pictures' size (cell centres stay in place): (R, *size)."""
@@ -118,21 +136,35 @@ class Explanation:
             return Image.fromarray(pixels)
         return self.images[index]
 
+    def brightness(self, row: int, how: str = "probability") -> float:
+        """Returns how bright a row's map is drawn, of 1: see `Decision.brightness`; "full" gives all maps 1."""
+        if how not in (offer := ("probability", "full")):
+            raise unknown("brightness", how, offer)
+        decision = self.decisions[row] if self.decisions else None
+        return 1.0 if how == "full" or decision is None else decision.brightness
+
     def overlay(
-        self, row: int = 0, *, image: Image.Image | None = None, outline: float | None = None, **style: Any
+        self,
+        row: int = 0,
+        *,
+        image: Image.Image | None = None,
+        outline: float | None = None,
+        brightness: Brightness = "probability",
+        **style: Any,
     ) -> Image.Image:
         """Returns the map drawn over its picture. `style`: see `konkyo.draw.overlay.overlay`.
 
         `outline`: with a box around the largest part above that share of the map's range (0.2: as CAM localises).
+        `brightness`: a map is as pale as its target is improbable, or "full"; an `opacity` in `style` goes before it.
         """
-        from konkyo.draw.overlay import boxed, overlay  # pictures are drawn only when asked for
+        from konkyo.draw.overlay import OPACITY, boxed, overlay  # pictures are drawn only when asked for
         from konkyo.metrics.wsol import boxes_of
 
         if not -len(self) <= row < len(self):
             raise KonkyoError(f"row {row} of an explanation with {len(self)} rows")
         picture = self.picture(row) if image is None else upright(image)
         map_ = self.maps[row] if self.regions is None else self.at((picture.height, picture.width))[row]
-        overlaid = overlay(picture, map_, **style)
+        overlaid = overlay(picture, map_, **{"opacity": OPACITY * self.brightness(row, brightness), **style})
         if outline is not None:
             for box in boxes_of(self.at((picture.height, picture.width))[row], outline)[:1].tolist():
                 overlaid = boxed(overlaid, box)
@@ -153,6 +185,7 @@ class Explanation:
             "labels": list(self.labels),
             "targets": [_target_to_json(t) for t in self.targets],
             "diagnosis": [{"kind": d.kind, "message": d.message} for d in self.diagnosis],
+            "decisions": [None if d is None else asdict(d) for d in self.decisions],
             "assumptions": list(self.assumptions),
         }
 
@@ -200,6 +233,7 @@ class Explanation:
             values["path"] = PathTrace(**trace) if trace else None
             values["targets"] = tuple(_target_from_json(t) for t in values["targets"])
             values["diagnosis"] = tuple(Diagnosis(**d) for d in values["diagnosis"])
+            values["decisions"] = tuple(None if d is None else Decision(**d) for d in values.get("decisions", ()))
             values["labels"] = tuple(values["labels"])
             values["assumptions"] = tuple(values.get("assumptions", ()))
             known = {f.name for f in fields(cls)}

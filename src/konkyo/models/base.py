@@ -22,6 +22,7 @@ from konkyo.models.preprocess import Frame, Preprocess
 from konkyo.targets.classes import Score, Target, TopK
 from konkyo.targets.detections import Detections
 from konkyo.tasks import Classes, ClassificationTask, DetectionTask, Task
+from konkyo.tasks.decision import Decision
 from konkyo.tasks.detection import Detector
 
 Adapter: TypeAlias = Callable[[str, str | Path | None], "Model"]
@@ -289,6 +290,17 @@ class Model:
     def label(self, target: Target, classes: int | None = None) -> str:
         """Returns a target's name in pictures; `classes` is the number of the model's outputs, where it is known."""
         return self.task.label(target, self._classes, classes)
+
+    def decisions_beside(
+        self, targets: Sequence[Target], images: Sequence[int], output: Tensor
+    ) -> list[Decision | None]:
+        """Returns what the model decided, of every target; target r is of image `images[r]` of the output."""
+        return self.task.decisions_beside(targets, images, output, self._classes)
+
+    def nothing(self, target: Any, output: Tensor) -> str:
+        """Returns why images have no maps, where `target` was asked for, with the highest score that there was."""
+        highest = self.task.highest(target, output, self._classes)
+        return f"{self.task.nothing(target)}; the highest score of any candidate is {highest:.3g}"
 
 
 _FACTS_OF = {

@@ -108,6 +108,11 @@ class Preprocess:
         pixels = torch.from_numpy(np.array(image, dtype=np.float32)).view(image.height, image.width, -1) / 255
         return ((pixels - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(2, 0, 1).contiguous()
 
+    def size(self, image: Image.Image) -> tuple[int, int]:
+        """Returns the (height, width) of what the picture becomes."""
+        left, top, right, bottom = self._crop_box(*self._resized(image))
+        return bottom - top, right - left
+
     def view(self, image: Image.Image) -> Image.Image:
         """Returns the part of the picture that the model sees, at the picture's own resolution."""
         image = upright(image)

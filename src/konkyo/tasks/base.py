@@ -15,6 +15,7 @@ from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import Target
 from konkyo.targets.classes import Against, ContrastTarget, Each, Score
+from konkyo.tasks.decision import Decision
 from konkyo.utils.tensors import min_max
 
 Explained: TypeAlias = Literal["decision", "label"]
@@ -135,6 +136,10 @@ class Task(ABC):
         del output, again
         return False
 
+    def of_probabilities(self, output: Tensor) -> tuple[Task, Tensor]:
+        """Returns what reads an output that `holds_probabilities`, and the output as it reads it."""
+        return self, output
+
     def assumptions(self, targets: Sequence[Target], output: Tensor, classes: Classes) -> tuple[str, ...]:
         """Returns what was assumed to read the output as these targets do, a sentence each."""
         del targets, output, classes
@@ -215,6 +220,16 @@ class Task(ABC):
             return f"against {self.label(target.target, classes, outputs)}"
         return str(getattr(target, "__name__", repr(target)))
 
+    def decisions_beside(
+        self, targets: Sequence[Target], images: Sequence[int], output: Tensor, classes: Classes
+    ) -> list[Decision | None]:
+        """Returns what the model decided, of every target; target r is of image `images[r]` of the output.
+
+        None: an output or a target that is of no classes.
+        """
+        del images, output, classes
+        return [None] * len(targets)
+
     def parts(self, target: Target) -> list[Target]:
         """Returns the targets whose maps make the target's map: itself, or what it is a combination of."""
         return [target]
@@ -263,6 +278,11 @@ class Task(ABC):
         """Returns what the command line's options ask `targets` for. KonkyoError: an option without a use here."""
         if names := options.names("classes", "top", "against", "threshold", "boxes", "quantity"):
             raise KonkyoError(f"{', '.join(names)}: {model} is a {self.noun}, which has no use for this")
+
+    def highest(self, request: Any, output: Tensor, classes: Classes) -> float:
+        """Returns the highest score that there was, where nothing was decided that `request` asks for."""
+        del request, classes
+        return float(self.confidences(output).amax())
 
     def nothing(self, request: Any) -> str:
         """Returns why an image has no maps, where `request` was asked for."""

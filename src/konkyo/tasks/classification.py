@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -15,6 +15,7 @@ from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, Magnitude, Score, TopK, class_logits
 from konkyo.tasks.base import Classes, TargetRequest, Task, ToPicture, task
+from konkyo.tasks.decision import Decision, decisions_of_classes
 
 SIDES = ("negative", "positive")
 """The classes of a model with one logit, where it names none."""
@@ -43,12 +44,20 @@ class ClassificationTask(Task):
     def output(self, module: nn.Module, images: Tensor, read: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """Returns the logits (N, ...); NaN in the place of a probability that is none."""
         output = read(module, images)
-        if not self.probabilities:
-            return output
+        return self._logits(output) if self.probabilities else output
+
+    def _logits(self, output: Tensor) -> Tensor:
+        """Returns probabilities as logits; NaN in the place of one that is none."""
         values = at_least_float32(output)
         values = values.where((values >= -_ROUNDING) & (values <= 1 + _ROUNDING), torch.nan)
         limits = torch.finfo(values.dtype)
         return values.logit(limits.eps) if self._sigmoids(output) else values.clamp_min(limits.tiny).log()
+
+    def of_probabilities(self, output: Tensor) -> tuple[Task, Tensor]:
+        """Returns what reads an output (N, K) that holds probabilities after all, and the logits of these."""
+        exclusive = output.shape[1] > 1 and bool(((output.sum(1) - 1).abs() < 10 * _ROUNDING).all())
+        task = replace(self, multilabel=self.multilabel or not exclusive, probabilities=True)
+        return task, task._logits(output)
 
     def _sigmoids(self, output: Tensor) -> bool:
         """Tells whether probabilities are sigmoids, so that each output stands for itself."""
@@ -227,6 +236,26 @@ class ClassificationTask(Task):
             return SIDES[target.index]
         return classes.label(target.index)
 
+    def decisions_beside(
+        self, targets: Sequence[Target], images: Sequence[int], output: Tensor, classes: Classes
+    ) -> list[Decision | None]:
+        """Returns the highest class of every target's image, with the probability and rank of the target's class.
+
+        None: an output that is not (N, K), or targets of no class on a network whose outputs have no names.
+        """
+        asked = [_class_of(target) for target in targets]
+        if output.ndim != 2 or not targets or (not classes.names and all(index is None for index in asked)):
+            return [None] * len(targets)
+        rows = output[torch.tensor(images, device=output.device)]
+        logits, one_logit = class_logits(rows), output.shape[1] == 1
+        # Of one logit: softmax((-z, z)) would be sigmoid(2 z).
+        probabilities = logits.sigmoid() if self.multilabel or one_logit else logits.softmax(1)
+
+        def label(index: int) -> str:
+            return self.label(ClassTarget(index), classes, output.shape[1])
+
+        return decisions_of_classes(logits, probabilities, asked, label, exclusive=one_logit or not self.multilabel)
+
     def saturates(self, target: Target) -> bool:
         """Tells whether the score is a softmax probability."""
         return isinstance(target, ClassTarget) and target.score == "probability"
@@ -249,6 +278,8 @@ class ClassificationTask(Task):
             raise KonkyoError("--not goes with --class: why this class and not that")
         if not options.classes:
             return TopK(options.top or 1)
+        if options.top is not None:
+            raise KonkyoError("--class names the classes to explain, --top takes the highest ones; give one of them")
         targets: list[Any] = list(options.classes)
         if options.against is not None:
             against: Any = options.against
@@ -298,6 +329,11 @@ def _of_class(target: Target) -> bool:
     if isinstance(target, ContrastTarget):
         return _of_class(target.this) or _of_class(target.that)
     return _of_class(target.target) if isinstance(target, Against) else isinstance(target, ClassTarget)
+
+
+def _class_of(target: Target) -> int | None:
+    """Returns the class that a target asks about, of a contrast the first one; None where it is for no class."""
+    return _class_of(target.this) if isinstance(target, ContrastTarget) else as_target(target).class_index
 
 
 def _unknown(target: Any) -> KonkyoError:

@@ -19,6 +19,7 @@ from konkyo.targets.candidates import Candidates
 from konkyo.targets.classes import Against, ContrastTarget, Score, TopK
 from konkyo.targets.detections import NEAR, SIDES_OF_BOX, Detections, InstanceTarget, Quantity, Tracked
 from konkyo.tasks.base import Classes, Explained, Matching, TargetRequest, Task, ToPicture, same_class, task
+from konkyo.tasks.decision import Decision, decisions_of_classes
 from konkyo.utils.tensors import overlap
 
 OF_DETECTORS = ("grad_cam", "grad_cam_pp", "d_rise", "odam", "ig_odam", "adaptive_ig_odam")
@@ -123,12 +124,7 @@ class DetectionTask(Task):
 
         `request`: None, `Detections`, `TopK`, a class's index or name, or a Target. KonkyoError: an unknown class.
         """
-        if isinstance(request, TopK):
-            request = Detections(top=request.k)
-        elif isinstance(request, str) or (isinstance(request, int) and not isinstance(request, bool)):
-            request = Detections(classes=(request,))
-        elif request is None:
-            request = Detections()
+        request = _as_detections(request)
         if not isinstance(request, Detections):
             if not callable(request) or isinstance(request, (ContrastTarget, Against)):
                 raise KonkyoError(f"a target of a detector is Detections(...), a class or a callable; got {request!r}")
@@ -202,6 +198,30 @@ class DetectionTask(Task):
         name = classes.label(target.label)
         return name if target.quantity in ("probability", "logit") else f"{name}, {target.quantity}"
 
+    def decisions_beside(
+        self, targets: Sequence[Target], images: Sequence[int], output: Tensor, classes: Classes
+    ) -> list[Decision | None]:
+        """Returns the most probable class of every detection's candidate on its image, beside the detection's class.
+
+        None: other targets, and detections that are not there.
+        """
+        instances = [(row, target) for row, target in enumerate(targets) if isinstance(target, InstanceTarget)]
+        decisions: list[Decision | None] = [None] * len(targets)
+        if not instances:
+            return decisions
+        matches = [target.match(output[images[row], None]) for row, target in instances]
+        chosen = torch.stack([match.index[0] for match in matches])
+        place = torch.tensor([images[row] for row, _ in instances], device=output.device)
+        probabilities = Candidates(output, self.adapter.classes).probabilities[place, chosen]
+        present = torch.stack([match.found for match in matches])
+        probabilities = torch.where(present, probabilities, torch.nan)
+        asked = [target.label for _, target in instances]
+        for (row, _), decision in zip(
+            instances, decisions_of_classes(probabilities, probabilities, asked, classes.label), strict=True
+        ):
+            decisions[row] = decision
+        return decisions
+
     def parts(self, target: Target) -> list[Target]:
         """Returns the probability and the four sides of the box of what is "combined", else the target itself."""
         if isinstance(target, InstanceTarget) and target.quantity == "combined":
@@ -237,8 +257,18 @@ class DetectionTask(Task):
         quantity: Any = options.quantity
         return Detections(threshold, options.top, options.classes, boxes, quantity)
 
+    def highest(self, request: Any, output: Tensor, classes: Classes) -> float:
+        """Returns the highest score of all candidates, for the classes that are asked for."""
+        asked, confidences = _as_detections(request), self.confidences(output)
+        if isinstance(asked, Detections) and asked.classes:
+            confidences = confidences[..., [classes.index(c) if isinstance(c, str) else c for c in asked.classes]]
+        return float(confidences.amax()) if confidences.numel() else 0.0
+
     def nothing(self, request: Any) -> str:
         """Returns which detections were asked for and are not there."""
+        request = _as_detections(request)
+        if not isinstance(request, Detections):
+            return "nothing detected"
         kinds = "" if not request.classes else f" of class {' or '.join(map(str, request.classes))}"
         boxes = " or ".join(",".join(f"{side:g}" for side in box) for box in request.boxes)
         where = f" that overlaps {boxes} by an IoU of {NEAR} or more" if boxes else ""
@@ -351,6 +381,15 @@ def _check_candidates(candidates: Candidates, model: str) -> None:
 
 _MANY, _OF_SIGMOIDS = 20, (0.5, 0.7311)
 """So many numbers do not all lie in there by chance: the sigmoids of [0, 1]."""
+
+
+def _as_detections(request: Any) -> Any:
+    """Returns what asks for a detector's decisions, the best ones or those of a class, as `Detections`."""
+    if isinstance(request, TopK):
+        return Detections(top=request.k)
+    if isinstance(request, str) or (isinstance(request, int) and not isinstance(request, bool)):
+        return Detections(classes=(request,))
+    return Detections() if request is None else request
 
 
 def matched(

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
+    DrawingOptions,
     ForwardOptions,
     Images,
     Json,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from konkyo.draw.sheets import Row
 
 from konkyo.apps.cli.manifest import Manifest, report_of
-from konkyo.apps.cli.pictures import explained, rows_of
+from konkyo.apps.cli.pictures import batches, explained, in_a_line, rows_of
 
 
 @with_groups
@@ -47,6 +48,7 @@ def compare(
     forward_options: ForwardOptions = ForwardOptions(),
     to: Annotated[Path, typer.Option("--out", help="The contact sheet: .png, .jpg or .webp.")] = Path("konkyo.png"),
     shared: Annotated[bool, typer.Option("--shared", help="One colour scale per row instead of one per map.")] = False,
+    drawing_options: DrawingOptions = DrawingOptions(),
     limit: Annotated[int, typer.Option(min=1, help="At most so many images.")] = 40,
     model_options: ModelOptions = ModelOptions(),
     method_options: MethodOptions = MethodOptions(),
@@ -62,19 +64,22 @@ def compare(
     names, request = request_of(method or ",".join(setup.model.task.methods), method_options, target, forward_options)
     manifest = Manifest(None, {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}})
     rows: list[Row] = []
-    for file, bar in progress(files[:limit], "comparing"):
-        with manifest.image(file) as entry:
-            results = explained(setup.model, file, names, {**request, "progress": bar}, entry)
-            rows += rows_of(results, file.name, entry)
-            if not entry.get("maps"):
-                entry["nothing"] = setup.model.task.nothing(target)
+    for batch, bar in progress(batches(files[:limit], forward_options.batch_size), "comparing"):
+        outcomes = explained(setup.model, batch, names, {**request, "progress": bar})
+        for file, outcome in zip(batch, outcomes, strict=True):
+            with manifest.image(file) as entry:
+                results = outcome.noted(entry)
+                rows += rows_of(results, file.name, entry, drawing_options.brightness)
+                if not entry.get("maps"):
+                    entry["nothing"] = setup.model.task.nothing(target)
                 if not as_json:
-                    out.print(escape(f"{file.name}: {entry['nothing']}"), soft_wrap=True, highlight=False)
+                    line = in_a_line(results) or entry["nothing"]
+                    out.print(escape(f"{file.name}: {line}"), soft_wrap=True, highlight=False)
     if len(files) > limit:
         err.print(f"{len(files) - limit} of {len(files)} images left out (--limit {limit})")
     notes = []
     if rows:
-        save_image(contact_sheet(rows, names, title=setup.model.name, shared=shared), to)
+        save_image(contact_sheet(rows, names, title=drawing_options.title or setup.model.name, shared=shared), to)
         manifest.sheet(to)
         notes.append(f"contact sheet: {to}")
     report_of(manifest, as_json, notes)

@@ -37,9 +37,8 @@ def demo(
     for index, (scene, _) in enumerate(progress(scenes, "explaining")):
         path = save_image(scene.image, to / f"scene-{index}.png")
         labels = list(dict.fromkeys(scene.labels.tolist()))
-        results = explained(
-            setup.model, path, list(SEVEN_CAMS), {"target": Each(*[CLASSES[label] for label in labels])}, {}
-        )
+        request = {"target": Each(*[CLASSES[label] for label in labels])}
+        results = explained(setup.model, [path], list(SEVEN_CAMS), request)[0].results
         rows += rows_of(results, path.name, {})
         for name, result in results.items():
             if not isinstance(result, NotApplicable):
@@ -74,7 +73,7 @@ def _demo_of_detector(to: Path) -> None:
     for index, (scene, bar) in enumerate(progress(scenes, "explaining detections")):
         path = save_image(scene.image, to / f"objects-{index}.png")
         request = {"target": Detections(), "options": {"masks": 500}, "progress": bar}
-        results = explained(setup.model, path, list(OF_DETECTORS), request, {})
+        results = explained(setup.model, [path], list(OF_DETECTORS), request)[0].results
         rows += rows_of(results, path.name, {})
         done = {name: result for name, result in results.items() if not isinstance(result, NotApplicable)}
         boxes = next(iter(done.values())).boxes

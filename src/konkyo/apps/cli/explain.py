@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
+    DrawingOptions,
     ForwardOptions,
     Images,
     Json,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
 
 from konkyo.apps.cli.manifest import Manifest, report_of, unique_names
-from konkyo.apps.cli.pictures import detection, explained, rows_of, score_in_words
+from konkyo.apps.cli.pictures import batches, explained, facts, in_a_line, rows_of, score_in_words
 
 
 @with_groups
@@ -58,6 +59,7 @@ def explain(
     model_options: ModelOptions = ModelOptions(),
     method_options: MethodOptions = MethodOptions(),
     cmap: Annotated[str | None, typer.Option("--cmap", help="A matplotlib colour map for the overlays.")] = None,
+    drawing_options: DrawingOptions = DrawingOptions(),
     as_json: Json = False,
 ) -> None:
     """Explain images: an overlay and a raw map per image, class and method, and a manifest of it all.
@@ -74,47 +76,50 @@ def explain(
     if path:
         require_paths(names, target_options.of)
     settings = {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}}
-    settings |= {"maps": maps, "colours": cmap, "paths": path}
+    if drawing_options.title and not setup.model.task.instances:
+        raise KonkyoError("--title is that of a sheet, which `explain` draws of detections; `konkyo compare` always")
+    settings |= {"maps": maps, "colours": cmap, "paths": path, **asdict(drawing_options)}
+    drawing = {"cmap": cmap, "brightness": drawing_options.brightness}
     with Manifest(to, settings, resume=resume, overwrite=overwrite) as manifest:
         names_on_disk = unique_names(files, manifest)
-        for file, tell in progress(files, "explaining"):
-            if manifest.has(file):
-                continue
-            with manifest.image(file) as entry:
-                entry["name"] = names_on_disk[file]
-                results = explained(setup.model, file, names, {**request, "progress": tell}, entry)
-                for name, result in results.items():
-                    if isinstance(result, NotApplicable):
-                        entry.setdefault("not_applicable", []).append(str(result))
-                    elif len(result):
-                        plain = name.replace("(", "-").replace(")", "")
-                        _write(result, to / f"{entry['name']}.{plain}", maps, cmap, entry)
-                if path:
-                    _write_paths(results, to / entry["name"], entry)
-                if instances := setup.model.task.instances:
-                    _write_sheet(results, file, to / f"{entry['name']}.{instances}.png", entry)
-                if not entry.get("maps") and not entry.get("not_applicable"):
-                    entry["nothing"] = setup.model.task.nothing(target)
-                labels_of = ", ".join(dict.fromkeys(m["explained"] for m in entry.get("maps", ())))
-                if (line := labels_of or entry.get("nothing")) and not as_json:
-                    out.print(escape(f"{file.name}: {line}"), soft_wrap=True, highlight=False)
+        left = [file for file in files if not manifest.has(file)]
+        for batch, tell in progress(batches(left, forward_options.batch_size), "explaining"):
+            outcomes = explained(setup.model, batch, names, {**request, "progress": tell})
+            for file, outcome in zip(batch, outcomes, strict=True):
+                with manifest.image(file) as entry:
+                    entry["name"] = names_on_disk[file]
+                    results = outcome.noted(entry)
+                    for name, result in results.items():
+                        if isinstance(result, NotApplicable):
+                            entry.setdefault("not_applicable", []).append(str(result))
+                        elif len(result):
+                            plain = name.replace("(", "-").replace(")", "")
+                            _write(result, to / f"{entry['name']}.{plain}", maps, drawing, entry)
+                    if path:
+                        _write_paths(results, to / entry["name"], entry)
+                    if instances := setup.model.task.instances:
+                        _write_sheet(results, file, to / f"{entry['name']}.{instances}.png", drawing_options, entry)
+                    if not entry.get("maps") and not entry.get("not_applicable"):
+                        entry["nothing"] = setup.model.task.nothing(target)
+                    if (line := in_a_line(results) or entry.get("nothing")) and not as_json:
+                        out.print(escape(f"{file.name}: {line}"), soft_wrap=True, highlight=False)
     report_of(manifest, as_json, [f"pictures, maps and manifest in {to}"])
 
 
-def _write(result: Explanation, stem: Path, maps: str, cmap: str | None, entry: dict[str, Any]) -> None:
+def _write(result: Explanation, stem: Path, maps: str, drawing: Mapping[str, Any], entry: dict[str, Any]) -> None:
     from konkyo.draw.sheets import save_image
 
     raw = result.save(stem.with_name(f"{stem.name}.{maps}"))
     for row, label in enumerate(result.labels):
         number = f".{row + 1}" if len(result) > 1 else ""
-        overlay = save_image(result.overlay(row, cmap=cmap), stem.with_name(f"{stem.name}{number}.png"))
+        overlay = save_image(result.overlay(row, **drawing), stem.with_name(f"{stem.name}{number}.png"))
         entry.setdefault("maps", []).append(
             {
                 "method": result.method,
                 "label": label,
                 "explained": score_in_words(result, row),
                 "score": round(score, 6) if math.isfinite(score := result.scores[row].item()) else None,
-                **detection(result, row),
+                **facts(result, row),
                 "layer": result.layer,
                 "overlay": overlay.name,
                 "map": raw.name,
@@ -126,19 +131,24 @@ def _write(result: Explanation, stem: Path, maps: str, cmap: str | None, entry: 
 
 
 def _write_sheet(
-    results: Mapping[str, Explanation | NotApplicable], file: Path, to: Path, entry: dict[str, Any]
+    results: Mapping[str, Explanation | NotApplicable],
+    file: Path,
+    to: Path,
+    drawing: DrawingOptions,
+    entry: dict[str, Any],
 ) -> None:
     """The sheet of an image's instances: side by side, or with several methods a row each."""
     from konkyo.draw.sheets import contact_sheet, gallery, save_image
 
     if not entry.get("maps"):
         return
-    rows = rows_of({n: r for n, r in results.items() if not isinstance(r, NotApplicable)}, file.name, {})
+    done = {n: r for n, r in results.items() if not isinstance(r, NotApplicable)}
+    rows = rows_of(done, file.name, {}, drawing.brightness)
     if len(names := list(dict.fromkeys(m["method"] for m in entry["maps"]))) == 1:
-        sheet = gallery(rows)
+        sheet = gallery(rows, title=drawing.title)
     else:
         rows = [replace(row, subtitle=f"{number}  {row.subtitle}") for number, row in enumerate(rows, start=1)]
-        sheet = contact_sheet(rows, names)
+        sheet = contact_sheet(rows, names, title=drawing.title)
     entry["sheet"] = save_image(sheet, to).name
 
 

@@ -36,7 +36,9 @@ class Manifest:
     ) -> None:
         if resume and overwrite:
             raise KonkyoError("--resume goes on with what is there, --overwrite removes it; give one of them")
-        self._folder, self._resume = folder, resume
+        from konkyo.draw.text import missing  # with it comes Pillow, which --help does not wait for
+
+        self._folder, self._resume, self._known = folder, resume, missing()
         self._sheet: dict[str, str] = {}
         self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._keys = set[str]()
@@ -74,6 +76,12 @@ class Manifest:
     def skipped(self) -> list[dict[str, str]]:
         """The images of this run that could not be used, and why. What an earlier run made of them stays."""
         return self._skipped
+
+    def lacking(self) -> str:
+        """Returns the characters in this run's pictures that no font has, where they have not been told before."""
+        from konkyo.draw.text import missing
+
+        return "".join(character for character in missing() if character not in self._known)
 
     def document(self) -> dict[str, Any]:
         """The whole manifest."""
@@ -191,6 +199,9 @@ class Entry:
 
 def report_of(manifest: Manifest, as_json: bool, notes: list[str]) -> None:
     """Says what was done. typer.Exit: 1 where nothing could be, 3 where images were skipped."""
+    if lacking := manifest.lacking():
+        note = f"no font of this machine has {lacking[:20]}: pictures have the code points; Noto Sans CJK has most"
+        err.print(escape(f"note: {note}"), soft_wrap=True, highlight=False)
     images, skipped = manifest.of_this_run, manifest.skipped
     reasons = {reason for entry in images for reason in entry.get("not_applicable", ())}
     reasons |= {entry["nothing"] for entry in images if "nothing" in entry}

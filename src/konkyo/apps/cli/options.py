@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from konkyo.apps.cli.terminal import err
-from konkyo.errors import KonkyoError
+from konkyo.errors import KonkyoError, unknown
 from konkyo.utils.files import parse_json, read_text
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ class ModelOptions:
         str | None, typer.Option(help="Mean per channel, as in 0.485,0.456,0.406; one value: grey images.")
     ] = None
     std: Annotated[str | None, typer.Option(help="Standard deviation per channel.")] = None
+    interpolation: Annotated[
+        str | None,
+        typer.Option("--interpolation", help="Resizing: nearest, box, bilinear, hamming, bicubic or lanczos."),
+    ] = None
     device: Device = None
 
 
@@ -109,6 +113,24 @@ class ForwardOptions:
         int | None, typer.Option(min=1, help="Most forwards per image for methods that perturb; important ones first.")
     ] = None
     precision: PrecisionName = None
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Images explained in one forward; the maps are the same.")
+    ] = 1
+
+
+@dataclass(frozen=True)
+class DrawingOptions:
+    """How maps are drawn."""
+
+    title: Annotated[str, typer.Option("--title", help="What stands over the sheet.")] = ""
+    brightness: Annotated[
+        str,
+        typer.Option("--brightness", help="probability: the less probable its target, the paler a map; or full."),
+    ] = "probability"
+
+    def __post_init__(self) -> None:
+        if self.brightness not in (offer := ("probability", "full")):
+            raise unknown("--brightness", self.brightness, offer)
 
 
 @dataclass(frozen=True)
@@ -155,8 +177,10 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
     for colours in ("mean", "std"):
         if (text := getattr(options, colours)) is not None:
             changes[colours] = _numbers(text)
+    if options.interpolation is not None:
+        changes["interpolation"] = options.interpolation.lower()
     usual = Preprocess(**model.task.preprocessing)
-    if model.preprocess is None and len(changes) < 4:
+    if model.preprocess is None and not set(PREPARATION) <= set(changes):
         missing = ", ".join(f"{key} {getattr(usual, key)}" for key in PREPARATION if key not in changes)
         note = f"note: {name} does not say how to prepare pictures; taken as usual: {missing}"
         err.print(escape(note), soft_wrap=True, highlight=False)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from konkyo.errors import KonkyoError, NotApplicable
+from konkyo.errors import ImageError, KonkyoError, NotApplicable
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
     from konkyo.draw.sheets import Row
@@ -19,18 +21,62 @@ if TYPE_CHECKING:
     from konkyo.targets.base import BaseTarget
 
 
-def explained(
-    model: Model, file: Path, names: list[str], request: Mapping[str, Any], entry: dict[str, Any]
-) -> dict[str, Explanation | NotApplicable]:
-    """What `explanations` gives for the picture in a file, whose notes go into the entry."""
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """An outcome is what the methods gave for one file, or why it cannot be used as an image."""
+
+    results: dict[str, Explanation | NotApplicable] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    error: ImageError | None = None
+
+    def noted(self, entry: dict[str, Any]) -> dict[str, Explanation | NotApplicable]:
+        """Returns the results; how the image was read goes into the entry. ImageError: it cannot be used."""
+        if self.error is not None:
+            raise self.error
+        if self.notes:
+            entry["notes"] = list(self.notes)
+        return self.results
+
+
+def explained(model: Model, files: Sequence[Path], names: list[str], request: Mapping[str, Any]) -> list[Outcome]:
+    """Returns what `explanations` gives for every file; those whose pictures become of one size share a forward."""
     from konkyo.data.images import open_image
+
+    pictures: dict[Path, Image.Image] = {}
+    outcomes: dict[Path, Outcome] = {}
+    for file in files:
+        try:
+            pictures[file] = open_image(file)
+        except ImageError as error:
+            outcomes[file] = Outcome(error=error)
+    groups: dict[object, list[Path]] = {}
+    for file, picture in pictures.items():
+        groups.setdefault(None if model.preprocess is None else model.preprocess.size(picture), []).append(file)
+    for group in groups.values():
+        outcomes |= _explained_together(model, {file: pictures[file] for file in group}, names, request)
+    return [outcomes[file] for file in files]
+
+
+def _explained_together(
+    model: Model, pictures: Mapping[Path, Image.Image], names: list[str], request: Mapping[str, Any]
+) -> dict[Path, Outcome]:
     from konkyo.explanation.explain import explanations
 
-    picture = open_image(file)
-    if notes := picture.info.get("konkyo"):
-        entry["notes"] = list(notes)
-    with failures_of(model):
-        return explanations(model, picture, names, **request)
+    try:
+        with failures_of(model):
+            together = explanations(model, list(pictures.values()), names, **request)
+    except ImageError as error:
+        if len(pictures) == 1:
+            return dict.fromkeys(pictures, Outcome(error=error))
+        alone = (_explained_together(model, {file: picture}, names, request) for file, picture in pictures.items())
+        return {file: outcome for one in alone for file, outcome in one.items()}
+    return {
+        file: Outcome(
+            {n: r if isinstance(r, NotApplicable) else r.of_image(index) for n, r in together.items()},
+            tuple(picture.info.get("konkyo", ())),
+        )
+        for index, (file, picture) in enumerate(pictures.items())
+    }
 
 
 @contextmanager
@@ -43,11 +89,11 @@ def failures_of(model: Model) -> Iterator[None]:
         raise KonkyoError(f"{model.name} failed on this input: {type(error).__name__}: {reason}") from error
 
 
-def detection(result: Explanation, row: int) -> dict[str, Any]:
-    """What the manifest says of a target: its box in the picture's pixels, if it has one, and its own details."""
-    box = box_of(result, row)
+def facts(result: Explanation, row: int) -> dict[str, Any]:
+    """What the manifest says of a target: its box in the picture's pixels, if it has one, details, and the decision."""
+    box, decision = box_of(result, row), result.decisions[row]
     place = {} if box is None else {"box": [round(side, 2) for side in box]}
-    return place | _target(result, row).details()
+    return place | _target(result, row).details() | {"decision": None if decision is None else asdict(decision)}
 
 
 def _target(result: Explanation, row: int) -> BaseTarget:
@@ -65,13 +111,53 @@ def box_of(result: Explanation, row: int) -> list[float] | None:
 
 
 def score_in_words(result: Explanation, row: int, *, place: bool = True) -> str:
-    """What a row explains, with its score: "cat (logit 3.55)", "x1 of cat (probability 0.70) at 257,231,565,477"."""
+    """What a row explains, with its score: "cat (logit 3.55)", "x1 of cat (probability 0.70) at 257,231,565,477".
+
+    What is not the model's decision is said to be asked for: "asked: dog (logit 1.20, P 0.02, rank 2)".
+    """
     score, box = result.scores[row].item(), box_of(result, row)
     words = _target(result, row).in_words(result.labels[row], score)
+    if said := _of_the_asked(result, row):
+        words = f"asked: {words}"
+        words = f"{words.removesuffix(')')}, {said})" if place else words  # in a sheet it has a line of its own
     return words + (f" at {','.join(str(round(side)) for side in box)}" if place and box is not None else "")
 
 
-def rows_of(results: Mapping[str, Explanation | NotApplicable], title: str, entry: dict[str, Any]) -> list[Row]:
+def _of_the_asked(result: Explanation, row: int) -> str:
+    """What the model says of a class that it did not decide on; the probability of a detection is said already."""
+    decision = result.decisions[row]
+    if decision is None or decision.rank is None or decision.agrees:
+        return ""
+    return decision.of_the_asked if box_of(result, row) is None else f"rank {decision.rank}"
+
+
+def decided_in_words(result: Explanation, row: int) -> str:
+    """What the model decided of a row: "decided: cat (P 0.98)"; "" for a detection that is of the class it is for."""
+    decision = result.decisions[row]
+    return "" if decision is None or (decision.agrees and box_of(result, row)) else decision.of_the_model
+
+
+def in_a_line(results: Mapping[str, Explanation | NotApplicable]) -> str:
+    """What is explained of an image, and what the model decided: "asked: dog (...), asked: fox (...); decided: cat"."""
+    done = [result for result in results.values() if not isinstance(result, NotApplicable)]
+    rows = [
+        (score_in_words(result, row), decided_in_words(result, row)) for result in done for row in range(len(result))
+    ]
+    decided = dict.fromkeys(words for _, words in rows if words)
+    return "; ".join([", ".join(dict.fromkeys(words for words, _ in rows)), *decided]) if rows else ""
+
+
+def batches(files: Sequence[Path], size: int) -> list[list[Path]]:
+    """Returns the files, `size` at a time."""
+    return [list(files[start : start + size]) for start in range(0, len(files), size)]
+
+
+def rows_of(
+    results: Mapping[str, Explanation | NotApplicable],
+    title: str,
+    entry: dict[str, Any],
+    brightness: str = "probability",
+) -> list[Row]:
     """Returns a row of the contact sheet per target."""
     from konkyo.draw.sheets import Cell, Row
 
@@ -90,10 +176,20 @@ def rows_of(results: Mapping[str, Explanation | NotApplicable], title: str, entr
             else:
                 diagnosis = result.diagnosis[row]
                 cells.append(Cell(maps[name][row], "" if diagnosis.ok else diagnosis.kind))
-                facts = {"method": name, "label": label, "layer": result.layer, "diagnosis": diagnosis.kind}
-                entry.setdefault("maps", []).append(facts | detection(result, row))
-        explained = score_in_words(one, row, place=False)  # the box is drawn
-        rows.append(Row(one.picture(row), title, explained, cells, box_of(one, row)))
+                known = {"method": name, "label": label, "layer": result.layer, "diagnosis": diagnosis.kind}
+                entry.setdefault("maps", []).append(known | facts(result, row))
+        rows.append(
+            Row(
+                one.picture(row),
+                title,
+                score_in_words(one, row, place=False),  # the box is drawn
+                cells,
+                asked=_of_the_asked(one, row),
+                decided=decided_in_words(one, row),
+                brightness=one.brightness(row, brightness),
+                box=box_of(one, row),
+            )
+        )
     return rows
 
 
