@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from konkyo.engine.forward import Pass, Rows, rows_by_image
+from konkyo.engine.forward import Pass, Rows, rows_by_image, score_of
 from konkyo.engine.layer import Layer
 from konkyo.engine.path import Node, PathTrace, Sampling, Track, traced, trapezoid
 from konkyo.engine.variants import Variants
@@ -104,7 +104,7 @@ class Integration:
             output = pass_.output.detach()
             of_targets = pass_.gradients_of_each(targets, levels)
             for row, target, gradients in zip(rows, targets, of_targets, strict=True):
-                scores, boxes = target(output).tolist(), as_target(target).matched_boxes(output)
+                scores, boxes = score_of(output, target).tolist(), as_target(target).matched_boxes(output)
                 for v, k in enumerate(chunk.tolist()):
                     grids = [g[v] for g in gradients], [a[v] for a in activations]
                     yield alphas[k], row, Node(*grids, scores[v], boxes[v])

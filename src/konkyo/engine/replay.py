@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from konkyo.engine.layer import Layer, exchanged, main_tensor, tensors_of
+from konkyo.engine.session import Hook, Stub, open_modules
+from konkyo.errors import NetworkError
 
 
 @dataclass
@@ -78,9 +80,9 @@ class Replay:
                     raw = tensors[0].detach().clone()
 
         with ExitStack() as undo, torch.no_grad():
-            for module in root.modules():
-                undo.callback(module.register_forward_pre_hook(start).remove)
-                undo.callback(module.register_forward_hook(end).remove)
+            for module in open_modules(root):
+                undo.callback(module.register_forward_pre_hook(Hook(start)).remove)
+                undo.callback(module.register_forward_hook(Hook(end)).remove)
             output = self._forward(self._image.clone())  # networks may work in place on their input
         for call in stack:
             for done in call.finished:
@@ -96,7 +98,7 @@ class Replay:
         try:
             with torch.no_grad():
                 again = self._run(torch.cat([self.raw, self.raw]), mode)
-        except (RuntimeError, ValueError, AssertionError, IndexError, TypeError):  # shapes that do not go together, ...
+        except NetworkError:  # shapes that do not go together, ...
             return False
         untouched = versions == [t._version for t in recorded]
         tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) and self.raw.element_size() > 2 else 2e-2
@@ -133,20 +135,17 @@ class Replay:
 @contextmanager
 def _stubbed(module: nn.Module, answers: Sequence[Any]) -> Iterator[None]:
     """Within the context the module's first calls return `answers`, in order, without running; later calls run it."""
-    run, left = module.forward, list(answers)
+    left = list(answers)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return left.pop(0) if left else run(*args, **kwargs)
+        return left.pop(0) if left else stub.run(*args, **kwargs)
 
-    instance_forward = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
+    stub = Stub(module, forward)
     try:
+        stub.put_on(module)
         yield
     finally:
-        if instance_forward is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = instance_forward
+        stub.take_off(module)
 
 
 @contextmanager
@@ -159,7 +158,7 @@ def _replaced(module: nn.Module, layer: Layer, values: Tensor) -> Iterator[None]
         calls += 1
         return exchanged(output, tensors_of(output, layer), [values]) if calls == layer.call + 1 else output
 
-    handle = module.register_forward_hook(hook)
+    handle = module.register_forward_hook(Hook(hook))
     try:
         yield
     finally:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from konkyo.engine.layer import MAX_PREFIX_TOKENS, Layer, covers, exchanged, main_tensor
+from konkyo.engine.session import Hook, open_modules
+from konkyo.errors import NetworkError
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ _PASS_THROUGH = (
 )
 _SPATIAL = (nn.modules.conv._ConvNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd)
 _FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
-_REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError)
+_REFUSALS = (NetworkError, RuntimeError, ValueError, AssertionError, IndexError, TypeError)
 """What networks raise for a batch or an image size that they do not take."""
 
 
@@ -99,7 +101,8 @@ def _run_traced(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Ten
 
 def _traced_batch(forward: Callable[[Tensor], Tensor], root: nn.Module, images: Tensor) -> _TracedRun:
     """Runs a forward on the images with a hook on every module, and returns what the hooks noted."""
-    names = {module: name for name, module in root.named_modules() if name}
+    reached = set(open_modules(root))
+    names = {module: name for name, module in root.named_modules() if name and module in reached}
     run, clock = _TracedRun(len(images)), 0
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
@@ -125,7 +128,7 @@ def _traced_batch(forward: Callable[[Tensor], Tensor], root: nn.Module, images: 
 
     with ExitStack() as undo:
         for module in names:
-            undo.callback(module.register_forward_hook(hook).remove)
+            undo.callback(module.register_forward_hook(Hook(hook)).remove)
         run.score = forward(images.detach().clone().requires_grad_().clone())
     return run
 
@@ -244,13 +247,14 @@ def _last_axes(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tens
     """
     axes: dict[str, int] = {}
     with ExitStack() as undo, torch.no_grad(), suppress(*_REFUSALS):
-        for name, module in root.named_modules():
+        reached = set(open_modules(root))
+        for name, module in [(n, m) for n, m in root.named_modules() if m in reached]:
 
             def note(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
                 tensor = main_tensor(output)
                 if tensor is not None and tensor.ndim:
                     axes[name] = tensor.shape[-1]
 
-            undo.callback(module.register_forward_hook(note).remove)
+            undo.callback(module.register_forward_hook(Hook(note)).remove)
         forward(torch.cat([image, image], dim=-1))
     return axes

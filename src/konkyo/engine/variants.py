@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from konkyo.engine.capture import measured_outputs
-from konkyo.engine.forward import Pass, Rows, at_least_float32, rows_by_image
+from konkyo.engine.forward import Pass, Rows, at_least_float32, differentiated, rows_by_image, score_of
 from konkyo.engine.layer import Layer
 from konkyo.engine.needs import Vary, Visit
 from konkyo.engine.replay import Replay
-from konkyo.errors import KonkyoError
+from konkyo.engine.session import session_of
+from konkyo.errors import KonkyoError, NetworkError
 from konkyo.targets.classes import Target
 from konkyo.utils.progress import Progress
 
@@ -109,7 +110,7 @@ class Variants:
             way = _Way(vary, partial(_without_graph, forward), stubbed, compared=not of_image)
             for chunk in self._shared_chunks(group, order, way):
                 for row in chunk.rows:
-                    result[row, chunk.indices] = self._targets[row](chunk.result).to(result)
+                    result[row, chunk.indices] = score_of(chunk.result, self._targets[row]).to(result)
                 done, total = done + len(chunk.indices), total + chunk.added
                 if self.report(done, total):
                     break
@@ -175,7 +176,7 @@ class Variants:
             try:
                 memory_format = torch.channels_last if first.ndim == 4 else torch.contiguous_format
                 result = run(first.contiguous(memory_format=memory_format))
-            except RuntimeError:
+            except (RuntimeError, NetworkError):
                 memory_format = torch.contiguous_format
                 result = run(first.contiguous())
         yield order[:1], result
@@ -185,7 +186,10 @@ class Variants:
             return
         largest = max(outputs.largest, first.numel() * first.element_size())
         needed = outputs.total if graph else _WORKING_COPIES * largest
-        for indices in torch.split(order[1:], max(1, _free_bytes(first.device) // needed)):
+        self._pass.note_ties()
+        session = session_of(self._pass.network.module)
+        size = 1 if session is not None and session.alone else max(1, _free_bytes(first.device) // needed)
+        for indices in torch.split(order[1:], size):
             for batch in make(indices):
                 yield indices, run(batch.contiguous(memory_format=memory_format))
 
@@ -251,9 +255,10 @@ class Variants:
             leaf = variants.detach().requires_grad_()
             output, slopes = forward(leaf.clone()), []
             for row in rows:
-                score, slope = self._targets[row](output).sum(), None
+                score, slope = score_of(output, self._targets[row]).sum(), None
                 if score.requires_grad:
-                    (slope,) = torch.autograd.grad(score, leaf, allow_unused=True, retain_graph=row != rows[-1])
+                    more, network = row != rows[-1], self._pass.network
+                    (slope,) = differentiated(network, score, leaf, allow_unused=True, retain_graph=more)
                 slopes.append(torch.zeros_like(leaf) if slope is None else at_least_float32(slope))
         return slopes
 

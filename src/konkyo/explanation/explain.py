@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate, combinations
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import konkyo.methods  # noqa: F401 - registers every method
-from konkyo.engine.capture import untouched
 from konkyo.engine.forward import Pass, Precision
+from konkyo.engine.gradient_flow import why_no_gradient
 from konkyo.engine.integration import Pyramid
 from konkyo.engine.layer import INPUT, STAGES, Layer
 from konkyo.engine.path import PathTrace
 from konkyo.engine.probe import NEEDS, Probe, largest_gradient
+from konkyo.engine.session import Session, refuse_within_forward, untouched
 from konkyo.engine.variants import Budget
 from konkyo.errors import KonkyoError, NotApplicable, unknown, warn
 from konkyo.explanation.diagnosis import Diagnosis, diagnose
 from konkyo.explanation.inputs import Images, Prepared, prepare
-from konkyo.explanation.result import Explanation
+from konkyo.explanation.result import Explanation, joined
 from konkyo.methods.base import Attribution, Method, find
 from konkyo.models import Frame, Model, as_model
 from konkyo.targets.base import Target
@@ -138,24 +139,93 @@ def explanations(
     chosen, request = [find(m) for m in methods], _Request(**settings)
     _check(chosen, request.options or ())
     adapted = as_model(model)
+    refuse_within_forward(adapted.module, adapted.name)
     prepared = prepare(adapted, images)
+    session = untouched(adapted.module, request.seed)
+    with session, session:  # twice: see `Session`
+        results = _results(adapted, prepared, chosen, request, session)
+    _warn_of_doubts([result for result in results.values() if isinstance(result, Explanation)])
+    if session.draws:
+        warn(_drawn(adapted, request.seed))
+    return {m.name: results[m.name] for m in chosen}
+
+
+def _results(
+    model: Model, prepared: Prepared, methods: Sequence[Method], request: _Request, session: Session
+) -> dict[str, Explanation | NotApplicable]:
+    """Returns what every method makes of the images, which share a forward where they do not depend on each other."""
     results: dict[str, Explanation | NotApplicable] = {}
     layers: dict[Method, list[Layer]] = {}
-    for m in chosen:
+    for m in methods:
         try:
-            with _first_forward(adapted, prepared.images):
-                layers[m] = _layers(adapted, m, request.layer, tuple(prepared.images.shape[1:]))
+            layers[m] = _layers(model, m, request.layer, tuple(prepared.images.shape[1:]))
         except NotApplicable as reason:
             results[m.name] = reason
-    with untouched(adapted.module):
-        pass_ = _shared_pass(adapted, prepared.images, layers, request.precision)
-        for m in layers:
-            try:
-                results[m.name] = _explanation(_Run(adapted, pass_, m, layers[m], request, prepared))
-            except NotApplicable as reason:
-                results[m.name] = NotApplicable(f"{m.name}: {reason}")
-    _warn_of_doubts([result for result in results.values() if isinstance(result, Explanation)])
-    return {m.name: results[m.name] for m in chosen}
+    pass_ = _shared_pass(model, prepared.images, layers, request.precision)
+    count = len(prepared.images)
+    if count > 1:
+        pass_.note_ties()
+        if session.alone:
+            return _one_by_one(model, prepared, methods, request, session, pass_)
+    for m in layers:
+        try:
+            result = _explanation(_Run(model, pass_, m, layers[m], request, prepared))
+            results[m.name] = _with_cause(result, pass_) if result.diagnosis else result
+        except NotApplicable as reason:
+            results[m.name] = NotApplicable(f"{m.name}: {reason}")
+    assumed = [_drawn(model, request.seed)] if session.draws else []
+    assumed += [f"{model.name} runs images one by one: in a batch they depend on each other"] if session.tied else []
+    return {
+        name: replace(result, assumptions=(*result.assumptions, *assumed)) if isinstance(result, Explanation) else result
+        for name, result in results.items()
+    }
+
+
+def _drawn(model: Model, seed: int) -> str:
+    """Returns what is to be said of a network that draws random numbers in its forward."""
+    return (
+        f"{model.name} draws random numbers in its forward (dropout that stays on, say): every forward is that of one "
+        f"image and starts from seed={seed}; other seeds give other maps"
+    )
+
+
+def _one_by_one(
+    model: Model, prepared: Prepared, methods: Sequence[Method], request: _Request, session: Session, pass_: Pass
+) -> dict[str, Explanation | NotApplicable]:
+    """Returns `_results` of images that must not see each other in a batch."""
+    target, count = request.target, len(prepared.images)
+    model.targets(target, pass_.output.detach(), score=methods[0].score, frames=prepared.frames)  # or it is no request
+    listed = isinstance(target, (list, tuple)) or (isinstance(target, (Tensor, np.ndarray)) and target.ndim > 0)
+    parts = []
+    for i in range(count):
+        at = slice(i, i + 1)
+        single = Prepared(
+            **{
+                f.name: value[at] if isinstance(value, (Tensor, tuple)) and len(value) == count else value
+                for f in fields(Prepared)
+                for value in [getattr(prepared, f.name)]
+            }
+        )
+        wanted = replace(request, target=target[at] if listed else target)
+        parts.append(_results(model, single, methods, wanted, session))
+    results: dict[str, Explanation | NotApplicable] = {}
+    for name in parts[0]:
+        of_images = [part[name] for part in parts]
+        refused = [result for result in of_images if isinstance(result, NotApplicable)]
+        explained = [result for result in of_images if isinstance(result, Explanation)]
+        results[name] = refused[0] if refused else replace(joined(explained), images=prepared.pictures)
+    return results
+
+
+def _with_cause(result: Explanation, pass_: Pass) -> Explanation:
+    """Returns the explanation whose diagnoses of zero gradients name where the network cuts them off."""
+    if pass_.output.requires_grad or all(d.kind != "zero gradient" for d in result.diagnosis):
+        return result
+    cause = why_no_gradient(pass_)
+    if not cause:
+        return result
+    told = replace(next(d for d in result.diagnosis if d.kind == "zero gradient"), message=cause)
+    return replace(result, diagnosis=tuple(told if d.kind == "zero gradient" else d for d in result.diagnosis))
 
 
 def _check(methods: Sequence[Method], options: Iterable[str]) -> None:
@@ -182,15 +252,14 @@ def _shared_pass(
     within = list(dict.fromkeys(context for m in layers for n in m.needs if (context := NEEDS[n].within)))
     if within:
         captured, graph = [*captured, Layer(INPUT, None)], [*graph, Layer(INPUT, None)]
-    with _first_forward(model, images):
-        return Pass(
-            model,
-            images,
-            list(dict.fromkeys(captured)),
-            differentiable=list(dict.fromkeys(graph)),
-            precision=precision,
-            within=within,
-        )
+    return Pass(
+        model,
+        images,
+        list(dict.fromkeys(captured)),
+        differentiable=list(dict.fromkeys(graph)),
+        precision=precision,
+        within=within,
+    )
 
 
 def _warn_of_doubts(results: Sequence[Explanation]) -> None:
@@ -200,21 +269,6 @@ def _warn_of_doubts(results: Sequence[Explanation]) -> None:
         first, diagnosis = doubtful[0]
         count = sum(result is first for result, _ in doubtful)
         warn(f"{first.method}: {count} of {len(first)} maps: {diagnosis.message}")
-
-
-@contextmanager
-def _first_forward(model: Model, images: Tensor) -> Iterator[None]:
-    """What a network says of images that it does not take, as a KonkyoError with their shape."""
-    try:
-        yield
-    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
-        if isinstance(error, KonkyoError):
-            raise
-        reason = (str(error).splitlines() or [""])[0]
-        hint = " (one image needs a first axis of its own: images[None])" if images.ndim == 3 else ""
-        raise KonkyoError(
-            f"{model.name} failed on images of shape {tuple(images.shape)}{hint}: {type(error).__name__}: {reason}"
-        ) from error
 
 
 def _layers(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) -> list[Layer]:
