@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from konkyo.engine.session import Hook, OwnMode, open_modules
+from konkyo.engine.session import OwnMode, hook_after, hook_before, open_modules
 from konkyo.errors import NotApplicable
 
 _SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
@@ -272,7 +272,7 @@ def explicit_attention(root: nn.Module) -> Iterator[Attentions]:
     with ExitStack() as undo:
         undo.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the switch in `_record` ends here
         for module in open_modules(root):
-            undo.callback(module.register_forward_pre_hook(Hook(attentions.enter), with_kwargs=True).remove)
-            undo.callback(module.register_forward_hook(Hook(attentions.leave)).remove)
+            undo.callback(hook_before(module, attentions.enter, with_kwargs=True).remove)
+            undo.callback(hook_after(module, attentions.leave).remove)
         undo.enter_context(attentions)
         yield attentions

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from konkyo.engine.layer import Layer, exchanged, main_tensor, tensors_of
-from konkyo.engine.session import Hook, open_modules
+from konkyo.engine.session import hook_after, open_modules
 from konkyo.engine.session import untouched as untouched
 from konkyo.errors import KonkyoError
 
@@ -71,7 +71,7 @@ def capture(layers: Sequence[Layer], *, leaves: Sequence[Layer] = ()) -> Iterato
         undo.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the hook's switch ends here
         for layer in layers:
             if layer.module is not None:
-                undo.callback(layer.module.register_forward_hook(Hook(hook(layer))).remove)
+                undo.callback(hook_after(layer.module, hook(layer)).remove)
         yield captured
 
 
@@ -166,7 +166,7 @@ def measured_outputs(root: nn.Module, outside: frozenset[nn.Module] = frozenset(
     with ExitStack() as undo:
         for module in set(open_modules(root)) - outside:
             if not any(module.children()) or isinstance(module, torch.jit.ScriptModule):
-                undo.callback(module.register_forward_hook(Hook(hook)).remove)
+                undo.callback(hook_after(module, hook).remove)
         yield measured
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from konkyo.engine.capture import capture
 from konkyo.engine.layer import Layer
 from konkyo.engine.rules import SoundForward
-from konkyo.engine.session import in_short, session_of
+from konkyo.engine.session import in_short, outside_inference, session_of
 from konkyo.errors import KonkyoError, NetworkError
 from konkyo.targets.base import BaseTarget
 from konkyo.targets.classes import Target
@@ -109,7 +109,7 @@ class Pass:
         """Within the context a network runs as this Pass does: with its autocast, whatever the caller's is by then."""
         grad = torch.is_grad_enabled()  # leaving inference mode would switch it on
         with (
-            torch.inference_mode(False),
+            outside_inference(),
             torch.set_grad_enabled(grad),
             torch.autocast(**self._autocast),  # type: ignore[arg-type]
             SoundForward(session_of(self.network.module)),
@@ -132,16 +132,16 @@ class Pass:
     def note_ties(self) -> None:
         """Tells the session where the output for an image depends on the others of its batch; once per network.
 
-        It costs a forward of a pair, and one comparison on the device. Detectors' rows, whose order is theirs alone,
+        Nothing is done where no function ran along the batch's axis. Otherwise it costs a forward of a pair, and one comparison on the device. Detectors' rows, whose order is theirs alone,
         are not compared.
         """
         module = self.network.module
         session, first = session_of(module), self.images[:1]
-        if session is None or session.alone or module in _INDEPENDENT or self.output.ndim == 3:
+        if session is None or not session.suspect or session.alone or module in _INDEPENDENT or self.output.ndim == 3:
             return
         with torch.no_grad():
             try:
-                other = self.forward(first if len(self.images) > 1 else torch.cat([first, 1 - first.flip(-1)]))[:1]
+                other = self.forward(torch.cat([first, 3 - 3 * first.flip(-1)]))[:1]  # other company than here
             except NetworkError:  # that takes one image only
                 session.tied = True
                 return

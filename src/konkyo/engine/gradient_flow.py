@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from konkyo.engine.forward import Pass
-from konkyo.engine.session import Hook, OwnMode, open_modules
+from konkyo.engine.session import OwnMode, hook_after, hook_before, open_modules
 from konkyo.errors import KonkyoError
 
 
@@ -64,8 +64,8 @@ def why_no_gradient(pass_: Pass) -> str:
 
     with ExitStack() as undo:
         for module in open_modules(root):
-            undo.callback(module.register_forward_pre_hook(Hook(enter)).remove)
-            undo.callback(module.register_forward_hook(Hook(leave), always_call=True).remove)
+            undo.callback(hook_before(module, enter).remove)
+            undo.callback(hook_after(module, leave, always_call=True).remove)
         undo.enter_context(torch.enable_grad())
         undo.enter_context(cuts)
         try:

@@ -22,6 +22,7 @@ from konkyo.engine.forward import Pass, Rows, distinct_views, pick, scores
 from konkyo.engine.integration import Integration, Pyramid
 from konkyo.engine.layer import INPUT, Layer
 from konkyo.engine.needs import Need, OtherScore, ReadTokens, Through, Vary, Visit, need, needs_of
+from konkyo.engine.ownership import ATTENTION_KERNELS, Claim
 from konkyo.engine.path import Sampling
 from konkyo.engine.rules import bias_terms
 from konkyo.engine.variants import Budget, Variants
@@ -197,7 +198,7 @@ class Probe:
 
         Costs one more forward, whose attentions (if any) are of the kind that can be differentiated twice.
         """
-        pass_ = self._pass.other("curvature", [self._layer], lambda _: sdpa_kernel(SDPBackend.MATH))
+        pass_ = self._pass.other("curvature", [self._layer], _differentiable_attention)
         return pass_.curvature(self._rows, self.targets, self._layer, vectors)
 
     @need(of_target=True, cost="a forward and backward on other images")
@@ -322,6 +323,18 @@ def offer(probe: Probe, name: str) -> Any:
 def largest_gradient(probe: Probe) -> Tensor | None:
     """Returns the largest absolute gradient of every row (R,), if a method has used the gradients at the layer."""
     return probe.gradients.flatten(1).abs().amax(1) if "gradients" in vars(probe) else None
+
+
+@contextmanager
+def _differentiable_attention(_root: nn.Module) -> Iterator[None]:
+    """Within the context attention runs in a form that has a second derivative, for this thread alone."""
+    claim = Claim([ATTENTION_KERNELS])  # which kernels run is a setting of the whole process
+    try:
+        claim.hold()
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        claim.release()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from konkyo.engine.layer import Layer, exchanged, main_tensor, tensors_of
-from konkyo.engine.session import Hook, Stub, open_modules
+from konkyo.engine.session import Stub, hook_after, hook_before, open_modules
 from konkyo.errors import NetworkError
 
 
@@ -81,8 +81,8 @@ class Replay:
 
         with ExitStack() as undo, torch.no_grad():
             for module in open_modules(root):
-                undo.callback(module.register_forward_pre_hook(Hook(start)).remove)
-                undo.callback(module.register_forward_hook(Hook(end)).remove)
+                undo.callback(hook_before(module, start).remove)
+                undo.callback(hook_after(module, end).remove)
             output = self._forward(self._image.clone())  # networks may work in place on their input
         for call in stack:
             for done in call.finished:
@@ -158,7 +158,7 @@ def _replaced(module: nn.Module, layer: Layer, values: Tensor) -> Iterator[None]
         calls += 1
         return exchanged(output, tensors_of(output, layer), [values]) if calls == layer.call + 1 else output
 
-    handle = module.register_forward_hook(Hook(hook))
+    handle = hook_after(module, hook)
     try:
         yield
     finally:

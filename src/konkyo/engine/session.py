@@ -11,13 +11,15 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, _GeneratorContextManager, contextmanager, nullcontext, suppress
 from itertools import chain
+from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from konkyo.engine.ownership import RANDOM_STATE, Claim
 from konkyo.errors import KonkyoError, NetworkError
@@ -40,7 +42,17 @@ _THREAD = _Thread()
 
 
 class OwnMode(TorchFunctionMode):
-    """This is the base of konkyo's modes for the functions of torch; an interrupted session takes them off again."""
+    """This is the base of konkyo's modes for the functions of torch, which can be taken off after an interrupt, too."""
+
+    def __exit__(self, *_: object) -> None:
+        """Takes the mode off, and what is above it, if it is there: while a function runs, torch takes modes off."""
+        while any(mode is self for mode in _function_modes()):
+            torch._C._pop_torch_function_stack()
+
+
+def _function_modes() -> list[Any]:
+    """Returns the modes for the functions of torch in this thread, the innermost last."""
+    return [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
 
 
 class Hook:
@@ -79,6 +91,40 @@ class Stub:
                 module.__dict__["forward"] = self._before
 
 
+def hook_after(module: nn.Module, function: Callable[..., Any], **settings: bool) -> RemovableHandle:
+    """Registers a `Hook` that runs after a module's forward, also on a TorchScript module, which refuses its own."""
+    return nn.Module.register_forward_hook(module, Hook(function), **settings)  # type: ignore[arg-type]
+
+
+def hook_before(module: nn.Module, function: Callable[..., Any], **settings: bool) -> RemovableHandle:
+    """Registers a `Hook` that runs before a module's forward."""
+    return nn.Module.register_forward_pre_hook(module, Hook(function), **settings)  # type: ignore[arg-type]
+
+
+def _close_contexts(traceback: TracebackType | None) -> None:
+    """Ends the contexts of generator functions that an interrupt has left open, innermost first.
+
+    Otherwise they would end when the exception is forgotten, at any time, and put back what was long put back.
+    """
+    open_ = []
+    while traceback is not None:
+        manager = traceback.tb_frame.f_locals.get("self")
+        generator = vars(manager).get("gen") if isinstance(manager, _GeneratorContextManager) else None
+        open_ += [] if generator is None else [generator]
+        traceback = traceback.tb_next
+    for generator in reversed(open_):
+        with suppress(Exception):
+            generator.close()
+
+
+def outside_inference() -> AbstractContextManager[object]:
+    """Returns a context outside of inference mode, which costs nothing where that is off.
+
+    The guard of torch puts back the grad mode when it is forgotten; after an interrupt that is any time.
+    """
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+
+
 def innermost() -> Session | None:
     """Returns the innermost session of this thread."""
     return _THREAD.sessions[-1] if _THREAD.sessions else None
@@ -115,6 +161,8 @@ class Session:
         """Whether the forward draws random numbers; None: that is not known yet."""
         self.tied = False
         """Whether the images of a batch were seen to depend on each other."""
+        self.suspect = False
+        """Whether something ran along the batch's axis, so that they may depend on each other."""
         self.running = False
         """Whether a forward of the network is under way."""
         self._modules = list(root.modules())
@@ -141,11 +189,13 @@ class Session:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
         """Undoes all that is left to be undone."""
         try:
+            _close_contexts(traceback)
             self._end()
         except BaseException:  # an interrupt
+            _close_contexts(traceback)
             self._end()
             raise
 
@@ -161,7 +211,7 @@ class Session:
             if type(module).__name__ == "OptimizedModule":  # its class takes seconds to import
                 Stub(module, module.__dict__["_modules"]["_orig_mod"]).put_on(module)
         for module, name, tensor in self._state.of_inference:
-            with torch.inference_mode(False):
+            with outside_inference():
                 copy = tensor.clone()
                 setattr(module, name, nn.Parameter(copy, False) if isinstance(tensor, nn.Parameter) else copy)
 
@@ -282,7 +332,7 @@ class _State:
             for name, tensor in chain(module._parameters.items(), module._buffers.items())
             if tensor is not None and tensor.is_inference()
         ]
-        self._grad, self._mode_count = torch.is_grad_enabled(), torch._C._len_torch_function_stack()
+        self._grad, self._function_modes = torch.is_grad_enabled(), _function_modes()
         devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
         self._autocast = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
         self._cache, self._nesting = torch.is_autocast_cache_enabled(), _autocast_nesting()
@@ -307,10 +357,11 @@ class _State:
 
     def _restore_thread(self) -> None:
         """Restores what torch has one of per thread, should an interrupt have left it changed."""
-        while torch._C._len_torch_function_stack() > self._mode_count and isinstance(
-            torch._C._get_function_stack_at(torch._C._len_torch_function_stack() - 1), OwnMode
-        ):
-            torch._C._pop_torch_function_stack()
+        if list(map(id, _function_modes())) != list(map(id, self._function_modes)):
+            while torch._C._len_torch_function_stack():
+                torch._C._pop_torch_function_stack()
+            for mode in self._function_modes:
+                torch._C._push_on_torch_function_stack(mode)
         torch.set_grad_enabled(self._grad)
         while _autocast_nesting() > self._nesting:
             torch.autocast_decrement_nesting()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from konkyo.engine.layer import MAX_PREFIX_TOKENS, Layer, covers, exchanged, main_tensor
-from konkyo.engine.session import Hook, open_modules
+from konkyo.engine.session import hook_after, open_modules
 from konkyo.errors import NetworkError
 
 
@@ -128,7 +128,7 @@ def _traced_batch(forward: Callable[[Tensor], Tensor], root: nn.Module, images: 
 
     with ExitStack() as undo:
         for module in names:
-            undo.callback(module.register_forward_hook(Hook(hook)).remove)
+            undo.callback(hook_after(module, hook).remove)
         run.score = forward(images.detach().clone().requires_grad_().clone())
     return run
 
@@ -255,6 +255,6 @@ def _last_axes(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tens
                 if tensor is not None and tensor.ndim:
                     axes[name] = tensor.shape[-1]
 
-            undo.callback(module.register_forward_hook(Hook(note)).remove)
+            undo.callback(hook_after(module, note).remove)
         forward(torch.cat([image, image], dim=-1))
     return axes

@@ -15,7 +15,7 @@ from konkyo.engine.forward import Pass, Rows, at_least_float32, differentiated, 
 from konkyo.engine.layer import Layer
 from konkyo.engine.needs import Vary, Visit
 from konkyo.engine.replay import Replay
-from konkyo.engine.session import session_of
+from konkyo.engine.session import outside_inference, session_of
 from konkyo.errors import KonkyoError, NetworkError
 from konkyo.targets.classes import Target
 from konkyo.utils.progress import Progress
@@ -251,7 +251,7 @@ class Variants:
 
     def _slopes(self, forward: Callable[[Tensor], Tensor], variants: Tensor, rows: Sequence[int]) -> list[Tensor]:
         """Returns d score / d variants (v, C, *grid) of every row."""
-        with torch.inference_mode(False), torch.enable_grad():
+        with outside_inference(), torch.enable_grad():
             leaf = variants.detach().requires_grad_()
             output, slopes = forward(leaf.clone()), []
             for row in rows:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from konkyo.engine.layer import INPUT
 from konkyo.engine.probe import NEEDS, Probe, offer
-from konkyo.engine.session import seeded
+from konkyo.engine.session import outside_inference, seeded
 from konkyo.errors import KonkyoError, NotApplicable, unknown
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.classes import Score
@@ -101,7 +101,7 @@ class Method:
         check_options(self.name, options, self.options)
         device = probe.inputs.device.type
         # The caller's autocast is for the network; sums over maps are done in the tensors' own precision.
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+        with outside_inference(), torch.no_grad(), torch.autocast(device, enabled=False):
             return self.function(*(offer(probe, need) for need in self.needs), **options)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from konkyo.engine.capture import untouched
 from konkyo.engine.layer import INPUT, Layer, bind
+from konkyo.engine.session import outside_inference
 from konkyo.engine.trace import Site, trace
 from konkyo.errors import KonkyoError, unknown
 from konkyo.tasks.classification import ClassificationTask
@@ -42,7 +43,7 @@ class Layers:
         sites = traces.get(self.shape)
         if sites is None or not _still_there(sites, module):
             noise = torch.randn(1, *self.shape, generator=torch.Generator().manual_seed(0), device="cpu")
-            with untouched(module), torch.inference_mode(False):
+            with untouched(module, 0), outside_inference():
                 sites = trace(lambda x: self.model.task.confidences(self.model(x)), module, self.model.prepared(noise))
             if any(s.gradient for s in sites):  # of an untrained head's zeros nothing can be learned for later
                 traces[self.shape] = sites
