@@ -99,7 +99,7 @@ def run(signals: int, seed: int = 0) -> tuple[int, Counter[str]]:
 
 
 def _same(one: object, other: object) -> bool:
-    return one is other or type(one) is type(other) and bool(one == other)
+    return one is other or (type(one) is type(other) and bool(one == other))
 
 
 def _fire(after: float) -> None:

@@ -47,7 +47,9 @@ def networks(pause: float = 0.0) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     trunk = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), Pause(pause))
     first, second = (
-        nn.Sequential(trunk, nn.Conv2d(8, width, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5))
+        nn.Sequential(
+            trunk, nn.Conv2d(8, width, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5)
+        )
         for width in (12, 16)
     )
     return first, second

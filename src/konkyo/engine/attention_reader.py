@@ -68,11 +68,11 @@ class AttentionReader:
             leaf, output = tails[image]
             with self._pass.forwards(), torch.enable_grad():
                 total = score_of(output, target).sum()
-                slope = leaf * 0
+                of_row = leaf * 0
                 if total.requires_grad:
-                    (part,) = differentiated(self._pass.network, total, leaf, retain_graph=True, allow_unused=True)
-                    slope = slope if part is None else part
-            slopes.append(slope.detach())
+                    (of_leaf,) = differentiated(self._pass.network, total, leaf, retain_graph=True, allow_unused=True)
+                    of_row = of_row if of_leaf is None else of_leaf
+            slopes.append(of_row.detach())
         gradients: list[list[Tensor]] = []  # of every round, of every block
         for part in rounds(self._rows):
             images = [self._rows[row] for row in part]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from konkyo.engine.capture import capture
 from konkyo.engine.layer import Layer
 from konkyo.engine.rules import SoundForward
-from konkyo.engine.session import in_short, outside_inference, session_of
+from konkyo.engine.session import backward_errors, in_short, outside_inference, session_of
 from konkyo.errors import KonkyoError, NetworkError
 from konkyo.targets.base import BaseTarget
 from konkyo.targets.classes import Target
@@ -132,8 +132,8 @@ class Pass:
     def note_ties(self) -> None:
         """Tells the session where the output for an image depends on the others of its batch; once per network.
 
-        Nothing is done where no function ran along the batch's axis. Otherwise it costs a forward of a pair, and one comparison on the device. Detectors' rows, whose order is theirs alone,
-        are not compared.
+        Nothing is done where no function ran along the batch's axis. Otherwise it costs a forward of a pair, and one
+        comparison on the device. Detectors' rows, whose order is theirs alone, are not compared.
         """
         module = self.network.module
         session, first = session_of(module), self.images[:1]
@@ -333,17 +333,9 @@ def differentiated(
     network: Network, outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], *start: Tensor, **how: Any
 ) -> tuple[Tensor | None, ...]:
     """Returns what `torch.autograd.grad` does. KonkyoError: what the network's backward raises, its cause kept."""
-    try:
-        return tuple(torch.autograd.grad(outputs, inputs, *start, **how))
-    except (KonkyoError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        text, way_out = str(error), ""
-        if "checkpoint" in f"{type(error).__name__} {text}".lower():
-            way_out = "; switch gradient checkpointing off to explain, or use it with use_reentrant=False"
-        elif "once_differentiable" in text or "double backward" in text or "derivative for" in text:
-            way_out = "; a part of it has no such derivative, and methods without a (second) gradient need none"
-        raise NetworkError(f"the backward of {network.name} failed: {in_short(error)}{way_out}") from error
+    with backward_errors(network.name):
+        slopes: tuple[Tensor | None, ...] = torch.autograd.grad(outputs, inputs, *start, **how)  # type: ignore[call-overload]
+    return slopes
 
 
 def _backwards(

@@ -15,7 +15,6 @@ from konkyo.engine.session import OwnMode, hook_after, hook_before, open_modules
 from konkyo.errors import KonkyoError
 
 
-
 class _Cuts(OwnMode):
     """Notes the first function whose result has no graph though what went in had one."""
 
@@ -72,17 +71,22 @@ def why_no_gradient(pass_: Pass) -> str:
             output = pass_.forward(pass_.images[:1].detach().requires_grad_().clone())
         except KonkyoError:
             return ""
-    if output.requires_grad and "Checkpoint" in _first_function(output):
-        cuts.cut = "gradient checkpointing with use_reentrant=True hides the layer; use_reentrant=False does not"
+    if output.requires_grad and _reentrant(output):
+        cuts.cut = "gradient checkpointing with use_reentrant=True hides what is in it; use_reentrant=False does not"
     if not cuts.cut:
         return ""
     return f"no gradient flows back from the output to this layer: {cuts.cut}; mend that in the network, or {way_out}"
 
 
-def _first_function(output: Tensor) -> str:
-    """Returns the names of the functions from the output back, as far as they are one after the other."""
-    names, node = list[str](), output.grad_fn
-    while node is not None and len(names) < 1000:
-        names.append(node.name())
-        node = next((following for following, _ in node.next_functions if following is not None), None)
-    return " ".join(names)
+def _reentrant(output: Tensor) -> bool:
+    """Tells whether gradient checkpointing in its reentrant form made the output."""
+    left, visited = [output.grad_fn], set[object]()
+    while left:
+        node = left.pop()
+        if node is None or node in visited:
+            continue
+        if node.name().startswith("CheckpointFunction"):
+            return True
+        visited.add(node)
+        left += [following for following, _ in node.next_functions]
+    return False

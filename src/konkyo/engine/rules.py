@@ -177,7 +177,8 @@ class GuidedReLUs(OwnMode):
             if values.get("min_val", clip.low) == 0:
                 self.used = True
                 inplace = clip.inplace or bool(values.get("inplace"))
-                return _GuidedReLU.apply(values["input"], values.get("max_val", clip.high), inplace)
+                with _stored() if _checkpointed() else _NOTHING:
+                    return _GuidedReLU.apply(values["input"], values.get("max_val", clip.high), inplace)
         return function(*args, **kwargs)
 
 

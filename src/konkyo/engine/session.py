@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, _GeneratorContextManager, contextmanager, nullcontext, suppress
 from itertools import chain
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -93,12 +93,12 @@ class Stub:
 
 def hook_after(module: nn.Module, function: Callable[..., Any], **settings: bool) -> RemovableHandle:
     """Registers a `Hook` that runs after a module's forward, also on a TorchScript module, which refuses its own."""
-    return nn.Module.register_forward_hook(module, Hook(function), **settings)  # type: ignore[arg-type]
+    return nn.Module.register_forward_hook(module, Hook(function), **settings)
 
 
 def hook_before(module: nn.Module, function: Callable[..., Any], **settings: bool) -> RemovableHandle:
     """Registers a `Hook` that runs before a module's forward."""
-    return nn.Module.register_forward_pre_hook(module, Hook(function), **settings)  # type: ignore[arg-type]
+    return nn.Module.register_forward_pre_hook(module, Hook(function), **settings)
 
 
 def _close_contexts(traceback: TracebackType | None) -> None:
@@ -144,7 +144,7 @@ def open_modules(root: nn.Module) -> list[nn.Module]:
 
 
 class Session:
-    """Within the context the network is in eval mode and runs eagerly, for this thread alone; after it all is as it was.
+    """Within the context a network is in eval mode and runs eagerly, for this thread alone; then all is as it was.
 
     That is: every module's mode, hooks, forward, what `module.compile()` left, the random state; and the caller's
     autocast keeps no weights that were cast here without a graph. Weights made in inference mode are copies within it,
@@ -179,7 +179,7 @@ class Session:
         """Tells whether the session's network has a module in common with this one."""
         return not set(self._modules).isdisjoint(root.modules())
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Session:
         """Waits for other threads to end what they do with the network, and starts."""
         try:
             if self._state is None:
@@ -203,9 +203,9 @@ class Session:
         self._claim.hold()
         self._state = _State(self._modules, [] if self._claim.contested() else _random_states(_devices(self.root)))
         _THREAD.sessions.append(self)
-        if any(module.training for module in self._modules):
-            self.root.eval()
         for module in self._modules:
+            if module.training:  # not by `eval()`, which modules may refuse, or do more in than can be undone
+                module.training = False
             if module.__dict__.get("_compiled_call_impl"):
                 module.__dict__["_compiled_call_impl"] = None
             if type(module).__name__ == "OptimizedModule":  # its class takes seconds to import
@@ -308,7 +308,25 @@ def run_network(root: nn.Module, name: str, images: Tensor, forward: Callable[[]
         raise
     except Exception as error:
         hint = " (one image needs a first axis of its own: images[None])" if images.ndim == 3 else ""
-        raise NetworkError(f"{name} failed on images of shape {tuple(images.shape)}{hint}: {in_short(error)}") from error
+        raise NetworkError(
+            f"{name} failed on images of shape {tuple(images.shape)}{hint}: {in_short(error)}"
+        ) from error
+
+
+@contextmanager
+def backward_errors(name: str) -> Iterator[None]:
+    """Raises what the backward of a network raises as KonkyoError, its cause kept; out of memory passes."""
+    try:
+        yield
+    except (KonkyoError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        text, way_out = str(error), ""
+        if "checkpoint" in f"{type(error).__name__} {text}".lower():
+            way_out = "; switch gradient checkpointing off to explain, or use it with use_reentrant=False"
+        elif "once_differentiable" in text or "double backward" in text or "derivative for" in text:
+            way_out = "; a part of it has no such derivative, and methods without a (second) gradient need none"
+        raise NetworkError(f"the backward of {name} failed: {in_short(error)}{way_out}") from error
 
 
 def in_short(error: BaseException) -> str:
@@ -325,7 +343,9 @@ class _State:
     def __init__(self, modules: list[nn.Module], random_states: list[tuple[Callable[[Any], object], Any]]) -> None:
         self._modules, self._random = modules, random_states
         self._modes = [(module, module.training) for module in modules]
-        self._compiled = [(m, m.__dict__["_compiled_call_impl"]) for m in modules if "_compiled_call_impl" in m.__dict__]
+        self._compiled = [
+            (m, m.__dict__["_compiled_call_impl"]) for m in modules if "_compiled_call_impl" in m.__dict__
+        ]
         self.of_inference = [
             (module, name, tensor)
             for module in modules
@@ -382,7 +402,9 @@ def _take_off_hooks(module: nn.Module, session: Session) -> None:
     """Takes what is left of a session's hooks off a module."""
     for kind in ("_forward_hooks", "_forward_pre_hooks"):
         hooks = module.__dict__.get(kind)
-        for key in [k for k, hook in hooks.items() if isinstance(hook, Hook) and hook.session is session] if hooks else ():
+        for key in (
+            [k for k, hook in hooks.items() if isinstance(hook, Hook) and hook.session is session] if hooks else ()
+        ):
             for dictionary in _HOOKS:
                 module.__dict__[dictionary].pop(key, None)
 
@@ -394,7 +416,7 @@ def _autocast_nesting() -> int:
 
 def _devices(root: nn.Module) -> list[int]:
     """Returns the indices of the GPUs on which a network is."""
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return []
     tensors = chain(root.parameters(), root.buffers())
     return sorted({t.device.index for t in tensors if t.device.type == "cuda"})
@@ -419,9 +441,7 @@ def _sow(seed: int, devices: Sequence[int]) -> None:
         numpy.random.seed(seed % 2**32)
 
 
-def _same(
-    before: list[tuple[Callable[[Any], object], Any]], after: list[tuple[Callable[[Any], object], Any]]
-) -> bool:
+def _same(before: list[tuple[Callable[[Any], object], Any]], after: list[tuple[Callable[[Any], object], Any]]) -> bool:
     """Tells whether no generator was drawn from."""
     return all(_equal(old, new) for (_, old), (_, new) in zip(before, after, strict=False))
 
@@ -429,4 +449,7 @@ def _same(
 def _equal(old: Any, new: Any) -> bool:
     if isinstance(old, Tensor):
         return torch.equal(old, new)
-    return all((a == b) if isinstance(a, (str, int, float, tuple, type(None))) else (a == b).all() for a, b in zip(old, new, strict=True))
+    return all(
+        (a == b) if isinstance(a, (str, int, float, tuple, type(None))) else (a == b).all()
+        for a, b in zip(old, new, strict=True)
+    )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from konkyo.engine.layer import MAX_PREFIX_TOKENS, Layer, covers, exchanged, main_tensor
-from konkyo.engine.session import hook_after, open_modules
+from konkyo.engine.session import backward_errors, hook_after, open_modules
 from konkyo.errors import NetworkError
 
 
@@ -55,7 +55,8 @@ def trace(forward: Callable[[Tensor], Tensor], root: nn.Module, image: Tensor) -
         run = _run_traced(forward, root, image)
         layers = _layouts(run, forward, root, image)
         names = [name for name in run.edges if layers[name] is not None]
-        gradients = dict(zip(names, _gradients(run, [run.edges[name] for name in names]), strict=True))
+        with backward_errors(type(root).__name__):
+            gradients = dict(zip(names, _gradients(run, [run.edges[name] for name in names]), strict=True))
     sites, norms = [], []
     for name, tensor in run.outputs.items():
         layer, gradient, norm = layers[name], gradients.get(name), tensor.new_zeros(())

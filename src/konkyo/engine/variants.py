@@ -176,7 +176,9 @@ class Variants:
             try:
                 memory_format = torch.channels_last if first.ndim == 4 else torch.contiguous_format
                 result = run(first.contiguous(memory_format=memory_format))
-            except (RuntimeError, NetworkError):
+            except (RuntimeError, NetworkError) as error:
+                if not isinstance(error.__cause__ or error, RuntimeError):
+                    raise
                 memory_format = torch.contiguous_format
                 result = run(first.contiguous())
         yield order[:1], result

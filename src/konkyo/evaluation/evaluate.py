@@ -503,7 +503,7 @@ def _scorer(model: Model, targets: Sequence[Target], precision: Precision | None
 
     def score(variants: Tensor, rows: Tensor) -> Tensor:
         session = session_of(model.module)
-        parts = variants.split(1 if session is not None and session.alone else len(variants))
+        parts = torch.split(variants, 1 if session is not None and session.alone else len(variants))
         output = torch.cat([Pass(model, part, precision=precision).output.detach() for part in parts])
         scores = variants.new_empty(len(variants), dtype=torch.float32)
         for row in sorted(set(rows.tolist())):

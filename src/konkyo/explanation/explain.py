@@ -170,13 +170,15 @@ def _results(
     for m in layers:
         try:
             result = _explanation(_Run(model, pass_, m, layers[m], request, prepared))
-            results[m.name] = _with_cause(result, pass_) if result.diagnosis else result
+            results[m.name] = _with_cause(result, m, pass_)
         except NotApplicable as reason:
             results[m.name] = NotApplicable(f"{m.name}: {reason}")
     assumed = [_drawn(model, request.seed)] if session.draws else []
     assumed += [f"{model.name} runs images one by one: in a batch they depend on each other"] if session.tied else []
     return {
-        name: replace(result, assumptions=(*result.assumptions, *assumed)) if isinstance(result, Explanation) else result
+        name: replace(result, assumptions=(*result.assumptions, *assumed))
+        if isinstance(result, Explanation)
+        else result
         for name, result in results.items()
     }
 
@@ -199,13 +201,11 @@ def _one_by_one(
     parts = []
     for i in range(count):
         at = slice(i, i + 1)
-        single = Prepared(
-            **{
-                f.name: value[at] if isinstance(value, (Tensor, tuple)) and len(value) == count else value
-                for f in fields(Prepared)
-                for value in [getattr(prepared, f.name)]
-            }
-        )
+        values = {f.name: getattr(prepared, f.name) for f in fields(Prepared)}
+        of_image: dict[str, Any] = {
+            k: v[at] for k, v in values.items() if isinstance(v, (Tensor, tuple)) and len(v) == count
+        }
+        single: Prepared = replace(prepared, **of_image)
         wanted = replace(request, target=target[at] if listed else target)
         parts.append(_results(model, single, methods, wanted, session))
     results: dict[str, Explanation | NotApplicable] = {}
@@ -217,15 +217,13 @@ def _one_by_one(
     return results
 
 
-def _with_cause(result: Explanation, pass_: Pass) -> Explanation:
+def _with_cause(result: Explanation, method: Method, pass_: Pass) -> Explanation:
     """Returns the explanation whose diagnoses of zero gradients name where the network cuts them off."""
-    if pass_.output.requires_grad or all(d.kind != "zero gradient" for d in result.diagnosis):
+    kinds = ("zero gradient", "constant") if method.needs_gradient() or method.layer == INPUT else ("zero gradient",)
+    if not any(d.kind in kinds for d in result.diagnosis) or not (cause := why_no_gradient(pass_)):
         return result
-    cause = why_no_gradient(pass_)
-    if not cause:
-        return result
-    told = replace(next(d for d in result.diagnosis if d.kind == "zero gradient"), message=cause)
-    return replace(result, diagnosis=tuple(told if d.kind == "zero gradient" else d for d in result.diagnosis))
+    named = tuple(Diagnosis("zero gradient", cause) if d.kind in kinds else d for d in result.diagnosis)
+    return replace(result, diagnosis=named)
 
 
 def _check(methods: Sequence[Method], options: Iterable[str]) -> None:
