@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections import Counter
 
 import torch
@@ -23,7 +22,7 @@ from torch import nn
 
 import konkyo
 from konkyo.engine.ownership import Claim
-from konkyo.errors import KonkyoWarning
+from konkyo.errors import silenced
 
 METHODS = (
     *("grad_cam", "layer_cam", "recipro_cam", "score_cam", "saliency", "integrated_gradients"),
@@ -113,8 +112,8 @@ def main() -> int:
     parser.add_argument("--signals", type=int, default=2000)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore", KonkyoWarning)
-    hits, left = run(given.signals)
+    with silenced():
+        hits, left = run(given.signals)
     print(f"{hits} signals: {sum(left.values())} things left: {dict(left)}")
     return bool(left)
 
