@@ -167,7 +167,7 @@ def test_recurrent_layers_keep_what_their_backward_needs(kind: type[nn.Module]) 
     torch.testing.assert_close(result.signed, right, rtol=1e-4, atol=1e-7)
 
 
-# --- networks whose images see each other, and networks that draw ------------------------------------------------------
+# --- networks whose images see each other, and networks that draw ----------------------------------------------------
 
 TIED: dict[str, Run] = {
     "batch norm": lambda f, x: f(functional.batch_norm(x, None, None, training=True)),
