@@ -201,6 +201,12 @@ def test_a_map_does_not_depend_on_the_other_images(kind: str, method: str) -> No
     )
 
 
+def test_views_of_an_image_that_would_see_each_other_are_refused() -> None:
+    net, batch = Net(TIED["batch norm"]).eval(), images(2)
+    with pytest.raises(konkyo.KonkyoError, match="depend on each other"):
+        konkyo.explain(net, batch, target=1, method="augmented(grad_cam)")
+
+
 @pytest.mark.parametrize("kind", RANDOM)
 def test_a_seed_fixes_what_a_network_draws(kind: str) -> None:
     net, maps = Net(RANDOM[kind]).eval(), []

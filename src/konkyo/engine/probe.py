@@ -25,7 +25,9 @@ from konkyo.engine.needs import Need, OtherScore, ReadTokens, Through, Vary, Vis
 from konkyo.engine.ownership import ATTENTION_KERNELS, Claim
 from konkyo.engine.path import Sampling
 from konkyo.engine.rules import bias_terms
+from konkyo.engine.session import session_of
 from konkyo.engine.variants import Budget, Variants
+from konkyo.errors import NotApplicable
 from konkyo.targets.classes import Target
 
 _GRADIENT = {"of_target": True, "of_layer": True, "of_gradient": True, "inside": True}
@@ -208,6 +210,9 @@ class Probe:
         Its layer is this one's, or the input for `layer="input"`. Targets that ask for the same images share a forward.
         """
         distinct, rows = distinct_views(self._rows, images)
+        session = session_of(self._pass.network.module)
+        if session is not None and session.tied and len(distinct) > 1:
+            raise NotApplicable("runs several images in a batch, and in this network they depend on each other")
         views, where = len(images) // len(self._rows), Layer(INPUT, None) if layer == INPUT else self._layer
         pass_, budget = self._pass.other("on", [where], _nothing, distinct), self._variants.budget.divided(views)
         return Probe(pass_, self.targets * views, where, rows=rows, seed=self._seed, budget=budget)

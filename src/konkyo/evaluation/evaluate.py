@@ -289,7 +289,7 @@ def _gathered(plan: _Plan, settings: Mapping[str, Any], parts: Sequence[_Part], 
 def _measured(plan: _Plan, sample: Sample, index: int) -> _Part:
     """Returns the statistics of every method and column for the rows of one sample."""
     if plan.model is not None:
-        with untouched(plan.model.module, plan.seed):
+        with (session := untouched(plan.model.module, plan.seed)), session:  # twice: see `Session`
             return _explained(plan, _opened(plan, plan.model, sample), index)
     things = tuple(thing for thing in sample.annotations if not thing.crowd)
     truth = Truth(tuple((i,) for i in range(len(things))), things, (sample.image.height, sample.image.width))

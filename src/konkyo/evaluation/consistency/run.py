@@ -163,7 +163,8 @@ class _CollectedMaps:
 
     def collect(self, source: _Source, progress: Progress | None) -> None:
         """Explains all images of a source. KonkyoError: there is none, or a label has no class."""
-        with silenced(), untouched(self.model.module, self.settings["seed"]):  # blank maps are counted
+        session = untouched(self.model.module, self.settings["seed"])
+        with silenced(), session, session:  # blank maps are counted; twice: see `Session`
             for names, images, labels in source.batches:
                 self._add(names, self.model.prepared(images), labels)
                 if progress is not None:
