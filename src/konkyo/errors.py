@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -18,6 +20,10 @@ class ImageError(KonkyoError):
 
 class NotApplicable(KonkyoError):  # noqa: N818 - it is said of a method: "cam: not applicable to this model"
     """A method that cannot be defined for this model or layer; others can."""
+
+
+class NetworkError(KonkyoError):
+    """What a network raised in its forward or backward; the cause is kept (`__cause__`)."""
 
 
 class KonkyoWarning(UserWarning):
@@ -37,8 +43,29 @@ def unknown(kind: str, name: object, offer: Iterable[str]) -> KonkyoError:
     return KonkyoError(f"unknown {kind} {name!r}{hint} On offer: {shown}")
 
 
+class _Silence(threading.local):
+    """This tells whether a thread silences konkyo's warnings, and how often."""
+
+    depth = 0
+
+
+_SILENCE = _Silence()
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Within the context this thread gets no `KonkyoWarning`; `warnings.catch_warnings` would change all threads."""
+    _SILENCE.depth += 1
+    try:
+        yield
+    finally:
+        _SILENCE.depth -= 1
+
+
 def warn(message: str) -> None:
     """Warns with a `KonkyoWarning` that points at the caller's line, however deep in the package it comes from."""
+    if _SILENCE.depth:
+        return
     level = 1
     while sys._getframe(level).f_globals.get("__name__", "").partition(".")[0] == "konkyo":
         level += 1

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
+from konkyo.engine.session import OwnMode, hook_after, hook_before, open_modules
 from konkyo.errors import NotApplicable
 
 _SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
@@ -56,7 +56,7 @@ class Block:
     """Of its attention, as in `Attentions.probabilities`."""
 
 
-class Attentions(TorchFunctionMode):
+class Attentions(OwnMode):
     """This mode records the attentions of one forward; see `explicit_attention`."""
 
     def __init__(self) -> None:
@@ -271,8 +271,8 @@ def explicit_attention(root: nn.Module) -> Iterator[Attentions]:
     attentions = Attentions()
     with ExitStack() as undo:
         undo.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the switch in `_record` ends here
-        for module in root.modules():
-            undo.callback(module.register_forward_pre_hook(attentions.enter, with_kwargs=True).remove)
-            undo.callback(module.register_forward_hook(attentions.leave).remove)
+        for module in open_modules(root):
+            undo.callback(hook_before(module, attentions.enter, with_kwargs=True).remove)
+            undo.callback(hook_after(module, attentions.leave).remove)
         undo.enter_context(attentions)
         yield attentions

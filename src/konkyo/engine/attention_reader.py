@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from konkyo.engine.attention import Attentions, Block, explicit_attention, per_head
-from konkyo.engine.forward import Pass, Rows, at_least_float32, of_rows, pick, rounds, scores
+from konkyo.engine.forward import Pass, Rows, at_least_float32, differentiated, of_rows, pick, rounds, score_of, scores
 from konkyo.engine.layer import MAX_PREFIX_TOKENS, Layer
 from konkyo.engine.needs import ReadTokens
 from konkyo.engine.replay import Replay
@@ -67,9 +67,12 @@ class AttentionReader:
         for image, target in zip(self._rows, self._targets, strict=True):
             leaf, output = tails[image]
             with self._pass.forwards(), torch.enable_grad():
-                total = target(output).sum()
-                parts = torch.autograd.grad(total, leaf, retain_graph=True) if total.requires_grad else [leaf * 0]
-            slopes.append(parts[0].detach())
+                total = score_of(output, target).sum()
+                of_row = leaf * 0
+                if total.requires_grad:
+                    (of_leaf,) = differentiated(self._pass.network, total, leaf, retain_graph=True, allow_unused=True)
+                    of_row = of_row if of_leaf is None else of_leaf
+            slopes.append(of_row.detach())
         gradients: list[list[Tensor]] = []  # of every round, of every block
         for part in rounds(self._rows):
             images = [self._rows[row] for row in part]
@@ -77,7 +80,9 @@ class AttentionReader:
             for at, block in enumerate(blocks):
                 slope = torch.zeros_like(block.tokens)
                 slope[images] = torch.stack([slopes[row][at] for row in part]).to(slope)
-                (gradient,) = torch.autograd.grad(block.tokens, block.probabilities, slope, retain_graph=True)
+                start, leaf = block.tokens, block.probabilities
+                (gradient,) = differentiated(self._pass.network, start, leaf, slope, retain_graph=True)
+                assert gradient is not None
                 gradients[-1].append(gradient)
         return tuple(self._per_row(block) for block in zip(*gradients, strict=True))
 

@@ -1,7 +1,7 @@
-"""Capture: hooks read the grids of a forward, and a network keeps its state while it is explained.
+"""Capture: hooks read the grids of a forward.
 
-Hooks and stubs touch a network here, in `replay` and in `trace` only; each leaves it as it was, also when an exception
-flies.
+Hooks and stubs touch a network here, in `replay`, `trace` and `rules` only; each leaves it as it was, also when an
+exception flies.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from konkyo.engine.layer import Layer, exchanged, main_tensor, tensors_of
+from konkyo.engine.session import hook_after, open_modules
+from konkyo.engine.session import untouched as untouched
 from konkyo.errors import KonkyoError
 
 
@@ -70,7 +72,7 @@ def capture(layers: Sequence[Layer], *, leaves: Sequence[Layer] = ()) -> Iterato
         undo.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the hook's switch ends here
         for layer in layers:
             if layer.module is not None:
-                undo.callback(layer.module.register_forward_hook(hook(layer)).remove)
+                undo.callback(hook_after(layer.module, hook(layer)).remove)
         yield captured
 
 
@@ -163,38 +165,10 @@ def measured_outputs(root: nn.Module, outside: frozenset[nn.Module] = frozenset(
             measured.total += size
 
     with ExitStack() as undo:
-        for module in set(root.modules()) - outside:
-            if not any(module.children()):
-                undo.callback(module.register_forward_hook(hook).remove)
+        for module in set(open_modules(root)) - outside:
+            if not any(module.children()) or isinstance(module, torch.jit.ScriptModule):
+                undo.callback(hook_after(module, hook).remove)
         yield measured
-
-
-@contextmanager
-def untouched(root: nn.Module) -> Iterator[None]:
-    """Within the context the network is in eval mode and runs eagerly; after it all is as it was.
-
-    That is: every module's mode, what `module.compile()` left, the random state; and the caller's autocast keeps no
-    weights that were cast here without a graph.
-    """
-    modules = list(root.modules())
-    modes = [(module, module.training) for module in modules]
-    compiled = [(m, m.__dict__["_compiled_call_impl"]) for m in modules if m.__dict__.get("_compiled_call_impl")]
-    device = next((p.device for p in root.parameters()), torch.device("cpu"))
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        try:
-            if any(mode for _, mode in modes):
-                root.eval()
-            for module, _ in compiled:
-                module.__dict__["_compiled_call_impl"] = None
-            yield
-        finally:
-            for module, mode in modes:
-                if module.training != mode:
-                    module.training = mode
-            for module, call in compiled:
-                module.__dict__["_compiled_call_impl"] = call
-            torch.clear_autocast_cache()
 
 
 @torch.no_grad()

@@ -7,18 +7,25 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from konkyo.engine.capture import capture
 from konkyo.engine.layer import Layer
-from konkyo.engine.rules import SoundBatchNorms
-from konkyo.errors import KonkyoError
+from konkyo.engine.rules import SoundForward
+from konkyo.engine.session import backward_errors, in_short, outside_inference, session_of
+from konkyo.errors import KonkyoError, NetworkError
+from konkyo.targets.base import BaseTarget
 from konkyo.targets.classes import Target
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+
+
+_INDEPENDENT: WeakSet[nn.Module] = WeakSet()
+"""The networks whose output for an image was found not to depend on the others of its batch."""
 
 
 class Network(Protocol):
@@ -27,6 +34,10 @@ class Network(Protocol):
     @property
     def module(self) -> nn.Module:
         """This is the module tree that holds the layers."""
+
+    @property
+    def name(self) -> str:
+        """This is what errors call the network."""
 
     @property
     def black(self) -> tuple[float, ...]:
@@ -39,6 +50,10 @@ class Network(Protocol):
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Returns the tensor in single precision, or in double if it is: sums over half-precision values need that."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+class OneByOne(KonkyoError):  # noqa: N818 - it says what the network does
+    """A network that runs the images of a batch one by one: what its layers put out is of one image at a time."""
 
 
 class Pass:
@@ -90,6 +105,11 @@ class Pass:
             self._raw |= zip(self._levels[layer], raws, strict=True)
             self.calls |= dict.fromkeys(self._levels[layer], self.calls[layer])
         self._differentiable = [level for layer in differentiable for level in self._levels[layer]]
+        if len(images) > 1 and any(raw.shape[level.batch_axis] == 1 for level, raw in self._raw.items()):
+            raise OneByOne(
+                f"{type(network.module).__name__} runs the images of a batch one by one, so that its layers put out "
+                "one at a time; give one image"
+            )
         if self.output.shape[:1] != (len(images),):
             squeezed = "" if self.output.ndim else "; select=lambda output: output.reshape(-1, 1) undoes a squeeze"
             raise KonkyoError(
@@ -101,10 +121,10 @@ class Pass:
         """Within the context a network runs as this Pass does: with its autocast, whatever the caller's is by then."""
         grad = torch.is_grad_enabled()  # leaving inference mode would switch it on
         with (
-            torch.inference_mode(False),
+            outside_inference(),
             torch.set_grad_enabled(grad),
             torch.autocast(**self._autocast),  # type: ignore[arg-type]
-            SoundBatchNorms(),
+            SoundForward(session_of(self.network.module)),
         ):
             yield
 
@@ -120,6 +140,28 @@ class Pass:
         """Runs the network on other images, in the state of this Pass -> its output."""
         with self.forwards():
             return at_least_float32(self.network(images.to(self.images.dtype)))
+
+    def note_ties(self) -> None:
+        """Tells the session where the output for an image depends on the others of its batch; once per network.
+
+        Nothing is done where no function ran along the batch's axis. Otherwise it costs a forward of a pair, and one
+        comparison on the device. Detectors' rows, whose order is theirs alone, are not compared.
+        """
+        module = self.network.module
+        session, first = session_of(module), self.images[:1]
+        if session is None or not session.suspect or session.alone or module in _INDEPENDENT or self.output.ndim == 3:
+            return
+        with torch.no_grad():
+            try:
+                other = self.forward(torch.cat([first, 3 - 3 * first.flip(-1)]))[:1]  # other company than here
+            except NetworkError:  # that takes one image only
+                session.tied = True
+                return
+            here = self.output[:1].detach()
+            tolerance = (3e-2 if self.half else 1e-3) * here.abs().amax()
+            session.tied |= other.shape != here.shape or bool(((other - here).abs() > tolerance).any())
+        if not session.alone:
+            _INDEPENDENT.add(module)
 
     @property
     def black(self) -> Tensor:
@@ -233,7 +275,7 @@ class Pass:
         if any(total.requires_grad for total in sums):
             # Down to the image a batch of gradients would hold every module's at once.
             together = not create_graph and all(layer.module is not None for layer in self._differentiable)
-            slopes = _backwards(sums, tensors, together=together, create_graph=create_graph)
+            slopes = _backwards(self.network, sums, tensors, together=together, create_graph=create_graph)
         return [
             [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, slope, strict=True)] for slope in slopes
         ]
@@ -318,42 +360,79 @@ def distinct_views(rows: Rows, images: Tensor) -> tuple[Tensor, Rows]:
 _TOGETHER = 16  # gradients in one walk through the graph
 
 
+def differentiated(
+    network: Network, outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], *start: Tensor, **how: Any
+) -> tuple[Tensor | None, ...]:
+    """Returns what `torch.autograd.grad` does. KonkyoError: what the network's backward raises, its cause kept."""
+    with backward_errors(network.name):
+        slopes: tuple[Tensor | None, ...] = torch.autograd.grad(outputs, inputs, *start, **how)  # type: ignore[call-overload]
+    return slopes
+
+
 def _backwards(
-    sums: Sequence[Tensor], tensors: Sequence[Tensor], *, together: bool, create_graph: bool
+    network: Network, sums: Sequence[Tensor], tensors: Sequence[Tensor], *, together: bool, create_graph: bool
 ) -> Sequence[Sequence[Tensor | None]]:
     """Returns the gradients of every sum; `together` tries to walk the graph once with a batch of gradients."""
     if together and len(sums) > 1:
         rows: list[list[Tensor | None]] = []
-        with suppress(RuntimeError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of operators without a rule for batches, which run one by one
+        _ignore_fallback_warnings()
+        with suppress(NetworkError):
             for part in (sums[i : i + _TOGETHER] for i in range(0, len(sums), _TOGETHER)):
                 stack = torch.stack(list(part))
                 one_hot = torch.eye(len(part), device=stack.device, dtype=stack.dtype)
-                slopes = torch.autograd.grad(
-                    stack, tensors, one_hot, retain_graph=True, allow_unused=True, is_grads_batched=True
+                slopes = differentiated(
+                    network, stack, tensors, one_hot, retain_graph=True, allow_unused=True, is_grads_batched=True
                 )
                 rows += [[None if g is None else g[i] for g in slopes] for i in range(len(part))]
             return rows
     return [
-        torch.autograd.grad(total, tensors, retain_graph=True, allow_unused=True, create_graph=create_graph)
+        differentiated(network, total, tensors, retain_graph=True, allow_unused=True, create_graph=create_graph)
         if total.requires_grad
         else [None] * len(tensors)
         for total in sums
     ]
 
 
+def _ignore_fallback_warnings() -> None:
+    """Ignores what torch says of operators without a rule for batches of gradients, which run one by one.
+
+    Within `warnings.catch_warnings` threads would put back each other's filters.
+    """
+    warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented", UserWarning)
+
+
 def scores(output: Tensor, targets: Sequence[Target]) -> Tensor:
     """Scores every row of the output by its own target -> (N,)."""
     if len(set(map(id, targets))) == 1 or all(target == targets[0] for target in targets):
-        parts = [targets[0](output)]
-    else:
-        parts = [target(output[i : i + 1]) for i, target in enumerate(targets)]
-    for part in parts:
-        if not isinstance(part, Tensor):
-            raise KonkyoError(f"a target is a callable output -> (N,) scores; it gave {type(part).__name__}")
-    values = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return score_of(output, targets[0])
+    return torch.cat([score_of(output[i : i + 1], target) for i, target in enumerate(targets)])
+
+
+def score_of(output: Tensor, target: Target) -> Tensor:
+    """Returns the score of every image (N,) by one target.
+
+    KonkyoError: what a target of the user's raises, its cause kept; or something else than a floating tensor (N,).
+    """
+    try:
+        values: object = target(output)
+    except (KonkyoError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        name = getattr(target, "__name__", repr(target))
+        raise KonkyoError(
+            f"the target {name} failed on an output of shape {tuple(output.shape)}: {in_short(error)}"
+        ) from error
+    if not isinstance(values, Tensor):
+        raise KonkyoError(f"a target is a callable output -> (N,) scores; it gave {type(values).__name__}")
     if values.shape != (len(output),):
         raise KonkyoError(f"a target gives one score per image, shape ({len(output)},); got {tuple(values.shape)}")
+    if not values.is_floating_point():
+        raise KonkyoError(f"a target gives floating scores; got {values.dtype}")
+    if output.requires_grad and not values.requires_grad and not isinstance(target, BaseTarget):
+        raise KonkyoError(
+            f"the target {getattr(target, '__name__', repr(target))} gives scores that are cut off from the output "
+            "(detached, or made of numbers), so that nothing can be differentiated"
+        )
     return values
 
 

@@ -22,9 +22,12 @@ from konkyo.engine.forward import Pass, Rows, distinct_views, pick, scores
 from konkyo.engine.integration import Integration, Pyramid
 from konkyo.engine.layer import INPUT, Layer
 from konkyo.engine.needs import Need, OtherScore, ReadTokens, Through, Vary, Visit, need, needs_of
+from konkyo.engine.ownership import ATTENTION_KERNELS, Claim
 from konkyo.engine.path import Sampling
 from konkyo.engine.rules import bias_terms
+from konkyo.engine.session import session_of
 from konkyo.engine.variants import Budget, Variants
+from konkyo.errors import NotApplicable
 from konkyo.targets.classes import Target
 
 _GRADIENT = {"of_target": True, "of_layer": True, "of_gradient": True, "inside": True}
@@ -199,7 +202,7 @@ class Probe:
 
         Costs one more forward, whose attentions (if any) are of the kind that can be differentiated twice.
         """
-        pass_ = self._pass.other("curvature", [self._layer], lambda _: sdpa_kernel(SDPBackend.MATH))
+        pass_ = self._pass.other("curvature", [self._layer], _differentiable_attention)
         return pass_.curvature(self._rows, self.targets, self._layer, vectors)
 
     @need(of_target=True, cost="a forward and backward on other images")
@@ -209,6 +212,9 @@ class Probe:
         Its layer is this one's, or the input for `layer="input"`. Targets that ask for the same images share a forward.
         """
         distinct, rows = distinct_views(self._rows, images)
+        session = session_of(self._pass.network.module)
+        if session is not None and session.tied and len(distinct) > 1:
+            raise NotApplicable("runs several images in a batch, and in this network they depend on each other")
         views, where = len(images) // len(self._rows), Layer(INPUT, None) if layer == INPUT else self._layer
         pass_, budget = self._pass.other("on", [where], _nothing, distinct), self._variants.budget.divided(views)
         view = Probe(pass_, self.targets * views, where, rows=rows, seed=self._seed, budget=budget)
@@ -335,6 +341,18 @@ def missing_share(probe: Probe) -> Tensor | None:
     """Returns the largest share of the score (R,) that full gradients leave out, if a method has used them."""
     views = [part.view(-1, len(probe.targets)) for part in probe._missing]
     return torch.cat(views).amax(0) if views else None
+
+
+@contextmanager
+def _differentiable_attention(_root: nn.Module) -> Iterator[None]:
+    """Within the context attention runs in a form that has a second derivative, for this thread alone."""
+    claim = Claim([ATTENTION_KERNELS])  # which kernels run is a setting of the whole process
+    try:
+        claim.hold()
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        claim.release()
 
 
 @contextmanager

@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from konkyo.engine.layer import Layer, exchanged, main_tensor, tensors_of
+from konkyo.engine.session import Stub, hook_after, hook_before, open_modules
+from konkyo.errors import NetworkError
+
+_MODES = ("broadcast", "expand", "whole", "single")
+"""How variants are replayed, the fastest first."""
 
 
 @dataclass
@@ -32,15 +37,15 @@ class Replay:
 
     `layer.call` counts from 0 here (the number of the call in one forward). Recorded outputs have batch size 1.
     Residual sums broadcast them; where that is not enough (concatenation) they are expanded to the variants' batch;
-    where both fail, the whole network runs on the variants' batch. A trial tells which of the three holds: the layer's
-    original output is replayed and the result compared with what the network put out.
+    where both fail, the whole network runs on the variants' batch, or on each variant alone. A trial tells what holds:
+    the layer's original output is replayed and the result compared with what the network put out.
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor], layer: Layer, root: nn.Module, image: Tensor) -> None:
         self._forward, self._layer, self._image = forward, layer, image
         self._stubs: dict[nn.Module, list[Any]] = {}
         self.raw, output = self._record(root)
-        self._mode: str = next(m for m in ("broadcast", "expand", "whole") if m == "whole" or self._faithful(m, output))
+        self._mode: str = next(m for m in _MODES if m == "single" or self._faithful(m, output))
 
     def __call__(self, variants: Tensor) -> Tensor:
         """Returns the network's output (V, ...) with the layer's output replaced by `variants` (V, C, *grid)."""
@@ -49,7 +54,7 @@ class Replay:
     @property
     def stubbed(self) -> frozenset[nn.Module]:
         """These modules return their recorded output, whatever the number of variants."""
-        return frozenset() if self._mode == "whole" else frozenset(self._stubs)
+        return frozenset() if self._mode in ("whole", "single") else frozenset(self._stubs)
 
     def _record(self, root: nn.Module) -> tuple[Tensor, Tensor]:
         """Runs the network once, storing what precedes the layer.
@@ -78,9 +83,9 @@ class Replay:
                     raw = tensors[0].detach().clone()
 
         with ExitStack() as undo, torch.no_grad():
-            for module in root.modules():
-                undo.callback(module.register_forward_pre_hook(start).remove)
-                undo.callback(module.register_forward_hook(end).remove)
+            for module in open_modules(root):
+                undo.callback(hook_before(module, start).remove)
+                undo.callback(hook_after(module, end).remove)
             output = self._forward(self._image.clone())  # networks may work in place on their input
         for call in stack:
             for done in call.finished:
@@ -96,8 +101,10 @@ class Replay:
         try:
             with torch.no_grad():
                 again = self._run(torch.cat([self.raw, self.raw]), mode)
-        except (RuntimeError, ValueError, AssertionError, IndexError, TypeError):  # shapes that do not go together, ...
-            return False
+        except NetworkError as error:
+            if not isinstance(error.__cause__, (RuntimeError, ValueError, AssertionError, IndexError, TypeError)):
+                raise
+            return False  # shapes that do not go together, ...
         untouched = versions == [t._version for t in recorded]
         tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) and self.raw.element_size() > 2 else 2e-2
         scale = expected.abs().amax().clamp_min(1e-12)
@@ -105,6 +112,8 @@ class Replay:
 
     def _run(self, values: Tensor, mode: str) -> Tensor:
         """Runs the network in this mode, the layer's output replaced by `values` -> its output."""
+        if mode == "single":
+            return torch.cat([self._run(value, "whole") for value in torch.split(values, 1, self._layer.batch_axis)])
         image = self._image
         if mode == "whole":
             image = image.expand(len(values), *image.shape[1:])
@@ -133,20 +142,17 @@ class Replay:
 @contextmanager
 def _stubbed(module: nn.Module, answers: Sequence[Any]) -> Iterator[None]:
     """Within the context the module's first calls return `answers`, in order, without running; later calls run it."""
-    run, left = module.forward, list(answers)
+    left = list(answers)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return left.pop(0) if left else run(*args, **kwargs)
+        return left.pop(0) if left else stub.run(*args, **kwargs)
 
-    instance_forward = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
+    stub = Stub(module, forward)
     try:
+        stub.put_on(module)
         yield
     finally:
-        if instance_forward is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = instance_forward
+        stub.take_off(module)
 
 
 @contextmanager
@@ -159,7 +165,7 @@ def _replaced(module: nn.Module, layer: Layer, values: Tensor) -> Iterator[None]
         calls += 1
         return exchanged(output, tensors_of(output, layer), [values]) if calls == layer.call + 1 else output
 
-    handle = module.register_forward_hook(hook)
+    handle = hook_after(module, hook)
     try:
         yield
     finally:

@@ -6,40 +6,118 @@ network.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
+from konkyo.engine.session import OwnMode, Session, hook_after, hook_before, open_modules
 from konkyo.errors import NotApplicable
 from konkyo.utils.tensors import safe_divide
 
 # --- what every backward needs ---------------------------------------------------------------------------------------
 
 
-class SoundBatchNorms(TorchFunctionMode):
-    """Hands batch norms gradients in the memory format of their output.
+class SoundForward(OwnMode):
+    """Runs a forward so that its backward is sound, whatever the network does in it.
 
-    On the CPU torch (2.15) gets the backward of a batch norm in eval mode wrong for a single image where the gradient
-    comes with other strides. It comes with them when the grid is then read as tokens.
+    - Batch norms get gradients in the memory format of their output. On the CPU torch (2.15) gets the backward of a
+      batch norm in eval mode wrong for a single image where the gradient comes with other strides. It comes with them
+      when the grid is then read as tokens. Batch norms that use the batch's own statistics are told to the session.
+    - A network that hooks tensors of its own (`register_hook`, `retain_grad`) may do so where no graph is built.
+    - Gradient checkpointing (`use_reentrant=False`) stores what it would compute again: by then the hooks are gone.
+    - A recurrent layer in eval mode keeps what cuDNN's backward needs.
     """
+
+    def __init__(self, session: Session | None = None) -> None:
+        super().__init__()
+        self._session = session
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Runs one function of torch, as the mode's protocol asks."""
-        out = function(*args, **(kwargs or {}))
-        if function is functional.batch_norm and out.requires_grad:
-            channels_last = out.ndim == 4 and not out.is_contiguous()
-            memory_format = torch.channels_last if channels_last else torch.contiguous_format
-            out.register_hook(lambda gradient: gradient.contiguous(memory_format=memory_format))
+        kwargs = kwargs or {}
+        if function in _TENSOR_HOOKS and not args[0].requires_grad:
+            return RemovableHandle(OrderedDict()) if function is Tensor.register_hook else None
+        if function in _RECURRENT and torch.is_grad_enabled():
+            args = _as_in_training(args)
+        with _stored() if _checkpointed() else _NOTHING:
+            out = function(*args, **kwargs)
+        if self._session is not None and function in _ACROSS and _reaches_first_axis(function, args, kwargs):
+            self._session.suspect = True
+        if function is functional.batch_norm:
+            if self._session is not None and _of_batch(args, kwargs):
+                self._session.tied = True
+            if out.requires_grad:
+                channels_last = out.ndim == 4 and not out.is_contiguous()
+                memory_format = torch.channels_last if channels_last else torch.contiguous_format
+                out.register_hook(lambda g: None if g is None else g.contiguous(memory_format=memory_format))
         return out
+
+
+_NOTHING = nullcontext()
+_ACROSS = {
+    getattr(place, name)
+    for name in (
+        *("mean", "sum", "var", "std", "var_mean", "std_mean", "norm", "amax", "amin", "max", "min", "median", "prod"),
+        *("softmax", "log_softmax", "logsumexp", "cumsum", "sort", "roll", "flip", "transpose", "permute", "movedim"),
+        *("argsort", "topk", "quantile", "nanmean", "t"),
+    )
+    for place in (torch, Tensor)
+    if hasattr(place, name)
+} | {functional.softmax, functional.normalize, Tensor.T.__get__}  # type: ignore[attr-defined]
+"""Functions that mix the images of a batch where they run along its axis."""
+_TENSOR_HOOKS = {Tensor.register_hook, Tensor.retain_grad}
+_RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
+
+
+def _reaches_first_axis(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tells whether a function may run along the first axis of what it is given, or move that."""
+    first = args[0] if args else kwargs.get("input")
+    if not isinstance(first, Tensor) or first.ndim < 2 or isinstance(first, nn.Parameter):
+        return False
+    names = ("dim", "axis", "dims", "dim0", "dim1", "source", "destination")
+    axes: list[Any] = [*args[1:], *(kwargs[name] for name in names if name in kwargs)]
+    if function in (torch.permute, Tensor.permute):
+        order = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
+        return not order or order[0] not in (0, -first.ndim)
+    whole = [axis for axis in axes if isinstance(axis, (int, tuple, list)) and not isinstance(axis, bool)]
+    flat = [axis for entry in whole for axis in (entry if isinstance(entry, (tuple, list)) else (entry,))]
+    return not flat or any(axis in (0, -first.ndim) for axis in flat)
+
+
+def _of_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tells whether a batch norm uses the statistics of its batch of features (not those of weights)."""
+    values = dict(zip(("input", "mean", "variance", "weight", "bias", "training"), args, strict=False)) | kwargs
+    x = values["input"]
+    return bool(values.get("training")) and not isinstance(x if x._base is None else x._base, nn.Parameter)
+
+
+def _as_in_training(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the arguments of a recurrent layer with its training mode on and no dropout, which computes the same."""
+    training = next((i for i in range(len(args) - 1, -1, -1) if isinstance(args[i], float)), None)  # dropout, training
+    if training is None or args[training + 1]:
+        return args
+    return (*args[:training], 0.0, True, *args[training + 2 :])
+
+
+def _checkpointed() -> bool:
+    """Tells whether gradient checkpointing would compute again what is stored now."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and "_checkpoint_hook" in getattr(hooks[0], "__qualname__", "")
+
+
+def _stored() -> AbstractContextManager[None]:
+    return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 
 # --- guided backpropagation ------------------------------------------------------------------------------------------
@@ -81,7 +159,7 @@ _GUIDED: dict[Callable[..., Any], _Clip] = {
 """The functions that run guided, where they clip at 0."""
 
 
-class GuidedReLUs(TorchFunctionMode):
+class GuidedReLUs(OwnMode):
     """Runs every ReLU and ReLU6, module or function, guided: Springenberg et al., 2015, Sec. 3.4."""
 
     def __init__(self) -> None:
@@ -99,7 +177,8 @@ class GuidedReLUs(TorchFunctionMode):
             if values.get("min_val", clip.low) == 0:
                 self.used = True
                 inplace = clip.inplace or bool(values.get("inplace"))
-                return _GuidedReLU.apply(values["input"], values.get("max_val", clip.high), inplace)
+                with _stored() if _checkpointed() else _NOTHING:
+                    return _GuidedReLU.apply(values["input"], values.get("max_val", clip.high), inplace)
         return function(*args, **kwargs)
 
 
@@ -199,7 +278,7 @@ _RULES: dict[str, _Rule] = {
 """The rule of every function that has one, by its name."""
 
 
-class _Relevance(TorchFunctionMode):
+class _Relevance(OwnMode):
     """Runs what depends on the leaf by the rules. `running` are the modules whose forward runs, innermost last."""
 
     def __init__(self) -> None:
@@ -295,9 +374,9 @@ def positive_relevance(root: nn.Module) -> Iterator[None]:
         mode.running.pop()
 
     with ExitStack() as undo:
-        for module in root.modules():
-            undo.callback(module.register_forward_pre_hook(start).remove)
-            undo.callback(module.register_forward_hook(end, always_call=True).remove)
+        for module in open_modules(root):
+            undo.callback(hook_before(module, start).remove)
+            undo.callback(hook_after(module, end, always_call=True).remove)
         undo.enter_context(mode)
         yield
 
@@ -329,7 +408,7 @@ class BiasTerm:
         return value.movedim(self.axis, 1) if value.ndim > 1 else value
 
 
-class Biases(TorchFunctionMode):
+class Biases(OwnMode):
     """Lists every constant that is added to what depends on the image, by whichever module or function, once a call.
 
     A batch norm's bias is what it adds in all: beta - gamma mean / sqrt(variance + eps). What a clipping function

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from konkyo.engine.cuts import Graph
 from konkyo.engine.grids import OWN_TOKENS, TOKEN_PLACE, Change, Projection, Readings, is_place, owned
 from konkyo.engine.layer import Layer, exchanged, main_tensor, maps_in
+from konkyo.engine.session import backward_errors, hook_after, open_modules
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 Call: TypeAlias = tuple[str, int]
@@ -108,7 +109,8 @@ class _Run:
 
     def __init__(self, forward: Forward, root: nn.Module, image: Tensor) -> None:
         self.forward, self.root, self.image = forward, root, image
-        self.names = {module: name for name, module in root.named_modules() if name}
+        reached = set(open_modules(root))
+        self.names = {module: name for name, module in root.named_modules() if name and module in reached}
         self.outputs: dict[Call, _Output] = {}
         self.order: list[Call] = []
         self.output = torch.zeros(())
@@ -142,7 +144,7 @@ class _Run:
             self._note(call, type(module).__name__, tensors, handed)
             return exchanged(output, tensors, handed)
 
-        with torch.enable_grad(), _seeded(), _stored(self.root, most), self._hooked(hook):
+        with torch.enable_grad(), _stored(self.root, most), self._hooked(hook):
             self.leaf = self.image.detach().clone().requires_grad_()
             start = self.leaf.clone()
             self.image_node, self.whole_graph = start.grad_fn, most is None
@@ -175,14 +177,14 @@ class _Run:
                 noted.changes.append(changed)
 
         self.changes.append(change)
-        with torch.no_grad(), _seeded(), self._hooked(hook):
+        with torch.no_grad(), self._hooked(hook):
             self.forward(change.image)
 
     @contextmanager
     def _hooked(self, hook: Callable[..., Any]) -> Iterator[None]:
         with ExitStack() as undo:
             for module in self.names:
-                undo.callback(module.register_forward_hook(hook).remove)
+                undo.callback(hook_after(module, hook).remove)
             yield
 
 
@@ -195,13 +197,6 @@ def _grids(output: Any, axes: int) -> list[Tensor]:
             return levels
     tensor = main_tensor(output)
     return [] if tensor is None or not tensor.is_floating_point() else [tensor]
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """Within the context a network that draws random numbers draws the same ones; the caller restores the state."""
-    torch.manual_seed(0)
-    yield
 
 
 @contextmanager
@@ -454,15 +449,16 @@ def share_around(forward: Forward, score: Callable[[Tensor], Tensor], image: Ten
     """
 
     def slope(held: Sequence[Layer]) -> Tensor:
-        with torch.enable_grad(), _seeded(), ExitStack() as undo:
+        with torch.enable_grad(), ExitStack() as undo:
             for layer in held:
                 if layer.module is not None:
-                    undo.callback(layer.module.register_forward_hook(_holding(layer)).remove)
+                    undo.callback(hook_after(layer.module, _holding(layer)).remove)
             leaf = image.detach().clone().requires_grad_()
             value = score(forward(leaf.clone())).sum()
             if not value.requires_grad:
                 return torch.zeros_like(image)
-            (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
+            with backward_errors("the network"):
+                (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True)
         return torch.zeros_like(image) if gradient is None else gradient
 
     return slope(layers).float().abs().sum() / slope(()).float().abs().sum()

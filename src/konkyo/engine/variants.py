@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from konkyo.engine.capture import measured_outputs
-from konkyo.engine.forward import Pass, Rows, at_least_float32, rows_by_image
+from konkyo.engine.forward import OneByOne, Pass, Rows, at_least_float32, differentiated, rows_by_image, score_of
 from konkyo.engine.layer import Layer
 from konkyo.engine.needs import Vary, Visit
 from konkyo.engine.replay import Replay
-from konkyo.errors import KonkyoError
+from konkyo.engine.session import outside_inference, session_of
+from konkyo.errors import KonkyoError, NetworkError
 from konkyo.targets.classes import Target
 from konkyo.utils.progress import Progress
 
@@ -118,7 +119,7 @@ class Variants:
             way = _Way(vary, partial(_without_graph, forward), stubbed, compared=not of_image)
             for chunk in self._shared_chunks(group, order, way):
                 for row in chunk.rows:
-                    result[row, chunk.indices] = self._targets[row](chunk.result).to(result)
+                    result[row, chunk.indices] = score_of(chunk.result, self._targets[row]).to(result)
                 done, total = done + len(chunk.indices), total + chunk.added
                 if self.report(done, total):
                     break
@@ -183,9 +184,18 @@ class Variants:
             order = order[1:]
         if not len(order):
             return
-        for indices in torch.split(order, max(1, _free_bytes(order.device) // footprint.bytes)):
+        self._pass.note_ties()
+        session = session_of(self._pass.network.module)
+        size = 1 if session is not None and session.alone else max(1, _free_bytes(order.device) // footprint.bytes)
+        for indices in torch.split(order, size):
             for batch in make(indices):
-                yield indices, run(batch.contiguous(memory_format=footprint.memory_format))
+                variants = batch.contiguous(memory_format=footprint.memory_format)
+                try:
+                    yield indices, run(variants)
+                except OneByOne:
+                    if session is not None:
+                        session.single = True
+                    yield from ((indices[i : i + 1], run(variants[i : i + 1])) for i in range(len(indices)))
 
     def _first(
         self,
@@ -203,7 +213,9 @@ class Variants:
             try:
                 footprint.memory_format = torch.channels_last if first.ndim == 4 else torch.contiguous_format
                 result = run(first.contiguous(memory_format=footprint.memory_format))
-            except RuntimeError:
+            except (RuntimeError, NetworkError) as error:
+                if not isinstance(error.__cause__ or error, RuntimeError):
+                    raise
                 footprint.memory_format = torch.contiguous_format
                 result = run(first.contiguous())
         largest = max(outputs.largest, first.numel() * first.element_size())
@@ -270,13 +282,14 @@ class Variants:
 
     def _slopes(self, forward: Callable[[Tensor], Tensor], variants: Tensor, rows: Sequence[int]) -> list[Tensor]:
         """Returns d score / d variants (v, C, *grid) of every row."""
-        with torch.inference_mode(False), torch.enable_grad():
+        with outside_inference(), torch.enable_grad():
             leaf = variants.detach().requires_grad_()
             output, slopes = forward(leaf.clone()), []
             for row in rows:
-                score, slope = self._targets[row](output).sum(), None
+                score, slope = score_of(output, self._targets[row]).sum(), None
                 if score.requires_grad:
-                    (slope,) = torch.autograd.grad(score, leaf, allow_unused=True, retain_graph=row != rows[-1])
+                    more, network = row != rows[-1], self._pass.network
+                    (slope,) = differentiated(network, score, leaf, allow_unused=True, retain_graph=more)
                 slopes.append(torch.zeros_like(leaf) if slope is None else at_least_float32(slope))
         return slopes
 

@@ -19,7 +19,8 @@ from konkyo.data.samples import Data, Sample, Samples, samples
 from konkyo.data.sets.scenes import Scenes
 from konkyo.engine.capture import untouched
 from konkyo.engine.forward import Pass, Precision
-from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, unknown
+from konkyo.engine.session import session_of
+from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, silenced, unknown
 from konkyo.evaluation.columns import Column, column
 from konkyo.evaluation.ground_truth import Truth, in_view
 from konkyo.evaluation.result import Evaluation, Row
@@ -288,7 +289,7 @@ def _gathered(plan: _Plan, settings: Mapping[str, Any], parts: Sequence[_Part], 
 def _measured(plan: _Plan, sample: Sample, index: int) -> _Part:
     """Returns the statistics of every method and column for the rows of one sample."""
     if plan.model is not None:
-        with untouched(plan.model.module):
+        with (session := untouched(plan.model.module, plan.seed)), session:  # twice: see `Session`
             return _explained(plan, _opened(plan, plan.model, sample), index)
     things = tuple(thing for thing in sample.annotations if not thing.crowd)
     truth = Truth(tuple((i,) for i in range(len(things))), things, (sample.image.height, sample.image.width))
@@ -506,7 +507,9 @@ def _scorer(model: Model, targets: Sequence[Target], precision: Precision | None
     """Variants and the rows that they are of -> the scores of the rows' targets."""
 
     def score(variants: Tensor, rows: Tensor) -> Tensor:
-        output = Pass(model, variants, precision=precision).output.detach()
+        session = session_of(model.module)
+        parts = torch.split(variants, 1 if session is not None and session.alone else len(variants))
+        output = torch.cat([Pass(model, part, precision=precision).output.detach() for part in parts])
         scores = variants.new_empty(len(variants), dtype=torch.float32)
         for row in sorted(set(rows.tolist())):
             of_row = (rows == row).to(output.device)
@@ -522,8 +525,7 @@ def _explainer(plan: _Plan, model: Model, method: Method, targets: Sequence[Any]
 
     def maps(variants: Tensor, rows: Tensor) -> Tensor:
         aims = [targets[row] for row in rows.tolist()]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", KonkyoWarning)  # blank maps of variants are no news
+        with silenced():  # blank maps of variants are no news
             explanation = explain(
                 model, variants, method=method, target=aims, seed=plan.seed, precision=plan.precision, **options
             )

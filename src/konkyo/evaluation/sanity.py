@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from konkyo.engine.capture import draw_anew
-from konkyo.errors import KonkyoError, KonkyoWarning
+from konkyo.errors import KonkyoError, silenced
 from konkyo.explanation.explain import Which, explain
 from konkyo.explanation.inputs import Images
 from konkyo.explanation.result import Explanation
@@ -237,8 +236,7 @@ def _usual(model: Model, images: Images, method: Which, seed: int, settings: dic
 
 
 def _quietly(run: Callable[[], Explanation]) -> Explanation:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", KonkyoWarning)  # blank maps are expected of networks without sense
+    with silenced():  # blank maps are expected of networks without sense
         return run()
 
 

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate, combinations
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import konkyo.methods  # noqa: F401 - registers every method
-from konkyo.engine.capture import untouched
-from konkyo.engine.forward import Pass, Precision
+from konkyo.engine.forward import OneByOne, Pass, Precision
+from konkyo.engine.gradient_flow import why_no_gradient
 from konkyo.engine.integration import Pyramid
 from konkyo.engine.layer import INPUT, STAGES, Layer
 from konkyo.engine.path import PathTrace
 from konkyo.engine.probe import NEEDS, Probe, largest_gradient, missing_share
+from konkyo.engine.session import Session, refuse_within_forward, untouched
 from konkyo.engine.trace import share_around
 from konkyo.engine.variants import Budget
 from konkyo.errors import KonkyoError, NotApplicable, unknown, warn
 from konkyo.explanation.diagnosis import Diagnosis, diagnose, judge_cut
 from konkyo.explanation.inputs import Images, Prepared, prepare
-from konkyo.explanation.result import Explanation
+from konkyo.explanation.result import Explanation, joined
 from konkyo.methods.base import SCORE_OPTION, Attribution, Method, find
 from konkyo.models import Frame, Model, as_model
 from konkyo.models.layers import traced_size
@@ -146,33 +147,102 @@ def explanations(
     chosen, request = [find(m) for m in methods], _Request(**settings)
     _check(chosen, request.options or ())
     adapted = as_model(model)
+    refuse_within_forward(adapted.module, adapted.name)
     prepared = prepare(adapted, images, bgr=request.bgr, told=isinstance(model, Model))
-    results: dict[str, Explanation | NotApplicable] = {}
-    cuts: dict[Method, list[Cut]] = {}
-    for m in chosen:
-        try:
-            with _first_forward(adapted, prepared.images):
-                cuts[m] = _cuts(adapted, m, request.layer, tuple(prepared.images.shape[1:]))
-        except NotApplicable as reason:
-            results[m.name] = reason
-    with untouched(adapted.module):
-        doubts = dict[str, None]()
-        for group in _groups(cuts):
-            pass_ = _shared_pass(adapted, prepared.images, group, request.precision)
-            probabilities = _holds_probabilities(adapted, pass_)
-            for m in group:
-                try:
-                    run = _Run(adapted, pass_, m, cuts[m], request, prepared, probabilities, doubts)
-                    results[m.name] = _explanation(run)
-                except NotApplicable as reason:
-                    results[m.name] = NotApplicable(f"{m.name}: {reason}")
+    session, doubts = untouched(adapted.module, request.seed), _Doubts()
+    with session, session:  # twice: see `Session`
+        results = _results(adapted, prepared, chosen, request, session, doubts)
+    if session.draws:
+        doubts[_drawn(adapted, request.seed)] = None
     for doubt in doubts:
         warn(doubt)
-    done = [result for result in results.values() if isinstance(result, Explanation)]
-    if adapted.task.instances and done:
-        _warn_of_nothing(adapted, request.target, done[0], pass_.output.detach())
-    _warn_of_doubts(done)
+    _warn_of_doubts([result for result in results.values() if isinstance(result, Explanation)])
     return {m.name: results[m.name] for m in chosen}
+
+
+_Doubts: TypeAlias = dict[str, None]
+"""What a call warns of when all methods are done, once each."""
+
+
+def _results(
+    model: Model, prepared: Prepared, methods: Sequence[Method], request: _Request, session: Session, doubts: _Doubts
+) -> dict[str, Explanation | NotApplicable]:
+    """Returns what every method makes of the images, which share a forward where they do not depend on each other."""
+    results: dict[str, Explanation | NotApplicable] = {}
+    cuts: dict[Method, list[Cut]] = {}
+    for m in methods:
+        try:
+            cuts[m] = _cuts(model, m, request.layer, tuple(prepared.images.shape[1:]))
+        except NotApplicable as reason:
+            results[m.name] = reason
+    for group in _groups(cuts):
+        try:
+            pass_ = _shared_pass(model, prepared.images, group, request.precision)
+        except OneByOne:
+            session.single = True
+        else:
+            pass_.note_ties()
+        if len(prepared.images) > 1 and session.alone:
+            return _one_by_one(model, prepared, methods, request, session, doubts)
+        probabilities = _holds_probabilities(model, pass_)
+        for m in group:
+            try:
+                result = _explanation(_Run(model, pass_, m, cuts[m], request, prepared, probabilities, doubts))
+                results[m.name] = _with_cause(result, m, pass_)
+            except NotApplicable as reason:
+                results[m.name] = NotApplicable(f"{m.name}: {reason}")
+        if model.task.instances and (without := _images_without(results.values(), len(prepared.images))):
+            doubts[_nothing(model, request.target, without, pass_.output.detach())] = None
+    assumed = [_drawn(model, request.seed)] if session.draws else []
+    assumed += [f"{model.name} runs images one by one: in a batch they depend on each other"] if session.tied else []
+    return {
+        name: replace(result, assumptions=(*result.assumptions, *assumed))
+        if isinstance(result, Explanation)
+        else result
+        for name, result in results.items()
+    }
+
+
+def _drawn(model: Model, seed: int) -> str:
+    """Returns what is to be said of a network that draws random numbers in its forward."""
+    return (
+        f"{model.name} draws random numbers in its forward (dropout that stays on, say): every forward is that of one "
+        f"image and starts from seed={seed}; other seeds give other maps"
+    )
+
+
+def _one_by_one(
+    model: Model, prepared: Prepared, methods: Sequence[Method], request: _Request, session: Session, doubts: _Doubts
+) -> dict[str, Explanation | NotApplicable]:
+    """Returns `_results` of images that must not see each other in a batch."""
+    target, count = request.target, len(prepared.images)
+    listed = isinstance(target, (list, tuple)) or (isinstance(target, (Tensor, np.ndarray)) and target.ndim > 0)
+    parts = []
+    for i in range(count):
+        at = slice(i, i + 1)
+        values = {f.name: getattr(prepared, f.name) for f in fields(Prepared)}
+        of_image: dict[str, Any] = {
+            k: v[at] for k, v in values.items() if isinstance(v, (Tensor, tuple)) and len(v) == count
+        }
+        single: Prepared = replace(prepared, **of_image)
+        wanted = replace(request, target=target[at] if listed else target)
+        parts.append(_results(model, single, methods, wanted, session, doubts))
+    results: dict[str, Explanation | NotApplicable] = {}
+    for name in parts[0]:
+        of_images = [part[name] for part in parts]
+        refused = [result for result in of_images if isinstance(result, NotApplicable)]
+        explained = [result for result in of_images if isinstance(result, Explanation)]
+        results[name] = refused[0] if refused else replace(joined(explained), images=prepared.pictures)
+    return results
+
+
+def _with_cause(result: Explanation, method: Method, pass_: Pass) -> Explanation:
+    """Returns the explanation whose diagnoses of zero gradients name where the network cuts them off."""
+    kinds = ("zero gradient", "constant") if method.needs_gradient() or method.layer == INPUT else ("zero gradient",)
+    if not any(d.kind in kinds for d in result.diagnosis) or not (cause := why_no_gradient(pass_)):
+        return result
+    named = tuple(Diagnosis("zero gradient", cause) if d.kind in kinds else d for d in result.diagnosis)
+    return replace(result, diagnosis=named)
 
 
 def _check(methods: Sequence[Method], options: Iterable[str]) -> None:
@@ -211,15 +281,14 @@ def _shared_pass(
     within = list(dict.fromkeys(context for m in layers for n in m.needs if (context := NEEDS[n].within)))
     if within:
         captured, graph = [*captured, Layer(INPUT, None)], [*graph, Layer(INPUT, None)]
-    with _first_forward(model, images):
-        return Pass(
-            model,
-            images,
-            list(dict.fromkeys(captured)),
-            differentiable=list(dict.fromkeys(graph)),
-            precision=precision,
-            within=within,
-        )
+    return Pass(
+        model,
+        images,
+        list(dict.fromkeys(captured)),
+        differentiable=list(dict.fromkeys(graph)),
+        precision=precision,
+        within=within,
+    )
 
 
 def _holds_probabilities(model: Model, pass_: Pass) -> bool:
@@ -241,27 +310,16 @@ def _warn_of_doubts(results: Sequence[Explanation]) -> None:
         warn(f"{first.method}: {count} of {len(first)} maps: {diagnosis.message}")
 
 
-def _warn_of_nothing(model: Model, target: Any, result: Explanation, output: Tensor) -> None:
-    """Warns once of images on which nothing was detected, with the highest score that there was."""
-    without = sorted(set(range(len(output))) - set(result.image_index.tolist()))
-    if without:
-        where = "" if len(output) == 1 else f"{len(without)} of {len(output)} images: "
-        warn(f"{where}{model.nothing(target, output[without])}")
+def _images_without(results: Iterable[Explanation | NotApplicable], count: int) -> list[int]:
+    """Returns the images that have no maps."""
+    first = next((result for result in results if isinstance(result, Explanation)), None)
+    return [] if first is None else sorted(set(range(count)) - set(first.image_index.tolist()))
 
 
-@contextmanager
-def _first_forward(model: Model, images: Tensor) -> Iterator[None]:
-    """What a network says of images that it does not take, as a KonkyoError with their shape."""
-    try:
-        yield
-    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
-        if isinstance(error, KonkyoError):
-            raise
-        reason = (str(error).splitlines() or [""])[0]
-        hint = " (one image needs a first axis of its own: images[None])" if images.ndim == 3 else ""
-        raise KonkyoError(
-            f"{model.name} failed on images of shape {tuple(images.shape)}{hint}: {type(error).__name__}: {reason}"
-        ) from error
+def _nothing(model: Model, target: Any, images: Sequence[int], output: Tensor) -> str:
+    """Returns that nothing was detected on these images, with the highest score that there was."""
+    where = "" if len(output) == 1 else f"{len(images)} of {len(output)} images: "
+    return f"{where}{model.nothing(target, output[list(images)])}"
 
 
 Cut: TypeAlias = tuple[Layer, ...]
@@ -300,8 +358,7 @@ class _Run:
     prepared: Prepared
     probabilities: bool
     """Whether an output that is read as logits holds probabilities."""
-    doubts: dict[str, None]
-    """What the call warns of when all methods are done, once each."""
+    doubts: _Doubts
 
     @property
     def layers(self) -> list[Layer]:

@@ -242,6 +242,39 @@ class Explanation:
             raise KonkyoError(f"{path} is no saved explanation: {error}") from error
 
 
+def joined(parts: Sequence[Explanation]) -> Explanation:
+    """Returns the rows of several explanations by one method, each of images of its own, as one explanation."""
+    values: dict[str, Any] = {}
+    for f in fields(Explanation):
+        of_parts = [getattr(part, f.name) for part in parts]
+        if f.name == "image_index":
+            of_parts = [index + at for at, index in enumerate(of_parts)]
+        if f.name == "assumptions":
+            values[f.name] = tuple(dict.fromkeys(sentence for part in of_parts for sentence in part))
+        elif all(isinstance(value, Tensor) for value in of_parts):
+            values[f.name] = torch.cat(of_parts)
+        elif all(isinstance(value, tuple) for value in of_parts):
+            values[f.name] = tuple(entry for part in of_parts for entry in part)
+        elif all(isinstance(value, PathTrace) for value in of_parts):
+            values[f.name] = _joined_paths(of_parts)
+        else:
+            values[f.name] = next((value for value in of_parts if value is not None), None)
+    return Explanation(**values)
+
+
+def _joined_paths(parts: Sequence[PathTrace]) -> PathTrace:
+    """Returns the paths of all parts, filled up with NaN to the longest."""
+
+    def filled(name: str) -> Tensor:
+        tensors = [getattr(part, name) for part in parts]
+        longest = max(t.shape[1] for t in tensors)
+        return torch.cat(
+            [torch.cat([t, t.new_full((len(t), longest - t.shape[1], *t.shape[2:]), torch.nan)], 1) for t in tensors]
+        )
+
+    return PathTrace(**{f.name: filled(f.name) for f in fields(PathTrace)})
+
+
 def _save_npz(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
     with path.open("wb") as file:  # a file object, so that numpy keeps the temporary name
         arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}

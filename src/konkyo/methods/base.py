@@ -14,6 +14,7 @@ from torch import Tensor
 from konkyo.engine.forward import scores
 from konkyo.engine.layer import INPUT
 from konkyo.engine.probe import NEEDS, Probe, offer
+from konkyo.engine.session import outside_inference, seeded
 from konkyo.errors import KonkyoError, NotApplicable, unknown
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.classes import Score
@@ -121,7 +122,7 @@ class Method:
             options = {name: value for name, value in options.items() if name != SCORE}
         device = probe.inputs.device.type
         # The caller's autocast is for the network; sums over maps are done in the tensors' own precision.
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+        with outside_inference(), torch.no_grad(), torch.autocast(device, enabled=False):
             return self.function(*(offer(probe, need) for need in self.needs), **options)
 
 
@@ -250,8 +251,7 @@ def of_attribution(attribution: Attribution) -> Method:
                 f"{name} of Captum was made around something that puts out something else than the model; make it "
                 f"around the konkyo.Model itself, as in {name}(model)"
             )
-        torch.manual_seed(generator.initial_seed())  # the caller's random state is given back at the end
-        with torch.enable_grad():
+        with seeded(generator.initial_seed()), torch.enable_grad():
             result = attribution.attribute(inputs.clone().requires_grad_(), target=indices, **options)
         result = result[0] if isinstance(result, tuple) else result
         if not isinstance(result, Tensor) or result.ndim < 3 or len(result) != len(inputs):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from konkyo.engine.layer import Layer
+from konkyo.engine.session import run_network
 from konkyo.engine.trace import Site, Trace
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.models.layers import Layers, Traces
@@ -125,8 +126,20 @@ class Model:
             object.__setattr__(self, key, value)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Returns the output for prepared images: logits (N, K) of a classifier, (N, Q, 4 B + K) of a detector."""
-        return self.task.output(self.module, images, self._selected)
+        """Returns the output for prepared images: logits (N, K) of a classifier, (N, Q, 4 B + K) of a detector.
+
+        KonkyoError: whatever the network raises, its cause kept; but out of memory passes. Also: no such tensor.
+        """
+        output: object = run_network(
+            self.module, self.name, images, lambda: self.task.output(self.module, images, self._selected)
+        )
+        if not isinstance(output, Tensor) or not output.ndim:
+            came = "a tensor without axes" if isinstance(output, Tensor) else type(output).__name__
+            raise KonkyoError(
+                f"the output of {self.name} was expected to be a tensor (N, ...) with an entry per image; got {came}: "
+                "konkyo.Model(module, select=lambda output: ...) says where it is"
+            )
+        return output
 
     def _selected(self, module: nn.Module, images: Tensor) -> Tensor:
         """Returns the tensor in what the module returns that is its output (N, ...)."""

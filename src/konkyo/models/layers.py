@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from konkyo.engine.capture import untouched
 from konkyo.engine.layer import INPUT, Layer, bind
+from konkyo.engine.session import outside_inference, untouched
 from konkyo.engine.trace import Site, Trace, trace
 from konkyo.errors import KonkyoError, unknown
 from konkyo.tasks.classification import ClassificationTask
@@ -74,7 +74,7 @@ class Layers:
         if shape not in known:
             noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), device="cpu")
             small = math.prod(shape[1:]) <= 2 * _TRACED_SIDE**2
-            with untouched(model.module), torch.inference_mode(False):
+            with untouched(model.module, 0), outside_inference():
                 image = model.prepared(noise)
                 known[shape] = trace(model, model.module, image, instances=bool(model.task.instances), small=small)
         return known[shape]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from konkyo.data.samples import Data, Samples, samples
 from konkyo.data.sets.scenes import Scenes
-from konkyo.errors import KonkyoError, KonkyoWarning
+from konkyo.errors import KonkyoError, silenced
 from konkyo.evaluation.evaluate import RIGHT, evaluate
 from konkyo.evaluation.result import Evaluation, Table, markdown
 from konkyo.explanation.explain import explain
@@ -121,8 +120,7 @@ def convergence(
     for index, sample in enumerate(chosen):
 
         def maps(name: str, count: int, picture: Any = sample.image, **more: Any) -> Tensor:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", KonkyoWarning)  # blank maps have no error: NaN
+            with silenced():  # blank maps have no error: NaN
                 return (
                     explain(adapted, picture, method=name, target=target, nodes=count, **more)
                     .signed.flatten(1)

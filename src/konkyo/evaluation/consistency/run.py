@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -17,7 +16,7 @@ from konkyo.data.samples import Data, Sample, Samples, samples
 from konkyo.data.sets.scenes import Scenes
 from konkyo.engine.capture import draw_anew, untouched
 from konkyo.engine.forward import Pass, Precision
-from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, unknown
+from konkyo.errors import ImageError, KonkyoError, silenced, unknown
 from konkyo.evaluation.consistency.result import Baseline, Consistency
 from konkyo.evaluation.consistency.statistics import ExplainedClass, measure
 from konkyo.explanation.explain import Where, Which, explain
@@ -164,8 +163,8 @@ class _CollectedMaps:
 
     def collect(self, source: _Source, progress: Progress | None) -> None:
         """Explains all images of a source. KonkyoError: there is none, or a label has no class."""
-        with warnings.catch_warnings(), untouched(self.model.module):
-            warnings.simplefilter("ignore", KonkyoWarning)  # blank maps are counted
+        session = untouched(self.model.module, self.settings["seed"])
+        with silenced(), session, session:  # blank maps are counted; twice: see `Session`
             for names, images, labels in source.batches:
                 self._add(names, self.model.prepared(images), labels)
                 if progress is not None:

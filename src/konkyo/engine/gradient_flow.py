@@ -1,0 +1,92 @@
+"""Gradient flow: where a network cuts the gradient off on its way back to the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from konkyo.engine.forward import Pass
+from konkyo.engine.session import OwnMode, hook_after, hook_before, open_modules
+from konkyo.errors import KonkyoError
+
+
+class _Cuts(OwnMode):
+    """Notes the first function whose result has no graph though what went in had one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: list[str] = []
+        self.cut = ""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs one function of torch, as the mode's protocol asks."""
+        kwargs = kwargs or {}
+        out = function(*args, **kwargs)
+        if not self.cut and isinstance(out, Tensor) and out.is_floating_point() and not out.requires_grad:
+            inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+            if any(t.requires_grad and not isinstance(t, nn.Parameter) for t in inputs):
+                where = f" in module {self.running[-1]!r}" if self.running and self.running[-1] else ""
+                name = getattr(function, "__name__", str(function))
+                self.cut = f"{name}(){where} runs without a graph: " + (
+                    "it cuts gradients off" if torch.is_grad_enabled() else "under torch.no_grad()"
+                )
+        return out
+
+
+def why_no_gradient(pass_: Pass) -> str:
+    """Returns what cuts the gradient of the output off, and what to do; "" where that is not seen.
+
+    It costs one more forward, of the first image.
+    """
+    root, way_out = pass_.network.module, "methods without gradients, such as rise, work all the same"
+    integers = [n for n, m in root.named_modules() if ".quantized" in type(m).__module__]
+    if integers:
+        return (
+            f"no gradient flows back: the network's int8 layers ({', '.join(integers[:3])}) have none; explain the "
+            f"network before its quantisation, or {way_out}"
+        )
+    names = {module: name for name, module in root.named_modules()}
+    cuts = _Cuts()
+
+    def enter(module: nn.Module, _args: Any) -> None:
+        cuts.running.append(names[module])
+
+    def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
+        cuts.running.pop()
+
+    with ExitStack() as undo:
+        for module in open_modules(root):
+            undo.callback(hook_before(module, enter).remove)
+            undo.callback(hook_after(module, leave, always_call=True).remove)
+        undo.enter_context(torch.enable_grad())
+        undo.enter_context(cuts)
+        try:
+            output = pass_.forward(pass_.images[:1].detach().requires_grad_().clone())
+        except KonkyoError:
+            return ""
+    if output.requires_grad and _reentrant(output):
+        cuts.cut = "gradient checkpointing with use_reentrant=True hides what is in it; use_reentrant=False does not"
+    if not cuts.cut:
+        return ""
+    return f"no gradient flows back from the output to this layer: {cuts.cut}; mend that in the network, or {way_out}"
+
+
+def _reentrant(output: Tensor) -> bool:
+    """Tells whether gradient checkpointing in its reentrant form made the output."""
+    left, visited = [output.grad_fn], set[object]()
+    while left:
+        node = left.pop()
+        if node is None or node in visited:
+            continue
+        if node.name().startswith("CheckpointFunction"):
+            return True
+        visited.add(node)
+        left += [following for following, _ in node.next_functions]
+    return False
