@@ -79,6 +79,29 @@ class Graph:
             stack += [(child, flag) for child in self._children[node]]
         return keys
 
+    def ends(self) -> set[Any]:
+        """Returns the keys of outputs with a norm or a sum after the last operator with weights: they end a block.
+
+        The features of a network without a head end so; a map of predictions is what its last weights put out.
+        """
+        keys = set[Any]()
+        for node in self._dependent:
+            key, seen, stack = self._outputs.get(node), set[Node](), [node]
+            while stack and key is not None and key not in keys:
+                child = stack.pop()
+                if child in seen or child not in self._dependent or _is_weighted(child):
+                    continue
+                seen.add(child)
+                name = type(child).__name__
+                if "Norm" in name or (name.startswith("Add") and self._joins(child)):
+                    keys.add(key)
+                stack += self._children[child]
+        return keys
+
+    def _joins(self, node: Node) -> bool:
+        """Tells whether more than one of what a node reads depends on the image."""
+        return sum(child in self._dependent for child in self._children[node]) > 1
+
     def singles(self) -> list[Any]:
         """Returns the keys of outputs that are cuts by themselves, the last first."""
         if self._start not in self._dependent:

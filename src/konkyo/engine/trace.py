@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_map
 from konkyo.engine.cuts import Graph
 from konkyo.engine.grids import OWN_TOKENS, TOKEN_PLACE, Change, Projection, Readings, is_place, owned
 from konkyo.engine.layer import Layer, exchanged, main_tensor, maps_in
-from konkyo.engine.session import backward_errors, hook_after, open_modules
+from konkyo.engine.rules import SoundForward
+from konkyo.engine.session import backward_errors, hook_after, open_modules, session_of
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 Call: TypeAlias = tuple[str, int]
@@ -81,9 +82,10 @@ def trace(forward: Forward, root: nn.Module, image: Tensor, *, instances: bool =
     that the whole graph may be stored, and other places are changed in a third run.
     """
     run = _Run(forward, root, image)
-    run.first(None if small else _GRAPH_BYTES)
-    for corner in range(2 if small else 1):
-        run.again(Change(image, corner))
+    with SoundForward(session_of(root)):
+        run.first(None if small else _GRAPH_BYTES)
+        for corner in range(2 if small else 1):
+            run.again(Change(image, corner))
     return _Choice(run, instances).trace()
 
 
@@ -256,6 +258,7 @@ class _Choice:
         assert run.image_node is not None
         self.graph = Graph(run.output, run.image_node, nodes)
         self.used, self.weighted = self.graph.used, self.graph.weighted()
+        self.ends = self.graph.ends()
         self._places: dict[Call, Place | None] = {}
 
     def place(self, call: Call) -> Place | None:
@@ -344,13 +347,13 @@ class _Choice:
         if not self.used:  # nothing flows back to the image: what is known is only which module runs when
             before = [call for call in usable if self.run.order.index(call) < self.run.head]
             return (before or usable)[-1:], True, bool(before)
-        features = [call for call in usable if call in self.used and call in self.weighted]
+        features = [call for call in usable if call in self.used and (call in self.weighted or call in self.ends)]
         # A Linear on a grid (query, key, value) only projects what another module put out.
         features = [call for call in features if self.run.outputs[call].kind != "Linear"] or features
         if not features:
             last = [call for call in usable if call in self.used][-1:]
             return last, last == self.graph.singles()[:1], False
-        if self._dense():
+        if self._dense(features):
             end = self._backbone_end(features)
             return [end], end in self.graph.singles(), True
         return *self._last_features(features), True
@@ -371,14 +374,21 @@ class _Choice:
             return singles[:1] or calls, True
         return (calls or features[::-1])[:1], False
 
-    def _dense(self) -> bool:
-        """Tells whether the output is a picture itself."""
+    def _dense(self, features: Sequence[Call]) -> bool:
+        """Tells whether the output is a picture itself, of more cells than the coarsest features have."""
         output = self.run.output
-        return not self.instances and output.ndim == self.run.image.ndim and math.prod(output.shape[2:]) > 1
+        if self.instances or output.ndim != self.run.image.ndim:
+            return False
+        return math.prod(output.shape[2:]) > min(math.prod(self._grid(call)) for call in features)
+
+    def _grid(self, call: Call) -> tuple[int, ...]:
+        found = self.place(call)
+        assert found is not None
+        return found.grid
 
     def _backbone_end(self, features: list[Call]) -> Call:
         """Returns the last of the smallest grids in the part of the network that makes them first."""
-        cells = {call: math.prod(found.grid) for call in features if (found := self.place(call)) is not None}
+        cells = {call: math.prod(self._grid(call)) for call in features}
         ends = [call for call in features if cells[call] == min(cells.values())]
         prefix = ""
         while True:
@@ -388,7 +398,7 @@ class _Choice:
                 break
             prefix = f"{prefix}{parts[0]}."
         inside = [call for call in ends if _below(call[0], prefix) == parts[0]]
-        return inside[-1]
+        return next((call for call in self.graph.singles() if call in inside), inside[-1])
 
     def _reached(self, features: Sequence[Call]) -> set[Call]:
         """Returns the features without those of which at most one cell has a gradient, as far as they were asked."""
@@ -449,7 +459,7 @@ def share_around(forward: Forward, score: Callable[[Tensor], Tensor], image: Ten
     """
 
     def slope(held: Sequence[Layer]) -> Tensor:
-        with torch.enable_grad(), ExitStack() as undo:
+        with torch.enable_grad(), SoundForward(), ExitStack() as undo:
             for layer in held:
                 if layer.module is not None:
                     undo.callback(hook_after(layer.module, _holding(layer)).remove)
