@@ -411,7 +411,7 @@ class _Choice:
                 return reached
             cells = self._cells(self._decisions(), unknown[:_TOGETHER])
             head = self.run.head_input
-            if cells is not None and not any(cells.values()) and head is not None and head.requires_grad:
+            if cells is not None and max(cells.values()) < 0 and head is not None and head.requires_grad:
                 # A head whose weights are all zero, as some libraries start them, lets no gradient through.
                 cells = self._cells([head], unknown[:_TOGETHER])
             told |= set(unknown[:_TOGETHER])
@@ -426,7 +426,10 @@ class _Choice:
         return [output[:, index] for index in sorted({last - round(last * share) for share in _SHARES})]
 
     def _cells(self, parts: Sequence[Tensor], calls: Sequence[Call]) -> dict[Call, int] | None:
-        """Returns of how many cells of every output a part has a gradient, of the part with most; None: not known."""
+        """Returns of how many cells of every output a part has a gradient, of the part with most; None: not known.
+
+        -1 where nothing of the output has one.
+        """
         edges = [self.run.outputs[call].edges[0] for call in calls]
         layers = [found.layer for call in calls if (found := self.place(call)) is not None]
         counts = []
@@ -435,9 +438,7 @@ class _Choice:
                 noise = torch.randn(part.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(part)
                 with torch.enable_grad():
                     slopes = torch.autograd.grad((part * noise).sum(), edges, allow_unused=True, retain_graph=True)
-                cells = zip(layers, slopes, strict=True)
-                none = part.new_zeros((), dtype=torch.int64)
-                counts.append(torch.stack([none if g is None else (a.fold(g)[0] != 0).any(0).sum() for a, g in cells]))
+                counts.append(torch.stack([_cells_of(a, g, part) for a, g in zip(layers, slopes, strict=True)]))
         except Exception:  # of what was not stored, of operators without a derivative, of checkpoints
             return None
         return dict(zip(calls, torch.stack(counts).amax(0).tolist(), strict=True))
@@ -445,6 +446,14 @@ class _Choice:
 
 _SHARES = (0.0, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9)
 """Which decisions are looked at, from the last: coarse levels of a detector are last and have few."""
+
+
+def _cells_of(layer: Layer, slope: Tensor | None, like: Tensor) -> Tensor:
+    """Returns how many cells of a layer have a gradient -> (); -1 where nothing of its output has one."""
+    if slope is None:
+        return torch.tensor(-1, device=like.device)
+    count = (layer.fold(slope)[0] != 0).any(0).sum()
+    return torch.where((slope != 0).any(), count, -1)
 
 
 def _below(name: str, prefix: str) -> str:
