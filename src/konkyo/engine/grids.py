@@ -21,9 +21,9 @@ TOKEN_PLACE = 0.45
 """The least likeness of tokens."""
 OWN_TOKENS = 0.5
 """The least share of tokens whose gradient at the image is largest at their own place."""
-MIRRORED = 0.3
+MIRRORED = 0.4
 """So much more like a mirror image of the change may a grid be, by chance: deep networks spread every change far."""
-_CHANCE = 2.2
+_CHANCE = 3.0
 """Of few cells it may be more: this, divided by the square root of their number."""
 _PROJECTIONS = 2
 """So many random sums over the channels stand for a cell: constant sums, as after a LayerNorm, do not hide it."""
