@@ -49,6 +49,8 @@ def capture(layers: Sequence[Layer], *, leaves: Sequence[Layer] = ()) -> Iterato
     operation right after the layer cannot rewrite what was captured.
     """
     captured = Captured()
+    parts: list[Tensor] = []
+    """What was handed on from layers that make one together: two of them may be calls of one module."""
 
     def hook(layer: Layer) -> Callable[..., Any]:
         """Makes the forward hook of a layer."""
@@ -61,10 +63,14 @@ def capture(layers: Sequence[Layer], *, leaves: Sequence[Layer] = ()) -> Iterato
             raws = tensors
             if layer in leaves:
                 torch.set_grad_enabled(True)
-                leaf = layer.part  # of layers that make one together none is on another's way
+                # Of layers that make one together none is on another's way.
+                leaf = layer.part and not any(t is part for t in tensors for part in parts)
                 raws = [t.detach().requires_grad_() if leaf or not t.requires_grad or t.is_leaf else t for t in tensors]
             captured.calls.setdefault(layer, []).append(raws)
-            return exchanged(output, tensors, [t.clone() for t in raws])
+            handed = [t.clone() for t in raws]
+            if layer.part:
+                parts.extend(handed)
+            return exchanged(output, tensors, handed)
 
         return store
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -19,6 +20,23 @@ _WEIGHTED = (
     *("MkldnnRnnLayer", "CudnnRnn", "MiopenRnn", "NativeMultiHeadAttention", "Bilinear"),
 )
 """The operators, as the graph names them, that multiply by weights."""
+
+_POINTWISE = (
+    *("Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Abs", "Pow", "Exp", "Log", "Sqrt", "Rsqrt", "Square", "Clamp"),
+    *("ClampMin", "Relu", "LeakyRelu", "Prelu", "PreluKernel", "Elu", "Gelu", "Silu", "Mish", "Softplus", "Hardtanh"),
+    *("Hardswish", "Hardsigmoid", "Sigmoid", "LogSigmoid", "Tanh", "Where", "MaskedFill", "Maximum", "Minimum"),
+    *("Clone", "ToCopy", "Alias", "NativeDropout", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"),
+    *("NativeGroupNorm", "Mean", "Sum"),
+)
+_LOCAL = (
+    *("Convolution", "MkldnnConvolution", "CudnnConvolution", "SlowConv2D", "ThnnConv2D", "ConvDepthwise2D"),
+    *("MaxPool2DWithIndices", "MaxPool3DWithIndices", "MkldnnMaxPool2D", "MkldnnMaxPool3D"),
+    *("AvgPool1D", "AvgPool2D", "AvgPool3D", "AdaptiveAvgPool1D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D"),
+    *("MkldnnAdaptiveAvgPool2D", "UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D"),
+    *("UpsampleLinear1D", "UpsampleBilinear2D", "UpsampleBicubic2D", "UpsampleTrilinear3D"),
+)
+_ALONG = ("Cat", "Slice", "Split", "SplitWithSizes", "SafeSplit", "Chunk", "SplitWithSizesCopy")
+"""What keeps every place where it is, if its axis is that of the channels."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -148,6 +166,16 @@ class Graph:
             stack += self._children[node]
         return keys, avoided
 
+    @cached_property
+    def in_place(self) -> set[Any]:
+        """These are the keys of outputs that are made of the image by operators that leave every place where it is."""
+        kept = set[Node]()
+        for *_, node in sorted(map(self._at, self._dependent), reverse=True):  # from the image to the score
+            children = [child for child in self._children[node] if child in self._dependent]
+            if node is self._image or (_keeps_places(node) and all(child in kept for child in children)):
+                kept.add(node)
+        return {key for node, key in self._outputs.items() if node in kept}
+
     def precedes(self, keys: Sequence[Any]) -> bool:
         """Tells whether one of these outputs is computed from another of them."""
         members = {node for node in self._dependent if self._outputs.get(node) in keys}
@@ -166,6 +194,15 @@ class Graph:
 
 def _is_weighted(node: Node) -> bool:
     """Tells whether a node multiplies by weights; of a function of somebody's own nothing is known, so it may."""
-    name = type(node).__name__
-    stem = name.rstrip("0123456789").removesuffix("Backward")
-    return stem in _WEIGHTED or not name[-1:].isdigit()
+    return _operator(node) in _WEIGHTED or not type(node).__name__[-1:].isdigit()
+
+
+def _keeps_places(node: Node) -> bool:
+    """Tells whether a node is known to leave every place of a (N, C, *grid) where it is."""
+    operator = _operator(node)
+    along_channels = operator in _ALONG and getattr(node, "_saved_dim", None) == 1
+    return along_channels or operator in _POINTWISE or operator in _LOCAL
+
+
+def _operator(node: Node) -> str:
+    return type(node).__name__.rstrip("0123456789").removesuffix("Backward")

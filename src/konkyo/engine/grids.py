@@ -29,6 +29,14 @@ _PROJECTIONS = 2
 """So many random sums over the channels stand for a cell: constant sums, as after a LayerNorm, do not hide it."""
 _STRENGTH = 0.3
 """How strong a change is, in deviations of the image."""
+OWN_CELLS = 1.2
+"""So much more energy of a cell's gradient at the image is at least at the cell's own place."""
+FEW = 9
+"""In a grid of fewer cells every cell sees the whole image, and its gradient has no place."""
+_SPREAD = ((0.15, 0.6, 0.35), (0.4, 0.15, 0.6), (0.6, 0.85, 0.1), (0.85, 0.4, 0.85))
+"""Where cells are looked at, as shares of a grid's sides: far apart, and none where a mirror image has another."""
+_WIDE = 5
+"""In a grid that is as wide along an axis, the neighbours of a cell count as its place."""
 _CORNERS = (
     ((0.1, 0.42), (0.58, 0.92), (0.15, 0.45)),
     ((0.55, 0.9), (0.12, 0.45), (0.6, 0.92)),
@@ -90,6 +98,30 @@ def owned(energies: Mapping[int, Tensor], prefix: int, grid: Sequence[int]) -> f
             hits.append((shares.argmax() == index - prefix) & (shares.amax() > 0))
     asked = [index for index in energies if index >= prefix]
     return float(torch.stack(hits).sum()) / len(asked) if hits else 0.0
+
+
+def spread_cells(grid: Sequence[int], mirrored: bool) -> list[tuple[int, ...]]:
+    """Returns some cells of a grid that lie far apart: two, or four of many."""
+    shares = _SPREAD[: 2 if math.prod(grid) <= 36 else 4]
+    found = [tuple(int(share * n) for share, n in zip(at, grid, strict=False)) for at in shares]
+    return [(grid[0] - 1 - first, *rest) for first, *rest in found] if mirrored else found
+
+
+def at_own_places(energy: Tensor, cells: Sequence[tuple[int, ...]], grid: Sequence[int]) -> float:
+    """Returns how much more energy (*size) of cells' gradient is at their places than elsewhere, of the least cell.
+
+    0 where a cell has none; NaN where there is none at all.
+    """
+    shares = _pooled(energy, tuple(grid))
+    places = [
+        tuple(slice(max(0, i - (n >= _WIDE)), i + 1 + (n >= _WIDE)) for i, n in zip(cell, grid, strict=True))
+        for cell in cells
+    ]
+    elsewhere = torch.ones_like(shares, dtype=torch.bool)
+    for place in places:
+        elsewhere[place] = False
+    lowest = torch.stack([shares[place].mean() for place in places]).amin()
+    return float(lowest / shares[elsewhere].mean())
 
 
 def _pooled(values: Tensor, grid: tuple[int, ...]) -> Tensor:

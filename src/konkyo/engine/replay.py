@@ -100,7 +100,7 @@ class Replay:
         versions = [t._version for t in recorded]
         try:
             with torch.no_grad():
-                again = self._run(torch.cat([self.raw, self.raw]), mode)
+                again = self._run(torch.cat([self.raw, self.raw], self._layer.batch_axis), mode)
         except NetworkError as error:
             if not isinstance(error.__cause__, (RuntimeError, ValueError, AssertionError, IndexError, TypeError)):
                 raise
@@ -116,7 +116,7 @@ class Replay:
             return torch.cat([self._run(value, "whole") for value in torch.split(values, 1, self._layer.batch_axis)])
         image = self._image
         if mode == "whole":
-            image = image.expand(len(values), *image.shape[1:])
+            image = image.expand(values.shape[self._layer.batch_axis], *image.shape[1:])
         with ExitStack() as undo:
             for module, outputs in self._stubs.items():
                 if mode != "whole":
@@ -129,14 +129,24 @@ class Replay:
         """Returns what a stubbed module puts out, call by call, for as many variants as `values` are."""
         answers = outputs
         if mode == "expand":
-            size = len(values)
-            answers = tree_map(
-                lambda t: t.expand(size, *t.shape[1:]) if isinstance(t, Tensor) and t.ndim and len(t) == 1 else t,
-                outputs,
-            )
+            axis = self._layer.batch_axis
+            answers = tree_map(lambda leaf: _expanded(leaf, values.shape[axis], axis), outputs)
         if module is self._layer.module:
             answers = [*answers[:-1], exchanged(answers[-1], tensors_of(answers[-1], self._layer), [values])]
         return answers
+
+
+def _expanded(leaf: Any, size: int, batch_axis: int) -> Any:
+    """Returns a recorded tensor for so many variants; what holds no single image comes back as it is.
+
+    Images come first also where the layer's tokens (L, N, C) do, in what precedes those tokens.
+    """
+    if not isinstance(leaf, Tensor):
+        return leaf
+    for axis in dict.fromkeys((0, batch_axis)):
+        if leaf.ndim > axis and leaf.shape[axis] == 1:
+            return leaf.expand(*leaf.shape[:axis], size, *leaf.shape[axis + 1 :])
+    return leaf
 
 
 @contextmanager

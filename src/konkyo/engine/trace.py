@@ -14,7 +14,19 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge, saved_te
 from torch.utils._pytree import tree_map
 
 from konkyo.engine.cuts import Graph
-from konkyo.engine.grids import OWN_TOKENS, TOKEN_PLACE, Change, Projection, Readings, is_place, owned
+from konkyo.engine.grids import (
+    FEW,
+    OWN_CELLS,
+    OWN_TOKENS,
+    TOKEN_PLACE,
+    Change,
+    Projection,
+    Readings,
+    at_own_places,
+    is_place,
+    owned,
+    spread_cells,
+)
 from konkyo.engine.layer import Layer, exchanged, main_tensor, maps_in
 from konkyo.engine.rules import SoundForward
 from konkyo.engine.session import backward_errors, hook_after, open_modules, session_of
@@ -260,14 +272,17 @@ class _Choice:
         self.used, self.weighted = self.graph.used, self.graph.weighted()
         self.ends = self.graph.ends()
         self._places: dict[Call, Place | None] = {}
+        self.moved = False
+        """Whether a grid was met whose cells are at other places than their own."""
 
     def place(self, call: Call) -> Place | None:
         """Returns how an output is read best as a grid; None: not at all."""
         if call not in self._places:
-            self._places[call] = self._place(self.run.outputs[call], call in self.used)
+            self._places[call] = self._place(self.run.outputs[call], call)
         return self._places[call]
 
-    def _place(self, noted: _Output, used: bool) -> Place | None:
+    def _place(self, noted: _Output, call: Call) -> Place | None:
+        used = call in self.used
         if not noted.readings or len(noted.changes) < len(self.run.changes):
             return None
         if used and self.run.whole_graph and all(layer.tokens is not None for layer, _ in noted.readings):
@@ -291,7 +306,9 @@ class _Choice:
         (layer, grid), (own, mirrored) = noted.readings[best], likeness[best]
         if own == mirrored == 0 and (not used or layer.tokens is not None):  # no cell has changed
             return None
-        return Place(layer, grid, own, is_place(own, mirrored, layer, grid))
+        first = layer.tokens is None and layer.channel_axis == 1
+        sure = (first and call in self.graph.in_place) or is_place(own, mirrored, layer, grid)
+        return Place(layer, grid, own, sure)
 
     def _place_of_tokens(self, noted: _Output) -> Place | None:
         """Returns how tokens are read as a grid: so that the gradient of each at the image is largest at its place."""
@@ -299,22 +316,57 @@ class _Choice:
         energies = {}
         for index in sorted({round(i * (length - 1) / (_TOKENS - 1)) for i in range(_TOKENS)}):
             seed = torch.randn(noted.shape[-1], generator=torch.Generator().manual_seed(index), device="cpu")
-            weights = torch.zeros(noted.shape, dtype=self.run.output.dtype, device=self.run.output.device)
-            weights.movedim(noted.readings[0][0].batch_axis, 0)[0, index] = seed.to(weights)
+            weights = torch.zeros(noted.shape)
+            weights.movedim(noted.readings[0][0].batch_axis, 0)[0, index] = seed
             try:
-                (slope,) = torch.autograd.grad(
-                    [noted.edges[0]], [self.run.leaf], [weights], retain_graph=True, allow_unused=True
-                )
+                energy = self._energy(noted, weights)
             except Exception:  # an operator without a derivative
                 return None
-            if slope is not None:
-                energies[index] = slope[0].float().square().sum(0)
+            if energy is not None:
+                energies[index] = energy
         best: Place | None = None
         for layer, grid in noted.readings:
             own = owned(energies, layer.prefix, grid)
             if best is None or own > best.likeness:
                 best = Place(layer, grid, own, own >= OWN_TOKENS)
         return best
+
+    def _energy(self, noted: _Output, weights: Tensor) -> Tensor | None:
+        """Returns the energy (*size) of the gradient at the image of a weighted sum of an output."""
+        like = self.run.output
+        (slope,) = torch.autograd.grad(
+            [noted.edges[0]],
+            [self.run.leaf],
+            [weights.to(like.device, like.dtype)],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        return None if slope is None else slope[0].float().square().sum(0)
+
+    def _keeps_places(self, call: Call) -> bool:
+        """Tells whether the cells of a grid are at their own places: by its operators, else by some cells' gradients.
+
+        Crops, shifts and shuffles within a network move them; so does what mixes all places. Of few cells, and of a
+        graph that is not stored, no gradient tells, so what follows the changes is believed.
+        """
+        place, noted = self.place(call), self.run.outputs[call]
+        if place is None or place.layer.tokens is not None or call in self.graph.in_place:
+            return True
+        if not self.run.whole_graph or math.prod(place.grid) < FEW:
+            return True
+        for mirrored in (False, True):
+            weights, cells = torch.zeros(noted.shape), spread_cells(place.grid, mirrored)
+            grid = place.layer.fold(weights)[0].movedim(0, -1)
+            for cell in cells:
+                grid[cell] = torch.randn(grid.shape[-1], generator=torch.Generator().manual_seed(0), device="cpu")
+            try:
+                energy = self._energy(noted, weights)
+            except Exception:  # an operator without a derivative
+                return True
+            ratio = 0.0 if energy is None else at_own_places(energy, cells, place.grid)
+            if ratio > 0:  # else a cell may be dead after a ReLU
+                return ratio >= OWN_CELLS
+        return False
 
     def trace(self) -> Trace:
         """Returns the sites and the automatic layer."""
@@ -352,10 +404,12 @@ class _Choice:
         features = [call for call in features if self.run.outputs[call].kind != "Linear"] or features
         if not features:
             last = [call for call in usable if call in self.used][-1:]
+            last = list(self._unmoved(last, last))
             return last, last == self.graph.singles()[:1], False
         if self._dense(features):
-            end = self._backbone_end(features)
-            return [end], end in self.graph.singles(), True
+            features = list(self._unmoved(features, [self._backbone_end(features)]))
+            ends = [self._backbone_end(features)] if features else []
+            return ends, ends[:1] == [call for call in self.graph.singles() if call in ends], bool(ends)
         return *self._last_features(features), True
 
     def _last_features(self, features: list[Call]) -> tuple[list[Call], bool]:
@@ -372,7 +426,14 @@ class _Choice:
         singles = [call for call in self.graph.singles() if call in reached]
         if singles or together:
             return singles[:1] or calls, True
-        return (calls or features[::-1])[:1], False
+        return (calls or [c for c in features[::-1] if not self.moved or c in self.graph.in_place])[:1], False
+
+    def _unmoved(self, features: Sequence[Call], looked_at: Sequence[Call]) -> Sequence[Call]:
+        """Returns the features, without those that may have been moved if one was of those that are looked at."""
+        if all(self._keeps_places(call) for call in looked_at):
+            return features
+        self.moved = True
+        return [call for call in features if call in self.graph.in_place]
 
     def _dense(self, features: Sequence[Call]) -> bool:
         """Tells whether the output is a picture itself, of more cells than the coarsest features have."""
@@ -401,7 +462,10 @@ class _Choice:
         return next((call for call in self.graph.singles() if call in inside), inside[-1])
 
     def _reached(self, features: Sequence[Call]) -> set[Call]:
-        """Returns the features without those of which at most one cell has a gradient, as far as they were asked."""
+        """Returns the features without those of which at most one cell has a gradient, or whose cells were moved.
+
+        Only those are asked that may be the automatic layer.
+        """
         reached, told = set(features), set[Call]()
         while True:
             calls, _ = self.graph.frontier(reached.__contains__)
@@ -416,6 +480,7 @@ class _Choice:
                 cells = self._cells([head], unknown[:_TOGETHER])
             told |= set(unknown[:_TOGETHER])
             reached -= {call for call, count in (cells or {}).items() if count < 2}
+            reached &= set(self._unmoved(list(reached), [call for call in unknown[:_TOGETHER] if call in reached]))
 
     def _decisions(self) -> list[Tensor]:
         """Returns the output, or where it holds many decisions (1, Q, ...) some of them, the last ones more densely."""

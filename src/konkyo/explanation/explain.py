@@ -626,7 +626,7 @@ def _shares_around(run: _Run, targets: Sequence[Target], images: Sequence[int]) 
     pictures = run.prepared.images
     size: Any = traced_size(tuple(pictures.shape[1:]))
     if size is not None:
-        pictures = torch.nn.functional.adaptive_avg_pool2d(pictures, size)
+        pictures = torch.nn.functional.adaptive_avg_pool2d(pictures, (size[0], size[1]))
     shares = []
     for target, image in zip(targets, images, strict=True):
         try:
