@@ -62,16 +62,13 @@ def judged(animal: Animal) -> Judgement:
     except KonkyoError as error:
         return Judgement("", (), math.nan, math.nan, f"{type(error).__name__}: {error}")
 
-
     def logits(x: Tensor) -> Tensor:
         return konkyo.models.base.select_logits(network(x) if animal.call is None else animal.call(network, x))
 
     kind = found.diagnosis[0].kind
     said = kind if kind not in ("ok", "all negative") else ""
     shares = [placed(logits, image, layer) for layer in layers]
-    return Judgement(
-        found.layer, tuple(found.signed.shape[1:]), around(logits, image, layers), min(shares), said
-    )
+    return Judgement(found.layer, tuple(found.signed.shape[1:]), around(logits, image, layers), min(shares), said)
 
 
 def score(output: Tensor) -> Tensor:
@@ -175,7 +172,12 @@ def placed(logits: Score, image: Tensor, layer: Layer) -> float:
             else:
                 energy = (changed(grids, image, place, size, level) - cells).abs().sum(1)
             energy = (energy / energy.max()).square()
-            pools = [None, functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d]
+            pools = [
+                None,
+                functional.adaptive_avg_pool1d,
+                functional.adaptive_avg_pool2d,
+                functional.adaptive_avg_pool3d,
+            ]
             pool: Any = pools[len(size)]
             highest = torch.unravel_index(pool(energy[None], size).argmax(), size)
             hits.append(all(abs(int(a) - int(b)) <= 1 for a, b in zip(place, highest, strict=True)))

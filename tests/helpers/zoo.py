@@ -166,7 +166,11 @@ TIMM: list[tuple[str, Shape, dict[str, Any]]] = [
     ("tresnet_m", WIDE, {"layers": (1, 1, 1, 1), "width_factor": 0.25}),
     ("vovnet39a", WIDE, {"stem_chs": (8, 8, 8), "stage_conv_chs": (8,) * 4, "stage_out_chs": (8, 12, 16, 24)}),
     ("fastvit_t8", WIDE, {}),
-    ("tnt_s_legacy_patch16_224", SQUARE, {"img_size": 64, "embed_dim": 32, "depth": 2, "inner_dim": 8, "num_heads_outer": 2, "num_heads_inner": 2}),
+    (
+        "tnt_s_legacy_patch16_224",
+        SQUARE,
+        {"img_size": 64, "embed_dim": 32, "depth": 2, "inner_dim": 8, "num_heads_outer": 2, "num_heads_inner": 2},
+    ),
     ("twins_svt_small", SQUARE, {"img_size": 64, "embed_dims": (16, 16, 16, 16), "depths": (1, 1, 1, 1)}),
     ("volo_d1_224", (3, 96, 96), {"img_size": 96}),
     ("visformer_tiny", SQUARE, {"img_size": 64, "embed_dim": 24, "depth": (1, 1, 1), "init_channels": 8}),
@@ -190,9 +194,7 @@ def animals() -> list[Animal]:
         for name, shape, settings in TORCHVISION
     ]
     found += [Animal("torchvision", name, build, WIDE) for name, build in TORCHVISION_OF_PARTS]
-    found += [
-        Animal("timm", name, lambda n=name, s=settings: of_timm(n, **s), shape) for name, shape, settings in TIMM
-    ]
+    found += [Animal("timm", name, lambda n=name, s=settings: of_timm(n, **s), shape) for name, shape, settings in TIMM]
     found += [Animal("transformers", *row) for row in zoo_transformers.rows()]
     found += [Animal("hand-made", *row) for row in zoo_odd.rows()]
     return found

@@ -99,7 +99,14 @@ def lora() -> nn.Module:
 
 
 def shrinking() -> nn.Module:
-    return nn.Sequential(convs(3, 8, 8, 8, 12, 16), nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 8, 1), nn.Flatten(), nn.ReLU(), nn.Linear(8, 5))
+    return nn.Sequential(
+        convs(3, 8, 8, 8, 12, 16),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Conv2d(16, 8, 1),
+        nn.Flatten(),
+        nn.ReLU(),
+        nn.Linear(8, 5),
+    )
 
 
 def flips_inside() -> nn.Module:

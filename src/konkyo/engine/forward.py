@@ -372,8 +372,11 @@ def differentiated(
 def _backwards(
     network: Network, sums: Sequence[Tensor], tensors: Sequence[Tensor], *, together: bool, create_graph: bool
 ) -> Sequence[Sequence[Tensor | None]]:
-    """Returns the gradients of every sum; `together` tries to walk the graph once with a batch of gradients."""
-    if together and len(sums) > 1:
+    """Returns the gradients of every sum; `together` tries to walk the graph once with a batch of gradients.
+
+    In the channels_last format no such walk comes to its end: convolutions ask there what a batch does not tell.
+    """
+    if together and len(sums) > 1 and all(tensor.is_contiguous() for tensor in tensors):
         rows: list[list[Tensor | None]] = []
         _ignore_fallback_warnings()
         with suppress(NetworkError):
