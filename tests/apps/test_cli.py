@@ -18,7 +18,7 @@ from PIL import Image
 import konkyo
 from helpers.commands import Outcome, Run, runner
 from konkyo.apps.cli import explain as command
-from konkyo.explanation.explain import SEVEN_CAMS
+from konkyo.tasks.base import SEVEN_CAMS
 
 NETS = """
 import torch

@@ -15,10 +15,10 @@ from torchvision.ops import FrozenBatchNorm2d
 import konkyo
 from helpers.closeness import close
 from helpers.networks import Attention, Dense, InPlaceAfter, SmallResNet, images, seeded
+from konkyo.engine.biases import bias_terms
 from konkyo.engine.forward import Pass
 from konkyo.engine.layer import INPUT, Layer
 from konkyo.engine.probe import Probe
-from konkyo.engine.rules import bias_terms
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 
@@ -208,7 +208,7 @@ def test_relevance_leaves_the_output_as_it_is() -> None:
 
 def test_relevance_says_where_there_is_no_rule() -> None:
     with pytest.raises(konkyo.NotApplicable, match="no relevance rule for MultiheadAttention"):
-        konkyo.explain(seeded(Attention()), images(1), method="relevance_cam")
+        konkyo.explain(seeded(Attention()), images(1), method="relevance_cam", layer="norm")
     with pytest.raises(konkyo.NotApplicable, match="no class"):
         konkyo.explain(seeded(SmallResNet()), images(1), method="relevance_cam", target=lambda out: out.sum(1))
 
@@ -350,7 +350,7 @@ def assigned(x: Tensor) -> Tensor:
         *(nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveMaxPool2d(3), nn.Upsample(scale_factor=2), nn.ZeroPad2d(1)),
         *(lambda x: x * 3, lambda x: 2 * x, lambda x: x / 7, lambda x: -x, lambda x: x.clamp(min=0), assigned),
         *(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), lambda x: x + x.relu(), lambda x: x.mT.permute(0, 1, 3, 2)),
-        *(lambda x: x.view(2, 2, 3, 16, 20).transpose(1, 2).reshape(x.shape), lambda x: (x > 0) * x),
+        *(lambda x: x.view(len(x), 2, 3, 16, 20).transpose(1, 2).reshape(x.shape), lambda x: (x > 0) * x),
         *(nn.Conv2d(6, 6, 3, padding="same", padding_mode="circular", bias=False), torch.ops.aten.relu),
         *(nn.BatchNorm2d(6), nn.SyncBatchNorm(6)),
         lambda x: functional.conv2d(

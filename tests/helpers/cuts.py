@@ -17,9 +17,9 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
 
 import konkyo
+from helpers.zoo import Animal
 from konkyo import KonkyoError
 from konkyo.engine.layer import Layer
-from helpers.zoo import Animal
 
 CELLS = 7
 """So many cells of a grid are asked for their place."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import konkyo
 from konkyo.data.sets.scenes import CLASSES, Scenes
-from konkyo.explanation.explain import SEVEN_CAMS
+from konkyo.tasks.base import SEVEN_CAMS
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from PIL import Image
 import konkyo
 from konkyo.data.samples import samples
 from konkyo.evaluation.result import markdown
-from konkyo.explanation.explain import SEVEN_CAMS
 from konkyo.studies import ig_odam as paper
 from konkyo.studies.ig_odam import PATHS, Convergence, convergence, save, sweep, sweep_table, tables
+from konkyo.tasks.base import SEVEN_CAMS
 
 SCENES = "scenes:2,objects=1,size=96"
 FEW = konkyo.Matching(0.2)

@@ -9,9 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from konkyo.engine.biases import Biases, BiasTerm, bias_terms
 from konkyo.engine.forward import Pass, Rows, pick, rounds, scores
 from konkyo.engine.layer import INPUT, Layer, covers
-from konkyo.engine.rules import Biases, BiasTerm, bias_terms, guided_relus, positive_relevance
+from konkyo.engine.rules import guided_relus, positive_relevance
 from konkyo.errors import NotApplicable
 from konkyo.targets.base import Target, as_target
 from konkyo.utils.tensors import safe_divide

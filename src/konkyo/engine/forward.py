@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from konkyo.engine.capture import capture
 from konkyo.engine.layer import Layer
-from konkyo.engine.rules import SoundForward
 from konkyo.engine.session import backward_errors, in_short, outside_inference, session_of
+from konkyo.engine.sound import SoundForward
 from konkyo.errors import KonkyoError, NetworkError
 from konkyo.targets.base import BaseTarget
 from konkyo.targets.classes import Target

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from konkyo.engine import backwards
 from konkyo.engine.attention_reader import AttentionReader, tokens_on_grid
+from konkyo.engine.biases import bias_terms
 from konkyo.engine.channels import Channels
 from konkyo.engine.forward import Pass, Rows, distinct_views, pick, scores
 from konkyo.engine.integration import Integration, Pyramid
@@ -24,7 +25,6 @@ from konkyo.engine.layer import INPUT, Layer
 from konkyo.engine.needs import Need, OtherScore, ReadTokens, Through, Vary, Visit, need, needs_of
 from konkyo.engine.ownership import ATTENTION_KERNELS, Claim
 from konkyo.engine.path import Sampling
-from konkyo.engine.rules import bias_terms
 from konkyo.engine.session import session_of
 from konkyo.engine.variants import Budget, Variants
 from konkyo.errors import NotApplicable

@@ -28,8 +28,8 @@ from konkyo.engine.grids import (
     spread_cells,
 )
 from konkyo.engine.layer import Layer, exchanged, main_tensor, maps_in
-from konkyo.engine.rules import SoundForward
 from konkyo.engine.session import backward_errors, hook_after, open_modules, session_of
+from konkyo.engine.sound import SoundForward
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 Call: TypeAlias = tuple[str, int]
@@ -396,7 +396,9 @@ class _Choice:
     def _cut(self) -> tuple[list[Call], bool, bool]:
         """Returns the calls that make the automatic layer, whether everything passes them, and weights follow them."""
         usable = [call for call in self.run.order if (place := self.place(call)) is not None and place.sure]
-        if not self.used:  # nothing flows back to the image: what is known is only which module runs when
+        if not any(
+            call in self.used for call in usable
+        ):  # nothing flows back to the image: what is known is only which module runs when
             before = [call for call in usable if self.run.order.index(call) < self.run.head]
             return (before or usable)[-1:], True, bool(before)
         features = [call for call in usable if call in self.used and (call in self.weighted or call in self.ends)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from itertools import accumulate, combinations
+from dataclasses import fields, replace
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,29 +14,21 @@ from torch import Tensor, nn
 import konkyo.methods  # noqa: F401 - registers every method
 from konkyo.engine.forward import OneByOne, Pass, Precision
 from konkyo.engine.gradient_flow import why_no_gradient
-from konkyo.engine.integration import Pyramid
 from konkyo.engine.layer import INPUT, STAGES, Layer
-from konkyo.engine.path import PathTrace
-from konkyo.engine.probe import NEEDS, Probe, largest_gradient, missing_share
+from konkyo.engine.probe import NEEDS
 from konkyo.engine.session import Session, refuse_within_forward, untouched
-from konkyo.engine.trace import share_around
-from konkyo.engine.variants import Budget
 from konkyo.errors import KonkyoError, NotApplicable, unknown, warn
-from konkyo.explanation.diagnosis import Diagnosis, diagnose, judge_cut
+from konkyo.explanation.diagnosis import Diagnosis
 from konkyo.explanation.inputs import Images, Prepared, prepare
 from konkyo.explanation.result import Explanation, joined
-from konkyo.methods.base import SCORE_OPTION, Attribution, Method, find
-from konkyo.models import Frame, Model, as_model
-from konkyo.models.layers import traced_size
-from konkyo.targets.base import Target, as_target
-from konkyo.targets.classes import Magnitude, TopK
-from konkyo.tasks.base import SEVEN_CAMS, Task
-from konkyo.tasks.decision import Decision
+from konkyo.explanation.run import Cut, Doubts, Request, Run, Where, explanation_of
+from konkyo.methods.base import Attribution, Method, find
+from konkyo.models import Model, as_model
+from konkyo.tasks.base import SEVEN_CAMS
 from konkyo.utils.progress import Progress
-from konkyo.utils.tensors import FUSES, Fuse, fuse, on_finest, resize
+from konkyo.utils.tensors import Fuse
 
 Which: TypeAlias = "str | Method | Attribution"
-Where: TypeAlias = "str | nn.Module | Layer | Sequence[str | nn.Module | Layer] | None"
 
 
 def explain(
@@ -109,47 +101,21 @@ def compare(
     return results
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What `explain` was asked for, besides methods and images."""
-
-    target: Any = None
-    layer: Where = None
-    fuse: Fuse | None = None
-    seed: int = 0
-    precision: Precision | None = None
-    budget: int | None = None
-    progress: Progress | None = None
-    bgr: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        budget = self.budget
-        if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget < 1):
-            raise KonkyoError(f"budget is a number of forwards, 1 or more, or None; got {budget!r}")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            raise KonkyoError(f"seed is a whole number; got {self.seed!r}")
-        if self.progress is not None and not callable(self.progress):
-            raise KonkyoError(f"progress is a function of (done, total), or None; got {self.progress!r}")
-        if self.fuse is not None and not callable(self.fuse) and self.fuse not in FUSES:
-            raise unknown("way to fuse layers", self.fuse, FUSES)
-
-
 def explanations(
     model: Model | nn.Module, images: Images, methods: Sequence[Which], **settings: Any
 ) -> dict[str, Explanation | NotApplicable]:
     """`compare`, with the reason in place of the maps of a method that this model has no place for."""
     for name in settings:
-        if name not in (known := [f.name for f in fields(_Request)]):
+        if name not in (known := [f.name for f in fields(Request)]):
             raise unknown("setting", name, known)
     if isinstance(methods, (str, Method)):
         raise KonkyoError(f"methods is a list of methods, as in [{methods!r}]; got {methods!r}")
-    chosen, request = [find(m) for m in methods], _Request(**settings)
+    chosen, request = [find(m) for m in methods], Request(**settings)
     _check(chosen, request.options or ())
     adapted = as_model(model)
     refuse_within_forward(adapted.module, adapted.name)
     prepared = prepare(adapted, images, bgr=request.bgr, told=isinstance(model, Model))
-    session, doubts = untouched(adapted.module, request.seed), _Doubts()
+    session, doubts = untouched(adapted.module, request.seed), Doubts()
     with session, session:  # twice: see `Session`
         results = _results(adapted, prepared, chosen, request, session, doubts)
     if session.draws:
@@ -160,12 +126,8 @@ def explanations(
     return {m.name: results[m.name] for m in chosen}
 
 
-_Doubts: TypeAlias = dict[str, None]
-"""What a call warns of when all methods are done, once each."""
-
-
 def _results(
-    model: Model, prepared: Prepared, methods: Sequence[Method], request: _Request, session: Session, doubts: _Doubts
+    model: Model, prepared: Prepared, methods: Sequence[Method], request: Request, session: Session, doubts: Doubts
 ) -> dict[str, Explanation | NotApplicable]:
     """Returns what every method makes of the images, which share a forward where they do not depend on each other."""
     results: dict[str, Explanation | NotApplicable] = {}
@@ -187,7 +149,7 @@ def _results(
         probabilities = _holds_probabilities(model, pass_)
         for m in group:
             try:
-                result = _explanation(_Run(model, pass_, m, cuts[m], request, prepared, probabilities, doubts))
+                result = explanation_of(Run(model, pass_, m, cuts[m], request, prepared, probabilities, doubts))
                 results[m.name] = _with_cause(result, m, pass_)
             except NotApplicable as reason:
                 results[m.name] = NotApplicable(f"{m.name}: {reason}")
@@ -212,7 +174,7 @@ def _drawn(model: Model, seed: int) -> str:
 
 
 def _one_by_one(
-    model: Model, prepared: Prepared, methods: Sequence[Method], request: _Request, session: Session, doubts: _Doubts
+    model: Model, prepared: Prepared, methods: Sequence[Method], request: Request, session: Session, doubts: Doubts
 ) -> dict[str, Explanation | NotApplicable]:
     """Returns `_results` of images that must not see each other in a batch."""
     target, count = request.target, len(prepared.images)
@@ -322,10 +284,6 @@ def _nothing(model: Model, target: Any, images: Sequence[int], output: Tensor) -
     return f"{where}{model.nothing(target, output[list(images)])}"
 
 
-Cut: TypeAlias = tuple[Layer, ...]
-"""The branches that together make one layer: one, as a rule."""
-
-
 def _cuts(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) -> list[Cut]:
     """Returns the layers whose maps are fused. KonkyoError: no layer, or something that is none."""
     if method.layer is not None and (layer is None or not method.needs_layer()):
@@ -344,294 +302,3 @@ def _cuts(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) ->
         many = isinstance(item, str) and item == STAGES
         cuts += [(stage,) for stage in model.stages(shape)] if many else [model.cut(item, shape)]
     return cuts
-
-
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """The run is one method's part of a call."""
-
-    model: Model
-    pass_: Pass
-    method: Method
-    cuts: Sequence[Cut]
-    request: _Request
-    prepared: Prepared
-    probabilities: bool
-    """Whether an output that is read as logits holds probabilities."""
-    doubts: _Doubts
-
-    @property
-    def layers(self) -> list[Layer]:
-        """Returns the layers of all cuts."""
-        return [layer for cut in self.cuts for layer in cut]
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Returns the options that are the method's."""
-        return {name: value for name, value in self.request.options.items() if name in self.method.options}
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """What is explained: a row per target, and the rows of the parts that a target's map is combined of."""
-
-    targets: list[Target]
-    images: list[int]
-    """Of every target, which image it is of."""
-    parts: list[list[Target]]
-    """Of every target, itself or what it is a combination of."""
-
-    @property
-    def part_targets(self) -> list[Target]:
-        """Returns the parts of all targets, one after the other."""
-        return [part for group in self.parts for part in group]
-
-    @property
-    def part_images(self) -> tuple[int, ...]:
-        """Of every part, which image it is of."""
-        return tuple(image for image, group in zip(self.images, self.parts, strict=True) for _ in group)
-
-    @property
-    def firsts(self) -> list[int]:
-        """Of every target, which of all parts is its first."""
-        return list(accumulate(map(len, self.parts[:-1]), initial=0)) if self.parts else []
-
-
-@dataclass(frozen=True, eq=False)
-class _Maps:
-    """What a method makes of rows."""
-
-    signed: Tensor
-    """(R, *grid)"""
-    scores: Tensor
-    """(R,)"""
-    gradients: Tensor | None
-    """(R,) the largest absolute gradient, where the method asked for gradients."""
-    missing: Tensor | None
-    """(R,) the share of the score that full gradients leave out, where the method asked for them."""
-    path: PathTrace | None
-
-
-def _explanation(run: _Run) -> Explanation:
-    """Returns the maps of a method with all that is known of them."""
-    model, output, frames = run.model, run.pass_.output, run.prepared.frames
-    rows = _rows(run)
-    maps = _combined(model.task, run.method, rows, _part_maps(run, rows))
-    outputs = output.shape[1] if output.ndim == 2 else None
-    bordered = any(frames[image].region != (0.0, 0.0, 1.0, 1.0) for image in rows.images)
-    return Explanation(
-        signed=maps.signed,
-        rectified=run.method.rectified,
-        scores=maps.scores,
-        image_index=torch.tensor(rows.images, dtype=torch.int64, device=maps.scores.device),
-        targets=tuple(rows.targets),
-        labels=tuple(model.label(t, outputs) for t in rows.targets),
-        method=run.method.name,
-        layer="+".join(item.name if item.call == -1 else f"{item.name}#{item.call}" for item in run.layers),
-        model=model.name,
-        options=_options_used(run),
-        seed=run.request.seed,
-        diagnosis=_diagnose(run, rows, maps),
-        decisions=_decisions(run, rows),
-        boxes=_boxes(model.task, rows, frames, maps.scores),
-        regions=maps.scores.new_tensor([frames[image].region for image in rows.images]) if bordered else None,
-        path=None if maps.path is None else _path(maps.path, [frames[image] for image in rows.images]),
-        assumptions=(*run.prepared.notes, *_assumptions(run, rows)),
-        images=run.prepared.pictures,
-    )
-
-
-def _rows(run: _Run) -> _Rows:
-    """Returns the targets of all images as rows."""
-    score, frames, output = run.method.explained(run.options), run.prepared.frames, run.pass_.output.detach()
-    if run.model.task.instances and score != run.method.score:
-        raise KonkyoError(
-            f"score={score!r} is of a class; what is explained of {run.model.task.instances} is said by their request, "
-            f"as in target=konkyo.Detections(quantity={score!r})"
-        )
-    requested = run.request.target
-    if requested is None and not run.method.needs_target() and not run.model.decides(output):
-        requested = Magnitude()
-    if run.probabilities:
-        output = output - 0.5  # a single one decides for its class above that; the highest of several stays it
-    per_image = run.model.targets(requested, output, score=score, frames=frames)
-    targets = [target for image in per_image for target in image]
-    if not callable(requested):
-        run.model.task.check(targets, run.prepared.images.shape[2:])
-    images = [image for image, group in enumerate(per_image) for _ in group]
-    return _Rows(targets, images, [run.model.task.parts(target) for target in targets])
-
-
-def _assumptions(run: _Run, rows: _Rows) -> tuple[str, ...]:
-    """Returns what was assumed to read the output; what is doubtful of it is noted, to be warned of."""
-    output = run.pass_.output.detach()
-    decided = run.request.target is None or isinstance(run.request.target, TopK)
-    doubts = run.model.doubts(rows.targets, output, decided=decided, probabilities=run.probabilities)
-    run.doubts.update(dict.fromkeys(doubts))
-    return (*run.model.assumptions(rows.targets, output), *doubts)
-
-
-def _decisions(run: _Run, rows: _Rows) -> tuple[Decision | None, ...]:
-    """Returns what the model decided, beside every row's target."""
-    model, output = run.model, run.pass_.output.detach()
-    if run.probabilities:
-        task, output = model.task.of_probabilities(output)
-        model = replace(model, task=task)
-    return tuple(model.decisions_beside(rows.targets, rows.images, output))
-
-
-def _part_maps(run: _Run, rows: _Rows) -> _Maps:
-    """Returns what the method makes of every part, at all layers together."""
-    targets, images = rows.part_targets, rows.part_images
-    budget = Budget(run.request.budget, run.request.progress).divided(len(run.cuts))
-    # Branches that together make a layer add up, as the levels of a pyramid do.
-    pyramids = [Pyramid(tuple(level for layer in cut for level in run.pass_.levels(layer))) for cut in run.cuts]
-    signed, probes = [], list[Probe]()
-    for pyramid in pyramids:
-        levels = [
-            Probe(
-                run.pass_,
-                targets,
-                level,
-                rows=images,
-                seed=run.request.seed,
-                knows_target=False,
-                budget=budget,
-                pyramid=pyramid,
-            )
-            for level in pyramid.levels
-        ]
-        probes += levels
-        if images:
-            # The levels of a pyramid add up, as the channels of one layer do.
-            signed.append(on_finest([run.method(probe, **run.options).detach() for probe in levels]).sum(0))
-    if images:
-        maps = _fused(signed, run.method, run.request.fuse).float()
-    else:  # a detector that keeps nothing
-        maps = on_finest([probe.activations[:, 0] for probe in probes])[0].float()
-    scores = probes[0].score.float() if images else maps.new_zeros(0)
-    missing = [share for probe in probes if (share := missing_share(probe)) is not None]
-    integrals = [integral for pyramid in pyramids for integral in pyramid.integrals]
-    largest = [gradient for probe in probes if (gradient := largest_gradient(probe)) is not None]
-    largest += [integral.largest for integral in integrals]
-    trace = integrals[0].trace.of(rows.firsts) if integrals else None  # a combination's is that of its first part
-    gradients, missing_shares = (torch.stack(s).amax(0) if s else None for s in (largest, missing))
-    return _Maps(maps, scores, gradients, missing_shares, trace)
-
-
-def _combined(task: Task, method: Method, rows: _Rows, maps: _Maps) -> _Maps:
-    """Returns the maps of all targets from those of their parts; score and gradient are those of the first part."""
-    firsts = rows.firsts
-    if len(maps.scores) == len(rows.targets):
-        return maps
-    groups = [maps.signed[at : at + len(part)] for at, part in zip(firsts, rows.parts, strict=True)]
-    signed = [
-        group[0] if len(group) == 1 else task.combined(group.relu() if method.rectified else group) for group in groups
-    ]
-    gradients, missing = (None if v is None else v[firsts] for v in (maps.gradients, maps.missing))
-    return replace(maps, signed=torch.stack(signed), scores=maps.scores[firsts], gradients=gradients, missing=missing)
-
-
-def _options_used(run: _Run) -> dict[str, Any]:
-    """Returns all options of the method with their values, and what else decides its maps."""
-    defaults = {name: p.default for name, p in run.method.options.items() if p is not SCORE_OPTION}  # targets say that
-    used = defaults | run.options
-    if len(run.cuts) > 1:
-        how = run.request.fuse or run.method.fuse
-        used["fuse"] = getattr(how, "__name__", how)
-    if run.request.budget is not None and run.method.runs_variants():
-        used["budget"] = run.request.budget
-    return used
-
-
-def _path(trace: PathTrace, frames: Sequence[Frame]) -> PathTrace:
-    """Returns the trace with its boxes in the pixels of the pictures."""
-    shown = [frame.shown(boxes) for frame, boxes in zip(frames, trace.boxes, strict=True)]
-    return replace(trace, boxes=torch.stack(shown))
-
-
-def _boxes(task: Task, rows: _Rows, frames: Sequence[Frame], like: Tensor) -> Tensor | None:
-    """Returns the boxes of the targets in the pixels of their pictures; None where none has one."""
-    boxes = task.boxes(rows.targets, like)
-    if boxes is None or not len(boxes):
-        return boxes
-    return torch.stack([frames[image].shown(box) for image, box in zip(rows.images, boxes, strict=True)])
-
-
-def _fused(signed: Sequence[Tensor], method: Method, how: Fuse | None) -> Tensor:
-    """The signed maps of one layer, or of several fused: rectified first, as the method defines its map. Where that
-    leaves nothing, `signed` keeps what speaks against the target at the deepest layer."""
-    how = method.fuse if how is None else how
-    if len(signed) == 1 and not callable(how):
-        return signed[0]
-    if not method.rectified:
-        return fuse(signed, how)
-    maps = fuse([m.relu() for m in signed], how)
-    blank = (maps.flatten(1).amax(1) == 0).view(-1, *[1] * (maps.ndim - 1))
-    return torch.where(blank, resize(signed[-1], tuple(maps.shape[1:])).clamp(max=0), maps)
-
-
-def _diagnose(run: _Run, rows: _Rows, maps: _Maps) -> tuple[Diagnosis, ...]:
-    """Returns whether every map is meaningful, and what would help."""
-    targets, images = rows.targets, rows.images
-    task, output = run.model.task, run.pass_.output.detach()
-    saturating = [task.saturates(target) for target in targets]
-    inside = [
-        task.probability_inside(target, output[image : image + 1], probabilities=run.probabilities)
-        for target, image in zip(targets, images, strict=True)
-    ]
-
-    def way_out() -> str:
-        automatic = [layer.name for layer in run.model.automatic_layers(tuple(run.prepared.images.shape[1:]))]
-        if len(automatic) != 1 or any(layer.name in (automatic[0], INPUT) for layer in run.layers):
-            return "try another layer: `konkyo layers` lists them"
-        return f"try layer={automatic[0]!r}"
-
-    def absent(row: int) -> bool:
-        boxes = as_target(targets[row]).matched_boxes(output[images[row] : images[row] + 1])
-        return as_target(targets[row]).location() is not None and boxes[0][0] != boxes[0][0]
-
-    probabilities: list[Tensor | None] = [
-        score if saturates and own is None else own
-        for score, saturates, own in zip(maps.scores, saturating, inside, strict=True)
-    ]
-    diagnosis = diagnose(
-        maps.signed,
-        maps.scores,
-        rectified=run.method.rectified,
-        largest_gradient=maps.gradients,
-        missing=maps.missing,
-        probabilities=probabilities if any(p is not None for p in probabilities) else (),
-        inside=any(own is not None for own in inside),
-        absent=absent,
-        way_out=way_out,
-    )
-    if not rows.targets or not _is_automatic(run) or run.model.trace(tuple(run.prepared.images.shape[1:])).whole:
-        return diagnosis
-    names = "+".join(layer.name for layer in run.layers)
-    return judge_cut(diagnosis, names, _shares_around(run, rows.targets, rows.images))
-
-
-def _is_automatic(run: _Run) -> bool:
-    """Tells whether a trace has chosen the layer."""
-    chosen = run.request.layer is None and run.method.layer is None and run.method.needs_layer()
-    return chosen and not run.model.task.layers(tuple(run.prepared.images.shape[1:]))
-
-
-def _shares_around(run: _Run, targets: Sequence[Target], images: Sequence[int]) -> list[float]:
-    """Returns of every row how much of the score's gradient at the image goes around the layers.
-
-    Two more forwards and backwards a row, of an image that is as small as in the trace.
-    """
-    pictures = run.prepared.images
-    size: Any = traced_size(tuple(pictures.shape[1:]))
-    if size is not None:
-        pictures = torch.nn.functional.adaptive_avg_pool2d(pictures, (size[0], size[1]))
-    shares = []
-    for target, image in zip(targets, images, strict=True):
-        try:
-            share = share_around(run.model, target, pictures[image : image + 1].to(run.prepared.images), run.layers)
-        except KonkyoError:  # a network of one image size, or without a gradient
-            share = share_around(run.model, target, run.prepared.images[image : image + 1], run.layers)
-        shares.append(float(share))
-    return shares

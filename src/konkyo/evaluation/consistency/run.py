@@ -19,7 +19,8 @@ from konkyo.engine.forward import Pass, Precision
 from konkyo.errors import ImageError, KonkyoError, silenced, unknown
 from konkyo.evaluation.consistency.result import Baseline, Consistency
 from konkyo.evaluation.consistency.statistics import ExplainedClass, measure
-from konkyo.explanation.explain import Where, Which, explain
+from konkyo.explanation.explain import Which, explain
+from konkyo.explanation.run import Where
 from konkyo.methods.base import find
 from konkyo.metrics.distances import DISTANCES, Distance, on_grid
 from konkyo.models import Model, as_model
