@@ -449,7 +449,7 @@ def test_layers(run: Run) -> None:
     assert [(entry["name"], entry["grid"]) for entry in found["layers"]] == [
         (str(i), [s, s]) for i, s in enumerate((16, 16, 8, 8))
     ]
-    assert all(entry["gradient"] > 0 for entry in found["layers"])
+    assert all(entry["used"] for entry in found["layers"])
     every = run("layers", "nets.py:named", "--json", "--all", "--size", "40x64").json["layers"]
     assert [entry["name"] for entry in every] == ["0", "1", "2", "3", "6"]
     assert every[0]["grid"] == [20, 32]

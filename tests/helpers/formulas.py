@@ -170,7 +170,7 @@ def swin() -> nn.Module:
 
 
 def references(kind: str, x: Tensor, label: int) -> tuple[nn.Module, str, LiteralAt]:
-    """(the network, its automatic layer, literal formulas there)"""
+    """(the network, one of its layers, literal formulas there)"""
     if kind == "vit":
         network = seeded(Attention(prefix=2))
         fold = lambda raw: raw[:, 2:].unflatten(1, (4, 5)).movedim(-1, 1)

@@ -20,8 +20,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 def test_method_equals_its_formula(kind: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, labels = images(2), [2, 4]
     network, layer, _ = references(kind, x[:1], 0)
-    found = konkyo.explain(network, x, method=method, target=labels, **OPTIONS.get(method, {}))
+    found = konkyo.explain(network, x, method=method, target=labels, layer=layer, **OPTIONS.get(method, {}))
     assert found.layer in (layer, "input")
+    if kind == "swin":
+        assert konkyo.Model(network).automatic_layers(x.shape[1:])[0].name == layer
     for i, label in enumerate(labels):
         literal = references(kind, x[i : i + 1], label)[2]
         with monkeypatch.context() as without:
@@ -37,8 +39,8 @@ def test_method_equals_its_formula(kind: str, method: str, monkeypatch: pytest.M
 def test_grad_cam_pp_on_signed_activations(kind: str) -> None:
     """Taken at its word where 2 + sum(A) G is not 0, as the reduced formula is."""
     x = images(1)
-    network, _, literal = references(kind, x, 3)
-    found = konkyo.explain(network, x, method="grad_cam_pp", target=3)
+    network, layer, literal = references(kind, x, 3)
+    found = konkyo.explain(network, x, method="grad_cam_pp", target=3, layer=layer)
     total = literal.A.sum((1, 2), keepdim=True)
     weights = (literal.G.relu() / (2 + total * literal.G)).sum((1, 2))
     expected = literal.weighted(list(weights)).relu()
@@ -58,9 +60,9 @@ def test_cam_on_a_swin_and_where_a_class_token_decides() -> None:
 @pytest.mark.parametrize("kind", ["vit", "swin"])
 def test_random_cam_and_rise_do_not_depend_on_the_kind_of_network(kind: str) -> None:
     x = images(1)
-    network, _, literal = references(kind, x, 1)
+    network, layer, literal = references(kind, x, 1)
     weights = torch.rand(len(literal.A), generator=torch.Generator().manual_seed(3)) * 2 - 1
-    found = konkyo.explain(network, x, method="random_cam", seed=3)
+    found = konkyo.explain(network, x, method="random_cam", seed=3, layer=layer)
     torch.testing.assert_close(found.maps[0].double(), literal.weighted(list(weights.double())), rtol=1e-5, atol=1e-6)
     maps = konkyo.explain(network, x, method="rise", target=1, masks=6, keep=1.0).maps  # masks of ones alone
     score = network(x).softmax(1)[0, 1].detach()

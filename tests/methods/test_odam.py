@@ -154,7 +154,8 @@ def test_images_with_different_numbers_of_detections_and_one_with_none() -> None
     poorest = int(highest.amax(1).argmin())
     rest = [i for i in range(3) if i != poorest]
     threshold = float(highest[highest > highest[poorest].max()].min())
-    result = konkyo.explain(model, images, method="odam", target=konkyo.Detections(threshold=threshold))
+    with pytest.warns(konkyo.KonkyoWarning, match="1 of 3 images: nothing detected"):
+        result = konkyo.explain(model, images, method="odam", target=konkyo.Detections(threshold=threshold))
     counts = [int((highest[i] > threshold).sum()) for i in range(3)]
     assert counts[poorest] == 0
     assert len({counts[i] for i in rest} - {0}) == 2
@@ -277,7 +278,8 @@ def test_a_combination_beside_a_single_target_and_of_a_path() -> None:
 def test_an_image_without_detections_has_no_rows(method: str, suffix: str, tmp_path: Path) -> None:
     options = {"masks": 4} if method == "d_rise" else {}
     wanted = konkyo.Detections(threshold=0.9999)
-    result = konkyo.explain(dense(), noise(2), method=method, target=wanted, **options)
+    with pytest.warns(konkyo.KonkyoWarning, match="2 of 2 images: nothing detected"):
+        result = konkyo.explain(dense(), noise(2), method=method, target=wanted, **options)
     size = SIZE if method == "d_rise" else (6, 8)
     assert result.signed.shape == (0, *size)
     assert result.scores.shape == (0,)

@@ -22,7 +22,7 @@ KINDS = ["resnet", "vit", "swin"]
 
 
 def case(kind: str, x: Tensor, label: int) -> tuple[nn.Module, str, Slow]:
-    """(the network, its automatic layer, the formulas there)"""
+    """(the network, one of its layers, the formulas there)"""
     if kind == "resnet":
         network = seeded(SmallResNet(deep_head=True))
         return network, "stage3", Slow(Literal(network, x, label))
@@ -34,7 +34,7 @@ def held_to(kind: str, method: str, expected: Callable[[Slow], Tensor], **option
     """The signed maps of two images at once equal the formula's, and so does their ReLU where the method has one."""
     x = images(2)
     network, layer, _ = case(kind, x[:1], 0)
-    found = konkyo.explain(network, x, method=method, target=LABELS, seed=5, **options)
+    found = konkyo.explain(network, x, method=method, target=LABELS, seed=5, layer=layer, **options)
     assert found.layer in (layer, "input")
     for i, label in enumerate(LABELS):
         close(found.signed[i], expected(case(kind, x[i : i + 1], label)[2]))

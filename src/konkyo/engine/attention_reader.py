@@ -111,7 +111,7 @@ class AttentionReader:
 def tokens_on_grid(tokens: Tensor, layer: Layer, grid: Sequence[int]) -> Tensor:
     """Computes `Probe.on_grid`."""
     prefix = tokens.shape[1] - math.prod(grid)
-    if not 0 <= prefix <= MAX_PREFIX_TOKENS or (layer.tokens is not None and prefix != layer.prefix):
+    if not 0 <= prefix <= MAX_PREFIX_TOKENS or (layer.tokens and layer.prefix not in (0, prefix)):
         raise NotApplicable(
             f"{tokens.shape[1]} tokens do not lie on the grid {tuple(grid)} of layer {layer.name!r}; "
             "name a layer that puts out the blocks' tokens"

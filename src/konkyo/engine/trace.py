@@ -325,7 +325,8 @@ class _Choice:
             if energy is not None:
                 energies[index] = energy
         best: Place | None = None
-        for layer, grid in noted.readings:
+        known = [(layer, grid) for layer, grid in noted.readings if self.run.readings.knows(grid)]
+        for layer, grid in known or noted.readings:
             own = owned(energies, layer.prefix, grid)
             if best is None or own > best.likeness:
                 best = Place(layer, grid, own, own >= OWN_TOKENS)
