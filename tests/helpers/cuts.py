@@ -17,9 +17,9 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
 
 import konkyo
+from helpers.zoo import Animal
 from konkyo import KonkyoError
 from konkyo.engine.layer import Layer
-from helpers.zoo import Animal
 
 CELLS = 7
 """So many cells of a grid are asked for their place."""
@@ -40,6 +40,8 @@ class Judgement:
     placed: float
     said: str
     """What the library says against the map: the kind of its diagnosis, or an error."""
+    limit: str = ""
+    """Why this judge cannot tell where the cells are."""
 
     @property
     def verdict(self) -> str:
@@ -47,8 +49,11 @@ class Judgement:
         if self.said:
             return f"told: {self.said}"
         faults = [f"{self.around:.0%} goes around"] if not self.around <= AROUND else []
-        faults += [f"{self.placed:.0%} of cells placed"] if not self.placed >= PLACED else []
-        return "; ".join(f"FAULT: {fault}" for fault in faults) or "cut, placed"
+        if not self.placed >= PLACED and not self.limit:
+            faults.append(f"{self.placed:.0%} of cells placed")
+        return "; ".join(f"FAULT: {fault}" for fault in faults) or (
+            f"cut; {self.limit}" if self.limit else "cut, placed"
+        )
 
 
 def judged(animal: Animal) -> Judgement:
@@ -62,7 +67,6 @@ def judged(animal: Animal) -> Judgement:
     except KonkyoError as error:
         return Judgement("", (), math.nan, math.nan, f"{type(error).__name__}: {error}")
 
-
     def logits(x: Tensor) -> Tensor:
         return konkyo.models.base.select_logits(network(x) if animal.call is None else animal.call(network, x))
 
@@ -70,7 +74,7 @@ def judged(animal: Animal) -> Judgement:
     said = kind if kind not in ("ok", "all negative") else ""
     shares = [placed(logits, image, layer) for layer in layers]
     return Judgement(
-        found.layer, tuple(found.signed.shape[1:]), around(logits, image, layers), min(shares), said
+        found.layer, tuple(found.signed.shape[1:]), around(logits, image, layers), min(shares), said, animal.limit
     )
 
 
@@ -175,7 +179,12 @@ def placed(logits: Score, image: Tensor, layer: Layer) -> float:
             else:
                 energy = (changed(grids, image, place, size, level) - cells).abs().sum(1)
             energy = (energy / energy.max()).square()
-            pools = [None, functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d]
+            pools = [
+                None,
+                functional.adaptive_avg_pool1d,
+                functional.adaptive_avg_pool2d,
+                functional.adaptive_avg_pool3d,
+            ]
             pool: Any = pools[len(size)]
             highest = torch.unravel_index(pool(energy[None], size).argmax(), size)
             hits.append(all(abs(int(a) - int(b)) <= 1 for a, b in zip(place, highest, strict=True)))

@@ -40,20 +40,105 @@ CLASSIFIERS: list[tuple[str, str, dict[str, Any], tuple[int, ...]]] = [
     ("ConvNextV2", "", STAGES, WIDE),
     ("ResNet", "", {**STAGES, "embedding_size": 8}, WIDE),
     ("RegNet", "", {**STAGES, "embedding_size": 8, "groups_width": 4}, WIDE),
-    ("EfficientNet", "", {"width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320, "num_labels": 5}, WIDE),
+    (
+        "EfficientNet",
+        "",
+        {"width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320, "num_labels": 5},
+        WIDE,
+    ),
     ("MobileNetV1", "", {"depth_multiplier": 0.25, "num_labels": 5}, WIDE),
     ("MobileNetV2", "", {"depth_multiplier": 0.35, "num_labels": 5}, WIDE),
-    ("MobileViT", "", {"hidden_sizes": [16, 20, 24], "neck_hidden_sizes": [8, 8, 12, 16, 16, 20, 32], "num_labels": 5}, WIDE),
+    (
+        "MobileViT",
+        "",
+        {"hidden_sizes": [16, 20, 24], "neck_hidden_sizes": [8, 8, 12, 16, 16, 20, 32], "num_labels": 5},
+        WIDE,
+    ),
     ("MobileViTV2", "", {"width_multiplier": 0.25, "num_labels": 5, "n_attn_blocks": [1, 1, 1]}, WIDE),
-    ("Levit", "", {"image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 2, 2], "depths": [1, 1, 1], "key_dim": [8, 8, 8], "num_labels": 5}, SQUARE),
+    (
+        "Levit",
+        "",
+        {
+            "image_size": 64,
+            "hidden_sizes": [16, 24, 32],
+            "num_attention_heads": [1, 2, 2],
+            "depths": [1, 1, 1],
+            "key_dim": [8, 8, 8],
+            "num_labels": 5,
+        },
+        SQUARE,
+    ),
     ("PoolFormer", "", {**STAGES, "depths": [1, 1, 1, 1]}, WIDE),
-    ("Cvt", "", {"embed_dim": [8, 16, 24], "num_heads": [1, 2, 2], "depth": [1, 1, 2], "num_labels": 5, "cls_token": [False, False, True]}, WIDE),
-    ("Pvt", "", {"image_size": 64, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4], "num_labels": 5}, SQUARE),
-    ("PvtV2", "", {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4], "num_labels": 5, "image_size": 64}, WIDE),
+    (
+        "Cvt",
+        "",
+        {
+            "embed_dim": [8, 16, 24],
+            "num_heads": [1, 2, 2],
+            "depth": [1, 2, 3],
+            "num_labels": 5,
+            "cls_token": [False, False, True],
+        },
+        WIDE,
+    ),
+    (
+        "Pvt",
+        "",
+        {
+            "image_size": 64,
+            "hidden_sizes": [8, 16, 24, 32],
+            "depths": [1, 1, 1, 1],
+            "num_attention_heads": [1, 2, 2, 4],
+            "num_labels": 5,
+        },
+        SQUARE,
+    ),
+    (
+        "PvtV2",
+        "",
+        {
+            "hidden_sizes": [8, 16, 24, 32],
+            "depths": [1, 1, 1, 1],
+            "num_attention_heads": [1, 2, 2, 4],
+            "num_labels": 5,
+            "image_size": 64,
+        },
+        WIDE,
+    ),
     ("FocalNet", "", {"image_size": 96, "embed_dim": 12, "depths": [1, 1, 1, 1], "num_labels": 5}, WIDE),
-    ("Bit", "", {"embedding_size": 32, "hidden_sizes": [32, 64, 64, 96], "num_groups": 8, "depths": [1, 1, 1, 1], "num_labels": 5}, WIDE),
-    ("Hiera", "", {"image_size": [64, 64], "embed_dim": 16, "depths": [1, 1, 1], "num_heads": [1, 2, 4], "mask_unit_size": [4, 4], "query_stride": [2, 2], "num_query_pool": 2, "num_labels": 5}, SQUARE),
-    ("SwiftFormer", "", {"image_size": 64, "depths": [1, 1, 1, 1], "embed_dims": [8, 16, 24, 32], "num_labels": 5}, SQUARE),
+    (
+        "Bit",
+        "",
+        {
+            "embedding_size": 32,
+            "hidden_sizes": [32, 64, 64, 96],
+            "num_groups": 8,
+            "depths": [1, 1, 1, 1],
+            "num_labels": 5,
+        },
+        WIDE,
+    ),
+    (
+        "Hiera",
+        "",
+        {
+            "image_size": [64, 64],
+            "embed_dim": 16,
+            "depths": [1, 1, 1],
+            "num_heads": [1, 2, 4],
+            "mask_unit_size": [4, 4],
+            "query_stride": [2, 2],
+            "num_query_pool": 2,
+            "num_labels": 5,
+        },
+        SQUARE,
+    ),
+    (
+        "SwiftFormer",
+        "",
+        {"image_size": 64, "depths": [1, 1, 1, 1], "embed_dims": [8, 16, 24, 32], "num_labels": 5},
+        SQUARE,
+    ),
     ("DonutSwin", "", WINDOWS, WIDE),
     ("HGNetV2", "", {"num_labels": 5}, SQUARE),
     ("TextNet", "", {"num_labels": 5}, WIDE),
@@ -69,7 +154,7 @@ def of(family: str, head: str, **settings: Any) -> nn.Module:
 
 def perceiver(head: str) -> nn.Module:
     settings: dict[str, Any] = {"num_latents": 16, "d_latents": 32, "num_blocks": 1, "num_self_attends_per_block": 2}
-    settings |= {"num_self_attention_heads": 2, "num_cross_attention_heads": 1, "num_labels": 5, "image_size": 64}
+    settings |= {"num_self_attention_heads": 2, "num_cross_attention_heads": 1, "num_labels": 5, "image_size": 16}
     return of("Perceiver", f"ForImageClassification{head}", **settings)
 
 
@@ -275,7 +360,7 @@ def rows() -> Iterator[Row]:
         full = f"ForImageClassification{head}"
         yield family + head, lambda f=family, h=full, s=settings: of(f, h, **s), shape, None
     for kind in ("Learned", "Fourier", "ConvProcessing"):
-        yield f"Perceiver, {kind}", lambda k=kind: perceiver(k), SQUARE, None
+        yield f"Perceiver, {kind}", lambda k=kind: perceiver(k), (3, 16, 16), None
     image = {"vision_config": {**HIDDEN, "image_size": 64, "patch_size": 16}, "num_labels": 5}
     yield "CLIP classifier", lambda: of("CLIP", "ForImageClassification", **image), SQUARE, None
     yield "SigLIP classifier", lambda: siglip("ForImageClassification"), SQUARE, None
