@@ -51,20 +51,21 @@ def page(rows: Iterable[tuple[str, str, cuts.Judgement]]) -> str:
     told = sum(verdict.startswith("told") for verdict in verdicts)
     wrong = sum(verdict.startswith("FAULT") for verdict in verdicts)
     lines = [
-        "# Automatic layers, judged",
+        *("# Automatic layers, judged", ""),
+        f"This table has the layer that konkyo chooses for {len(rows)} networks with random weights.",
+        "For each, a judge that knows nothing of the choice asks two questions,",
+        "on a picture that the library has not seen before:",
         "",
-        f"This table has the layer that konkyo chooses for {len(rows)} networks with random weights. For each, a judge that",
-        "knows nothing of the choice asks two questions, on a picture that the library has not seen before:",
+        "- **around**: all that the layers put out is held constant. Which share of the absolute gradient at the image",
+        f"  is left? Of a cut it is at most {cuts.AROUND:.0%}.",
+        f"- **place**: {cuts.CELLS} cells are drawn. Is the gradient of each at the image strongest at the cell's own",
+        f"  place, or next to it? Of at least {cuts.PLACED:.0%} it must be.",
+        "  Without a gradient, the image is changed at the cell's place.",
         "",
-        "- **around**: all that the layers put out is held constant. Which share of the absolute gradient at the image is",
-        f"  left? Of a cut it is at most {cuts.AROUND:.0%}.",
-        f"- **place**: {cuts.CELLS} cells are drawn. Is the gradient of each at the image strongest at the cell's own place, or",
-        f"  next to it? Of at least {cuts.PLACED:.0%} it must be. Without a gradient, the image is changed at the cell's place.",
-        "",
-        f"**{placed}** layers are a cut and placed. Of **{told}** networks the library says itself what is wrong: by an error, or",
-        f"by the [diagnosis](layers.md#what-is-wrong-with-this-map) of the map. **{wrong}** are wrong in silence, and "
-        f"{len(rows) - placed - told - wrong} are cuts whose",
-        "cells cannot be judged with random weights. The tests ask the same of every network.",
+        f"**{placed}** layers are a cut and placed. Of **{told}** networks the library says itself what is wrong:",
+        "by an error, or by the [diagnosis](layers.md#what-is-wrong-with-this-map) of the map.",
+        f"**{wrong}** are wrong in silence. Of {len(rows) - placed - told - wrong} cuts the cells cannot be judged",
+        "with random weights. The tests ask the same of every network.",
         "",
         "Written by `python benchmarks/layers.py`.",
     ]
@@ -88,7 +89,7 @@ def main() -> None:
         if not asked or asked & {animal.library, animal.name}:
             text, found = row(animal)
             rows.append((animal.library, text, found))
-            print(text, flush=True)  # noqa: T201 - it takes a while
+            print(text, flush=True)
     if not asked:
         PAGE.write_text(page(rows), encoding="utf-8")
 
