@@ -40,6 +40,8 @@ class Judgement:
     placed: float
     said: str
     """What the library says against the map: the kind of its diagnosis, or an error."""
+    limit: str = ""
+    """Why this judge cannot tell where the cells are."""
 
     @property
     def verdict(self) -> str:
@@ -47,8 +49,11 @@ class Judgement:
         if self.said:
             return f"told: {self.said}"
         faults = [f"{self.around:.0%} goes around"] if not self.around <= AROUND else []
-        faults += [f"{self.placed:.0%} of cells placed"] if not self.placed >= PLACED else []
-        return "; ".join(f"FAULT: {fault}" for fault in faults) or "cut, placed"
+        if not self.placed >= PLACED and not self.limit:
+            faults.append(f"{self.placed:.0%} of cells placed")
+        return "; ".join(f"FAULT: {fault}" for fault in faults) or (
+            f"cut; {self.limit}" if self.limit else "cut, placed"
+        )
 
 
 def judged(animal: Animal) -> Judgement:
@@ -68,7 +73,9 @@ def judged(animal: Animal) -> Judgement:
     kind = found.diagnosis[0].kind
     said = kind if kind not in ("ok", "all negative") else ""
     shares = [placed(logits, image, layer) for layer in layers]
-    return Judgement(found.layer, tuple(found.signed.shape[1:]), around(logits, image, layers), min(shares), said)
+    return Judgement(
+        found.layer, tuple(found.signed.shape[1:]), around(logits, image, layers), min(shares), said, animal.limit
+    )
 
 
 def score(output: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ Row = tuple[str, Callable[[], nn.Module], tuple[int, ...], "Callable[[nn.Module,
 
 def convs(*channels: int, stride: int = 2) -> nn.Sequential:
     """Convolutions of 3 x 3 with ReLUs, each with a stride."""
-    pairs = zip(channels, channels[1:], strict=False)
+    pairs = itertools.pairwise(channels)
     return nn.Sequential(*(nn.Sequential(nn.Conv2d(a, b, 3, stride, 1), nn.ReLU()) for a, b in pairs))
 
 

@@ -75,7 +75,7 @@ CLASSIFIERS: list[tuple[str, str, dict[str, Any], tuple[int, ...]]] = [
         {
             "embed_dim": [8, 16, 24],
             "num_heads": [1, 2, 2],
-            "depth": [1, 1, 2],
+            "depth": [1, 2, 3],
             "num_labels": 5,
             "cls_token": [False, False, True],
         },
@@ -154,7 +154,7 @@ def of(family: str, head: str, **settings: Any) -> nn.Module:
 
 def perceiver(head: str) -> nn.Module:
     settings: dict[str, Any] = {"num_latents": 16, "d_latents": 32, "num_blocks": 1, "num_self_attends_per_block": 2}
-    settings |= {"num_self_attention_heads": 2, "num_cross_attention_heads": 1, "num_labels": 5, "image_size": 64}
+    settings |= {"num_self_attention_heads": 2, "num_cross_attention_heads": 1, "num_labels": 5, "image_size": 16}
     return of("Perceiver", f"ForImageClassification{head}", **settings)
 
 
@@ -360,7 +360,7 @@ def rows() -> Iterator[Row]:
         full = f"ForImageClassification{head}"
         yield family + head, lambda f=family, h=full, s=settings: of(f, h, **s), shape, None
     for kind in ("Learned", "Fourier", "ConvProcessing"):
-        yield f"Perceiver, {kind}", lambda k=kind: perceiver(k), SQUARE, None
+        yield f"Perceiver, {kind}", lambda k=kind: perceiver(k), (3, 16, 16), None
     image = {"vision_config": {**HIDDEN, "image_size": 64, "patch_size": 16}, "num_labels": 5}
     yield "CLIP classifier", lambda: of("CLIP", "ForImageClassification", **image), SQUARE, None
     yield "SigLIP classifier", lambda: siglip("ForImageClassification"), SQUARE, None

@@ -1,0 +1,109 @@
+"""Every automatic layer is a cut between image and score whose cells are places of the image, or it is told.
+
+The zoo has the networks, and `helpers.cuts` the judge, which knows nothing of how a layer is chosen.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import konkyo
+from helpers import cuts, zoo, zoo_odd
+from helpers.zoo import Animal
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
+
+# What may be told, and of which networks: of all others the layer is a cut and placed.
+TOLD = {
+    **dict.fromkeys(("ensemble of 12", "flips averaged", "mean colour beside the features"), "not a cut"),
+    **dict.fromkeys(("gate from the mean colour", "U-Net", "lraspp_mobilenet_v3_large"), "not a cut"),
+    **dict.fromkeys(("SegFormer, segmentation", "UperNet on ConvNext", "Mask2Former on Swin"), "not a cut"),
+    "Qwen3-VL": "not a cut",
+    "frozen backbone under no_grad": "zero gradient",
+    # Their random weights are so small that nothing of the image arrives.
+    **dict.fromkeys(("EfficientNet", "MobileViT", "MobileViTV2"), "constant"),
+    **dict.fromkeys(("mirrored inside", "LSTM over rows of pixels", "Qwen2-VL", "Qwen2.5-VL"), "KonkyoError"),
+}
+# What is wrong in silence, and known.
+WRONG = {"turned by 90 degrees inside": "the cells of a picture that the network turns are not seen to be turned"}
+
+
+@functools.cache
+def animals() -> tuple[Animal, ...]:
+    return tuple(zoo.animals())
+
+
+@pytest.mark.parametrize("animal", animals(), ids=lambda animal: f"{animal.library}: {animal.name}")
+def test_the_automatic_layer_is_a_cut_of_places_or_is_told(animal: Animal) -> None:
+    pytest.importorskip(animal.library.replace("hand-made", "torch"))
+    judgement = cuts.judged(animal)
+    if animal.name in WRONG:
+        assert judgement.verdict.startswith("FAULT"), "this is mended: take it out of WRONG"
+        pytest.xfail(WRONG[animal.name])
+    allowed = {f"cut; {animal.limit}" if animal.limit else "cut, placed"}
+    if animal.name in TOLD and judgement.verdict not in allowed:
+        assert judgement.verdict.startswith(f"told: {TOLD[animal.name]}"), judgement
+    else:
+        assert judgement.verdict in allowed, judgement
+
+
+def test_the_zoo_is_large_and_has_every_kind() -> None:
+    counts = {library: sum(a.library == library for a in animals()) for library in ("torchvision", "timm")}
+    counts |= {library: sum(a.library == library for a in animals()) for library in ("transformers", "hand-made")}
+    assert min(counts.values()) >= 20
+    assert counts["timm"] >= 25
+    assert counts["transformers"] >= 25
+    assert len({a.name for a in animals()}) == len(animals()) == sum(counts.values())
+
+
+# --- the judge can condemn --------------------------------------------------------------------------------------------
+
+
+def judge(network: nn.Module, layer: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """The share that goes around a named layer, and the share of its cells that are placed."""
+    network = network.eval()
+    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(11))
+
+    found = konkyo.engine.layer.Layer(layer, network.get_submodule(layer))
+
+    return cuts.around(network, image, [found]), cuts.placed(network, image, found)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_the_judge_sees_what_goes_around(weight: float) -> None:
+    """The share is that of a linear network, by hand: the pixels' weights of the one branch among those of both."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.side = nn.Conv2d(1, 5, 1, bias=False), nn.Conv2d(1, 5, 1, bias=False)
+            nn.init.constant_(self.body.weight, 2.0)
+            nn.init.constant_(self.side.weight, weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.body(x) + self.side(x)).mean((2, 3))
+
+    share, placed = judge(Branches(), "body", (1, 8, 8))
+    assert share == pytest.approx(weight / (2 + weight), rel=1e-5)
+    assert placed == 1
+
+
+def test_the_judge_sees_cells_at_other_places() -> None:
+    torch.manual_seed(0)
+    for network in (zoo_odd.mirrored(), zoo_odd.transposed()):
+        share, placed = judge(network, "body", (3, 64, 64))
+        assert share == 0
+        assert placed < cuts.PLACED
+
+
+def test_the_judge_looks_at_changes_where_there_is_no_gradient() -> None:
+    torch.manual_seed(0)
+    assert judge(zoo_odd.frozen(), "body", (3, 64, 64)) == (0, 1)
+    assert judge(zoo_odd.frozen(), "body.0", (3, 64, 64)) == (0, 1)
