@@ -374,10 +374,7 @@ def test_a_map_at_branches_is_the_sum_of_their_maps(name: str, method: str) -> N
 def test_relevance_at_branches() -> None:
     net, x = built(lambda: ensemble(2)), images(RGB)
     model = konkyo.Model(net)
-    try:
-        found = konkyo.explain(model, x, target=1, method="relevance_cam")
-    except konkyo.NotApplicable:
-        return
+    found = konkyo.explain(model, x, target=1, method="relevance_cam")
     branches = [replace(branch, part=False) for branch in model.automatic_layers(RGB)]
     maps = [konkyo.explain(model, x, target=1, method="relevance_cam", layer=branch).signed for branch in branches]
     agree(found.signed, on_finest(maps).sum(0))
@@ -482,6 +479,26 @@ def test_a_segmenter_is_explained_at_its_backbone_not_by_its_prediction() -> Non
         correlation = torch.corrcoef(torch.stack([found.signed[0].flatten(), own.flatten()]))[0, 1]
         assert found.layer.startswith("backbone")
         assert abs(float(correlation)) < 0.9
+
+
+def test_a_pyramid_gives_all_its_levels_whoever_names_it() -> None:
+    from torchvision.models import detection
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        sizes = {"min_size": 96, "max_size": 128}
+        net = detection.fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=7, score_thresh=0.0, **sizes)
+        nn.init.normal_(net.head.classification_head.cls_logits.weight, std=0.3)
+        nn.init.zeros_(net.head.classification_head.cls_logits.bias)
+    net.eval()
+    x = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    target = konkyo.Detections(threshold=0.02, top=1)
+    maps = [
+        konkyo.explain(net, x, method="odam", layer=layer, target=target).signed
+        for layer in (None, "backbone", "backbone.fpn")
+    ]
+    agree(maps[1], maps[0])
+    agree(maps[2], maps[0])
 
 
 def test_layers_that_are_fused_are_no_weights() -> None:

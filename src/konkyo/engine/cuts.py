@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -166,19 +167,17 @@ class Graph:
             stack += self._children[node]
         return keys, avoided
 
-    def keeps_places(self, key: Any) -> bool:
-        """Tells whether an output is made of the image by operators that leave every place where it is."""
-        seen, stack = set[Node](), [node for node in self._dependent if self._outputs.get(node) == key]
-        while stack:
-            node = stack.pop()
-            if node in seen or node not in self._dependent:
-                continue
-            seen.add(node)
-            if node is not self._image:
-                if not _keeps_places(node):
-                    return False
-                stack += self._children[node]
-        return True
+    @cached_property
+    def kept(self) -> set[Any]:
+        """These are the keys of outputs made of the image by operators that leave every place where it is."""
+        kept, moved = set[Node](), set[Any]()
+        for node in sorted(self._dependent, key=self._at, reverse=True):  # from the image on
+            children = (child for child in self._children[node] if child in self._dependent)
+            if node is self._image or (_keeps_places(node) and all(child in kept for child in children)):
+                kept.add(node)
+            elif node in self._outputs:
+                moved.add(self._outputs[node])
+        return self.used - moved
 
     def precedes(self, keys: Sequence[Any]) -> bool:
         """Tells whether one of these outputs is computed from another of them."""

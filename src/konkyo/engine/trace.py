@@ -89,13 +89,16 @@ def trace(forward: Forward, root: nn.Module, image: Tensor, *, instances: bool =
     """Runs the network on an image (1, ...) and on the same with other pixels in some places.
 
     `instances`: the output holds many decisions, each made from one of several levels. `small`: the image is small, so
-    that the whole graph may be stored, and other places are changed in a third run.
+    that the whole graph may be stored, and other places are changed in a third run where its operators tell less.
     """
     run = _Run(forward, root, image)
     run.first(None if small else _GRAPH_BYTES)
-    for corner in range(2 if small else 1):
-        run.again(Change(image, corner))
-    return _Choice(run, instances).trace()
+    run.again(Change(image, 0))
+    choice = _Choice(run, instances)
+    if small and not choice.certain():
+        run.again(Change(image, 1))
+        choice = _Choice(run, instances)
+    return choice.trace()
 
 
 @dataclass
@@ -277,6 +280,10 @@ class _Choice:
         self.moved = False
         """Whether a grid was met whose cells are at other places than their own."""
 
+    def certain(self) -> bool:
+        """Tells whether all grids are made of the image by operators that leave every place where it is."""
+        return bool(self.used) and all(call in self.graph.kept for call in self.used if self.place(call))
+
     def place(self, call: Call) -> Place | None:
         """Returns how an output is read best as a grid; None: not at all."""
         if call not in self._places:
@@ -349,7 +356,7 @@ class _Choice:
         graph that is not stored, no gradient tells, so what follows the changes is believed.
         """
         place, noted = self.place(call), self.run.outputs[call]
-        if place is None or place.layer.tokens is not None or self.graph.keeps_places(call):
+        if place is None or place.layer.tokens is not None or call in self.graph.kept:
             return True
         if not self.run.whole_graph or math.prod(place.grid) < FEW:
             return True
@@ -425,14 +432,14 @@ class _Choice:
         singles = [call for call in self.graph.singles() if call in reached]
         if singles or together:
             return singles[:1] or calls, True
-        return (calls or [c for c in features[::-1] if not self.moved or self.graph.keeps_places(c)])[:1], False
+        return (calls or [c for c in features[::-1] if not self.moved or c in self.graph.kept])[:1], False
 
     def _unmoved(self, features: Sequence[Call], looked_at: Sequence[Call]) -> Sequence[Call]:
         """Returns the features, without those that may have been moved if one was of those that are looked at."""
         if all(self._keeps_places(call) for call in looked_at):
             return features
         self.moved = True
-        return [call for call in features if self.graph.keeps_places(call)]
+        return [call for call in features if call in self.graph.kept]
 
     def _dense(self) -> bool:
         """Tells whether the output is a picture itself."""
