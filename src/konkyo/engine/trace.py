@@ -287,10 +287,10 @@ class _Choice:
     def place(self, call: Call) -> Place | None:
         """Returns how an output is read best as a grid; None: not at all."""
         if call not in self._places:
-            self._places[call] = self._place(self.run.outputs[call], call in self.used)
+            self._places[call] = self._place(call, self.run.outputs[call], call in self.used)
         return self._places[call]
 
-    def _place(self, noted: _Output, used: bool) -> Place | None:
+    def _place(self, call: Call, noted: _Output, used: bool) -> Place | None:
         if not noted.readings or len(noted.changes) < len(self.run.changes):
             return None
         if used and self.run.whole_graph and all(layer.tokens is not None for layer, _ in noted.readings):
@@ -314,7 +314,7 @@ class _Choice:
         (layer, grid), (own, mirrored) = noted.readings[best], likeness[best]
         if own == mirrored == 0 and (not used or layer.tokens is not None):  # no cell has changed
             return None
-        return Place(layer, grid, own, is_place(own, mirrored, layer, grid))
+        return Place(layer, grid, own, call in self.graph.kept or is_place(own, mirrored, layer, grid))
 
     def _place_of_tokens(self, noted: _Output) -> Place | None:
         """Returns how tokens are read as a grid: so that the gradient of each at the image is largest at its place."""
