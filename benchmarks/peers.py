@@ -615,12 +615,20 @@ def training(device: str, rounds: int) -> Iterator[dict[str, object]]:
         yield section(title, step(model, x), contenders, max(rounds, 25))
 
 
+def first_call(_device: str, _rounds: int) -> Iterator[dict[str, object]]:
+    """Every network in processes of its own; see the module."""
+    from first_call import section as measured
+
+    yield from measured()
+
+
 SECTIONS = {
     **{"costs": costs, "gradient": gradient, "transformer": transformer, "whole": whole, "path": path},
     **{"augmentation": augmentation, "ablation": ablation, "score": score, "detection": detection},
     **{"adaptive": adaptive, "adaptive_ratio": adaptive_ratio},
     "measuring": measuring,
     "training": training,
+    "first_call": first_call,
 }
 
 

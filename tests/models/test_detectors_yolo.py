@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import konkyo
 from konkyo.errors import KonkyoError
 from konkyo.models.detectors.yolo import dense_detector
 from konkyo.targets.candidates import Candidates
@@ -212,3 +213,65 @@ def test_what_is_not_on_offer() -> None:
     with pytest.raises(KonkyoError, match=r"layer 'neck'\. On offer: stem"):
         dense_detector(module, classes=3, layer="neck")
     assert dense_detector(module, classes=3, layer="stem").layer == "stem"
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+class Levels(nn.Module):
+    """It detects at some strides, each with a head of its own; the candidates of the finest level come first."""
+
+    def __init__(self, strides: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU())
+        self.features = nn.ModuleList(nn.Conv2d(8, 8, 2, 2) for _ in range(strides))
+        self.heads = nn.ModuleList(nn.Conv2d(8, 6, 1) for _ in range(strides))
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels, grid = list[Tensor](), self.stem(x)
+        for number, (feature, head) in enumerate(zip(self.features, self.heads, strict=True)):
+            grid = feature(grid).relu()
+            values, stride = head(grid), 8 * 2**number
+            rows, columns = torch.meshgrid(*(torch.arange(n) + 0.5 for n in values.shape[2:]), indexing="ij")
+            centres = torch.stack([columns, rows]) * stride + values[:, :2]
+            parts = [centres, values[:, 2:4].exp() * 2 * stride, values[:, 4:].sigmoid()]
+            levels.append(torch.cat(parts, 1).flatten(2))
+        return torch.cat(levels, 2)
+
+
+def best_of(net: Levels, x: Tensor, first: int, last: int) -> konkyo.InstanceTarget:
+    """Returns the target of the most probable of some candidates."""
+    rows = konkyo.Model(net, classes=["a", "b"], detector=dense_detector(net, classes=2))(x)[0]
+    index, label = divmod(int(rows[first:last, 4:].argmax()), 2)
+    row = rows[first + index]
+    return konkyo.InstanceTarget(label, tuple(row[:4].tolist()), tuple(row[4:].tolist()), first + index)
+
+
+@pytest.mark.parametrize(("strides", "level"), [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
+def test_a_detection_of_any_level_is_explained_at_that_level(strides: int, level: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = Levels(strides).eval()
+    with torch.no_grad():
+        net.heads[-1 - level].bias[4:] += 1  # on noise the best candidate is another level's
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    counts = [(8 // 2**number) ** 2 for number in range(strides)]
+    first = sum(counts[:level])
+    target = best_of(net, x, first, first + counts[level])
+    model = konkyo.Model(net, classes=["a", "b"], detector=dense_detector(net, classes=2))
+    kept: list[Tensor] = []
+    handle = net.features[level].register_forward_hook(lambda _m, _i, output: kept.append(output))
+    assert target.index is not None
+    score = net(x)[0, 4 + target.label, target.index]
+    handle.remove()
+    (gradient,) = torch.autograd.grad(score, kept)
+    by_hand = (gradient * kept[0])[0].sum(0).detach()
+    found = konkyo.explain(model, x, method="odam", layer=f"features.{level}", target=target).signed[0]
+    torch.testing.assert_close(found, by_hand, rtol=1e-3, atol=1e-6)
+    automatic = konkyo.explain(model, x, method="odam", target=target)
+    assert float(automatic.signed.abs().max()) > 0
+    assert automatic.diagnosis[0].kind in ("ok", "all negative")
+    names = [f"features.{number}" for number in range(strides)]
+    several = konkyo.explain(model, x, method="odam", layer=names, target=target)
+    assert several.layer == "+".join(names)
+    assert float(several.signed.abs().max()) > 0

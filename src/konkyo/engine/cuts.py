@@ -35,6 +35,8 @@ _LOCAL = (
     *("MkldnnAdaptiveAvgPool2D", "UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D"),
     *("UpsampleLinear1D", "UpsampleBilinear2D", "UpsampleBicubic2D", "UpsampleTrilinear3D"),
 )
+_MOST_PADDING = 8
+"""Wider a border for a convolution is not; a negative one is a crop."""
 _ALONG = ("Cat", "Slice", "Split", "SplitWithSizes", "SafeSplit", "Chunk", "SplitWithSizesCopy")
 """What keeps every place where it is, if its axis is that of the channels."""
 
@@ -167,14 +169,16 @@ class Graph:
         return keys, avoided
 
     @cached_property
-    def in_place(self) -> set[Any]:
-        """These are the keys of outputs that are made of the image by operators that leave every place where it is."""
-        kept = set[Node]()
-        for *_, node in sorted(map(self._at, self._dependent), reverse=True):  # from the image to the score
-            children = [child for child in self._children[node] if child in self._dependent]
+    def kept(self) -> set[Any]:
+        """These are the keys of outputs made of the image by operators that leave every place where it is."""
+        kept, moved = set[Node](), set[Any]()
+        for node in sorted(self._dependent, key=self._at, reverse=True):  # from the image on
+            children = (child for child in self._children[node] if child in self._dependent)
             if node is self._image or (_keeps_places(node) and all(child in kept for child in children)):
                 kept.add(node)
-        return {key for node, key in self._outputs.items() if node in kept}
+            elif node in self._outputs:
+                moved.add(self._outputs[node])
+        return self.used - moved
 
     def precedes(self, keys: Sequence[Any]) -> bool:
         """Tells whether one of these outputs is computed from another of them."""
@@ -200,6 +204,8 @@ def _is_weighted(node: Node) -> bool:
 def _keeps_places(node: Node) -> bool:
     """Tells whether a node is known to leave every place of a (N, C, *grid) where it is."""
     operator = _operator(node)
+    if operator == "ConstantPadNd":
+        return all(0 <= pad <= _MOST_PADDING for pad in getattr(node, "_saved_pad", (-1,)))
     along_channels = operator in _ALONG and getattr(node, "_saved_dim", None) == 1
     return along_channels or operator in _POINTWISE or operator in _LOCAL
 

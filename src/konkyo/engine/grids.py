@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from konkyo.engine.layer import MAX_PREFIX_TOKENS, Layer, covers
 
-TOKEN_PLACE = 0.45
-"""The least likeness of tokens."""
+TOKEN_PLACE, FAINT_PLACE = 0.45, 0.25
+"""The least likeness of tokens; and of those whose gradient is looked at before they are chosen."""
 OWN_TOKENS = 0.5
 """The least share of tokens whose gradient at the image is largest at their own place."""
 MIRRORED = 0.4
@@ -31,6 +31,8 @@ _STRENGTH = 0.3
 """How strong a change is, in deviations of the image."""
 OWN_CELLS = 1.2
 """So much more energy of a cell's gradient at the image is at least at the cell's own place."""
+LIKE_ENOUGH = 0.3
+"""Of a grid that follows a change so well nothing more is asked."""
 FEW = 9
 """In a grid of fewer cells every cell sees the whole image, and its gradient has no place."""
 _SPREAD = ((0.15, 0.6, 0.35), (0.4, 0.15, 0.6), (0.6, 0.85, 0.1), (0.85, 0.4, 0.85))
@@ -76,13 +78,13 @@ class Change:
         return likeness
 
 
-def is_place(own: float, mirrored: float, layer: Layer, grid: Sequence[int]) -> bool:
+def is_place(own: float, mirrored: float, layer: Layer, grid: Sequence[int], least: float) -> bool:
     """Tells whether cells that follow a change so well (see `Change.likeness`) are places of the image.
 
-    Of tokens more is asked: nothing but the likeness tells that they are a picture, and not a sequence.
+    Of tokens more is asked, `least` of likeness: nothing else tells that they are a picture, and not a sequence.
     """
     if layer.tokens is not None:
-        return own >= TOKEN_PLACE and own >= mirrored
+        return own >= least and own >= mirrored
     return own >= mirrored - max(MIRRORED, _CHANCE / math.sqrt(math.prod(grid)))
 
 
@@ -159,7 +161,8 @@ class Readings:
         """Tells whether the network has grids of this size."""
         return grid in self._known
 
-    def _fit(self, grid: tuple[int, ...]) -> bool:
+    def fit(self, grid: tuple[int, ...]) -> bool:
+        """Tells whether this is likely a size of the network's grids."""
         return grid in self._likely or (not self._known and covers(grid, self.size))
 
     def of(self, name: str, shape: Sequence[int]) -> Iterator[tuple[Layer, tuple[int, ...]]]:
@@ -167,9 +170,9 @@ class Readings:
         axes = len(self.size)
         if len(shape) == axes + 2 and shape[0] == 1:
             first, last = tuple(shape[2:]), tuple(shape[1:-1])
-            if math.prod(first) > 1 and (self._fit(first) or not (self._known or self._fit(last))):
+            if math.prod(first) > 1 and (self.fit(first) or not (self._known or self.fit(last))):
                 yield Layer(name, None), first
-            if math.prod(last) > 1 and self._fit(last):
+            if math.prod(last) > 1 and self.fit(last):
                 yield Layer(name, None, channel_axis=-1), last
         elif len(shape) == 3 and axes > 1 and 1 in shape[:2]:
             batch_axis = 0 if shape[0] == 1 else 1

@@ -11,11 +11,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge, saved_tensors_hooks
-from torch.utils._pytree import tree_map
 
 from konkyo.engine.cuts import Graph
 from konkyo.engine.grids import (
+    FAINT_PLACE,
     FEW,
+    LIKE_ENOUGH,
     OWN_CELLS,
     OWN_TOKENS,
     TOKEN_PLACE,
@@ -27,7 +28,7 @@ from konkyo.engine.grids import (
     owned,
     spread_cells,
 )
-from konkyo.engine.layer import Layer, exchanged, main_tensor, maps_in
+from konkyo.engine.layer import Layer, exchanged, main_tensor, maps_in, tensors_of
 from konkyo.engine.session import backward_errors, hook_after, open_modules, session_of
 from konkyo.engine.sound import SoundForward
 
@@ -88,17 +89,20 @@ _TOGETHER = 8
 
 
 def trace(forward: Forward, root: nn.Module, image: Tensor, *, instances: bool = False, small: bool = False) -> Trace:
-    """Runs the network on an image (1, ...) and on the same with other pixels in some places.
+    """Runs the network on an image (1, ...), and where its operators tell too little on the same with other pixels.
 
     `instances`: the output holds many decisions, each made from one of several levels. `small`: the image is small, so
-    that the whole graph may be stored, and other places are changed in a third run.
+    that the whole graph may be stored, and pixels are changed in two places, one after the other.
     """
     run = _Run(forward, root, image)
     with SoundForward(session_of(root)):
         run.first(None if small else _GRAPH_BYTES)
-        for corner in range(2 if small else 1):
-            run.again(Change(image, corner))
-    return _Choice(run, instances).trace()
+        choice = _Choice(run, instances)
+        if not choice.certain():
+            for corner in range(2 if small else 1):
+                run.again(Change(image, corner))
+            choice = _Choice(run, instances)
+    return choice.trace()
 
 
 @dataclass
@@ -205,7 +209,7 @@ class _Run:
 def _grids(output: Any, axes: int) -> list[Tensor]:
     """Returns the levels of a pyramid, which are all that a module puts out; else its first tensor, if it is one."""
     if not isinstance(output, Tensor):
-        levels = maps_in(output)
+        levels = list({id(t): t for t in maps_in(output)}.values())
         sizes = {tuple(t.shape[2:]) for t in levels}
         if len(levels) > 1 and len(sizes) == len(levels) and all(t.ndim == axes and len(t) == 1 for t in levels):
             return levels
@@ -275,18 +279,28 @@ class _Choice:
         self.moved = False
         """Whether a grid was met whose cells are at other places than their own."""
 
+    def certain(self) -> bool:
+        """Tells whether operators prove of all grids that their cells are places of the image."""
+        return bool(self.used) and all(self._proven(call) for call in self.used if self.run.outputs[call].readings)
+
+    def _proven(self, call: Call) -> bool:
+        """Tells whether operators that leave every place where it is make this output (N, C, *grid) of the image."""
+        layer, _ = self.run.outputs[call].readings[0]
+        return call in self.graph.kept and layer.tokens is None and layer.channel_axis == 1
+
     def place(self, call: Call) -> Place | None:
         """Returns how an output is read best as a grid; None: not at all."""
         if call not in self._places:
-            self._places[call] = self._place(self.run.outputs[call], call)
+            self._places[call] = self._place(call, self.run.outputs[call], call in self.used)
         return self._places[call]
 
-    def _place(self, noted: _Output, call: Call) -> Place | None:
-        used = call in self.used
+    def _place(self, call: Call, noted: _Output, used: bool) -> Place | None:
+        if noted.readings and self._proven(call):
+            return Place(*noted.readings[0], 1.0, sure=True)
+        if noted.readings and not self.run.changes:  # and nothing depends on it
+            return Place(*noted.readings[0], 0.0, sure=False)
         if not noted.readings or len(noted.changes) < len(self.run.changes):
             return None
-        if used and self.run.whole_graph and all(layer.tokens is not None for layer, _ in noted.readings):
-            return self._place_of_tokens(noted)
         values = []
         for layer, _ in noted.readings:
             axis = layer.channel_axis % len(noted.shape)
@@ -299,16 +313,16 @@ class _Choice:
         likeness = torch.stack(values).tolist()
         # Of tokens those on a grid of the network's own, the fewest before it; else what follows the change best.
         known = [i for i, (layer, grid) in enumerate(noted.readings) if layer.tokens and self.run.readings.knows(grid)]
-        best = next((i for i in known if likeness[i][0] >= TOKEN_PLACE), None)
+        best = next((i for i in known if likeness[i][0] >= TOKEN_PLACE), known[0] if known else None)
         if best is None:
             highest = max(own for own, _ in likeness)
             best = next(i for i, (own, _) in enumerate(likeness) if own > highest - _TIE or own != own)
         (layer, grid), (own, mirrored) = noted.readings[best], likeness[best]
         if own == mirrored == 0 and (not used or layer.tokens is not None):  # no cell has changed
             return None
-        first = layer.tokens is None and layer.channel_axis == 1
-        sure = (first and call in self.graph.in_place) or is_place(own, mirrored, layer, grid)
-        return Place(layer, grid, own, sure)
+        # The gradient tells more, of those that are asked.
+        least = FAINT_PLACE if self.run.whole_graph and self.run.readings.fit(grid) else TOKEN_PLACE
+        return Place(layer, grid, own, is_place(own, mirrored, layer, grid, least))
 
     def _place_of_tokens(self, noted: _Output) -> Place | None:
         """Returns how tokens are read as a grid: so that the gradient of each at the image is largest at its place."""
@@ -351,9 +365,13 @@ class _Choice:
         graph that is not stored, no gradient tells, so what follows the changes is believed.
         """
         place, noted = self.place(call), self.run.outputs[call]
-        if place is None or place.layer.tokens is not None or call in self.graph.in_place:
+        if place is None or call in self.graph.kept or not self.run.whole_graph:
             return True
-        if not self.run.whole_graph or math.prod(place.grid) < FEW:
+        if place.layer.tokens is not None:
+            better = self._place_of_tokens(noted) or replace(place, sure=False)
+            self._places[call] = better
+            return better.sure
+        if math.prod(place.grid) < FEW:
             return True
         for mirrored in (False, True):
             weights, cells = torch.zeros(noted.shape), spread_cells(place.grid, mirrored)
@@ -366,7 +384,7 @@ class _Choice:
                 return True
             ratio = 0.0 if energy is None else at_own_places(energy, cells, place.grid)
             if ratio > 0:  # else a cell may be dead after a ReLU
-                return ratio >= OWN_CELLS
+                return ratio >= OWN_CELLS or place.likeness >= LIKE_ENOUGH
         return False
 
     def trace(self) -> Trace:
@@ -429,14 +447,18 @@ class _Choice:
         singles = [call for call in self.graph.singles() if call in reached]
         if singles or together:
             return singles[:1] or calls, True
-        return (calls or [c for c in features[::-1] if not self.moved or c in self.graph.in_place])[:1], False
+        return (calls or [c for c in features[::-1] if not self.moved or c in self.graph.kept])[:1], False
 
     def _unmoved(self, features: Sequence[Call], looked_at: Sequence[Call]) -> Sequence[Call]:
         """Returns the features, without those that may have been moved if one was of those that are looked at."""
-        if all(self._keeps_places(call) for call in looked_at):
-            return features
+        moved = [call for call in looked_at if not self._keeps_places(call)]
+        if all(self._tokens(call) for call in moved):
+            return [call for call in features if call not in moved]
         self.moved = True
-        return [call for call in features if call in self.graph.in_place]
+        return [call for call in features if call in self.graph.kept]
+
+    def _tokens(self, call: Call) -> bool:
+        return all(layer.tokens is not None for layer, _ in self.run.outputs[call].readings)
 
     def _dense(self, features: Sequence[Call]) -> bool:
         """Tells whether the output is a picture itself, of more cells than the coarsest features have."""
@@ -560,6 +582,7 @@ def _holding(layer: Layer) -> Callable[..., Any]:
         calls += 1
         if layer.call not in (-1, calls - 1):
             return output
-        return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, output)
+        tensors = tensors_of(output, layer)
+        return exchanged(output, tensors, [tensor.detach() for tensor in tensors])
 
     return hold
