@@ -168,7 +168,7 @@ def test_progress_is_told_and_can_end_the_run() -> None:
 
 def test_a_budget_is_shared_by_all_classes_of_an_image() -> None:
     network, x = seeded(SmallResNet()), images(1)
-    konkyo.explain(network, x)
+    konkyo.explain(network, x, method="score_cam", budget=2)  # which also looks whether images depend on each other
     found, forwards = counted(network, images=x, method="score_cam", target=konkyo.TopK(3), budget=6)
     assert forwards == 1 + 6
     for row, target in enumerate(found.targets):

@@ -110,7 +110,7 @@ HF: list[tuple[str, str, dict[str, Any], Size, str, Size, int]] = [
     ("Dinov2", "", DINO, (56, 84), "dinov2", (4, 6), 1),  # its positions are interpolated
     ("Dinov2WithRegisters", "", DINO, (56, 84), "dinov2_with_registers", (4, 6), 5),
     ("Swin", "", WINDOWS, WIDE, "swin.layernorm", (2, 3), 0),
-    ("Swinv2", "", WINDOWS, WIDE, "swinv2.layernorm", (2, 3), 0),
+    ("Swinv2", "", WINDOWS, WIDE, "swinv2.encoder.layers.2", (2, 3), 0),
     ("Segformer", "", {"num_labels": 5}, WIDE, "segformer", (2, 3), 0),
 ]
 

@@ -144,12 +144,12 @@ class Pass:
     def note_ties(self) -> None:
         """Tells the session where the output for an image depends on the others of its batch; once per network.
 
-        Nothing is done where no function ran along the batch's axis. Otherwise it costs a forward of a pair, and one
-        comparison on the device. Detectors' rows, whose order is theirs alone, are not compared.
+        It costs a forward of a pair, and one comparison on the device. Detectors' rows, whose order is theirs alone,
+        are not compared.
         """
         module = self.network.module
         session, first = session_of(module), self.images[:1]
-        if session is None or not session.suspect or session.alone or module in _INDEPENDENT or self.output.ndim == 3:
+        if session is None or session.alone or module in _INDEPENDENT or self.output.ndim == 3:
             return
         with torch.no_grad():
             try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 
 from konkyo.engine.forward import Pass
@@ -68,25 +69,24 @@ def why_no_gradient(pass_: Pass) -> str:
         undo.enter_context(torch.enable_grad())
         undo.enter_context(cuts)
         try:
-            output = pass_.forward(pass_.images[:1].detach().requires_grad_().clone())
+            image = pass_.images[:1].detach().requires_grad_().clone()
+            output = pass_.forward(image)
         except KonkyoError:
             return ""
-    if output.requires_grad and _reentrant(output):
+    nodes = _nodes(output)
+    if any(node.name().startswith("CheckpointFunction") for node in nodes):
         cuts.cut = "gradient checkpointing with use_reentrant=True hides what is in it; use_reentrant=False does not"
-    if not cuts.cut:
+    elif not cuts.cut or image.grad_fn in nodes:  # what was cut off is not all that there is
         return ""
     return f"no gradient flows back from the output to this layer: {cuts.cut}; mend that in the network, or {way_out}"
 
 
-def _reentrant(output: Tensor) -> bool:
-    """Tells whether gradient checkpointing in its reentrant form made the output."""
-    left, visited = [output.grad_fn], set[object]()
+def _nodes(output: Tensor) -> set[Node]:
+    """Returns the nodes of the output's graph."""
+    left, visited = [output.grad_fn], set[Node]()
     while left:
         node = left.pop()
-        if node is None or node in visited:
-            continue
-        if node.name().startswith("CheckpointFunction"):
-            return True
-        visited.add(node)
-        left += [following for following, _ in node.next_functions]
-    return False
+        if node is not None and node not in visited:
+            visited.add(node)
+            left += [following for following, _ in node.next_functions]
+    return visited

@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from konkyo.engine.layer import MAX_PREFIX_TOKENS, Layer, covers
 
-TOKEN_PLACE, FAINT_PLACE = 0.45, 0.25
+TOKEN_PLACE, FAINT_PLACE = 0.6, 0.25
 """The least likeness of tokens; and of those whose gradient is looked at before they are chosen."""
 OWN_TOKENS = 0.5
 """The least share of tokens whose gradient at the image is largest at their own place."""
-MIRRORED = 0.4
+MIRRORED = 0.6
 """So much more like a mirror image of the change may a grid be, by chance: deep networks spread every change far."""
 _CHANCE = 3.0
 """Of few cells it may be more: this, divided by the square root of their number."""
@@ -31,8 +31,6 @@ _STRENGTH = 0.3
 """How strong a change is, in deviations of the image."""
 OWN_CELLS = 1.2
 """So much more energy of a cell's gradient at the image is at least at the cell's own place."""
-LIKE_ENOUGH = 0.3
-"""Of a grid that follows a change so well nothing more is asked."""
 FEW = 9
 """In a grid of fewer cells every cell sees the whole image, and its gradient has no place."""
 _SPREAD = ((0.15, 0.6, 0.35), (0.4, 0.15, 0.6), (0.6, 0.85, 0.1), (0.85, 0.4, 0.85))
@@ -156,10 +154,6 @@ class Readings:
             self._known.insert(0, grid)
             for stride in (1, 2, 4, 8):
                 self._likely |= {tuple(n // stride for n in grid), tuple(-(-n // stride) for n in grid)}
-
-    def knows(self, grid: tuple[int, ...]) -> bool:
-        """Tells whether the network has grids of this size."""
-        return grid in self._known
 
     def fit(self, grid: tuple[int, ...]) -> bool:
         """Tells whether this is likely a size of the network's grids."""

@@ -38,7 +38,7 @@ class Replay:
     `layer.call` counts from 0 here (the number of the call in one forward). Recorded outputs have batch size 1.
     Residual sums broadcast them; where that is not enough (concatenation) they are expanded to the variants' batch;
     where both fail, the whole network runs on the variants' batch, or on each variant alone. A trial tells what holds:
-    the layer's original output is replayed and the result compared with what the network put out.
+    the layer's original output is replayed beside half of it, and compared with what the network put out.
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor], layer: Layer, root: nn.Module, image: Tensor) -> None:
@@ -100,20 +100,25 @@ class Replay:
         versions = [t._version for t in recorded]
         try:
             with torch.no_grad():
-                again = self._run(torch.cat([self.raw, self.raw], self._layer.batch_axis), mode)
+                other = self.raw / 2  # so that the network cannot take one for the other
+                alone = self._run(other, mode)
+                again = self._run(torch.cat([self.raw, other], self._layer.batch_axis), mode)
         except NetworkError as error:
             if not isinstance(error.__cause__, (RuntimeError, ValueError, AssertionError, IndexError, TypeError)):
                 raise
             return False  # shapes that do not go together, ...
         untouched = versions == [t._version for t in recorded]
         tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) and self.raw.element_size() > 2 else 2e-2
-        scale = expected.abs().amax().clamp_min(1e-12)
-        return untouched and again.shape[0] == 2 and bool(((again - expected).abs() <= tolerance * scale).all())
+        if not untouched or again.shape[0] != 2 or alone.shape[0] != 1:
+            return False
+        expected = torch.cat([expected, alone])
+        return bool(((again - expected).abs() <= tolerance * expected.abs().amax().clamp_min(1e-12)).all())
 
     def _run(self, values: Tensor, mode: str) -> Tensor:
         """Runs the network in this mode, the layer's output replaced by `values` -> its output."""
         if mode == "single":
-            return torch.cat([self._run(value, "whole") for value in torch.split(values, 1, self._layer.batch_axis)])
+            singles = torch.split(values, 1, self._layer.batch_axis)
+            return torch.cat([self._run(value.clone(), "whole") for value in singles])
         image = self._image
         if mode == "whole":
             image = image.expand(values.shape[self._layer.batch_axis], *image.shape[1:])

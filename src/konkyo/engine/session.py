@@ -161,8 +161,6 @@ class Session:
         """Whether the forward draws random numbers; None: that is not known yet."""
         self.tied = False
         """Whether the images of a batch were seen to depend on each other."""
-        self.suspect = False
-        """Whether something ran along the batch's axis, so that they may depend on each other."""
         self.single = False
         """Whether the network itself runs the images of a batch one by one, so that its layers see one at a time."""
         self.running = False

@@ -42,8 +42,6 @@ class SoundForward(OwnMode):
             args = _as_in_training(args)
         with stored_in_checkpoints():
             out = function(*args, **kwargs)
-        if self._session is not None and function in _ACROSS and _reaches_first_axis(function, args, kwargs):
-            self._session.suspect = True
         if function is functional.batch_norm:
             if self._session is not None and _of_batch(args, kwargs):
                 self._session.tied = True
@@ -55,34 +53,8 @@ class SoundForward(OwnMode):
 
 
 _NOTHING = nullcontext()
-_ACROSS = {
-    getattr(place, name)
-    for name in (
-        *("mean", "sum", "var", "std", "var_mean", "std_mean", "norm", "amax", "amin", "max", "min", "median", "prod"),
-        *("softmax", "log_softmax", "logsumexp", "cumsum", "sort", "roll", "flip", "transpose", "permute", "movedim"),
-        *("argsort", "topk", "quantile", "nanmean", "t"),
-    )
-    for place in (torch, Tensor)
-    if hasattr(place, name)
-} | {functional.softmax, functional.normalize, Tensor.T.__get__}  # type: ignore[attr-defined]
-"""Functions that mix the images of a batch where they run along its axis."""
 _TENSOR_HOOKS = {Tensor.register_hook, Tensor.retain_grad}
 _RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
-
-
-def _reaches_first_axis(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Tells whether a function may run along the first axis of what it is given, or move that."""
-    first = args[0] if args else kwargs.get("input")
-    if not isinstance(first, Tensor) or first.ndim < 2 or isinstance(first, nn.Parameter):
-        return False
-    names = ("dim", "axis", "dims", "dim0", "dim1", "source", "destination")
-    axes: list[Any] = [*args[1:], *(kwargs[name] for name in names if name in kwargs)]
-    if function in (torch.permute, Tensor.permute):
-        order = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
-        return not order or order[0] not in (0, -first.ndim)
-    whole = [axis for axis in axes if isinstance(axis, (int, tuple, list)) and not isinstance(axis, bool)]
-    flat = [axis for entry in whole for axis in (entry if isinstance(entry, (tuple, list)) else (entry,))]
-    return not flat or any(axis in (0, -first.ndim) for axis in flat)
 
 
 def _of_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -16,7 +16,6 @@ from konkyo.engine.cuts import Graph
 from konkyo.engine.grids import (
     FAINT_PLACE,
     FEW,
-    LIKE_ENOUGH,
     OWN_CELLS,
     OWN_TOKENS,
     TOKEN_PLACE,
@@ -56,8 +55,8 @@ class Site:
     """How well the cells follow a change of the image at their own place: a correlation, at most 1."""
     used: bool
     """Whether the output depends on it."""
-    before_head: bool
-    """Whether an operator with weights follows it: otherwise it is the decision, no longer a feature."""
+    placed: bool
+    """Whether its cells are at their own places of the image, as far as that was looked at."""
     call: int = 0
     calls: int = 1
     """Which of the module's calls it is, and how many there are."""
@@ -211,10 +210,15 @@ def _grids(output: Any, axes: int) -> list[Tensor]:
     if not isinstance(output, Tensor):
         levels = list({id(t): t for t in maps_in(output)}.values())
         sizes = {tuple(t.shape[2:]) for t in levels}
-        if len(levels) > 1 and len(sizes) == len(levels) and all(t.ndim == axes and len(t) == 1 for t in levels):
+        if len(levels) > 1 and len(sizes) == len(levels) and all(_is_level(t, axes) for t in levels):
             return levels
     tensor = main_tensor(output)
     return [] if tensor is None or not tensor.is_floating_point() else [tensor]
+
+
+def _is_level(tensor: Tensor, axes: int) -> bool:
+    """Tells whether a tensor is of one image with more than one cell."""
+    return tensor.ndim == axes and len(tensor) == 1 and math.prod(tensor.shape[2:]) > 1
 
 
 @contextmanager
@@ -281,7 +285,8 @@ class _Choice:
 
     def certain(self) -> bool:
         """Tells whether operators prove of all grids that their cells are places of the image."""
-        return bool(self.used) and all(self._proven(call) for call in self.used if self.run.outputs[call].readings)
+        grids = [call for call in self.used if self.run.outputs[call].readings]
+        return bool(grids) and all(map(self._proven, grids))
 
     def _proven(self, call: Call) -> bool:
         """Tells whether operators that leave every place where it is make this output (N, C, *grid) of the image."""
@@ -312,7 +317,7 @@ class _Choice:
             values.append(torch.stack([mean[0], mean[1:].amax()]))
         likeness = torch.stack(values).tolist()
         # Of tokens those on a grid of the network's own, the fewest before it; else what follows the change best.
-        known = [i for i, (layer, grid) in enumerate(noted.readings) if layer.tokens and self.run.readings.knows(grid)]
+        known = [i for i, (layer, grid) in enumerate(noted.readings) if layer.tokens and self.run.readings.fit(grid)]
         best = next((i for i in known if likeness[i][0] >= TOKEN_PLACE), known[0] if known else None)
         if best is None:
             highest = max(own for own, _ in likeness)
@@ -339,7 +344,7 @@ class _Choice:
             if energy is not None:
                 energies[index] = energy
         best: Place | None = None
-        known = [(layer, grid) for layer, grid in noted.readings if self.run.readings.knows(grid)]
+        known = [(layer, grid) for layer, grid in noted.readings if self.run.readings.fit(grid)]
         for layer, grid in known or noted.readings:
             own = owned(energies, layer.prefix, grid)
             if best is None or own > best.likeness:
@@ -384,8 +389,8 @@ class _Choice:
                 return True
             ratio = 0.0 if energy is None else at_own_places(energy, cells, place.grid)
             if ratio > 0:  # else a cell may be dead after a ReLU
-                return ratio >= OWN_CELLS or place.likeness >= LIKE_ENOUGH
-        return False
+                return ratio >= OWN_CELLS
+        return place.likeness == 0  # nothing of the image arrives
 
     def trace(self) -> Trace:
         """Returns the sites and the automatic layer."""
@@ -404,8 +409,8 @@ class _Choice:
         layer = None if place is None else self._bound(place.layer, call, count)
         shape = noted.shape[1:] if layer is None or layer.batch_axis == 0 else (noted.shape[0], *noted.shape[2:])
         grid, likeness = ((), 0.0) if place is None else (place.grid, place.likeness)
-        used, weighted = call in self.used, call in self.weighted
-        return Site(call[0], noted.kind, shape, layer, grid, likeness, used, weighted, call[1], count)
+        used, sure = call in self.used, place is not None and place.sure
+        return Site(call[0], noted.kind, shape, layer, grid, likeness, used, sure, call[1], count)
 
     def _bound(self, layer: Layer, call: Call, count: int) -> Layer:
         """Returns the layer of one of so many calls, with all levels of a pyramid."""
@@ -422,16 +427,21 @@ class _Choice:
             return (before or usable)[-1:], True, bool(before)
         features = [call for call in usable if call in self.used and (call in self.weighted or call in self.ends)]
         # A Linear on a grid (query, key, value) only projects what another module put out.
-        features = [call for call in features if self.run.outputs[call].kind != "Linear"] or features
-        if not features:
-            last = [call for call in usable if call in self.used][-1:]
-            last = list(self._unmoved(last, last))
-            return last, last == self.graph.singles()[:1], False
-        if self._dense(features):
-            features = list(self._unmoved(features, [self._backbone_end(features)]))
-            ends = [self._backbone_end(features)] if features else []
-            return ends, ends[:1] == [call for call in self.graph.singles() if call in ends], bool(ends)
-        return *self._last_features(features), True
+        for some in ([call for call in features if self.run.outputs[call].kind != "Linear"], features):
+            calls, whole = self._of_features(some) if some else ([], False)
+            if calls:
+                return calls, whole, True
+        last = [] if features else [call for call in usable if call in self.used][-1:]
+        last = list(self._unmoved(last, last))
+        return last, last == self.graph.singles()[:1], False
+
+    def _of_features(self, features: list[Call]) -> tuple[list[Call], bool]:
+        """Returns the calls among these features that make the automatic layer, and whether everything passes them."""
+        if not self._dense(features):
+            return self._last_features(features)
+        features = list(self._unmoved(features, [self._backbone_end(features)]))
+        ends = [self._backbone_end(features)] if features else []
+        return ends, ends[:1] == [call for call in self.graph.singles() if call in ends]
 
     def _last_features(self, features: list[Call]) -> tuple[list[Call], bool]:
         """Returns the last features of which more than one cell counts, and whether everything passes them.
@@ -447,7 +457,8 @@ class _Choice:
         singles = [call for call in self.graph.singles() if call in reached]
         if singles or together:
             return singles[:1] or calls, True
-        return (calls or [c for c in features[::-1] if not self.moved or c in self.graph.kept])[:1], False
+        left = [call for call in features[::-1] if call in reached and (not self.moved or call in self.graph.kept)]
+        return (calls or left)[:1], False
 
     def _unmoved(self, features: Sequence[Call], looked_at: Sequence[Call]) -> Sequence[Call]:
         """Returns the features, without those that may have been moved if one was of those that are looked at."""
@@ -504,7 +515,7 @@ class _Choice:
                 # A head whose weights are all zero, as some libraries start them, lets no gradient through.
                 cells = self._cells([head], unknown[:_TOGETHER])
             told |= set(unknown[:_TOGETHER])
-            reached -= {call for call, count in (cells or {}).items() if count < 2}
+            reached -= {call for call, count in (cells or {}).items() if 0 <= count < 2}
             reached &= set(self._unmoved(list(reached), [call for call in unknown[:_TOGETHER] if call in reached]))
 
     def _decisions(self) -> list[Tensor]:

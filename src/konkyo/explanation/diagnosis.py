@@ -147,7 +147,7 @@ def judge_cut(known: Sequence[Diagnosis], layer: str, shares: Sequence[float]) -
             "decided on there; no layer of this network has everything: name several with layer=[...], or explain at "
             'layer="input"',
         )
-        if diagnosis.ok and not share <= AROUND
+        if diagnosis.ok and share > AROUND
         else diagnosis
         for diagnosis, share in zip(known, shares, strict=True)
     )

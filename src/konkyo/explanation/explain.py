@@ -142,7 +142,7 @@ def _results(
             pass_ = _shared_pass(model, prepared.images, group, request.precision)
         except OneByOne:
             session.single = True
-        else:
+        if len(prepared.images) > 1 and not session.alone:
             pass_.note_ties()
         if len(prepared.images) > 1 and session.alone:
             return _one_by_one(model, prepared, methods, request, session, doubts)
