@@ -214,6 +214,8 @@ def report_of(manifest: Manifest, as_json: bool, notes: list[str]) -> None:
         doubtful = Counter(m["diagnosis"] for e in images for m in e.get("maps", ()) if m["diagnosis"] != "ok")
         notes = [f"{len(images)} images explained, {len(skipped)} skipped", *notes, *sorted(applicable)]
         notes += [f"{number} maps: {kind}" for kind, number in doubtful.items()]
+        assumed = dict.fromkeys(a for e in images for a in e.get("assumptions", ()))
+        notes += [f"assumed: {sentence}" for sentence in assumed]
         for note in notes:
             out.print(escape(note), soft_wrap=True, highlight=False)
     if not any(entry.get("maps") for entry in images):

@@ -35,6 +35,10 @@ class Outcome:
             raise self.error
         if self.notes:
             entry["notes"] = list(self.notes)
+        explained = [result for result in self.results.values() if not isinstance(result, NotApplicable)]
+        assumed = dict.fromkeys(a for result in explained for a in result.assumptions if a not in self.notes)
+        if assumed:
+            entry["assumptions"] = list(assumed)
         return self.results
 
 
