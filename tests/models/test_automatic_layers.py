@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers.wired_networks import (
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations
+from torch.utils._pytree import tree_map
+from torchvision.transforms import CenterCrop, Resize
+
+import konkyo
+from helpers.wired_networks import (
     Build,
     Lora,
     Wired,
@@ -34,12 +41,6 @@ from tests.helpers.wired_networks import (
     transformer,
     unet,
 )
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.utils import parametrizations
-from torch.utils._pytree import tree_map
-
-import konkyo
 from konkyo.engine.layer import Layer, main_tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
@@ -562,3 +563,28 @@ def test_the_first_call_at_a_size_looks_at_small_images(layer: str | None) -> No
     konkyo.explain(net, x, target=1, layer=layer)
     assert sum(pixels) == x.numel()
     assert first <= 1.5 * x.numel()
+
+
+def after(before: nn.Module) -> tuple[nn.Module, Tensor]:
+    """(a network that begins so, an image of 256 pixels with a square at a third of its sides)"""
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()]
+    x = torch.zeros(1, 3, 256, 256)
+    x[:, :, 72:88, 72:88] = 3
+    return nn.Sequential(before, *convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval(), x
+
+
+def test_a_crop_that_small_images_do_not_show_is_seen() -> None:
+    """Images of 256 pixels are traced at 128, where the crop takes all: their grid has another size than expected."""
+    network, x = after(CenterCrop(128))
+    with pytest.raises(konkyo.KonkyoError, match="no layer puts out a feature grid"):
+        konkyo.explain(network, x, target=1)
+
+
+def test_a_picture_that_is_made_smaller_stays_where_it_is() -> None:
+    network, x = after(Resize(200))
+    found = konkyo.explain(network, x, target=1, method="hires_cam")
+    change = (found.signed[0] - found.signed[0].median()).abs()
+    rows, columns = (change > change.max() / 4).nonzero().T
+    assert 0.25 < float(rows.float().mean() / len(change)) < 0.38
+    assert 0.25 < float(columns.float().mean() / len(change)) < 0.38

@@ -132,9 +132,10 @@ def _results(
     """Returns what every method makes of the images, which share a forward where they do not depend on each other."""
     results: dict[str, Explanation | NotApplicable] = {}
     cuts: dict[Method, list[Cut]] = {}
+    shape = tuple(prepared.images.shape[1:])
     for m in methods:
         try:
-            cuts[m] = _cuts(model, m, request.layer, tuple(prepared.images.shape[1:]))
+            cuts[m] = _cuts(model, m, request.layer, shape)
         except NotApplicable as reason:
             results[m.name] = reason
     for group in _groups(cuts):
@@ -142,6 +143,9 @@ def _results(
             pass_ = _shared_pass(model, prepared.images, group, request.precision)
         except OneByOne:
             session.single = True
+        else:
+            if not all(model.confirm(layer, shape, grid) for layer, grid in _grids(pass_, group)):
+                return _results(model, prepared, methods, request, session, doubts)
         if len(prepared.images) > 1 and not session.alone:
             pass_.note_ties()
         if len(prepared.images) > 1 and session.alone:
@@ -163,6 +167,13 @@ def _results(
         else result
         for name, result in results.items()
     }
+
+
+def _grids(pass_: Pass, group: Mapping[Method, list[Layer]]) -> list[tuple[Layer, tuple[int, ...]]]:
+    """Returns the layers of a forward that put out one grid each, with its size."""
+    layers = dict.fromkeys(layer for m in group for layer in group[m] if layer.module is not None)
+    single = [layer for layer in layers if layer.level == -1 and layer.tokens is None]
+    return [(layer, tuple(pass_.activations(layer).shape[2:])) for layer in single]
 
 
 def _drawn(model: Model, seed: int) -> str:

@@ -219,6 +219,13 @@ class Model:
         """Returns what a trace tells of the automatic layer for images of a shape (C, H, W)."""
         return self._layers(shape).trace()
 
+    def confirm(self, layer: Layer, shape: Sequence[int], grid: Sequence[int]) -> bool:
+        """Tells whether a layer's grid for images of a shape is as a trace of smaller images lets expect.
+
+        Else the layers are to be asked for again: by then images of the shape itself were traced.
+        """
+        return self._layers(shape).confirm(layer.name, tuple(grid))
+
     def automatic_layers(self, shape: Sequence[int]) -> tuple[Layer, ...]:
         """Returns the layers that are explained by default: one, or several branches that together make one.
 

@@ -57,6 +57,24 @@ class Layers:
         tells = not any(s.layer is not None and s.layer.tokens is not None for s in found.sites)
         return found if tells and grids and min(map(min, grids)) > 2 else self._traced(self.shape)
 
+    def confirm(self, name: str, grid: tuple[int, ...]) -> bool:
+        """Tells whether the grid of a layer has the size that a trace of smaller images lets expect.
+
+        Where it has not (a network that crops or resizes its images), images of the shape itself are traced.
+        """
+        size = traced_size(self.shape)
+        if size is None or self.shape in self._known:
+            return True
+        grids = [site.grid for site in self.trace().sites if site.name == name and len(site.grid) == len(grid)]
+        sides = list(zip(self.shape[1:], size, strict=True))
+        for small in grids:
+            expected = [n * full / side for n, (full, side) in zip(small, sides, strict=True)]
+            if all(abs(n - e) <= max(2, 0.2 * e) for n, e in zip(grid, expected, strict=True)):
+                return True
+        if grids:
+            self._traced(self.shape, whole=True)
+        return not grids
+
     @property
     def _known(self) -> Traces:
         """These are the traces that were made before, while the network still has the modules in them."""
@@ -68,12 +86,12 @@ class Layers:
             traces.clear()
         return traces
 
-    def _traced(self, shape: tuple[int, ...]) -> Trace:
-        """Returns the trace of images of a shape; it is made once."""
+    def _traced(self, shape: tuple[int, ...], *, whole: bool = False) -> Trace:
+        """Returns the trace of images of a shape; it is made once. `whole`: with the whole graph, whatever it takes."""
         known, model = self._known, self.model
         if shape not in known:
             noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), device="cpu")
-            small = math.prod(shape[1:]) <= 2 * _TRACED_SIDE**2
+            small = whole or math.prod(shape[1:]) <= 2 * _TRACED_SIDE**2
             with untouched(model.module, 0), outside_inference():
                 image = model.prepared(noise)
                 known[shape] = trace(model, model.module, image, instances=bool(model.task.instances), small=small)
