@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 Kind: TypeAlias = Literal[
-    "ok", "not finite", "zero gradient", "saturated", "incomplete", "all negative", "constant", "not a cut"
+    "ok", "not finite", "zero gradient", "saturated", "incomplete", "all negative", "constant", "not a cut", "moved"
 ]
 
 
@@ -151,3 +151,13 @@ def judge_cut(known: Sequence[Diagnosis], layer: str, shares: Sequence[float]) -
         else diagnosis
         for diagnosis, share in zip(known, shares, strict=True)
     )
+
+
+def judge_places(known: Sequence[Diagnosis], layers: Sequence[str]) -> tuple[Diagnosis, ...]:
+    """Returns the diagnoses of maps of layers whose cells are not at their own places of the image."""
+    moved = Diagnosis(
+        "moved",
+        f"the cells of layer {' and '.join(map(repr, layers))} change most where the image does not: the network "
+        "turns, mirrors or mixes it before, so the map does not lie on the picture; layer=None takes one that does",
+    )
+    return tuple(moved if diagnosis.ok else diagnosis for diagnosis in known)

@@ -18,7 +18,7 @@ from konkyo.engine.probe import Probe, largest_gradient, missing_share
 from konkyo.engine.trace import share_around
 from konkyo.engine.variants import Budget
 from konkyo.errors import KonkyoError, unknown
-from konkyo.explanation.diagnosis import Diagnosis, diagnose, judge_cut
+from konkyo.explanation.diagnosis import Diagnosis, diagnose, judge_cut, judge_places
 from konkyo.explanation.inputs import Prepared
 from konkyo.explanation.result import Explanation
 from konkyo.methods.base import SCORE_OPTION, Method
@@ -328,7 +328,14 @@ def _diagnose(run: Run, rows: _Rows, maps: _Maps) -> tuple[Diagnosis, ...]:
         absent=absent,
         way_out=way_out,
     )
-    if not rows.targets or not _is_automatic(run) or run.model.trace(tuple(run.prepared.images.shape[1:])).whole:
+    shape = tuple(run.prepared.images.shape[1:])
+    if not rows.targets or not run.method.needs_layer() or run.method.layer == INPUT:
+        return diagnosis
+    if not _is_automatic(run):
+        named = () if run.model.task.layers(shape) or run.request.layer is None else run.layers
+        moved = [layer.name for layer in named if run.model.moved(layer, shape)]
+        return judge_places(diagnosis, moved) if moved else diagnosis
+    if run.model.trace(shape).whole:
         return diagnosis
     names = "+".join(layer.name for layer in run.layers)
     return judge_cut(diagnosis, names, _shares_around(run, rows.targets, rows.images))

@@ -219,6 +219,10 @@ class Model:
         """Returns what a trace tells of the automatic layer for images of a shape (C, H, W)."""
         return self._layers(shape).trace()
 
+    def moved(self, layer: Layer, shape: Sequence[int]) -> bool:
+        """Tells whether a trace saw that the cells of a layer are not at their own places of images of a shape."""
+        return layer.module is not None and layer.level == -1 and self._layers(shape).moved(layer)
+
     def confirm(self, layer: Layer, shape: Sequence[int], grid: Sequence[int]) -> bool:
         """Tells whether a layer's grid for images of a shape is as a trace of smaller images lets expect.
 

@@ -57,6 +57,12 @@ class Layers:
         tells = not any(s.layer is not None and s.layer.tokens is not None for s in found.sites)
         return found if tells and grids and min(map(min, grids)) > 2 else self._traced(self.shape)
 
+    def moved(self, layer: Layer) -> bool:
+        """Tells whether a trace saw that the cells of a layer are not at their own places of the image."""
+        sites = [site for site in self.trace().sites if site.layer is not None and site.name == layer.name]
+        calls = [site for site in sites if site.layer is not None and site.layer.call == layer.call] or sites[-1:]
+        return any(site.used and not site.placed for site in calls)
+
     def confirm(self, name: str, grid: tuple[int, ...]) -> bool:
         """Tells whether the grid of a layer has the size that a trace of smaller images lets expect.
 
