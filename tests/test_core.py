@@ -418,7 +418,7 @@ def test_the_part_before_the_layer_runs_without_a_graph() -> None:
 
 def test_replay_runs_only_what_follows() -> None:
     network, x = seeded(SmallResNet(deep_head=True)), images(1)
-    run(network, x, "random_cam")
+    run(network, x, "ablation_cam", budget=2)
     sizes: dict[str, list[int]] = {name: [] for name in ("stem", "stage1", "stage2", "stage3")}
     for name, list_ in sizes.items():
         module = getattr(network, name)
@@ -434,13 +434,13 @@ def test_ablation_leaves_out_channels_that_are_zero_already(dead: int) -> None:
     with torch.no_grad():
         network.stage2.bn2.bias[:dead] = -1e3
         channels = network.stage2(network.stage1(network.stem(x)))[0]
-    run(network, x, "random_cam")
+    run(network, x, "ablation_cam", budget=2)
     sizes: list[int] = []
     network.stage3.conv1.register_forward_hook(lambda _m, _a, out: sizes.append(len(out)))
     found = run(network, x, "ablation_cam", target=1, layer="stage2")
     alive = channels.flatten(1).any(1).sum().item()
     assert alive <= 16 - dead
-    assert sum(sizes) == 1 + 1 + 2 + alive  # the pass, the recording, the check of two, and the variants
+    assert sum(sizes) == 1 + 1 + 3 + alive  # the pass, the recording, the check of one and two, and the variants
     assert found.signed.isfinite().all()
 
 

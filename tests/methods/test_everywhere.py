@@ -13,6 +13,11 @@ from helpers.networks import Attention, images, seeded
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 
 
+def at(layer: str, method: str) -> dict[str, str]:
+    """The layer, for methods that are not defined at the input."""
+    return {} if konkyo.methods()[method].layer else {"layer": layer}
+
+
 @pytest.mark.parametrize(
     "method", [name for name in vars(Literal) if name in konkyo.methods() and name not in ("cam", "grad_cam_pp")]
 )
@@ -20,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 def test_method_equals_its_formula(kind: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, labels = images(2), [2, 4]
     network, layer, _ = references(kind, x[:1], 0)
-    found = konkyo.explain(network, x, method=method, target=labels, layer=layer, **OPTIONS.get(method, {}))
+    found = konkyo.explain(network, x, method=method, target=labels, **at(layer, method), **OPTIONS.get(method, {}))
     assert found.layer in (layer, "input")
     if kind == "swin":
         assert konkyo.Model(network).automatic_layers(x.shape[1:])[0].name == layer

@@ -347,7 +347,7 @@ def test_score_cam_gives_dead_channels_no_weight_and_no_forward() -> None:
         network.stage3.shortcut.bias[:4] = -1e3
     counted: list[int] = []
     network.stem.register_forward_hook(lambda _m, _a, out: counted.append(len(out)))
-    konkyo.explain(network, x, method="random_cam")  # traces the network
+    konkyo.explain(network, x, method="score_cam", budget=2)  # traces the network, and tries images together
     counted.clear()
     found = konkyo.explain(network, x, method="score_cam", target=1)
     forwards = sum(counted)

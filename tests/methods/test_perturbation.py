@@ -30,11 +30,16 @@ def case(kind: str, x: Tensor, label: int) -> tuple[nn.Module, str, Slow]:
     return network, layer, Slow(literal)
 
 
+def at(kind: str, layer: str, method: str) -> dict[str, str]:
+    """The vision transformer's layer, which is not the automatic one, for methods that need one."""
+    return {"layer": layer} if kind == "vit" and konkyo.methods()[method].needs_layer() else {}
+
+
 def held_to(kind: str, method: str, expected: Callable[[Slow], Tensor], **options: Any) -> konkyo.Explanation:
     """The signed maps of two images at once equal the formula's, and so does their ReLU where the method has one."""
     x = images(2)
     network, layer, _ = case(kind, x[:1], 0)
-    found = konkyo.explain(network, x, method=method, target=LABELS, seed=5, layer=layer, **options)
+    found = konkyo.explain(network, x, method=method, target=LABELS, seed=5, **at(kind, layer, method), **options)
     assert found.layer in (layer, "input")
     for i, label in enumerate(LABELS):
         close(found.signed[i], expected(case(kind, x[i : i + 1], label)[2]))
@@ -95,8 +100,9 @@ def test_constant_channels_have_no_mask_and_no_weight() -> None:
 def test_group_cam(kind: str, variant: str) -> None:
     """Groups of 5 channels, the last one smaller. The map comes at the layer's grid; what is enlarged is the same."""
     x, labels = images(2), LABELS if kind == "resnet" else [2, 1]
-    network, _, _ = case(kind, x[:1], 0)
-    found = konkyo.explain(network, x, method="group_cam", target=labels, groups=5, variant=variant)
+    network, layer, _ = case(kind, x[:1], 0)
+    options = {"groups": 5, "variant": variant, **at(kind, layer, "group_cam")}
+    found = konkyo.explain(network, x, method="group_cam", target=labels, **options)
     for i, label in enumerate(labels):
         enlarged = up(found.maps[i].double(), (32, 40))
         close(enlarged, case(kind, x[i : i + 1], label)[2].group_cam(5, variant))
@@ -250,7 +256,8 @@ def literal_stages(kind: str, x: Tensor, label: int) -> tuple[nn.Module, list[Sl
 def test_poly_cam(kind: str, variant: str) -> None:
     x, labels = images(2), [1, 1] if kind == "swin" else LABELS
     network, layers = literal_stages(kind, x[:1], 0)
-    found = konkyo.explain(network, x, method="poly_cam", target=labels, variant=variant)
+    where = {"layer": "norm"} if kind == "vit" else {}
+    found = konkyo.explain(network, x, method="poly_cam", target=labels, variant=variant, **where)
     assert len(found.layer.split("+")) == len(layers)
     for i, label in enumerate(labels):
         maps = [slow.poly_layer(variant) for slow in literal_stages(kind, x[i : i + 1], label)[1]]
@@ -458,8 +465,9 @@ def test_a_budget_of_occlusion_is_spread_over_the_image() -> None:
 @pytest.mark.parametrize("prune", [0.3, 0.6, 1.0])
 def test_pruning_score_cam_moves_no_pixel_further_than_stated(kind: str, prune: float) -> None:
     x = images(1)
-    network, _, slow = case(kind, x, 1)
-    run = lambda part: konkyo.explain(network, x, method="score_cam", target=1, prune=part)
+    network, layer, slow = case(kind, x, 1)
+    where = at(kind, layer, "score_cam")
+    run = lambda part: konkyo.explain(network, x, method="score_cam", target=1, prune=part, **where)
     full, pruned = run(0.0), run(prune)
     strength = slow.A.flatten(1).abs().amax(1)
     kept = [k for k in range(len(strength)) if strength[k] >= prune * strength.max() and slow.mask(k) is not None]
@@ -481,8 +489,9 @@ def test_pruning_score_cam_moves_no_pixel_further_than_stated(kind: str, prune: 
 @pytest.mark.parametrize("prune", [0.3, 0.6, 1.0])
 def test_pruning_ablation_cam_moves_no_pixel_further_than_stated(kind: str, prune: float) -> None:
     x = images(1)
-    network, _, slow = case(kind, x, 1)
-    run = lambda part: konkyo.explain(network, x, method="ablation_cam", target=1, prune=part)
+    network, layer, slow = case(kind, x, 1)
+    where = at(kind, layer, "ablation_cam")
+    run = lambda part: konkyo.explain(network, x, method="ablation_cam", target=1, prune=part, **where)
     full, pruned = run(0.0), run(prune)
     strength = slow.A.flatten(1).abs().amax(1)
     y, weights = slow.tail(slow.A)[1].detach(), []

@@ -137,7 +137,7 @@ class Model:
             came = "a tensor without axes" if isinstance(output, Tensor) else type(output).__name__
             raise KonkyoError(
                 f"the output of {self.name} was expected to be a tensor (N, ...) with an entry per image; got {came}: "
-                "konkyo.Model(module, select=lambda output: ...) says where it is"
+                "konkyo.Model(module, select=lambda output: ...) says where; output.reshape(-1, 1) undoes a squeeze"
             )
         return output
 
