@@ -199,6 +199,7 @@ def test_what_is_saved_comes_back(
     assert {name for name in ("boxes", "regions", "path") if getattr(loaded, name) is not None} == parts
 
 
+@pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")  # of random weights a map may be blank
 def test_what_was_explained_comes_back(tmp_path: Path) -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     found = konkyo.explain(network, torch.rand(2, 3, 12, 12), target=1, method="layer_cam", layer="0")
