@@ -25,29 +25,27 @@ class Choice:
         nodes = {edge.node: call for call, noted in run.outputs.items() for edge in noted.edges}
         assert run.image_node is not None
         self.graph = Graph(run.output, run.image_node, nodes)
-        self.used, self.weighted = self.graph.used, self.graph.weighted()
-        self.ends = self.graph.ends()
+        self.used, self.weighted = self.graph.used, self.graph.weighted
+        self.ends = self.graph.ends
         self.places = Places(run, self.graph)
         self.moved = False
         """Whether a grid was met whose cells are at other places than their own."""
 
-    def cut(self) -> tuple[list[Call], bool, bool]:
-        """Returns the calls that make the automatic layer, whether everything passes them, and weights follow them."""
+    def cut(self) -> tuple[list[Call], bool]:
+        """Returns the calls that make the automatic layer, and whether everything passes them."""
         usable = [call for call in self.run.order if (place := self.places.place(call)) is not None and place.sure]
-        if not any(
-            call in self.used for call in usable
-        ):  # nothing flows back to the image: what is known is only which module runs when
+        if self.used.isdisjoint(usable):  # nothing flows back to the image: only the order of the modules is known
             before = [call for call in usable if self.run.order.index(call) < self.run.head]
-            return (before or usable)[-1:], True, bool(before)
+            return (before or usable)[-1:], True
         features = [call for call in usable if call in self.used and (call in self.weighted or call in self.ends)]
         # A Linear on a grid (query, key, value) only projects what another module put out.
         for some in ([call for call in features if self.run.outputs[call].kind != "Linear"], features):
             calls, whole = self._of_features(some) if some else ([], False)
             if calls:
-                return calls, whole, True
+                return calls, whole
         last = [] if features else [call for call in usable if call in self.used][-1:]
         last = list(self._unmoved(last, last))
-        return last, last == self.graph.singles()[:1], False
+        return last, last == self.graph.singles[:1]
 
     def _of_features(self, features: list[Call]) -> tuple[list[Call], bool]:
         """Returns the calls among these features that make the automatic layer, and whether everything passes them."""
@@ -55,7 +53,7 @@ class Choice:
             return self._last_features(features)
         features = list(self._unmoved(features, [self._backbone_end(features)]))
         ends = [self._backbone_end(features)] if features else []
-        return ends, ends[:1] == [call for call in self.graph.singles() if call in ends]
+        return ends, ends[:1] == [call for call in self.graph.singles if call in ends]
 
     def _last_features(self, features: list[Call]) -> tuple[list[Call], bool]:
         """Returns the last features of which more than one cell counts, and whether everything passes them.
@@ -68,7 +66,7 @@ class Choice:
         together = not avoided and 0 < len(calls) <= _TOGETHER
         if together and (len(calls) == 1 or self.instances or not self.graph.precedes(calls)):
             return calls, True
-        singles = [call for call in self.graph.singles() if call in reached]
+        singles = [call for call in self.graph.singles if call in reached]
         if singles or together:
             return singles[:1] or calls, True
         left = [call for call in features[::-1] if call in reached and (not self.moved or call in self.graph.kept)]
@@ -101,7 +99,7 @@ class Choice:
                 break
             prefix = f"{prefix}{parts[0]}."
         inside = [call for call in ends if _below(call[0], prefix) == parts[0]]
-        return next((call for call in self.graph.singles() if call in inside), inside[-1])
+        return next((call for call in self.graph.singles if call in inside), inside[-1])
 
     def _reached(self, features: Sequence[Call]) -> set[Call]:
         """Returns the features without those of which at most one cell has a gradient, or whose cells were moved.
@@ -111,7 +109,7 @@ class Choice:
         reached, told = set(features), set[Call]()
         while True:
             calls, _ = self.graph.frontier(reached.__contains__)
-            single = next((call for call in self.graph.singles() if call in reached), None)
+            single = next((call for call in self.graph.singles if call in reached), None)
             unknown = [call for call in dict.fromkeys([*calls, single]) if call is not None and call not in told]
             if not unknown:
                 return reached

@@ -80,13 +80,14 @@ class Graph:
                 self._dependent.add(node)
                 stack += parents.get(node, [])
 
-    @property
+    @cached_property
     def used(self) -> set[Any]:
         """These are the keys of the outputs that lie between the image and the score."""
         return {self._outputs[node] for node in self._dependent if node in self._outputs}
 
+    @cached_property
     def weighted(self) -> set[Any]:
-        """Returns the keys of the outputs that an operator with weights follows before the score."""
+        """These are the keys of the outputs that an operator with weights follows before the score."""
         keys, seen, stack = set[Any](), set[tuple[Node, bool]](), [(self._start, False)]
         while stack:
             node, flag = stack.pop()
@@ -99,8 +100,9 @@ class Graph:
             stack += [(child, flag) for child in self._children[node]]
         return keys
 
+    @cached_property
     def ends(self) -> set[Any]:
-        """Returns the keys of outputs with a norm or a sum after the last operator with weights: they end a block.
+        """These are the keys of outputs with a norm or a sum after the last operator with weights: they end a block.
 
         The features of a network without a head end so; a map of predictions is what its last weights put out.
         """
@@ -122,8 +124,9 @@ class Graph:
         """Tells whether more than one of what a node reads depends on the image."""
         return sum(child in self._dependent for child in self._children[node]) > 1
 
+    @cached_property
     def singles(self) -> list[Any]:
-        """Returns the keys of outputs that are cuts by themselves, the last first."""
+        """These are the keys of outputs that are cuts by themselves, the last first."""
         if self._start not in self._dependent:
             return []
         keys, heap, waiting = list[Any](), [self._at(self._start)], {self._start}

@@ -55,8 +55,6 @@ class Trace:
     """The layers that are explained by default, which together make one layer; none where there is no grid."""
     whole: bool
     """Whether everything passes the cut on its way from the image to the output."""
-    feature: bool = True
-    """Whether operators with weights follow the cut; else it is the prediction itself."""
 
 
 def trace(forward: Forward, root: nn.Module, image: Tensor, *, instances: bool = False, small: bool = False) -> Trace:
@@ -72,17 +70,16 @@ def trace(forward: Forward, root: nn.Module, image: Tensor, *, instances: bool =
         if not choice.places.certain():
             for corner in range(2 if small else 1):
                 run.again(Change(image, corner))
-            choice = Choice(run, instances)
     return _trace(choice)
 
 
 def _trace(choice: Choice) -> Trace:
     """Returns the sites and the automatic layer."""
-    run, (calls, whole, feature) = choice.run, choice.cut()
+    run, (calls, whole) = choice.run, choice.cut()
     counts = {name: sum(other == name for other, _ in run.order) for name, _ in run.order}
     sites = tuple(_site(choice, call, counts[call[0]]) for call in run.order)
     layers = [site.layer for site in sites if (site.name, site.call) in calls and site.layer is not None]
-    return Trace(sites, tuple(replace(layer, part=len(layers) > 1) for layer in layers), whole, feature)
+    return Trace(sites, tuple(replace(layer, part=len(layers) > 1) for layer in layers), whole)
 
 
 def _site(choice: Choice, call: Call, count: int) -> Site:
