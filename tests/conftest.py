@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from helpers.demands import NOT_YET, described
 
@@ -24,6 +28,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "demand(number, missing=None): shows that a demand of users is met")
     if config.getoption("--demands") is not None:
         config.pluginmanager.register(_Demands(config))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Seeds every test: networks with random weights are the same whichever tests ran before, on whichever worker."""
+    seed = zlib.crc32(item.nodeid.encode())
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 class _Demands:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from konkyo.draw.overlay import Brightness
 
 _TENSORS = ("signed", "scores", "image_index", "boxes", "regions")
-_LISTS = ("targets", "labels", "diagnosis", "decisions")
+_LISTS = ("targets", "labels", "diagnosis", "decisions", "names", "true_labels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +68,10 @@ class Explanation:
     regions: Tensor | None = None
     """(R, 4) the part of the map that lies on the picture, xyxy as shares of its width and height; None: all of it.
     The rest lies on the border around a picture that was fitted into the model's input."""
+    names: tuple[str, ...] = ()
+    """What the image of every row is called, its file's name as a rule; empty where nothing is known of names."""
+    true_labels: tuple[str | None, ...] = ()
+    """The class that the image of every row really has, as its data set says; empty where nothing is known of it."""
     assumptions: tuple[str, ...] = ()
     """What was not told but assumed: a sentence each, which says how to tell it."""
     images: tuple[Image.Image, ...] | Tensor | None = None
@@ -186,6 +190,8 @@ class Explanation:
             "targets": [_target_to_json(t) for t in self.targets],
             "diagnosis": [{"kind": d.kind, "message": d.message} for d in self.diagnosis],
             "decisions": [None if d is None else asdict(d) for d in self.decisions],
+            "names": list(self.names),
+            "true_labels": list(self.true_labels),
             "assumptions": list(self.assumptions),
         }
 
@@ -234,8 +240,7 @@ class Explanation:
             values["targets"] = tuple(_target_from_json(t) for t in values["targets"])
             values["diagnosis"] = tuple(Diagnosis(**d) for d in values["diagnosis"])
             values["decisions"] = tuple(None if d is None else Decision(**d) for d in values.get("decisions", ()))
-            values["labels"] = tuple(values["labels"])
-            values["assumptions"] = tuple(values.get("assumptions", ()))
+            values |= {name: tuple(values.get(name, ())) for name in ("labels", "names", "true_labels", "assumptions")}
             known = {f.name for f in fields(cls)}
             return cls(**{k: v for k, v in values.items() if k in known}, **tensors)
         except Exception as error:  # damaged archives fail in every possible way

@@ -1,0 +1,1 @@
+"""Diagnosis of a model on a user's own data: what it rests on, why it is wrong, and which images to look at."""

@@ -1,0 +1,59 @@
+"""Findings: what a diagnosis of a model says, a sentence each, with its number, its error rate and its pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from PIL import Image
+
+Severity: TypeAlias = Literal["high", "medium", "low", "ok", "unknown"]
+SEVERITIES: tuple[Severity, ...] = ("high", "medium", "low", "unknown", "ok")
+"""The worst first, which is the order of a report."""
+
+Text: TypeAlias = Mapping[str, str]
+"""The same words in every language of the reports, by the language's code: "en" and "ja"."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Evidence is a picture that shows what a finding says."""
+
+    picture: Image.Image
+    caption: Text
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """A finding is what one question gave for one subject. NaN stands for a number that is not known."""
+
+    question: str
+    """As it is asked for: "cue", "head", "duplicates" ..."""
+    severity: Severity
+    subject: str
+    """A class, an image, or "" for the whole model."""
+    sentence: Text
+    """What was found, in plain words with its numbers."""
+    next_step: Text
+    """What to do about it."""
+    statistic: str
+    """What `value` is, as in "mean fall of P(label) when covered, minus that of random windows"."""
+    value: float
+    low: float = math.nan
+    """Of the 95 % interval."""
+    high: float = math.nan
+    p: float = math.nan
+    """How probable so large a value is by chance alone."""
+    p_adjusted: float = math.nan
+    """The same for all subjects of the question together."""
+    n: int = 0
+    """How many images the number is of."""
+    threshold: float = math.nan
+    """The least value of this severity."""
+    cost: int = 0
+    """How many images were run forward for it."""
+    evidence: tuple[Evidence, ...] = ()
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Further numbers by name, such as those of a second test."""
