@@ -167,9 +167,14 @@ def _of_the_asked(result: Explanation, row: int) -> str:
 
 
 def decided_in_words(result: Explanation, row: int) -> str:
-    """What the model decided of a row: "decided: cat (P 0.98)"; "" for a detection that is of the class it is for."""
+    """What the model decided of a row: "decided: cat (P 0.98)"; "" for a detection that is of the class it is for.
+
+    Where that is wrong it says what is true: "decided: cat (P 0.98), wrong: dog".
+    """
     decision = result.decisions[row]
-    return "" if decision is None or (decision.agrees and box_of(result, row)) else decision.of_the_model
+    if decision is None or (decision.agrees and box_of(result, row)):
+        return ""
+    return decision.of_the_model + (f", wrong: {result.true_labels[row]}" if result.correct[row] is False else "")
 
 
 def in_a_line(results: Mapping[str, Explanation | NotApplicable]) -> str:
