@@ -100,7 +100,7 @@ def test_labels_are_not_taken_from_some_folders_alone(run: Run) -> None:
 def test_a_data_set_of_files_takes_the_place_of_images(run: Run) -> None:
     found = run("explain", "--data", "folder:photos", *METHOD, "--out", "o")
     assert "true labels: from folder:photos" in found.out
-    assert [line["image"] for line in lines()][0] == "blue/right.png"
+    assert lines()[0]["image"] == "blue/right.png"
     told(run("explain", "photos", "--data", "folder:photos", *METHOD), "both came")
     told(run("explain", "--data", "scenes:3", *METHOD), "folder:DIR", "are drawn")
     assert run("explain", *METHOD).code == 2

@@ -78,7 +78,7 @@ def test_labels_of_a_data_set_that_are_no_classes_are_told_and_not_known() -> No
 class Images(Dataset[tuple[Any, int]]):
     """As torchvision's ImageFolder: (image, index), and the names of classes in the order of the alphabet."""
 
-    classes = ["blue", "green", "red"]
+    classes = ("blue", "green", "red")
 
     def __init__(self, tensors: bool) -> None:
         self.tensors = tensors
