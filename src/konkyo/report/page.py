@@ -65,6 +65,8 @@ class ImageRow:
     name: str
     picture: Image.Image | None = None
     """Any size; it is reduced for the page. Rows of the same picture object share it in the file."""
+    box: tuple[float, float, float, float] | None = None
+    """Of an explained detection, xyxy as shares of the picture's width and height."""
     maps: tuple[HeatMap, ...] = ()
     """One per method, the same methods in the same order in all rows; `m` cycles through them."""
     decision: str = ""
