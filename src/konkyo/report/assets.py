@@ -95,9 +95,7 @@ def described_map(map_: HeatMap) -> dict[str, Any]:
 
 def map_side(rows: Sequence[ImageRow]) -> int:
     """Returns how many cells along a side maps may have, so that all of them together keep within their budget."""
-    count = sum(
-        len(row.maps) + len(row.contrasts) + sum(n.map is not None for n in row.neighbours) for row in rows
-    )
+    count = sum(len(row.maps) + len(row.contrasts) + sum(n.map is not None for n in row.neighbours) for row in rows)
     least, most = _MAP_SIDES
     return max(least, min(most, int(math.sqrt(_MAP_BYTES / max(count, 1)))))
 

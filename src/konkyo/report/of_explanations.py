@@ -52,7 +52,9 @@ def image_rows(results: list[Explanation]) -> tuple[ImageRow, ...]:
         if index not in pictures:
             source = next((result for result in results if result.images is not None), None)
             pictures[index] = None if source is None else source.picture(row)
-        rows.append(_image_row(results, row, pictures[index], first.names[row] if first.names else f"image {index + 1}"))
+        rows.append(
+            _image_row(results, row, pictures[index], first.names[row] if first.names else f"image {index + 1}")
+        )
     return tuple(rows)
 
 

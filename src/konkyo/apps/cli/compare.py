@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,11 +22,14 @@ from konkyo.apps.cli.options import (
     setup_of,
     target_of,
 )
+from konkyo.apps.cli.reports import ReportOptions, made_by, write_report
 from konkyo.apps.cli.sources import Images, TruthOptions, ordered, pictures_of
 from konkyo.apps.cli.terminal import err, out, progress
+from konkyo.errors import NotApplicable
 
 if TYPE_CHECKING:
     from konkyo.draw.sheets import Row
+    from konkyo.explanation.result import Explanation
 
 from konkyo.apps.cli.manifest import Manifest, report_of
 from konkyo.apps.cli.pictures import batches, explained, in_a_line, rows_of
@@ -52,6 +56,7 @@ def compare(
     limit: Annotated[int, typer.Option(min=1, help="At most so many images.")] = 40,
     model_options: ModelOptions = ModelOptions(),
     method_options: MethodOptions = MethodOptions(),
+    report_options: ReportOptions = ReportOptions(),
     as_json: Json = False,
 ) -> None:
     """Compare methods on a contact sheet: a row per image and class (or detection), a column per method."""
@@ -65,7 +70,8 @@ def compare(
     target = target_of(setup, target_options)
     names, request = request_of(method or ",".join(setup.model.task.methods), method_options, target, forward_options)
     manifest = Manifest(None, {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}})
-    manifest.origin = source.origin
+    manifest.origin, manifest.made_by = source.origin, made_by(setup.model)
+    page = _Page(manifest, report_options, len(files))
     shown: list[tuple[dict[str, Any], list[Row]]] = []
     count = 0
     for batch, bar in progress(batches(files, forward_options.batch_size), "comparing"):
@@ -76,6 +82,7 @@ def compare(
                 if truth_options.wrong_only and entry["correct"] is not False:
                     entry["left_out"] = "not decided wrongly"
                     continue
+                page.add(results)
                 rows = rows_of(results, file.name, entry, drawing_options.brightness)
                 shown = ordered([*shown, (entry, rows)], truth_options.sort)[:limit]
                 count += 1
@@ -92,4 +99,29 @@ def compare(
         save_image(contact_sheet(rows, names, title=drawing_options.title or setup.model.name, shared=shared), to)
         manifest.sheet(to)
         notes.append(f"contact sheet: {to}")
+        notes += page.written(setup.model.name)
     report_of(manifest, as_json, notes)
+
+
+class _Page:
+    """The page collects the rows of the report, if one is asked for."""
+
+    def __init__(self, manifest: Manifest, options: ReportOptions, images: int) -> None:
+        self._manifest, self._options = manifest, options
+        if options.report is not None:
+            from konkyo.report.rows import CollectedRows
+
+            self._rows = CollectedRows(images)
+
+    def add(self, results: Mapping[str, Explanation | NotApplicable]) -> None:
+        """Takes what all methods make of an image."""
+        if self._options.report is not None:
+            self._rows.add([result for result in results.values() if not isinstance(result, NotApplicable)])
+
+    def written(self, model: str) -> list[str]:
+        """Writes the report, and says so."""
+        if self._options.report is None:
+            return []
+        title = f"{model}: {', '.join(self._rows.layers)}"
+        notes = [f"True labels: {self._manifest.origin}."] if self._manifest.origin else []
+        return [write_report(self._rows.page(title, **self._manifest.made_by, notes=notes), self._options)]

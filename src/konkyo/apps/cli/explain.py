@@ -25,6 +25,7 @@ from konkyo.apps.cli.options import (
     setup_of,
     target_of,
 )
+from konkyo.apps.cli.reports import ReportOptions, made_by, write_report
 from konkyo.apps.cli.sources import Images, TruthOptions, pictures_of
 from konkyo.apps.cli.terminal import out, progress
 from konkyo.errors import KonkyoError, NotApplicable
@@ -60,6 +61,7 @@ def explain(
     method_options: MethodOptions = MethodOptions(),
     cmap: Annotated[str | None, typer.Option("--cmap", help="A matplotlib colour map for the overlays.")] = None,
     drawing_options: DrawingOptions = DrawingOptions(),
+    report_options: ReportOptions = ReportOptions(),
     as_json: Json = False,
 ) -> None:
     """Explain images: an overlay and a raw map per image, class and method, and a manifest of it all.
@@ -83,7 +85,7 @@ def explain(
     settings |= {"wrong_only": True} if truth_options.wrong_only else {}
     drawing = {"cmap": cmap, "brightness": drawing_options.brightness}
     with Manifest(to, settings, resume=resume, overwrite=overwrite, order=truth_options.sort) as manifest:
-        manifest.origin = source.origin
+        manifest.origin, manifest.made_by = source.origin, made_by(setup.model)
         names_on_disk = unique_names(files, manifest)
         left = [file for file in files if not manifest.has(file, source.labels.get(file))]
         for batch, tell in progress(batches(left, forward_options.batch_size), "explaining"):
@@ -109,7 +111,12 @@ def explain(
                         entry["nothing"] = setup.model.task.nothing(target)
                     if (line := in_a_line(results) or entry.get("nothing")) and not as_json:
                         out.print(escape(f"{file.name}: {line}"), soft_wrap=True, highlight=False)
-    report_of(manifest, as_json, [f"pictures, maps and manifest in {to}"])
+    notes = [f"pictures, maps and manifest in {to}"]
+    if report_options.report is not None and any(entry.get("maps") for entry in manifest.images):
+        from konkyo.report.folder import page_of_folder
+
+        notes.append(write_report(page_of_folder(to), report_options))
+    report_of(manifest, as_json, notes)
 
 
 def _write(result: Explanation, stem: Path, maps: str, drawing: Mapping[str, Any], entry: dict[str, Any]) -> None:

@@ -51,6 +51,8 @@ class Manifest:
         self._order = order
         self.origin = ""
         """Where true labels come from."""
+        self.made_by: dict[str, Any] = {}
+        """The provenance and the command line of this run."""
         self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._keys = set[str]()
         self._skipped: list[dict[str, str]] = []
@@ -97,7 +99,7 @@ class Manifest:
     def document(self) -> dict[str, Any]:
         """The whole manifest."""
         values = {"settings": self._ledger.settings, "started": self._started}
-        values |= {"true_labels": self.origin} if self.origin else {}
+        values |= self.made_by | ({"true_labels": self.origin} if self.origin else {})
         return values | {"images": self.images, "skipped": self.skipped} | self._sheet
 
     def sheet(self, path: Path) -> None:
