@@ -110,12 +110,16 @@ def page_of_manifest(folder: Path) -> Page:
     if not isinstance(document, dict) or not isinstance(document.get("images"), list) or "settings" not in document:
         raise KonkyoError(f"{folder / MANIFEST} is no manifest of konkyo")
     settings, entries = document["settings"], [e for e in document["images"] if isinstance(e, dict) and e.get("maps")]
+    shown = {id(entry) for entry in entries}
     seen = PicturesSeen(preprocess_of(settings.get("preprocess")))
     rows = CollectedRows(len(entries))
     for entry in entries:
         picture = seen.open(Path(str(entry["file"])))
         name = str(entry.get("image") or Path(str(entry["file"])).name)
         rows.add([_explained(folder / file, name, entry, picture) for file in _map_files(entry)])
+    for entry in document["images"]:
+        if isinstance(entry, dict) and id(entry) not in shown and isinstance(entry.get("decision"), dict):
+            rows.count(str(entry.get("image")), entry["decision"].get("label", ""), entry.get("true_label") or "")
     provenance, command = origin_of(document)
     if not provenance:
         provenance = {name: str(settings[name]) for name in ("model", "preprocess") if name in settings}

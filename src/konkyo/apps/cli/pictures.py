@@ -167,21 +167,26 @@ def _of_the_asked(result: Explanation, row: int) -> str:
 
 
 def decided_in_words(result: Explanation, row: int) -> str:
-    """What the model decided of a row: "decided: cat (P 0.98)"; "" for a detection that is of the class it is for.
-
-    Where that is wrong it says what is true: "decided: cat (P 0.98), wrong: dog".
-    """
+    """What the model decided of a row: "decided: cat (P 0.98)"; "" for a detection that is of the class it is for."""
     decision = result.decisions[row]
-    if decision is None or (decision.agrees and box_of(result, row)):
-        return ""
-    return decision.of_the_model + (f", wrong: {result.true_labels[row]}" if result.correct[row] is False else "")
+    return "" if decision is None or (decision.agrees and box_of(result, row)) else decision.of_the_model
+
+
+def truth_in_words(result: Explanation, row: int) -> str:
+    """What is true of a row's image where the model decided wrongly: "wrong: dog"; else ""."""
+    return f"wrong: {result.true_labels[row]}" if result.correct[row] is False else ""
 
 
 def in_a_line(results: Mapping[str, Explanation | NotApplicable]) -> str:
     """What is explained of an image, and what the model decided: "asked: dog (...), asked: fox (...); decided: cat"."""
     done = [result for result in results.values() if not isinstance(result, NotApplicable)]
     rows = [
-        (score_in_words(result, row), decided_in_words(result, row)) for result in done for row in range(len(result))
+        (
+            score_in_words(result, row),
+            ", ".join(filter(None, (decided_in_words(result, row), truth_in_words(result, row)))),
+        )
+        for result in done
+        for row in range(len(result))
     ]
     decided = dict.fromkeys(words for _, words in rows if words)
     return "; ".join([", ".join(dict.fromkeys(words for words, _ in rows)), *decided]) if rows else ""
@@ -226,6 +231,7 @@ def rows_of(
                 cells,
                 asked=_of_the_asked(one, row),
                 decided=decided_in_words(one, row),
+                truth=truth_in_words(one, row),
                 brightness=one.brightness(row, brightness),
                 box=box_of(one, row),
             )
