@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
-from konkyo.evaluation.columns import Column
+from konkyo.evaluation.columns import Column, column
 from konkyo.metrics.base import Metric, OfMean
-from konkyo.utils.files import csv_text, plain, replacing, write_text
+from konkyo.utils.files import csv_text, plain, read_json, replacing, write_text
 
 _RESAMPLES = 2000
+_STATISTICS = "statistics.safetensors"
 _POOLED_RESAMPLES = 300  # every one of them pools the statistics of a whole data set
 
 
@@ -56,8 +59,13 @@ class Row:
     """The image and the target that a map was of."""
 
     sample: str
-    label: str
+    explained: str
+    """What the target is called."""
     score: float
+    label: str = ""
+    """What is true: the image's class, or that of the thing that a detection is of; "" where it is not known."""
+    decision: str = ""
+    """What the model decided; "" where it was not asked, or an older version measured it."""
 
 
 @dataclass(frozen=True)
@@ -194,16 +202,21 @@ class Evaluation:
         return text + (" \\*" if method in self.differing(of.name) else "")
 
     def save(self, folder: str | Path) -> Path:
-        """Writes table.md, table.csv, values.csv, evaluation.json and curves.png into a folder. -> the folder"""
+        """Writes table.md, table.csv, values.csv, curves.png, evaluation.json and statistics.safetensors. -> the folder
+
+        The last two are what `load` reads.
+        """
         from konkyo.draw.curves import curves_figure  # pictures are drawn only when asked for
 
         folder = Path(folder)
         texts = {
             "table.md": self.markdown(),
             "table.csv": csv_text(_HEAD, self._cells()),
-            "values.csv": csv_text(["sample", "label", "score", "method", "metric", "value"], self._values()),
+            "values.csv": csv_text([*(f.name for f in fields(Row)), "method", "metric", "value"], self._values()),
             "evaluation.json": json.dumps(self.description(), indent=1),
         }
+        with replacing(folder / _STATISTICS) as temporary:
+            save_file(self._tensors(), temporary)
         for name, text in texts.items():
             write_text(folder / name, text)
         curves = {c.name: c.metric.better for c in self.columns if self._has_curve(c)}
@@ -217,6 +230,44 @@ class Evaluation:
                 picture.save(temporary, format="png")
         return folder
 
+    @classmethod
+    def load(cls, folder: str | Path) -> Evaluation:
+        """Reads the result that `save` wrote.
+
+        KonkyoError: the folder holds none, or one of a version that did not save statistics.
+        """
+        folder = Path(folder)
+        try:
+            values = read_json(folder / "evaluation.json")
+            if "rows" not in values:
+                raise ValueError(
+                    "an older version wrote it; the same `konkyo evaluate` completes it from samples.jsonl"
+                )
+            methods, columns = tuple(values["methods"]), tuple(column(name) for name in values["columns"])
+            with safe_open(folder / _STATISTICS, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            rows = tuple(
+                Row(**{**row, "score": math.nan if row["score"] is None else row["score"]}) for row in values["rows"]
+            )
+            numbers = [(int(i), int(j)) for i, _, j in (name.partition(".") for name in tensors)]
+            statistics = {
+                (methods[i], columns[j].name): tensor for (i, j), tensor in zip(numbers, tensors.values(), strict=True)
+            }
+            if any(len(tensor) != len(rows) for tensor in statistics.values()):
+                raise ValueError(f"its statistics are not of {len(rows)} rows")
+            notes = tuple(values["notes"])
+            return cls(methods, columns, rows, statistics, values["absent"], values["settings"], notes)
+        except Exception as error:  # damaged files fail in every possible way
+            raise KonkyoError(f"{folder} holds no saved evaluation: {error}") from error
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{i}.{j}": self.statistics[m, c.name].detach().cpu().contiguous()
+            for i, m in enumerate(self.methods)
+            for j, c in enumerate(self.columns)
+            if (m, c.name) in self.statistics
+        }
+
     def description(self) -> dict[str, Any]:
         """Returns everything but curves and histograms, as plain JSON values."""
         return plain(  # type: ignore[no-any-return]
@@ -225,6 +276,9 @@ class Evaluation:
                 "settings": dict(self.settings),
                 "notes": list(self.notes),
                 "absent": dict(self.absent),
+                "methods": list(self.methods),
+                "columns": [c.name for c in self.columns],
+                "rows": [vars(row) for row in self.rows],
                 "table": [dict(zip(_HEAD, cell, strict=True)) for cell in self._cells()],
                 "worst": {
                     f"{m}: {c.name}": [vars(r) for r in self.worst(m, c.name)]
@@ -254,7 +308,7 @@ class Evaluation:
                 if (method, c.name) not in self.statistics or c.metric.pooled is not None:
                     continue
                 for row, value in zip(self.rows, self.values(method, c.name).tolist(), strict=True):
-                    yield [row.sample, row.label, row.score, method, c.name, value]
+                    yield [*vars(row).values(), method, c.name, value]
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
