@@ -112,7 +112,7 @@ class Evaluation:
 
     def curve(self, method: str, name: str) -> Tensor:
         """Returns the mean curve (T,) of a metric that is one, over the rows that all methods have."""
-        statistic = self._statistic(method, name)[self._common(name)]
+        statistic = self._statistic(method, name)[self.common(name)]
         if statistic.ndim != 2:
             raise KonkyoError(f"{name} has no curve")
         return statistic.double().mean(0)
@@ -124,7 +124,7 @@ class Evaluation:
         return self._known[method, name]
 
     def _cell(self, method: str, name: str, seed: int = 0) -> Cell:
-        metric, common = self.column(name).metric, self._common(name)
+        metric, common = self.column(name).metric, self.common(name)
         group, statistic = self._images()[common], self._statistic(method, name)[common]
         if not len(group):
             return Cell(math.nan, math.nan, math.nan, 0, math.nan)
@@ -139,7 +139,7 @@ class Evaluation:
 
         KonkyoError: nothing is better.
         """
-        column_, common = self.column(name), self._common(name)
+        column_, common = self.column(name), self.common(name)
         if column_.metric.better == "neither":
             raise KonkyoError(f"of {name} neither the higher nor the lower is better")
         sign = 1 if column_.metric.better == "higher" else -1
@@ -184,7 +184,7 @@ class Evaluation:
 
     def remarks(self) -> list[str]:
         """Returns the sentences about what the table was made of, and what was left out."""
-        counts = {c.name: int(self._common(c.name).sum()) for c in self.columns}
+        counts = {c.name: int(self.common(c.name).sum()) for c in self.columns}
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         return [f"Maps in the comparison (those that every method has) of {len(self.rows)}: {listed}.", *self.notes]
 
@@ -322,7 +322,7 @@ class Evaluation:
             self.statistics[m, of.name].ndim == 2 for m in self.methods if (m, of.name) in self.statistics
         )
 
-    def _common(self, name: str) -> Tensor:
+    def common(self, name: str) -> Tensor:
         """Returns (R,) bool: the rows where every method's value is defined."""
         column_ = self.column(name)
         statistics = [self.statistics[m, name] for m in self.methods if (m, name) in self.statistics]

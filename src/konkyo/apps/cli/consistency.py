@@ -23,6 +23,7 @@ from konkyo.apps.cli.options import (
     request_of,
     setup_of,
 )
+from konkyo.apps.cli.reports import ReportOptions, note_origin, report_of_folder
 from konkyo.apps.cli.terminal import out, print_table, progress_bar
 from konkyo.errors import KonkyoError
 
@@ -66,6 +67,7 @@ def consistency(
     model_options: ModelOptions = ModelOptions(),
     method_options: MethodOptions = MethodOptions(),
     precision: PrecisionName = None,
+    report_options: ReportOptions = ReportOptions(),
     as_json: Json = False,
 ) -> None:
     """Measure how alike the maps of one class are: gaze consistency, with baselines, mean maps and extreme images."""
@@ -98,6 +100,8 @@ def consistency(
     result.save(
         to, figures=figures, pictures=_pictures(setup.model, data, limit, method_options.seed) if figures else None
     )
+    note_origin(to, setup.model)
+    notes = report_of_folder(to, report_options)
     if as_json:
         print(json.dumps(result.description(), indent=1))  # noqa: T201 - standard output is what was asked for
         return
@@ -107,7 +111,8 @@ def consistency(
     out.print()
     for line in result.remarks():
         out.print(escape(line), highlight=False, soft_wrap=True)
-    out.print(f"table, maps and figures in {escape(str(to))}", highlight=False, soft_wrap=True)
+    for note in (f"table, maps and figures in {to}", *notes):
+        out.print(escape(note), highlight=False, soft_wrap=True)
 
 
 def _pictures(model: Model, data: str, limit: int | None, seed: int) -> Callable[[str], Image.Image]:
