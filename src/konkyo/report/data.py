@@ -12,11 +12,25 @@ from konkyo.errors import KonkyoError
 from konkyo.evaluation.diagnose.findings import Text
 from konkyo.models.preprocess import Preprocess
 from konkyo.report.assets import picture_side
+from konkyo.report.builders import Request
 from konkyo.report.page import words
+from konkyo.report.provenance import of_model, of_versions
 from konkyo.report.rows import reduced
 
 MOST = 500
 """So many pictures are opened for a page at most."""
+
+
+def provenance_of(settings: Mapping[str, Any], request: Request) -> dict[str, str]:
+    """Returns what made a result, by name: its settings, and of the model that is known what it is."""
+    said = {
+        name: ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        for name, value in settings.items()
+        if value not in (None, "", {}, []) and name not in ("konkyo", "weights")  # the form of a record, and its digest
+    }
+    if "preprocess" in said:
+        said["preprocessing"] = said.pop("preprocess")
+    return said | ({} if request.model is None else of_model(request.model)) | of_versions()
 
 
 class DataPictures:

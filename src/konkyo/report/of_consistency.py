@@ -13,9 +13,8 @@ from PIL import Image
 from konkyo.evaluation.consistency.result import ClassResult, Consistency, ImageResult
 from konkyo.models.preprocess import preprocess_of
 from konkyo.report.builders import Request, builder
-from konkyo.report.data import DataPictures
+from konkyo.report.data import DataPictures, provenance_of
 from konkyo.report.page import ClassCard, ConfusionMatrix, HeatMap, ImageRow, MatrixBlock, Page, TableBlock, words
-from konkyo.report.provenance import of_model, of_versions
 from konkyo.report.truth import class_cards, confusion_of
 
 EXTREMES = 5
@@ -52,7 +51,7 @@ def page_of_consistency(result: Consistency, request: Request) -> Page:
             TableBlock(words("The whole data set", "データ全体"), *result.summary()),
         ),
         matrices=_matrices(result),
-        provenance=_provenance(settings, request),
+        provenance=provenance_of(settings, request),
         command=request.command or "",
         notes=(*(words(line) for line in result.remarks()), *source.notes),
     )
@@ -141,8 +140,3 @@ def _matrices(result: Consistency) -> tuple[MatrixBlock, ...]:
         return ()
     title = words(f"Distance of mean maps ({result.distance})", f"平均マップの距離（{result.distance}）")
     return (MatrixBlock(title, tuple(result.classes[i] for i in shown), result.between[shown][:, shown]),)
-
-
-def _provenance(settings: Mapping[str, Any], request: Request) -> dict[str, str]:
-    said = {name: str(value) for name, value in settings.items() if value not in (None, "", {}, [])}
-    return said | ({} if request.model is None else of_model(request.model)) | of_versions()

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from konkyo.evaluation.result import Evaluation
 from konkyo.evaluation.result import Row as MeasuredRow
 from konkyo.models.preprocess import preprocess_of
 from konkyo.report.builders import Request, builder
-from konkyo.report.data import DataPictures
+from konkyo.report.data import DataPictures, provenance_of
 from konkyo.report.page import (
     Cell,
     CurveFigure,
@@ -28,7 +27,6 @@ from konkyo.report.page import (
     TableBlock,
     words,
 )
-from konkyo.report.provenance import of_model, of_versions
 from konkyo.utils.statistics import Correlation
 
 LISTED = 8
@@ -67,7 +65,7 @@ def page_of_evaluation(result: Evaluation, request: Request) -> Page:
         tables=(_table(result),),
         curves=_curves(result),
         matrices=_agreement(result, names),
-        provenance=_provenance(settings, request),
+        provenance=provenance_of(settings, request),
         command=request.command or "",
         notes=(*(words(line) for line in result.remarks()), *source.notes),
     )
@@ -187,8 +185,3 @@ def _shortlists(result: Evaluation) -> tuple[Shortlist, ...]:
             note = words("Methods differ most here.", "手法間の差が最も大きい画像。")
             lists.append(Shortlist(words(f"{c.name}: contested", f"{c.name}：手法で差がある画像"), note, contested))
     return tuple(lists)
-
-
-def _provenance(settings: Mapping[str, Any], request: Request) -> dict[str, str]:
-    said = {name: str(value) for name, value in settings.items() if value not in (None, "", {}, [])}
-    return said | ({} if request.model is None else of_model(request.model)) | of_versions()
