@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from safetensors import safe_open
@@ -24,6 +25,7 @@ _STATISTICS = "statistics.safetensors"
 _POOLED_RESAMPLES = 300  # every one of them pools the statistics of a whole data set
 
 
+FigureFormat: TypeAlias = Literal["png", "svg", "pdf"]
 Table: TypeAlias = tuple[list[str], list[list[str]]]
 """(head, rows)"""
 
@@ -34,6 +36,55 @@ def markdown(table: Table) -> str:
     lines = [head, *rows]
     texts = ["| " + " | ".join(cells) + " |" for cells in lines]
     return "\n".join([texts[0], "|---" * len(head) + "|", *texts[1:]]) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "±": r"$\pm$",
+    "κ": r"$\kappa$",
+    "λ": r"$\lambda$",
+    "β": r"$\beta$",
+    "−": "$-$",
+    "✗": r"$\times$",
+}
+"""What LaTeX would read as something else, or has no letter for."""
+
+
+def latex(table: Table) -> str:
+    r"""Returns a table in LaTeX, with the rules of booktabs: the first column to the left, the others to the right.
+
+    Bold and starred cells of Markdown stay so. It needs \usepackage{booktabs}, and for names in other scripts
+    XeLaTeX or LuaLaTeX.
+
+    >>> print(latex((["class", "L"], [["red_fox", "**0.1** \\*"]])))
+    \begin{tabular}{lr}
+    \toprule
+    class & L \\
+    \midrule
+    red\_fox & \textbf{0.1}$^{*}$ \\
+    \bottomrule
+    \end{tabular}
+    <BLANKLINE>
+    """
+    head, rows = table
+    lines = [" & ".join(map(_latex_cell, cells)) + r" \\" for cells in (head, *rows)]
+    columns = "l" + "r" * (len(head) - 1)
+    begin = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule"]
+    return "\n".join([*begin, *lines[1:], r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _latex_cell(text: str) -> str:
+    starred, text = text.endswith("\\*"), text.removesuffix("\\*").rstrip()
+    bold = re.fullmatch(r"\*\*(.*)\*\*", text)
+    escaped = "".join(_LATEX.get(character, character) for character in (bold[1] if bold else text).strip())
+    return (rf"\textbf{{{escaped}}}" if bold else escaped) + ("$^{*}$" if starred else "")
 
 
 def number(value: float, signed: bool = False) -> str:
@@ -201,16 +252,18 @@ class Evaluation:
             return f"**{text}**"
         return text + (" \\*" if method in self.differing(of.name) else "")
 
-    def save(self, folder: str | Path) -> Path:
-        """Writes table.md, table.csv, values.csv, curves.png, evaluation.json and statistics.safetensors. -> the folder
+    def save(self, folder: str | Path, *, format: FigureFormat = "png") -> Path:
+        """Writes table.md, table.tex, table.csv, values.csv, curves.png and what `load` reads. -> the folder
 
-        The last two are what `load` reads.
+        `format`: of the curves, "png", "svg" or "pdf".
         """
         from konkyo.draw.curves import curves_figure  # pictures are drawn only when asked for
+        from konkyo.draw.sheets import save_image
 
         folder = Path(folder)
         texts = {
             "table.md": self.markdown(),
+            "table.tex": latex(self.table()),
             "table.csv": csv_text(_HEAD, self._cells()),
             "values.csv": csv_text([*(f.name for f in fields(Row)), "method", "metric", "value"], self._values()),
             "evaluation.json": json.dumps(self.description(), indent=1),
@@ -226,8 +279,7 @@ class Evaluation:
                 for name in curves
             }
             picture = curves_figure(lines, {name: _ARROWS[better] for name, better in curves.items()})
-            with replacing(folder / "curves.png") as temporary:
-                picture.save(temporary, format="png")
+            save_image(picture, folder / f"curves.{format}")
         return folder
 
     @classmethod

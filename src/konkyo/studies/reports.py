@@ -14,7 +14,7 @@ from konkyo.data.images import open_image
 from konkyo.draw.sheets import save_image
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.diagnose.findings import Evidence
-from konkyo.evaluation.result import Table
+from konkyo.evaluation.result import Table, latex
 from konkyo.report.page import Page, TableBlock, words
 from konkyo.report.provenance import of_versions
 from konkyo.report.report import report
@@ -71,9 +71,11 @@ def save_report(
     pictures: Mapping[str, Image.Image],
     page: Page,
 ) -> Path:
-    """Writes report.md, report.html, report.json, a csv file per table with rows, and pictures. -> the folder"""
+    """Writes report.md, .html and .json, tables.tex, a csv file per table with rows, and pictures. -> the folder"""
     for name, picture in pictures.items():
         save_image(picture, folder / name)
+    tables_of_page = (([*t.head], [[str(cell) for cell in row] for row in t.rows]) for t in page.tables)
+    write_text(folder / "tables.tex", "\n".join(map(latex, tables_of_page)))
     for name, rows in tables.items():
         if rows:
             write_text(folder / f"{name}.csv", csv_of(rows))

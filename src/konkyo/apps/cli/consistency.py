@@ -12,6 +12,7 @@ from rich.markup import escape
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
     Data,
+    Format,
     ForwardOptions,
     Json,
     Layers,
@@ -20,6 +21,7 @@ from konkyo.apps.cli.options import (
     ModelName,
     ModelOptions,
     PrecisionName,
+    figure_format,
     request_of,
     setup_of,
 )
@@ -67,12 +69,14 @@ def consistency(
     model_options: ModelOptions = ModelOptions(),
     method_options: MethodOptions = MethodOptions(),
     precision: PrecisionName = None,
+    format: Format = "png",
     report_options: ReportOptions = ReportOptions(),
     as_json: Json = False,
 ) -> None:
     """Measure how alike the maps of one class are: gaze consistency, with baselines, mean maps and extreme images."""
     from konkyo.evaluation.consistency import consistency as run
 
+    kind = figure_format(format)
     setup = setup_of(model, model_options)
     names, request = request_of(method, method_options, forward=ForwardOptions(layer=layer))
     if len(names) != 1:
@@ -97,9 +101,8 @@ def consistency(
             **request["options"],
             **({} if precision is None else {"precision": precision}),
         )
-    result.save(
-        to, figures=figures, pictures=_pictures(setup.model, data, limit, method_options.seed) if figures else None
-    )
+    pictures = _pictures(setup.model, data, limit, method_options.seed) if figures else None
+    result.save(to, figures=figures, pictures=pictures, format=kind)
     note_origin(to, setup.model)
     notes = report_of_folder(to, report_options)
     if as_json:

@@ -14,12 +14,14 @@ from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
     Data,
     Folder,
+    Format,
     Json,
     Limit,
     MatchingOptions,
     MethodOptions,
     ModelOptions,
     PrecisionName,
+    figure_format,
     request_of,
     setup_of,
 )
@@ -57,6 +59,7 @@ def evaluate(
     model_options: ModelOptions = ModelOptions(),
     method_options: MethodOptions = MethodOptions(),
     precision: PrecisionName = None,
+    format: Format = "png",
     report_options: ReportOptions = ReportOptions(),
     as_json: Json = False,
 ) -> None:
@@ -65,6 +68,7 @@ def evaluate(
     from konkyo.evaluation.evaluate import evaluate as run
     from konkyo.tasks.base import Matching
 
+    kind = figure_format(format)
     setup = None if model == "none" else setup_of(model, model_options)
     names: list[Any] = []
     options: dict[str, Any] = {}
@@ -88,6 +92,8 @@ def evaluate(
             progress=progress,
             **options,
         )
+    if kind != "png":
+        evaluation.save(to, format=kind)
     note_origin(to, None if setup is None else setup.model)
     notes = report_of_folder(to, report_options)
     if as_json:

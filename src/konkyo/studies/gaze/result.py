@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from konkyo.evaluation.result import Table
+from konkyo.evaluation.result import FigureFormat, Table
 from konkyo.report.page import Page
 from konkyo.studies.base import TestPicture
 from konkyo.studies.gaze import figures, text
@@ -152,8 +152,11 @@ class GazeReport:
         drawn = self.figures() if pictures is None else pictures
         return study_page("Gaze consistency in training", self.study, tables, drawn, self.remarks())
 
-    def save(self, folder: str | Path) -> Path:
-        """Writes report.md, report.html, report.json, csv files and pictures into a folder. -> the folder"""
-        pictures = self.figures()
+    def save(self, folder: str | Path, *, format: FigureFormat = "png") -> Path:
+        """Writes report.md, .html and .json, tables.tex, csv files and pictures into a folder. -> the folder
+
+        `format`: of the pictures, "png", "svg" or "pdf".
+        """
+        pictures = {str(Path(name).with_suffix(f".{format}")): picture for name, picture in self.figures().items()}
         text, page = self.markdown(pictures), self.page(pictures)
         return save_report(Path(folder), text, self.description(), self.records(), pictures, page)
