@@ -22,7 +22,7 @@ BLOCK = 50
 _QUALITY = 70
 _SIDES = ((60, 448), (250, 320))  # of so many pictures at most, the longer side in pixels
 _SIDE = 224
-_MAP_BYTES, _MAP_SIDES = 2_400_000, (14, 112)  # of all maps together; the least and most cells along a side
+_MAP_BYTES, _MAP_SIDES = 1_800_000, (14, 112)  # of all maps together; the least and most cells along a side
 
 
 def data_uri(picture: Image.Image, side: int | None = None) -> str:
@@ -95,9 +95,7 @@ def described_map(map_: HeatMap) -> dict[str, Any]:
 
 def map_side(rows: Sequence[ImageRow]) -> int:
     """Returns how many cells along a side maps may have, so that all of them together keep within their budget."""
-    count = sum(
-        len(row.maps) + len(row.contrasts) + sum(n.map is not None for n in row.neighbours) for row in rows
-    )
+    count = sum(len(row.maps) + len(row.contrasts) + sum(n.map is not None for n in row.neighbours) for row in rows)
     least, most = _MAP_SIDES
     return max(least, min(most, int(math.sqrt(_MAP_BYTES / max(count, 1)))))
 

@@ -69,9 +69,7 @@ def with_fewer_pictures(page: Page, most: int) -> Page:
     rest = most - len(first)
     chosen = {*first, *(others[k * len(others) // rest] for k in range(min(rest, len(others))))}
     fewer = tuple(row if k in chosen else _bare(row) for k, row in enumerate(rows))
-    note = {
-        lang: text["pictures.left"].format(shown=len(chosen), total=len(rows)) for lang, text in strings().items()
-    }
+    note = {lang: text["pictures.left"].format(shown=len(chosen), total=len(rows)) for lang, text in strings().items()}
     return replace(page, rows=fewer, notes=(*page.notes, note))
 
 
