@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.pages import example_page, rows
 from PIL import Image
 from torch import nn
 
 import konkyo
+from helpers.pages import example_page, rows
 from konkyo.report.builders import Request, page_of
 from konkyo.report.page import Page
 from konkyo.report.provenance import weights_hash
