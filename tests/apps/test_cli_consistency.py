@@ -31,7 +31,8 @@ def test_a_table_and_a_folder(tmp_path: Path) -> None:
     for word in ("windmill", "W / T of shuffled labels", "untrained network", "not correctness", "kappa"):
         assert word in found.output
     files = {path.name for path in (tmp_path / "found").iterdir()}
-    tables = {"consistency.json", "table.md", "classes.csv", "images.csv", "maps.safetensors"}
+    tables = {"consistency.json", "table.md", "table.tex", "classes.csv", "images.csv", "maps.safetensors"}
+    tables |= {"provenance.json"}
     assert files == tables | {"maps.png", "between.png", "deviations.png", "extremes.png"}
     saved = Consistency.load(tmp_path / "found")
     assert saved.grid == 8

@@ -121,7 +121,9 @@ def test_every_detection_is_explained_drawn_and_told(run: Run, photos: Path) -> 
         "red (probability 0.73) at 28,28,52,52\n"
     )
     overlays = [f"toys.odam.{n}.png" for n in (1, 2, 3)]
-    assert names("o") == sorted(["manifest.json", "manifest.jsonl", "toys.detections.png", "toys.odam.npz", *overlays])
+    assert names("o") == sorted(
+        ["images.csv", "manifest.json", "manifest.jsonl", "toys.detections.png", "toys.odam.npz", *overlays]
+    )
     saved = konkyo.Explanation.load("o/toys.odam.npz")
     assert saved.boxes is not None
     assert saved.boxes.tolist() == [list(RED), list(GREEN), list(PALE)]

@@ -71,10 +71,12 @@ def test_a_table_with_values_and_curves(run: Run) -> None:
     assert names == [
         "curves.png",
         "evaluation.json",
+        "provenance.json",
         "samples.jsonl",
         "statistics.safetensors",
         "table.csv",
         "table.md",
+        "table.tex",
         "values.csv",
     ]
     assert len(Path("to/samples.jsonl").read_text().splitlines()) == 1 + 8

@@ -458,6 +458,23 @@ def test_pictures(tmp_path: Path) -> None:
     assert "extremes.png" not in found.figures()
 
 
+@pytest.mark.parametrize(("kind", "head"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_figures_are_lines_and_letters_in_other_formats(tmp_path: Path, kind: Any, head: bytes) -> None:
+    labels = drawn(12, 3, 1)
+    found = measure(blobs(labels, spread=0.2), labels, labels, classes=ABC, **CHEAP)
+    for folder in ("one", "two"):
+        found.save(tmp_path / folder, figures=True, format=kind)
+    files = sorted(path.name for path in (tmp_path / "one").glob(f"*.{kind}"))
+    assert files == [f"between.{kind}", f"deviations.{kind}", f"maps.{kind}"]
+    for name in files:
+        data = (tmp_path / "one" / name).read_bytes()
+        assert data.startswith(head)
+    assert not list((tmp_path / "one").glob("*.png"))
+    tables = (tmp_path / "one" / "table.tex").read_text()
+    assert tables.count(r"\begin{tabular}") == tables.count(r"\end{tabular}") == 2
+    assert (tmp_path / "one" / "table.tex").read_text() == (tmp_path / "two" / "table.tex").read_text()
+
+
 def test_of_many_classes_those_with_most_maps_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = torch.cat([torch.arange(20).repeat_interleave(2), torch.tensor([3, 7, 11])])
     found = measure(some(43, 4), labels, labels, classes=[f"name {i}" for i in range(20)], grid=4, **CHEAP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,8 +26,9 @@ from konkyo.data.samples import Sample, Samples
 from konkyo.errors import ImageError, KonkyoError
 from konkyo.evaluation.columns import column
 from konkyo.evaluation.evaluate import Maps, Matching, evaluate
-from konkyo.evaluation.result import Evaluation, Row
+from konkyo.evaluation.result import Evaluation, Row, latex
 from konkyo.metrics import METRICS, metric
+from konkyo.utils.ledger import Ledger, read_ledger
 
 # --- what the values say ----------------------------------------------------------------------------------------------
 
@@ -406,3 +408,73 @@ def test_a_run_goes_on_to_a_larger_limit_and_not_to_other_weights(model: konkyo.
         next(other.module.parameters()).mul_(2)
     with pytest.raises(KonkyoError, match="other weights"):
         evaluate(other, **asked, limit=3, out=tmp_path / "a")
+
+
+def test_what_was_saved_is_loaded(saved: tuple[Evaluation, Path], tmp_path: Path) -> None:
+    found, folder = saved
+    again = Evaluation.load(folder)
+    assert again.rows == found.rows
+    assert again.description() == found.description()
+    assert set(again.statistics) == set(found.statistics)
+    for key, values in found.statistics.items():
+        torch.testing.assert_close(again.statistics[key], values, equal_nan=True, rtol=0, atol=0)
+    copied = again.save(tmp_path)
+    for name in ("table.md", "table.csv", "values.csv", "evaluation.json", "curves.png"):
+        assert (copied / name).read_bytes() == (folder / name).read_bytes(), name
+    old = json.loads((tmp_path / "evaluation.json").read_text())
+    del old["rows"]
+    (tmp_path / "evaluation.json").write_text(json.dumps(old))
+    with pytest.raises(KonkyoError, match="older version"):
+        Evaluation.load(tmp_path)
+    with pytest.raises(KonkyoError, match="no saved evaluation"):
+        Evaluation.load(tmp_path / "nothing")
+
+
+def test_values_name_the_truth_the_decision_and_what_is_explained(model: konkyo.Model, tmp_path: Path) -> None:
+    samples = pictures(3)
+    samples[2] = replace(samples[2], label=None)
+    for explained, names in (("decision", ["red_fox"] * 3), ("label", ["green"])):
+        some = samples if explained == "decision" else samples[1:2]
+        found = evaluate(model, some, ["grad_cam"], ["ebpg"], explained=explained, out=tmp_path / explained)  # type: ignore[arg-type]
+        values = list(csv.DictReader((tmp_path / explained / "values.csv").read_text().splitlines()))
+        assert [row.explained for row in found.rows] == [v["explained"] for v in values] == names
+        labels = {"p0": "red_fox", "p1": "green", "p2": ""}  # "Red fox" of the data, as the model calls it
+        assert [v["label"] for v in values] == [labels[sample.name] for sample in some]
+        assert [v["decision"] for v in values] == ["red_fox"] * len(some)
+
+
+def test_records_of_an_older_version_go_on(model: konkyo.Model, tmp_path: Path) -> None:
+    """They have what was explained and its score of every row, and no truth."""
+    data = pictures(3)
+    evaluate(model, counted(data[:2])[0], ["grad_cam"], ["ebpg"], out=tmp_path)
+    path = tmp_path / "samples.jsonl"
+    settings, entries = read_ledger(path)
+    path.unlink()
+    with Ledger(path, settings) as ledger:
+        for key, entry in entries.items():
+            ledger.add(key, {**entry, "rows": [row[:2] for row in entry["rows"]]})
+    opened: list[str]
+    source, opened = counted(data)
+    found = evaluate(model, source, ["grad_cam"], ["ebpg"], out=tmp_path)
+    assert opened == ["p2"]
+    assert [(row.explained, row.label, row.decision) for row in found.rows] == [
+        ("red_fox", "", ""),
+        ("red_fox", "", ""),
+        ("red_fox", "red_fox", "red_fox"),
+    ]
+
+
+def test_a_table_in_latex() -> None:
+    odd = "~^\\<$#{}"
+    text = latex((["method", "a_b ↑"], [["grad_cam", "**0.5 [0.4, 0.6]**"], ["x & y 50 %", "0.3 \\*"], [odd, "-"]]))
+    assert text.splitlines() == [
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"method & a\_b $\uparrow$ \\",
+        r"\midrule",
+        r"grad\_cam & \textbf{0.5 [0.4, 0.6]} \\",
+        r"x \& y 50 \% & 0.3$^{*}$ \\",
+        r"\textasciitilde{}\textasciicircum{}\textbackslash{}\textless{}\$\#\{\} & - \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]

@@ -68,6 +68,7 @@ FILES = {
             "samples.jsonl",
             "statistics.safetensors",
             "table.md",
+            "table.tex",
             "table.csv",
             "values.csv",
         )
@@ -499,7 +500,7 @@ def test_the_report_of_a_study(study: Path, run: Run) -> None:
             assert row[metric] == ("" if (v := test["maps"][metric]["value"]) is None else str(v))
     assert sorted(p.name for p in folder.iterdir()) == [
         *("maps-000-disc.png", "maps-001-ring.png", "maps-002-stripes.png"),
-        *("networks.csv", "report.json", "report.md"),
+        *("networks.csv", "report.html", "report.json", "report.md", "tables.tex"),
     ]
     text = (folder / "report.md").read_text()
     assert all(f"![CAM of {label}](maps-{i:03}-{label}.png)" in text for i, label in enumerate(CLASSES))

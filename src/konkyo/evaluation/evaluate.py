@@ -33,7 +33,7 @@ from konkyo.metrics.variants import absent
 from konkyo.models import Model, Preprocess, as_model
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.classes import Each
-from konkyo.tasks.base import Explained, Matching
+from konkyo.tasks.base import Explained, Matching, same_class
 from konkyo.utils.ledger import Ledger
 from konkyo.utils.progress import Progress
 from konkyo.utils.tensors import resize
@@ -402,7 +402,8 @@ def _shared_inputs(plan: _Plan, view: _View, rows: _MeasuredRows, part: _Part) -
     boxes = view.preprocess.frame(view.sample.image).placed(rows.truth.objects()["boxes"].to(images))
     boxes = torch.stack([_box_or_location(box, target) for box, target in zip(boxes, targets, strict=True)])
     scores = [model.task.perturbation_score(target, box) for target, box in zip(targets, boxes, strict=True)]
-    names, labels, decided = map(model.label, targets), _true_labels(view, rows), _decided(view, targets)
+    names, decided = map(model.label, targets), _decided(view, targets)
+    labels = _true_labels(view, rows, decided)
     values = [float(score(view.output)) for score in scores]
     part.rows = list(zip(names, values, labels, decided, strict=True))
     return {
@@ -413,14 +414,18 @@ def _shared_inputs(plan: _Plan, view: _View, rows: _MeasuredRows, part: _Part) -
     }
 
 
-def _true_labels(view: _View, rows: _MeasuredRows) -> list[str]:
-    """Returns what is true of every row: its image's class, or that of the thing that a detection is of."""
-    if not view.model.task.instances:
-        label = view.sample.label
-        known, _ = known_classes(view.model, [label])
-        return [(known[0] if known else label) or ""] * len(rows.numbers)
-    things = rows.truth.annotations
-    return [(things[numbers[0]].label or "") if numbers else "" for numbers in rows.truth.rows]
+def _true_labels(view: _View, rows: _MeasuredRows, decided: Sequence[str]) -> list[str]:
+    """Returns what is true of every row, as the model calls it: its image's class, or that of the thing it is of."""
+    if view.model.task.instances:
+        things = rows.truth.annotations
+        labels = [things[numbers[0]].label if numbers else None for numbers in rows.truth.rows]
+    else:
+        labels = [view.sample.label] * len(rows.numbers)
+    known, _ = known_classes(view.model, labels)
+    return [
+        decision if same_class(label, decision) else name or label or ""
+        for label, name, decision in zip(labels, known or (None,) * len(labels), decided, strict=True)
+    ]
 
 
 def _decided(view: _View, targets: Sequence[Target]) -> list[str]:
