@@ -18,7 +18,6 @@ from konkyo.explanation.words import (
     name_of,
     of_the_asked,
     score_in_words,
-    truth_in_words,
 )
 
 if TYPE_CHECKING:
@@ -80,7 +79,6 @@ def rows_of(
                 cells,
                 asked=of_the_asked(one, row),
                 decided=decided_in_words(one, row),
-                truth=truth_in_words(one, row),
                 brightness=one.brightness(row, brightness),
                 box=None if one.images is None else box_of(one, row),
             )
@@ -88,9 +86,7 @@ def rows_of(
     return rows
 
 
-def sheet(
-    result: Explanation, path: str | Path | None, page: int, title: str | None, brightness: str
-) -> Image.Image:
+def sheet(result: Explanation, path: str | Path | None, page: int, title: str | None, brightness: str) -> Image.Image:
     """Returns a page of the sheet; `Explanation.sheet` says more."""
     if not len(result):
         raise KonkyoError("a sheet needs a row at least; this explanation has none")
@@ -103,11 +99,10 @@ def sheet(
     if path is None:
         return _page(result, rows, page, pages, heading)
     path = picture_name(path)
-    for number in range(1, pages + 1):
-        name = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-        save_image(drawn := _page(result, rows, number, pages, heading), name)
-        wanted = drawn if number == page else wanted if number > 1 else drawn
-    return wanted
+    drawings = [_page(result, rows, number, pages, heading) for number in range(1, pages + 1)]
+    for number, drawing in enumerate(drawings, start=1):
+        save_image(drawing, path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}"))
+    return drawings[page - 1]
 
 
 def _page(result: Explanation, rows: Sequence[Row], page: int, pages: int, title: str) -> Image.Image:

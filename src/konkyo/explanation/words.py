@@ -1,4 +1,4 @@
-"""What is said of a row in pictures and on the terminal: its target and score, the decision, the truth, the diagnosis."""
+"""What is said of a row in pictures and on the terminal: its score, the decision, the truth, the diagnosis."""
 
 from __future__ import annotations
 
@@ -57,24 +57,20 @@ def of_the_asked(result: Explanation, row: int) -> str:
 
 
 def decided_in_words(result: Explanation, row: int) -> str:
-    """What the model decided of a row: "decided: cat (P 0.98)"; "" for a detection that is of the class it is for."""
+    """What the model decided of a row: "decided: cat (P 0.98)"; "" for a detection that is of the class it is for.
+
+    Where that is wrong it says what is true: "decided: cat (P 0.98), wrong: dog".
+    """
     decision = decision_of(result, row)
-    return "" if decision is None or (decision.agrees and box_of(result, row)) else decision.of_the_model
-
-
-def correct_of(result: Explanation, row: int) -> bool | None:
-    """Tells whether the model's decision is the image's true label; None where either is not known."""
-    truth, decision = result.true_labels[row] if result.true_labels else None, decision_of(result, row)
-    return None if truth is None or decision is None else decision.label == truth
+    if decision is None or (decision.agrees and box_of(result, row)):
+        return ""
+    return decision.of_the_model + (f", wrong: {result.true_labels[row]}" if result.correct[row] is False else "")
 
 
 def truth_in_words(result: Explanation, row: int) -> str:
-    """What the image really shows, as in "true label: dog (wrong)"; "" where that is not known."""
+    """What the image really is, where `decided_in_words` does not say it; "" where that is not known."""
     truth = result.true_labels[row] if result.true_labels else None
-    if truth is None:
-        return ""
-    correct = correct_of(result, row)
-    return f"true label: {truth}" + ("" if correct is None else " (correct)" if correct else " (decided wrongly)")
+    return "" if truth is None or result.correct[row] is False else f"true label: {truth}"
 
 
 def diagnosis_in_words(result: Explanation, row: int, *, message: bool = False) -> str:

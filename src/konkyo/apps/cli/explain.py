@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
 
 from konkyo.apps.cli.manifest import Manifest, report_of, unique_names
-from konkyo.apps.cli.pictures import batches, explained, facts, in_a_line, rows_of, score_in_words
+from konkyo.apps.cli.pictures import batches, explained, facts, in_a_line, rows_of
 
 
 @with_groups
@@ -121,6 +121,7 @@ def explain(
 
 def _write(result: Explanation, stem: Path, maps: str, drawing: Mapping[str, Any], entry: dict[str, Any]) -> None:
     from konkyo.draw.sheets import save_image
+    from konkyo.explanation.words import score_in_words
 
     raw = result.save(stem.with_name(f"{stem.name}.{maps}"))
     for row, label in enumerate(result.labels):
