@@ -147,7 +147,8 @@ def _corner_finding(
             f"{use.flips[k]:.0%} of decisions (a window elsewhere {use.flips_elsewhere:.0%}). "
             f"A change of P by about {reach:.2f} more than elsewhere would have been named.",
             "ja": f"他の場所より重要な隅はありません。{_JAPANESE[k]}の隅を反転すると"
-            f"判断の {use.flips[k]:.0%} が変わります（他の場所では {use.flips_elsewhere:.0%}）。他より約 {reach:.2f} 大きい変化なら報告されました。",
+            f"判断の {use.flips[k]:.0%} が変わります（他の場所では {use.flips_elsewhere:.0%}）。"
+            f"他より約 {reach:.2f} 大きい変化なら報告されました。",
         }
     else:
         sentence = {
