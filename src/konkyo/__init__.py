@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from konkyo.engine.layer import Layer
     from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable
     from konkyo.evaluation.consistency import Consistency, consistency
+    from konkyo.evaluation.diagnose.result import DiagnosisReport
+    from konkyo.evaluation.diagnose.run import diagnose
     from konkyo.evaluation.evaluate import Maps, evaluate
+    from konkyo.evaluation.neighbours import Neighbours, neighbours
     from konkyo.evaluation.result import Evaluation
     from konkyo.evaluation.sanity import random_class, randomisation, stability
     from konkyo.explanation.diagnosis import Diagnosis
@@ -33,6 +36,9 @@ from konkyo.version import __version__ as __version__
 
 _HOMES = {
     "konkyo.evaluation.consistency": ("Consistency", "consistency"),
+    "konkyo.evaluation.diagnose.result": ("DiagnosisReport",),
+    "konkyo.evaluation.diagnose.run": ("diagnose",),
+    "konkyo.evaluation.neighbours": ("Neighbours", "neighbours"),
     "konkyo.explanation.diagnosis": ("Diagnosis",),
     "konkyo.errors": ("KonkyoError", "KonkyoWarning", "NotApplicable"),
     "konkyo.evaluation.evaluate": ("Maps", "evaluate"),
@@ -63,6 +69,7 @@ __all__ = [
     "Detections",
     "Detector",
     "Diagnosis",
+    "DiagnosisReport",
     "Each",
     "Evaluation",
     "Explanation",
@@ -74,6 +81,7 @@ __all__ = [
     "Matching",
     "Method",
     "Model",
+    "Neighbours",
     "NotApplicable",
     "Preprocess",
     "Target",
@@ -83,6 +91,7 @@ __all__ = [
     "consistency",
     "data",
     "dense_detector",
+    "diagnose",
     "evaluate",
     "explain",
     "explanations",
@@ -91,6 +100,7 @@ __all__ = [
     "method",
     "methods",
     "metrics",
+    "neighbours",
     "odam_nms",
     "random_class",
     "randomisation",
