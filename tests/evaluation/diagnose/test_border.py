@@ -38,7 +38,7 @@ def test_a_net_that_reads_its_padding_changes_all_decisions() -> None:
     network = ReadsPadding()
     before = copy.deepcopy(network.state_dict())
     use = border_use(probabilities(network), IMAGES, torch.zeros(10, dtype=torch.int64), batch=4)
-    assert use.replaced == 1
+    assert use.padded
     assert use.changed == {"reflect": 1.0, "replicate": 1.0}
     assert use.accuracy == {"zeros": 1.0, "reflect": 0.0, "replicate": 0.0}
     finding = border_finding(use)

@@ -33,7 +33,7 @@ def test_images_of_the_training_data_are_counted_and_the_accuracy_is_without_the
     test = data([*DRAWN[:8], ImageOps.mirror(DRAWN[9]), DRAWN[10].resize((32, 32))], "aaaaaaaabb")
     train = data(DRAWN[8:], "bbbbbbbb")
     correct = np.array([True, True, False, False, False, False, False, False, True, True])
-    duplicates = Duplicates.of(Pictures.of(test), Pictures.of(train))
+    duplicates = Duplicates.of(Pictures.of(test, test.labels), Pictures.of(train, train.labels))
     (finding,) = duplicate_findings(duplicates, correct, training=True)
     assert duplicates.images == [8, 9]
     assert (finding.severity, finding.value) == ("high", 0.2)
@@ -47,7 +47,7 @@ def test_images_of_the_training_data_are_counted_and_the_accuracy_is_without_the
 
 
 def test_a_copy_with_another_label_is_a_contradiction() -> None:
-    findings = duplicate_findings(Duplicates.of(Pictures.of(data([*DRAWN, DRAWN[2]], "a" * 16 + "b"))))
+    findings = duplicate_findings(Duplicates.of(Pictures.of(data([*DRAWN, DRAWN[2]]), "a" * 16 + "b")))
     assert [finding.severity for finding in findings] == ["medium", "medium"]
     assert "2.png (a) and 16.png (b)" in findings[1].sentence["en"]
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from konkyo.evaluation.diagnose.border import Probabilities, batched
 from konkyo.evaluation.diagnose.chance import interval_of_mean
+from konkyo.evaluation.diagnose.changed import Probabilities, batched, images_of_one_size, pictured
+from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import beside
-from konkyo.evaluation.diagnose.findings import Evidence, Finding, Severity
+from konkyo.evaluation.diagnose.findings import Evidence, Finding, Severity, Text
 
 MUCH, SOME = 0.15, 0.05
 """From these falls of P(label) on a finding is high and medium."""
@@ -26,6 +27,8 @@ _LEAST, _CLASSES = 6, 8
 _THINNEST = 0.1
 """The least share of the side that a strip of background is wide, for a picture to be tiled with it."""
 _SHOWN = 4
+_MOST, _MASKS = 32, 512
+"""Images that are used, and that are looked at for masks, at most."""
 _STATISTIC = "fall of P(label) on a background of another class, less the fall on one of its own class"
 
 
@@ -89,7 +92,7 @@ def background_use(
     masks: Tensor,
     labels: Tensor,
     *,
-    most: int = 32,
+    most: int = _MOST,
     seed: int = 0,
     batch: int = 32,
 ) -> BackgroundUse:
@@ -313,21 +316,22 @@ def _untested(n: int) -> Finding:
     )
 
 
-def no_masks(evidence: tuple[Evidence, ...], n: int) -> Finding:
-    """Returns the finding of data without masks: nothing is claimed."""
+def no_masks(evidence: tuple[Evidence, ...], n: int, *, labelled: bool) -> Finding:
+    """Returns the finding of data without masks, or without labels: nothing is claimed."""
+    lacks = ("No masks", "マスクがない") if labelled else ("No labels", "ラベルがない")
     return Finding(
         "background",
         "unknown",
         "",
         {
-            "en": "No masks: not tested. The picture shows what the network's strongest pattern lies on; it proves "
+            "en": f"{lacks[0]}: not tested. The picture shows what the network's strongest pattern lies on; it proves "
             "nothing.",
-            "ja": "マスクがないため検査していません。画像はネットワークの最も強い反応の位置を示すだけで、"
+            "ja": f"{lacks[1]}ため検査していません。画像はネットワークの最も強い反応の位置を示すだけで、"
             "何も証明しません。",
         },
         {
-            "en": "Give outlines of the objects: folder:DIR,masks=DIR. A few dozen are enough.",
-            "ja": "対象の輪郭を与えてください: folder:DIR,masks=DIR。数十枚で足ります。",
+            "en": "Give labels, and outlines of the objects: folder:DIR,masks=DIR. A few dozen are enough.",
+            "ja": "ラベルと対象の輪郭を与えてください: folder:DIR,masks=DIR。数十枚で足ります。",
         },
         _STATISTIC,
         math.nan,
@@ -346,3 +350,42 @@ def largest_component(map_: Tensor, threshold: float = 0.5) -> NDArray[np.bool_]
     if not count:
         return np.zeros(values.shape, bool)
     return np.asarray(parts == 1 + int(np.bincount(parts.ravel())[1:].argmax()))
+
+
+@question("background", forwards=lambda collected: _MOST * (_MOST + 2) if collected.has_masks else 0)
+def background(collected: Collected) -> tuple[Finding, ...]:
+    """Swaps the backgrounds of images with masks and labels; of others it shows a picture and claims nothing."""
+    settings = collected.settings
+    if not collected.has_masks or collected.labels is None:
+        return (no_masks(_strongest(collected), len(collected), labelled=collected.labels is not None),)
+    among = images_of_one_size(collected, _MASKS, "background")
+    masks = {i: mask for i in among if (mask := collected.mask(i)) is not None}
+    if not masks:
+        return (_untested(0),)
+    seed, indices = collected.random_seed("background"), list(masks)
+    use = background_use(
+        collected.probabilities_of,
+        collected.images(indices).cpu(),
+        torch.stack(list(masks.values())),
+        collected.labels[indices],
+        seed=seed,
+        batch=settings.batch,
+    )
+    pictures = [pictured(collected, triple) for triple in use.triples]
+    return background_findings(use, pictures, alpha=settings.alpha, resamples=settings.resamples, seed=seed)
+
+
+def _strongest(collected: Collected) -> tuple[Evidence, ...]:
+    """Shows the largest part of Eigen-CAM above half of its range, in four pictures."""
+    rows = []
+    for index in range(min(_SHOWN, len(collected))):
+        picture = collected.thumbnail(index)
+        part = Image.fromarray(largest_component(collected.eigen[index]).astype(np.uint8) * 255)
+        inside = part.resize(picture.size, Image.Resampling.NEAREST)
+        rows.append([picture, Image.composite(picture, Image.new("RGB", picture.size, "#909090"), inside)])
+    sheet = beside([[image for row in rows[k : k + 2] for image in row] for k in range(0, len(rows), 2)])
+    caption: Text = {
+        "en": "Pictures, and the largest part of their Eigen-CAM above half of its range.",
+        "ja": "画像と、Eigen-CAM が範囲の半分を超える最大の部分。",
+    }
+    return (Evidence(sheet, caption),)
