@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -12,19 +13,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from konkyo.evaluation.diagnose.border import Probabilities, batched
-from konkyo.evaluation.diagnose.chance import interval_of_mean, sign_flips
+from konkyo.evaluation.diagnose.chance import interval_of_mean
+from konkyo.evaluation.diagnose.changed import Probabilities, batched, images_of_one_size, pictured
+from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import beside
-from konkyo.evaluation.diagnose.findings import Evidence, Finding, Severity
+from konkyo.evaluation.diagnose.findings import Evidence, Finding, Severity, Text
 
 MUCH, SOME = 0.15, 0.05
 """From these falls of P(label) on a finding is high and medium."""
 ABOVE_CHANCE = 0.10
 """From this accuracy above that of permuted labels on, the background alone tells the class."""
-_LEAST = 6
+_LEAST, _CLASSES = 6, 8
 _THINNEST = 0.1
 """The least share of the side that a strip of background is wide, for a picture to be tiled with it."""
 _SHOWN = 4
+_MOST, _MASKS = 32, 512
+"""Images that are used, and that are looked at for masks, at most."""
 _STATISTIC = "fall of P(label) on a background of another class, less the fall on one of its own class"
 
 
@@ -57,82 +61,118 @@ class BackgroundUse:
 
     rows: tuple[int, ...]
     """Their indices."""
-    whole: NDArray[np.float64]
-    """(m,) P(label) of the image."""
-    own_class: NDArray[np.float64]
-    """(m,) on the background of another image of its class; NaN where there is none."""
-    other_class: NDArray[np.float64]
-    """(m,) on the background of an image of another class."""
-    changed: float
-    """The share of decisions that change on the background of another class."""
-    changed_own: float
-    """The same on that of its own class."""
-    alone: NDArray[np.int64]
-    """(m,) what is decided of the background alone."""
     labels: NDArray[np.int64]
     """(m,)"""
+    whole: NDArray[np.float64]
+    """(m,) P(label) of the image."""
+    swapped: NDArray[np.float64]
+    """(m, m) P(label) of object i on the background of image j; NaN on the diagonal."""
+    changed: NDArray[np.bool_]
+    """(m, m) whether the decision is then another than on the image itself."""
+    alone: NDArray[np.int64]
+    """(m,) what is decided of the background alone."""
     triples: tuple[Tensor, ...]
-    """Of the first images: image, on a background of another class, background alone, (3, C, H, W) each."""
+    """Of the first images: image, object on a background of another class, background alone, (3, C, H, W) each."""
     cost: int
+
+    @property
+    def same(self) -> NDArray[np.bool_]:
+        """Returns (m, m) whether object and background are of different images of one class."""
+        return np.asarray((self.labels[:, None] == self.labels) & ~np.eye(len(self.labels), dtype=bool))
+
+    @property
+    def other(self) -> NDArray[np.bool_]:
+        """Returns (m, m) whether object and background are of different classes."""
+        return np.asarray(self.labels[:, None] != self.labels)
 
 
 def background_use(
-    probabilities: Probabilities, images: Tensor, masks: Tensor, labels: Tensor, *, seed: int = 0, batch: int = 32
+    probabilities: Probabilities,
+    images: Tensor,
+    masks: Tensor,
+    labels: Tensor,
+    *,
+    most: int = _MOST,
+    seed: int = 0,
+    batch: int = 32,
 ) -> BackgroundUse:
-    """Puts every image's object on other backgrounds, and looks at the backgrounds alone.
+    """Puts every image's object on the background of every other image, and looks at the backgrounds alone.
 
-    images (N, C, H, W) prepared, masks (N, H, W) bool of the objects, labels (N,). The background of an image of
-    another class (Mixed-Rand of Xiao et al., 2021) is compared with that of another image of the same class
-    (Mixed-Same), which has the same seams. Images are left out whose object leaves no background to tile with.
+    images (N, C, H, W) prepared, masks (N, H, W) bool of the objects, labels (N,). Backgrounds of another class
+    (Mixed-Rand of Xiao et al., 2021) are compared with those of other images of the same class (Mixed-Same), which have
+    the same seams. At most `most` images are used, of 8 classes at most that have two images or more; images whose
+    object leaves no background to tile with are left out. most^2 images are run forward.
     """
     tiled = {i: t for i in range(len(images)) if (t := tiled_background(images[i], masks[i])) is not None}
-    rows = list(tiled)
-    classes = labels.tolist()
-    generator = np.random.default_rng(seed)
-    partners, own_partners = list[int | None](), list[int | None]()
-    for row in rows:
-        partners.append(_drawn(generator, [j for j in rows if classes[j] != classes[row]]))
-        own_partners.append(_drawn(generator, [j for j in rows if classes[j] == classes[row] and j != row]))
-    kept = [k for k, partner in enumerate(partners) if partner is not None]
-    rows = [rows[k] for k in kept]
+    rows = _chosen({i: int(labels[i]) for i in tiled}, most, seed)
+    label = torch.tensor([int(labels[i]) for i in rows], dtype=torch.int64)
     if not rows:
         none = np.zeros(0)
-        return BackgroundUse((), none, none, none, math.nan, math.nan, none.astype(int), none.astype(int), (), 0)
-
-    def swapped(partner_of: Sequence[int | None]) -> Tensor:
-        pairs = [(row, partner_of[k]) for row, k in zip(rows, kept, strict=True)]
-        return torch.stack(
-            [torch.where(masks[row], images[row], images[row] if j is None else tiled[j]) for row, j in pairs]
-        )
-
-    sets = [images[rows], swapped(own_partners), swapped(partners), torch.stack([tiled[row] for row in rows])]
-    whole, same, other, alone = (batched(probabilities, part, batch).double().cpu() for part in sets)
-    label = labels.cpu()[rows]
-    decided = whole.argmax(1)
-    no_partner = np.array([own_partners[k] is None for k in kept])
-    own_class = _of_label(same, label)
-    own_class[no_partner] = np.nan
-    changed_own = (same.argmax(1) != decided).numpy()[~no_partner]
+        square = np.zeros((0, 0))
+        return BackgroundUse((), none.astype(int), none, square, square.astype(bool), none.astype(int), (), 0)
+    backgrounds = torch.stack([tiled[row] for row in rows])
+    whole, alone = (batched(probabilities, part, batch).double().cpu() for part in (images[rows], backgrounds))
+    swapped, changed = np.full((len(rows), len(rows)), np.nan), np.zeros((len(rows), len(rows)), bool)
+    for k, row in enumerate(rows):
+        mixed = batched(probabilities, torch.where(masks[row], images[row], backgrounds), batch).double().cpu()
+        swapped[k] = mixed[:, label[k]].numpy()
+        changed[k] = (mixed.argmax(1) != whole[k].argmax()).numpy()
+    np.fill_diagonal(swapped, np.nan)
+    shown = []
+    for k, row in list(enumerate(rows))[:_SHOWN]:
+        j = next((j for j in range(len(rows)) if label[j] != label[k]), k)
+        shown.append(torch.stack([images[row], torch.where(masks[row], images[row], backgrounds[j]), backgrounds[k]]))
     return BackgroundUse(
         tuple(rows),
-        _of_label(whole, label),
-        own_class,
-        _of_label(other, label),
-        float((other.argmax(1) != decided).double().mean()),
-        float(changed_own.mean()) if len(changed_own) else math.nan,
-        alone.argmax(1).numpy(),
         label.numpy(),
-        tuple(torch.stack([sets[0][k], sets[2][k], sets[3][k]]) for k in range(min(_SHOWN, len(rows)))),
-        4 * len(rows),
+        whole.gather(1, label[:, None])[:, 0].numpy(),
+        swapped,
+        changed,
+        alone.argmax(1).numpy(),
+        tuple(shown),
+        len(rows) * (len(rows) + 2),
     )
 
 
-def _drawn(generator: np.random.Generator, among: Sequence[int]) -> int | None:
-    return int(among[int(generator.integers(len(among)))]) if among else None
+def _chosen(labels: Mapping[int, int], most: int, seed: int) -> list[int]:
+    """Draws so many images at most, by turns of up to 8 classes that have two images."""
+    order = [list(labels)[i] for i in np.random.default_rng(seed).permutation(len(labels))]
+    classes: dict[int, list[int]] = {}
+    for image in order:
+        classes.setdefault(labels[image], []).append(image)
+    several = sorted((c for c in classes if len(classes[c]) > 1), key=lambda c: (-len(classes[c]), c))[:_CLASSES]
+    turns = [image for turn in zip_longest(*(classes[c] for c in several)) for image in turn if image is not None]
+    return sorted(turns[:most])
 
 
-def _of_label(probabilities: Tensor, labels: Tensor) -> NDArray[np.float64]:
-    return np.array(probabilities.gather(1, labels[:, None])[:, 0], dtype=np.float64)
+def background_gap(use: BackgroundUse, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float, float, float]:
+    """Returns by how much P(label) is lower on backgrounds of other classes, its 95 % interval, and its p-value.
+
+    For the p-value the classes of the backgrounds are permuted, all objects staying as they are: a background serves
+    many objects, so that these are no independent tests. For the interval images are resampled, as objects and as
+    backgrounds.
+    """
+    values = use.swapped - np.nanmean(use.swapped, 1, keepdims=True)
+    generator, m = np.random.default_rng(seed), len(use.labels)
+    apart = ~np.eye(m, dtype=bool)
+
+    def gap(of: NDArray[np.float64], objects: NDArray[np.int64], backgrounds: NDArray[np.int64]) -> float:
+        same = objects[:, None] == backgrounds
+        known = ~np.isnan(of)
+        if not (same & known).any() or not (~same & known).any():
+            return math.nan
+        return float(of[same & known].mean() - of[~same & known].mean())
+
+    actual = gap(values, use.labels, use.labels)
+    by_chance = np.array([gap(values, use.labels, generator.permutation(use.labels)) for _ in range(resamples)])
+    again = []
+    for _ in range(resamples):
+        rows = generator.integers(m, size=m)
+        part = np.where(apart[np.ix_(rows, rows)], values[np.ix_(rows, rows)], np.nan)
+        again.append(gap(part, use.labels[rows], use.labels[rows]))
+    low, high = np.nanpercentile(again, (2.5, 97.5)) if np.isfinite(again).any() else (math.nan, math.nan)
+    p = float((1 + (by_chance >= actual - 1e-12).sum()) / (1 + resamples))
+    return actual, float(low), float(high), p
 
 
 def background_findings(
@@ -144,9 +184,8 @@ def background_findings(
     seed: int = 0,
 ) -> tuple[Finding, ...]:
     """Returns what the swap of backgrounds says, and what the background alone tells; pictures are the triples'."""
-    paired = ~np.isnan(use.own_class)
-    if int(paired.sum()) < _LEAST:
-        return (_untested(int(paired.sum())),)
+    if len(use.rows) < _LEAST or not use.other.any():
+        return (_untested(len(use.rows)),)
     evidence = (
         (
             Evidence(
@@ -161,27 +200,20 @@ def background_findings(
         else ()
     )
     return (
-        _swap_finding(use, paired, evidence, alpha, resamples, seed),
+        _swap_finding(use, evidence, alpha, resamples, seed),
         _alone_finding(use, evidence, alpha, resamples, seed),
     )
 
 
 def _swap_finding(
-    use: BackgroundUse,
-    paired: NDArray[np.bool_],
-    evidence: tuple[Evidence, ...],
-    alpha: float,
-    resamples: int,
-    seed: int,
+    use: BackgroundUse, evidence: tuple[Evidence, ...], alpha: float, resamples: int, seed: int
 ) -> Finding:
-    gap = (use.own_class - use.other_class)[paired]
-    fall, n = float(gap.mean()), len(gap)
-    low, high = interval_of_mean(gap, resamples, seed)
-    p = float(sign_flips(gap[:, None], resamples, seed)[0][0])
+    fall, low, high, p = background_gap(use, resamples=resamples, seed=seed)
+    n, changed, changed_own = len(use.rows), float(use.changed[use.other].mean()), float(use.changed[use.same].mean())
     severity: Severity = "ok"
     if p <= alpha and fall >= SOME:
         severity = "high" if fall >= MUCH else "medium"
-    reach = 2.6 * float(gap.std(ddof=1)) / math.sqrt(n) + SOME
+    reach = max(SOME, fall + (high - low) / 2)
     ok = severity == "ok"
     return Finding(
         "background",
@@ -189,10 +221,10 @@ def _swap_finding(
         "",
         {
             "en": f"On a background of another class P(label) falls by {fall:.2f} more than on one of its own class; "
-            f"{use.changed:.0%} of decisions change ({use.changed_own:.0%} on its own class's)."
+            f"{changed:.0%} of decisions change ({changed_own:.0%} on its own class's)."
             + (f" A fall of about {reach:.2f} would have been named." if ok else ""),
             "ja": f"別のクラスの背景では、同じクラスの背景よりも正解の確率が {fall:.2f} 多く下がります。"
-            f"判断の {use.changed:.0%} が変わります（同じクラスの背景では {use.changed_own:.0%}）。"
+            f"判断の {changed:.0%} が変わります（同じクラスの背景では {changed_own:.0%}）。"
             + (f"約 {reach:.2f} の低下なら報告されました。" if ok else ""),
         },
         {"en": "Nothing to do.", "ja": "必要な作業はありません。"}
@@ -215,10 +247,10 @@ def _swap_finding(
         evidence,
         {
             "P(label)": float(use.whole.mean()),
-            "P(label), background of its own class": float(use.own_class[paired].mean()),
-            "P(label), background of another class": float(use.other_class.mean()),
-            "decisions changed": use.changed,
-            "decisions changed, own class": use.changed_own,
+            "P(label), background of its own class": float(use.swapped[use.same].mean()),
+            "P(label), background of another class": float(use.swapped[use.other].mean()),
+            "decisions changed": changed,
+            "decisions changed, own class": changed_own,
         },
     )
 
@@ -284,21 +316,22 @@ def _untested(n: int) -> Finding:
     )
 
 
-def no_masks(evidence: tuple[Evidence, ...], n: int) -> Finding:
-    """Returns the finding of data without masks: nothing is claimed."""
+def no_masks(evidence: tuple[Evidence, ...], n: int, *, labelled: bool) -> Finding:
+    """Returns the finding of data without masks, or without labels: nothing is claimed."""
+    lacks = ("No masks", "マスクがない") if labelled else ("No labels", "ラベルがない")
     return Finding(
         "background",
         "unknown",
         "",
         {
-            "en": "No masks: not tested. The picture shows what the network's strongest pattern lies on; it proves "
+            "en": f"{lacks[0]}: not tested. The picture shows what the network's strongest pattern lies on; it proves "
             "nothing.",
-            "ja": "マスクがないため検査していません。画像はネットワークの最も強い反応の位置を示すだけで、"
+            "ja": f"{lacks[1]}ため検査していません。画像はネットワークの最も強い反応の位置を示すだけで、"
             "何も証明しません。",
         },
         {
-            "en": "Give outlines of the objects: folder:DIR,masks=DIR. A few dozen are enough.",
-            "ja": "対象の輪郭を与えてください: folder:DIR,masks=DIR。数十枚で足ります。",
+            "en": "Give labels, and outlines of the objects: folder:DIR,masks=DIR. A few dozen are enough.",
+            "ja": "ラベルと対象の輪郭を与えてください: folder:DIR,masks=DIR。数十枚で足ります。",
         },
         _STATISTIC,
         math.nan,
@@ -317,3 +350,42 @@ def largest_component(map_: Tensor, threshold: float = 0.5) -> NDArray[np.bool_]
     if not count:
         return np.zeros(values.shape, bool)
     return np.asarray(parts == 1 + int(np.bincount(parts.ravel())[1:].argmax()))
+
+
+@question("background", forwards=lambda collected: _MOST * (_MOST + 2) if collected.has_masks else 0)
+def background(collected: Collected) -> tuple[Finding, ...]:
+    """Swaps the backgrounds of images with masks and labels; of others it shows a picture and claims nothing."""
+    settings = collected.settings
+    if not collected.has_masks or collected.labels is None:
+        return (no_masks(_strongest(collected), len(collected), labelled=collected.labels is not None),)
+    among = images_of_one_size(collected, _MASKS, "background")
+    masks = {i: mask for i in among if (mask := collected.mask(i)) is not None}
+    if not masks:
+        return (_untested(0),)
+    seed, indices = collected.random_seed("background"), list(masks)
+    use = background_use(
+        collected.probabilities_of,
+        collected.images(indices).cpu(),
+        torch.stack(list(masks.values())),
+        collected.labels[indices],
+        seed=seed,
+        batch=settings.batch,
+    )
+    pictures = [pictured(collected, triple) for triple in use.triples]
+    return background_findings(use, pictures, alpha=settings.alpha, resamples=settings.resamples, seed=seed)
+
+
+def _strongest(collected: Collected) -> tuple[Evidence, ...]:
+    """Shows the largest part of Eigen-CAM above half of its range, in four pictures."""
+    rows = []
+    for index in range(min(_SHOWN, len(collected))):
+        picture = collected.thumbnail(index)
+        part = Image.fromarray(largest_component(collected.eigen[index]).astype(np.uint8) * 255)
+        inside = part.resize(picture.size, Image.Resampling.NEAREST)
+        rows.append([picture, Image.composite(picture, Image.new("RGB", picture.size, "#909090"), inside)])
+    sheet = beside([[image for row in rows[k : k + 2] for image in row] for k in range(0, len(rows), 2)])
+    caption: Text = {
+        "en": "Pictures, and the largest part of their Eigen-CAM above half of its range.",
+        "ja": "画像と、Eigen-CAM が範囲の半分を超える最大の部分。",
+    }
+    return (Evidence(sheet, caption),)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -13,15 +12,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from konkyo.engine.forward import Pass
 from konkyo.engine.padding import Border, Padding
+from konkyo.engine.session import untouched
+from konkyo.errors import silenced
 from konkyo.evaluation.diagnose.chance import interval_of_share
+from konkyo.evaluation.diagnose.changed import Probabilities, batched, images_of_one_size
+from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.findings import Evidence, Finding, Text
-
-Probabilities: TypeAlias = Callable[[Tensor], Tensor]
-"""Prepared images (N, C, H, W) -> probabilities of the classes (N, K)."""
 
 MANY = 0.35
 """From this share of changed decisions on a finding is "low"; ordinary networks change 13 to 20 %."""
+_MOST = 256
+"""Images that are run forward at most."""
 _BORDERS: tuple[Border, ...] = ("reflect", "replicate")
 _STATISTIC = "share of decisions that change with another padding, the larger of two"
 
@@ -31,8 +34,8 @@ class BorderUse:
     """What another padding does to the decisions of a network; NaN where it is not known."""
 
     n: int
-    replaced: int
-    """Paddings with zeros in one forward; 0: the network has none."""
+    padded: bool
+    """Whether the network pads with zeros at all."""
     changed: dict[str, float]
     """The share of changed decisions, by the padding."""
     accuracy: dict[str, float]
@@ -48,21 +51,15 @@ def border_use(
     convolutions of a forward (`konkyo.engine.padding`).
     """
     decisions = {"zeros": batched(probabilities, images, batch).argmax(1)}
-    replaced = 0
+    padded = False
     for border in _BORDERS:
         with Padding(border) as padding:
             decisions[border] = batched(probabilities, images, batch).argmax(1)
-        replaced = padding.used // math.ceil(len(images) / batch)
+        padded = padded or padding.used > 0
     usual = decisions["zeros"]
     changed: dict[str, float] = {name: float((decisions[name] != usual).float().mean()) for name in _BORDERS}
     accuracy = {name: _accuracy(made, labels) for name, made in decisions.items()}
-    return BorderUse(len(images), replaced, changed, accuracy)
-
-
-def batched(probabilities: Probabilities, images: Tensor, batch: int) -> Tensor:
-    """Runs images in batches -> (N, K) probabilities."""
-    with torch.no_grad():
-        return torch.cat([probabilities(part) for part in torch.split(images, batch)])
+    return BorderUse(len(images), padded, changed, accuracy)
 
 
 def _accuracy(decisions: Tensor, labels: Tensor | None) -> float:
@@ -99,7 +96,7 @@ def border_finding(use: BorderUse, maps: Tensor | None = None, activity: Tensor 
 
     maps (N, h, w); activity (h, w), the mean absolute activation of the channels.
     """
-    if not use.replaced:
+    if not use.padded:
         return _not_applicable(use.n)
     share = max(use.changed.values())
     low, high = interval_of_share(round(share * use.n), use.n)
@@ -184,6 +181,23 @@ def _activity_picture(activity: Tensor) -> Evidence:
     )
 
 
-def grey_images(like: Tensor, levels: Sequence[float] = (0.0,)) -> Tensor:
-    """Returns uniform prepared images (levels, C, H, W); 0 is the mean colour where images are normalised."""
-    return torch.stack([torch.full_like(like, level) for level in levels])
+@question("border", forwards=lambda collected: 3 * min(len(collected), _MOST))
+def border(collected: Collected) -> tuple[Finding, ...]:
+    """Compares decisions under three paddings, and looks at maps and activity at the border."""
+    indices = images_of_one_size(collected, _MOST, "border")
+    labels = None if collected.labels is None else collected.labels[indices]
+    use = border_use(collected.probabilities_of, collected.images(indices), labels, batch=collected.settings.batch)
+    return (border_finding(use, collected.maps, _grey_activity(collected, indices[0]) if use.padded else None),)
+
+
+def _grey_activity(collected: Collected, index: int) -> Tensor | None:
+    """Returns the mean absolute activation (h, w) of the explained layer on a grey picture; None: no 2-D grid."""
+    model, where = collected.model, collected.settings.layer
+    grey = collected.images([index]).mul(0)
+    first = where[0] if isinstance(where, Sequence) and not isinstance(where, str) else where
+    session = untouched(model.module, collected.settings.seed)
+    with silenced(), session, session:  # twice: see `Session`
+        layer = model.cut(first, tuple(grey.shape[1:]))[0]
+        made = Pass(model, grey, [layer])
+        activity = made.activations(made.levels(layer)[0])[0].abs().mean(0).cpu()
+    return activity if activity.ndim == 2 else None

@@ -12,6 +12,7 @@ from PIL import Image
 from konkyo.data.samples import Samples
 from konkyo.errors import ImageError
 from konkyo.evaluation.diagnose.chance import interval_of_share
+from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import bars, beside
 from konkyo.evaluation.diagnose.findings import Evidence, Finding, Severity, Text
 from konkyo.evaluation.diagnose.hashes import Hashes, Pair, is_grey, near_pairs
@@ -36,9 +37,11 @@ class Pictures:
     hashes: Hashes
     grey: float
     """The share of pictures without colours."""
+    labels: Sequence[str] = ()
+    """Of all samples of the data, where they are known."""
 
     @classmethod
-    def of(cls, data: Samples) -> Pictures:
+    def of(cls, data: Samples, labels: Sequence[str] = ()) -> Pictures:
         """Opens all pictures, one by one; those that cannot be read are left out."""
         rows, hashes, grey = list[int](), list[Hashes](), list[bool]()
         for index in range(len(data)):
@@ -50,9 +53,9 @@ class Pictures:
             hashes.append(Hashes.of(iter([picture])))
             grey.append(is_grey(picture))
         if not rows:
-            return cls(data, (), Hashes.of(iter([])), 0.0)
+            return cls(data, (), Hashes.of(iter([])), 0.0, labels)
         both = (np.concatenate([getattr(h, name) for h in hashes]) for name in ("upright", "mirrored"))
-        return cls(data, tuple(rows), Hashes(*both), float(np.mean(grey)))
+        return cls(data, tuple(rows), Hashes(*both), float(np.mean(grey)), labels)
 
     def name(self, row: int) -> str:
         """Returns a picture's name."""
@@ -63,8 +66,8 @@ class Pictures:
         return self.data[self.rows[row]].image
 
     def label(self, row: int) -> str | None:
-        """Returns a picture's class, where it is known before it is opened."""
-        return self.data.labels[self.rows[row]] if self.data.labels else None
+        """Returns a picture's class, where it is known."""
+        return self.labels[self.rows[row]] if self.labels else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,3 +297,19 @@ def _evidence(duplicates: Duplicates, pairs: Sequence[Pair] | None = None) -> tu
         },
     )
     return sheet, histogram
+
+
+@question("duplicates")
+def duplicates(collected: Collected) -> tuple[Finding, ...]:
+    """Looks for duplicates within the data, and between the data and the training images."""
+    correct: NDArray[np.bool_] | None = None if collected.labels is None else collected.correct.numpy()
+    own = _pictures(collected)
+    findings = duplicate_findings(Duplicates.of(own), correct)
+    if collected.train is None:
+        return findings
+    return *duplicate_findings(Duplicates.of(own, _pictures(collected.train)), correct, training=True), *findings
+
+
+def _pictures(collected: Collected) -> Pictures:
+    labels = () if collected.labels is None else [collected.classes[i] for i in collected.labels.tolist()]
+    return Pictures.of(collected.data, labels)

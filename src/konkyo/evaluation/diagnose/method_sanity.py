@@ -1,4 +1,4 @@
-"""The question "sanity": do the maps themselves depend on what was learnt, on the class, and not on noise?"""
+"""The question "method": do the maps themselves depend on what was learnt, on the class, and not on noise?"""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from konkyo.errors import KonkyoError
+from konkyo.evaluation.diagnose.changed import images_of_one_size
+from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.findings import Finding, Severity, Text
 from konkyo.evaluation.sanity import ALIKE, Sanity, random_class, randomisation, stability
 from konkyo.explanation.explain import Which
@@ -16,6 +18,7 @@ from konkyo.models import Model
 STEADY = 0.5
 """Below this correlation of maps of one image with and without noise, they are called unsteady."""
 _NOISES, _STEPS, _OTHERS = 4, 3, 3
+_MOST = 8
 _NOTHING: Text = {"en": "Nothing to do.", "ja": "必要な作業はありません。"}
 _OTHER_METHOD: Text = {
     "en": "Do not read maps of this method as reasons; take another method, or another layer.",
@@ -24,7 +27,7 @@ _OTHER_METHOD: Text = {
 
 
 def sanity_findings(
-    model: Model, images: Tensor, method: Which = "grad_cam", *, seed: int = 0, **settings: Any
+    model: Model, images: Tensor, which: Which = "grad_cam", *, seed: int = 0, **settings: Any
 ) -> tuple[Finding, ...]:
     """Returns what randomised weights, other classes and noise do to the maps of a few images (N, C, H, W).
 
@@ -33,9 +36,9 @@ def sanity_findings(
     n = len(images)
     shared = {"seed": seed} | settings
     return (
-        _finding("weights", lambda: _learnt(randomisation(model, images, method, steps=_STEPS, **shared), n), n),
-        _finding("class", lambda: _of_class(random_class(model, images, method, others=_OTHERS, **shared), n), n),
-        _finding("noise", lambda: _steady(model, images, method, shared), n),
+        _finding("weights", lambda: _learnt(randomisation(model, images, which, steps=_STEPS, **shared), n), n),
+        _finding("class", lambda: _of_class(random_class(model, images, which, others=_OTHERS, **shared), n), n),
+        _finding("noise", lambda: _steady(model, images, which, shared), n),
     )
 
 
@@ -44,7 +47,7 @@ def _finding(test: str, run: Any, n: int) -> Finding:
         finding: Finding = run()
     except KonkyoError as error:
         return Finding(
-            "sanity",
+            "method",
             "unknown",
             test,
             {
@@ -65,7 +68,7 @@ def _learnt(result: Sanity, n: int) -> Finding:
         raise KonkyoError("all maps of random weights are blank")
     passed = result.passed
     return Finding(
-        "sanity",
+        "method",
         "ok" if passed else "medium",
         "weights",
         {
@@ -89,7 +92,7 @@ def _of_class(result: Sanity, n: int) -> Finding:
         raise KonkyoError("all maps of other classes are blank")
     passed = result.passed
     return Finding(
-        "sanity",
+        "method",
         "ok" if passed else "low",
         "class",
         {
@@ -119,7 +122,7 @@ def _steady(model: Model, images: Tensor, method: Which, settings: dict[str, Any
     value, n = float(similarity.nanmean()), len(images)
     severity: Severity = "ok" if value >= STEADY else "low"
     return Finding(
-        "sanity",
+        "method",
         severity,
         "noise",
         {
@@ -140,3 +143,11 @@ def _steady(model: Model, images: Tensor, method: Which, settings: dict[str, Any
         threshold=STEADY,
         cost=n * (1 + _NOISES),
     )
+
+
+@question("method", forwards=lambda _: _MOST * (3 + _STEPS + _OTHERS + _NOISES))
+def method(collected: Collected) -> tuple[Finding, ...]:
+    """Tests the method whose maps this diagnosis shows, on a few of the images."""
+    settings = collected.settings
+    images = collected.images(images_of_one_size(collected, _MOST, "method"))
+    return sanity_findings(collected.model, images, settings.method, seed=settings.seed, layer=settings.layer)

@@ -12,6 +12,7 @@ from PIL import Image, ImageFilter
 
 from konkyo.data.samples import Samples
 from konkyo.errors import ImageError
+from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import beside
 from konkyo.evaluation.diagnose.findings import Evidence, Finding, Severity, Text
 
@@ -130,7 +131,7 @@ def _untied(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def property_findings(
-    properties: Properties,
+    measured: Properties,
     labels: NDArray[np.int64],
     classes: Sequence[str],
     data: Samples,
@@ -141,17 +142,17 @@ def property_findings(
 ) -> tuple[Finding, ...]:
     """Returns a finding per class and property that tell it apart, or one that says that none does.
 
-    `labels` (n,) are the classes' indices, a row of `properties` each.
+    `labels` (n,) are the classes' indices, a row of `measured` each.
     """
     counts = np.bincount(labels, minlength=len(classes))
     enough = [c for c in range(len(classes)) if counts[c] >= _LEAST and counts[c] < len(labels)]
     if len(labels) < 2 * _LEAST or not enough:
         return (_too_few(len(labels)),)
-    result = association(properties.values, labels, len(classes), resamples=resamples, seed=seed)
+    result = association(measured.values, labels, len(classes), resamples=resamples, seed=seed)
     findings = [
-        _finding(properties, labels, classes, data, result, c, column)
+        _finding(measured, labels, classes, data, result, c, column)
         for c in enough
-        for column in range(len(properties.names))
+        for column in range(len(measured.names))
         if abs(result.auroc[c, column] - 0.5) >= STRONG - 0.5 and result.p_adjusted[c, column] <= alpha
     ]
     if findings:
@@ -159,7 +160,7 @@ def property_findings(
     strongest = np.abs(result.auroc[enough] - 0.5)
     c, column = np.unravel_index(int(np.nanargmax(strongest)), strongest.shape)
     where, value = enough[int(c)], float(result.auroc[enough[int(c)], column])
-    name = properties.names[int(column)]
+    name = measured.names[int(column)]
     reach = 0.5 + 3.5 * float(np.sqrt((len(labels) + 1) / 12 / (counts[where] * (len(labels) - counts[where]))))
     return (
         Finding(
@@ -205,7 +206,7 @@ def _too_few(n: int) -> Finding:
 
 
 def _finding(
-    properties: Properties,
+    measured: Properties,
     labels: NDArray[np.int64],
     classes: Sequence[str],
     data: Samples,
@@ -213,17 +214,17 @@ def _finding(
     c: int,
     column: int,
 ) -> Finding:
-    name, value = properties.names[column], float(result.auroc[c, column])
+    name, value = measured.names[column], float(result.auroc[c, column])
     outside = name.startswith(_FROM_OUTSIDE)
     severity: Severity = "medium" if outside else "low"
     more = value > 0.5
     class_name = classes[c]
-    of_class, of_others = (float(np.median(properties.values[mask, column])) for mask in (labels == c, labels != c))
+    of_class, of_others = (float(np.median(measured.values[mask, column])) for mask in (labels == c, labels != c))
     numbers = {"median of the class": of_class, "median of the others": of_others}
     if name.startswith("file type"):
         numbers = {
-            "share in the class": float(properties.values[labels == c, column].mean()),
-            "share in the others": float(properties.values[labels != c, column].mean()),
+            "share in the class": float(measured.values[labels == c, column].mean()),
+            "share in the others": float(measured.values[labels != c, column].mean()),
         }
     form = ".0%" if name.startswith("file type") else ".3g"
     one, other = (format(number, form) for number in numbers.values())
@@ -260,23 +261,38 @@ def _finding(
         p_adjusted=float(result.p_adjusted[c, column]),
         n=len(labels),
         threshold=STRONG if more else 1 - STRONG,
-        evidence=_pictures(properties, labels, data, c, column),
+        evidence=_pictures(measured, labels, data, c, column),
         values=numbers,
     )
 
 
 def _pictures(
-    properties: Properties, labels: NDArray[np.int64], data: Samples, c: int, column: int
+    measured: Properties, labels: NDArray[np.int64], data: Samples, c: int, column: int
 ) -> tuple[Evidence, ...]:
     """Shows pictures of the class in its middle, and of the others in theirs, by the property."""
     rows = []
     for mask in (labels == c, labels != c):
         members = np.flatnonzero(mask)
-        order = members[np.argsort(properties.values[members, column], kind="stable")]
+        order = members[np.argsort(measured.values[members, column], kind="stable")]
         middle = order[max(0, len(order) // 2 - 2) :][:4]
-        rows.append([data[properties.rows[int(i)]].image for i in middle])
+        rows.append([data[measured.rows[int(i)]].image for i in middle])
     caption: Text = {
         "en": "Above: pictures of the class with its median; below: of the others with theirs.",
         "ja": "上: クラスの中央値付近の画像。下: 他のクラスの中央値付近の画像。",
     }
     return (Evidence(beside(rows), caption),)
+
+
+@question("properties", needs=["labels"])
+def properties(collected: Collected) -> tuple[Finding, ...]:
+    """Asks whether one property of the pictures alone tells a class from all others."""
+    settings, measured = collected.settings, Properties.of(collected.data)
+    return property_findings(
+        measured,
+        collected.true_labels.numpy()[list(measured.rows)],
+        collected.classes,
+        collected.data,
+        alpha=settings.alpha,
+        resamples=settings.resamples,
+        seed=collected.random_seed("properties"),
+    )

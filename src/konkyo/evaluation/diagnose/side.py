@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from konkyo.evaluation.diagnose.border import Probabilities, batched
 from konkyo.evaluation.diagnose.chance import interval_of_mean, sign_flips
+from konkyo.evaluation.diagnose.changed import Probabilities, batched, images_of_one_size, pictured
+from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import beside
 from konkyo.evaluation.diagnose.findings import Evidence, Finding, Severity, Text
 
@@ -25,7 +26,7 @@ MOVED = 0.03
 """The least mean change of P, beyond that of other windows, of a finding."""
 MIRRORED = 0.05
 """The least mean fall of P(label) in the mirror image, of a finding."""
-_LEAST = 6
+_LEAST, _MOST = 6, 128
 _STATISTIC = "change of P when a corner is mirrored, less that of a window elsewhere"
 
 
@@ -245,3 +246,15 @@ def _too_few(n: int) -> Finding:
         math.nan,
         n=n,
     )
+
+
+@question("side", forwards=lambda collected: 10 * min(len(collected), _MOST))
+def side(collected: Collected) -> tuple[Finding, ...]:
+    """Mirrors images and their corners."""
+    settings, seed = collected.settings, collected.random_seed("side")
+    indices = images_of_one_size(collected, _MOST, "side")
+    labels = None if collected.labels is None else collected.labels[indices]
+    images = collected.images(indices).cpu()
+    use = side_use(collected.probabilities_of, images, labels, seed=seed, batch=settings.batch)
+    pictures = [[image for shown in use.shown for image in pictured(collected, shown)]] if use.shown else []
+    return side_findings(use, pictures, alpha=settings.alpha, resamples=settings.resamples, seed=seed)

@@ -14,6 +14,7 @@ from PIL import Image
 from konkyo.data.samples import Box, Samples
 from konkyo.errors import ImageError
 from konkyo.evaluation.diagnose.chance import interval_of_share
+from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import beside, framed
 from konkyo.evaluation.diagnose.findings import Evidence, Finding
 
@@ -148,3 +149,12 @@ def _windows(data: Samples, marks: Sequence[tuple[int, TextMark]]) -> tuple[Evid
             },
         ),
     )
+
+
+@question("text")
+def text(collected: Collected) -> tuple[Finding, ...]:
+    """Counts pictures with marks like printed text."""
+    labels: list[str | None] = [None] * len(collected)
+    if collected.labels is not None:
+        labels = [collected.classes[i] for i in collected.labels.tolist()]
+    return (text_finding(collected.data, labels),)
