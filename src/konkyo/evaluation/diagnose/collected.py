@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from konkyo.models import Model
 from konkyo.targets.base import Target
 from konkyo.utils.progress import Progress
 from konkyo.utils.tensors import min_max
+
+_Made = TypeVar("_Made")
 
 THUMBNAIL = 224
 """The longer side of the pictures that evidence is made of, at most."""
@@ -80,6 +82,7 @@ class Collected:
     forwards: int = 0
     """Images that were run forward to collect this."""
     _cache: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    _shared: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.predictions)
@@ -161,9 +164,18 @@ class Collected:
         return torch.cat(parts)
 
     def explained(
-        self, indices: Sequence[int], targets: Sequence[Target | int], *, method: Which, budget: int | None = None
+        self,
+        indices: Sequence[int],
+        targets: Sequence[Target | int],
+        *,
+        method: Which,
+        budget: int | None = None,
+        signed: bool = False,
     ) -> Tensor:
-        """Returns maps (m, h, w) of images by their indices, a target each, at the explained layer and on its grid."""
+        """Returns maps (m, h, w) of images by their indices, a target each, at the explained layer and on its grid.
+
+        `signed`: before the ReLU that the method ends in.
+        """
         settings = self.settings
         with silenced():  # blank maps are counted
             explanation = explain(
@@ -175,7 +187,7 @@ class Collected:
                 seed=settings.seed,
                 budget=budget,
             )
-        return on_grid(floating(explanation.maps), self.grid).cpu()
+        return on_grid(floating(explanation.signed if signed else explanation.maps), self.grid).cpu()
 
     # --- images -------------------------------------------------------------------------------------------------------
 
@@ -248,6 +260,13 @@ class Collected:
             (width, height), Image.Resampling.NEAREST
         )
         return torch.from_numpy(np.array(picture) > 127)
+
+    def once(self, name: str, make: Callable[[], _Made]) -> _Made:
+        """Returns what `make` gives, made at the first call of this name: several questions share it."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        made: _Made = self._shared[name]
+        return made
 
     def generator(self, use: str) -> torch.Generator:
         """Returns the random numbers of one use ("head", "cue/coast"): the same in every run, others for every use."""
