@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from konkyo.models import Model, Preprocess, load
     from konkyo.models.detectors import Detector
     from konkyo.models.detectors.yolo import dense_detector
+    from konkyo.report.report import report
     from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
     from konkyo.targets.suppression import odam_nms
@@ -49,6 +50,7 @@ _HOMES = {
     "konkyo.models.detectors.yolo": ("dense_detector",),
     "konkyo.methods.wrappers": ("augmented", "first_component"),
     "konkyo.evaluation.sanity": ("random_class", "randomisation", "stability"),
+    "konkyo.report.report": ("report",),
     "konkyo.targets.suppression": ("odam_nms",),
     "konkyo.targets.classes": ("Against", "ClassTarget", "ContrastTarget", "Each", "Target", "TopK"),
 }
@@ -94,6 +96,7 @@ __all__ = [
     "odam_nms",
     "random_class",
     "randomisation",
+    "report",
     "stability",
     "training",
 ]

@@ -64,6 +64,8 @@ class Row:
     """What the model says of the target, where it decided something else."""
     decided: str = ""
     """What the model decided itself."""
+    truth: str = ""
+    """What is true, where the model decided wrongly."""
     brightness: float = 1.0
     """How bright the row's maps are drawn, of 1."""
 
@@ -376,7 +378,8 @@ def _caption(
 def _decision(row: Row) -> list[tuple[str, str]]:
     """Returns the lines on what the model decided; it stands out where that is not what the row explains."""
     asked = [(row.asked, _GREY)] if row.asked else []
-    return asked + ([(row.decided, _AMBER if row.asked else _GREY)] if row.decided else [])
+    decided = [(row.decided, _AMBER if row.asked else _GREY)] if row.decided else []
+    return asked + decided + ([(row.truth, _AMBER)] if row.truth else [])
 
 
 def _counted(number: int, what: str) -> str:

@@ -82,6 +82,17 @@ class Explanation:
         """Returns the maps (R, *grid) as the method defines them, unscaled: `signed`, after its ReLU if any."""
         return self.signed.relu() if self.rectified else self.signed
 
+    @property
+    def correct(self) -> tuple[bool | None, ...]:
+        """Tells of every row whether the model decided on its image's true label; None where that cannot be said.
+
+        That is where the true label or the decision is not known, and of detections.
+        """
+        if not self.true_labels or not self.decisions or self.boxes is not None:
+            return (None,) * len(self)
+        pairs = zip(self.decisions, self.true_labels, strict=True)
+        return tuple(None if decision is None else decision.is_right(label) for decision, label in pairs)
+
     def __len__(self) -> int:
         return len(self.signed)
 

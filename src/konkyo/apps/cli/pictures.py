@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from konkyo.apps.cli.sources import Pictures
 from konkyo.errors import ImageError, KonkyoError, NotApplicable
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Tensor
 
+    from konkyo.data.samples import Sample
     from konkyo.draw.sheets import Row
     from konkyo.explanation.result import Explanation
     from konkyo.models import Model
@@ -28,11 +29,17 @@ class Outcome:
     results: dict[str, Explanation | NotApplicable] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     error: ImageError | None = None
+    name: str = ""
+    true_label: str | None = None
 
     def noted(self, entry: dict[str, Any]) -> dict[str, Explanation | NotApplicable]:
-        """Returns the results; how the image was read goes into the entry. ImageError: it cannot be used."""
+        """Returns the results; how the image was read, and what it really is, goes into the entry.
+
+        ImageError: it cannot be used.
+        """
         if self.error is not None:
             raise self.error
+        entry["image"], entry["true_label"], entry["correct"], entry["decision"] = self._judged()
         if self.notes:
             entry["notes"] = list(self.notes)
         explained = [result for result in self.results.values() if not isinstance(result, NotApplicable)]
@@ -41,28 +48,50 @@ class Outcome:
             entry["assumptions"] = list(assumed)
         return self.results
 
+    def _judged(self) -> tuple[str, str | None, bool | None, dict[str, Any] | None]:
+        """Returns the image's name and true label, whether the model decided on it, and what it decided."""
+        explained = [r for r in self.results.values() if not isinstance(r, NotApplicable) and len(r)]
+        if not explained:
+            return self.name, self.true_label, None, None
+        correct = next((right for r in explained for right in r.correct if right is not None), None)
+        decisions = (d for r in explained if r.boxes is None for d in r.decisions if d is not None)
+        decided = next(({"label": d.label, "index": d.index, "probability": d.probability} for d in decisions), None)
+        return self.name, self.true_label, correct, decided
 
-def explained(model: Model, files: Sequence[Path], names: list[str], request: Mapping[str, Any]) -> list[Outcome]:
-    """Returns what `explanations` gives for every file; those whose pictures become of one size share a forward."""
+
+def explained(
+    model: Model,
+    files: Sequence[Path],
+    names: list[str],
+    request: Mapping[str, Any],
+    source: Pictures | None = None,
+) -> list[Outcome]:
+    """Returns what `explanations` gives for every file; those whose pictures become of one size share a forward.
+
+    `source` has their names and true labels.
+    """
     from konkyo.data.images import open_image
+    from konkyo.data.samples import Sample
 
-    pictures: dict[Path, Image.Image] = {}
+    known = source or Pictures([], {})
+    pictures: dict[Path, Sample] = {}
     outcomes: dict[Path, Outcome] = {}
     for file in files:
         try:
-            pictures[file] = open_image(file)
+            pictures[file] = Sample(known.names.get(file, file.name), open_image(file), known.labels.get(file))
         except ImageError as error:
             outcomes[file] = Outcome(error=error)
     groups: dict[object, list[Path]] = {}
     for file, picture in pictures.items():
-        groups.setdefault(None if model.preprocess is None else model.preprocess.size(picture), []).append(file)
+        size = None if model.preprocess is None else model.preprocess.size(picture.image)
+        groups.setdefault(size, []).append(file)
     for group in groups.values():
         outcomes |= _explained_together(model, {file: pictures[file] for file in group}, names, request)
     return [outcomes[file] for file in files]
 
 
 def _explained_together(
-    model: Model, pictures: Mapping[Path, Image.Image], names: list[str], request: Mapping[str, Any]
+    model: Model, pictures: Mapping[Path, Sample], names: list[str], request: Mapping[str, Any]
 ) -> dict[Path, Outcome]:
     from konkyo.explanation.explain import explanations
 
@@ -77,7 +106,9 @@ def _explained_together(
     return {
         file: Outcome(
             {n: r if isinstance(r, NotApplicable) else r.of_image(index) for n, r in together.items()},
-            tuple(picture.info.get("konkyo", ())),
+            tuple(picture.image.info.get("konkyo", ())),
+            name=picture.name,
+            true_label=picture.label,
         )
         for index, (file, picture) in enumerate(pictures.items())
     }
@@ -141,11 +172,21 @@ def decided_in_words(result: Explanation, row: int) -> str:
     return "" if decision is None or (decision.agrees and box_of(result, row)) else decision.of_the_model
 
 
+def truth_in_words(result: Explanation, row: int) -> str:
+    """What is true of a row's image where the model decided wrongly: "wrong: dog"; else ""."""
+    return f"wrong: {result.true_labels[row]}" if result.correct[row] is False else ""
+
+
 def in_a_line(results: Mapping[str, Explanation | NotApplicable]) -> str:
     """What is explained of an image, and what the model decided: "asked: dog (...), asked: fox (...); decided: cat"."""
     done = [result for result in results.values() if not isinstance(result, NotApplicable)]
     rows = [
-        (score_in_words(result, row), decided_in_words(result, row)) for result in done for row in range(len(result))
+        (
+            score_in_words(result, row),
+            ", ".join(filter(None, (decided_in_words(result, row), truth_in_words(result, row)))),
+        )
+        for result in done
+        for row in range(len(result))
     ]
     decided = dict.fromkeys(words for _, words in rows if words)
     return "; ".join([", ".join(dict.fromkeys(words for words, _ in rows)), *decided]) if rows else ""
@@ -190,6 +231,7 @@ def rows_of(
                 cells,
                 asked=_of_the_asked(one, row),
                 decided=decided_in_words(one, row),
+                truth=truth_in_words(one, row),
                 brightness=one.brightness(row, brightness),
                 box=box_of(one, row),
             )
