@@ -24,6 +24,7 @@ from konkyo.utils.tensors import overlap
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_FIGURE = "konkyo.figure"  # the entry of a picture's `info` that has the figure it was drawn from
 _INK, _GREY, _AMBER, _PANEL = "#1a1a1a", "#606060", "#8f4a00", "#f1f1f1"
 _TEXT, _HEADING = 13, 18  # font sizes in pixels
 _LINE = 17  # from one line of text to the next
@@ -232,11 +233,13 @@ def path_figure(explanations: Integrated | Sequence[Integrated], row: int = 0) -
 
 
 def to_image(figure: Figure) -> Image.Image:
-    """Returns a figure of matplotlib's as a picture."""
+    """Returns a figure of matplotlib's as a picture, which keeps it: `save_image` writes it as SVG and PDF, too."""
     complete(figure)
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
-    return Image.open(buffer).convert("RGB")
+    picture = Image.open(buffer).convert("RGB")
+    picture.info[_FIGURE] = figure
+    return picture
 
 
 def _bands(columns: int) -> list[range]:
@@ -256,11 +259,20 @@ def _title_strip(columns: Sequence[str], side: int) -> Image.Image:
 
 
 def save_image(image: Image.Image, path: str | Path) -> Path:
-    """Writes the picture in the format of the suffix, under a temporary name first. -> the path"""
-    path = picture_name(path)
+    """Writes the picture in the format of the suffix, under a temporary name first. -> the path
+
+    Figures of matplotlib's become lines and letters in .svg and .pdf; other pictures have no .svg.
+    """
+    path, figure = Path(path), image.info.get(_FIGURE)
+    if path.suffix.lower() not in (".svg", ".pdf"):
+        figure = None
+    path = picture_name(path) if figure is None else path
     try:
         with replacing(path) as temporary:
-            image.save(temporary, quality=92)  # of the formats that lose something
+            if figure is None:
+                image.save(temporary, quality=92)  # of the formats that lose something
+            else:  # without a date, so that equal figures are equal files
+                figure.savefig(temporary, metadata={"Date" if path.suffix.lower() == ".svg" else "CreationDate": None})
     except ValueError as error:
         raise KonkyoError(f"{path} cannot be written: {error}") from error
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,8 +11,13 @@ from PIL import Image
 
 from konkyo.data.images import open_image
 from konkyo.errors import ImageError, KonkyoError
+from konkyo.evaluation.consistency.result import Consistency
+from konkyo.evaluation.result import Evaluation
 from konkyo.explanation.result import Explanation
-from konkyo.models.preprocess import Preprocess
+from konkyo.models.preprocess import Preprocess, preprocess_of
+from konkyo.report.builders import Request
+from konkyo.report.of_consistency import page_of_consistency
+from konkyo.report.of_evaluation import page_of_evaluation
 from konkyo.report.page import Page
 from konkyo.report.rows import CollectedRows
 from konkyo.utils.files import read_json
@@ -74,22 +78,6 @@ class PicturesSeen:
         return [f"{len(self.missing)} pictures are not shown, for their files cannot be read any more: {names}."]
 
 
-def preprocess_of(text: str | None) -> Preprocess | None:
-    """Returns the preprocessing that settings hold as text, as in "Preprocess(resize=256, ...)".
-
-    None: there is none. KonkyoError: another text.
-    """
-    if text in (None, "", "None"):
-        return None
-    try:
-        call = ast.parse(str(text), mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or getattr(call.func, "id", "") != Preprocess.__name__:
-            raise ValueError("no Preprocess(...)")
-        return Preprocess(**{str(word.arg): ast.literal_eval(word.value) for word in call.keywords})
-    except (SyntaxError, ValueError, TypeError) as error:
-        raise KonkyoError(f"settings hold a preprocessing that cannot be read, {str(text)[:80]!r}: {error}") from error
-
-
 def made_by(folder: Path) -> tuple[dict[str, str], str]:
     """Returns (provenance, command) as a command wrote them beside its results; nothing where it did not."""
     path = folder / PROVENANCE
@@ -101,6 +89,24 @@ def origin_of(values: Any) -> tuple[dict[str, str], str]:
     if not isinstance(values, Mapping) or not isinstance(values.get("provenance"), Mapping):
         return {}, ""
     return {str(name): str(value) for name, value in values["provenance"].items()}, str(values.get("command", ""))
+
+
+@reader("evaluation.json")
+def page_of_evaluation_folder(folder: Path) -> Page:
+    """Returns the page of a folder of `konkyo evaluate`. KonkyoError: it cannot be read."""
+    return _made(page_of_evaluation(Evaluation.load(folder), Request()), folder)
+
+
+@reader("consistency.json")
+def page_of_consistency_folder(folder: Path) -> Page:
+    """Returns the page of a folder of `konkyo consistency`. KonkyoError: it cannot be read."""
+    return _made(page_of_consistency(Consistency.load(folder), Request()), folder)
+
+
+def _made(page: Page, folder: Path) -> Page:
+    """Returns the page with what the command noted about itself."""
+    provenance, command = made_by(folder)
+    return replace(page, provenance={**page.provenance, **provenance}, command=command)
 
 
 @reader(MANIFEST)
