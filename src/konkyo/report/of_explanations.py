@@ -13,7 +13,7 @@ from konkyo.explanation.result import Explanation
 from konkyo.report.builders import Request, builder
 from konkyo.report.page import ConfusionMatrix, HeatMap, ImageRow, Page, words
 from konkyo.report.provenance import of_model, of_options, of_versions
-from konkyo.report.truth import class_cards, confusion_of, with_mean_maps
+from konkyo.report.truth import cards_of, confusion_of
 
 UNSURE = 0.5
 """A decision less probable than this bears the flag "unsure"."""
@@ -31,13 +31,12 @@ def page_of_explanations(results: list[Explanation], request: Request) -> Page:
             )
     rows = image_rows(results)
     confusion = _confusion(first, rows)
-    cards = () if confusion is None else with_mean_maps(class_cards(confusion), rows)
     name = first.model if request.model is None else request.model.name
     methods = ", ".join(dict.fromkeys(result.method for result in results))
     return Page(
         title=request.title or f"{name or 'model'}: {methods}",
         rows=rows,
-        classes=cards if any(card.n > 1 for card in cards) else (),
+        classes=cards_of(confusion, rows),
         confusion=confusion,
         provenance=_provenance(results, request),
         command=request.command or "",

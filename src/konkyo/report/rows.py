@@ -14,7 +14,7 @@ from konkyo.report.assets import picture_side
 from konkyo.report.html import words_of
 from konkyo.report.of_explanations import image_rows
 from konkyo.report.page import ImageRow, Page, words
-from konkyo.report.truth import accuracy, class_cards, confusion_of
+from konkyo.report.truth import accuracy, cards_of, confusion_of
 
 
 class CollectedRows:
@@ -69,7 +69,7 @@ class CollectedRows:
             title=title,
             rows=tuple(self.rows),
             confusion=confusion,
-            classes=() if confusion is None else class_cards(confusion),
+            classes=cards_of(confusion, self.rows),
             provenance={**provenance, **layers},
             command=command,
             **told,

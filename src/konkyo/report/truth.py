@@ -67,6 +67,12 @@ def class_cards(confusion: ConfusionMatrix) -> tuple[ClassCard, ...]:
     return tuple(cards)
 
 
+def cards_of(confusion: ConfusionMatrix | None, rows: Sequence[ImageRow]) -> tuple[ClassCard, ...]:
+    """Returns a card per class with its mean map; none where nothing is known of classes or each has one image."""
+    cards = () if confusion is None else class_cards(confusion)
+    return with_mean_maps(cards, rows) if any(card.n > 1 for card in cards) else ()
+
+
 def with_mean_maps(cards: Sequence[ClassCard], rows: Sequence[ImageRow]) -> tuple[ClassCard, ...]:
     """Returns the cards with the mean of the maps that explain their class, on the mean of those pictures.
 

@@ -243,10 +243,11 @@
   };
   const wrongness = (row) => (row.t && row.d && row.t !== row.d ? 2 + (row.dp || 0) - (row.tp || 0) : (row.t && row.d ? -(row.dp || 0) : -2));
   const MEASURES = { wrong: wrongness, unsure: (row) => (known(row.dp) ? -row.dp : undefined), suspicious: (row) => row.s };
+  const collator = new Intl.Collator(undefined, { numeric: true });
   const compare = (a, b) => {
     const empty = (value) => value === undefined || value === null || value === "";
     if (empty(a) || empty(b)) return empty(a) - empty(b);
-    return typeof a === "number" ? a - b : String(a).localeCompare(String(b), undefined, { numeric: true });
+    return typeof a === "number" ? a - b : collator.compare(a, b);
   };
   const arrange = () => {
     order = ROWS.map((_, index) => index).filter(passes);
@@ -391,7 +392,7 @@
 
   // ---------------------------------------------------------------------------------------------- tools
   const option = (value, text, chosen) => el("option", { value, selected: value === chosen }, text);
-  const names = (field) => [...new Set(ROWS.map((row) => row[field]).filter(Boolean))].sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
+  const names = (field) => [...new Set(ROWS.map((row) => row[field]).filter(Boolean))].sort(collator.compare);
   const CHOICES = { truth: names("t"), decision: names("d") };
   const select = (id, key, entries, value, action) => el("label", {}, t(key), el("select", { id, on: { change: (event) => action(event.target.value) } },
     ...entries.map(([name, text]) => option(name, text, value))));
@@ -586,11 +587,10 @@
     forget(grid);
     const rows = ROWS.map((_, index) => index).filter((index) => ROWS[index].p !== undefined).slice(0, 12);
     grid.replaceChildren(
-      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, t("col.image")), el("th", { scope: "col" }, t("picture")), ...DATA.methods.map((name) => el("th", { scope: "col" }, name)))),
-      el("tbody", {}, ...rows.map((index) => el("tr", {},
-        el("th", { scope: "row" }, ROWS[index].n, el("span", { class: "small" }, ROWS[index].a || "")),
-        el("td", {}, thumb(index, t("picture.of", { name: ROWS[index].n }))),
-        ...DATA.methods.map((name) => el("td", {}, el("button", { type: "button", "aria-label": t("open", { name: ROWS[index].n }) + ": " + name, on: { click: () => open(index) } }, thumb(index, mapLabel(index, name), () => name))))))));
+      el("thead", {}, el("tr", {}, el("td"), ...rows.map((index) => el("th", { scope: "col" }, ROWS[index].a || ROWS[index].d || "", el("span", { class: "small" }, ROWS[index].n))))),
+      el("tbody", {}, ...[null, ...DATA.methods].map((name) => el("tr", {}, el("th", { scope: "row" }, name || t("picture")), ...rows.map((index) => el("td", {},
+        el("button", { type: "button", "aria-label": [t("open", { name: ROWS[index].n }), name].filter(Boolean).join(": "), on: { click: () => open(index) } },
+          thumb(index, name ? mapLabel(index, name) : t("picture.of", { name: ROWS[index].n }), name ? () => name : null))))))));
   };
 
   // Pictures must be decoded before the page is printed: those of the view are, in idle time.
