@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 import konkyo
 from konkyo import KonkyoError
 from konkyo.data import Sample
+from konkyo.data.samples import samples
 from konkyo.errors import silenced
 from konkyo.tasks.decision import Decision
 
@@ -59,8 +60,8 @@ def test_names_of_paths_are_file_names_and_below_a_folder_relative_to_it(folder:
 
 
 def test_every_row_of_an_image_has_its_name_and_label() -> None:
-    samples = [Sample("a", picture("red"), "Red"), Sample("b", picture("blue")), Sample("c", picture("blue"), "green")]
-    result = explained(samples, target=konkyo.TopK(2))
+    some = [Sample("a", picture("red"), "Red"), Sample("b", picture("blue")), Sample("c", picture("blue"), "green")]
+    result = explained(some, target=konkyo.TopK(2))
     assert result.names == ("a", "a", "b", "b", "c", "c")
     assert result.true_labels == ("red", "red", None, None, "green", "green")
     assert result.correct == (True, True, None, None, False, False)
@@ -90,6 +91,13 @@ class Images(Dataset[tuple[Any, int]]):
         image = picture(("red", "blue", "green")[index])
         prepared = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
         return prepared if self.tensors else image, (2, 0, 0)[index]
+
+
+def test_a_data_set_of_konkyo_says_names_and_labels(folder: Path) -> None:
+    result = explained(samples(f"folder:{folder}"))
+    assert result.names == ("blue/1.png", "red/1.png")
+    assert result.true_labels == ("blue", "red")
+    assert result.correct == (True, True)
 
 
 def test_data_sets_with_class_names_say_labels_by_name_not_by_index() -> None:

@@ -414,3 +414,21 @@ def test_a_loss_that_never_had_its_whole_weight_is_told(tmp_path: Path) -> None:
     known |= {"start": 2, "end": 10, "recipe": {"epochs": 6}}
     (tmp_path / "study.json").write_text(json.dumps(known))
     assert "The loss never had its whole weight: 0.5 of λ in the last of 6 epochs." in report_gaze(tmp_path).remarks()
+
+
+def test_a_folder_of_a_study_has_a_page_by_the_template_of_all_reports(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = Image.new("RGB", (20, 10), "red")
+    monkeypatch.setattr("konkyo.studies.gaze.report.GazeReport.figures", lambda _: {"curves.png": picture})
+    told = CliRunner().invoke(report, [str(study), "--out", str(tmp_path / "study.html")])
+    assert told.exit_code == 0, told.output
+    page = report_gaze(study).page()
+    assert len(page.tables[0].rows) == len(report_gaze(study).table()[1])
+    assert [figure.caption["en"] for figure in page.figures] == ["curves"]
+    text = (tmp_path / "study.html").read_text(encoding="utf-8")
+    assert "Gaze consistency in training" in text
+    assert "Consistency is not correctness" in text
+    saved = report_gaze(study).save(tmp_path / "there", format="png")
+    assert (saved / "report.html").is_file()
+    assert (saved / "tables.tex").read_text(encoding="utf-8").count(r"\toprule") == len(page.tables)
