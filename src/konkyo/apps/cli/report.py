@@ -45,6 +45,7 @@ def folder(
     anonymous: Anonymous = False,
 ) -> None:
     """Make the page of a finished folder. It reads the folder's files, and the pictures that these name."""
+    import konkyo.studies.pages  # noqa: F401 - makes folders of studies known
     from konkyo.report.folder import page_of_folder
 
     options = ReportOptions(to or folder / "report.html", lang, pictures, anonymous)
