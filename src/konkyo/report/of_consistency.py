@@ -83,7 +83,7 @@ def _rows(result: Consistency, pictures: Mapping[str, Image.Image]) -> tuple[Ima
                 decision=result.classes[image.prediction],
                 true_label=result.classes[image.label],
                 asked=result.classes[asked],
-                flags=("doubtful map",) if image.blank else (),
+                flags=(() if image.used else ("not measured",)) + (("doubtful map",) if image.blank else ()),
                 values={} if math.isnan(image.deviation) else {"deviation": image.deviation},
             )
         )
