@@ -18,6 +18,7 @@ from konkyo.utils.files import write_text
 
 PICTURES = 500
 """So many rows have pictures at most, unless more are asked for."""
+_LISTED = 6  # so many pictures of a shortlist are shown above the table
 _PRIVATE = ("file", "folder", "path", "command", "data", "user", "host")
 
 
@@ -58,12 +59,16 @@ def report(
 def with_fewer_pictures(page: Page, most: int) -> Page:
     """Returns the page with pictures and maps in `most` rows at most, and a note that says which.
 
-    Two thirds of them go to rows with flags, in their order; the rest is spread evenly over the other rows.
+    Two thirds of them go to rows that a class or a shortlist shows, then to those with flags, in their order. The rest
+    is spread evenly over the other rows.
     """
     rows = page.rows
     if len(rows) <= most:
         return page
-    flagged = [k for k, row in enumerate(rows) if row.flags or row.correct is False]
+    named = {k for card in page.classes for k in (*card.typical, *card.deviant)}
+    named |= {k for entry in page.shortlists for k in entry.rows[:_LISTED]}
+    flagged = [k for k, row in enumerate(rows) if row.flags or row.correct is False or k in named]
+    flagged.sort(key=lambda k: k not in named)  # those that the page shows elsewhere, too, come first
     others = [k for k in range(len(rows)) if k not in set(flagged)]
     first = flagged[: max(most * 2 // 3, most - len(others))]
     rest = most - len(first)

@@ -479,7 +479,7 @@
     setTimeout(() => (button.textContent = before), 1200);
   };
   const quoted = (text) => {
-    const safe = /^[=+@\t\r]/.test(text) ? "'" + text : text; // a spreadsheet must not run a name as a formula
+    const safe = /^([=+@\t\r]|-(?![\d.]))/.test(text) ? "'" + text : text; // a spreadsheet must not run a name as a formula
     return /[",\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
   };
   const csv = (lines) => lines.map((line) => line.map((cell) => quoted(String(cell ?? ""))).join(",")).join("\n") + "\n";
