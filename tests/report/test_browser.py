@@ -244,3 +244,18 @@ def test_axe_finds_nothing_serious(visit: Visit, scheme: str, fragment: str) -> 
         if v["impact"] in ("serious", "critical")
     ]
     assert serious == []
+
+
+def test_the_bar_leads_to_its_part_below_many_rows(visit: Visit, tmp_path: Path) -> None:
+    """Rows that are made on the way move what comes after them."""
+    file = tmp_path / "many.html"
+    file.write_text(html_of(example_page(400)), encoding="utf-8")
+    page = visit(file=file)
+    for name in ("classes", "provenance", "images"):
+        page.click(f".bar a[href='#{name}']")
+        page.wait_for_function(
+            f"() => {{ const top = document.getElementById('{name}').getBoundingClientRect().top;"
+            " const end = scrollY + innerHeight >= document.documentElement.scrollHeight - 2;"
+            " return (top >= -1 && top < 150) || end; }",
+            timeout=5000,
+        )

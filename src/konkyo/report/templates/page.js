@@ -649,6 +649,13 @@
     root.dataset.theme = state.theme = dark ? "light" : "dark";
     write();
   });
+  // Rows that come into sight on the way are taller than was assumed, and more are made: so again, until it is there.
+  const jump = (target, times = 20) => {
+    const before = target.getBoundingClientRect().top;
+    target.scrollIntoView({ behavior: "instant" });
+    const there = Math.abs(before - target.getBoundingClientRect().top) < 1;
+    if (times && !there) setTimeout(() => jump(target, times - 1), 60);
+  };
   at("keys").addEventListener("click", showHelp);
   document.addEventListener("click", (event) => {
     const node = event.target.closest("[data-decision], [data-true], [data-pair], [data-shortlist], [data-copy], .bar a, .skip");
@@ -661,7 +668,7 @@
     else if (node.hash) {
       event.preventDefault(); // the hash holds the view
       const target = document.querySelector(node.hash);
-      target.scrollIntoView();
+      jump(target);
       target.querySelector("h2")?.setAttribute("tabindex", "-1");
       target.querySelector("h2")?.focus({ preventScroll: true });
     }
