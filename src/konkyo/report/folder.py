@@ -12,11 +12,10 @@ from PIL import Image
 from konkyo.data.images import open_image
 from konkyo.errors import ImageError, KonkyoError
 from konkyo.evaluation.consistency.result import Consistency
-from konkyo.evaluation.diagnose.result import DiagnosisReport
 from konkyo.evaluation.result import Evaluation
 from konkyo.explanation.result import Explanation
 from konkyo.models.preprocess import Preprocess, preprocess_of
-from konkyo.report.builders import Request, page_of
+from konkyo.report.builders import Request
 from konkyo.report.of_consistency import page_of_consistency
 from konkyo.report.of_evaluation import page_of_evaluation
 from konkyo.report.page import Page
@@ -49,7 +48,9 @@ def page_of_folder(folder: str | Path) -> Page:
             return read(folder)
     expected = ", ".join(READERS)
     what = "holds none of them" if folder.is_dir() else "is no folder"
-    raise KonkyoError(f"a folder that konkyo wrote has one of {expected}; {folder} {what}")
+    raise KonkyoError(
+        f"a folder of `konkyo explain`, `evaluate` or `consistency` has one of {expected}; {folder} {what}"
+    )
 
 
 @dataclass(eq=False)
@@ -88,12 +89,6 @@ def origin_of(values: Any) -> tuple[dict[str, str], str]:
     if not isinstance(values, Mapping) or not isinstance(values.get("provenance"), Mapping):
         return {}, ""
     return {str(name): str(value) for name, value in values["provenance"].items()}, str(values.get("command", ""))
-
-
-@reader("findings.json")
-def page_of_diagnosis_folder(folder: Path) -> Page:
-    """Returns the page of a folder of `konkyo diagnose`. KonkyoError: it cannot be read."""
-    return page_of(DiagnosisReport.load(folder), Request())
 
 
 @reader("evaluation.json")
