@@ -186,6 +186,7 @@ def test_the_page_of_an_evaluation(run: Run) -> None:
     assert list(figure.lines[0].y) == pytest.approx(result.curve("grad_cam", "deletion(steps=4)").tolist())
     wrong = next(row for row in page.rows if row.correct is False)
     assert (wrong.name, wrong.true_label, wrong.decision) == ("blue/2.png", "blue", "green")
+    assert wrong.probability == pytest.approx(next(r.score for r in result.rows if r.sample == "blue/2.png"))
     mean = torch.stack([result.values(m, "sparseness") for m in result.methods]).mean(0)
     assert [row.values["sparseness"] for row in page.rows] == pytest.approx(mean.tolist())
     worst = next(s for s in page.shortlists if s.title["en"].startswith("sparseness: worst"))

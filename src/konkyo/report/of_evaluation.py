@@ -31,6 +31,11 @@ from konkyo.utils.statistics import Correlation
 
 LISTED = 8
 """So many images stand in a shortlist."""
+_NO_MAPS = words(
+    "In the table of images a metric's value is the mean over methods. An evaluation keeps values and no maps; "
+    "`konkyo compare` draws them.",
+    "画像の表の指標の値は手法の平均です。評価は値だけを保存し、マップは保存しません（`konkyo compare` で描けます）。",
+)
 _Z = 1.959964  # of the 95 % interval
 
 
@@ -50,9 +55,10 @@ def page_of_evaluation(result: Evaluation, request: Request) -> Page:
             name=row.sample,
             picture=pictures.get(row.sample),
             decision=row.decision,
+            probability=_probability(row) if row.decision == row.explained else math.nan,
             true_label=row.label,
             asked=row.explained,
-            asked_probability=row.score if 0 <= row.score <= 1 else math.nan,
+            asked_probability=_probability(row),
             values={name: float(means[name][k]) for name in names},
         )
         for k, row in enumerate(result.rows)
@@ -67,8 +73,13 @@ def page_of_evaluation(result: Evaluation, request: Request) -> Page:
         matrices=_agreement(result, names),
         provenance=provenance_of(settings, request),
         command=request.command or "",
-        notes=(*(words(line) for line in result.remarks()), *source.notes),
+        notes=(_NO_MAPS, *(words(line) for line in result.remarks()), *source.notes),
     )
+
+
+def _probability(row: MeasuredRow) -> float:
+    """Returns the probability of what is explained, by which perturbed images are scored; NaN of another score."""
+    return row.score if 0 <= row.score <= 1 else math.nan
 
 
 def _verdict(result: Evaluation) -> Mapping[str, str]:
