@@ -269,7 +269,7 @@ class Evaluation:
             "evaluation.json": json.dumps(self.description(), indent=1),
         }
         with replacing(folder / _STATISTICS) as temporary:
-            save_file(self._tensors(), temporary)
+            save_file(_tensors(self), temporary)
         for name, text in texts.items():
             write_text(folder / name, text)
         curves = {c.name: c.metric.better for c in self.columns if self._has_curve(c)}
@@ -311,14 +311,6 @@ class Evaluation:
             return cls(methods, columns, rows, statistics, values["absent"], values["settings"], notes)
         except Exception as error:  # damaged files fail in every possible way
             raise KonkyoError(f"{folder} holds no saved evaluation: {error}") from error
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {
-            f"{i}.{j}": self.statistics[m, c.name].detach().cpu().contiguous()
-            for i, m in enumerate(self.methods)
-            for j, c in enumerate(self.columns)
-            if (m, c.name) in self.statistics
-        }
 
     def description(self) -> dict[str, Any]:
         """Returns everything but curves and histograms, as plain JSON values."""
@@ -392,6 +384,16 @@ class Evaluation:
 
 _HEAD = ["method", "metric", *(f.name for f in fields(Cell))]
 _ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
+
+
+def _tensors(result: Evaluation) -> dict[str, Tensor]:
+    """Returns the statistics under the numbers of their method and column, as files keep them."""
+    return {
+        f"{i}.{j}": result.statistics[m, c.name].detach().cpu().contiguous()
+        for i, m in enumerate(result.methods)
+        for j, c in enumerate(result.columns)
+        if (m, c.name) in result.statistics
+    }
 
 
 def _per_image(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
