@@ -178,6 +178,25 @@ def test_wrong_only_draws_and_lists_what_is_wrong_and_counts_all(run: Run) -> No
     assert (none.code, "0 of 2 wrong" in none.out) == (0, True)
 
 
+def test_what_is_right_is_not_explained(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from konkyo.explanation import explain as module
+
+    asked: list[tuple[str, ...]] = []
+    real = module.explanations
+
+    def noting(model: Any, images: Any, methods: Any, **settings: Any) -> Any:
+        asked.append((*sorted(sample.name for sample in images), *methods))
+        return real(model, images, methods, **settings)
+
+    monkeypatch.setattr(module, "explanations", noting)
+    found = run("explain", "photos", *METHOD, "--wrong-only", "--batch-size", "8", "--out", "o")
+    assert found.code == 0
+    assert asked == [
+        (*sorted(f"{name.split('/')[0]}/{Path(name).name}" for name in PICTURES), "edge_map"),
+        ("blue/wrong10.png", "blue/wrong9.png", "input_x_gradient"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("order", "expected"),
     [

@@ -75,7 +75,9 @@ def compare(
     shown: list[tuple[dict[str, Any], list[Row]]] = []
     count = 0
     for batch, bar in progress(batches(files, forward_options.batch_size), "comparing"):
-        outcomes = explained(setup.model, batch, names, {**request, "progress": bar}, source)
+        outcomes = explained(
+            setup.model, batch, names, {**request, "progress": bar}, source, wrong_only=truth_options.wrong_only
+        )
         for file, outcome in zip(batch, outcomes, strict=True):
             with manifest.image(file) as entry:
                 results = outcome.noted(entry)

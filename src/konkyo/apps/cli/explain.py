@@ -93,7 +93,9 @@ def explain(
         names_on_disk = unique_names(files, manifest)
         left = [file for file in files if not manifest.has(file, source.labels.get(file))]
         for batch, tell in progress(batches(left, forward_options.batch_size), "explaining"):
-            outcomes = explained(setup.model, batch, names, {**request, "progress": tell}, source)
+            outcomes = explained(
+                setup.model, batch, names, {**request, "progress": tell}, source, wrong_only=truth_options.wrong_only
+            )
             for file, outcome in zip(batch, outcomes, strict=True):
                 with manifest.image(file) as entry:
                     entry["name"] = names_on_disk[file]

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
     from konkyo.models import Model
 
+_CHEAPEST = "edge_map"
+"""The method that needs nothing of the network, and so one forward for the decision."""
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -49,10 +52,15 @@ class Outcome:
         explained = [r for r in self.results.values() if not isinstance(r, NotApplicable) and len(r)]
         if not explained:
             return self.name, self.true_label, None, None
-        correct = next((right for r in explained for right in r.correct if right is not None), None)
         decisions = (d for r in explained if r.boxes is None for d in r.decisions if d is not None)
         decided = next(({"label": d.label, "index": d.index, "probability": d.probability} for d in decisions), None)
-        return self.name, self.true_label, correct, decided
+        return self.name, self.true_label, self.correct, decided
+
+    @property
+    def correct(self) -> bool | None:
+        """Tells whether the model decided on the true label; None where that cannot be said."""
+        explained = [result for result in self.results.values() if not isinstance(result, NotApplicable)]
+        return next((right for result in explained for right in result.correct if right is not None), None)
 
 
 def explained(
@@ -61,11 +69,19 @@ def explained(
     names: list[str],
     request: Mapping[str, Any],
     source: Pictures | None = None,
+    *,
+    wrong_only: bool = False,
 ) -> list[Outcome]:
     """Returns what `explanations` gives for every file; those whose pictures become of one size share a forward.
 
-    `source` has their names and true labels.
+    `source` has their names and true labels. `wrong_only`: the decisions are looked at first, and what is not decided
+    wrongly is not explained; its results are those of the method that costs nothing.
     """
+    if wrong_only:
+        decided = explained(model, files, [_CHEAPEST], {"target": request["target"]}, source)
+        wrong = [file for file, outcome in zip(files, decided, strict=True) if outcome.correct is False]
+        rest = dict(zip(wrong, explained(model, wrong, names, request, source), strict=True))
+        return [rest.get(file, outcome) for file, outcome in zip(files, decided, strict=True)]
     from konkyo.data.images import open_image
     from konkyo.data.samples import Sample
 
