@@ -7,15 +7,21 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
+from konkyo.evaluation import display
 from konkyo.evaluation.columns import Column
 from konkyo.metrics.base import Metric, OfMean
 from konkyo.utils.files import csv_text, plain, replacing, write_text
+from konkyo.utils.frames import data_frame
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 _RESAMPLES = 2000
 _POOLED_RESAMPLES = 300  # every one of them pools the statistics of a whole data set
@@ -104,7 +110,7 @@ class Evaluation:
 
     def curve(self, method: str, name: str) -> Tensor:
         """Returns the mean curve (T,) of a metric that is one, over the rows that all methods have."""
-        statistic = self._statistic(method, name)[self._common(name)]
+        statistic = self._statistic(method, name)[self.common(name)]
         if statistic.ndim != 2:
             raise KonkyoError(f"{name} has no curve")
         return statistic.double().mean(0)
@@ -116,7 +122,7 @@ class Evaluation:
         return self._known[method, name]
 
     def _cell(self, method: str, name: str, seed: int = 0) -> Cell:
-        metric, common = self.column(name).metric, self._common(name)
+        metric, common = self.column(name).metric, self.common(name)
         group, statistic = self._images()[common], self._statistic(method, name)[common]
         if not len(group):
             return Cell(math.nan, math.nan, math.nan, 0, math.nan)
@@ -131,7 +137,7 @@ class Evaluation:
 
         KonkyoError: nothing is better.
         """
-        column_, common = self.column(name), self._common(name)
+        column_, common = self.column(name), self.common(name)
         if column_.metric.better == "neither":
             raise KonkyoError(f"of {name} neither the higher nor the lower is better")
         sign = 1 if column_.metric.better == "higher" else -1
@@ -166,17 +172,40 @@ class Evaluation:
         order = torch.where(spread.isnan(), -math.inf, spread).argsort(descending=True, stable=True)
         return [self.rows[i] for i in order[: min(count, int((~spread.isnan()).sum()))].tolist()]
 
+    # --- shown -------------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return display.words_of_evaluation(self)
+
+    def _repr_html_(self) -> str:
+        return display.html_of_evaluation(self)
+
+    def plot(self, metric: str | None = None) -> Figure:
+        """Returns a figure of matplotlib's: every metric's values with their 95 % intervals; nothing is shown.
+
+        `metric`: that one alone, with its mean curves if it has any. KonkyoError: no such metric.
+        """
+        return display.plot_of_evaluation(self, metric)
+
+    def to_frame(self, *, maps: bool = False) -> pandas.DataFrame:
+        """Returns a table of pandas with a line per method and metric; or `maps`: per map, method and metric.
+
+        KonkyoError: pandas is not installed.
+        """
+        head, rows = (_OF_MAPS, list(self._values())) if maps else (_HEAD, self._cells())
+        return data_frame({name: [row[place] for row in rows] for place, name in enumerate(head)})
+
     # --- on disk ------------------------------------------------------------------------------------------------------
 
     def table(self) -> Table:
         """Returns a row per method: value [95 % interval], bold if best, * if `differing` from it, and absent maps."""
-        head = ["method", *(f"{c.name} {_ARROWS[c.metric.better]}" for c in self.columns), "absent"]
+        head = ["method", *(f"{c.name} {ARROWS[c.metric.better]}" for c in self.columns), "absent"]
         rows = [[m, *(self._shown(m, c) for c in self.columns), str(self.absent.get(m, 0))] for m in self.methods]
         return head, rows
 
     def remarks(self) -> list[str]:
         """Returns the sentences about what the table was made of, and what was left out."""
-        counts = {c.name: int(self._common(c.name).sum()) for c in self.columns}
+        counts = {c.name: int(self.common(c.name).sum()) for c in self.columns}
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         return [f"Maps in the comparison (those that every method has) of {len(self.rows)}: {listed}.", *self.notes]
 
@@ -201,18 +230,18 @@ class Evaluation:
         texts = {
             "table.md": self.markdown(),
             "table.csv": csv_text(_HEAD, self._cells()),
-            "values.csv": csv_text(["sample", "label", "score", "method", "metric", "value"], self._values()),
+            "values.csv": csv_text(_OF_MAPS, self._values()),
             "evaluation.json": json.dumps(self.description(), indent=1),
         }
         for name, text in texts.items():
             write_text(folder / name, text)
-        curves = {c.name: c.metric.better for c in self.columns if self._has_curve(c)}
+        curves = {c.name: c.metric.better for c in self.columns if self.has_curve(c)}
         if curves:
             lines = {
                 name: {m: self.curve(m, name).tolist() for m in self.methods if (m, name) in self.statistics}
                 for name in curves
             }
-            picture = curves_figure(lines, {name: _ARROWS[better] for name, better in curves.items()})
+            picture = curves_figure(lines, {name: ARROWS[better] for name, better in curves.items()})
             with replacing(folder / "curves.png") as temporary:
                 picture.save(temporary, format="png")
         return folder
@@ -263,12 +292,13 @@ class Evaluation:
             raise unknown("method and column", f"{method}: {name}", [f"{m}: {c}" for m, c in self.statistics])
         return self.statistics[method, name]
 
-    def _has_curve(self, of: Column) -> bool:
+    def has_curve(self, of: Column) -> bool:
+        """Tells whether the values of a column are made of curves."""
         return of.metric.pooled is None and any(
             self.statistics[m, of.name].ndim == 2 for m in self.methods if (m, of.name) in self.statistics
         )
 
-    def _common(self, name: str) -> Tensor:
+    def common(self, name: str) -> Tensor:
         """Returns (R,) bool: the rows where every method's value is defined."""
         column_ = self.column(name)
         statistics = [self.statistics[m, name] for m in self.methods if (m, name) in self.statistics]
@@ -284,8 +314,9 @@ class Evaluation:
         return torch.tensor([numbers.setdefault(row.sample, len(numbers)) for row in self.rows], dtype=torch.int64)
 
 
+_OF_MAPS = ["sample", "label", "score", "method", "metric", "value"]
 _HEAD = ["method", "metric", *(f.name for f in fields(Cell))]
-_ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
+ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 
 def _per_image(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
