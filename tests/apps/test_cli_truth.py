@@ -200,7 +200,7 @@ def test_a_sheet_shows_the_first_of_the_order(run: Run, monkeypatch: pytest.Monk
     real = sheets.contact_sheet
 
     def noting(rows: Any, *arguments: Any, **options: Any) -> Image.Image:
-        shown.extend(f"{row.title} {row.decided}" for row in rows)
+        shown.extend(f"{row.title} {row.truth}" for row in rows)
         return real(rows, *arguments, **options)
 
     monkeypatch.setattr(sheets, "contact_sheet", noting)

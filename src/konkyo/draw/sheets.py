@@ -24,6 +24,7 @@ from konkyo.utils.tensors import overlap
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_FIGURE = "konkyo.figure"  # the entry of a picture's `info` that has the figure it was drawn from
 _INK, _GREY, _AMBER, _PANEL = "#1a1a1a", "#606060", "#8f4a00", "#f1f1f1"
 _TEXT, _HEADING = 13, 18  # font sizes in pixels
 _LINE = 17  # from one line of text to the next
@@ -64,6 +65,8 @@ class Row:
     """What the model says of the target, where it decided something else."""
     decided: str = ""
     """What the model decided itself."""
+    truth: str = ""
+    """What is true, where the model decided wrongly."""
     brightness: float = 1.0
     """How bright the row's maps are drawn, of 1."""
 
@@ -238,11 +241,13 @@ def path_figure(explanations: Integrated | Sequence[Integrated], row: int = 0) -
 
 
 def to_image(figure: Figure) -> Image.Image:
-    """Returns a figure of matplotlib's as a picture."""
+    """Returns a figure of matplotlib's as a picture, which keeps it: `save_image` writes it as SVG and PDF, too."""
     complete(figure)
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
-    return Image.open(buffer).convert("RGB")
+    picture = Image.open(buffer).convert("RGB")
+    picture.info[_FIGURE] = figure
+    return picture
 
 
 def _bands(columns: int) -> list[range]:
@@ -262,11 +267,20 @@ def _title_strip(columns: Sequence[str], side: int) -> Image.Image:
 
 
 def save_image(image: Image.Image, path: str | Path) -> Path:
-    """Writes the picture in the format of the suffix, under a temporary name first. -> the path"""
-    path = picture_name(path)
+    """Writes the picture in the format of the suffix, under a temporary name first. -> the path
+
+    Figures of matplotlib's become lines and letters in .svg and .pdf; other pictures have no .svg.
+    """
+    path, figure = Path(path), image.info.get(_FIGURE)
+    if path.suffix.lower() not in (".svg", ".pdf"):
+        figure = None
+    path = picture_name(path) if figure is None else path
     try:
         with replacing(path) as temporary:
-            image.save(temporary, quality=92)  # of the formats that lose something
+            if figure is None:
+                image.save(temporary, quality=92)  # of the formats that lose something
+            else:  # without a date, so that equal figures are equal files
+                figure.savefig(temporary, metadata={"Date" if path.suffix.lower() == ".svg" else "CreationDate": None})
     except ValueError as error:
         raise KonkyoError(f"{path} cannot be written: {error}") from error
     return path
@@ -393,7 +407,8 @@ def _caption(
 def _decision(row: Row) -> list[tuple[str, str]]:
     """Returns the lines on what the model decided; it stands out where that is not what the row explains."""
     asked = [(row.asked, _GREY)] if row.asked else []
-    return asked + ([(row.decided, _AMBER if row.asked else _GREY)] if row.decided else [])
+    decided = [(row.decided, _AMBER if row.asked else _GREY)] if row.decided else []
+    return asked + decided + ([(row.truth, _AMBER)] if row.truth else [])
 
 
 def _counted(number: int, what: str) -> str:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.evaluation import display
-from konkyo.evaluation.columns import Column
+from konkyo.evaluation.columns import Column, column
 from konkyo.metrics.base import Metric, OfMean
-from konkyo.utils.files import csv_text, plain, replacing, write_text
+from konkyo.utils.files import csv_text, plain, read_json, replacing, write_text
 from konkyo.utils.frames import data_frame
 
 if TYPE_CHECKING:
@@ -24,9 +27,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _RESAMPLES = 2000
+_STATISTICS = "statistics.safetensors"
 _POOLED_RESAMPLES = 300  # every one of them pools the statistics of a whole data set
 
 
+FigureFormat: TypeAlias = Literal["png", "svg", "pdf"]
 Table: TypeAlias = tuple[list[str], list[list[str]]]
 """(head, rows)"""
 
@@ -37,6 +42,55 @@ def markdown(table: Table) -> str:
     lines = [head, *rows]
     texts = ["| " + " | ".join(cells) + " |" for cells in lines]
     return "\n".join([texts[0], "|---" * len(head) + "|", *texts[1:]]) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "±": r"$\pm$",
+    "κ": r"$\kappa$",
+    "λ": r"$\lambda$",
+    "β": r"$\beta$",
+    "−": "$-$",
+    "✗": r"$\times$",
+}
+"""What LaTeX would read as something else, or has no letter for."""
+
+
+def latex(table: Table) -> str:
+    r"""Returns a table in LaTeX, with the rules of booktabs: the first column to the left, the others to the right.
+
+    Bold and starred cells of Markdown stay so. It needs \usepackage{booktabs}, and for names in other scripts
+    XeLaTeX or LuaLaTeX.
+
+    >>> print(latex((["class", "L"], [["red_fox", "**0.1** \\*"]])))
+    \begin{tabular}{lr}
+    \toprule
+    class & L \\
+    \midrule
+    red\_fox & \textbf{0.1}$^{*}$ \\
+    \bottomrule
+    \end{tabular}
+    <BLANKLINE>
+    """
+    head, rows = table
+    lines = [" & ".join(map(_latex_cell, cells)) + r" \\" for cells in (head, *rows)]
+    columns = "l" + "r" * (len(head) - 1)
+    begin = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule"]
+    return "\n".join([*begin, *lines[1:], r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _latex_cell(text: str) -> str:
+    starred, text = text.endswith("\\*"), text.removesuffix("\\*").rstrip()
+    bold = re.fullmatch(r"\*\*(.*)\*\*", text)
+    escaped = "".join(_LATEX.get(character, character) for character in (bold[1] if bold else text).strip())
+    return (rf"\textbf{{{escaped}}}" if bold else escaped) + ("$^{*}$" if starred else "")
 
 
 def number(value: float, signed: bool = False) -> str:
@@ -62,8 +116,13 @@ class Row:
     """The image and the target that a map was of."""
 
     sample: str
-    label: str
+    explained: str
+    """What the target is called."""
     score: float
+    label: str = ""
+    """What is true: the image's class, or that of the thing that a detection is of; "" where it is not known."""
+    decision: str = ""
+    """What the model decided; "" where it was not asked, or an older version measured it."""
 
 
 @dataclass(frozen=True)
@@ -222,17 +281,24 @@ class Evaluation:
             return f"**{text}**"
         return text + (" \\*" if method in self.differing(of.name) else "")
 
-    def save(self, folder: str | Path) -> Path:
-        """Writes table.md, table.csv, values.csv, evaluation.json and curves.png into a folder. -> the folder"""
+    def save(self, folder: str | Path, *, format: FigureFormat = "png") -> Path:
+        """Writes table.md, table.tex, table.csv, values.csv, curves.png and what `load` reads. -> the folder
+
+        `format`: of the curves, "png", "svg" or "pdf".
+        """
         from konkyo.draw.curves import curves_figure  # pictures are drawn only when asked for
+        from konkyo.draw.sheets import save_image
 
         folder = Path(folder)
         texts = {
             "table.md": self.markdown(),
+            "table.tex": latex(self.table()),
             "table.csv": csv_text(_HEAD, self._cells()),
             "values.csv": csv_text(_OF_MAPS, self._values()),
             "evaluation.json": json.dumps(self.description(), indent=1),
         }
+        with replacing(folder / _STATISTICS) as temporary:
+            save_file(self._tensors(), temporary)
         for name, text in texts.items():
             write_text(folder / name, text)
         curves = {c.name: c.metric.better for c in self.columns if self.has_curve(c)}
@@ -242,9 +308,46 @@ class Evaluation:
                 for name in curves
             }
             picture = curves_figure(lines, {name: ARROWS[better] for name, better in curves.items()})
-            with replacing(folder / "curves.png") as temporary:
-                picture.save(temporary, format="png")
+            save_image(picture, folder / f"curves.{format}")
         return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Evaluation:
+        """Reads the result that `save` wrote.
+
+        KonkyoError: the folder holds none, or one of a version that did not save statistics.
+        """
+        folder = Path(folder)
+        try:
+            values = read_json(folder / "evaluation.json")
+            if "rows" not in values:
+                raise ValueError(
+                    "an older version wrote it; the same `konkyo evaluate` completes it from samples.jsonl"
+                )
+            methods, columns = tuple(values["methods"]), tuple(column(name) for name in values["columns"])
+            with safe_open(folder / _STATISTICS, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            rows = tuple(
+                Row(**{**row, "score": math.nan if row["score"] is None else row["score"]}) for row in values["rows"]
+            )
+            numbers = [(int(i), int(j)) for i, _, j in (name.partition(".") for name in tensors)]
+            statistics = {
+                (methods[i], columns[j].name): tensor for (i, j), tensor in zip(numbers, tensors.values(), strict=True)
+            }
+            if any(len(tensor) != len(rows) for tensor in statistics.values()):
+                raise ValueError(f"its statistics are not of {len(rows)} rows")
+            notes = tuple(values["notes"])
+            return cls(methods, columns, rows, statistics, values["absent"], values["settings"], notes)
+        except Exception as error:  # damaged files fail in every possible way
+            raise KonkyoError(f"{folder} holds no saved evaluation: {error}") from error
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{i}.{j}": self.statistics[m, c.name].detach().cpu().contiguous()
+            for i, m in enumerate(self.methods)
+            for j, c in enumerate(self.columns)
+            if (m, c.name) in self.statistics
+        }
 
     def description(self) -> dict[str, Any]:
         """Returns everything but curves and histograms, as plain JSON values."""
@@ -254,6 +357,9 @@ class Evaluation:
                 "settings": dict(self.settings),
                 "notes": list(self.notes),
                 "absent": dict(self.absent),
+                "methods": list(self.methods),
+                "columns": [c.name for c in self.columns],
+                "rows": [vars(row) for row in self.rows],
                 "table": [dict(zip(_HEAD, cell, strict=True)) for cell in self._cells()],
                 "worst": {
                     f"{m}: {c.name}": [vars(r) for r in self.worst(m, c.name)]
@@ -283,7 +389,7 @@ class Evaluation:
                 if (method, c.name) not in self.statistics or c.metric.pooled is not None:
                     continue
                 for row, value in zip(self.rows, self.values(method, c.name).tolist(), strict=True):
-                    yield [row.sample, row.label, row.score, method, c.name, value]
+                    yield [*vars(row).values(), method, c.name, value]
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -314,7 +420,7 @@ class Evaluation:
         return torch.tensor([numbers.setdefault(row.sample, len(numbers)) for row in self.rows], dtype=torch.int64)
 
 
-_OF_MAPS = ["sample", "label", "score", "method", "metric", "value"]
+_OF_MAPS = [*(f.name for f in fields(Row)), "method", "metric", "value"]
 _HEAD = ["method", "metric", *(f.name for f in fields(Cell))]
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 

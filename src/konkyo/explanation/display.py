@@ -178,7 +178,7 @@ def _card(result: Explanation, row: int, picture: tuple[bytes, int] | None) -> s
     score, doubt = score_in_words(result, row), diagnosis_in_words(result, row)
     lines = [f'<div style="opacity:0.75">{markup.escaped(name)}</div>' if (name := name_of(result, row)) else ""]
     lines.append(f"<div><b>{markup.escaped(score)}</b></div>")
-    for words in (decided_in_words(result, row), truth_in_words(result, row)):
+    for words in (decided_in_words(result, row), truth_in_words(result, row, also_right=True)):
         lines.append(f"<div>{markup.escaped(words)}</div>" if words else "")
     if doubt:
         message = result.diagnosis[row].message

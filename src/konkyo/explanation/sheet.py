@@ -18,6 +18,7 @@ from konkyo.explanation.words import (
     name_of,
     of_the_asked,
     score_in_words,
+    truth_in_words,
 )
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def rows_of(
                 cells,
                 asked=of_the_asked(one, row),
                 decided=decided_in_words(one, row),
+                truth=truth_in_words(one, row),
                 brightness=one.brightness(row, brightness),
                 box=None if one.images is None else box_of(one, row),
             )

@@ -57,20 +57,20 @@ def of_the_asked(result: Explanation, row: int) -> str:
 
 
 def decided_in_words(result: Explanation, row: int) -> str:
-    """What the model decided of a row: "decided: cat (P 0.98)"; "" for a detection that is of the class it is for.
-
-    Where that is wrong it says what is true: "decided: cat (P 0.98), wrong: dog".
-    """
+    """What the model decided of a row: "decided: cat (P 0.98)"; "" for a detection that is of the class it is for."""
     decision = decision_of(result, row)
-    if decision is None or (decision.agrees and box_of(result, row)):
-        return ""
-    return decision.of_the_model + (f", wrong: {result.true_labels[row]}" if result.correct[row] is False else "")
+    return "" if decision is None or (decision.agrees and box_of(result, row)) else decision.of_the_model
 
 
-def truth_in_words(result: Explanation, row: int) -> str:
-    """What the image really is, where `decided_in_words` does not say it; "" where that is not known."""
+def truth_in_words(result: Explanation, row: int, *, also_right: bool = False) -> str:
+    """What is true of a row's image where the model decided wrongly: "wrong: dog"; else "".
+
+    `also_right`: where it decided rightly, "true label: cat".
+    """
     truth = result.true_labels[row] if result.true_labels else None
-    return "" if truth is None or result.correct[row] is False else f"true label: {truth}"
+    if truth is None or not (result.correct[row] is False or also_right):
+        return ""
+    return f"wrong: {truth}" if result.correct[row] is False else f"true label: {truth}"
 
 
 def diagnosis_in_words(result: Explanation, row: int, *, message: bool = False) -> str:
@@ -84,5 +84,5 @@ def diagnosis_in_words(result: Explanation, row: int, *, message: bool = False) 
 def lines_of(result: Explanation, row: int, *, name: bool = True) -> list[str]:
     """Returns what is said above or below a row's picture, a line each: name, score, decision, truth."""
     lines = [name_of(result, row) if name else "", score_in_words(result, row, place=False)]
-    lines += [of_the_asked(result, row), decided_in_words(result, row), truth_in_words(result, row)]
+    lines += [of_the_asked(result, row), decided_in_words(result, row), truth_in_words(result, row, also_right=True)]
     return [line for line in lines if line]

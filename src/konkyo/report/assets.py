@@ -22,7 +22,7 @@ BLOCK = 50
 _QUALITY = 70
 _SIDES = ((60, 448), (250, 320))  # of so many pictures at most, the longer side in pixels
 _SIDE = 224
-_MAP_BYTES, _MAP_SIDES = 2_400_000, (14, 112)  # of all maps together; the least and most cells along a side
+_MAP_BYTES, _MAP_SIDES = 1_800_000, (14, 112)  # of all maps together; the least and most cells along a side
 
 
 def data_uri(picture: Image.Image, side: int | None = None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,8 +11,13 @@ from PIL import Image
 
 from konkyo.data.images import open_image
 from konkyo.errors import ImageError, KonkyoError
+from konkyo.evaluation.consistency.result import Consistency
+from konkyo.evaluation.result import Evaluation
 from konkyo.explanation.result import Explanation
-from konkyo.models.preprocess import Preprocess
+from konkyo.models.preprocess import Preprocess, preprocess_of
+from konkyo.report.builders import Request
+from konkyo.report.of_consistency import page_of_consistency
+from konkyo.report.of_evaluation import page_of_evaluation
 from konkyo.report.page import Page
 from konkyo.report.rows import CollectedRows
 from konkyo.utils.files import read_json
@@ -74,22 +78,6 @@ class PicturesSeen:
         return [f"{len(self.missing)} pictures are not shown, for their files cannot be read any more: {names}."]
 
 
-def preprocess_of(text: str | None) -> Preprocess | None:
-    """Returns the preprocessing that settings hold as text, as in "Preprocess(resize=256, ...)".
-
-    None: there is none. KonkyoError: another text.
-    """
-    if text in (None, "", "None"):
-        return None
-    try:
-        call = ast.parse(str(text), mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or getattr(call.func, "id", "") != Preprocess.__name__:
-            raise ValueError("no Preprocess(...)")
-        return Preprocess(**{str(word.arg): ast.literal_eval(word.value) for word in call.keywords})
-    except (SyntaxError, ValueError, TypeError) as error:
-        raise KonkyoError(f"settings hold a preprocessing that cannot be read, {str(text)[:80]!r}: {error}") from error
-
-
 def made_by(folder: Path) -> tuple[dict[str, str], str]:
     """Returns (provenance, command) as a command wrote them beside its results; nothing where it did not."""
     path = folder / PROVENANCE
@@ -103,6 +91,24 @@ def origin_of(values: Any) -> tuple[dict[str, str], str]:
     return {str(name): str(value) for name, value in values["provenance"].items()}, str(values.get("command", ""))
 
 
+@reader("evaluation.json")
+def page_of_evaluation_folder(folder: Path) -> Page:
+    """Returns the page of a folder of `konkyo evaluate`. KonkyoError: it cannot be read."""
+    return _made(page_of_evaluation(Evaluation.load(folder), Request()), folder)
+
+
+@reader("consistency.json")
+def page_of_consistency_folder(folder: Path) -> Page:
+    """Returns the page of a folder of `konkyo consistency`. KonkyoError: it cannot be read."""
+    return _made(page_of_consistency(Consistency.load(folder), Request()), folder)
+
+
+def _made(page: Page, folder: Path) -> Page:
+    """Returns the page with what the command noted about itself."""
+    provenance, command = made_by(folder)
+    return replace(page, provenance={**page.provenance, **provenance}, command=command)
+
+
 @reader(MANIFEST)
 def page_of_manifest(folder: Path) -> Page:
     """Returns the page of a folder of `konkyo explain`. KonkyoError: its manifest or a map cannot be read."""
@@ -110,12 +116,16 @@ def page_of_manifest(folder: Path) -> Page:
     if not isinstance(document, dict) or not isinstance(document.get("images"), list) or "settings" not in document:
         raise KonkyoError(f"{folder / MANIFEST} is no manifest of konkyo")
     settings, entries = document["settings"], [e for e in document["images"] if isinstance(e, dict) and e.get("maps")]
+    shown = {id(entry) for entry in entries}
     seen = PicturesSeen(preprocess_of(settings.get("preprocess")))
     rows = CollectedRows(len(entries))
     for entry in entries:
         picture = seen.open(Path(str(entry["file"])))
         name = str(entry.get("image") or Path(str(entry["file"])).name)
         rows.add([_explained(folder / file, name, entry, picture) for file in _map_files(entry)])
+    for entry in document["images"]:
+        if isinstance(entry, dict) and id(entry) not in shown and isinstance(entry.get("decision"), dict):
+            rows.count(str(entry.get("image")), entry["decision"].get("label", ""), entry.get("true_label") or "")
     provenance, command = origin_of(document)
     if not provenance:
         provenance = {name: str(settings[name]) for name in ("model", "preprocess") if name in settings}

@@ -90,7 +90,7 @@ def _environment(lang: str) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(json=_json, both=_both, number=_number)
-    environment.globals.update(s=strings()[lang], words_of=_words_of)
+    environment.globals.update(s=strings()[lang], words_of=words_of)
     return environment
 
 
@@ -112,7 +112,7 @@ def _both(text: Text | str) -> Markup:
     return Markup("").join(span.format(lang, text.get(lang) or text["en"]) for lang in LANGUAGES)
 
 
-def _words_of(key: str, **values: object) -> Text:
+def words_of(key: str, **values: object) -> Text:
     """Returns one of the page's own sentences as a `Text`, with its values filled in."""
     return {lang: words[key].format(**values) for lang, words in strings().items()}
 
@@ -150,16 +150,16 @@ def _images(page: Page) -> dict[str, ImageRow]:
 def _verdict(page: Page) -> Text:
     high, medium = (sum(f.severity == severity for f in page.findings) for severity in ("high", "medium"))
     if high + medium:
-        return _words_of("verdict.findings", high=high, medium=medium)
+        return words_of("verdict.findings", high=high, medium=medium)
     if page.findings:
-        return _words_of("verdict.clean", count=len(page.findings))
+        return words_of("verdict.clean", count=len(page.findings))
     images = _images(page)
     correct, n, _, _ = accuracy(list(images.values()))
     if n:
-        return _words_of("verdict.wrong", wrong=n - correct, n=n)
+        return words_of("verdict.wrong", wrong=n - correct, n=n)
     maps = [m for row in page.rows for m in row.maps]
     doubtful = sum(m.diagnosis != "ok" for m in maps)
-    return _words_of("verdict.maps", maps=len(maps), images=len(images), doubtful=doubtful) if maps else {}
+    return words_of("verdict.maps", maps=len(maps), images=len(images), doubtful=doubtful) if maps else {}
 
 
 def _counts(page: Page) -> tuple[tuple[Text, str], ...]:
@@ -168,17 +168,17 @@ def _counts(page: Page) -> tuple[tuple[Text, str], ...]:
     counts: list[tuple[Text, str]] = []
     images = _images(page)
     if images:
-        counts.append((_words_of("count.images"), str(len(images))))
+        counts.append((words_of("count.images"), str(len(images))))
     correct, n, low, high = accuracy(list(images.values()))
     if n:
-        counts.append((_words_of("count.accuracy"), f"{correct / n:.1%} [{low:.1%}, {high:.1%}]"))
-        counts.append((_words_of("count.wrong"), str(n - correct)))
+        counts.append((words_of("count.accuracy"), f"{correct / n:.1%} [{low:.1%}, {high:.1%}]"))
+        counts.append((words_of("count.wrong"), str(n - correct)))
     if (methods := len(_methods(page))) > 1:
-        counts.append((_words_of("count.methods"), str(methods)))
+        counts.append((words_of("count.methods"), str(methods)))
     if doubtful := sum(m.diagnosis != "ok" for row in page.rows for m in row.maps):
-        counts.append((_words_of("count.doubtful"), str(doubtful)))
+        counts.append((words_of("count.doubtful"), str(doubtful)))
     if page.findings:
-        counts.append((_words_of("count.findings"), str(len(page.findings))))
+        counts.append((words_of("count.findings"), str(len(page.findings))))
     return tuple(counts)
 
 

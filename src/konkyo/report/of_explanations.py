@@ -13,7 +13,7 @@ from konkyo.explanation.result import Explanation
 from konkyo.report.builders import Request, builder
 from konkyo.report.page import ConfusionMatrix, HeatMap, ImageRow, Page, words
 from konkyo.report.provenance import of_model, of_options, of_versions
-from konkyo.report.truth import confusion_of
+from konkyo.report.truth import cards_of, confusion_of
 
 UNSURE = 0.5
 """A decision less probable than this bears the flag "unsure"."""
@@ -30,12 +30,14 @@ def page_of_explanations(results: list[Explanation], request: Request) -> Page:
                 f"{first.method} has {len(first)} rows, {other.method} {len(other)}, or they differ in what they are of"
             )
     rows = image_rows(results)
+    confusion = _confusion(first, rows)
     name = first.model if request.model is None else request.model.name
     methods = ", ".join(dict.fromkeys(result.method for result in results))
     return Page(
         title=request.title or f"{name or 'model'}: {methods}",
         rows=rows,
-        confusion=_confusion(first, rows),
+        classes=cards_of(confusion, rows),
+        confusion=confusion,
         provenance=_provenance(results, request),
         command=request.command or "",
         notes=tuple(words(sentence) for sentence in dict.fromkeys(a for r in results for a in r.assumptions)),

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
+from konkyo.metrics.distances import on_grid
 from konkyo.report.page import ClassCard, ConfusionMatrix, ImageRow
+from konkyo.utils.tensors import min_max
 
 _Z = 1.959964  # of the 95 % interval
+_GRID, _PICTURE, _EXTREMES = 14, 160, 3
 
 
 def accuracy(rows: Sequence[ImageRow]) -> tuple[int, int, float, float]:
@@ -58,3 +65,49 @@ def class_cards(confusion: ConfusionMatrix) -> tuple[ClassCard, ...]:
             )
         )
     return tuple(cards)
+
+
+def cards_of(confusion: ConfusionMatrix | None, rows: Sequence[ImageRow]) -> tuple[ClassCard, ...]:
+    """Returns a card per class with its mean map; none where nothing is known of classes or each has one image."""
+    cards = () if confusion is None else class_cards(confusion)
+    return with_mean_maps(cards, rows) if any(card.n > 1 for card in cards) else ()
+
+
+def with_mean_maps(cards: Sequence[ClassCard], rows: Sequence[ImageRow]) -> tuple[ClassCard, ...]:
+    """Returns the cards with the mean of the maps that explain their class, on the mean of those pictures.
+
+    The first method's maps count that are not doubtful, scaled to [0, 1] each; a class needs two of them. Typical and
+    deviant rows are those with the least and the largest mean squared distance from the mean map.
+    """
+    made = []
+    for card in cards:
+        own = [k for k, r in enumerate(rows) if r.asked == card.name and r.maps and r.maps[0].diagnosis == "ok"]
+        if len(own) < 2:
+            made.append(card)
+            continue
+        maps = torch.stack([_on_grid(rows[k].maps[0].values) for k in own])
+        mean = maps.mean(0)
+        near = (maps - mean).square().flatten(1).mean(1).argsort(stable=True).tolist()
+        few = min(_EXTREMES, len(own) // 2)
+        made.append(
+            replace(
+                card,
+                mean_map=mean,
+                mean_picture=_mean_picture([rows[k].picture for k in own]),
+                typical=tuple(own[k] for k in near[:few]),
+                deviant=tuple(own[k] for k in reversed(near[-few:])),
+            )
+        )
+    return tuple(made)
+
+
+def _on_grid(values: Tensor) -> Tensor:
+    return on_grid(min_max(values.detach().cpu().float()[None]), _GRID)[0]
+
+
+def _mean_picture(pictures: Sequence[Image.Image | None]) -> Image.Image | None:
+    shown = [p.convert("RGB").resize((_PICTURE, _PICTURE)) for p in pictures if p is not None]
+    if not shown:
+        return None
+    total = np.mean([np.asarray(p, dtype=np.float32) for p in shown], axis=0)
+    return Image.fromarray(total.round().astype(np.uint8))

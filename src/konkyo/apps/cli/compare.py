@@ -81,6 +81,7 @@ def compare(
                 results = outcome.noted(entry)
                 if truth_options.wrong_only and entry["correct"] is not False:
                     entry["left_out"] = "not decided wrongly"
+                    page.count(entry)
                     continue
                 page.add(results)
                 rows = rows_of(results, file.name, entry, drawing_options.brightness)
@@ -117,6 +118,11 @@ class _Page:
         """Takes what all methods make of an image."""
         if self._options.report is not None:
             self._rows.add([result for result in results.values() if not isinstance(result, NotApplicable)])
+
+    def count(self, entry: Mapping[str, Any]) -> None:
+        """Takes an image that is not shown."""
+        if self._options.report is not None and entry["decision"]:
+            self._rows.count(entry["image"], entry["decision"]["label"], entry["true_label"] or "")
 
     def written(self, model: str) -> list[str]:
         """Writes the report, and says so."""

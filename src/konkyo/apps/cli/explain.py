@@ -25,7 +25,7 @@ from konkyo.apps.cli.options import (
     setup_of,
     target_of,
 )
-from konkyo.apps.cli.reports import ReportOptions, made_by, write_report
+from konkyo.apps.cli.reports import ReportOptions, made_by, report_of_folder
 from konkyo.apps.cli.sources import Images, TruthOptions, pictures_of
 from konkyo.apps.cli.terminal import out, progress
 from konkyo.errors import KonkyoError, NotApplicable
@@ -116,10 +116,8 @@ def explain(
                     if (line := in_a_line(results) or entry.get("nothing")) and not as_json:
                         out.print(escape(f"{file.name}: {line}"), soft_wrap=True, highlight=False)
     notes = [f"pictures, maps and manifest in {to}"]
-    if report_options.report is not None and any(entry.get("maps") for entry in manifest.images):
-        from konkyo.report.folder import page_of_folder
-
-        notes.append(write_report(page_of_folder(to), report_options))
+    if any(entry.get("maps") for entry in manifest.images):
+        notes += report_of_folder(to, report_options)
     report_of(manifest, as_json, notes)
 
 

@@ -133,11 +133,16 @@ def facts(result: Explanation, row: int) -> dict[str, Any]:
 
 def in_a_line(results: Mapping[str, Explanation | NotApplicable]) -> str:
     """What is explained of an image, and what the model decided: "asked: dog (...), asked: fox (...); decided: cat"."""
-    from konkyo.explanation.words import decided_in_words, score_in_words
+    from konkyo.explanation.words import decided_in_words, score_in_words, truth_in_words
 
     done = [result for result in results.values() if not isinstance(result, NotApplicable)]
     rows = [
-        (score_in_words(result, row), decided_in_words(result, row)) for result in done for row in range(len(result))
+        (
+            score_in_words(result, row),
+            ", ".join(filter(None, (decided_in_words(result, row), truth_in_words(result, row)))),
+        )
+        for result in done
+        for row in range(len(result))
     ]
     decided = dict.fromkeys(words for _, words in rows if words)
     return "; ".join([", ".join(dict.fromkeys(words for words, _ in rows)), *decided]) if rows else ""

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from konkyo.apps.cli.options import Json
+from konkyo.apps.cli.options import Format, Json, figure_format
 from konkyo.apps.cli.reports import Anonymous, Language, PictureCount, ReportOptions, write_report
 from konkyo.apps.cli.terminal import out, print_table
 
@@ -57,6 +57,7 @@ def gaze(
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder for tables and figures; default: report in the study's.")
     ] = None,
+    format: Format = "png",
     as_json: Json = False,
 ) -> None:
     """Learning curves, kappa against L, numbers and maps against lambda: the report of a study of gaze consistency."""
@@ -64,7 +65,7 @@ def gaze(
 
     result = report_gaze(folder)
     to = folder / "report" if to is None else to
-    result.save(to)
+    result.save(to, format=figure_format(format))
     if as_json:
         print(json.dumps(result.description(), indent=1))  # noqa: T201 - standard output is what was asked for
         return

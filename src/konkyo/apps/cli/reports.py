@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -61,6 +62,22 @@ def made_by(model: Model | None) -> dict[str, Any]:
 
     values = {} if model is None else of_model(model)
     return {"provenance": values | of_versions(), "command": command_line()}
+
+
+def note_origin(folder: Path, model: Model | None) -> None:
+    """Writes provenance.json beside results: what made them, and the command line."""
+    from konkyo.utils.files import write_text
+
+    write_text(folder / "provenance.json", json.dumps(made_by(model), indent=1))
+
+
+def report_of_folder(folder: Path, options: ReportOptions) -> list[str]:
+    """Writes the report of a folder, if one is asked for, and says so."""
+    if options.report is None:
+        return []
+    from konkyo.report.folder import page_of_folder
+
+    return [write_report(page_of_folder(folder), options)]
 
 
 def command_line() -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from konkyo.data.samples import Annotation, Box, Sample, Samples, around, layout, open_annotated
-from konkyo.errors import KonkyoError
+from konkyo.errors import KonkyoError, install_hint
 from konkyo.utils.files import read_json
 
 _FILES = ("instances.json", "_annotations.coco.json", "instances_*.json", "annotations/instances*.json")
@@ -164,4 +164,4 @@ def _library() -> Any:
             return import_module(name)
         except ImportError:
             continue
-    raise KonkyoError('masks given as polygons need pycocotools or faster-coco-eval: pip install "konkyo[coco]"')
+    raise KonkyoError(f"masks given as polygons need pycocotools or faster-coco-eval: {install_hint('coco')}")

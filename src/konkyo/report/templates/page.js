@@ -169,8 +169,8 @@
   const canvasOf = (label, view) => {
     const canvas = el("canvas", { role: "img", "aria-label": label, width: 1, height: 1 });
     shows.set(canvas, view);
-    waking.observe(canvas);
-    sleeping.observe(canvas);
+    if (view.held) wake(canvas); // those of a dialog, whose scrolling the observers do not see
+    else waking.observe(canvas), sleeping.observe(canvas);
     return canvas;
   };
   const forget = (container) => container.querySelectorAll("canvas").forEach((canvas) => {
@@ -182,6 +182,7 @@
   const has = {
     decision: ROWS.some((row) => row.d), truth: ROWS.some((row) => row.t), asked: ROWS.some((row) => row.a),
     askedProbability: ROWS.some((row) => known(row.ap)), rank: ROWS.some((row) => row.ar),
+    other: ROWS.some((row) => row.a && row.a !== row.d), // else the asked class is the decision in every row
     suspicion: ROWS.some((row) => known(row.s)), flags: ROWS.some((row) => row.f),
     maps: DATA.methods.length > 0,
   };
@@ -242,10 +243,11 @@
   };
   const wrongness = (row) => (row.t && row.d && row.t !== row.d ? 2 + (row.dp || 0) - (row.tp || 0) : (row.t && row.d ? -(row.dp || 0) : -2));
   const MEASURES = { wrong: wrongness, unsure: (row) => (known(row.dp) ? -row.dp : undefined), suspicious: (row) => row.s };
+  const collator = new Intl.Collator(undefined, { numeric: true });
   const compare = (a, b) => {
     const empty = (value) => value === undefined || value === null || value === "";
     if (empty(a) || empty(b)) return empty(a) - empty(b);
-    return typeof a === "number" ? a - b : String(a).localeCompare(String(b), undefined, { numeric: true });
+    return typeof a === "number" ? a - b : collator.compare(a, b);
   };
   const arrange = () => {
     order = ROWS.map((_, index) => index).filter(passes);
@@ -281,9 +283,9 @@
     has.decision && { id: "probability", key: "col.probability", width: "3.6rem", n: true, value: (row) => row.dp, cell: (row) => [probability(row.dp)] },
     has.truth && { id: "true", key: "col.true", width: "minmax(6rem,1.1fr)", value: (row) => row.t,
       cell: (row) => [row.t || "–", known(row.tp) && differs(row) ? el("span", { class: "small" }, "P " + probability(row.tp)) : null] },
-    has.asked && { id: "asked", key: "col.asked", width: "minmax(6rem,1.1fr)", value: (row) => row.a, cell: (row) => [row.a || "–"] },
-    has.askedProbability && { id: "asked_probability", key: "col.asked_probability", width: "4.4rem", n: true, value: (row) => row.ap, cell: (row) => [probability(row.ap)] },
-    has.rank && { id: "rank", key: "col.rank", width: "3.2rem", n: true, value: (row) => row.ar, cell: (row) => [String(row.ar ?? "–")] },
+    has.other && has.asked && { id: "asked", key: "col.asked", width: "minmax(6rem,1.1fr)", value: (row) => row.a, cell: (row) => [row.a || "–"] },
+    has.other && has.askedProbability && { id: "asked_probability", key: "col.asked_probability", width: "4.4rem", n: true, value: (row) => row.ap, cell: (row) => [probability(row.ap)] },
+    has.other && has.rank && { id: "rank", key: "col.rank", width: "3.2rem", n: true, value: (row) => row.ar, cell: (row) => [String(row.ar ?? "–")] },
     has.maps && { id: "diagnosis", key: "col.diagnosis", width: "5.6rem", value: kindOf,
       cell: (row) => [el("span", { class: kindOf(row) === "ok" ? "small" : "doubt" }, kindName(kindOf(row)) || "–")] },
     has.flags && { id: "flags", key: "col.flags", width: "minmax(5.5rem,1fr)", value: (row) => (row.f || []).join(" "), cell: flagsOf },
@@ -315,7 +317,7 @@
           thumb(index, t("picture.of", { name: row.n })),
           el("button", { type: "button", class: "quiet open", "aria-label": label, on: { click: () => open(index) } }, row.n));
       } else if (column.id === "map") {
-        cell = el("td", { role: "cell", "data-name": columnName(column) }, thumb(index, mapLabel(index, state.method), () => state.method));
+        cell = el("td", { role: "cell", "data-column": "map", "data-name": columnName(column) }, thumb(index, mapLabel(index, state.method), () => state.method));
       } else {
         const content = column.cell(row);
         const empty = content.length === 0 || (content.length === 1 && content[0] === "–");
@@ -390,7 +392,7 @@
 
   // ---------------------------------------------------------------------------------------------- tools
   const option = (value, text, chosen) => el("option", { value, selected: value === chosen }, text);
-  const names = (field) => [...new Set(ROWS.map((row) => row[field]).filter(Boolean))].sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
+  const names = (field) => [...new Set(ROWS.map((row) => row[field]).filter(Boolean))].sort(collator.compare);
   const CHOICES = { truth: names("t"), decision: names("d") };
   const select = (id, key, entries, value, action) => el("label", {}, t(key), el("select", { id, on: { change: (event) => action(event.target.value) } },
     ...entries.map(([name, text]) => option(name, text, value))));
@@ -505,7 +507,7 @@
   const view = (index, map, words) => {
     const row = ROWS[index];
     return el("figure", {},
-      canvasOf(mapLabel(index, words.n), { number: row.p, side: 448, box: row.b, map: () => map }),
+      canvasOf(mapLabel(index, words.n), { number: row.p, side: 448, box: row.b, held: true, map: () => map }),
       el("figcaption", {}, el("span", { class: "label" }, words.n), words.c ? " " + said(words.c) : "",
         words.k ? el("span", { class: "small doubt" }, `${kindName(words.k)}: ${words.msg || ""}`) : null, scaleBar(map, row)));
   };
@@ -529,7 +531,7 @@
     detail.replaceChildren(
       el("div", { class: "top" }, el("h2", { id: "detail-title" }, row.n),
         button("previous", "←", () => step(-1), place < 1), button("next", "→", () => step(1), place < 0 || place >= order.length - 1),
-        button("close", "✕", () => detail.close())),
+        el("button", { type: "button", class: "quiet", "aria-label": t("close"), autofocus: true, on: { click: () => detail.close() } }, "✕")),
       el("div", { class: "inside" },
         el("dl", { class: "lead" },
           fact("decision", row.d, known(row.dp) ? "P " + probability(row.dp) : ""), fact("true", row.t, known(row.tp) ? "P " + probability(row.tp) : ""),
@@ -538,18 +540,17 @@
           ...Object.entries(row.v || {}).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, numeral(value))))),
         row.why ? el("p", { class: "why" }, el("strong", {}, t("why") + " "), said(row.why)) : null,
         el("div", { class: "views" },
-          row.p === undefined ? null : el("figure", {}, canvasOf(t("picture.of", { name: row.n }), { number: row.p, side: 448, box: row.b, map: () => null }), el("figcaption", {}, el("span", { class: "label" }, t("picture")))),
+          row.p === undefined ? null : el("figure", {}, canvasOf(t("picture.of", { name: row.n }), { number: row.p, side: 448, box: row.b, held: true, map: () => null }), el("figcaption", {}, el("span", { class: "label" }, t("picture")))),
           ...(row.m || []).map((words, k) => view(index, maps.m[k], words)), ...(row.x || []).map((words, k) => view(index, maps.x[k], words))),
         ...topOf(row),
         row.nb ? el("h3", {}, t("neighbours")) : null,
         row.nb ? el("div", { class: "near" }, ...row.nb.map((neighbour, k) => el("figure", {},
-          neighbour.p === undefined ? null : canvasOf(t("picture.of", { name: neighbour.n }), { number: neighbour.p, side: 264, map: () => maps.nb[k] }),
+          neighbour.p === undefined ? null : canvasOf(t("picture.of", { name: neighbour.n }), { number: neighbour.p, side: 264, held: true, map: () => maps.nb[k] }),
           el("figcaption", {}, el("span", { class: "label" }, neighbour.l || neighbour.n), neighbour.l ? el("span", { class: "small" }, neighbour.n) : null, known(neighbour.s) ? el("span", { class: "small" }, t("similarity", { value: numeral(neighbour.s) })) : null)))) : null,
         row.e ? el("h3", {}, t("evidence")) : null,
-        row.e ? el("div", { class: "near" }, ...row.e.map((entry) => el("figure", {}, canvasOf(said(entry.c), { number: entry.p, side: 264, map: () => null }), el("figcaption", {}, said(entry.c))))) : null));
+        row.e ? el("div", { class: "near" }, ...row.e.map((entry) => el("figure", {}, canvasOf(said(entry.c), { number: entry.p, side: 264, held: true, map: () => null }), el("figcaption", {}, said(entry.c))))) : null));
     if (!detail.open) detail.showModal();
     detail.scrollTop = 0;
-    detail.querySelectorAll("canvas").forEach((canvas) => shows.has(canvas) && wake(canvas));
     if (keep) (detail.querySelector(".top button:not([disabled])") || detail).focus();
     state.open = String(index);
     if (place >= 0) choose(place, false);
@@ -586,11 +587,10 @@
     forget(grid);
     const rows = ROWS.map((_, index) => index).filter((index) => ROWS[index].p !== undefined).slice(0, 12);
     grid.replaceChildren(
-      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, t("col.image")), el("th", { scope: "col" }, t("picture")), ...DATA.methods.map((name) => el("th", { scope: "col" }, name)))),
-      el("tbody", {}, ...rows.map((index) => el("tr", {},
-        el("th", { scope: "row" }, ROWS[index].n, el("span", { class: "small" }, ROWS[index].a || "")),
-        el("td", {}, thumb(index, t("picture.of", { name: ROWS[index].n }))),
-        ...DATA.methods.map((name) => el("td", {}, el("button", { type: "button", "aria-label": t("open", { name: ROWS[index].n }) + ": " + name, on: { click: () => open(index) } }, thumb(index, mapLabel(index, name), () => name))))))));
+      el("thead", {}, el("tr", {}, el("td"), ...rows.map((index) => el("th", { scope: "col" }, ROWS[index].a || ROWS[index].d || "", el("span", { class: "small" }, ROWS[index].n))))),
+      el("tbody", {}, ...[null, ...DATA.methods].map((name) => el("tr", {}, el("th", { scope: "row" }, name || t("picture")), ...rows.map((index) => el("td", {},
+        el("button", { type: "button", "aria-label": [t("open", { name: ROWS[index].n }), name].filter(Boolean).join(": "), on: { click: () => open(index) } },
+          thumb(index, name ? mapLabel(index, name) : t("picture.of", { name: ROWS[index].n }), name ? () => name : null))))))));
   };
 
   // Pictures must be decoded before the page is printed: those of the view are, in idle time.
@@ -602,12 +602,20 @@
       const ready = [];
       for (const index of chosen) ready.push([index, await load(ROWS[index].p)]);
       printing = ready;
+      for (const canvas of document.querySelectorAll("#grid canvas")) {
+        const view = shows.get(canvas); // held for the printer; on the screen they come and go like all others
+        if (view && view.number !== undefined) view.printed ||= await load(view.number);
+      }
     }, 400);
   };
   let unfolded = [];
   addEventListener("beforeprint", () => {
     unfolded = [...document.querySelectorAll("details:not([open])")];
     unfolded.forEach((entry) => (entry.open = true));
+    for (const canvas of document.querySelectorAll("#grid canvas")) {
+      const view = shows.get(canvas);
+      if (view && view.printed) paint(canvas, view.printed, view.map(), view.side, view.box);
+    }
     const place = at("print");
     if (place) place.replaceChildren(el("p", {}, t("print.note")), ...printing.map(([index, image]) => {
       const canvas = el("canvas"), row = ROWS[index];
