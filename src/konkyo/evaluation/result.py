@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from safetensors import safe_open
@@ -16,9 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
+from konkyo.evaluation import display
 from konkyo.evaluation.columns import Column, column
 from konkyo.metrics.base import Metric, OfMean
 from konkyo.utils.files import csv_text, plain, read_json, replacing, write_text
+from konkyo.utils.frames import data_frame
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 _RESAMPLES = 2000
 _STATISTICS = "statistics.safetensors"
@@ -225,11 +231,34 @@ class Evaluation:
         order = torch.where(spread.isnan(), -math.inf, spread).argsort(descending=True, stable=True)
         return [self.rows[i] for i in order[: min(count, int((~spread.isnan()).sum()))].tolist()]
 
+    # --- shown -------------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return display.words_of_evaluation(self)
+
+    def _repr_html_(self) -> str:
+        return display.html_of_evaluation(self)
+
+    def plot(self, metric: str | None = None) -> Figure:
+        """Returns a figure of matplotlib's: every metric's values with their 95 % intervals; nothing is shown.
+
+        `metric`: that one alone, with its mean curves if it has any. KonkyoError: no such metric.
+        """
+        return display.plot_of_evaluation(self, metric)
+
+    def to_frame(self, *, maps: bool = False) -> pandas.DataFrame:
+        """Returns a table of pandas with a line per method and metric; or `maps`: per map, method and metric.
+
+        KonkyoError: pandas is not installed.
+        """
+        head, rows = (_OF_MAPS, list(self._values())) if maps else (_HEAD, self._cells())
+        return data_frame({name: [row[place] for row in rows] for place, name in enumerate(head)})
+
     # --- on disk ------------------------------------------------------------------------------------------------------
 
     def table(self) -> Table:
         """Returns a row per method: value [95 % interval], bold if best, * if `differing` from it, and absent maps."""
-        head = ["method", *(f"{c.name} {_ARROWS[c.metric.better]}" for c in self.columns), "absent"]
+        head = ["method", *(f"{c.name} {ARROWS[c.metric.better]}" for c in self.columns), "absent"]
         rows = [[m, *(self._shown(m, c) for c in self.columns), str(self.absent.get(m, 0))] for m in self.methods]
         return head, rows
 
@@ -265,20 +294,20 @@ class Evaluation:
             "table.md": self.markdown(),
             "table.tex": latex(self.table()),
             "table.csv": csv_text(_HEAD, self._cells()),
-            "values.csv": csv_text([*(f.name for f in fields(Row)), "method", "metric", "value"], self._values()),
+            "values.csv": csv_text(_OF_MAPS, self._values()),
             "evaluation.json": json.dumps(self.description(), indent=1),
         }
         with replacing(folder / _STATISTICS) as temporary:
             save_file(_tensors(self), temporary)
         for name, text in texts.items():
             write_text(folder / name, text)
-        curves = {c.name: c.metric.better for c in self.columns if self._has_curve(c)}
+        curves = {c.name: c.metric.better for c in self.columns if self.has_curve(c)}
         if curves:
             lines = {
                 name: {m: self.curve(m, name).tolist() for m in self.methods if (m, name) in self.statistics}
                 for name in curves
             }
-            picture = curves_figure(lines, {name: _ARROWS[better] for name, better in curves.items()})
+            picture = curves_figure(lines, {name: ARROWS[better] for name, better in curves.items()})
             save_image(picture, folder / f"curves.{format}")
         return folder
 
@@ -361,7 +390,8 @@ class Evaluation:
             raise unknown("method and column", f"{method}: {name}", [f"{m}: {c}" for m, c in self.statistics])
         return self.statistics[method, name]
 
-    def _has_curve(self, of: Column) -> bool:
+    def has_curve(self, of: Column) -> bool:
+        """Tells whether the values of a column are made of curves."""
         return of.metric.pooled is None and any(
             self.statistics[m, of.name].ndim == 2 for m in self.methods if (m, of.name) in self.statistics
         )
@@ -382,8 +412,9 @@ class Evaluation:
         return torch.tensor([numbers.setdefault(row.sample, len(numbers)) for row in self.rows], dtype=torch.int64)
 
 
+_OF_MAPS = [*(f.name for f in fields(Row)), "method", "metric", "value"]
 _HEAD = ["method", "metric", *(f.name for f in fields(Cell))]
-_ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
+ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 
 def _tensors(result: Evaluation) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from konkyo.engine.capture import draw_anew
 from konkyo.errors import KonkyoError, silenced
+from konkyo.evaluation import display
 from konkyo.explanation.explain import Which, explain
 from konkyo.explanation.inputs import Images
 from konkyo.explanation.result import Explanation
@@ -41,6 +42,12 @@ class Sanity:
     passed: bool
     verdict: str
     """In a sentence."""
+
+    def __repr__(self) -> str:
+        return display.words_of_sanity(self)
+
+    def _repr_html_(self) -> str:
+        return display.html_of_sanity(self)
 
 
 def randomisation(

@@ -61,7 +61,7 @@ def save(result: Explanation, path: Path) -> Path:
     }
     if path.suffix not in writers:
         raise KonkyoError(
-            f"explanations are saved as {' or '.join(writers)}, and as a sheet in .png, .jpg or .webp; "
+            f"explanations are saved as {' or '.join(writers)}, and their sheet as .png, .jpg or .webp; "
             f"got {path.name!r}"
         )
     try:

@@ -17,6 +17,7 @@ from konkyo.engine.layer import Layer
 from konkyo.engine.session import run_network
 from konkyo.engine.trace import Site, Trace
 from konkyo.errors import KonkyoError, NotApplicable
+from konkyo.models import display
 from konkyo.models.layers import Layers, Traces
 from konkyo.models.outputs import Choice, base_model_features, choose, headless, select_logits
 from konkyo.models.preprocess import Frame, Preprocess
@@ -141,6 +142,12 @@ class Model:
             )
         return output
 
+    def __repr__(self) -> str:
+        return display.words_of(self)
+
+    def _repr_html_(self) -> str:
+        return display.html_of(self)
+
     def _selected(self, module: nn.Module, images: Tensor) -> Tensor:
         """Returns the tensor in what the module returns that is its output (N, ...)."""
         output = module(images) if self.call is None else self.call(module, images)
@@ -184,7 +191,7 @@ class Model:
             else tuple(-m / s for m, s in zip(preprocess.mean, preprocess.std, strict=True))
         )
 
-    def _like(self) -> Tensor | None:
+    def like(self) -> Tensor | None:
         """Returns a tensor with the device and dtype of the weights, if there are any."""
         tensors = chain(self.module.parameters(), self.module.buffers())
         return next((t for t in tensors if t.is_floating_point()), None)
@@ -200,7 +207,7 @@ class Model:
                 f"preprocessed images are a floating tensor (N, C, H, W) with N >= 1; got {tuple(images.shape)} "
                 f"{images.dtype}"
             )
-        like = self._like()
+        like = self.like()
         return images if like is None else images.to(like.device, like.dtype)
 
     # --- layers -------------------------------------------------------------------------------------------------------
@@ -237,6 +244,11 @@ class Model:
         are where its adapter says, at the backbone's end. Empty where no module puts out a grid.
         """
         return self._layers(shape).automatic()
+
+    def known_layers(self, shape: Sequence[int]) -> tuple[Layer, ...]:
+        """Returns `automatic_layers` if a trace has found them before; otherwise none, and nothing is run."""
+        layers = self._layers(shape)
+        return layers.automatic() if layers.remembered else ()
 
     def stages(self, shape: Sequence[int]) -> list[Layer]:
         """Returns the last layer of every grid size that the decision depends on, from shallow to deep.

@@ -92,6 +92,15 @@ class Layers:
             traces.clear()
         return traces
 
+    @property
+    def remembered(self) -> bool:
+        """Tells whether a trace was made before that answers for the automatic layer, or none is needed."""
+        size = traced_size(self.shape)
+        known = self._known
+        return (
+            bool(self.model.task.layers(self.shape)) or self.shape in known or (self.shape[0], *(size or ())) in known
+        )
+
     def _traced(self, shape: tuple[int, ...], *, whole: bool = False) -> Trace:
         """Returns the trace of images of a shape; it is made once. `whole`: with the whole graph, whatever it takes."""
         known, model = self._known, self.model

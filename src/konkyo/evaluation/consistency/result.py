@@ -15,11 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
+from konkyo.evaluation import display
 from konkyo.evaluation.result import FigureFormat, Table, bracketed, latex, markdown, number
 from konkyo.metrics.distances import Distance, distances
 from konkyo.utils.files import csv_text, plain, read_json, replacing, write_text
+from konkyo.utils.frames import data_frame
 
 if TYPE_CHECKING:
+    import pandas
     from PIL import Image
 
 PLACELESS = 0.85
@@ -175,6 +178,26 @@ class Consistency:
             raise unknown("image with a map", name, used)
         return self.maps[used.index(name)]
 
+    def __repr__(self) -> str:
+        return display.words_of_consistency(self)
+
+    def _repr_html_(self) -> str:
+        return display.html_of_consistency(self)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Returns a table of pandas with a line per image: what `images.csv` of `save` holds.
+
+        KonkyoError: pandas is not installed.
+        """
+        rows = self._of_images()
+        return data_frame({name: [row[place] for row in rows] for place, name in enumerate(_OF_IMAGES)})
+
+    def _of_images(self) -> list[list[Any]]:
+        names = self.classes
+        return [
+            [i.name, names[i.label], names[i.prediction], i.correct, i.blank, i.used, i.deviation] for i in self.images
+        ]
+
     # --- tables and text ----------------------------------------------------------------------------------------------
 
     def table(self) -> Table:
@@ -254,11 +277,6 @@ class Consistency:
         from konkyo.draw.sheets import save_image
 
         folder = Path(folder)
-        names = self.classes
-        rows = [
-            [i.name, names[i.label], names[i.prediction], i.correct, i.blank, i.used, i.deviation] for i in self.images
-        ]
-        head = ["image", "label", "prediction", "correct", "blank", "used", "deviation"]
         tensors = {name: getattr(self, name).contiguous() for name in ("mean", "deviation", "maps", "labels")}
         with replacing(folder / "maps.safetensors") as temporary:
             save_file(tensors, temporary)
@@ -268,7 +286,7 @@ class Consistency:
             "table.md": self.markdown(),
             "table.tex": "\n".join(map(latex, (self.table(), self.summary()))),
             "classes.csv": csv_text([f.name for f in fields(ClassResult)], [asdict(c).values() for c in self.of_class]),
-            "images.csv": csv_text(head, rows),
+            "images.csv": csv_text(_OF_IMAGES, self._of_images()),
             "consistency.json": json.dumps(self.description(), indent=1),  # the last: where it is, all is
         }
         for name, text in texts.items():
@@ -302,6 +320,9 @@ class Consistency:
             return cls(**values, **tensors)
         except Exception as error:  # damaged files fail in every possible way
             raise KonkyoError(f"{folder} holds no saved consistency: {error}") from error
+
+
+_OF_IMAGES = ["image", "label", "prediction", "correct", "blank", "used", "deviation"]
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
