@@ -689,11 +689,11 @@ def test_data_without_samples_is_an_error(run: Run) -> None:
 def test_an_interrupted_run_says_how_to_go_on(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     explained, calls = command.explained, []
 
-    def stops(*given: Any) -> Any:
+    def stops(*given: Any, **options: Any) -> Any:
         calls.append(given)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return explained(*given)
+        return explained(*given, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(command, "explained", stops)
