@@ -21,9 +21,8 @@ def model() -> konkyo.Model:
 
 @pytest.fixture(scope="module")
 def evaluation(model: konkyo.Model) -> konkyo.Evaluation:
-    return konkyo.evaluate(
-        model, "scenes:6,objects=1", methods=["grad_cam", "layer_cam"], metrics=["insertion", "deletion"]
-    )
+    methods, metrics = ["grad_cam", "layer_cam"], ["insertion", "deletion"]
+    return konkyo.evaluate(model, "scenes:6,objects=1", methods=methods, metrics=metrics)
 
 
 def words(html: str) -> str:
@@ -78,7 +77,9 @@ def test_an_evaluation_becomes_tables(evaluation: konkyo.Evaluation) -> None:
 
 
 def test_consistency_and_sanity_are_shown(model: konkyo.Model) -> None:
-    result = konkyo.consistency(model, "scenes:30,objects=1", only_correct=False, resamples=50)
+    names = konkyo.load("konkyo/scenes-classifier").classes
+    ten = konkyo.Model(seeded(SmallResNet(10), double=False), konkyo.Preprocess(40, 32), names)
+    result = konkyo.consistency(ten, "scenes:30,objects=1", only_correct=False, resamples=50)
     assert repr(result).startswith("Consistency(L ")
     assert len(repr(result)) <= 120
     html = result._repr_html_()
