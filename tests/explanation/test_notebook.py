@@ -360,3 +360,27 @@ def test_explanations_are_pickled_with_every_target() -> None:
         assert again.targets == targets
         assert torch.equal(again.maps, result.maps)
         assert pandas.testing.assert_frame_equal(again.to_frame(), result.to_frame()) is None
+
+
+def test_sums_and_regions_need_no_lambda() -> None:
+    output = torch.rand(2, 3)
+    total = konkyo.SumTarget(konkyo.ClassTarget(0), konkyo.ClassTarget(2))
+    torch.testing.assert_close(total(output), output[:, 0] + output[:, 2])
+    dense = torch.rand(2, 4, 6, 8)
+    torch.testing.assert_close(konkyo.RegionTarget(3)(dense), dense[:, 3].mean((1, 2)))
+    corner = konkyo.RegionTarget(1, (0.5, 0, 1, 0.5))
+    torch.testing.assert_close(corner(dense), dense[:, 1, :3, 4:].mean((1, 2)))
+    assert pickle.loads(pickle.dumps((total, corner))) == (total, corner)
+    for wrong, given in (
+        (corner, output),
+        (konkyo.RegionTarget(4), dense),
+        (konkyo.RegionTarget(0, (0, 0, 0, 1)), dense),
+    ):
+        with pytest.raises(konkyo.KonkyoError):
+            wrong(given)
+    model = konkyo.load("konkyo/scenes-classifier")
+    images = torch.rand(2, 3, 128, 128)
+    both = konkyo.explain(model, images, target=konkyo.SumTarget("cat", 1), method="hires_cam")
+    parts = [konkyo.explain(model, images, target=name, method="hires_cam").signed for name in ("cat", "rabbit")]
+    torch.testing.assert_close(both.signed, parts[0] + parts[1], rtol=1e-4, atol=1e-6)
+    assert both.labels == ("cat + rabbit",) * 2
