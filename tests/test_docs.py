@@ -14,7 +14,7 @@ from helpers.paths import DOCS, ROOT
 
 
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
-@pytest.mark.parametrize("page", ["index.md", "extending.md"])
+@pytest.mark.parametrize("page", ["index.md", "extending.md", "notebook.md"])
 def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from konkyo.data.samples import LAYOUTS
     from konkyo.methods.base import METHODS

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from konkyo.models.detectors import Detector
     from konkyo.models.detectors.yolo import dense_detector
     from konkyo.report.report import report
-    from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, Target, TopK
+    from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, RegionTarget, SumTarget, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
     from konkyo.targets.suppression import odam_nms
     from konkyo.tasks.base import Matching
@@ -58,7 +58,16 @@ _HOMES = {
     "konkyo.evaluation.sanity": ("random_class", "randomisation", "stability"),
     "konkyo.report.report": ("report",),
     "konkyo.targets.suppression": ("odam_nms",),
-    "konkyo.targets.classes": ("Against", "ClassTarget", "ContrastTarget", "Each", "Target", "TopK"),
+    "konkyo.targets.classes": (
+        "Against",
+        "ClassTarget",
+        "ContrastTarget",
+        "Each",
+        "RegionTarget",
+        "SumTarget",
+        "Target",
+        "TopK",
+    ),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -86,6 +95,8 @@ __all__ = [
     "Neighbours",
     "NotApplicable",
     "Preprocess",
+    "RegionTarget",
+    "SumTarget",
     "Target",
     "TopK",
     "augmented",

@@ -702,3 +702,11 @@ def test_an_interrupted_run_says_how_to_go_on(run: Run, photos: Path, monkeypatc
     assert "interrupted: 2 images are done; the same command with --resume goes on" in found.err
     assert run("explain", photos / "one.png", photos / "two.jpg", photos / "sub", "--out", "o", "--resume").code == 0
     assert len(manifest("o")["images"]) == 4
+
+
+def test_captions_stand_under_overlays(run: Run, photos: Path) -> None:
+    picture = sorted(photos.glob("*.*"))[0]
+    for folder, words in (("plain", ()), ("said", ("--caption",))):
+        assert run("explain", picture, "-m", "konkyo/scenes-classifier", "--out", folder, *words).code == 0
+    plain, said = (Image.open(next(Path(folder).glob("*.png"))).convert("RGB") for folder in ("plain", "said"))
+    assert said.height / said.width > plain.height / plain.width + 0.1

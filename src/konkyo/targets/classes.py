@@ -128,6 +128,57 @@ class ContrastTarget(BaseTarget):
         return this - that
 
 
+@dataclass(frozen=True, init=False)
+class SumTarget(BaseTarget):
+    """This target is the sum of several targets' scores, as of classes that are one in the user's eyes. -> (N,)
+
+    For `explain` each of them may also be a class index or name: SumTarget("taxi", "police_car").
+    """
+
+    targets: tuple[Target, ...]
+
+    def __init__(self, *targets: Any) -> None:
+        if not targets or isinstance(targets[0], (list, tuple)):
+            raise KonkyoError('SumTarget needs at least one target, as in SumTarget("cat", "dog")')
+        object.__setattr__(self, "targets", targets)
+
+    def __call__(self, output: Any) -> Tensor:
+        """Returns the sum of the scores of every image."""
+        return torch.stack([target(output) for target in self.targets]).sum(0)
+
+    def logit(self, output: Tensor) -> Tensor | None:
+        """Returns the sum of the logits (N,); of what has none, the score stands in its place."""
+        values = [as_target(target).logit(output) for target in self.targets]
+        if all(value is None for value in values):
+            return None
+        return torch.stack([t(output) if v is None else v for t, v in zip(self.targets, values, strict=True)]).sum(0)
+
+
+@dataclass(frozen=True)
+class RegionTarget(BaseTarget):
+    """This target is the mean of a class over a part of the picture. output (N, K, H, W) -> (N,)
+
+    `region`: xyxy as shares of the picture's width and height, the cells whose centres lie in it. KonkyoError: another
+    output, no such class, or a region without a cell.
+    """
+
+    index: int
+    region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """Returns the mean of the class's values in the region, of every image."""
+        if output.ndim != 4 or not 0 <= self.index < output.shape[1]:
+            raise KonkyoError(f"class {self.index} of an output (N, K, H, W) was expected; got {tuple(output.shape)}")
+        tall, wide = output.shape[2:]
+        left, top, right, bottom = self.region
+        rows = [y for y in range(tall) if top <= (y + 0.5) / tall <= bottom]
+        columns = [x for x in range(wide) if left <= (x + 0.5) / wide <= right]
+        if not rows or not columns:
+            raise KonkyoError(f"the region {self.region} has no cell of an output of {wide} x {tall}")
+        part = output[:, self.index, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        return part.mean((1, 2))
+
+
 @dataclass(frozen=True)
 class Magnitude(BaseTarget):
     """This target stands for an output without decisions, where none is needed: the norm of all its numbers. -> (N,)"""

@@ -14,7 +14,7 @@ from konkyo.data.samples import Annotation, Sample
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ContrastTarget, Each, Score
+from konkyo.targets.classes import Against, ContrastTarget, Each, RegionTarget, Score, SumTarget
 from konkyo.tasks.decision import Decision
 from konkyo.utils.tensors import min_max
 
@@ -218,6 +218,11 @@ class Task(ABC):
             return f"{self.label(target.this, classes, outputs)}, not {self.label(target.that, classes, outputs)}"
         if isinstance(target, Against):
             return f"against {self.label(target.target, classes, outputs)}"
+        if isinstance(target, SumTarget):
+            return " + ".join(self.label(part, classes, outputs) for part in target.targets)
+        if isinstance(target, RegionTarget):
+            everywhere = target.region == (0, 0, 1, 1)
+            return f"{classes.label(target.index)}, mean over {'all' if everywhere else 'a region'}"
         return str(getattr(target, "__name__", repr(target)))
 
     def decisions_beside(

@@ -13,7 +13,17 @@ from konkyo.engine.ending import Ending, ending_of
 from konkyo.engine.forward import at_least_float32
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target, as_target
-from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, Magnitude, Score, TopK, class_logits
+from konkyo.targets.classes import (
+    Against,
+    ClassTarget,
+    ContrastTarget,
+    Each,
+    Magnitude,
+    Score,
+    SumTarget,
+    TopK,
+    class_logits,
+)
 from konkyo.tasks.base import Classes, TargetRequest, Task, ToPicture, task
 from konkyo.tasks.decision import Decision, decisions_of_classes
 
@@ -209,6 +219,8 @@ class ClassificationTask(Task):
         if isinstance(target, ContrastTarget):
             this, that = (self._target(t, score, output, classes) for t in (target.this, target.that))
             return ContrastTarget(this, that)
+        if isinstance(target, SumTarget):
+            return SumTarget(*(self._target(t, score, output, classes) for t in target.targets))
         if isinstance(target, Against):
             return Against(self._target(target.target, score, output, classes))
         if isinstance(target, str):
@@ -328,6 +340,8 @@ def _of_class(target: Target) -> bool:
     """Tells whether a target is of a class's score."""
     if isinstance(target, ContrastTarget):
         return _of_class(target.this) or _of_class(target.that)
+    if isinstance(target, SumTarget):
+        return any(map(_of_class, target.targets))
     return _of_class(target.target) if isinstance(target, Against) else isinstance(target, ClassTarget)
 
 

@@ -32,7 +32,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     first = "".join(f'<th scope="col" style="{_CELL}">{cell}</th>' for cell in head)
     lines = "".join("<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in row) + "</tr>" for row in rows)
     return (
-        '<table style="border-collapse:collapse;font-size:13px">'
+        '<table style="border-collapse:collapse;font-size:13px;margin:4px 0 8px">'
         f"<thead><tr>{first}</tr></thead><tbody>{lines}</tbody></table>"
     )
 
