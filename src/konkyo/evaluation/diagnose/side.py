@@ -208,9 +208,9 @@ def _mirror_finding(use: SideUse, alpha: float, resamples: int, seed: int) -> Fi
         "mirror image",
         {
             "en": f"In the mirror image {use.mirror_flips:.0%} of decisions change, and {what[0]} changes "
-            f"by {-fall + 0.0:+.2f}." + more[0],
+            f"by {round(-fall, 2) + 0.0:+.2f}." + more[0],
             "ja": f"左右反転すると判断の {use.mirror_flips:.0%} が変わり、"
-            f"{what[1]}の変化は {-fall + 0.0:+.2f} です。" + more[1],
+            f"{what[1]}の変化は {round(-fall, 2) + 0.0:+.2f} です。" + more[1],
         },
         {
             "en": "The model tells left from right. Of anatomy or text it may; else train with mirrored pictures.",
