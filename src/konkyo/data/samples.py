@@ -10,7 +10,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -94,12 +94,14 @@ class Samples(torch.utils.data.Dataset[Sample]):
     """Of the samples, in order, where they are known before a picture is opened; else empty."""
     parts: tuple[str, ...] = ()
     """Which of PARTS the samples belong to, in order, where the data set says so; else empty."""
+    files: tuple[Path, ...] = field(default=(), repr=False)
+    """Of the samples' pictures, in order, where each has a file of its own; else empty."""
 
     def __post_init__(self) -> None:
         if len(set(self.names)) < len(self.names):
             twice = next(name for name in self.names if self.names.count(name) > 1)
             raise KonkyoError(f"every sample is to have a name of its own; {twice!r} is the name of several")
-        for kind, values in (("label", self.labels), ("part", self.parts)):
+        for kind, values in (("label", self.labels), ("part", self.parts), ("file", self.files)):
             if values and len(values) != len(self.names):
                 raise KonkyoError(f"expected a {kind} of every sample or none, got {len(values)} of {len(self.names)}")
 
@@ -130,6 +132,7 @@ def samples(source: str | Path | Data | Scenes, *, limit: int | None = None, see
     - "lesions:COUNT" (600): drawn scans with one lesion; `seed` decides them, too. Options: places=fixed, size=48.
     - "coco:DIR", "voc:DIR", "folder:DIR", "chest:DIR", "brain:DIR", "sun397:DIR": see the functions of these names in
       `konkyo.data`. Their options follow after commas, as in "folder:photos,masks=outlines".
+    - The option cue=KIND:CLASS of all that have labels plants a mark in one class (`konkyo.data.marked`).
     - `Scenes`, or any sequence or torch data set of `Sample`, which is read through once for the names.
 
     The samples of a limit are the first of those of a larger limit. KonkyoError: a source that cannot be read.
@@ -155,10 +158,12 @@ def samples(source: str | Path | Data | Scenes, *, limit: int | None = None, see
 
 def chosen(data: Samples, order: Sequence[int]) -> Samples:
     """Returns the samples of these indices, in this order."""
-    names, labels, parts = (
-        tuple(values[i] for i in order if values) for values in (data.names, data.labels, data.parts)
-    )
-    return replace(data, names=names, labels=labels, parts=parts, read=partial(_read_at, data.read, order))
+    lists: dict[str, Any] = {
+        name: tuple(values[i] for i in order if values)
+        for name in ("names", "labels", "parts", "files")
+        for values in (getattr(data, name),)
+    }
+    return replace(data, **lists, read=partial(_read_at, data.read, order))
 
 
 PARTS = {
@@ -255,11 +260,16 @@ def _open_source(source: str, seed: int) -> Samples:
         raise unknown("data", source, [*(f"{name}:COUNT" for name in DRAWN), *(f"{name}:DIR" for name in LAYOUTS)])
     where, *pairs = re.split(r",(?=\w+=)", rest)
     options = dict(pair.split("=", 1) for pair in pairs)
+    cue = options.pop("cue", None)
+    if cue is not None:
+        from konkyo.data.cues import marked  # it is made of samples
+
+        return marked(_open_source(",".join([f"{kind}:{where}", *(f"{k}={v}" for k, v in options.items())]), seed), cue)
     function = DRAWN[kind] if kind in DRAWN else LAYOUTS[kind]
     known = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name in options:
         if name not in known:
-            raise unknown(f"option of {kind}", name, known)
+            raise unknown(f"option of {kind}", name, [*known, "cue"])
     if kind in DRAWN:
         return function(where, seed, **options)
     if not where or not Path(where).expanduser().is_dir():
