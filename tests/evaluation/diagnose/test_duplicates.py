@@ -36,6 +36,7 @@ def test_images_of_the_training_data_are_counted_and_the_accuracy_is_without_the
     duplicates = Duplicates.of(Pictures.of(test, test.labels), Pictures.of(train, train.labels))
     (finding,) = duplicate_findings(duplicates, correct, training=True)
     assert duplicates.images == [8, 9]
+    assert finding.images == ("8.png", "9.png")
     assert (finding.severity, finding.value) == ("high", 0.2)
     assert finding.values["accuracy"] == pytest.approx(0.4)
     assert finding.values["accuracy without duplicates"] == pytest.approx(0.25)

@@ -17,7 +17,7 @@ from konkyo.evaluation.diagnose.chance import interval_of_mean
 from konkyo.evaluation.diagnose.changed import Probabilities, batched, images_of_one_size, pictured
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import beside
-from konkyo.evaluation.diagnose.findings import Evidence, Finding, Severity, Text
+from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text
 
 MUCH, SOME = 0.15, 0.05
 """From these falls of P(label) on a finding is high and medium."""
@@ -228,7 +228,7 @@ def _swap_finding(
             f"判断の {changed:.0%} が変わります（同じクラスの背景では {changed_own:.0%}）。"
             + (f"約 {reach:.2f} の低下なら報告されました。" if ok else ""),
         },
-        {"en": "Nothing to do.", "ja": "必要な作業はありません。"}
+        NOTHING_TO_DO
         if ok
         else {
             "en": "Look at the triples. If the object should decide, train with swapped backgrounds, or gather "
@@ -286,7 +286,7 @@ def _alone_finding(
             "対象があるときに背景に頼るかは、入れ替えの結果を見てください。",
         }
         if used
-        else {"en": "Nothing to do.", "ja": "必要な作業はありません。"},
+        else NOTHING_TO_DO,
         "accuracy of the background alone",
         accuracy,
         low,

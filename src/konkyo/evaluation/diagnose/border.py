@@ -19,7 +19,7 @@ from konkyo.errors import silenced
 from konkyo.evaluation.diagnose.chance import interval_of_share
 from konkyo.evaluation.diagnose.changed import Probabilities, batched, images_of_one_size
 from konkyo.evaluation.diagnose.collected import Collected, question
-from konkyo.evaluation.diagnose.findings import Evidence, Finding, Text
+from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Text
 
 MANY = 0.5
 """From this share of changed decisions on a finding is "low"; ordinary networks were measured to change 2 to 41 %."""
@@ -119,7 +119,7 @@ def border_finding(use: BorderUse, maps: Tensor | None = None, activity: Tensor 
             "変わった判断は、もともと自信のない判断かもしれません。",
         }
         if many
-        else {"en": "Nothing to do.", "ja": "必要な作業はありません。"},
+        else NOTHING_TO_DO,
         _STATISTIC,
         share,
         low,
@@ -164,7 +164,7 @@ def _not_applicable(n: int) -> Finding:
             "en": "Border: not applicable, since no convolution of this network pads its grid with zeros.",
             "ja": "縁: ゼロでパディングする畳み込みがないため、対象外です。",
         },
-        {"en": "Nothing to do.", "ja": "必要な作業はありません。"},
+        NOTHING_TO_DO,
         _STATISTIC,
         math.nan,
         n=n,

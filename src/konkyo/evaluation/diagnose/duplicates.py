@@ -14,7 +14,7 @@ from konkyo.errors import ImageError
 from konkyo.evaluation.diagnose.chance import interval_of_share
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import bars, beside
-from konkyo.evaluation.diagnose.findings import Evidence, Finding, Severity, Text
+from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text
 from konkyo.evaluation.diagnose.hashes import Hashes, Pair, is_grey, near_pairs
 
 LIMIT, LIMIT_GREY = 10, 6
@@ -156,6 +156,7 @@ def duplicate_findings(
             threshold=float(duplicates.limit),
             evidence=_evidence(duplicates),
             values=values,
+            images=tuple(map(duplicates.first.name, images)),
         )
     ]
     if odd := duplicates.at_odds:
@@ -225,7 +226,7 @@ def _none(duplicates: Duplicates, *, training: bool) -> Text:
 
 def _next_step(duplicates: Duplicates, *, training: bool) -> Text:
     if not duplicates.pairs:
-        return {"en": "Nothing to do.", "ja": "必要な作業はありません。"}
+        return NOTHING_TO_DO
     if not any(duplicates.same):
         return {
             "en": "Look at the pairs: slices or frames beside each other are alike; keep those of one patient or video "

@@ -14,7 +14,7 @@ from konkyo.data.samples import Samples
 from konkyo.errors import ImageError
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import beside
-from konkyo.evaluation.diagnose.findings import Evidence, Finding, Severity, Text
+from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text
 
 STRONG = 0.8
 """From this AUROC on, upwards or downwards, a property is said to tell a class apart."""
@@ -173,7 +173,7 @@ def property_findings(
                 "ja": f"画像の性質だけで分かるクラスはありません。最も強いのは {classes[where]} の{_japanese(name)}"
                 f"（AUROC {value:.2f}）です。{max(STRONG, reach):.2f} 以上なら報告されました。",
             },
-            {"en": "Nothing to do.", "ja": "必要な作業はありません。"},
+            NOTHING_TO_DO,
             "AUROC of one property for one class",
             value,
             p=float(result.p[where, column]),

@@ -16,7 +16,7 @@ from konkyo.evaluation.diagnose.chance import interval_of_mean, sign_flips
 from konkyo.evaluation.diagnose.changed import Probabilities, batched, images_of_one_size, pictured
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import beside
-from konkyo.evaluation.diagnose.findings import Evidence, Finding, Severity, Text
+from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text
 
 CORNERS = ("upper left", "upper right", "lower left", "lower right")
 _JAPANESE = ("左上", "右上", "左下", "右下")
@@ -168,7 +168,7 @@ def _corner_finding(
         severity,
         "corners",
         sentence,
-        {"en": "Nothing to do.", "ja": "必要な作業はありません。"}
+        NOTHING_TO_DO
         if severity == "ok"
         else {
             "en": "Look at that corner at full size; cover it with `konkyo cover`, and crop or blank marks before "
@@ -218,7 +218,7 @@ def _mirror_finding(use: SideUse, alpha: float, resamples: int, seed: int) -> Fi
             "そうでなければ反転画像も学習に加えてください。",
         }
         if named
-        else {"en": "Nothing to do.", "ja": "必要な作業はありません。"},
+        else NOTHING_TO_DO,
         f"fall of {what[0]} in the mirror image",
         fall,
         low,
