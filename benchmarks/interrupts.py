@@ -68,6 +68,7 @@ def held_by_this_thread() -> bool:
 
 def run(signals: int, seed: int = 0) -> tuple[int, Counter[str]]:
     """Interrupts explanations -> (how many were hit, what was left how often)."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
     net, image, draw = network(), torch.randn(1, 3, 16, 16), random.Random(seed)
     seconds = {}
     for name in METHODS:

@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections import Counter
+from math import floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ def cost(name: str) -> str:
         row = section["rows"].get(name)
         if row is not None:
             network = section["title"].partition(":")[0]
-            memory = "" if row["mb"] is None else f", {row['mb']:.0f} MB at its peak"
-            return f"{row['wall']:.3g} forwards of {network}{memory}"
+            memory = "" if row["mb"] is None else f", {rounded(row['mb'])} MB at its peak"
+            return f"{rounded(row['wall'])} forwards of {network}{memory}"
     return "not measured"
 
 
@@ -111,6 +112,12 @@ def results() -> dict[str, Any]:
     return found
 
 
+def rounded(value: float) -> str:
+    """A number to two digits, as repeated runs of a benchmark agree on no more: 0.99, 1.1, 15, 350."""
+    digits = 1 - floor(log10(value)) if value > 0 else 0
+    return f"{round(value, digits):.{max(digits, 0)}f}"
+
+
 def benchmark_summary() -> str:
     """What a reader of the README wants to know first."""
     rows: dict[str, dict[str, Any]] = {}
@@ -121,7 +128,7 @@ def benchmark_summary() -> str:
 
     def cell(name: str) -> str:
         row = rows.get(name)
-        return "" if row is None else f"{row['wall']:.3g}x" + (f", {row['mb']:.0f} MB" if row["mb"] else "")
+        return "" if row is None else f"{rounded(row['wall'])}x" + (f", {rounded(row['mb'])} MB" if row["mb"] else "")
 
     lines = ["| | konkyo | pytorch-grad-cam | torch-cam | captum |", "|---|---|---|---|---|"]
     for model in ("resnet18", "resnet50"):

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import konkyo
-from helpers.paths import DOCS
+from helpers.examples import run_page
+from helpers.paths import DOCS, ROOT
 
 
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
@@ -24,10 +25,8 @@ def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
     konkyo.methods()
     registries: list[dict[str, Any]] = [METHODS, METRICS, LAYOUTS, TASKS]
     before = [dict(registry) for registry in registries]
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks
     try:
-        exec(compile("\n".join(blocks), page, "exec", dont_inherit=True), {"__name__": "docs"})
+        run_page(page)
     finally:
         for registry, entries in zip(registries, before, strict=True):
             registry.clear()
@@ -38,6 +37,37 @@ def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("page", ["consistency.md", "training.md", "data.md"])
 def test_the_examples_of_a_page_on_training_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks
-    exec(compile("\n".join(blocks), page, "exec", dont_inherit=True), {"__name__": "docs"})
+    run_page(page)
+
+
+PAPERS = (DOCS / "papers.md").read_text(encoding="utf-8")
+
+
+def test_every_method_has_its_paper() -> None:
+    section = PAPERS.partition("## Methods")[2].partition("\n## ")[0]
+    names = re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in section.splitlines() if line.startswith("|")))
+    assert sorted(names) == sorted(konkyo.methods())
+
+
+def test_links_to_papers_are_whole() -> None:
+    links = re.findall(r"\[(arXiv|doi) (\S+)\]\((\S+)\)", PAPERS)
+    assert len(links) > 35
+    for kind, identifier, address in links:
+        home = "https://arxiv.org/abs/" if kind == "arXiv" else "https://doi.org/"
+        assert address == home + identifier
+        assert re.fullmatch(r"\d{4}\.\d{4,5}" if kind == "arXiv" else r"10\.\d{4,5}/\S+", identifier), identifier
+
+
+def test_the_citation_is_of_this_version() -> None:
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == konkyo.__version__
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+
+
+@pytest.mark.parametrize("page", [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s#]+)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"

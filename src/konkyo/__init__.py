@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from konkyo.engine.layer import Layer
     from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable
     from konkyo.evaluation.consistency import Consistency, consistency
+    from konkyo.evaluation.diagnose.result import DiagnosisReport
+    from konkyo.evaluation.diagnose.run import diagnose
     from konkyo.evaluation.evaluate import Maps, evaluate
+    from konkyo.evaluation.neighbours import Neighbours, neighbours
     from konkyo.evaluation.result import Evaluation
     from konkyo.evaluation.sanity import random_class, randomisation, stability
     from konkyo.explanation.diagnosis import Diagnosis
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from konkyo.models import Model, Preprocess, load
     from konkyo.models.detectors import Detector
     from konkyo.models.detectors.yolo import dense_detector
+    from konkyo.report.report import report
     from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
     from konkyo.targets.suppression import odam_nms
@@ -33,6 +37,9 @@ from konkyo.version import __version__ as __version__
 
 _HOMES = {
     "konkyo.evaluation.consistency": ("Consistency", "consistency"),
+    "konkyo.evaluation.diagnose.result": ("DiagnosisReport",),
+    "konkyo.evaluation.diagnose.run": ("diagnose",),
+    "konkyo.evaluation.neighbours": ("Neighbours", "neighbours"),
     "konkyo.explanation.diagnosis": ("Diagnosis",),
     "konkyo.errors": ("KonkyoError", "KonkyoWarning", "NotApplicable"),
     "konkyo.evaluation.evaluate": ("Maps", "evaluate"),
@@ -49,6 +56,7 @@ _HOMES = {
     "konkyo.models.detectors.yolo": ("dense_detector",),
     "konkyo.methods.wrappers": ("augmented", "first_component"),
     "konkyo.evaluation.sanity": ("random_class", "randomisation", "stability"),
+    "konkyo.report.report": ("report",),
     "konkyo.targets.suppression": ("odam_nms",),
     "konkyo.targets.classes": ("Against", "ClassTarget", "ContrastTarget", "Each", "Target", "TopK"),
 }
@@ -63,6 +71,7 @@ __all__ = [
     "Detections",
     "Detector",
     "Diagnosis",
+    "DiagnosisReport",
     "Each",
     "Evaluation",
     "Explanation",
@@ -74,6 +83,7 @@ __all__ = [
     "Matching",
     "Method",
     "Model",
+    "Neighbours",
     "NotApplicable",
     "Preprocess",
     "Target",
@@ -83,6 +93,7 @@ __all__ = [
     "consistency",
     "data",
     "dense_detector",
+    "diagnose",
     "evaluate",
     "explain",
     "explanations",
@@ -91,9 +102,11 @@ __all__ = [
     "method",
     "methods",
     "metrics",
+    "neighbours",
     "odam_nms",
     "random_class",
     "randomisation",
+    "report",
     "stability",
     "training",
 ]

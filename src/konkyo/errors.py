@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import warnings
@@ -26,6 +27,16 @@ class NetworkError(KonkyoError):
     """What a network raised in its forward or backward; the cause is kept (`__cause__`)."""
 
 
+class NoSuchRow(KonkyoError, IndexError):  # noqa: N818 - it says what there is not
+    """A row that a result does not have; the message says how many there are."""
+
+
+class NoSuchName(KonkyoError, KeyError):  # noqa: N818 - it says what there is not
+    """A name that no row of a result has; the message says which there are."""
+
+    __str__ = Exception.__str__  # a KeyError would show the message in quotes
+
+
 class KonkyoWarning(UserWarning):
     """A result that exists but should not be trusted as it is."""
 
@@ -41,6 +52,22 @@ def unknown(kind: str, name: object, offer: Iterable[str]) -> KonkyoError:
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else "."
     shown = ", ".join(names[:60]) + (f", ... ({len(names)} in all)" if len(names) > 60 else "")
     return KonkyoError(f"unknown {kind} {name!r}{hint} On offer: {shown}")
+
+
+def install_hint(extra: str) -> str:
+    """Returns the pip command that installs the libraries of an extra of konkyo.
+
+    It names the libraries themselves, so it works however konkyo was installed, and before it is published.
+    """
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        lines = requires("konkyo") or []
+    except PackageNotFoundError:  # run from a source folder that was never installed
+        lines = []
+    marker = re.compile(rf"""\bextra\s*==\s*["']{re.escape(extra)}["']""")
+    libraries = [f'"{line.partition(";")[0].strip()}"' for line in lines if marker.search(line)]
+    return "pip install " + (" ".join(libraries) or f'".[{extra}]" (in the folder with konkyo\'s pyproject.toml)')
 
 
 class _Silence(threading.local):

@@ -152,7 +152,7 @@ def test_explain_writes_overlays_maps_and_a_manifest(run: Run, photos: Path) -> 
     found = run("explain", photos / "one.png", "--out", "o", "--top", 2, "--method", "grad_cam, hires_cam", "--seed", 4)
     assert found.code == 0
     assert names("o") == sorted(
-        ["manifest.json", "manifest.jsonl"]
+        ["images.csv", "manifest.json", "manifest.jsonl"]
         + [f"one.{m}.{x}" for m in ("grad_cam", "hires_cam") for x in ("npz", "1.png", "2.png")]
     )
     model = konkyo.load("nets.py:named")
@@ -235,7 +235,13 @@ def test_preprocessing_and_labels_are_replaced(run: Run, photos: Path) -> None:
 
 def test_safetensors_maps(run: Run, photos: Path) -> None:
     assert run("explain", photos / "one.png", "--maps", "safetensors", "--out", "o").code == 0
-    assert names("o") == ["manifest.json", "manifest.jsonl", "one.grad_cam.png", "one.grad_cam.safetensors"]
+    assert names("o") == [
+        "images.csv",
+        "manifest.json",
+        "manifest.jsonl",
+        "one.grad_cam.png",
+        "one.grad_cam.safetensors",
+    ]
 
 
 def test_folders_globs_and_files_of_the_same_name(run: Run, photos: Path) -> None:
@@ -284,7 +290,7 @@ def test_a_method_that_does_not_apply_leaves_the_others(run: Run, photos: Path) 
     found = run("explain", photos / "one.png", "--model", "nets.py:deep", "--method", "cam,grad_cam", "--out", "o")
     assert found.code == 0
     assert "cam: needs global average pooling" in found.out
-    assert names("o") == ["manifest.json", "manifest.jsonl", "one.grad_cam.npz", "one.grad_cam.png"]
+    assert names("o") == ["images.csv", "manifest.json", "manifest.jsonl", "one.grad_cam.npz", "one.grad_cam.png"]
     alone = run("explain", photos / "one.png", "--model", "nets.py:deep", "--method", "cam", "--out", "p")
     assert alone.code == 1
     assert alone.out == ""

@@ -15,6 +15,7 @@ import konkyo
 from helpers.commands import Run, runner
 from konkyo.apps.cli import demo as cli
 from konkyo.draw.sheets import contact_sheet, gallery
+from konkyo.errors import install_hint
 from konkyo.tasks.detection import OF_DETECTORS
 
 NETS = """
@@ -370,7 +371,7 @@ def test_demo_without_transformers(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     found = run("demo", "--scenes", 1, "--out", "d")
     assert found.code == 0
-    assert found.out.endswith("left out: the detector, which needs transformers: pip install 'konkyo[transformers]'\n")
+    assert f"left out: the detector, which needs transformers: {install_hint('transformers')}\n" in found.out
     assert "detections.png" not in names("d")
 
 

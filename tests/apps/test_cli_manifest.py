@@ -120,7 +120,7 @@ def test_overwrite_removes_what_the_manifest_lists_and_nothing_else(run: Run) ->
     assert run("explain", "001.png", *OPTIONS, "--overwrite").code == 0
     assert sorted(path.name for path in Path("out").iterdir()) == [
         *("000.grad_cam.1.png", "001.grad_cam.1.png", "001.grad_cam.npz", "001.grad_cam.png"),
-        *("manifest.json", "manifest.jsonl", "notes.txt"),
+        *("images.csv", "manifest.json", "manifest.jsonl", "notes.txt"),
     ]
     assert Path("mine.png").read_bytes() == b"mine"
     assert listed() == ["001.png"]
@@ -165,7 +165,7 @@ def test_what_an_image_no_longer_lists_is_removed(tmp_path: Path) -> None:
             for name in (*names, "a.npz", "other.png"):
                 (tmp_path / name).write_text("")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("a.1.png", "a.npz", "manifest.json", "manifest.jsonl", "other.png")
+        *("a.1.png", "a.npz", "images.csv", "manifest.json", "manifest.jsonl", "other.png")
     ]
 
 

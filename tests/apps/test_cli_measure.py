@@ -68,7 +68,15 @@ def test_a_table_with_values_and_curves(run: Run) -> None:
     for piece in ("grad_cam", "layer_cam", "deletion(steps=4)", "ebpg@mask", "absent", "p < 0.05", "8 of 8 pictures"):
         assert piece in " ".join(found.out.split()), found.out
     names = sorted(p.name for p in Path("to").iterdir())
-    assert names == ["curves.png", "evaluation.json", "samples.jsonl", "table.csv", "table.md", "values.csv"]
+    assert names == [
+        "curves.png",
+        "evaluation.json",
+        "samples.jsonl",
+        "statistics.safetensors",
+        "table.csv",
+        "table.md",
+        "values.csv",
+    ]
     assert len(Path("to/samples.jsonl").read_text().splitlines()) == 1 + 8
     values = list(csv.DictReader(Path("to/values.csv").read_text().splitlines()))
     assert len(values) == 8 * 2 * 2

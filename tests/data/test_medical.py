@@ -13,7 +13,7 @@ from PIL import Image
 from konkyo.data import images, scans
 from konkyo.data.images import find_images, open_image
 from konkyo.data.samples import samples
-from konkyo.errors import ImageError, KonkyoError
+from konkyo.errors import ImageError, KonkyoError, install_hint
 
 ROWS, COLUMNS = 6, 9
 
@@ -259,7 +259,7 @@ def test_without_the_library_the_error_says_what_to_install(tmp_path, monkeypatc
 
     monkeypatch.setattr(scans, "import_module", missing)
     (tmp_path / name).write_bytes(b"anything")
-    refused(tmp_path / name, library, "pip install 'konkyo[medical]'")
+    refused(tmp_path / name, library, install_hint("medical"))
 
 
 def test_scans_are_found_and_are_samples(tmp_path):

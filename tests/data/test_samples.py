@@ -25,7 +25,7 @@ from konkyo.data.samples import DRAWN, LAYOUTS, UNSEEN, Annotation, Sample, Samp
 from konkyo.data.sets import coco as coco_module
 from konkyo.data.sets.coco import _mask
 from konkyo.data.sets.scenes import CLASSES, Scenes
-from konkyo.errors import ImageError, KonkyoError
+from konkyo.errors import ImageError, KonkyoError, install_hint
 
 COCO = DATA / "coco"
 WIDTH, HEIGHT = 12, 8
@@ -268,7 +268,7 @@ def test_without_a_library_only_polygons_are_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(coco_module, "import_module", missing)
     source = coco_set(tmp_path, [{"segmentation": [[3, 2, 8, 2, 8, 6]]}])
-    refused(source, "pycocotools", "faster-coco-eval", "konkyo[coco]")
+    refused(source, "pycocotools", "faster-coco-eval", install_hint("coco"))
     coco_set(tmp_path, [{"segmentation": rle(block())}])
     assert samples(source)[0].annotations[0].mask.any()
 

@@ -84,7 +84,7 @@ def test_values_of_a_classifier_are_those_of_metrics_called_by_hand(model: konky
 
 def test_rows_of_a_classifier_are_named_by_the_class(model: konkyo.Model) -> None:
     found = evaluate(model, pictures(2), ["grad_cam"], ["ebpg"])
-    assert [row.label for row in found.rows] == ["red_fox", "red_fox"]
+    assert [row.explained for row in found.rows] == ["red_fox", "red_fox"]
 
 
 def test_a_decision_that_nothing_in_the_picture_bears_out_has_no_place(model: konkyo.Model) -> None:
@@ -408,7 +408,7 @@ def test_maps_without_a_model_are_one_per_thing(tmp_path: Path) -> None:
     heat = np.random.default_rng(0).random((2, 16, 20)).astype(np.float32)
     np.savez(tmp_path / "p0.npz", heat)
     found = evaluate(None, [sample], [Maps(tmp_path, "tool")], ["ebpg", "ebpg@box", "pointing_game", "compactness"])
-    assert [row.label for row in found.rows] == ["red fox", "green"]
+    assert [row.explained for row in found.rows] == ["red fox", "green"]
     large = torch.nn.functional.interpolate(torch.from_numpy(heat)[:, None], SIZE, mode="bilinear")[:, 0]
     low, high = large.flatten(1).amin(1)[:, None, None], large.flatten(1).amax(1)[:, None, None]
     large = (large - low) / (high - low)

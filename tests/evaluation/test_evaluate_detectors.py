@@ -65,7 +65,7 @@ def test_values_of_a_detector_are_those_of_metrics_called_by_hand(boxed: bool, s
         return torch.tensor([sure(o, r) for o, r in zip(model(variants).detach(), of.tolist(), strict=True)])
 
     assert [row.score for row in found.rows] == pytest.approx([sure(output, r) for r in range(3)], rel=1e-5)
-    assert [row.label for row in found.rows] == [f"class {k}" for k in labels]
+    assert [row.explained for row in found.rows] == [f"class {k}" for k in labels]
     area = [
         (min(math.ceil(b[2]), 32) - max(math.floor(b[0]), 0)) * (min(math.ceil(b[3]), 24) - max(math.floor(b[1]), 0))
         for b in in_input

@@ -108,11 +108,11 @@ def test_worst_and_contested_rows() -> None:
     nan = math.nan
     values = {"a": [0.9, 0.1, nan, 0.4, 0.3], "b": [0.8, 0.9, 0.1, 0.4, 0.1]}
     found, name = table(values, [0, 1, 2, 3, 4])
-    assert [r.label for r in found.worst("a", name)] == ["row 1", "row 4", "row 3", "row 0"]
-    assert [r.label for r in found.worst("b", name, 2)] == ["row 2", "row 4"]
-    assert [r.label for r in found.contested(name)] == ["row 1", "row 4", "row 0", "row 3"]
+    assert [r.explained for r in found.worst("a", name)] == ["row 1", "row 4", "row 3", "row 0"]
+    assert [r.explained for r in found.worst("b", name, 2)] == ["row 2", "row 4"]
+    assert [r.explained for r in found.contested(name)] == ["row 1", "row 4", "row 0", "row 3"]
     lower, name = table(values, [0, 1, 2, 3, 4], "odi")
-    assert [r.label for r in lower.worst("a", name, 1)] == ["row 0"]
+    assert [r.explained for r in lower.worst("a", name, 1)] == ["row 0"]
 
 
 @pytest.mark.parametrize("name", ["px_ap(steps=10)", "max_box_acc(steps=10)"])

@@ -339,3 +339,10 @@ def test_a_select_or_call_without_a_tensor_is_a_konkyo_error(value: Any) -> None
     for model in (konkyo.Model(Net(), select=lambda _: value), konkyo.Model(Net(), call=lambda _, __: value)):
         with pytest.raises(KonkyoError, match=r"output|tensor"):
             konkyo.explain(model, images(), target=1, method="saliency")
+
+
+def test_views_that_run_in_a_batch_need_a_network_that_takes_one() -> None:
+    net = Net(lambda features, x: torch.cat([features(image[None]) for image in x])).eval()
+    with pytest.raises(konkyo.NotApplicable, match="takes them one by one"):
+        konkyo.explain(net, torch.randn(1, 3, 16, 16), method="augmented(grad_cam)", target=1)
+    assert konkyo.explain(net, torch.randn(1, 3, 16, 16), method="grad_cam", target=1).maps.shape == (1, 4, 4)

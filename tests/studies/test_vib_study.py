@@ -61,7 +61,17 @@ SHIPPED = (
 NAMES = ["plain", "vib_0", "vib_0.01", "recam", "attention_branch"]
 FILES = {
     *("manifest.json", "weights.safetensors", "checkpoint.pt", "epochs.csv", "pictures.safetensors", "test.json"),
-    *(f"test/{name}" for name in ("evaluation.json", "samples.jsonl", "table.md", "table.csv", "values.csv")),
+    *(
+        f"test/{name}"
+        for name in (
+            "evaluation.json",
+            "samples.jsonl",
+            "statistics.safetensors",
+            "table.md",
+            "table.csv",
+            "values.csv",
+        )
+    ),
 }
 PAPER = (
     (None, 53.37, 100.0),

@@ -10,7 +10,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -94,12 +94,14 @@ class Samples(torch.utils.data.Dataset[Sample]):
     """Of the samples, in order, where they are known before a picture is opened; else empty."""
     parts: tuple[str, ...] = ()
     """Which of PARTS the samples belong to, in order, where the data set says so; else empty."""
+    files: tuple[Path, ...] = field(default=(), repr=False)
+    """Of the samples' pictures, in order, where each has a file of its own; else empty."""
 
     def __post_init__(self) -> None:
         if len(set(self.names)) < len(self.names):
             twice = next(name for name in self.names if self.names.count(name) > 1)
             raise KonkyoError(f"every sample is to have a name of its own; {twice!r} is the name of several")
-        for kind, values in (("label", self.labels), ("part", self.parts)):
+        for kind, values in (("label", self.labels), ("part", self.parts), ("file", self.files)):
             if values and len(values) != len(self.names):
                 raise KonkyoError(f"expected a {kind} of every sample or none, got {len(values)} of {len(self.names)}")
 
@@ -156,10 +158,12 @@ def samples(source: str | Path | Data | Scenes, *, limit: int | None = None, see
 
 def chosen(data: Samples, order: Sequence[int]) -> Samples:
     """Returns the samples of these indices, in this order."""
-    names, labels, parts = (
-        tuple(values[i] for i in order if values) for values in (data.names, data.labels, data.parts)
-    )
-    return replace(data, names=names, labels=labels, parts=parts, read=partial(_read_at, data.read, order))
+    lists: dict[str, Any] = {
+        name: tuple(values[i] for i in order if values)
+        for name in ("names", "labels", "parts", "files")
+        for values in (getattr(data, name),)
+    }
+    return replace(data, **lists, read=partial(_read_at, data.read, order))
 
 
 PARTS = {

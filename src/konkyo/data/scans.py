@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from konkyo.errors import ImageError
+from konkyo.errors import ImageError, install_hint
 
 _Check = Callable[[int, int], None]
 _Array = NDArray[Any]
@@ -41,7 +41,7 @@ def _imported(name: str, path: Path) -> Any:
     try:
         return import_module(name)
     except ImportError:
-        raise ImageError(f"{path}: reading it takes {name.split('.')[0]}: pip install 'konkyo[medical]'") from None
+        raise ImageError(f"{path}: reading it takes {name.split('.')[0]}: {install_hint('medical')}") from None
 
 
 # --- DICOM ------------------------------------------------------------------------------------------------------------

@@ -114,6 +114,26 @@ def is_signed(map_: Map, limits: Limits | None = None) -> bool:
     return bool((values[values.isfinite()] < 0).any())
 
 
+def colour_table(signed: bool) -> NDArray[np.uint8]:
+    """Returns RGB (255, 3) of the levels that `overlay` draws over a picture; of a signed scale 127 is zero."""
+    return _colours(None, signed, skip=_PALE if signed else 0.0)
+
+
+def scale_of(map_: Map, limits: Limits | None = None) -> tuple[NDArray[np.uint8], float, float]:
+    """Returns the levels (h, w) of a map as `overlay` scales it, and the values of the first and last of them.
+
+    Levels run from 0 to 254; 255 stands for a value that is not finite.
+    """
+    values = _values(map_)
+    signed = is_signed(values, limits)
+    levels, missing = _levels(_scaled(values, signed, limits), signed, tuple(values.shape))
+    low, high = limits or _limits(values[values.isfinite()].numpy(), signed)
+    if signed:
+        high = max(abs(low), abs(high))
+        low = -high
+    return np.where(missing, 255, levels).astype(np.uint8), float(low), float(high)
+
+
 def _values(map_: Map) -> Tensor:
     """Returns the map (h, w) as float64 on the CPU."""
     values = map_.detach() if isinstance(map_, Tensor) else torch.from_numpy(np.array(map_, dtype=np.float64))

@@ -24,6 +24,7 @@ from konkyo.utils.tensors import overlap
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_FIGURE = "konkyo.figure"  # the entry of a picture's `info` that has the figure it was drawn from
 _INK, _GREY, _AMBER, _PANEL = "#1a1a1a", "#606060", "#8f4a00", "#f1f1f1"
 _TEXT, _HEADING = 13, 18  # font sizes in pixels
 _LINE = 17  # from one line of text to the next
@@ -64,6 +65,8 @@ class Row:
     """What the model says of the target, where it decided something else."""
     decided: str = ""
     """What the model decided itself."""
+    truth: str = ""
+    """What is true, where the model decided wrongly."""
     brightness: float = 1.0
     """How bright the row's maps are drawn, of 1."""
 
@@ -75,8 +78,11 @@ def contact_sheet(
     title: str = "",
     shared: bool = False,
     colour_bar: bool = True,
+    abreast: int = 1,
 ) -> Image.Image:
     """Draws an RGB sheet: each row its picture, then a cell under each of the column titles.
+
+    `abreast`: so many rows stand beside each other, where the cells of one stand in one line.
 
     `shared` gives the maps of a row one scale, which is written under its picture; otherwise each map has its own.
     `colour_bar` adds the colours in use at the foot. Long names lose their middle; of many columns each row is told in
@@ -88,8 +94,9 @@ def contact_sheet(
         if len(row.cells) != len(columns):
             raise KonkyoError(f"row {row.title!r} has {len(row.cells)} cells for {len(columns)} columns")
     bands = _bands(len(columns))
+    abreast = min(abreast, len(rows)) if len(bands) == 1 else 1
     across = max(len(band) for band in bands)
-    side = min(max(_WIDTH // (across + 1), _CELL_SIDES[0]), _CELL_SIDES[1])
+    side = min(max(_WIDTH // ((across + 1) * abreast), _CELL_SIDES[0]), _CELL_SIDES[1])
     pictures = [_scaled_to(row.image, side) for row in rows]
     side = max(_CELL_SIDES[0], *(picture.width for picture in pictures))
     signed = _signed(rows, shared)
@@ -101,6 +108,10 @@ def contact_sheet(
             strips += [heading] if len(bands) > 1 else []
             limits = _finite_range([c.map for c in row.cells if c.map is not None]) if shared else None
             strips.append(_strip(part, picture, [kinds[i] for i in band], side, limits))
+    if abreast > 1:
+        names = [_beside(names * abreast)] if columns else []
+        parts = strips[-len(rows) :]
+        strips = [*names, *(_beside(parts[start : start + abreast]) for start in range(0, len(parts), abreast))]
     if colour_bar:
         strips.append(_bars(signed, shared, paler=_paler(rows)))
     return _stacked(strips, title, close=names)
@@ -230,11 +241,13 @@ def path_figure(explanations: Integrated | Sequence[Integrated], row: int = 0) -
 
 
 def to_image(figure: Figure) -> Image.Image:
-    """Returns a figure of matplotlib's as a picture."""
+    """Returns a figure of matplotlib's as a picture, which keeps it: `save_image` writes it as SVG and PDF, too."""
     complete(figure)
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
-    return Image.open(buffer).convert("RGB")
+    picture = Image.open(buffer).convert("RGB")
+    picture.info[_FIGURE] = figure
+    return picture
 
 
 def _bands(columns: int) -> list[range]:
@@ -254,11 +267,20 @@ def _title_strip(columns: Sequence[str], side: int) -> Image.Image:
 
 
 def save_image(image: Image.Image, path: str | Path) -> Path:
-    """Writes the picture in the format of the suffix, under a temporary name first. -> the path"""
-    path = picture_name(path)
+    """Writes the picture in the format of the suffix, under a temporary name first. -> the path
+
+    Figures of matplotlib's become lines and letters in .svg and .pdf; other pictures have no .svg.
+    """
+    path, figure = Path(path), image.info.get(_FIGURE)
+    if path.suffix.lower() not in (".svg", ".pdf"):
+        figure = None
+    path = picture_name(path) if figure is None else path
     try:
         with replacing(path) as temporary:
-            image.save(temporary, quality=92)  # of the formats that lose something
+            if figure is None:
+                image.save(temporary, quality=92)  # of the formats that lose something
+            else:  # without a date, so that equal figures are equal files
+                figure.savefig(temporary, metadata={"Date" if path.suffix.lower() == ".svg" else "CreationDate": None})
     except ValueError as error:
         raise KonkyoError(f"{path} cannot be written: {error}") from error
     return path
@@ -333,6 +355,15 @@ def _stacked(strips: Sequence[Image.Image], title: str, close: Sequence[Image.Im
     return sheet
 
 
+def _beside(strips: Sequence[Image.Image]) -> Image.Image:
+    """Puts strips of one width beside each other."""
+    wide = strips[0].width + 2 * _GAP
+    line = Image.new("RGB", (wide * len(strips) - 2 * _GAP, max(strip.height for strip in strips)), "white")
+    for place, strip in enumerate(strips):
+        line.paste(strip, (place * wide, 0))
+    return line
+
+
 def _with_box(row: Row, picture: Image.Image) -> Image.Image:
     """Returns the row's picture, at whatever size, with its box."""
     if row.box is None:
@@ -376,7 +407,8 @@ def _caption(
 def _decision(row: Row) -> list[tuple[str, str]]:
     """Returns the lines on what the model decided; it stands out where that is not what the row explains."""
     asked = [(row.asked, _GREY)] if row.asked else []
-    return asked + ([(row.decided, _AMBER if row.asked else _GREY)] if row.decided else [])
+    decided = [(row.decided, _AMBER if row.asked else _GREY)] if row.decided else []
+    return asked + decided + ([(row.truth, _AMBER)] if row.truth else [])
 
 
 def _counted(number: int, what: str) -> str:

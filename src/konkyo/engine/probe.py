@@ -19,7 +19,7 @@ from konkyo.engine import backwards
 from konkyo.engine.attention_reader import AttentionReader, tokens_on_grid
 from konkyo.engine.biases import bias_terms
 from konkyo.engine.channels import Channels
-from konkyo.engine.forward import Pass, Rows, distinct_views, pick, scores
+from konkyo.engine.forward import OneByOne, Pass, Rows, distinct_views, pick, scores
 from konkyo.engine.integration import Integration, Pyramid
 from konkyo.engine.layer import INPUT, Layer
 from konkyo.engine.needs import Need, OtherScore, ReadTokens, Through, Vary, Visit, need, needs_of
@@ -216,7 +216,11 @@ class Probe:
         if session is not None and session.tied and len(distinct) > 1:
             raise NotApplicable("runs several images in a batch, and in this network they depend on each other")
         views, where = len(images) // len(self._rows), Layer(INPUT, None) if layer == INPUT else self._layer
-        pass_, budget = self._pass.other("on", [where], _nothing, distinct), self._variants.budget.divided(views)
+        try:
+            pass_ = self._pass.other("on", [where], _nothing, distinct)
+        except OneByOne as error:
+            raise NotApplicable("runs several images in a batch, and this network takes them one by one") from error
+        budget = self._variants.budget.divided(views)
         view = Probe(pass_, self.targets * views, where, rows=rows, seed=self._seed, budget=budget)
         view._missing = self._missing
         return view

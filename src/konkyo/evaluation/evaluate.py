@@ -25,6 +25,7 @@ from konkyo.evaluation.columns import Column, column
 from konkyo.evaluation.ground_truth import Truth, in_view
 from konkyo.evaluation.result import Evaluation, Row
 from konkyo.explanation.explain import Which, explain, explanations
+from konkyo.explanation.inputs import known_classes
 from konkyo.explanation.result import Explanation
 from konkyo.methods.base import Method, find
 from konkyo.metrics.base import Explain, Score
@@ -231,8 +232,8 @@ class _Part:
     """What was measured of one sample."""
 
     sample: str
-    rows: list[tuple[str, float]] = field(default_factory=list)
-    """(label, score)"""
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    """(explained, score, label, decision), as of `Row`; older records have the first two."""
     dropped: int = 0
     """Detections that the matching does not let through."""
     statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -266,7 +267,7 @@ def _gathered(plan: _Plan, settings: Mapping[str, Any], parts: Sequence[_Part], 
             shape = next(iter(known.values())).shape[1:]
             nothing = (torch.full((len(part.rows), *shape), math.nan, dtype=torch.float64) for part in parts)
             statistics[m.name, c.name] = torch.cat([known.get(i, empty) for i, empty in enumerate(nothing)])
-    rows = tuple(Row(part.sample, label, score) for part in parts for label, score in part.rows)
+    rows = tuple(Row(part.sample, *row) for part in parts for row in part.rows)
     skipped = [part.skipped for part in parts if part.skipped]
     notes = [f"Truth: {note}."] if note else []
     if plan.model is not None and plan.model.task.instances:
@@ -293,7 +294,7 @@ def _measured(plan: _Plan, sample: Sample, index: int) -> _Part:
             return _explained(plan, _opened(plan, plan.model, sample), index)
     things = tuple(thing for thing in sample.annotations if not thing.crowd)
     truth = Truth(tuple((i,) for i in range(len(things))), things, (sample.image.height, sample.image.width))
-    part = _Part(sample.name, [(thing.label or "", math.nan) for thing in things])
+    part = _Part(sample.name, [(thing.label or "", math.nan, thing.label or "", "") for thing in things])
     for m in plan.methods:
         if isinstance(m, Maps) and things:
             maps = m.of(sample.name, len(things))
@@ -401,13 +402,31 @@ def _shared_inputs(plan: _Plan, view: _View, rows: _MeasuredRows, part: _Part) -
     boxes = view.preprocess.frame(view.sample.image).placed(rows.truth.objects()["boxes"].to(images))
     boxes = torch.stack([_box_or_location(box, target) for box, target in zip(boxes, targets, strict=True)])
     scores = [model.task.perturbation_score(target, box) for target, box in zip(targets, boxes, strict=True)]
-    part.rows = [(model.label(target), float(s(view.output))) for target, s in zip(targets, scores, strict=True)]
+    names, labels, decided = map(model.label, targets), _true_labels(view, rows), _decided(view, targets)
+    values = [float(score(view.output)) for score in scores]
+    part.rows = list(zip(names, values, labels, decided, strict=True))
     return {
         "images": images.expand(len(targets), *images.shape[1:]),
         "score": _scorer(model, scores, plan.precision),
         "area": _areas(boxes, images.shape[2:]),
         "pixels": images.new_tensor([model.black, view.preprocess.white]),
     }
+
+
+def _true_labels(view: _View, rows: _MeasuredRows) -> list[str]:
+    """Returns what is true of every row: its image's class, or that of the thing that a detection is of."""
+    if not view.model.task.instances:
+        label = view.sample.label
+        known, _ = known_classes(view.model, [label])
+        return [(known[0] if known else label) or ""] * len(rows.numbers)
+    things = rows.truth.annotations
+    return [(things[numbers[0]].label or "") if numbers else "" for numbers in rows.truth.rows]
+
+
+def _decided(view: _View, targets: Sequence[Target]) -> list[str]:
+    """Returns what the model decided, of every target; "" where that is of no classes."""
+    decisions = view.model.decisions_beside(targets, [0] * len(targets), view.output)
+    return ["" if decision is None else decision.label for decision in decisions]
 
 
 def _inputs_of(plan: _Plan, view: _View, method: Method, result: Explanation, rows: _MeasuredRows) -> dict[str, Any]:

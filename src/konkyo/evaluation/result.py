@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
-from konkyo.evaluation.columns import Column
+from konkyo.evaluation.columns import Column, column
 from konkyo.metrics.base import Metric, OfMean
-from konkyo.utils.files import csv_text, plain, replacing, write_text
+from konkyo.utils.files import csv_text, plain, read_json, replacing, write_text
 
 _RESAMPLES = 2000
+_STATISTICS = "statistics.safetensors"
 _POOLED_RESAMPLES = 300  # every one of them pools the statistics of a whole data set
 
 
+FigureFormat: TypeAlias = Literal["png", "svg", "pdf"]
 Table: TypeAlias = tuple[list[str], list[list[str]]]
 """(head, rows)"""
 
@@ -31,6 +36,55 @@ def markdown(table: Table) -> str:
     lines = [head, *rows]
     texts = ["| " + " | ".join(cells) + " |" for cells in lines]
     return "\n".join([texts[0], "|---" * len(head) + "|", *texts[1:]]) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "±": r"$\pm$",
+    "κ": r"$\kappa$",
+    "λ": r"$\lambda$",
+    "β": r"$\beta$",
+    "−": "$-$",
+    "✗": r"$\times$",
+}
+"""What LaTeX would read as something else, or has no letter for."""
+
+
+def latex(table: Table) -> str:
+    r"""Returns a table in LaTeX, with the rules of booktabs: the first column to the left, the others to the right.
+
+    Bold and starred cells of Markdown stay so. It needs \usepackage{booktabs}, and for names in other scripts
+    XeLaTeX or LuaLaTeX.
+
+    >>> print(latex((["class", "L"], [["red_fox", "**0.1** \\*"]])))
+    \begin{tabular}{lr}
+    \toprule
+    class & L \\
+    \midrule
+    red\_fox & \textbf{0.1}$^{*}$ \\
+    \bottomrule
+    \end{tabular}
+    <BLANKLINE>
+    """
+    head, rows = table
+    lines = [" & ".join(map(_latex_cell, cells)) + r" \\" for cells in (head, *rows)]
+    columns = "l" + "r" * (len(head) - 1)
+    begin = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule"]
+    return "\n".join([*begin, *lines[1:], r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _latex_cell(text: str) -> str:
+    starred, text = text.endswith("\\*"), text.removesuffix("\\*").rstrip()
+    bold = re.fullmatch(r"\*\*(.*)\*\*", text)
+    escaped = "".join(_LATEX.get(character, character) for character in (bold[1] if bold else text).strip())
+    return (rf"\textbf{{{escaped}}}" if bold else escaped) + ("$^{*}$" if starred else "")
 
 
 def number(value: float, signed: bool = False) -> str:
@@ -56,8 +110,13 @@ class Row:
     """The image and the target that a map was of."""
 
     sample: str
-    label: str
+    explained: str
+    """What the target is called."""
     score: float
+    label: str = ""
+    """What is true: the image's class, or that of the thing that a detection is of; "" where it is not known."""
+    decision: str = ""
+    """What the model decided; "" where it was not asked, or an older version measured it."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +163,7 @@ class Evaluation:
 
     def curve(self, method: str, name: str) -> Tensor:
         """Returns the mean curve (T,) of a metric that is one, over the rows that all methods have."""
-        statistic = self._statistic(method, name)[self._common(name)]
+        statistic = self._statistic(method, name)[self.common(name)]
         if statistic.ndim != 2:
             raise KonkyoError(f"{name} has no curve")
         return statistic.double().mean(0)
@@ -116,7 +175,7 @@ class Evaluation:
         return self._known[method, name]
 
     def _cell(self, method: str, name: str, seed: int = 0) -> Cell:
-        metric, common = self.column(name).metric, self._common(name)
+        metric, common = self.column(name).metric, self.common(name)
         group, statistic = self._images()[common], self._statistic(method, name)[common]
         if not len(group):
             return Cell(math.nan, math.nan, math.nan, 0, math.nan)
@@ -131,7 +190,7 @@ class Evaluation:
 
         KonkyoError: nothing is better.
         """
-        column_, common = self.column(name), self._common(name)
+        column_, common = self.column(name), self.common(name)
         if column_.metric.better == "neither":
             raise KonkyoError(f"of {name} neither the higher nor the lower is better")
         sign = 1 if column_.metric.better == "higher" else -1
@@ -176,7 +235,7 @@ class Evaluation:
 
     def remarks(self) -> list[str]:
         """Returns the sentences about what the table was made of, and what was left out."""
-        counts = {c.name: int(self._common(c.name).sum()) for c in self.columns}
+        counts = {c.name: int(self.common(c.name).sum()) for c in self.columns}
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         return [f"Maps in the comparison (those that every method has) of {len(self.rows)}: {listed}.", *self.notes]
 
@@ -193,17 +252,24 @@ class Evaluation:
             return f"**{text}**"
         return text + (" \\*" if method in self.differing(of.name) else "")
 
-    def save(self, folder: str | Path) -> Path:
-        """Writes table.md, table.csv, values.csv, evaluation.json and curves.png into a folder. -> the folder"""
+    def save(self, folder: str | Path, *, format: FigureFormat = "png") -> Path:
+        """Writes table.md, table.tex, table.csv, values.csv, curves.png and what `load` reads. -> the folder
+
+        `format`: of the curves, "png", "svg" or "pdf".
+        """
         from konkyo.draw.curves import curves_figure  # pictures are drawn only when asked for
+        from konkyo.draw.sheets import save_image
 
         folder = Path(folder)
         texts = {
             "table.md": self.markdown(),
+            "table.tex": latex(self.table()),
             "table.csv": csv_text(_HEAD, self._cells()),
-            "values.csv": csv_text(["sample", "label", "score", "method", "metric", "value"], self._values()),
+            "values.csv": csv_text([*(f.name for f in fields(Row)), "method", "metric", "value"], self._values()),
             "evaluation.json": json.dumps(self.description(), indent=1),
         }
+        with replacing(folder / _STATISTICS) as temporary:
+            save_file(self._tensors(), temporary)
         for name, text in texts.items():
             write_text(folder / name, text)
         curves = {c.name: c.metric.better for c in self.columns if self._has_curve(c)}
@@ -213,9 +279,46 @@ class Evaluation:
                 for name in curves
             }
             picture = curves_figure(lines, {name: _ARROWS[better] for name, better in curves.items()})
-            with replacing(folder / "curves.png") as temporary:
-                picture.save(temporary, format="png")
+            save_image(picture, folder / f"curves.{format}")
         return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Evaluation:
+        """Reads the result that `save` wrote.
+
+        KonkyoError: the folder holds none, or one of a version that did not save statistics.
+        """
+        folder = Path(folder)
+        try:
+            values = read_json(folder / "evaluation.json")
+            if "rows" not in values:
+                raise ValueError(
+                    "an older version wrote it; the same `konkyo evaluate` completes it from samples.jsonl"
+                )
+            methods, columns = tuple(values["methods"]), tuple(column(name) for name in values["columns"])
+            with safe_open(folder / _STATISTICS, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            rows = tuple(
+                Row(**{**row, "score": math.nan if row["score"] is None else row["score"]}) for row in values["rows"]
+            )
+            numbers = [(int(i), int(j)) for i, _, j in (name.partition(".") for name in tensors)]
+            statistics = {
+                (methods[i], columns[j].name): tensor for (i, j), tensor in zip(numbers, tensors.values(), strict=True)
+            }
+            if any(len(tensor) != len(rows) for tensor in statistics.values()):
+                raise ValueError(f"its statistics are not of {len(rows)} rows")
+            notes = tuple(values["notes"])
+            return cls(methods, columns, rows, statistics, values["absent"], values["settings"], notes)
+        except Exception as error:  # damaged files fail in every possible way
+            raise KonkyoError(f"{folder} holds no saved evaluation: {error}") from error
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{i}.{j}": self.statistics[m, c.name].detach().cpu().contiguous()
+            for i, m in enumerate(self.methods)
+            for j, c in enumerate(self.columns)
+            if (m, c.name) in self.statistics
+        }
 
     def description(self) -> dict[str, Any]:
         """Returns everything but curves and histograms, as plain JSON values."""
@@ -225,6 +328,9 @@ class Evaluation:
                 "settings": dict(self.settings),
                 "notes": list(self.notes),
                 "absent": dict(self.absent),
+                "methods": list(self.methods),
+                "columns": [c.name for c in self.columns],
+                "rows": [vars(row) for row in self.rows],
                 "table": [dict(zip(_HEAD, cell, strict=True)) for cell in self._cells()],
                 "worst": {
                     f"{m}: {c.name}": [vars(r) for r in self.worst(m, c.name)]
@@ -254,7 +360,7 @@ class Evaluation:
                 if (method, c.name) not in self.statistics or c.metric.pooled is not None:
                     continue
                 for row, value in zip(self.rows, self.values(method, c.name).tolist(), strict=True):
-                    yield [row.sample, row.label, row.score, method, c.name, value]
+                    yield [*vars(row).values(), method, c.name, value]
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -268,7 +374,7 @@ class Evaluation:
             self.statistics[m, of.name].ndim == 2 for m in self.methods if (m, of.name) in self.statistics
         )
 
-    def _common(self, name: str) -> Tensor:
+    def common(self, name: str) -> Tensor:
         """Returns (R,) bool: the rows where every method's value is defined."""
         column_ = self.column(name)
         statistics = [self.statistics[m, name] for m in self.methods if (m, name) in self.statistics]

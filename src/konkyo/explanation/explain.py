@@ -19,7 +19,7 @@ from konkyo.engine.probe import NEEDS
 from konkyo.engine.session import Session, refuse_within_forward, untouched
 from konkyo.errors import KonkyoError, NotApplicable, unknown, warn
 from konkyo.explanation.diagnosis import Diagnosis
-from konkyo.explanation.inputs import Images, Prepared, prepare
+from konkyo.explanation.inputs import Images, Prepared, labelled, prepare
 from konkyo.explanation.result import Explanation, joined
 from konkyo.explanation.run import Cut, Doubts, Request, Run, Where, explanation_of
 from konkyo.methods.base import Attribution, Method, find
@@ -44,6 +44,7 @@ def explain(
     budget: int | None = None,
     progress: Progress | None = None,
     bgr: bool = False,
+    true_labels: Sequence[Any] | None = None,
     **options: Any,
 ) -> Explanation:
     """Returns maps of what in the images a score was decided on, one row per image and target.
@@ -59,7 +60,8 @@ def explain(
     `precision`: "bf16" or "fp16" runs the model's forwards under autocast; None leaves autocast as it is. `budget`: at
     most so many variants are run for a map by methods that perturb, the most important first (layers and augmented
     views share it). `progress(done, total)` is called meanwhile. Where such variants are scored, returning True ends it
-    with what has been found by then. `options`: the method's own.
+    with what has been found by then. `true_labels`: the class that each image really has, a name, an index, or None;
+    samples and data sets say it themselves. `options`: the method's own.
 
     The model comes back as it was, also after an exception. KonkyoWarning (once a call): a map that says nothing.
     KonkyoError: anything unknown or of the wrong form; NotApplicable: a method that this model has no place for.
@@ -77,6 +79,7 @@ def explain(
         budget=budget,
         progress=progress,
         bgr=bgr,
+        true_labels=true_labels,
         options=options,
     )[chosen.name]
 
@@ -89,9 +92,9 @@ def compare(
 ) -> dict[str, Explanation]:
     """Explains the same images by several methods, which share one forward and one backward: name -> Explanation.
 
-    `settings`: `target`, `layer`, `fuse`, `seed`, `precision`, `budget`, `progress`, `bgr` as in `explain`; `options`,
-    a dictionary of which each method takes those that it has. NotApplicable: a method that this model has no place for
-    (`explanations` gives the others all the same).
+    `settings`: `target`, `layer`, `fuse`, `seed`, `precision`, `budget`, `progress`, `bgr`, `true_labels` as in
+    `explain`; `options`, a dictionary of which each method takes those that it has. NotApplicable: a method that this
+    model has no place for (`explanations` gives the others all the same).
     """
     results = {}
     for name, result in explanations(model, images, methods, **settings).items():
@@ -115,6 +118,7 @@ def explanations(
     adapted = as_model(model)
     refuse_within_forward(adapted.module, adapted.name)
     prepared = prepare(adapted, images, bgr=request.bgr, told=isinstance(model, Model))
+    prepared = labelled(adapted, prepared, request.true_labels)
     session, doubts = untouched(adapted.module, request.seed), Doubts()
     with session, session:  # twice: see `Session`
         results = _results(adapted, prepared, chosen, request, session, doubts)

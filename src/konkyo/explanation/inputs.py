@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -21,6 +22,7 @@ from konkyo.data.images import find_images, open_image, require_local, upright
 from konkyo.data.samples import Sample
 from konkyo.errors import KonkyoError, warn
 from konkyo.models import Frame, Model
+from konkyo.tasks.base import plain_name
 
 Image_: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any] | Tensor | Sample"
 Images: TypeAlias = "Image_ | Mapping[str, Any] | Dataset[Any] | Iterable[Any]"
@@ -54,7 +56,11 @@ class Prepared:
     frames: tuple[Frame, ...]
     """Where that lies in the network's input."""
     notes: tuple[str, ...] = ()
-    """What was done to pictures before the model's own preprocessing, a sentence each."""
+    """What was done to pictures before the model's own preprocessing, and what is said of labels; a sentence each."""
+    names: tuple[str, ...] = ()
+    """What every image is called, "" where that is not known; empty where no name is known."""
+    labels: tuple[str | None, ...] = ()
+    """The class of the model that every image really has; None where that is not known."""
 
 
 def prepare(model: Model, images: Images, *, bgr: bool = False, told: bool = True) -> Prepared:
@@ -70,10 +76,16 @@ def prepare(model: Model, images: Images, *, bgr: bool = False, told: bool = Tru
         raise KonkyoError("no images: an empty list came")
     if bgr and not reader.arrays:
         raise KonkyoError("bgr=True is said of arrays and uint8 tensors; none came")
-    if all(isinstance(part, Tensor) for part in parts):
-        return _prepared(model, parts)
-    prepared = _of_pictures(model, parts)
-    return prepared if told else replace(prepared, notes=(*prepared.notes, _READ_OFF))
+    if all(isinstance(part.image, Tensor) for part in parts):
+        prepared = _prepared(model, [part.image for part in parts])
+    else:
+        prepared = _of_pictures(model, [part.image for part in parts])
+        prepared = prepared if told else replace(prepared, notes=(*prepared.notes, _READ_OFF))
+    names = tuple(name for part in parts for name in part.names)
+    labels, notes = known_classes(model, [label for part in parts for label in part.labels])
+    if len(names) != len(prepared.images):  # of one tensor (C, H, W) that was taken for something else
+        return prepared
+    return replace(prepared, names=names if any(names) else (), labels=labels, notes=(*prepared.notes, *notes))
 
 
 def _prepared(model: Model, parts: Sequence[Any]) -> Prepared:
@@ -141,6 +153,66 @@ def _picture(colours: Tensor) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def known_classes(model: Model, labels: Sequence[str | None]) -> tuple[tuple[str | None, ...], tuple[str, ...]]:
+    """Returns the classes of the model that labels of data name, None for the others, and a sentence about those.
+
+    Case, underscores and hyphens do not matter. The classes are empty where no label names one.
+    """
+    classes = {plain_name(name): name for name in reversed(model.classes)}
+    found = tuple(None if label is None else classes.get(plain_name(label)) for label in labels)
+    others = list(dict.fromkeys(label for label, name in zip(labels, found, strict=True) if label and name is None))
+    said = f"labels of the data that are no class of {model.name}, taken as not known: {', '.join(others[:5])}"
+    return (found if any(name is not None for name in found) else ()), ((said,) if others else ())
+
+
+def labelled(model: Model, prepared: Prepared, true_labels: Sequence[Any] | None) -> Prepared:
+    """Returns the images with the classes that a user says they have: names, indices, or None where it is not known.
+
+    KonkyoError: not one entry per image, or a class that the model does not have.
+    """
+    if true_labels is None:
+        return prepared
+    if isinstance(true_labels, (np.ndarray, Tensor)):
+        true_labels = true_labels.tolist()
+    if isinstance(true_labels, str) or not isinstance(true_labels, Sequence):
+        raise KonkyoError(f"true_labels is a list with a class name or index per image; got {true_labels!r}")
+    if len(true_labels) != len(prepared.images):
+        raise KonkyoError(
+            f"true_labels has one entry per image: {len(prepared.images)} expected, {len(true_labels)} came"
+        )
+    return replace(prepared, labels=tuple(class_of(model, label) for label in true_labels))
+
+
+def class_of(model: Model, label: Any) -> str | None:
+    """Returns the name of the class that a user means. KonkyoError: the model has no such class."""
+    if label is None:
+        return None
+    if isinstance(label, (Integral, np.integer)) and not isinstance(label, bool):
+        index = int(label)
+        if index < 0 or (model.classes and index >= len(model.classes)):
+            offer = f"0 to {len(model.classes) - 1}" if model.classes else "0 or more"
+            raise KonkyoError(f"classes of {model.name} are {offer}; a true label of {index} came")
+        return model.classes[index] if model.classes else f"class {index}"
+    if not isinstance(label, str):
+        raise KonkyoError(f"a true label is a class name, an index or None; got {label!r}")
+    found, _ = known_classes(model, [label])
+    return found[0] if found else model.classes[model.class_index(label)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A part of what a user gives is one picture, or prepared images in a tensor, with a name and a label of each."""
+
+    image: Image.Image | Tensor
+    names: tuple[str, ...]
+    labels: tuple[str | None, ...]
+
+
+def _part(image: Image.Image | Tensor, name: str = "", label: str | None = None) -> _Part:
+    count = len(image) if isinstance(image, Tensor) and image.ndim > 3 else 1
+    return _Part(image, (name,) * count, (label,) * count)
+
+
 @dataclass(eq=False)
 class _Reader:
     """The reader turns what a user gives into upright RGB pictures and prepared tensors."""
@@ -150,7 +222,7 @@ class _Reader:
     arrays: bool = field(default=False, init=False)
     """Whether arrays or uint8 tensors came."""
 
-    def read(self, images: Any) -> list[Image.Image | Tensor]:
+    def read(self, images: Any) -> list[_Part]:
         """Returns pictures and prepared tensors, in order. KonkyoError: something else, or no end of them."""
         if _is_one(images) or isinstance(images, Mapping):
             return self._one(images)
@@ -161,17 +233,18 @@ class _Reader:
         else:
             raise KonkyoError(f"{_TAKEN}; got {type(images).__name__}")
         loaded = isinstance(images, torch.utils.data.DataLoader)
-        parts: list[Image.Image | Tensor] = []
+        classes = _classes_of(images)
+        parts: list[_Part] = []
         count = 0
         for item in islice(items, MOST + 1):
             image = item[0] if isinstance(item, (tuple, list) if loaded else tuple) and len(item) else item
-            parts += (read := self._one(image))
-            count += sum(len(part) if isinstance(part, Tensor) and part.ndim > 3 else 1 for part in read)
+            parts += (read := _with_labels(self._one(image), item, classes))
+            count += sum(len(part.names) for part in read)
             if count > MOST:
                 raise KonkyoError(f"more than {MOST} images in one call; explain them batch by batch, in a loop")
         return parts
 
-    def _one(self, image: Any) -> list[Image.Image | Tensor]:
+    def _one(self, image: Any) -> list[_Part]:
         """Returns what one item of a list holds: a picture, several pictures, or a prepared tensor."""
         if isinstance(image, Mapping):
             return self._mapping(image)
@@ -181,15 +254,15 @@ class _Reader:
             raise KonkyoError(f"{_TAKEN}; got {type(image).__name__}")
         self._require_preprocess()
         if isinstance(image, Sample):
-            return [image.image]
+            return [_part(image.image, image.name, image.label)]
         if isinstance(image, Image.Image):
-            return [upright(image)]
+            return [_part(upright(image), Path(str(getattr(image, "filename", ""))).name)]
         if isinstance(image, (str, os.PathLike)):
             return _opened(os.fspath(image))
         if isinstance(image, np.ndarray):
             self.arrays = True
-            return list(pictures_of_array(image, bgr=self.bgr))
-        return [open_image(image)]
+            return list(map(_part, pictures_of_array(image, bgr=self.bgr)))
+        return [_part(open_image(image))]
 
     def _require_preprocess(self) -> None:
         """Raises KonkyoError where the model does not say how pictures are prepared."""
@@ -200,11 +273,11 @@ class _Reader:
                 "has: konkyo.Model(module, weights=torchvision.models.ResNet50_Weights.DEFAULT)"
             )
 
-    def _tensor(self, tensor: Tensor) -> list[Image.Image | Tensor]:
+    def _tensor(self, tensor: Tensor) -> list[_Part]:
         if type(tensor).__module__.startswith("torchvision."):  # a tv_tensor would follow through the network
             tensor = tensor.as_subclass(Tensor)
         if tensor.is_floating_point():
-            return [tensor]
+            return [_part(tensor)]
         if tensor.ndim < 3:
             raise KonkyoError(
                 f"a tensor {tuple(tensor.shape)} of {tensor.dtype} is no image; of a pair of images and labels give "
@@ -212,9 +285,9 @@ class _Reader:
             )
         self._require_preprocess()
         self.arrays = True
-        return list(pictures_of_tensor(tensor, bgr=self.bgr))
+        return list(map(_part, pictures_of_tensor(tensor, bgr=self.bgr)))
 
-    def _mapping(self, values: Mapping[str, Any]) -> list[Image.Image | Tensor]:
+    def _mapping(self, values: Mapping[str, Any]) -> list[_Part]:
         """Returns the images in a mapping: prepared ones in "pixel_values", or pictures. KonkyoError: none, or more."""
         name = next((name for name in _PICTURES if name in values), None)
         if name is None:
@@ -237,7 +310,26 @@ class _Reader:
                 raise KonkyoError(
                     f"pixel_values are prepared images, floats (N, C, H, W); got {tuple(tensor.shape)} {tensor.dtype}"
                 )
-        return [tensor[None] if tensor.ndim == 3 else tensor for tensor in tensors]
+        return [_part(tensor[None] if tensor.ndim == 3 else tensor) for tensor in tensors]
+
+
+def _classes_of(images: Any) -> list[str]:
+    """Returns the names of a data set's classes, as torchvision's data sets and loaders of them have; else none."""
+    names = getattr(getattr(images, "dataset", images), "classes", None)
+    named = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return list(names) if named and names is not None else []
+
+
+def _with_labels(parts: list[_Part], item: Any, classes: Sequence[str]) -> list[_Part]:
+    """Returns the parts of an item (image, label) with the label's name; unchanged where the names are not known."""
+    if not classes or len(parts) != 1 or not isinstance(item, (tuple, list)) or len(item) < 2:
+        return parts
+    numbers = item[1].tolist() if isinstance(item[1], Tensor) else item[1]
+    numbers = numbers if isinstance(numbers, list) else [numbers]
+    (part,) = parts
+    if len(numbers) != len(part.names) or not all(type(n) is int and 0 <= n < len(classes) for n in numbers):
+        return parts
+    return [replace(part, labels=tuple(classes[n] for n in numbers))]
 
 
 def _is_one(images: Any) -> bool:
@@ -250,12 +342,13 @@ def _is_file(value: Any) -> bool:
     return callable(getattr(value, "read", None))
 
 
-def _opened(source: str) -> list[Image.Image | Tensor]:
+def _opened(source: str) -> list[_Part]:
     """Opens a file, or all images of a folder, a pattern or a .txt list."""
     if not source:
         raise KonkyoError("an empty path names no image")
     require_local(source)
     path = Path(source)
     several = path.is_dir() or path.suffix.lower() == ".txt" or (not path.exists() and any(c in source for c in "*?["))
-    files: Iterator[Path] = iter(find_images(path) if several else [path])
-    return [open_image(file) for file in files]
+    files = find_images(path) if several else [path]
+    names = [file.relative_to(path).as_posix() if path.is_dir() else file.name for file in files]
+    return [_part(open_image(file), name) for file, name in zip(files, names, strict=True)]

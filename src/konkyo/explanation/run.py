@@ -46,6 +46,7 @@ class Request:
     budget: int | None = None
     progress: Progress | None = None
     bgr: bool = False
+    true_labels: Sequence[Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -158,6 +159,8 @@ def explanation_of(run: Run) -> Explanation:
         boxes=_boxes(model.task, rows, frames, maps.scores),
         regions=maps.scores.new_tensor([frames[image].region for image in rows.images]) if bordered else None,
         path=None if maps.path is None else _path(maps.path, [frames[image] for image in rows.images]),
+        names=tuple(run.prepared.names[image] for image in rows.images) if run.prepared.names else (),
+        true_labels=tuple(run.prepared.labels[image] for image in rows.images) if run.prepared.labels else (),
         assumptions=(*run.prepared.notes, *_assumptions(run, rows)),
         images=run.prepared.pictures,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -215,3 +216,19 @@ def _margin(excess: int, floor: bool) -> int:
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return size if isinstance(size, tuple) else (size, size)
+
+
+def preprocess_of(text: str | None) -> Preprocess | None:
+    """Returns the preprocessing that settings hold as text, as in "Preprocess(resize=256, ...)".
+
+    None: there is none. KonkyoError: another text.
+    """
+    if text in (None, "", "None"):
+        return None
+    try:
+        call = ast.parse(str(text), mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or getattr(call.func, "id", "") != Preprocess.__name__:
+            raise ValueError("no Preprocess(...)")
+        return Preprocess(**{str(word.arg): ast.literal_eval(word.value) for word in call.keywords})
+    except (SyntaxError, ValueError, TypeError) as error:
+        raise KonkyoError(f"settings hold a preprocessing that cannot be read, {str(text)[:80]!r}: {error}") from error

@@ -1,4 +1,4 @@
-"""timm's classifiers: `timm/NAME`, with the preprocessing and class names that timm knows. The extra `konkyo[timm]`."""
+"""timm's classifiers: `timm/NAME`, with the preprocessing and class names that timm knows. Needs the extra `timm`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from konkyo.errors import KonkyoError, unknown
+from konkyo.errors import KonkyoError, install_hint, unknown
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import build_with
 from konkyo.models.preprocess import Fit, Preprocess
@@ -25,7 +25,7 @@ def _timm() -> ModuleType:
     try:
         return import_module("timm")
     except ImportError as error:
-        raise KonkyoError("timm/NAME needs the library timm: pip install 'konkyo[timm]'") from error
+        raise KonkyoError(f"timm/NAME needs the library timm: {install_hint('timm')}") from error
 
 
 @adapter("timm")

@@ -1,4 +1,4 @@
-"""Hugging Face's image classifiers: `hf/ID` from the hub, or `hf/FOLDER`. The extra `konkyo[transformers]`."""
+"""Hugging Face's image classifiers: `hf/ID` from the hub, or `hf/FOLDER`. Needs the extra `transformers`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from konkyo.errors import KonkyoError
+from konkyo.errors import KonkyoError, install_hint
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import read_weights, require_inside
 from konkyo.models.detectors.transformers import detector, is_detector
@@ -28,7 +28,7 @@ def import_transformers() -> ModuleType:
     try:
         return import_module("transformers")
     except ImportError as error:
-        raise KonkyoError("hf/ID needs the library transformers: pip install 'konkyo[transformers]'") from error
+        raise KonkyoError(f"hf/ID needs the library transformers: {install_hint('transformers')}") from error
 
 
 @adapter("hf")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,11 @@ from torch import Tensor
 from konkyo.data.images import open_image
 from konkyo.draw.sheets import save_image
 from konkyo.errors import KonkyoError
+from konkyo.evaluation.diagnose.findings import Evidence
+from konkyo.evaluation.result import Table, latex
+from konkyo.report.page import Page, TableBlock, words
+from konkyo.report.provenance import of_versions
+from konkyo.report.report import report
 from konkyo.studies.base import MAPS, STUDY, TestPicture, read_maps
 from konkyo.utils.files import csv_of, read_json, write_text
 
@@ -64,13 +69,37 @@ def save_report(
     description: Mapping[str, Any],
     tables: Mapping[str, Iterable[Mapping[str, Any]]],
     pictures: Mapping[str, Image.Image],
+    page: Page,
 ) -> Path:
-    """Writes report.md, report.json, a csv file per table with rows, and pictures by their names. -> the folder"""
+    """Writes report.md, .html and .json, tables.tex, a csv file per table with rows, and pictures. -> the folder"""
     for name, picture in pictures.items():
         save_image(picture, folder / name)
+    tables_of_page = (([*t.head], [[str(cell) for cell in row] for row in t.rows]) for t in page.tables)
+    write_text(folder / "tables.tex", "\n".join(map(latex, tables_of_page)))
     for name, rows in tables.items():
         if rows:
             write_text(folder / f"{name}.csv", csv_of(rows))
     write_text(folder / "report.json", json.dumps(description, indent=1) + "\n")
     write_text(folder / "report.md", text)
+    report(page, folder / "report.html")
     return folder
+
+
+def study_page(
+    title: str,
+    settings: Mapping[str, Any],
+    tables: Mapping[str, Table],
+    pictures: Mapping[str, Image.Image],
+    remarks: Sequence[str],
+) -> Page:
+    """Returns the page of a study: its tables that have rows, its pictures by file name, and its remarks."""
+    provenance = {name: json.dumps(value) for name, value in settings.items() if isinstance(value, (dict, list))}
+    provenance |= {name: str(value) for name, value in settings.items() if not isinstance(value, (dict, list))}
+    return Page(
+        title=title,
+        verdict=words(remarks[0]) if remarks else {},
+        tables=tuple(TableBlock(words(name), *table) for name, table in tables.items() if table[1]),
+        figures=tuple(Evidence(picture, words(Path(name).stem)) for name, picture in pictures.items()),
+        provenance={**provenance, **of_versions()},
+        notes=tuple(map(words, remarks[1:])),
+    )

@@ -337,8 +337,9 @@ def task(kind: AnyTask) -> AnyTask:
 
 def same_class(one: str | None, other: str | None) -> bool:
     """Tells whether two names are of one class: case, underscores and spaces do not matter."""
-    return one is not None and other is not None and _plain(one) == _plain(other)
+    return one is not None and other is not None and plain_name(one) == plain_name(other)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Returns a class name as it is compared: in small letters, its words apart by single spaces."""
     return " ".join(name.replace("_", " ").replace("-", " ").lower().split())

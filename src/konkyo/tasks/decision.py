@@ -33,6 +33,15 @@ class Decision:
             return self.rank == 1
         return self.asked_probability is not None and self.asked_probability >= 0.5
 
+    def is_right(self, true_label: str | None) -> bool | None:
+        """Tells whether the model decided on the true label and, where classes do not exclude each other, on any.
+
+        None: the true label is not known.
+        """
+        if true_label is None:
+            return None
+        return self.label == true_label and (self.exclusive or self.probability >= 0.5)
+
     @property
     def brightness(self) -> float:
         """Returns how bright the map is drawn: from 0.4 of a target with the probability 0 to 1 of a certain one."""

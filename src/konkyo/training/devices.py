@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from konkyo.errors import KonkyoError
+from konkyo.errors import KonkyoError, install_hint
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -25,7 +25,7 @@ def fabric_of(
         from lightning_fabric import Fabric
         from lightning_fabric.utilities.exceptions import MisconfigurationException
     except ImportError as error:
-        raise KonkyoError(f"training needs lightning-fabric ({error}): pip install 'konkyo[train]'") from error
+        raise KonkyoError(f"training needs lightning-fabric ({error}): {install_hint('train')}") from error
     try:
         fabric = Fabric(
             accelerator=accelerator,

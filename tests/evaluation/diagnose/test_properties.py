@@ -60,7 +60,7 @@ def test_a_brighter_class_is_named_and_nothing_more() -> None:
     labels = np.repeat([0, 1], 12)
     findings = property_findings(Properties.of(samples), labels, ("night", "day"), samples, resamples=300)
     brightness = [finding for finding in findings if "brightness" in finding.statistic]
-    assert {finding.subject for finding in brightness} == {"night", "day"}
+    assert [finding.subject for finding in brightness] == ["day"]  # of two classes one says all
     assert all(finding.severity == "low" and finding.p_adjusted <= 0.01 for finding in findings)
     assert brightness[0].evidence[0].picture.width > 300
     assert not any("pixels" in finding.statistic or "file type" in finding.statistic for finding in findings)

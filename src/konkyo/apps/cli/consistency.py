@@ -12,6 +12,7 @@ from rich.markup import escape
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
     Data,
+    Format,
     ForwardOptions,
     Json,
     Layers,
@@ -20,9 +21,11 @@ from konkyo.apps.cli.options import (
     ModelName,
     ModelOptions,
     PrecisionName,
+    figure_format,
     request_of,
     setup_of,
 )
+from konkyo.apps.cli.reports import ReportOptions, note_origin, report_of_folder
 from konkyo.apps.cli.terminal import out, print_table, progress_bar
 from konkyo.errors import KonkyoError
 
@@ -66,11 +69,14 @@ def consistency(
     model_options: ModelOptions = ModelOptions(),
     method_options: MethodOptions = MethodOptions(),
     precision: PrecisionName = None,
+    format: Format = "png",
+    report_options: ReportOptions = ReportOptions(),
     as_json: Json = False,
 ) -> None:
     """Measure how alike the maps of one class are: gaze consistency, with baselines, mean maps and extreme images."""
     from konkyo.evaluation.consistency import consistency as run
 
+    kind = figure_format(format)
     setup = setup_of(model, model_options)
     names, request = request_of(method, method_options, forward=ForwardOptions(layer=layer))
     if len(names) != 1:
@@ -95,9 +101,10 @@ def consistency(
             **request["options"],
             **({} if precision is None else {"precision": precision}),
         )
-    result.save(
-        to, figures=figures, pictures=_pictures(setup.model, data, limit, method_options.seed) if figures else None
-    )
+    pictures = _pictures(setup.model, data, limit, method_options.seed) if figures else None
+    result.save(to, figures=figures, pictures=pictures, format=kind)
+    note_origin(to, setup.model)
+    notes = report_of_folder(to, report_options)
     if as_json:
         print(json.dumps(result.description(), indent=1))  # noqa: T201 - standard output is what was asked for
         return
@@ -107,7 +114,8 @@ def consistency(
     out.print()
     for line in result.remarks():
         out.print(escape(line), highlight=False, soft_wrap=True)
-    out.print(f"table, maps and figures in {escape(str(to))}", highlight=False, soft_wrap=True)
+    for note in (f"table, maps and figures in {to}", *notes):
+        out.print(escape(note), highlight=False, soft_wrap=True)
 
 
 def _pictures(model: Model, data: str, limit: int | None, seed: int) -> Callable[[str], Image.Image]:

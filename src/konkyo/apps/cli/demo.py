@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from konkyo.apps.cli.options import ModelOptions, setup_of
 from konkyo.apps.cli.terminal import out, progress
-from konkyo.errors import NotApplicable
+from konkyo.errors import NotApplicable, install_hint
 
 if TYPE_CHECKING:
     from konkyo.draw.sheets import Row
@@ -63,7 +63,7 @@ def _demo_of_detector(to: Path) -> None:
     from konkyo.utils.tensors import overlap
 
     if importlib.util.find_spec("transformers") is None:
-        note = "left out: the detector, which needs transformers: pip install 'konkyo[transformers]'"
+        note = f"left out: the detector, which needs transformers: {install_hint('transformers')}"
         out.print(escape(note), soft_wrap=True, highlight=False)
         return
     setup = setup_of("konkyo/scenes-detr", ModelOptions())

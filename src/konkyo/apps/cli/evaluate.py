@@ -14,15 +14,18 @@ from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
     Data,
     Folder,
+    Format,
     Json,
     Limit,
     MatchingOptions,
     MethodOptions,
     ModelOptions,
     PrecisionName,
+    figure_format,
     request_of,
     setup_of,
 )
+from konkyo.apps.cli.reports import ReportOptions, note_origin, report_of_folder
 from konkyo.apps.cli.terminal import out, print_evaluation, progress_bar
 from konkyo.errors import KonkyoError
 
@@ -56,6 +59,8 @@ def evaluate(
     model_options: ModelOptions = ModelOptions(),
     method_options: MethodOptions = MethodOptions(),
     precision: PrecisionName = None,
+    format: Format = "png",
+    report_options: ReportOptions = ReportOptions(),
     as_json: Json = False,
 ) -> None:
     """Measure explanations on data with truth: a table of methods and metrics, with 95 % intervals and paired tests."""
@@ -63,6 +68,7 @@ def evaluate(
     from konkyo.evaluation.evaluate import evaluate as run
     from konkyo.tasks.base import Matching
 
+    kind = figure_format(format)
     setup = None if model == "none" else setup_of(model, model_options)
     names: list[Any] = []
     options: dict[str, Any] = {}
@@ -86,11 +92,16 @@ def evaluate(
             progress=progress,
             **options,
         )
+    if kind != "png":
+        evaluation.save(to, format=kind)
+    note_origin(to, None if setup is None else setup.model)
+    notes = report_of_folder(to, report_options)
     if as_json:
         print(json.dumps(evaluation.description(), indent=1))  # noqa: T201 - standard output is what was asked for
         return
     print_evaluation(evaluation)
-    out.print(f"table, curves and every value in {escape(str(to))}", highlight=False, soft_wrap=True)
+    for note in (f"table, curves and every value in {to}", *notes):
+        out.print(escape(note), highlight=False, soft_wrap=True)
 
 
 def split(text: str) -> list[str]:

@@ -15,18 +15,18 @@ from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
     DrawingOptions,
     ForwardOptions,
-    Images,
     Json,
     MethodOptions,
     ModelName,
     ModelOptions,
     TargetOptions,
-    files_of,
     request_of,
     require_paths,
     setup_of,
     target_of,
 )
+from konkyo.apps.cli.reports import ReportOptions, made_by, report_of_folder
+from konkyo.apps.cli.sources import Images, TruthOptions, pictures_of
 from konkyo.apps.cli.terminal import out, progress
 from konkyo.errors import KonkyoError, NotApplicable
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
 
 from konkyo.apps.cli.manifest import Manifest, report_of, unique_names
-from konkyo.apps.cli.pictures import batches, explained, facts, in_a_line, rows_of, score_in_words
+from konkyo.apps.cli.pictures import batches, explained, facts, in_a_line, rows_of
 
 
 @with_groups
 def explain(
-    images: Images,
+    images: Images = None,
     model: ModelName = "konkyo/scenes-classifier",
     method: Annotated[
         str,
@@ -47,6 +47,7 @@ def explain(
     ] = "",
     target_options: TargetOptions = TargetOptions(),
     forward_options: ForwardOptions = ForwardOptions(),
+    truth_options: TruthOptions = TruthOptions(),
     to: Annotated[Path, typer.Option("--out", help="Folder for pictures, maps and manifest.json.")] = Path(
         "konkyo-out"
     ),
@@ -59,7 +60,11 @@ def explain(
     model_options: ModelOptions = ModelOptions(),
     method_options: MethodOptions = MethodOptions(),
     cmap: Annotated[str | None, typer.Option("--cmap", help="A matplotlib colour map for the overlays.")] = None,
+    caption: Annotated[
+        bool, typer.Option("--caption", help="A strip under each overlay: class, score, decision, method, diagnosis.")
+    ] = False,
     drawing_options: DrawingOptions = DrawingOptions(),
+    report_options: ReportOptions = ReportOptions(),
     as_json: Json = False,
 ) -> None:
     """Explain images: an overlay and a raw map per image, class and method, and a manifest of it all.
@@ -68,9 +73,10 @@ def explain(
     """
     if maps not in ("npz", "safetensors"):
         raise KonkyoError(f"--maps is npz or safetensors; got {maps!r}")
-    files = files_of(images)
-    files = [f for f in files if to.resolve() not in f.resolve().parents] or files  # not what an earlier run wrote
     setup = setup_of(model, model_options)
+    source = pictures_of(images, setup.model, truth_options)
+    files = source.files
+    files = [f for f in files if to.resolve() not in f.resolve().parents] or files  # not what an earlier run wrote
     target = target_of(setup, target_options)
     names, request = request_of(method or setup.model.task.method, method_options, target, forward_options)
     if path:
@@ -79,16 +85,22 @@ def explain(
     if drawing_options.title and not setup.model.task.instances:
         raise KonkyoError("--title is that of a sheet, which `explain` draws of detections; `konkyo compare` always")
     settings |= {"maps": maps, "colours": cmap, "paths": path, **asdict(drawing_options)}
-    drawing = {"cmap": cmap, "brightness": drawing_options.brightness}
-    with Manifest(to, settings, resume=resume, overwrite=overwrite) as manifest:
+    settings |= {"caption": True} if caption else {}
+    settings |= {"wrong_only": True} if truth_options.wrong_only else {}
+    drawing = {"cmap": cmap, "caption": caption, "brightness": drawing_options.brightness}
+    with Manifest(to, settings, resume=resume, overwrite=overwrite, order=truth_options.sort) as manifest:
+        manifest.origin, manifest.made_by = source.origin, made_by(setup.model)
         names_on_disk = unique_names(files, manifest)
-        left = [file for file in files if not manifest.has(file)]
+        left = [file for file in files if not manifest.has(file, source.labels.get(file))]
         for batch, tell in progress(batches(left, forward_options.batch_size), "explaining"):
-            outcomes = explained(setup.model, batch, names, {**request, "progress": tell})
+            outcomes = explained(setup.model, batch, names, {**request, "progress": tell}, source)
             for file, outcome in zip(batch, outcomes, strict=True):
                 with manifest.image(file) as entry:
                     entry["name"] = names_on_disk[file]
                     results = outcome.noted(entry)
+                    if truth_options.wrong_only and entry["correct"] is not False:
+                        entry["left_out"] = "not decided wrongly"
+                        continue
                     for name, result in results.items():
                         if isinstance(result, NotApplicable):
                             entry.setdefault("not_applicable", []).append(str(result))
@@ -103,11 +115,15 @@ def explain(
                         entry["nothing"] = setup.model.task.nothing(target)
                     if (line := in_a_line(results) or entry.get("nothing")) and not as_json:
                         out.print(escape(f"{file.name}: {line}"), soft_wrap=True, highlight=False)
-    report_of(manifest, as_json, [f"pictures, maps and manifest in {to}"])
+    notes = [f"pictures, maps and manifest in {to}"]
+    if any(entry.get("maps") for entry in manifest.images):
+        notes += report_of_folder(to, report_options)
+    report_of(manifest, as_json, notes)
 
 
 def _write(result: Explanation, stem: Path, maps: str, drawing: Mapping[str, Any], entry: dict[str, Any]) -> None:
     from konkyo.draw.sheets import save_image
+    from konkyo.explanation.words import score_in_words
 
     raw = result.save(stem.with_name(f"{stem.name}.{maps}"))
     for row, label in enumerate(result.labels):

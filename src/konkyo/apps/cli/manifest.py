@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
@@ -13,18 +13,20 @@ from typing import Any
 import typer
 from rich.markup import escape
 
+from konkyo.apps.cli.sources import counted, ordered
 from konkyo.apps.cli.terminal import err, out
 from konkyo.errors import ImageError, KonkyoError
-from konkyo.utils.files import read_json, write_text
+from konkyo.utils.files import csv_of, read_json, write_text
 from konkyo.utils.ledger import Ledger
 
-RECORD, DOCUMENT = "manifest.jsonl", "manifest.json"
+RECORD, DOCUMENT, TABLE = "manifest.jsonl", "manifest.json", "images.csv"
 _LONGEST = 160  # bytes of a stem; file systems take 255, and what is written has more to its name
 
 
 class Manifest:
     """What was done with every image: in `manifest.jsonl` at once, and whole in `manifest.json` when the run ends.
 
+    Beside it images.csv has a line per map then, in the order of --sort.
     A folder holds images explained with one group of settings. What a run explains again takes the place of what is
     there, the rest stays. With `overwrite` what the manifest lists is removed when the first image is done.
     It is a context manager. KonkyoError: the folder's images were explained with other settings, another process is
@@ -32,7 +34,13 @@ class Manifest:
     """
 
     def __init__(
-        self, folder: Path | None, settings: dict[str, Any], *, resume: bool = False, overwrite: bool = False
+        self,
+        folder: Path | None,
+        settings: dict[str, Any],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        order: str | None = None,
     ) -> None:
         if resume and overwrite:
             raise KonkyoError("--resume goes on with what is there, --overwrite removes it; give one of them")
@@ -40,6 +48,11 @@ class Manifest:
 
         self._folder, self._resume, self._known = folder, resume, missing()
         self._sheet: dict[str, str] = {}
+        self._order = order
+        self.origin = ""
+        """Where true labels come from."""
+        self.made_by: dict[str, Any] = {}
+        """The provenance and the command line of this run."""
         self._started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._keys = set[str]()
         self._skipped: list[dict[str, str]] = []
@@ -86,16 +99,19 @@ class Manifest:
     def document(self) -> dict[str, Any]:
         """The whole manifest."""
         values = {"settings": self._ledger.settings, "started": self._started}
+        values |= self.made_by | ({"true_labels": self.origin} if self.origin else {})
         return values | {"images": self.images, "skipped": self.skipped} | self._sheet
 
     def sheet(self, path: Path) -> None:
         """Names the contact sheet of all images."""
         self._sheet = {"sheet": str(path)}
 
-    def has(self, file: Path) -> bool:
-        """Whether the image is done, is still what it was, and has all its pictures and maps."""
+    def has(self, file: Path, true_label: str | None = None) -> bool:
+        """Whether the image is done, is still what it was and of this class, and has all its pictures and maps."""
         entry = self._ledger.entries.get(_key(file))
         if not self._resume or entry is None or entry.get("of") != _state(file):
+            return False
+        if entry.get("true_label") != true_label:
             return False
         return self._folder is None or all((self._folder / name).is_file() for name in _files_of(entry))
 
@@ -130,6 +146,7 @@ class Manifest:
     def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None, _trace: object) -> None:
         try:
             if self._folder is not None and (self._ledger.entries or self._skipped):
+                write_text(self._folder / TABLE, csv_of(_lines(self.images, self._order)))
                 write_text(self._folder / DOCUMENT, json.dumps(self.document(), indent=2))
         finally:
             self._ledger.close()
@@ -168,12 +185,40 @@ def _listed(document: Path) -> list[Any]:
     return list(values["images"])
 
 
+def _lines(entries: Iterable[Mapping[str, Any]], order: str | None) -> Iterator[dict[str, Any]]:
+    """Yields a line per map of the entries."""
+    for entry, _ in ordered([(dict(entry), None) for entry in entries], order):
+        of_image = {"image": entry.get("image", entry.get("file")), "true_label": entry.get("true_label")}
+        for m in _maps_of(entry):
+            decision = m.get("decision") or {}
+            yield {
+                **of_image,
+                "decision": decision.get("label"),
+                "probability": decision.get("probability"),
+                "correct": entry.get("correct"),
+                "method": m.get("method"),
+                "explained": m.get("label"),
+                "score": m.get("score"),
+                "explained_probability": decision.get("asked_probability"),
+                "explained_rank": decision.get("rank"),
+                "layer": m.get("layer"),
+                "diagnosis": m.get("diagnosis"),
+                "overlay": m.get("overlay"),
+                "map": m.get("map"),
+                "file": entry.get("file"),
+            }
+
+
+def _maps_of(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [m for m in entry.get("maps", ()) if isinstance(m, Mapping)]
+
+
 def _files_of(entry: Any) -> list[str]:
     """The names of the pictures and maps that an entry lists, all of which lie in the folder itself."""
     if not isinstance(entry, Mapping):
         return []
-    maps = [m for m in entry.get("maps", ()) if isinstance(m, Mapping)]
-    names = [entry.get("sheet"), *entry.get("paths", ()), *(m.get(k) for m in maps for k in ("overlay", "map"))]
+    parts = (m.get(k) for m in _maps_of(entry) for k in ("overlay", "map"))
+    names = [entry.get("sheet"), *entry.get("paths", ()), *parts]
     return [name for name in names if isinstance(name, str) and name == Path(name).name and name not in ("", "..")]
 
 
@@ -212,13 +257,15 @@ def report_of(manifest: Manifest, as_json: bool, notes: list[str]) -> None:
     else:
         applicable = {reason for entry in images for reason in entry.get("not_applicable", ())}
         doubtful = Counter(m["diagnosis"] for e in images for m in e.get("maps", ()) if m["diagnosis"] != "ok")
-        notes = [f"{len(images)} images explained, {len(skipped)} skipped", *notes, *sorted(applicable)]
+        shown = [entry for entry in images if "left_out" not in entry]
+        notes = [f"{len(shown)} images explained, {len(skipped)} skipped", *notes, *sorted(applicable)]
+        notes += counted(images, manifest.origin)
         notes += [f"{number} maps: {kind}" for kind, number in doubtful.items()]
         assumed = dict.fromkeys(a for e in images for a in e.get("assumptions", ()))
         notes += [f"assumed: {sentence}" for sentence in assumed]
         for note in notes:
             out.print(escape(note), soft_wrap=True, highlight=False)
-    if not any(entry.get("maps") for entry in images):
+    if not any(entry.get("maps") or "left_out" in entry for entry in images):
         raise typer.Exit(1)
     if skipped:
         raise typer.Exit(3)

@@ -44,6 +44,17 @@ Folder = Annotated[
     Path, typer.Option("--out", help="Folder for tables, curves and values; an interrupted run goes on from there.")
 ]
 
+Format = Annotated[
+    str, typer.Option("--format", help="Of figures: png, or svg or pdf, which print sharply at any size.")
+]
+
+
+def figure_format(text: str) -> Any:
+    """Returns the format of figures. KonkyoError: another one."""
+    if text not in (offer := ("png", "svg", "pdf")):
+        raise unknown("--format", text, offer)
+    return text
+
 
 @dataclass(frozen=True)
 class ModelOptions:

@@ -1,23 +1,54 @@
-"""The commands that tell what trainings gave."""
+"""The commands that make a report of what is finished: a folder of any command, or of a study."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from typer.core import TyperGroup
 
-from konkyo.apps.cli.options import Json
+from konkyo.apps.cli.options import Format, Json, figure_format
+from konkyo.apps.cli.reports import Anonymous, Language, PictureCount, ReportOptions, write_report
 from konkyo.apps.cli.terminal import out, print_table
 
-report = typer.Typer(help="Tables and figures of what was trained.", no_args_is_help=True)
+
+class _FolderByDefault(TyperGroup):
+    """`konkyo report FOLDER` is `konkyo report folder FOLDER`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Names the command where the user names a folder alone."""
+        if args and "--help" not in args and not any(word in self.commands for word in args[:1]):
+            args = ["folder", *args]
+        return super().parse_args(ctx, args)
+
+
+_HELP = "One HTML page of a finished folder: konkyo report FOLDER. Of studies also tables and figures."
+report = typer.Typer(help=_HELP, no_args_is_help=True, cls=_FolderByDefault)
 
 
 @report.callback()
 def _report() -> None:
-    """Tables and figures of what was trained."""
+    """One HTML page of a finished folder: konkyo report FOLDER. Of studies also tables and figures."""
+
+
+@report.command()
+def folder(
+    folder: Annotated[
+        Path, typer.Argument(help="What `konkyo explain`, `evaluate`, `consistency` or `diagnose` wrote.")
+    ],
+    to: Annotated[Path | None, typer.Option("--out", help="FILE.html; default: report.html in the folder.")] = None,
+    lang: Language = "auto",
+    pictures: PictureCount = "500",
+    anonymous: Anonymous = False,
+) -> None:
+    """Make the page of a finished folder. It reads the folder's files, and the pictures that these name."""
+    from konkyo.report.folder import page_of_folder
+
+    options = ReportOptions(to or folder / "report.html", lang, pictures, anonymous)
+    out.print(escape(write_report(page_of_folder(folder), options)), highlight=False, soft_wrap=True)
 
 
 @report.command()
@@ -26,6 +57,7 @@ def gaze(
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder for tables and figures; default: report in the study's.")
     ] = None,
+    format: Format = "png",
     as_json: Json = False,
 ) -> None:
     """Learning curves, kappa against L, numbers and maps against lambda: the report of a study of gaze consistency."""
@@ -33,7 +65,7 @@ def gaze(
 
     result = report_gaze(folder)
     to = folder / "report" if to is None else to
-    result.save(to)
+    result.save(to, format=figure_format(format))
     if as_json:
         print(json.dumps(result.description(), indent=1))  # noqa: T201 - standard output is what was asked for
         return

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from konkyo.data.samples import Annotation, Box, Sample, Samples, around, layout, open_annotated
-from konkyo.errors import KonkyoError
+from konkyo.errors import KonkyoError, install_hint
 from konkyo.utils.files import read_json
 
 _FILES = ("instances.json", "_annotations.coco.json", "instances_*.json", "annotations/instances*.json")
@@ -53,8 +53,10 @@ def coco(folder: Path, *, annotations: str = "", images: str = "") -> Samples:
             f"{files[0]} is not as COCO's instances, lists of {_FORM} that fit together: {came}"
         ) from None
     by_picture = [truths[image["id"]] for image in data["images"]]
-    read = partial(_sample, files[0], _picture_folder(folder, files[0], images, names), names, sizes, by_picture)
-    return Samples(names, read, tuple(classes.values()), "boxes as x, y, width, height; pictures as they are stored")
+    where = _picture_folder(folder, files[0], images, names)
+    read = partial(_sample, files[0], where, names, sizes, by_picture)
+    note = "boxes as x, y, width, height; pictures as they are stored"
+    return Samples(names, read, tuple(classes.values()), note, files=tuple(where / name for name in names))
 
 
 def _picture_folder(folder: Path, file: Path, images: str, names: Sequence[str]) -> Path:
@@ -162,4 +164,4 @@ def _library() -> Any:
             return import_module(name)
         except ImportError:
             continue
-    raise KonkyoError('masks given as polygons need pycocotools or faster-coco-eval: pip install "konkyo[coco]"')
+    raise KonkyoError(f"masks given as polygons need pycocotools or faster-coco-eval: {install_hint('coco')}")

@@ -48,7 +48,16 @@ def folder(folder: Path, *, masks: str = "", split: str = "") -> Samples:
     note = f"{sum(mask is not None for mask in masks_of_files)} of {len(files)} pictures with a mask"
     known = tuple(label for label in labels if label is not None)
     return selected(
-        Samples(names, partial(_sample, names, files, labels, masks_of_files), classes, note, "", known, parts), split
+        Samples(
+            names,
+            partial(_sample, names, files, labels, masks_of_files),
+            classes,
+            note,
+            labels=known,
+            parts=parts,
+            files=tuple(files),
+        ),
+        split,
     )
 
 
@@ -78,14 +87,31 @@ def _labels_by_folder(folder: Path, names: Sequence[str]) -> tuple[list[str | No
         came = " and ".join(depths.values())
         raise KonkyoError(f"{folder}: expected either DIR/NAME.jpg or DIR/CLASS/NAME.jpg everywhere; got {came}")
     keys = [name.split("/")[0] if 1 in depths else name.split("_")[0] for name in names]
-    table = folder / "classes.txt"
-    if not table.is_file():
+    classes = class_table(folder)
+    if classes is None:
         return (list(keys), tuple(dict.fromkeys(keys))) if 1 in depths else ([None] * len(names), ())
+    if missing := [key for key in keys if key not in classes]:
+        raise KonkyoError(
+            f'{folder / CLASS_TABLE}: expected a line "KEY<tab>NAME" of every class; none is of {missing[0]!r}'
+        )
+    return [classes[key] for key in keys], tuple(classes.values())
+
+
+CLASS_TABLE = "classes.txt"
+
+
+def class_table(folder: Path) -> dict[str, str] | None:
+    """Returns the names of classes by their keys, as the folder's classes.txt says; None where it has no such file.
+
+    KonkyoError: a line that is not "KEY<tab>NAME".
+    """
+    table = folder / CLASS_TABLE
+    if not table.is_file():
+        return None
     text = read_text(table)
     try:
-        classes = dict(line.split("\t") for line in text.splitlines() if line.strip())
-        return [classes[key] for key in keys], tuple(classes.values())
-    except (ValueError, KeyError) as error:
+        return dict(line.split("\t") for line in text.splitlines() if line.strip())
+    except ValueError as error:
         raise KonkyoError(f'{table}: expected a line "KEY<tab>NAME" of every class; {error!r}') from None
 
 

@@ -57,7 +57,7 @@ def _arranged(kind: str, folder: Path, classes: dict[str, str], split: str) -> S
     paths, labels, parts = zip(*files, strict=True)
     shown = tuple(path.relative_to(folder).as_posix() for path in paths)
     read = partial(read_labelled, shown, paths, labels)
-    return selected(Samples(shown, read, tuple(dict.fromkeys(classes.values())), "", "", labels, parts), split)
+    return selected(Samples(shown, read, tuple(dict.fromkeys(classes.values())), "", "", labels, parts, paths), split)
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -37,8 +37,9 @@ def sun397(folder: Path, *, partition: str = "", split: str = "") -> Samples:
         if parts and not (folder / name).is_file():
             raise KonkyoError(f"{folder / name} is not there; partition {partition} lists it")
     labels = tuple(name[2:].rpartition("/")[0] for name in names)
-    read = partial(read_labelled, names, [folder / name for name in names], labels)
-    return selected(Samples(names, read, tuple(sorted(set(labels))), "", "", labels, parts), split)
+    files = tuple(folder / name for name in names)
+    read = partial(read_labelled, names, files, labels)
+    return selected(Samples(names, read, tuple(sorted(set(labels))), "", "", labels, parts, files), split)
 
 
 _FILE_NAMES = {"train": "Training", "test": "Testing"}

@@ -48,7 +48,8 @@ def voc(folder: Path, *, split: str = "", origin: str = "1") -> Samples:
         if name not in pictures or not (folder / "Annotations" / f"{name}.xml").is_file():
             raise KonkyoError(f"{folder}: there is no {name} in {'Annotations' if name in pictures else 'JPEGImages'}")
     note = "boxes from pixel 1 to the last one; pictures as they are stored"
-    return Samples(tuple(names), partial(_sample, folder, names, pictures, int(origin)), note=note)
+    files = tuple(pictures[name] for name in names)
+    return Samples(tuple(names), partial(_sample, folder, names, pictures, int(origin)), note=note, files=files)
 
 
 def _sample(folder: Path, names: Sequence[str], pictures: dict[str, Path], origin: int, index: int) -> Sample:

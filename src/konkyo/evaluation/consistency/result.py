@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
-from konkyo.evaluation.result import Table, bracketed, markdown, number
+from konkyo.evaluation.result import FigureFormat, Table, bracketed, latex, markdown, number
 from konkyo.metrics.distances import Distance, distances
 from konkyo.utils.files import csv_text, plain, read_json, replacing, write_text
 
@@ -240,12 +240,19 @@ class Consistency:
     # --- on disk ------------------------------------------------------------------------------------------------------
 
     def save(
-        self, folder: str | Path, *, figures: bool = False, pictures: Callable[[str], Image.Image] | None = None
+        self,
+        folder: str | Path,
+        *,
+        figures: bool = False,
+        pictures: Callable[[str], Image.Image] | None = None,
+        format: FigureFormat = "png",
     ) -> Path:
-        """Writes consistency.json, table.md, classes.csv, images.csv and maps.safetensors into a folder. -> the folder
+        """Writes consistency.json, table.md, .tex, classes.csv, images.csv and maps.safetensors. -> the folder
 
-        `figures`: PNG files too, as of `figures`.
+        `figures`: pictures too, as of `figures`, in the `format` "png", "svg" or "pdf".
         """
+        from konkyo.draw.sheets import save_image
+
         folder = Path(folder)
         names = self.classes
         rows = [
@@ -256,10 +263,10 @@ class Consistency:
         with replacing(folder / "maps.safetensors") as temporary:
             save_file(tensors, temporary)
         for name, picture in (self.figures(pictures) if figures else {}).items():
-            with replacing(folder / name) as temporary:
-                picture.save(temporary, format="png")
+            save_image(picture, (folder / name).with_suffix(f".{format}"))
         texts = {
             "table.md": self.markdown(),
+            "table.tex": "\n".join(map(latex, (self.table(), self.summary()))),
             "classes.csv": csv_text([f.name for f in fields(ClassResult)], [asdict(c).values() for c in self.of_class]),
             "images.csv": csv_text(head, rows),
             "consistency.json": json.dumps(self.description(), indent=1),  # the last: where it is, all is

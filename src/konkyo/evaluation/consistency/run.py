@@ -77,6 +77,7 @@ def consistency(
         baselines=baselines,
         settings={
             "model": adapted.name,
+            "preprocess": None if adapted.preprocess is None else repr(adapted.preprocess),
             "data": source.name,
             "images": len(maps.names),
             "method": chosen.name,

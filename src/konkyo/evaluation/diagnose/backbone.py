@@ -37,7 +37,8 @@ _SHOWN = 6
 _RETRAIN: Text = {
     "en": "Train the backbone longer, or start from pretrained weights; check the preprocessing and that the weights "
     "were loaded.",
-    "ja": "バックボーンをさらに学習するか、学習済みの重みから始めてください。前処理と、重みが読み込まれているかも確認してください。",
+    "ja": "バックボーンをさらに学習するか、学習済みの重みから始めてください。前処理と、"
+    "重みが読み込まれているかも確認してください。",
 }
 
 
@@ -122,7 +123,8 @@ def _of_masks(collected: Collected) -> Finding:
         else worded(
             "The backbone's map (Eigen-CAM) lies on the objects no more than by chance: {inside:.0%}, by chance "
             "{chance:.0%}.",
-            "バックボーンのマップ（Eigen-CAM）が対象物の上にある割合は {inside:.0%} で、偶然（{chance:.0%}）と変わりません。",
+            "バックボーンのマップ（Eigen-CAM）が対象物の上にある割合は {inside:.0%} で、偶然（{chance:.0%}）"
+            "と変わりません。",
             **numbers,
         ),
         NOTHING_TO_DO if good else _RETRAIN,
@@ -229,7 +231,8 @@ def _said_of_labels(severity: Severity, better: bool, numbers: dict[str, float])
         return worded(
             "Its features do not tell the classes apart: the nearest training images are right for {accuracy:.0%}, "
             "{chance:.0%} by chance.",
-            "特徴ではクラスを区別できません：最も近い学習画像による正解率は {accuracy:.0%}、偶然なら {chance:.0%} です。",
+            "特徴ではクラスを区別できません：最も近い学習画像による正解率は {accuracy:.0%}、"
+            "偶然なら {chance:.0%} です。",
             **numbers,
         )
     if severity == "ok":
@@ -243,7 +246,8 @@ def _said_of_labels(severity: Severity, better: bool, numbers: dict[str, float])
     return worded(
         "Its features hardly tell the classes apart better than those of an untrained copy: {accuracy:.0%}, "
         "untrained {untrained:.0%}.",
-        "特徴によるクラスの区別は、未学習のネットワークとほとんど変わりません：{accuracy:.0%}、未学習 {untrained:.0%}。",
+        "特徴によるクラスの区別は、未学習のネットワークとほとんど変わりません：{accuracy:.0%}、"
+        "未学習 {untrained:.0%}。",
         **numbers,
     )
 
@@ -313,7 +317,8 @@ def _of_pictures(collected: Collected) -> Finding:
         worded(
             "The map follows the picture: Eigen-CAM and Ablation-CAM agree on the same image ({own:.2f}) more than on "
             "two images ({other:.2f}). A gap of {found:.2f} would have been found. This says nothing of the head.",
-            "マップは画像に沿っています：Eigen-CAM と Ablation-CAM の一致は同じ画像で {own:.2f}、別の画像とは {other:.2f}。"
+            "マップは画像に沿っています：Eigen-CAM と Ablation-CAM の一致は同じ画像で {own:.2f}、"
+            "別の画像とは {other:.2f}。"
             "差が {found:.2f} 以上あれば検出できました。ヘッドについては何も言えません。",
             **numbers,
         )

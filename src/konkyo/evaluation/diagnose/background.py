@@ -220,7 +220,7 @@ def _swap_finding(
         severity,
         "",
         {
-            "en": f"On a background of another class P(label) falls by {fall:.2f} more than on one of its own class; "
+            "en": f"On a background of another class P(label) is lower by {fall:.2f} than on one of its own class; "
             f"{changed:.0%} of decisions change ({changed_own:.0%} on its own class's)."
             + (f" A fall of about {reach:.2f} would have been named." if ok else ""),
             "ja": f"別のクラスの背景では、同じクラスの背景よりも正解の確率が {fall:.2f} 多く下がります。"

@@ -72,7 +72,7 @@ def _learnt(result: Sanity, n: int) -> Finding:
         "ok" if passed else "medium",
         "weights",
         {
-            "en": f"With random weights the maps are {'others' if passed else 'much the same'}: rank correlation "
+            "en": f"With random weights the maps {'differ' if passed else 'are much the same'}: rank correlation "
             f"{value:.2f} with those of the trained network (at most {ALIKE:g} is asked for).",
             "ja": f"重みを乱数にすると図は{'変わります' if passed else 'ほとんど変わりません'}: "
             f"元の図との順位相関は {value:.2f} です（{ALIKE:g} 以下が基準）。",
@@ -96,7 +96,7 @@ def _of_class(result: Sanity, n: int) -> Finding:
         "ok" if passed else "low",
         "class",
         {
-            "en": f"Maps of other classes are {'others' if passed else 'much the same'}: rank correlation {value:.2f} "
+            "en": f"Maps of other classes {'differ' if passed else 'are much the same'}: rank correlation {value:.2f} "
             "with that of the decision.",
             "ja": f"別のクラスの図は{'違います' if passed else 'ほとんど同じです'}: "
             f"判断の図との順位相関は {value:.2f} です。",

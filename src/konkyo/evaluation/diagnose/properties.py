@@ -151,7 +151,7 @@ def property_findings(
     result = association(measured.values, labels, len(classes), resamples=resamples, seed=seed)
     findings = [
         _finding(measured, labels, classes, data, result, c, column)
-        for c in enough
+        for c in (enough if len(set(labels.tolist())) > 2 else enough[-1:])
         for column in range(len(measured.names))
         if abs(result.auroc[c, column] - 0.5) >= STRONG - 0.5 and result.p_adjusted[c, column] <= alpha
     ]

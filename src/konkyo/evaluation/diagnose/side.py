@@ -207,10 +207,10 @@ def _mirror_finding(use: SideUse, alpha: float, resamples: int, seed: int) -> Fi
         ("low" if named else "ok") if use.labelled else "unknown",
         "mirror image",
         {
-            "en": f"In the mirror image {use.mirror_flips:.0%} of decisions change, and {what[0]} falls by {fall:.2f}."
-            + more[0],
-            "ja": f"左右反転すると判断の {use.mirror_flips:.0%} が変わり、{what[1]}は {fall:.2f} 下がります。"
-            + more[1],
+            "en": f"In the mirror image {use.mirror_flips:.0%} of decisions change, and {what[0]} changes "
+            f"by {-fall + 0.0:+.2f}." + more[0],
+            "ja": f"左右反転すると判断の {use.mirror_flips:.0%} が変わり、"
+            f"{what[1]}の変化は {-fall + 0.0:+.2f} です。" + more[1],
         },
         {
             "en": "The model tells left from right. Of anatomy or text it may; else train with mirrored pictures.",

@@ -27,7 +27,7 @@ _LONGEST = 320
 _STEP = 0.2
 """The least difference of neighbouring grey values, of 1, that is an edge."""
 _BLACK, _WHITE = 0.15, 0.85
-_SHOWN = 4
+_SHOWN, _LEAST = 4, 6
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ def text_finding(data: Samples, labels: Sequence[str | None]) -> Finding:
     low, high = interval_of_share(len(like), n)
     total = Counter(label for i in marks if (label := labels[i]) is not None)
     of_class = Counter(label for i in like if (label := labels[i]) is not None)
-    most = max(of_class, key=lambda label: (of_class[label] / total[label], label), default=None)
+    several = [label for label in of_class if total[label] >= _LEAST]
+    most = max(several, key=lambda label: (of_class[label] / total[label], label), default=None)
     where = ("", "")
     if most is not None:
         where = (
@@ -127,7 +128,9 @@ def text_finding(data: Samples, labels: Sequence[str | None]) -> Finding:
         n=n,
         threshold=LIKE_TEXT,
         evidence=_windows(data, [(i, marks[i]) for i in like[:_SHOWN]]),
-        values={f"share in {label}": of_class[label] / count for label, count in sorted(total.items())},
+        values={
+            f"share in {label}": of_class[label] / count for label, count in sorted(total.items()) if count >= _LEAST
+        },
     )
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from PIL import Image
 
-from konkyo.evaluation.result import Table
+from konkyo.evaluation.result import FigureFormat, Table
+from konkyo.report.page import Page
 from konkyo.studies.base import TestPicture
 from konkyo.studies.gaze import figures, text
 from konkyo.studies.gaze.run import Run
 from konkyo.studies.gaze.statistics import across_models, within_run
-from konkyo.studies.reports import save_report
+from konkyo.studies.reports import save_report, study_page
 from konkyo.utils.files import plain
 from konkyo.utils.statistics import Correlation, Estimate
 
@@ -139,7 +140,23 @@ class GazeReport:
         """Returns the pictures by file name. With several levels, maps have a picture for each."""
         return figures.figures(self)
 
-    def save(self, folder: str | Path) -> Path:
-        """Writes report.md, report.json, csv files and pictures into a folder. -> the folder"""
-        pictures = self.figures()
-        return save_report(Path(folder), self.markdown(pictures), self.description(), self.records(), pictures)
+    def page(self, pictures: Mapping[str, Image.Image] | None = None) -> Page:
+        """Returns the page of the study; `pictures`: those of `figures`, where they are drawn already."""
+        tables = {
+            "Numbers of the test set": self.table(),
+            "Differences from lambda = 0": self.differences(),
+            "kappa against L, across models": self.correlation_table(),
+            "kappa against L, within runs": self.within_table(),
+            "All runs": self.run_table(),
+        }
+        drawn = self.figures() if pictures is None else pictures
+        return study_page("Gaze consistency in training", self.study, tables, drawn, self.remarks())
+
+    def save(self, folder: str | Path, *, format: FigureFormat = "png") -> Path:
+        """Writes report.md, .html and .json, tables.tex, csv files and pictures into a folder. -> the folder
+
+        `format`: of the pictures, "png", "svg" or "pdf".
+        """
+        pictures = {str(Path(name).with_suffix(f".{format}")): picture for name, picture in self.figures().items()}
+        text, page = self.markdown(pictures), self.page(pictures)
+        return save_report(Path(folder), text, self.description(), self.records(), pictures, page)

@@ -15,12 +15,22 @@ from torch import Tensor
 from konkyo.draw.sheets import Cell, Row, contact_sheet
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.result import Table, markdown
+from konkyo.report.page import Page
 from konkyo.studies.base import TestPicture
-from konkyo.studies.reports import open_picture, read_settings, read_test_maps, read_test_pictures, save_report
+from konkyo.studies.reports import (
+    open_picture,
+    read_settings,
+    read_test_maps,
+    read_test_pictures,
+    save_report,
+    study_page,
+)
 from konkyo.studies.vib.study import runs_of
 from konkyo.training.loop import EPOCHS, read_epochs
 from konkyo.utils.files import plain, read_json
 from konkyo.utils.statistics import Estimate
+
+TITLE = "Variational information bottleneck"
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +161,13 @@ class VIBReport:
             {"study": dict(self.settings), "networks": self.records(), "remarks": self.remarks()}
         )
 
+    def page(self, pictures: Mapping[str, Image.Image] | None = None) -> Page:
+        """Returns the page of the study; `pictures`: those of `sheets`, where they are drawn already."""
+        drawn = self.sheets() if pictures is None else pictures
+        return study_page(TITLE, self.settings, {"Networks": self.table()}, drawn, self.remarks())
+
     def save(self, out: str | Path | None = None) -> Path:
-        """Writes report.md, report.json, networks.csv and a sheet of maps per class. -> the folder
+        """Writes report.md, report.html, report.json, networks.csv and a sheet of maps per class. -> the folder
 
         `out`: by default FOLDER/report.
         """
@@ -161,11 +176,11 @@ class VIBReport:
             name = f"maps-{number:03}-{''.join(c if c.isalnum() else '-' for c in label)}.png"
             pictures[name] = sheet
             links += [f"![CAM of {label}]({name})", ""]
-        text = "\n".join(
-            ["# Variational information bottleneck", "", markdown(self.table()), *self.remarks(), "", *links]
-        )
+        text = "\n".join([f"# {TITLE}", "", markdown(self.table()), *self.remarks(), "", *links])
         folder = self.folder / "report" if out is None else Path(out)
-        return save_report(folder, text, self.description(), {"networks": self.records()}, pictures)
+        return save_report(
+            folder, text, self.description(), {"networks": self.records()}, pictures, self.page(pictures)
+        )
 
 
 def report_vib(folder: str | Path) -> VIBReport:

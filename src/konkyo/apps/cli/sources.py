@@ -1,0 +1,284 @@
+"""The images that a command is about: their files, their names, and the class that each of them really has."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
+
+import typer
+
+from konkyo.errors import KonkyoError, unknown
+from konkyo.utils.files import read_text
+
+if TYPE_CHECKING:
+    from konkyo.models import Model
+
+_Anything = TypeVar("_Anything")
+
+Images = Annotated[
+    list[str] | None, typer.Argument(help="Image files, folders (searched through), or quoted globs; or --data.")
+]
+ORDERS = ("least-sure", "most-sure", "wrong-first", "name")
+NO_LABELS = "none"
+_IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "path", "name")
+_LABEL_COLUMNS = ("label", "true_label", "class", "category", "target")
+
+
+@dataclass(frozen=True)
+class TruthOptions:
+    """Which images are explained besides those that are named, what they really are, and in which order they come."""
+
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="A data set in place of IMAGES, as in folder:DIR,split=val.")
+    ] = None
+    true_labels: Annotated[
+        str | None,
+        typer.Option(
+            "--true-labels",
+            help="A csv file of images and their classes, or 'none'; default: folders that are called like classes.",
+        ),
+    ] = None
+    wrong_only: Annotated[bool, typer.Option("--wrong-only", help="Only images that are decided wrongly.")] = False
+    sort: Annotated[str | None, typer.Option("--sort", help=f"{', '.join(ORDERS)}; default: as they are given.")] = None
+
+    def __post_init__(self) -> None:
+        if self.sort is not None and self.sort not in ORDERS:
+            raise unknown("--sort", self.sort, ORDERS)
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """The pictures are files with a name each, and what is known of their classes."""
+
+    files: list[Path]
+    names: Mapping[Path, str]
+    """Relative to the folder that was given."""
+    labels: Mapping[Path, str] = field(default_factory=dict)
+    """The class of the model that a picture really shows, where that is known."""
+    origin: str = ""
+    """Where the labels come from, in words; "" where nothing is to be said."""
+
+
+def pictures_of(images: Sequence[str] | None, model: Model, options: TruthOptions) -> Pictures:
+    """Returns the images that arguments or a data set name. KonkyoError: both, or a label that is no class.
+
+    typer.BadParameter: neither images nor a data set.
+    """
+    if images and options.data is not None:
+        raise KonkyoError("images are named, or a data set is given with --data; both came")
+    if not images and options.data is None:
+        raise typer.BadParameter("images, or a data set with --data folder:DIR, are missing")
+    pictures = _named(images or ()) if options.data is None else _of_data(options.data, model, options)
+    if options.true_labels == NO_LABELS:
+        pictures = Pictures(pictures.files, pictures.names)
+    elif options.true_labels is not None:
+        pictures = _of_table(pictures, Path(options.true_labels), model)
+    elif options.data is None:
+        pictures = _of_folders(pictures, images or (), model)
+    if not pictures.labels and (options.wrong_only or options.sort == "wrong-first"):
+        option = "--wrong-only" if options.wrong_only else "--sort wrong-first"
+        reason = f" ({pictures.origin})" if pictures.origin else ""
+        raise KonkyoError(
+            f"{option} needs true labels, which are not known{reason}: --true-labels FILE.csv with a line image,label "
+            "of each, --data folder:DIR, or folders called like the model's classes"
+        )
+    return pictures
+
+
+def _named(images: Sequence[str]) -> Pictures:
+    """Returns the image files that paths, folders and globs name; names are relative to a folder that is given."""
+    from konkyo.data.images import find_images
+
+    files = find_images(images)
+    folders = [Path(image) for image in images if Path(image).is_dir()]
+    return Pictures(files, {file: _relative(file, folders) for file in files})
+
+
+def _relative(file: Path, folders: Sequence[Path]) -> str:
+    folder = next((folder for folder in folders if file.is_relative_to(folder)), file.parent)
+    return file.relative_to(folder).as_posix()
+
+
+def _of_data(source: str, model: Model, options: TruthOptions) -> Pictures:
+    """Returns the pictures of a data set whose pictures are files."""
+    from konkyo.data.samples import LAYOUTS, samples
+    from konkyo.explanation.inputs import known_classes
+
+    data = samples(source)
+    if not data.files:
+        offer = ", ".join(f"{name}:DIR" for name in LAYOUTS)
+        raise KonkyoError(f"--data takes pictures that are files here, {offer}; those of {source} are drawn")
+    names = dict(zip(data.files, data.names, strict=True))
+    if not data.labels or options.true_labels is not None:
+        return Pictures(list(data.files), names, {}, f"{source} has none" if not data.labels else "")
+    found, notes = known_classes(model, data.labels)
+    if not found:
+        raise KonkyoError(
+            f"none of the classes of {source} ({', '.join(data.classes[:5])}) is one of {model.name}; with "
+            "--true-labels none its pictures are explained all the same, and --labels FILE names the model's classes"
+        )
+    labels = {file: label for file, label in zip(data.files, found, strict=True) if label is not None}
+    return Pictures(list(data.files), names, labels, "; ".join((f"from {source}", *notes)))
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def _of_folders(pictures: Pictures, images: Sequence[str], model: Model) -> Pictures:
+    """Returns the pictures with the labels that their folders say, if all of these are classes of the model."""
+    from konkyo.data.sets.folder import CLASS_TABLE, class_table
+    from konkyo.explanation.inputs import known_classes
+
+    tables = {folder: table for image in images if (table := class_table(folder := Path(image))) is not None}
+    said = [_said(file, tables) for file in pictures.files]
+    found, _ = known_classes(model, said)
+    if not found:
+        return pictures
+    counts = Counter(said)
+    if None in found:
+        known = len({name for name, label in zip(said, found, strict=True) if label is not None})
+        origin = (
+            f"not taken from the folders: {known} of {len(counts)} folders are called like a class of the model; "
+            "--data folder:DIR takes them"
+        )
+        return Pictures(pictures.files, pictures.names, {}, origin)
+    labels = {file: label for file, label in zip(pictures.files, found, strict=True) if label is not None}
+    if tables:
+        origin = f"from {CLASS_TABLE} ({len(counts)} classes)"
+    elif len(counts) == 1:
+        (name,) = counts
+        origin = (
+            f"from the folder: all lie in {name!r}, which is a class of the model; if that is chance, "
+            f"--true-labels {NO_LABELS}"
+        )
+    else:
+        origin = f"from the folders: {_listed(counts)}"
+    return Pictures(pictures.files, pictures.names, labels, origin)
+
+
+def _said(file: Path, tables: Mapping[Path, Mapping[str, str]]) -> str:
+    """Returns what a picture's place says that it shows: its folder's name, or what a table says of its key."""
+    folder = next((folder for folder in tables if file.is_relative_to(folder)), None)
+    if folder is None:
+        return file.absolute().parent.name
+    key = file.name.split("_")[0] if file.parent == folder else file.parent.name
+    return tables[folder].get(key, key)
+
+
+def _listed(counts: Mapping[Any, int]) -> str:
+    shown = ", ".join(f"{name} {number}" for name, number in list(counts.items())[:6])
+    return shown + (f" and {len(counts) - 6} more" if len(counts) > 6 else "")
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _of_table(pictures: Pictures, path: Path, model: Model) -> Pictures:
+    """Returns the pictures with the labels of a csv file. KonkyoError: none of them is in it, or an unknown class."""
+    from konkyo.explanation.inputs import class_of
+
+    places = _places(pictures, path)
+    labels: dict[Path, str] = {}
+    for number, image, label in _lines(path):
+        file = places.get(image)
+        if file is None or not label:
+            continue
+        named = label in model.classes or not re.fullmatch("[0-9]+", label)
+        try:
+            name = class_of(model, label if named else int(label))
+        except KonkyoError as error:
+            raise KonkyoError(f"{path}, line {number}: {error}") from error
+        if file in labels and labels[file] != name:
+            raise KonkyoError(f"{path}, line {number}: {image} is {name} here, and {labels[file]} before")
+        labels[file] = str(name)
+    if not labels:
+        first = pictures.names[pictures.files[0]]
+        raise KonkyoError(f"{path} has no label of any of the images; the first of them is called {first}")
+    missing = len(pictures.files) - len(labels)
+    note = f"; {missing} of {len(pictures.files)} images have no line in it" if missing else ""
+    return Pictures(pictures.files, pictures.names, labels, f"from {path.name}{note}")
+
+
+def _places(pictures: Pictures, table: Path) -> dict[str, Path]:
+    """Returns the files by all that a table may call them: path, path from the table, name, and a name of its own."""
+    alone = Counter(file.name for file in pictures.files)
+    places = {file.name: file for file in pictures.files if alone[file.name] == 1}
+    for file in pictures.files:
+        places |= {str(file): file, file.as_posix(): file, str(file.resolve()): file, pictures.names[file]: file}
+        if file.resolve().is_relative_to(table.resolve().parent):
+            places[file.resolve().relative_to(table.resolve().parent).as_posix()] = file
+    return places
+
+
+def _lines(path: Path) -> Iterable[tuple[int, str, str]]:
+    """Yields (line number, image, label) of a csv file, whose first line may name its columns."""
+    text = read_text(path).splitlines()
+    first = text[0] if text else ""
+    separator = next((mark for mark in (",", ";", "\t") if mark in first), None)
+    if separator is None:
+        raise KonkyoError(f"{path}: lines image,label were expected; the first is {first[:60]!r}")
+    rows = list(csv.reader(text, delimiter=separator))
+    head = [cell.strip().lower() for cell in rows[0]]
+    image = next((head.index(name) for name in _IMAGE_COLUMNS if name in head), None)
+    label = next((head.index(name) for name in _LABEL_COLUMNS if name in head), None)
+    if image is None and label is None:
+        image, label, start = 0, 1, 0
+    elif image is None or label is None:
+        raise KonkyoError(
+            f"{path}: the columns image and label were expected; got {', '.join(rows[0])}. A column of images is called"
+            f" one of {', '.join(_IMAGE_COLUMNS)}, one of labels one of {', '.join(_LABEL_COLUMNS)}"
+        )
+    else:
+        start = 1
+    for number, row in enumerate(rows[start:], start=start + 1):
+        if not row:
+            continue
+        if len(row) <= max(image, label):
+            raise KonkyoError(f"{path}, line {number}: {len(head)} columns were expected; got {len(row)}")
+        yield number, row[image].strip(), row[label].strip()
+
+
+# --- what became of them ----------------------------------------------------------------------------------------------
+
+
+_Judged: TypeAlias = tuple[dict[str, Any], _Anything]
+
+
+def ordered(rows: Sequence[_Judged[_Anything]], order: str | None) -> list[_Judged[_Anything]]:
+    """Returns pairs of a manifest's entry and anything in the order of --sort; what is not known comes last.
+
+    wrong-first: of wrong decisions the surest first, of right ones the least sure.
+    """
+
+    def unsureness(entry: Mapping[str, Any], sign: int) -> float:
+        decision = entry.get("decision") or {}
+        return sign * float(decision.get("probability", sign * math.inf))
+
+    def key(row: _Judged[_Anything]) -> tuple[Any, ...]:
+        entry, _ = row
+        if order == "name":
+            return tuple(_natural(entry.get("image", "")))
+        if order == "wrong-first":
+            place = 2 if (correct := entry.get("correct")) is None else int(correct)
+            return place, unsureness(entry, 1 if place else -1)
+        return (unsureness(entry, -1 if order == "most-sure" else 1),)
+
+    return list(rows) if order is None else sorted(rows, key=key)
+
+
+def _natural(name: str) -> list[str | int]:
+    """Returns a sorting key under which "img2" comes before "img10"."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name.casefold()))]
+
+
+def counted(entries: Iterable[Mapping[str, Any]], origin: str) -> list[str]:
+    """Returns the sentences at the end of a run: how many images are wrong, and where their labels come from."""
+    judged = [entry["correct"] for entry in entries if entry.get("correct") is not None]
+    lines = [f"{judged.count(False)} of {len(judged)} wrong"] if judged else []
+    return lines + ([f"true labels: {origin}"] if origin else [])

@@ -1,0 +1,113 @@
+"""What rows with true labels add up to: accuracy with its interval, and the confusion matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from konkyo.metrics.distances import on_grid
+from konkyo.report.page import ClassCard, ConfusionMatrix, ImageRow
+from konkyo.utils.tensors import min_max
+
+_Z = 1.959964  # of the 95 % interval
+_GRID, _PICTURE, _EXTREMES = 14, 160, 3
+
+
+def accuracy(rows: Sequence[ImageRow]) -> tuple[int, int, float, float]:
+    """Returns (correct, known, low, high): decisions that are the true label, with Wilson's 95 % interval.
+
+    Rows count whose decision and label are known; the interval is (NaN, NaN) of none. Wilson (JASA, 1927).
+    """
+    known = [row.correct for row in rows if row.correct is not None]
+    n, correct = len(known), sum(known)
+    if not n:
+        return 0, 0, math.nan, math.nan
+    share, spread = correct / n, _Z**2 / n
+    centre = (share + spread / 2) / (1 + spread)
+    reach = _Z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    return correct, n, max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def confusion_of(rows: Sequence[ImageRow]) -> ConfusionMatrix | None:
+    """Returns the confusion matrix of rows, one per image; None where no decision and label are both known."""
+    pairs = [(row.true_label, row.decision) for row in rows if row.correct is not None]
+    if not pairs:
+        return None
+    names = sorted({name for pair in pairs for name in pair})
+    place = {name: index for index, name in enumerate(names)}
+    counts = torch.zeros(len(names), len(names), dtype=torch.int64)
+    for label, decision in pairs:
+        counts[place[label], place[decision]] += 1
+    return ConfusionMatrix(tuple(names), counts)
+
+
+def class_cards(confusion: ConfusionMatrix) -> tuple[ClassCard, ...]:
+    """Returns a card per class of a confusion matrix: its counts, recall, precision, and what it is confused with."""
+    counts, names = confusion.counts, confusion.classes
+    mixed = counts + counts.T
+    cards = []
+    for index, name in enumerate(names):
+        n, right, given = int(counts[index].sum()), int(counts[index, index]), int(counts[:, index].sum())
+        others = [(names[k], int(mixed[index, k])) for k in range(len(names)) if k != index and mixed[index, k] > 0]
+        cards.append(
+            ClassCard(
+                name=name,
+                n=n,
+                recall=right / n if n else math.nan,
+                precision=right / given if given else math.nan,
+                confused=tuple(sorted(others, key=lambda other: -other[1])[:3]),
+            )
+        )
+    return tuple(cards)
+
+
+def cards_of(confusion: ConfusionMatrix | None, rows: Sequence[ImageRow]) -> tuple[ClassCard, ...]:
+    """Returns a card per class with its mean map; none where nothing is known of classes or each has one image."""
+    cards = () if confusion is None else class_cards(confusion)
+    return with_mean_maps(cards, rows) if any(card.n > 1 for card in cards) else ()
+
+
+def with_mean_maps(cards: Sequence[ClassCard], rows: Sequence[ImageRow]) -> tuple[ClassCard, ...]:
+    """Returns the cards with the mean of the maps that explain their class, on the mean of those pictures.
+
+    The first method's maps count that are not doubtful, scaled to [0, 1] each; a class needs two of them. Typical and
+    deviant rows are those with the least and the largest mean squared distance from the mean map.
+    """
+    made = []
+    for card in cards:
+        own = [k for k, r in enumerate(rows) if r.asked == card.name and r.maps and r.maps[0].diagnosis == "ok"]
+        if len(own) < 2:
+            made.append(card)
+            continue
+        maps = torch.stack([_on_grid(rows[k].maps[0].values) for k in own])
+        mean = maps.mean(0)
+        near = (maps - mean).square().flatten(1).mean(1).argsort(stable=True).tolist()
+        few = min(_EXTREMES, len(own) // 2)
+        made.append(
+            replace(
+                card,
+                mean_map=mean,
+                mean_picture=_mean_picture([rows[k].picture for k in own]),
+                typical=tuple(own[k] for k in near[:few]),
+                deviant=tuple(own[k] for k in reversed(near[-few:])),
+            )
+        )
+    return tuple(made)
+
+
+def _on_grid(values: Tensor) -> Tensor:
+    return on_grid(min_max(values.detach().cpu().float()[None]), _GRID)[0]
+
+
+def _mean_picture(pictures: Sequence[Image.Image | None]) -> Image.Image | None:
+    shown = [p.convert("RGB").resize((_PICTURE, _PICTURE)) for p in pictures if p is not None]
+    if not shown:
+        return None
+    total = np.mean([np.asarray(p, dtype=np.float32) for p in shown], axis=0)
+    return Image.fromarray(total.round().astype(np.uint8))
