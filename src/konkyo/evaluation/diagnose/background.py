@@ -353,7 +353,12 @@ def largest_component(map_: Tensor, threshold: float = 0.5) -> NDArray[np.bool_]
     return np.asarray(parts == 1 + int(np.bincount(parts.ravel())[1:].argmax()))
 
 
-@question("background", forwards=lambda collected: _MOST * (_MOST + 2) if collected.has_masks else 0)
+def _forwards(collected: Collected) -> int:
+    m = min(len(collected), _MOST)
+    return m * (m + 2) if collected.has_masks and collected.labels is not None else 0
+
+
+@question("background", forwards=_forwards)
 def background(collected: Collected) -> tuple[Finding, ...]:
     """Swaps the backgrounds of images with masks and labels; of others it shows a picture and claims nothing."""
     settings = collected.settings
