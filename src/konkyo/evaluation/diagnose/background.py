@@ -120,7 +120,7 @@ def background_use(
     np.fill_diagonal(swapped, np.nan)
     shown = []
     for k, row in list(enumerate(rows))[:_SHOWN]:
-        j = next((j for j in range(len(rows)) if label[j] != label[k]), k)
+        j = next((j for j in [*range(k, len(rows)), *range(k)] if label[j] != label[k]), k)
         shown.append(torch.stack([images[row], torch.where(masks[row], images[row], backgrounds[j]), backgrounds[k]]))
     return BackgroundUse(
         tuple(rows),

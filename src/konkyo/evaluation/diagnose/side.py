@@ -26,6 +26,8 @@ MOVED = 0.03
 """The least mean change of P, beyond that of other windows, of a finding."""
 MIRRORED = 0.05
 """The least mean fall of P(label) in the mirror image, of a finding."""
+FLIPPED = 0.5
+"""The share of decisions that change in the mirror image, more of which is a finding whatever the probabilities do."""
 _LEAST, _MOST = 6, 128
 _STATISTIC = "change of P when a corner is mirrored, less that of a window elsewhere"
 
@@ -194,7 +196,7 @@ def _mirror_finding(use: SideUse, alpha: float, resamples: int, seed: int) -> Fi
     fall, n = float(use.mirror.mean()), len(use.mirror)
     low, high = interval_of_mean(use.mirror, resamples, seed)
     p = float(sign_flips(use.mirror[:, None], resamples, seed)[0][0])
-    named = use.labelled and p <= alpha and fall >= MIRRORED
+    named = use.labelled and (use.mirror_flips > FLIPPED or (p <= alpha and fall >= MIRRORED))
     what = ("P(label)", "正解の確率") if use.labelled else ("P of the decision", "判断の確率")
     reach = MIRRORED + 2.6 * float(use.mirror.std(ddof=1)) / math.sqrt(n)
     more = (
