@@ -2,6 +2,7 @@
 
 python benchmarks/checks.py            # 3 networks of each kind, about ten minutes on one core
 python benchmarks/checks.py 10 0       # 10 networks, the first with seed 0
+python benchmarks/checks.py null       # findings of 2 clean networks on 20 test sets each, at alpha = 0.05
 """
 
 from __future__ import annotations
@@ -84,14 +85,14 @@ def changed(data: Samples, classes: tuple[str, ...], change: Callable[[Sample, i
     return Samples(data.names, drawn.__getitem__, classes, labels=data.labels)
 
 
-def trained(data: Samples, classes: tuple[str, ...], seed: int) -> konkyo.Model:
+def trained(data: Samples, classes: tuple[str, ...], seed: int, epochs: int = EPOCHS) -> konkyo.Model:
     """Trains a small network from a seed."""
     torch.manual_seed(seed)
     network, generator = Net(len(classes)), torch.Generator().manual_seed(seed)
     images = torch.stack([PREPROCESS(sample.image) for sample in data])
     labels = torch.tensor([classes.index(label) for label in data.labels])
     optimiser = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-2)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for rows in torch.randperm(len(images), generator=generator).split(32):
             optimiser.zero_grad()
             functional.cross_entropy(network(images[rows]), labels[rows]).backward()
@@ -107,7 +108,32 @@ def shown(findings: tuple[Finding, ...]) -> str:
     return f"{finding.severity} {finding.value:.2f} (p {finding.p:.3f}){': ' + subjects if subjects else ''}"
 
 
+def clean_runs(networks: int = 2, sets: int = 20) -> None:
+    """Prints how often a clean network has p <= 0.05 and a finding on test sets that it has not seen."""
+    asked = QUESTIONS_ASKED[:3]
+    results: dict[str, list[Finding]] = {}
+    for seed in range(networks):
+        train = samples("scenes:500,objects=1,size=96", seed=seed + 1)
+        classes = tuple(sorted(set(train.labels)))
+        model = trained(train, classes, seed, epochs=8)
+        for run in range(sets):
+            test = samples("scenes:80,objects=1,size=96", seed=5000 + 100 * seed + run)
+            collected = collect(model, test, Settings(alpha=0.05, resamples=300, seed=run))
+            for name in asked:
+                for finding in QUESTIONS[name].ask(collected):
+                    subject = "" if name == "properties" else finding.subject
+                    results.setdefault(f"{name} {subject}".strip(), []).append(finding)
+    print("| check | findings | p <= 0.05 | low, medium or high |\n|---|---|---|---|")
+    for name, findings in results.items():
+        small = sum(finding.p_adjusted <= 0.05 for finding in findings)
+        named = sum(finding.severity in ("high", "medium", "low") for finding in findings)
+        print(f"| {name} | {len(findings)} | {small} | {named} |")
+
+
 def main() -> None:
+    if sys.argv[1:] == ["null"]:
+        clean_runs()
+        return
     count, first = (int(word) for word in (sys.argv[1:3] + ["3", "0"][len(sys.argv) - 1 :]))
     print(f"| kind | seed | accuracy | {' | '.join(QUESTIONS_ASKED)} |\n|{'---|' * (3 + len(QUESTIONS_ASKED))}")
     for seed in range(first, first + count):
