@@ -129,3 +129,14 @@ def test_masks_of_several_objects_are_one_region(model: konkyo.Model, data: Samp
     union = one.mask(0)
     assert union is not None
     assert union[:5, :5].all()
+
+
+def test_images_of_other_sizes_are_left_out(model: konkyo.Model, data: Samples) -> None:
+    free = konkyo.Model(model.module, replace(model.preprocess, resize=None, crop=None), model.classes)
+    narrow = [replace(data[i], image=data[i].image.crop((0, 0, 96, 128)), annotations=()) for i in range(3)]
+    mixed = Samples(tuple("abcde"), lambda i: replace(narrow[i] if i < 3 else data[i], name="abcde"[i], annotations=()))
+    some = collect(free, mixed, Settings())
+    assert not some.one_size
+    indices = images_of_one_size(some, 5, "test")
+    assert indices in ([0, 1, 2], [3, 4])
+    assert some.images(indices).shape[0] == len(indices)
