@@ -164,30 +164,32 @@ class Cover:
     """(n, H, W) bool."""
     others: Sequence[int]
     """Of every row, the image of another class that a swap takes."""
+    before: Tensor
+    """(n, K) the probabilities of the images as they are."""
     fill: str = "swap"
     controls: int = 8
 
     @property
     def forwards(self) -> int:
         """Returns how many images are run."""
-        return len(self.rows) * (2 + self.controls)
+        return len(self.rows) * (1 + self.controls)
 
     def run(self, pool: Images, generator: torch.Generator, batch: int = 32) -> Covered:
         """Covers the regions, and the same regions elsewhere."""
-        fill, kinds = fill_of(self.fill), 2 + self.controls
+        fill, kinds = fill_of(self.fill), 1 + self.controls
         outputs = list[Tensor]()
         for start in range(0, len(self.rows), step := max(1, batch // kinds)):
             chosen = slice(start, start + step)
             images, others = pool.images(self.rows[chosen]), pool.images(self.others[chosen])
             filled = fill(images, others, generator)
             regions = [
-                torch.stack([torch.zeros_like(r), r, *moved(r, self.controls, generator)]) for r in self.regions[chosen]
+                torch.stack([r, *moved(r, self.controls, generator)]) for r in self.regions[chosen]
             ]
             where = torch.stack(regions).to(images.device)[:, :, None]
             changed = torch.where(where, filled[:, None], images[:, None])
             outputs.append(pool.probabilities_of(changed.flatten(0, 1)).double().cpu())
-        found = torch.cat(outputs).view(len(self.rows), kinds, -1)
-        return Covered(found[:, 0], found[:, 1], found[:, 2:], torch.tensor(list(self.classes)))
+        after = torch.cat(outputs).view(len(self.rows), kinds, -1)
+        return Covered(self.before.double(), after[:, 0], after[:, 1:], torch.tensor(list(self.classes)))
 
 
 def moved(region: Tensor, count: int, generator: torch.Generator) -> list[Tensor]:
