@@ -12,11 +12,13 @@ from PIL import Image
 from konkyo.data.images import open_image
 from konkyo.errors import ImageError, KonkyoError
 from konkyo.evaluation.consistency.result import Consistency
+from konkyo.evaluation.diagnose.result import DiagnosisReport
 from konkyo.evaluation.result import Evaluation
 from konkyo.explanation.result import Explanation
 from konkyo.models.preprocess import Preprocess, preprocess_of
 from konkyo.report.builders import Request
 from konkyo.report.of_consistency import page_of_consistency
+from konkyo.report.of_diagnosis import page_of_diagnosis
 from konkyo.report.of_evaluation import page_of_evaluation
 from konkyo.report.page import Page
 from konkyo.report.rows import CollectedRows
@@ -49,7 +51,7 @@ def page_of_folder(folder: str | Path) -> Page:
     expected = ", ".join(READERS)
     what = "holds none of them" if folder.is_dir() else "is no folder"
     raise KonkyoError(
-        f"a folder of `konkyo explain`, `evaluate` or `consistency` has one of {expected}; {folder} {what}"
+        f"a folder of `konkyo explain`, `evaluate`, `consistency` or `diagnose` has one of {expected}; {folder} {what}"
     )
 
 
@@ -101,6 +103,12 @@ def page_of_evaluation_folder(folder: Path) -> Page:
 def page_of_consistency_folder(folder: Path) -> Page:
     """Returns the page of a folder of `konkyo consistency`. KonkyoError: it cannot be read."""
     return _made(page_of_consistency(Consistency.load(folder), Request()), folder)
+
+
+@reader("findings.json")
+def page_of_diagnosis_folder(folder: Path) -> Page:
+    """Returns the page of a folder of `konkyo diagnose`. KonkyoError: it cannot be read."""
+    return _made(page_of_diagnosis(DiagnosisReport.load(folder), Request()), folder)
 
 
 def _made(page: Page, folder: Path) -> Page:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import locale
-import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -22,16 +21,13 @@ from konkyo.apps.cli.options import (
     ModelOptions,
     setup_of,
 )
+from konkyo.apps.cli.reports import ReportOptions, note_origin, report_of_folder
 from konkyo.apps.cli.terminal import err, out, progress_bar
 from konkyo.errors import unknown
-
-if TYPE_CHECKING:
-    from konkyo.evaluation.diagnose.result import DiagnosisReport
 
 Train = Annotated[
     str | None, typer.Option("--train", help="What the model was trained on, as --data; several questions need it.")
 ]
-LANGUAGES = ("auto", "en", "ja")
 FAILURES = ("high", "medium", "low")
 
 
@@ -55,7 +51,6 @@ def diagnose(
     alpha: Annotated[float, typer.Option("--alpha", help="Error rate of a question over all its subjects.")] = 0.01,
     budget: Annotated[int, typer.Option("--budget", min=1, help="Images that a class's changes are tried on.")] = 48,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
-    lang: Annotated[str, typer.Option("--lang", help="Of the findings: en, ja, or auto.")] = "auto",
     to: Annotated[Path, typer.Option("--out", help="Folder for findings, tables, maps and the page.")] = Path(
         "konkyo-diagnosis"
     ),
@@ -64,17 +59,15 @@ def diagnose(
         str | None, typer.Option("--fail-on", help="Exit with 4 if a finding is that severe: high, medium or low.")
     ] = None,
     model_options: ModelOptions = ModelOptions(),
+    report_options: ReportOptions = ReportOptions(),
     as_json: Json = False,
 ) -> None:
     """Say what a classifier rests on, why it is wrong and which images to look at: a sentence each, worst first."""
-    if lang not in LANGUAGES:
-        raise unknown("--lang", lang, LANGUAGES)
     if fail_on is not None and fail_on not in FAILURES:
         raise unknown("--fail-on", fail_on, FAILURES)
     from konkyo.evaluation.diagnose.run import diagnose as run
 
     setup = setup_of(model, model_options)
-    started = time.monotonic()
 
     def announce(sentence: str) -> None:
         err.print(escape(sentence), highlight=False, soft_wrap=True)
@@ -97,21 +90,17 @@ def diagnose(
             progress=lambda done, total: progress(done, total or done),
             announce=announce,
         )
-    report = _with_origin(report, started)
-    words = _language(lang)
+    words = _language(report_options.lang)
     report.save(to, lang=words)
-    if page:
-        _write_page(report, to, lang)
+    note_origin(to, setup.model)
+    if page and report_options.report is None:
+        report_options = replace(report_options, report=to / "report.html")
+    notes = report_of_folder(to, report_options) if page else []
     if as_json:
         print(json.dumps(report.description(), indent=1))  # noqa: T201 - standard output is what was asked for
     else:
-        for line in report.lines(words):
+        for line in [*report.lines(words), "", *report.remarks(), *notes, f"findings, tables and maps in {to}"]:
             out.print(escape(line), highlight=False, soft_wrap=True)
-        out.print()
-        for line in report.remarks():
-            out.print(escape(line), highlight=False, soft_wrap=True)
-        name = "report.html, findings" if page else "findings"
-        out.print(f"{name}, tables, maps and evidence in {escape(str(to))}", highlight=False, soft_wrap=True)
     if fail_on is not None and report.worst in FAILURES[: FAILURES.index(fail_on) + 1]:
         raise typer.Exit(4)
 
@@ -121,11 +110,3 @@ def _language(lang: str) -> str:
     if lang != "auto":
         return lang
     return "ja" if (locale.getlocale()[0] or "").startswith("ja") else "en"
-
-
-def _with_origin(report: DiagnosisReport, started: float) -> DiagnosisReport:
-    return replace(report, provenance={**report.provenance, "seconds": f"{time.monotonic() - started:.0f}"})
-
-
-def _write_page(report: DiagnosisReport, to: Path, lang: str) -> None:
-    """Writes the page of the report."""

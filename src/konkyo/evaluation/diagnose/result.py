@@ -50,6 +50,10 @@ class DiagnosedImage:
     """"wrong", "unsure", "label?", "cue"."""
     why: Text = field(default_factory=dict)
     """Why it is wrong, where it is."""
+    top: tuple[tuple[str, float], ...] = ()
+    """The five most probable classes with their probabilities."""
+    neighbours: tuple[tuple[str, str], ...] = ()
+    """(name, label) of the five training images that it resembles most, where these are known."""
     values: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -275,6 +279,8 @@ def _row(entry: DiagnosedImage | DiagnosedClass) -> dict[str, Any]:
     """Returns one line of a csv."""
     row: dict[str, Any] = {}
     for name, value in asdict(entry).items():
+        if name in ("top", "neighbours"):
+            continue
         if isinstance(value, tuple):
             row[name] = "; ".join(" ".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value)
         elif isinstance(value, Mapping):

@@ -18,11 +18,12 @@ from konkyo.data.samples import Data, Samples, samples
 from konkyo.data.sets.scenes import Scenes
 from konkyo.errors import KonkyoError, NotApplicable, silenced, unknown
 from konkyo.evaluation.consistency import Consistency, measure
+from konkyo.evaluation.diagnose.backbone import nearest_training
 from konkyo.evaluation.diagnose.collected import ORDER, QUESTIONS, Collected, Question, Settings, collect
 from konkyo.evaluation.diagnose.findings import SEVERITIES, Finding, Text, worded
 from konkyo.evaluation.diagnose.result import DiagnosedClass, DiagnosedImage, DiagnosisReport, ImageList
 from konkyo.evaluation.diagnose.suspicious import DOUBTFUL, decision_maps, rankings
-from konkyo.evaluation.diagnose.wrong import class_mean_maps, mistakes, why
+from konkyo.evaluation.diagnose.wrong import NEIGHBOURS, class_mean_maps, mistakes, why
 from konkyo.explanation.explain import Which
 from konkyo.explanation.run import Where
 from konkyo.methods.base import find
@@ -33,6 +34,7 @@ from konkyo.version import __version__
 
 UNSURE = 0.5
 """A decision less probable than this is unsure."""
+_TOP = 5
 _REASONS = {
     "labels": worded("no labels", "ラベルがありません"),
     "train": worded("no training images with labels (train=, --train)", "ラベル付きの学習画像がありません（--train）"),
@@ -177,11 +179,21 @@ def _images(collected: Collected, findings: Sequence[Finding]) -> tuple[Diagnose
     copies = {name for f in findings if f.question == "duplicates" for name in f.images}
     wrong = mistakes(collected) if labels is not None else None
     place_of = {} if wrong is None else {index: place for place, index in enumerate(wrong.indices)}
+    near = _neighbours(collected)
+    best = collected.probabilities.topk(min(_TOP, len(collected.classes)))
     rows = []
     for index, name in enumerate(collected.names):
+        top = zip(best.indices[index].tolist(), best.values[index].tolist(), strict=True)
         decision = collected.classes[int(collected.predictions[index])]
         confidence = float(collected.confidence[index])
-        row = DiagnosedImage(name, decision, confidence, suspicion=float(suspicion[index]))
+        row = DiagnosedImage(
+            name,
+            decision,
+            confidence,
+            suspicion=float(suspicion[index]),
+            top=tuple((collected.classes[k], value) for k, value in top),
+            neighbours=near[index] if near else (),
+        )
         flags = ["unsure"] if confidence < UNSURE else []
         if labels is not None and wrong is not None:
             label, of_label = collected.classes[labels[index]], float(collected.label_probability[index])
@@ -199,6 +211,16 @@ def _images(collected: Collected, findings: Sequence[Finding]) -> tuple[Diagnose
         flags += ["duplicate"] if name in copies else []
         rows.append(replace(row, flags=tuple(flags)))
     return tuple(rows)
+
+
+def _neighbours(collected: Collected) -> list[tuple[tuple[str, str], ...]]:
+    """Returns (name, label) of the five nearest training images of every image; [] where they are not known."""
+    train = collected.train
+    if train is None or train.labels is None:
+        return []
+    labels = [train.classes[index] for index in train.labels.tolist()]
+    near = nearest_training(collected, train)[:, :NEIGHBOURS]
+    return [tuple((train.names[k], labels[k]) for k in row) for row in near.tolist()]
 
 
 def _classes(collected: Collected, findings: Sequence[Finding]) -> tuple[DiagnosedClass, ...]:
@@ -256,6 +278,7 @@ def _settings(collected: Collected) -> dict[str, Any]:
         "train": None if train is None else train.data.source or "samples",
         "training images": 0 if train is None else len(train),
         "classes": list(collected.classes),
+        "preprocess": repr(collected.model.preprocess),
         "method": find(settings.method).name,
         "layer": collected.layer,
         "alpha": settings.alpha,
