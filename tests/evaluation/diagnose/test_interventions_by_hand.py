@@ -39,7 +39,7 @@ def test_covering_is_the_fall_less_that_of_the_region_elsewhere() -> None:
     rows = [0, 1, 2, 3]
     others = one_of_another_class(rows, LABELS, torch.Generator().manual_seed(1))
     assert all(LABELS[other] != 0 for other in others)
-    plan = Cover(rows, [0] * 4, REGION.expand(4, 6, 7), others, controls=5)
+    plan = Cover(rows, [0] * 4, REGION.expand(4, 6, 7), others, Linear().probabilities_of(IMAGES[rows]), controls=5)
     covered = plan.run(Linear(), torch.Generator().manual_seed(2), batch=7)
     generator = torch.Generator().manual_seed(2)
     for place, (row, other) in enumerate(zip(rows, others, strict=True)):
