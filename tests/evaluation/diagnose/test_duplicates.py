@@ -36,11 +36,13 @@ def test_images_of_the_training_data_are_counted_and_the_accuracy_is_without_the
     duplicates = Duplicates.of(Pictures.of(test, test.labels), Pictures.of(train, train.labels))
     (finding,) = duplicate_findings(duplicates, correct, training=True)
     assert duplicates.images == [8, 9]
-    assert (finding.severity, finding.value) == ("high", 0.2)
+    assert finding.images == ("8.png", "9.png")
+    assert (finding.severity, finding.value, finding.threshold) == ("high", 0.2, 0.05)
+    assert finding.values["bits that may differ"] == 10
     assert finding.values["accuracy"] == pytest.approx(0.4)
     assert finding.values["accuracy without duplicates"] == pytest.approx(0.25)
     assert finding.values["accuracy of duplicates"] == 1
-    assert finding.values["pairs that are one picture"] == 2
+    assert finding.values["pairs of the same picture"] == 2
     assert "2 of 10 images" in finding.sentence["en"]
     assert "10 枚のうち 2 枚" in finding.sentence["ja"]
     assert [evidence.picture.mode for evidence in finding.evidence] == ["RGB", "RGB"]

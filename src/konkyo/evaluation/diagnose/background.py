@@ -17,7 +17,7 @@ from konkyo.evaluation.diagnose.chance import interval_of_mean
 from konkyo.evaluation.diagnose.changed import Probabilities, batched, images_of_one_size, pictured
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import beside
-from konkyo.evaluation.diagnose.findings import Evidence, Finding, Severity, Text
+from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text
 
 MUCH, SOME = 0.15, 0.05
 """From these falls of P(label) on a finding is high and medium."""
@@ -120,7 +120,7 @@ def background_use(
     np.fill_diagonal(swapped, np.nan)
     shown = []
     for k, row in list(enumerate(rows))[:_SHOWN]:
-        j = next((j for j in range(len(rows)) if label[j] != label[k]), k)
+        j = next((j for j in [*range(k, len(rows)), *range(k)] if label[j] != label[k]), k)
         shown.append(torch.stack([images[row], torch.where(masks[row], images[row], backgrounds[j]), backgrounds[k]]))
     return BackgroundUse(
         tuple(rows),
@@ -210,6 +210,7 @@ def _swap_finding(
 ) -> Finding:
     fall, low, high, p = background_gap(use, resamples=resamples, seed=seed)
     n, changed, changed_own = len(use.rows), float(use.changed[use.other].mean()), float(use.changed[use.same].mean())
+    shown = round(fall, 2) + 0.0  # not -0.00
     severity: Severity = "ok"
     if p <= alpha and fall >= SOME:
         severity = "high" if fall >= MUCH else "medium"
@@ -220,14 +221,14 @@ def _swap_finding(
         severity,
         "",
         {
-            "en": f"On a background of another class P(label) is lower by {fall:.2f} than on one of its own class; "
+            "en": f"On a background of another class P(label) is lower by {shown:.2f} than on one of its own class; "
             f"{changed:.0%} of decisions change ({changed_own:.0%} on its own class's)."
             + (f" A fall of about {reach:.2f} would have been named." if ok else ""),
-            "ja": f"別のクラスの背景では、同じクラスの背景よりも正解の確率が {fall:.2f} 多く下がります。"
+            "ja": f"別のクラスの背景では、同じクラスの背景よりも正解の確率が {shown:.2f} 多く下がります。"
             f"判断の {changed:.0%} が変わります（同じクラスの背景では {changed_own:.0%}）。"
             + (f"約 {reach:.2f} の低下なら報告されました。" if ok else ""),
         },
-        {"en": "Nothing to do.", "ja": "必要な作業はありません。"}
+        NOTHING_TO_DO
         if ok
         else {
             "en": "Look at the triples. If the object should decide, train with swapped backgrounds, or gather "
@@ -285,7 +286,7 @@ def _alone_finding(
             "対象があるときに背景に頼るかは、入れ替えの結果を見てください。",
         }
         if used
-        else {"en": "Nothing to do.", "ja": "必要な作業はありません。"},
+        else NOTHING_TO_DO,
         "accuracy of the background alone",
         accuracy,
         low,
@@ -352,7 +353,12 @@ def largest_component(map_: Tensor, threshold: float = 0.5) -> NDArray[np.bool_]
     return np.asarray(parts == 1 + int(np.bincount(parts.ravel())[1:].argmax()))
 
 
-@question("background", forwards=lambda collected: _MOST * (_MOST + 2) if collected.has_masks else 0)
+def _forwards(collected: Collected) -> int:
+    m = min(len(collected), _MOST)
+    return m * (m + 2) if collected.has_masks and collected.labels is not None else 0
+
+
+@question("background", forwards=_forwards)
 def background(collected: Collected) -> tuple[Finding, ...]:
     """Swaps the backgrounds of images with masks and labels; of others it shows a picture and claims nothing."""
     settings = collected.settings

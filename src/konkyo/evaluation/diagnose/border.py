@@ -19,10 +19,10 @@ from konkyo.errors import silenced
 from konkyo.evaluation.diagnose.chance import interval_of_share
 from konkyo.evaluation.diagnose.changed import Probabilities, batched, images_of_one_size
 from konkyo.evaluation.diagnose.collected import Collected, question
-from konkyo.evaluation.diagnose.findings import Evidence, Finding, Text
+from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Text
 
 MANY = 0.5
-"""From this share of changed decisions on a finding is "low"; ordinary networks were measured to change 2 to 41 %."""
+"""From this share of changed decisions on a finding is "low"; ordinary networks were measured to change 0 to 41 %."""
 _MOST = 256
 """Images that are run forward at most."""
 _BORDERS: tuple[Border, ...] = ("reflect", "replicate")
@@ -119,7 +119,7 @@ def border_finding(use: BorderUse, maps: Tensor | None = None, activity: Tensor 
             "変わった判断は、もともと自信のない判断かもしれません。",
         }
         if many
-        else {"en": "Nothing to do.", "ja": "必要な作業はありません。"},
+        else NOTHING_TO_DO,
         _STATISTIC,
         share,
         low,
@@ -141,9 +141,9 @@ def _sentence(share: float, values: dict[str, float], *, many: bool) -> Text:
             f"一様な画像では、縁のセルの活動は中央の {ratio:.2f} 倍です。",
         )
     usual = (
-        ("more than ordinary networks, 2 to 41 %", "通常のネットワークの 2〜41 % より多い")
+        ("more than ordinary networks, 0 to 41 %", "通常のネットワークの 0〜41 % より多い")
         if many
-        else ("ordinary networks: 2 to 41 %", "通常のネットワークでは 2〜41 %")
+        else ("ordinary networks: 0 to 41 %", "通常のネットワークでは 0〜41 %")
     )
     no_power = (
         " No network that misuses its border was at hand, so this test has shown no power.",
@@ -164,7 +164,7 @@ def _not_applicable(n: int) -> Finding:
             "en": "Border: not applicable, since no convolution of this network pads its grid with zeros.",
             "ja": "縁: ゼロでパディングする畳み込みがないため、対象外です。",
         },
-        {"en": "Nothing to do.", "ja": "必要な作業はありません。"},
+        NOTHING_TO_DO,
         _STATISTIC,
         math.nan,
         n=n,

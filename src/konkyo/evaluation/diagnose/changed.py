@@ -26,6 +26,8 @@ def images_of_one_size(collected: Collected, most: int, use: str, among: Sequenc
     """Draws so many images at most, of the size that the first one drawn has once it is prepared; in order."""
     pool = list(range(len(collected))) if among is None else list(among)
     order = torch.randperm(len(pool), generator=collected.generator(use)).tolist()
+    if collected.one_size:  # no picture has to be opened
+        return sorted(pool[place] for place in order[:most])
     indices, shape = list[int](), None
     for place in order:
         if len(indices) == most:

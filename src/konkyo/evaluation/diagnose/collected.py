@@ -195,13 +195,13 @@ class Collected:
         """Yields indices of images that can be run together: at most a batch, of one size."""
         listed = list(range(len(self))) if among is None else list(among)
         size = self.settings.batch
-        if self._one_size:
+        if self.one_size:
             yield from (listed[start : start + size] for start in range(0, len(listed), size))
         else:
             yield from ([index] for index in listed)
 
     @cached_property
-    def _one_size(self) -> bool:
+    def one_size(self) -> bool:
         """Tells whether all prepared images have one size, as far as the preprocessing says."""
         preprocess = self.model.preprocess
         return preprocess is not None and (preprocess.crop is not None or isinstance(preprocess.resize, tuple))

@@ -14,7 +14,7 @@ from konkyo.errors import ImageError
 from konkyo.evaluation.diagnose.chance import interval_of_share
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import bars, beside
-from konkyo.evaluation.diagnose.findings import Evidence, Finding, Severity, Text
+from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text
 from konkyo.evaluation.diagnose.hashes import Hashes, Pair, is_grey, near_pairs
 
 LIMIT, LIMIT_GREY = 10, 6
@@ -153,9 +153,10 @@ def duplicate_findings(
             low,
             high,
             n=n,
-            threshold=float(duplicates.limit),
+            threshold=FEW if share >= FEW else 1 / max(1, n),
             evidence=_evidence(duplicates),
             values=values,
+            images=tuple(map(duplicates.first.name, images)),
         )
     ]
     if odd := duplicates.at_odds:
@@ -166,8 +167,9 @@ def duplicate_findings(
 def _values(duplicates: Duplicates, correct: NDArray[np.bool_] | None) -> dict[str, float]:
     images = duplicates.images
     values = {
+        "bits that may differ": float(duplicates.limit),
         "pairs": float(len(duplicates.pairs)),
-        "pairs that are one picture": float(sum(duplicates.same)),
+        "pairs of the same picture": float(sum(duplicates.same)),
         "pairs compared": float(duplicates.histogram.sum()),
         "smallest distance": float(np.flatnonzero(duplicates.histogram)[0]) if duplicates.histogram.any() else 64.0,
     }
@@ -195,7 +197,7 @@ def _sentence(duplicates: Duplicates, values: dict[str, float], *, training: boo
         )
     pairs_en = f"one of the {pairs} pairs is" if same == 1 else f"{same} of the {pairs} pairs are"
     return {
-        "en": f"{count} of {n} images {where[0]}, or look much alike: {pairs_en} one picture by their thumbnails."
+        "en": f"{count} of {n} images {where[0]}, or look much alike: {pairs_en} the same picture, by their thumbnails."
         + accuracy[0],
         "ja": f"{n} 枚のうち {count} 枚が{where[1]}（またはよく似ています）。"
         f"{pairs} 組のうち {same} 組は縮小画像で同じ画像です。" + accuracy[1],
@@ -225,7 +227,7 @@ def _none(duplicates: Duplicates, *, training: bool) -> Text:
 
 def _next_step(duplicates: Duplicates, *, training: bool) -> Text:
     if not duplicates.pairs:
-        return {"en": "Nothing to do.", "ja": "必要な作業はありません。"}
+        return NOTHING_TO_DO
     if not any(duplicates.same):
         return {
             "en": "Look at the pairs: slices or frames beside each other are alike; keep those of one patient or video "
@@ -258,7 +260,7 @@ def _contradiction(duplicates: Duplicates, pairs: Sequence[Pair], subject: str) 
         f"labels, {subject}",
         {
             "en": f"{len(pairs)} pairs of pictures that are alike have two labels, such as {names[0]} ({one}) and "
-            f"{names[1]} ({other}); {certain} of them are one picture by their thumbnails.",
+            f"{names[1]} ({other}); {certain} of them are the same picture, by their thumbnails.",
             "ja": f"よく似た画像のうち {len(pairs)} 組はラベルが違います。"
             f"例: {names[0]}（{one}）と {names[1]}（{other}）。そのうち {certain} 組は縮小画像で同じ画像です。",
         },

@@ -57,6 +57,8 @@ class Finding:
     evidence: tuple[Evidence, ...] = ()
     values: Mapping[str, float] = field(default_factory=dict)
     """Further numbers by name, such as those of a second test."""
+    images: tuple[str, ...] = ()
+    """The names of the images that it is about, where they are some of the data's."""
 
 
 def worded(en: str, ja: str, **values: object) -> Text:

@@ -15,7 +15,7 @@ _FLAT = 1e-6
 """Coefficients nearer to zero than that are rounding."""
 _GREY = 3.0
 """The largest mean difference of two colour channels, of 255, in a grey picture."""
-_CHUNK = 4096
+_CHUNK = 1024
 """Pictures are compared with that many others at once."""
 
 
@@ -59,11 +59,11 @@ class Hashes:
 
     def distances(self, others: Hashes) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Yields (the first row, (rows, m) differing bits), of a picture and another or its mirror image."""
-        signs = [2.0 * bits - 1 for bits in (others.upright, others.mirrored)]
+        signs = [np.float32(2) * bits - np.float32(1) for bits in (others.upright, others.mirrored)]
         for start in range(0, len(self.upright), _CHUNK):
-            rows = 2.0 * self.upright[start : start + _CHUNK] - 1
-            nearest = np.maximum(*(rows @ sign.T for sign in signs))
-            yield start, np.asarray((BITS - nearest) / 2).round().astype(np.int64)
+            rows = np.float32(2) * self.upright[start : start + _CHUNK] - np.float32(1)
+            nearest = np.maximum(*(rows @ sign.T for sign in signs))  # whole numbers up to 64, exact in 32 bits
+            yield start, np.asarray((BITS - nearest) / 2, dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.diagnose.changed import images_of_one_size
 from konkyo.evaluation.diagnose.collected import Collected, question
-from konkyo.evaluation.diagnose.findings import Finding, Severity, Text
+from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Finding, Severity, Text
 from konkyo.evaluation.sanity import ALIKE, Sanity, random_class, randomisation, stability
 from konkyo.explanation.explain import Which
 from konkyo.models import Model
@@ -19,7 +19,6 @@ STEADY = 0.5
 """Below this correlation of maps of one image with and without noise, they are called unsteady."""
 _NOISES, _STEPS, _OTHERS = 4, 3, 3
 _MOST = 8
-_NOTHING: Text = {"en": "Nothing to do.", "ja": "必要な作業はありません。"}
 _OTHER_METHOD: Text = {
     "en": "Do not read maps of this method as reasons; take another method, or another layer.",
     "ja": "この手法の図を判断の理由として読まず、別の手法か層を使ってください。",
@@ -54,7 +53,7 @@ def _finding(test: str, run: Any, n: int) -> Finding:
                 "en": f"Sanity of the maps ({test}): not tested, since {error}.",
                 "ja": f"図の検査（{test}）: 未実施。{error}",
             },
-            _NOTHING,
+            NOTHING_TO_DO,
             "rank correlation of maps",
             math.nan,
             n=n,
@@ -77,7 +76,7 @@ def _learnt(result: Sanity, n: int) -> Finding:
             "ja": f"重みを乱数にすると図は{'変わります' if passed else 'ほとんど変わりません'}: "
             f"元の図との順位相関は {value:.2f} です（{ALIKE:g} 以下が基準）。",
         },
-        _NOTHING if passed else _OTHER_METHOD,
+        NOTHING_TO_DO if passed else _OTHER_METHOD,
         "rank correlation of maps with those of random weights",
         value,
         n=n,
@@ -101,7 +100,7 @@ def _of_class(result: Sanity, n: int) -> Finding:
             "ja": f"別のクラスの図は{'違います' if passed else 'ほとんど同じです'}: "
             f"判断の図との順位相関は {value:.2f} です。",
         },
-        _NOTHING
+        NOTHING_TO_DO
         if passed
         else {
             "en": "A map says where something is, hardly why it is this class. With one object on a plain ground "
@@ -131,7 +130,7 @@ def _steady(model: Model, images: Tensor, method: Which, settings: dict[str, Any
             "ja": f"画像に少しノイズを加えると図は{'保たれます' if severity == 'ok' else '大きく変わります'}: "
             f"相関 {value:.2f}（画像の範囲の 5 % のノイズ）。",
         },
-        _NOTHING
+        NOTHING_TO_DO
         if severity == "ok"
         else {
             "en": "Average maps over noise (method smooth_grad), and do not read details.",

@@ -14,7 +14,7 @@ from konkyo.data.samples import Samples
 from konkyo.errors import ImageError
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import beside
-from konkyo.evaluation.diagnose.findings import Evidence, Finding, Severity, Text
+from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text
 
 STRONG = 0.8
 """From this AUROC on, upwards or downwards, a property is said to tell a class apart."""
@@ -157,30 +157,46 @@ def property_findings(
     ]
     if findings:
         return tuple(sorted(findings, key=lambda finding: (finding.severity != "medium", -abs(finding.value - 0.5))))
-    strongest = np.abs(result.auroc[enough] - 0.5)
+    return (_none(measured.names, labels, classes, result, enough),)
+
+
+def _none(
+    names: Sequence[str], labels: NDArray[np.int64], classes: Sequence[str], result: Association, enough: Sequence[int]
+) -> Finding:
+    """Returns the finding that no property tells a class, with the strongest there is."""
+    counts = np.bincount(labels, minlength=len(classes))
+    strongest = np.abs(result.auroc[list(enough)] - 0.5)
     c, column = np.unravel_index(int(np.nanargmax(strongest)), strongest.shape)
     where, value = enough[int(c)], float(result.auroc[enough[int(c)], column])
-    name = measured.names[int(column)]
+    name = names[int(column)]
+    small = sum(0 < count < _LEAST for count in counts)
+    untested = (
+        (
+            f" Not tested: classes with fewer than {_LEAST} images, {small}.",
+            f"画像が {_LEAST} 枚未満の {small} クラスは検査していません。",
+        )
+        if small
+        else ("", "")
+    )
     reach = 0.5 + 3.5 * float(np.sqrt((len(labels) + 1) / 12 / (counts[where] * (len(labels) - counts[where]))))
-    return (
-        Finding(
-            "properties",
-            "ok",
-            "",
-            {
-                "en": f"No property of the pictures alone tells a class apart: the strongest is {name} of "
-                f"{classes[where]} (AUROC {value:.2f}). From {max(STRONG, reach):.2f} on it would have been named.",
-                "ja": f"画像の性質だけで分かるクラスはありません。最も強いのは {classes[where]} の{_japanese(name)}"
-                f"（AUROC {value:.2f}）です。{max(STRONG, reach):.2f} 以上なら報告されました。",
-            },
-            {"en": "Nothing to do.", "ja": "必要な作業はありません。"},
-            "AUROC of one property for one class",
-            value,
-            p=float(result.p[where, column]),
-            p_adjusted=float(result.p_adjusted[where, column]),
-            n=len(labels),
-            threshold=STRONG,
-        ),
+    return Finding(
+        "properties",
+        "ok",
+        "",
+        {
+            "en": f"No property of the pictures alone tells a class apart: the strongest is {name} of "
+            f"{classes[where]} (AUROC {value:.2f}). From {max(STRONG, reach):.2f} on it would have been named."
+            + untested[0],
+            "ja": f"画像の性質だけで分かるクラスはありません。最も強いのは {classes[where]} の{_japanese(name)}"
+            f"（AUROC {value:.2f}）です。{max(STRONG, reach):.2f} 以上なら報告されました。" + untested[1],
+        },
+        NOTHING_TO_DO,
+        "AUROC of one property for one class",
+        value,
+        p=float(result.p[where, column]),
+        p_adjusted=float(result.p_adjusted[where, column]),
+        n=len(labels),
+        threshold=STRONG,
     )
 
 

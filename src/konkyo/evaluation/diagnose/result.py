@@ -311,7 +311,7 @@ def _finding_of(folder: Path, values: Mapping[str, Any]) -> Finding:
             raise KonkyoError(f"evidence lies in {folder / EVIDENCE}; got {entry['file']!r}")
         evidence.append(Evidence(open_image(folder / EVIDENCE / entry["file"]), entry["caption"]))
     finding = Finding(**known)
-    return replace(finding, evidence=tuple(evidence), values=_known(finding.values))
+    return replace(finding, evidence=tuple(evidence), values=_known(finding.values), images=tuple(finding.images))
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

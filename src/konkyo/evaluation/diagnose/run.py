@@ -176,6 +176,7 @@ def _images(collected: Collected, findings: Sequence[Finding]) -> tuple[Diagnose
     suspicion = lists["probably wrong"].scores
     labels = None if collected.labels is None else collected.labels.tolist()
     cues = {f.subject for f in findings if f.question == "cue" and f.severity in ("high", "medium")}
+    copies = {name for f in findings if f.question == "duplicates" for name in f.images}
     wrong = mistakes(collected) if labels is not None else None
     place_of = {} if wrong is None else {index: place for place, index in enumerate(wrong.indices)}
     near = _neighbours(collected)
@@ -207,6 +208,7 @@ def _images(collected: Collected, findings: Sequence[Finding]) -> tuple[Diagnose
                     "map distance to the label's class": float(wrong.to_label[place]),
                 }
                 row = replace(row, why=why(collected, wrong, place), values=values)
+        flags += ["duplicate"] if name in copies else []
         rows.append(replace(row, flags=tuple(flags)))
     return tuple(rows)
 

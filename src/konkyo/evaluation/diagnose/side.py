@@ -16,7 +16,7 @@ from konkyo.evaluation.diagnose.chance import interval_of_mean, sign_flips
 from konkyo.evaluation.diagnose.changed import Probabilities, batched, images_of_one_size, pictured
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import beside
-from konkyo.evaluation.diagnose.findings import Evidence, Finding, Severity, Text
+from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text
 
 CORNERS = ("upper left", "upper right", "lower left", "lower right")
 _JAPANESE = ("左上", "右上", "左下", "右下")
@@ -26,6 +26,8 @@ MOVED = 0.03
 """The least mean change of P, beyond that of other windows, of a finding."""
 MIRRORED = 0.05
 """The least mean fall of P(label) in the mirror image, of a finding."""
+FLIPPED = 0.5
+"""The share of decisions that change in the mirror image, more of which is a finding whatever the probabilities do."""
 _LEAST, _MOST = 6, 128
 _STATISTIC = "change of P when a corner is mirrored, less that of a window elsewhere"
 
@@ -168,7 +170,7 @@ def _corner_finding(
         severity,
         "corners",
         sentence,
-        {"en": "Nothing to do.", "ja": "必要な作業はありません。"}
+        NOTHING_TO_DO
         if severity == "ok"
         else {
             "en": "Look at that corner at full size; cover it with `konkyo cover`, and crop or blank marks before "
@@ -194,7 +196,7 @@ def _mirror_finding(use: SideUse, alpha: float, resamples: int, seed: int) -> Fi
     fall, n = float(use.mirror.mean()), len(use.mirror)
     low, high = interval_of_mean(use.mirror, resamples, seed)
     p = float(sign_flips(use.mirror[:, None], resamples, seed)[0][0])
-    named = use.labelled and p <= alpha and fall >= MIRRORED
+    named = use.labelled and (use.mirror_flips > FLIPPED or (p <= alpha and fall >= MIRRORED))
     what = ("P(label)", "正解の確率") if use.labelled else ("P of the decision", "判断の確率")
     reach = MIRRORED + 2.6 * float(use.mirror.std(ddof=1)) / math.sqrt(n)
     more = (
@@ -208,9 +210,9 @@ def _mirror_finding(use: SideUse, alpha: float, resamples: int, seed: int) -> Fi
         "mirror image",
         {
             "en": f"In the mirror image {use.mirror_flips:.0%} of decisions change, and {what[0]} changes "
-            f"by {-fall + 0.0:+.2f}." + more[0],
+            f"by {round(-fall, 2) + 0.0:+.2f}." + more[0],
             "ja": f"左右反転すると判断の {use.mirror_flips:.0%} が変わり、"
-            f"{what[1]}の変化は {-fall + 0.0:+.2f} です。" + more[1],
+            f"{what[1]}の変化は {round(-fall, 2) + 0.0:+.2f} です。" + more[1],
         },
         {
             "en": "The model tells left from right. Of anatomy or text it may; else train with mirrored pictures.",
@@ -218,7 +220,7 @@ def _mirror_finding(use: SideUse, alpha: float, resamples: int, seed: int) -> Fi
             "そうでなければ反転画像も学習に加えてください。",
         }
         if named
-        else {"en": "Nothing to do.", "ja": "必要な作業はありません。"},
+        else NOTHING_TO_DO,
         f"fall of {what[0]} in the mirror image",
         fall,
         low,
