@@ -47,7 +47,7 @@ def cue(collected: Collected) -> tuple[Finding, ...]:
     for label, test in held_out.items():
         finding = cue_finding(collected, test)
         if (other := train.get(label)) is not None:
-            finding = _with_training(finding, collected, test, other)
+            finding = _with_training(finding, collected, other)
         findings.append(finding)
     return tuple(findings)
 
@@ -162,7 +162,7 @@ def _next_step(test: CueTest, severity: Severity, rule: CueRule) -> Text:
     return {lang: f"{NOTHING_TO_DO[lang]} {BLIND_SPOTS[lang]}".strip() for lang in NOTHING_TO_DO}
 
 
-def _with_training(finding: Finding, collected: Collected, test: CueTest, train: CueTest) -> Finding:
+def _with_training(finding: Finding, collected: Collected, train: CueTest) -> Finding:
     """Adds the numbers of the training images, and where the two parts differ."""
     alpha = collected.settings.alpha
     values = {
