@@ -38,33 +38,40 @@ def test_cover_and_paste_of_a_linear_network_are_the_hand_computed_ones() -> Non
     fall = e / (e + 2) - 1 / 3
     assert test.cover.values == pytest.approx([fall] * 6, abs=1e-6)
     assert test.paste.values == pytest.approx([fall] * 6, abs=1e-6)
-    assert test.cover.p < 0.05 and test.forwards == 18 + 6 + 96
+    assert test.cover.p < 0.05
+    assert test.forwards == 18 + 6 + 96
     elsewhere = konkyo.region_test(model, [data()], "upper left", target="b", controls=0)
     assert np.abs(elsewhere.cover.values).max() < 1e-7
-    assert test.summary()[1] and "P covered" in test.table()[0] and test.description()["cover"]["mean"] > 0.5
+    assert test.summary()[1]
+    assert "P covered" in test.table()[0]
+    assert test.description()["cover"]["mean"] > 0.5
 
 
 def test_controls_are_taken_off() -> None:
     model = konkyo.Model(Corner(), classes=["a", "b", "c"])
     test = konkyo.region_test(model, [data()], (0, 0, 4, 4), target="b", controls=8)
-    assert (test.cover.values <= 1e-7).all() and test.cover.mean < -0.05  # some controls lie on the quarter
+    assert (test.cover.values <= 1e-7).all()
+    assert test.cover.mean < -0.05
 
 
 def test_regions_by_name_box_share_and_mask() -> None:
     assert region_mask((0.5, 0.5, 1.0, 1.0), (8, 8)).equal(region_mask((4, 4, 8, 8), (8, 8)))
     assert int(region_mask("border", (20, 20)).sum()) == 400 - 16 * 16
-    assert region_mask("lower right", (9, 9))[6:, 6:].all() and int(region_mask("lower right", (9, 9)).sum()) == 9
+    assert region_mask("lower right", (9, 9))[6:, 6:].all()
+    assert int(region_mask("lower right", (9, 9)).sum()) == 9
     with pytest.raises(KonkyoError, match="upper left"):
         region_mask("nowhere", (8, 8))
+    images, labels = data()
+    one_class = [(images[labels == 1], labels[labels == 1])]
     with pytest.raises(KonkyoError, match="of one"):
-        images, labels = data()
-        konkyo.region_test(konkyo.Model(Corner()), [(images[labels == 1], labels[labels == 1])], "middle")
+        konkyo.region_test(konkyo.Model(Corner()), one_class, "middle")
 
 
 def test_moved_regions_keep_their_shape_and_overlap_little() -> None:
     region = region_mask((0, 0, 3, 2), (12, 12))
     for other in moved(region, 20, torch.Generator().manual_seed(0)):
-        assert int(other.sum()) == 6 and int((other & region).sum()) <= 3
+        assert int(other.sum()) == 6
+        assert int((other & region).sum()) <= 3
 
 
 def test_excess_of_a_class_with_a_spot() -> None:

@@ -177,7 +177,7 @@ def _with_training(finding: Finding, collected: Collected, train: CueTest) -> Fi
     if not named or finding.severity in ("high", "medium"):
         return finding
     more = worded(
-        " On the training images it does rest on a place (cover {cover:.2f}, paste {paste:.2f}): do the held-out images "
+        " On the training images it does rest on a place (cover {cover:.2f}, paste {paste:.2f}): do held-out images "
         "lack a mark?",
         "学習画像では場所に頼っています（隠すと {cover:.2f}、貼ると {paste:.2f}）。評価画像に目印がないのでしょうか。",
         cover=train.cover.mean,
