@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from konkyo.data.images import open_image
-from konkyo.data.samples import Data, Samples
+from konkyo.data.samples import Data, Samples, samples
 from konkyo.data.sets.scenes import Scenes
 from konkyo.engine.forward import Pass
 from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError, silenced, unknown
-from konkyo.evaluation.batches import Batches, Source
+from konkyo.evaluation.batches import UNKNOWN, Batches, Source
 from konkyo.evaluation.diagnose.collected import probabilities
 from konkyo.evaluation.diagnose.interventions import Cover, Effect, Paste, fill_of, one_of_another_class, partners
 from konkyo.evaluation.result import Table, bracketed, number
@@ -185,7 +185,7 @@ def region_test(
     """The result says how far P falls when a region of the images is covered, and rises where it is pasted.
 
     `data`: images with labels, as `konkyo.evaluate` takes them, or batches (images, labels); all of one size once they
-    are prepared. `region`: see `region_mask`. `target`: "label", "decision", or one class, whose images are covered.
+    are prepared. `region`: see `region_mask`. `target`: "label", "decision" (which needs no labels), or one class, whose images are covered.
     `fill`: "swap" takes the same region of an image of another class; "blur", "mean" and "noise" are off what a network
     has seen. `controls`: the same shape at so many other places is covered as well. A region is pasted `budget` times
     for one class, and as often in all for "label". n (2 + controls) + 2 x budget forwards.
@@ -196,7 +196,11 @@ def region_test(
     if not isinstance(adapted.task, ClassificationTask):
         raise KonkyoError(f"{adapted.name} is a {adapted.task.noun}; regions are tested of a classifier")
     fill_of(fill)
-    source = Source.of(adapted, data, limit, batch, seed)
+    if isinstance(data, (str, Path, Samples, Scenes)):
+        chosen = samples(data, limit=limit, seed=seed)
+        source = Source.of_samples(adapted, chosen, batch, labelled=target != "decision")
+    else:
+        source = Source.of(adapted, data, limit, batch, seed)
     batches = list(source.batches)
     if not batches:
         raise KonkyoError("no image came from the data")
@@ -204,10 +208,11 @@ def region_test(
     if len(sizes) > 1:
         raise KonkyoError(f"images of one size were expected, as --resize HEIGHTxWIDTH gives; got {sorted(sizes)}")
     names = [name for part in batches for name in part.names]
-    labels = torch.cat([part.labels for part in batches]).tolist()
+    true = torch.cat([part.labels for part in batches])
     pool = _Pool(adapted, torch.cat([part.images for part in batches]), batch, seed)
     mask = region_mask(region, (pool.all.shape[2], pool.all.shape[3]))
     before, generator = pool.probabilities_of(pool.all).double(), torch.Generator().manual_seed(seed)
+    labels = torch.where(true == UNKNOWN, before.argmax(1), true).tolist()
     rows, asked = _asked(adapted, target, labels, before)
     others = one_of_another_class(rows, labels, generator) if fill == "swap" else rows
     cover = Cover(rows, asked, mask.expand(len(rows), *mask.shape), others, before[rows], fill, controls)
