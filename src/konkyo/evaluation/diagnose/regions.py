@@ -185,7 +185,7 @@ def region_test(
     """The result says how far P falls when a region of the images is covered, and rises where it is pasted.
 
     `data`: images with labels, as `konkyo.evaluate` takes them, or batches (images, labels); all of one size once they
-    are prepared. `region`: see `region_mask`. `target`: "label", "decision" (which needs no labels), or one class, whose images are covered.
+    are prepared. `region`: see `region_mask`. `target`: "label", "decision" (needs no labels), or one class.
     `fill`: "swap" takes the same region of an image of another class; "blur", "mean" and "noise" are off what a network
     has seen. `controls`: the same shape at so many other places is covered as well. A region is pasted `budget` times
     for one class, and as often in all for "label". n (2 + controls) + 2 x budget forwards.
