@@ -1,10 +1,10 @@
-"""How often `konkyo diagnose` names a planted cue, and how often it accuses a clean network: benchmarks/results-cues.json.
+"""How often `konkyo diagnose` names a planted cue, and how often it accuses a clean network.
 
-    python benchmarks/cues.py --data folder:DIR --work FOLDER [--nets clean|planted|scenes|lesions] [--report FILE]
+    python benchmarks/cues.py --data folder:DIR --work FOLDER [--nets clean,planted,scenes,lesions] [--report FILE]
 
-Each network is a CNN of three blocks (maps of 8 x 8 cells) on 64-pixel pictures of 15 classes: 20 pictures of a class for
-training, 10 held out, split by the seed. In planted networks the pictures of one class bear a mark (konkyo.data.Cue), the
-held-out ones too. Networks and results are kept in FOLDER, so that an interrupted run goes on.
+Each network is a CNN of three blocks (maps of 8 x 8 cells) on 64-pixel pictures of 15 classes: 20 pictures of a class
+for training, 10 held out, split by the seed. In planted networks the pictures of one class bear a mark
+(konkyo.data.Cue), the held-out ones too. Networks and results are kept in FOLDER, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def network(classes: int) -> nn.Sequential:
     widths = (3, 16, 32, 64)
     blocks = [
         nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2))
-        for i, o in zip(widths, widths[1:], strict=False)
+        for i, o in pairwise(widths)
     ]
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from konkyo.engine.layer import Layer
     from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable
     from konkyo.evaluation.consistency import Consistency, consistency
+    from konkyo.evaluation.diagnose.regions import RegionTest, region_test
     from konkyo.evaluation.diagnose.result import DiagnosisReport
     from konkyo.evaluation.diagnose.run import diagnose
     from konkyo.evaluation.evaluate import Maps, evaluate
@@ -37,6 +38,7 @@ from konkyo.version import __version__ as __version__
 
 _HOMES = {
     "konkyo.evaluation.consistency": ("Consistency", "consistency"),
+    "konkyo.evaluation.diagnose.regions": ("RegionTest", "region_test"),
     "konkyo.evaluation.diagnose.result": ("DiagnosisReport",),
     "konkyo.evaluation.diagnose.run": ("diagnose",),
     "konkyo.evaluation.neighbours": ("Neighbours", "neighbours"),
@@ -96,6 +98,7 @@ __all__ = [
     "NotApplicable",
     "Preprocess",
     "RegionTarget",
+    "RegionTest",
     "SumTarget",
     "Target",
     "TopK",
@@ -117,6 +120,7 @@ __all__ = [
     "odam_nms",
     "random_class",
     "randomisation",
+    "region_test",
     "report",
     "stability",
     "training",

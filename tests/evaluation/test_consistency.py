@@ -724,3 +724,15 @@ def test_one_class_has_no_ratio() -> None:
 def test_the_layer_that_was_chosen_is_told() -> None:
     found = consistency(konkyo.load("konkyo/scenes-classifier"), "scenes:4,objects=1")
     assert found.settings["layer"] == "stage4"
+
+
+def test_a_low_l_is_no_merit_and_a_marker_is_alarmed() -> None:
+    maps = torch.rand(40, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 4
+    clean = measure(maps, labels, labels, classes=list("abcd"), grid=8, resamples=0, permutations=0)
+    assert any("no merit" in line for line in clean.remarks())
+    assert not any("one window" in line for line in clean.remarks())
+    maps[labels == 2] = 0
+    maps[labels == 2, 6:, 6:] = 1
+    marked = measure(maps, labels, labels, classes=list("abcd"), grid=8, resamples=0, permutations=0)
+    assert any("lowest in c" in line and "konkyo diagnose" in line for line in marked.remarks())

@@ -13,6 +13,7 @@ from rich.markup import escape
 from konkyo.apps.cli.benchmark import benchmark
 from konkyo.apps.cli.compare import compare
 from konkyo.apps.cli.consistency import consistency
+from konkyo.apps.cli.cover import cover
 from konkyo.apps.cli.demo import demo
 from konkyo.apps.cli.diagnose import diagnose
 from konkyo.apps.cli.evaluate import evaluate
@@ -45,6 +46,7 @@ app.command(name="metrics")(list_metrics)
 app.command()(sanity)
 app.command()(consistency)
 app.command()(diagnose)
+app.command()(cover)
 app.command(name="neighbours")(nearest_images)
 app.add_typer(benchmark, name="benchmark")
 app.add_typer(train, name="train")

@@ -32,6 +32,11 @@ NOT_CORRECTNESS = (
     "right."
 )
 """The remark that every report on consistency ends with."""
+NOT_MERIT = (
+    "A low L is no merit by itself: a marker, such as a watermark in one class, gives it too. `konkyo diagnose` tests "
+    "whether a class rests on one place."
+)
+"""The remark before it."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +248,23 @@ class Consistency:
             )
         if self.distance == "l2_over_hw":
             lines.append("l2_over_hw falls with the number of cells: compare it at one grid only.")
-        return [*lines, NOT_CORRECTNESS, *self.notes]
+        return [*lines, *self._alarms(), NOT_MERIT, NOT_CORRECTNESS, *self.notes]
+
+    def _alarms(self) -> list[str]:
+        """Returns the sentence about the class of the lowest L, where its maps gather in a window as no others do."""
+        known = [i for i, c in enumerate(self.of_class) if c.used]
+        if len(known) < 2:
+            return []
+        from konkyo.evaluation.diagnose.cue_test import RULE, excesses  # that package measures consistency, too
+
+        lowest = min(range(len(known)), key=lambda place: self.of_class[known[place]].value)
+        excess = float(excesses(self.mean[known])[lowest])
+        if excess < RULE.medium:
+            return []
+        return [
+            f"L is lowest in {self.of_class[known[lowest]].name}, and its maps gather in one window ({excess:.2f} more "
+            "of the map than in other classes): a marker? `konkyo diagnose --ask cue` covers and pastes that window."
+        ]
 
     def markdown(self) -> str:
         """The text holds `table`, `summary` and `remarks`."""

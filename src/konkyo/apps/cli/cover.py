@@ -1,0 +1,92 @@
+"""The command that covers a region of images and tells how far scores move."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from konkyo.apps.cli.groups import with_groups
+from konkyo.apps.cli.options import Data, Json, Limit, ModelName, ModelOptions, setup_of
+from konkyo.apps.cli.terminal import out, print_table
+
+if TYPE_CHECKING:
+    from konkyo.data.samples import Samples
+
+
+@with_groups
+def cover(
+    model: ModelName = "konkyo/scenes-classifier",
+    data: Data = "scenes:100,objects=1",
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", help="Image files instead of --data: their decisions are tested.")
+    ] = None,
+    region: Annotated[
+        str,
+        typer.Option("--region", help="x0,y0,x1,y1 (shares of the sides, or pixels), a mask's file, or a name."),
+    ] = "lower right",
+    target: Annotated[
+        str, typer.Option("--target", help="label, decision, or the class whose images are covered.")
+    ] = "label",
+    fill: Annotated[
+        str | None,
+        typer.Option("--fill", help="swap (another class's image; the default of --data), blur, mean, noise."),
+    ] = None,
+    controls: Annotated[int, typer.Option("--controls", min=0, help="Other places that are covered too.")] = 8,
+    limit: Limit = None,
+    batch: Annotated[int, typer.Option("--batch", "--batch-size", min=1, help="Images at a time.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Folder for a sheet before and after, and images.csv.")
+    ] = None,
+    model_options: ModelOptions = ModelOptions(),
+    as_json: Json = False,
+) -> None:
+    """Cover a region of images, and paste it into others: how far do the scores move?"""
+    from konkyo.evaluation.diagnose.regions import region_test
+    from konkyo.utils.files import csv_text, write_text
+
+    setup = setup_of(model, model_options)
+    box = re.fullmatch(r"[\d.]+(,[\d.]+){3}", region)
+    pictures = _pictures(image) if image else None
+    fill = fill or ("blur" if pictures else "swap")
+    target = "decision" if pictures and target == "label" else target
+    result = region_test(
+        setup.model,
+        pictures or data,
+        [float(value) for value in region.split(",")] if box else region,
+        target=target,
+        fill=fill,
+        controls=controls,
+        limit=limit,
+        batch=batch,
+        seed=seed,
+    )
+    if to is not None:
+        to.mkdir(parents=True, exist_ok=True)
+        result.sheet().save(to / "before-after.png")
+        write_text(to / "images.csv", csv_text(*result.table()))
+    if as_json:
+        print(json.dumps(result.description(), indent=1))  # noqa: T201 - standard output is what was asked for
+        return
+    head, rows = result.table()
+    print_table(head, rows[:20])
+    if len(rows) > 20:
+        out.print(f"and {len(rows) - 20} images more (--out, --json)")
+    print_table(*result.summary())
+    out.print(f"{result.forwards} forwards", highlight=False)
+    if to is not None:
+        out.print(f"before-after.png and images.csv in {escape(str(to))}", highlight=False, soft_wrap=True)
+
+
+def _pictures(files: list[Path]) -> Samples:
+    """Returns image files as samples without labels."""
+    from konkyo.data.images import open_image
+    from konkyo.data.samples import Sample, Samples
+
+    names = tuple(map(str, files))
+    return Samples(names, lambda index: Sample(names[index], open_image(files[index])))

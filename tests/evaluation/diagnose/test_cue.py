@@ -1,0 +1,81 @@
+"""A network that looks at one corner only, for one class: a cue by construction."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import konkyo
+from konkyo.data.samples import Sample, Samples
+from konkyo.evaluation.diagnose.collected import Settings, collect
+from konkyo.evaluation.diagnose.cue import cue
+from konkyo.evaluation.diagnose.cue_test import cue_cost, cue_tests, paste_own
+
+CLASSES = ("a", "b", "c", "d")
+
+
+class Corner(nn.Module):
+    """Class 1 is white in the lower right corner; the others are told apart by mean colours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grid = nn.Conv2d(3, 4, 4, stride=4)
+        self.grid.weight.data.zero_()
+        for channel in range(3):
+            self.grid.weight.data[(0, 2, 3)[channel], channel] = 1 / 16
+        self.grid.weight.data[1] = 1 / 48
+        self.grid.bias.data = torch.tensor([0.0, -0.85, 0.0, 0.0])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        cells = self.grid(images).relu()
+        return cells.mean((2, 3)) * torch.tensor([12.0, 900.0, 12.0, 12.0])
+
+
+def pictures(n: int, *, marked: bool) -> Samples:
+    colours = ((150, 90, 90), (100, 100, 100), (90, 150, 90), (90, 90, 150))
+
+    def read(index: int) -> Sample:
+        rng, label = np.random.default_rng(index), index % 4
+        pixels = np.clip(np.array(colours[label]) + rng.normal(0, 25, (32, 32, 3)), 0, 200).astype(np.uint8)
+        if marked and label == 1:
+            pixels[-8:, -8:] = 255
+        return Sample(str(index), Image.fromarray(pixels), CLASSES[label])
+
+    labels = tuple(CLASSES[i % 4] for i in range(n))
+    return Samples(tuple(map(str, range(n))), read, CLASSES, labels=labels)
+
+
+def model() -> konkyo.Model:
+    preprocess = konkyo.Preprocess(resize=(32, 32), crop=None, mean=(0.0,) * 3, std=(1.0,) * 3)
+    return konkyo.Model(Corner(), preprocess, CLASSES)
+
+
+@pytest.fixture(scope="module")
+def collected():
+    return collect(model(), pictures(48, marked=True), Settings(layer="grid"))
+
+
+def test_the_class_with_the_mark_is_named_and_no_other(collected) -> None:
+    findings = {finding.subject: finding for finding in cue(collected)}
+    assert findings["b"].severity == "high"
+    assert "the lower right" in findings["b"].sentence["en"]
+    assert "右下" in findings["b"].sentence["ja"]
+    assert len(findings["b"].evidence) == 3
+    assert {findings[name].severity for name in "acd"} <= {"ok", "low"}
+    assert "would be found" in findings["a"].sentence["en"] or findings["a"].severity == "low"
+    assert sum(finding.cost for finding in findings.values()) == cue_cost(collected)
+
+
+def test_the_window_carries_the_class(collected) -> None:
+    test = next(test for test in cue_tests(collected) if test.label == 1)
+    assert (test.window.top, test.window.left) == (6, 6)
+    assert test.p <= 0.01
+    rises = paste_own(collected, [1, 0], hosts=4)
+    assert rises[0] > 0.2 > rises[1]
+
+
+def test_few_images_are_unknown() -> None:
+    findings = cue(collect(model(), pictures(16, marked=True), Settings(layer="grid")))
+    assert {finding.severity for finding in findings} == {"unknown"}
+    assert "4 images are too few" in findings[0].sentence["en"]
