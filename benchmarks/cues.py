@@ -13,20 +13,24 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from konkyo.data.cues import KINDS, Cue
-from konkyo.data.samples import Samples, samples
+from konkyo.data.samples import Sample, Samples, chosen, samples
+from konkyo.evaluation.diagnose.collected import Settings, collect
+from konkyo.evaluation.diagnose.cue_test import RULE, cue_tests
 from konkyo.models import Model, Preprocess
 
 SIDE, EPOCHS, TRAINING, HELD_OUT = 64, 40, 20, 10
 CLEAN_SEEDS = range(100, 120)
 PLANTED_SEEDS = range(200, 205)
+ALPHA = 0.01
 USED = 0.10
 """A planted cue counts as used where marking the pictures of other classes raises P(class) by so much."""
 
@@ -63,6 +67,25 @@ class Part:
     images: Tensor
     labels: Tensor
     names: tuple[str, ...]
+
+
+def planted_samples(case: Case, part: Part, cue: Cue | None) -> Samples:
+    """Returns the pictures of a part as samples, planted as its images are."""
+    data = samples(case.data, seed=case.seed)
+    rows = [data.names.index(name) for name in part.names]
+    seen, planted = dict.fromkeys(data.classes, 0), list[bool]()
+    for row in rows:
+        label = data.labels[row]
+        planted.append(cue is not None and cue.marks(label, seen[label]))
+        seen[label] += 1
+
+    def read(index: int) -> Sample:
+        sample = data[rows[index]]
+        if cue is None or not planted[index]:
+            return sample
+        return replace(sample, image=cue.plant(sample.image, rows[index]))
+
+    return replace(chosen(data, rows), read=read)
 
 
 def split(case: Case) -> tuple[Part, Part, tuple[str, ...], Cue | None]:
@@ -146,12 +169,12 @@ def trained(case: Case, part: Part, classes: int, work: Path) -> nn.Module:
     return net
 
 
-def facts(net: nn.Module, case: Case, held_out: Part, classes: tuple[str, ...], cue: Cue | None) -> dict[str, object]:
+def facts(net: nn.Module, case: Case, held_out: Part, classes: tuple[str, ...], cue: Cue | None) -> dict[str, Any]:
     """Returns what is known of a network without the detector: its accuracy, and whether it uses the planted mark."""
     with torch.inference_mode():
         probabilities = net(held_out.images).softmax(1)
         accuracy = float((probabilities.argmax(1) == held_out.labels).double().mean())
-        values: dict[str, object] = {"name": case.name, "kind": case.kind, "seed": case.seed, "accuracy": accuracy}
+        values: dict[str, Any] = {"name": case.name, "kind": case.kind, "seed": case.seed, "accuracy": accuracy}
         if cue is not None:
             data, index = samples(case.data, seed=case.seed), classes.index(cue.label)
             others = (held_out.labels != index).nonzero()[:, 0]
@@ -167,18 +190,75 @@ def model_of(net: nn.Module, classes: tuple[str, ...], name: str) -> Model:
     return Model(net, preprocess=preprocess(), classes=classes, name=name)
 
 
+def tested(case: Case, net: nn.Module, held_out: Part, classes: tuple[str, ...], cue: Cue | None) -> list[list[float]]:
+    """Returns excess, cover, paste, paste_own and p of every class, by the detector as it is shipped."""
+    collected = collect(model_of(net, classes, case.name), planted_samples(case, held_out, cue), Settings())
+    return [[t.excess, t.cover.mean, t.paste.mean, t.paste_own.mean, t.p] for t in cue_tests(collected)]
+
+
+def severity(row: list[float], *, with_p: bool) -> str:
+    """Returns the severity of a class by its row, with or without the p-value."""
+    excess, cover, paste, _, p = row
+    if cover < RULE.cover or paste < RULE.paste or excess < RULE.medium or (with_p and p > ALPHA):
+        return ""
+    return "high" if excess >= RULE.high else "medium"
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns a row per kind: how many planted classes are named, and how many clean classes and networks accused."""
+    result = []
+    for data, kind in sorted({(row["name"].split("-")[0], row["kind"]) for row in rows}):
+        nets = [row for row in rows if row["kind"] == kind and row["name"].startswith(f"{data}-")]
+        entry: dict[str, Any] = {"data": data, "kind": kind or "clean", "nets": len(nets)}
+        entry["used"] = sum(bool(row.get("used")) for row in nets)
+        for name, with_p in (("effects", False), ("with p", True)):
+            alarms = [[bool(severity(values, with_p=with_p)) for values in row["classes"]] for row in nets]
+            highs = [[severity(v, with_p=with_p) == "high" for v in row["classes"]] for row in nets]
+            own = [row["names"].index(row["class"]) if kind else -1 for row in nets]
+            others = [[a for i, a in enumerate(alarm) if i != place] for alarm, place in zip(alarms, own, strict=True)]
+            entry[name] = {
+                "found": sum(alarm[place] for alarm, place in zip(alarms, own, strict=True) if place >= 0),
+                "found, used": sum(
+                    alarm[place] for alarm, place, row in zip(alarms, own, nets, strict=True) if row.get("used")
+                ),
+                "high": sum(high[place] for high, place in zip(highs, own, strict=True) if place >= 0),
+                "false classes": sum(map(sum, others)),
+                "false classes, high": sum(
+                    sum(h for i, h in enumerate(high) if i != place) for high, place in zip(highs, own, strict=True)
+                ),
+                "other classes": sum(map(len, others)),
+                "networks with a false alarm": sum(any(alarm) for alarm in others),
+            }
+        result.append(entry)
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="", help="folder:DIR of 15 classes with 30 pictures each")
     parser.add_argument("--work", type=Path, default=Path("konkyo-cues"))
-    parser.add_argument("--nets", default="clean,planted,scenes,lesions")
+    parser.add_argument("--nets", default="planted,clean,lesions,scenes")
+    parser.add_argument("--report", type=Path, default=Path(__file__).parent / "results-cues.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    options.work.mkdir(parents=True, exist_ok=True)
+    ledger = options.work / "results.jsonl"
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.is_file() else []
     for nets in options.nets.split(","):
         for case in cases(nets, options.data):
+            if any(row["name"] == case.name for row in rows):
+                continue
             training, held_out, classes, cue = split(case)
             net = trained(case, training, len(classes), options.work)
-            print(json.dumps(facts(net, case, held_out, classes, cue)), flush=True)
+            row = facts(net, case, held_out, classes, cue)
+            row |= {"names": list(classes), "classes": tested(case, net, held_out, classes, cue)}
+            rows.append(row)
+            with ledger.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(case.name, flush=True)
+    options.report.write_text(json.dumps({"summary": summary(rows), "networks": rows}, indent=1) + "\n")
+    for entry in summary(rows):
+        print(json.dumps(entry))
 
 
 if __name__ == "__main__":
