@@ -182,9 +182,7 @@ class Cover:
             chosen = slice(start, start + step)
             images, others = pool.images(self.rows[chosen]), pool.images(self.others[chosen])
             filled = fill(images, others, generator)
-            regions = [
-                torch.stack([r, *moved(r, self.controls, generator)]) for r in self.regions[chosen]
-            ]
+            regions = [torch.stack([r, *moved(r, self.controls, generator)]) for r in self.regions[chosen]]
             where = torch.stack(regions).to(images.device)[:, :, None]
             changed = torch.where(where, filled[:, None], images[:, None])
             outputs.append(pool.probabilities_of(changed.flatten(0, 1)).double().cpu())
