@@ -35,12 +35,12 @@ class Images(Protocol):
 # --- fills ------------------------------------------------------------------------------------------------------------
 
 
-def _swap(images: Tensor, others: Tensor, generator: torch.Generator) -> Tensor:
+def _swap(_images: Tensor, others: Tensor, _generator: torch.Generator) -> Tensor:
     """Takes the same region of an image of another class: nothing that no picture shows."""
     return others
 
 
-def _blur(images: Tensor, others: Tensor, generator: torch.Generator) -> Tensor:
+def _blur(images: Tensor, _others: Tensor, _generator: torch.Generator) -> Tensor:
     """Blurs the image by a Gaussian of an eighth of its side."""
     result = images.float()
     for axis in (-2, -1):
@@ -52,12 +52,12 @@ def _blur(images: Tensor, others: Tensor, generator: torch.Generator) -> Tensor:
     return result.to(images.dtype)
 
 
-def _mean(images: Tensor, others: Tensor, generator: torch.Generator) -> Tensor:
+def _mean(images: Tensor, _others: Tensor, _generator: torch.Generator) -> Tensor:
     """Takes the image's mean colour."""
     return images.mean((-2, -1), keepdim=True).expand_as(images)
 
 
-def _noise(images: Tensor, others: Tensor, generator: torch.Generator) -> Tensor:
+def _noise(images: Tensor, _others: Tensor, generator: torch.Generator) -> Tensor:
     """Draws noise with the mean and the deviation of each of the image's channels."""
     noise = torch.randn(images.shape, generator=generator).to(images)
     return images.mean((-2, -1), keepdim=True) + images.std((-2, -1), keepdim=True) * noise
@@ -279,7 +279,7 @@ class Paste:
             where = self.regions[chosen].to(hosts.device)[:, None]
             changed = [torch.where(where, pool.images(side[chosen]), hosts) for side in sides]
             outputs = pool.probabilities_of(torch.cat(changed)).double().cpu()[:, self.label]
-            for part, output in zip(values, outputs.split(len(hosts)), strict=True):
+            for part, output in zip(values, torch.split(outputs, len(hosts)), strict=True):
                 part.append(output)
         after, *control = [torch.cat(part).numpy() if part else np.zeros(0) for part in values]
         return Pasted(
