@@ -199,6 +199,7 @@ def _finding_view(finding: Finding) -> dict[str, Any]:
 
 def _evidence_view(evidence: Evidence, side: int) -> dict[str, Any]:
     width, height = evidence.picture.size
+    side = side if width < 2 * height else 2 * side  # strips of several pictures
     shrink = min(1.0, side / max(width, height))
     size = round(width * shrink), round(height * shrink)
     return {"uri": data_uri(evidence.picture, side), "caption": evidence.caption, "width": size[0], "height": size[1]}

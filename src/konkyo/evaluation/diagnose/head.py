@@ -50,7 +50,7 @@ def _too_few(n: int) -> Finding:
 def severity_of(test: McNemar, alpha: float) -> Severity:
     """Returns how bad it is that the probe is better: p at most alpha, and the lower bound above a threshold."""
     if test.p > alpha or test.low <= SOME:
-        return "ok"
+        return "unknown" if test.difference > SOME and test.high > MUCH else "ok"  # too few images to exclude it
     return "high" if test.low > MUCH else "medium"
 
 
@@ -78,6 +78,14 @@ def _probe_finding(collected: Collected, train: Collected) -> Finding:
             "差が {found:.0%} 以上あれば検出できました。",
             **numbers,
         )
+    elif severity == "unknown":
+        sentence = worded(
+            "A linear probe reaches {allowed:.0%}, the head {reached:.0%}; with {n} images that can be chance. "
+            "A difference of {found:.0%} would have been found.",
+            "線形プローブは {allowed:.0%}、ヘッドは {reached:.0%} ですが、{n} 枚では偶然の可能性があります。"
+            "差が {found:.0%} 以上あれば検出できました。",
+            **numbers,
+        )
     else:
         sentence = worded(
             "The features allow {allowed:.0%}, the head reaches {reached:.0%}.",
@@ -91,6 +99,8 @@ def _probe_finding(collected: Collected, train: Collected) -> Finding:
         sentence,
         NOTHING_TO_DO
         if severity == "ok"
+        else worded("Give more images.", "画像を増やしてください。")
+        if severity == "unknown"
         else worded(
             "Retrain the head (the layers after {layer}) on the training images, and check the order of its classes.",
             "{layer} より後の層（ヘッド）を学習し直し、クラスの順序も確認してください。",

@@ -11,6 +11,7 @@ from torch import Tensor
 from konkyo.draw.overlay import overlay
 from konkyo.evaluation.diagnose.backbone import nearest_training
 from konkyo.evaluation.diagnose.collected import Collected, question
+from konkyo.evaluation.diagnose.cue_test import HOSTS, paste_own
 from konkyo.evaluation.diagnose.evidence import beside
 from konkyo.evaluation.diagnose.findings import Evidence, Finding, Severity, Text, worded
 from konkyo.evaluation.diagnose.statistics import auroc, rank_mean
@@ -18,6 +19,10 @@ from konkyo.evaluation.diagnose.wrong import class_mean_maps, map_distance, mist
 from konkyo.utils.tensors import min_max
 
 SHOWN = 12
+MOST = 100
+"""So many images are looked at for a doubtful reason."""
+LEAST_RISE = 0.02
+"""A window that raises the probability of its class elsewhere by less is no reason to look."""
 DOUBTFUL = 0.1
 """Below this P(label) a label is to be checked."""
 
@@ -52,6 +57,7 @@ def rankings(collected: Collected) -> tuple[Ranking, ...]:
 def _rankings(collected: Collected) -> tuple[Ranking, ...]:
     lists = [_probably_wrong(collected)]
     if collected.labels is not None:
+        lists.append(_doubtful_reason(collected))
         lists.append(_label_to_check(collected))
     return tuple(lists)
 
@@ -113,6 +119,30 @@ def decision_maps(collected: Collected) -> Tensor:
     return maps
 
 
+def _doubtful_reason(collected: Collected) -> Ranking:
+    """Ranks correct, confident images by what their hottest window does in images of other classes."""
+    correct = torch.nonzero(collected.correct)[:, 0]
+    sure = correct[collected.confidence[correct] >= collected.confidence.median()]
+    some = sure[torch.randperm(len(sure), generator=collected.generator("doubtful reason"))[:MOST]].sort().values
+    scores = torch.full((len(collected),), torch.nan, dtype=torch.float64)
+    if len(some):
+        scores[some] = paste_own(collected, some.tolist())
+    scores = torch.where(scores > LEAST_RISE, scores, torch.nan)
+    return Ranking(
+        "doubtful reason",
+        worded("Right for a doubtful reason", "正解だが根拠が疑わしい画像"),
+        worded(
+            "Correct and sure images whose hottest window, pasted into other pictures, raises their class most. "
+            "The AUROC for planted cues was 0.70 to 1.00: a help, no detector.",
+            "正しく確信の強い画像のうち、マップの最も強い部分を他の画像に貼るとクラスの確率が最も上がるものです。"
+            "人工的な手がかりに対する AUROC は 0.70〜1.00 で、補助であり検出器ではありません。",
+        ),
+        scores,
+        True,
+        {"largest rise": float(scores.nan_to_num(0.0).max())},
+    )
+
+
 def _label_to_check(collected: Collected) -> Ranking:
     """Ranks the wrong images by how little the model believes the label."""
     scores = torch.where(collected.correct, torch.nan, 1 - collected.label_probability)
@@ -136,7 +166,7 @@ def _label_to_check(collected: Collected) -> Ranking:
     )
 
 
-@question("suspicious")
+@question("suspicious", forwards=lambda collected: 0 if collected.labels is None else HOSTS * MOST)
 def ask(collected: Collected) -> tuple[Finding, ...]:
     """Returns a finding per list of images to look at."""
     return tuple(_finding(collected, ranking) for ranking in rankings(collected))
@@ -147,7 +177,13 @@ def _finding(collected: Collected, ranking: Ranking) -> Finding:
     severity: Severity = "low" if indices else "ok"
     names = ", ".join(collected.names[i] for i in indices[:5]) + (", ..." if len(indices) > 5 else "")
     sentence: Text
-    if indices:
+    if ranking.subject == "doubtful reason" and not indices:
+        sentence = worded(
+            "No correct, sure image has a window that raises its class elsewhere by {least} or more.",
+            "正しく確信の強い画像で、その一部が他の画像でクラスの確率を {least} 以上上げるものはありません。",
+            least=LEAST_RISE,
+        )
+    elif indices:
         sentence = {
             "en": f"{ranking.title['en']}: {names}. {ranking.note['en']}",
             "ja": f"{ranking.title['ja']}：{names}。{ranking.note['ja']}",
@@ -160,6 +196,10 @@ def _finding(collected: Collected, ranking: Ranking) -> Finding:
         )
     step = {
         "probably wrong": worded("Look at these images first.", "まずこれらの画像を見てください。"),
+        "doubtful reason": worded(
+            "Look at what lies under the hottest part of these maps; see the question about cues.",
+            "マップの最も強い部分に何があるかを見てください。手がかりについての項目も見てください。",
+        ),
         "label": worded("Check the labels of these images.", "これらの画像のラベルを確認してください。"),
     }
     return Finding(

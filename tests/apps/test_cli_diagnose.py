@@ -1,0 +1,47 @@
+"""`konkyo diagnose` and `konkyo neighbours`, on drawn scenes and a shipped model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from konkyo.apps.cli.main import app
+
+MODEL = ("--model", "konkyo/scenes-classifier")
+DATA = ("--data", "scenes:12,objects=1")
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [*arguments])
+    return result.exit_code, result.output
+
+
+def test_a_line_per_finding_and_a_folder_that_becomes_a_page(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    code, output = run("diagnose", *MODEL, *DATA, "--ask", "backbone,wrong", "--resamples", "50", "--out", str(folder))
+    assert code == 0, output
+    assert "backbone" in output
+    values = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
+    assert {f["question"] for f in values["findings"]} == {"backbone", "wrong"}
+    names = {path.name for path in folder.iterdir()}
+    assert {"report.html", "findings.md", "images.csv", "classes.csv", "maps.safetensors"} <= names
+    page = folder / "again.html"
+    assert run("report", str(folder), "--out", str(page))[0] == 0
+    assert "backbone" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("severity", "expected"), [("low", 4), ("high", 0)])
+def test_a_severe_finding_fails_where_that_is_asked_for(tmp_path: Path, severity: str, expected: int) -> None:
+    arguments = ("--ask", "suspicious", "--no-html", "--fail-on", severity, "--out", str(tmp_path))
+    assert run("diagnose", *MODEL, *DATA, *arguments)[0] == expected
+
+
+def test_neighbours_are_listed_and_drawn(tmp_path: Path) -> None:
+    picture = tmp_path / "near.png"
+    code, output = run("neighbours", "scenes:2,objects=1", *MODEL, *DATA, "-k", "2", "--out", str(picture), "--json")
+    assert code == 0, output
+    assert len(json.loads(output)) == 4
+    assert picture.is_file()

@@ -1,0 +1,158 @@
+"""diagnose() as a whole, on a network whose features are the mean colours of the pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import konkyo
+from konkyo.data.samples import Sample, Samples
+from konkyo.errors import KonkyoError
+from konkyo.evaluation.diagnose.result import DiagnosisReport
+from konkyo.evaluation.diagnose.run import diagnose
+
+COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
+CLASSES = tuple(COLOURS)
+MINE = ("head", "backbone", "wrong", "confusion", "suspicious")
+
+
+class Mean(nn.Module):
+    """The mean of every channel decides, through a linear head."""
+
+    def __init__(self, order: tuple[int, ...] = (0, 1, 2)) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(3, 3)
+        with torch.no_grad():
+            self.features[0].weight.copy_(torch.eye(3)[:, :, None, None])
+            self.features[0].bias.zero_()
+            self.head.weight.copy_(8 * torch.eye(3)[list(order)])
+            self.head.bias.zero_()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.pool(self.features(images)).flatten(1))
+
+
+def model(order: tuple[int, ...] = (0, 1, 2)) -> konkyo.Model:
+    preprocess = konkyo.Preprocess(resize=(8, 8), crop=None, mean=(0, 0, 0), std=(1, 1, 1))
+    return konkyo.Model(Mean(order).eval(), preprocess, CLASSES, name="mean colour")
+
+
+def pictures(count: int, seed: int, *, labelled: bool = True) -> Samples:
+    """Noise with a patch of the class's colour, at places of its own."""
+
+    def sample(index: int) -> Sample:
+        rng = np.random.default_rng([seed, index])
+        label = CLASSES[index % 3]
+        pixels = rng.integers(0, 90, (8, 8, 3))
+        y, x = rng.integers(0, 5, 2)
+        pixels[y : y + 4, x : x + 4] = np.array(COLOURS[label]) + rng.integers(-30, 30, (4, 4, 3))
+        return Sample(f"{seed}-{index}", Image.fromarray(pixels.astype(np.uint8)), label if labelled else None)
+
+    return Samples(tuple(f"{seed}-{index}" for index in range(count)), sample, CLASSES)
+
+
+def asked(of: konkyo.Model, ask: Any = MINE, **options: Any) -> DiagnosisReport:
+    return diagnose(of, pictures(45, 1), pictures(60, 2), ask, resamples=200, **options)
+
+
+def test_exchanged_rows_of_the_head_are_a_finding_of_the_head_alone() -> None:
+    report = asked(model((1, 0, 2)))
+    (probe,) = (f for f in report.of("head") if not f.subject)
+    assert report.findings[0] is probe
+    assert probe.severity == "high"
+    assert probe.values["accuracy of the probe"] > 0.9
+    assert probe.values["accuracy of the head"] < 0.5
+    assert probe.evidence
+    assert all(f.values["accuracy"] > 0.9 for f in report.of("backbone"))
+    swapped = [image for image in report.images if image.label in ("red", "green")]
+    assert all("wrong" in image.flags and image.why["en"] and image.why["ja"] for image in swapped)
+    assert {card.name: card.recall for card in report.classes}["blue"] > 0.9
+
+
+def test_a_good_network_has_no_finding_of_its_head_and_says_what_would_have_been_found() -> None:
+    report = asked(model())
+    for question in MINE:
+        assert report.of(question)
+    (probe,) = (f for f in report.of("head") if not f.subject)
+    assert probe.severity == "ok"
+    assert 0 < probe.values["smallest difference found"] <= 1
+    assert report.of("wrong")[0].severity == "ok"
+    assert report.worst in ("medium", "low", "ok", "unknown")
+    assert report.consistency is not None
+
+
+def test_the_same_seed_gives_the_same_bytes_and_they_are_read_again(tmp_path: Path) -> None:
+    one, two = (asked(model((1, 0, 2))).save(tmp_path / name) for name in ("a", "b"))
+    assert (one / "findings.json").read_bytes() == (two / "findings.json").read_bytes()
+    loaded = DiagnosisReport.load(one)
+    again = loaded.save(tmp_path / "c")
+    assert json.loads((again / "findings.json").read_text()) == json.loads((one / "findings.json").read_text())
+    assert loaded.findings[0].evidence[0].picture.size == asked(model((1, 0, 2))).findings[0].evidence[0].picture.size
+    assert "retrain" in (one / "findings.md").read_text(encoding="utf-8").lower()
+    assert loaded.of("wrong")[1].subject in (one / "images.csv").read_text(encoding="utf-8")
+    with pytest.raises(KonkyoError, match="holds no saved diagnosis"):
+        DiagnosisReport.load(tmp_path)
+
+
+def test_without_labels_questions_are_not_asked_and_say_so() -> None:
+    report = diagnose(model(), pictures(12, 1, labelled=False), ask=MINE, resamples=50)
+    assert set(report.not_asked) == {"head", "wrong", "confusion"}
+    assert report.not_asked["head"]["en"] == "no labels"
+    assert report.classes == ()
+    assert report.consistency is None
+    assert [f.subject for f in report.of("suspicious")] == ["probably wrong"]
+    assert "head: not asked: no labels" in report.lines()
+    assert "not asked" in report._repr_html_()
+    assert "\n" not in repr(report)
+
+
+def test_the_network_comes_back_as_it_was() -> None:
+    network = model()
+    network.module.train()
+    before = {name: value.clone() for name, value in network.module.state_dict().items()}
+    state = torch.get_rng_state()
+    asked(network)
+    assert network.module.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in network.module.state_dict().items())
+    assert not any(module._forward_hooks for module in network.module.modules())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ask": "heads"}, "question"),
+        ({"ask": ""}, "names no question"),
+        ({"alpha": 0}, "alpha"),
+        ({"batch": 0}, "batch"),
+    ],
+)
+def test_arguments_that_cannot_be_right(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(KonkyoError, match=message):
+        diagnose(model(), pictures(6, 1), **options)
+
+
+def test_neighbours_are_the_nearest_features_with_their_maps(tmp_path: Path) -> None:
+    data = pictures(30, 2)
+    result = konkyo.neighbours(model(), pictures(3, 1), data, k=4)
+    assert result.indices.shape == (3, 4)
+    assert result.maps.shape[:2] == (3, 4)
+    assert all(label == CLASSES[query] for query in range(3) for label in result.labels[query])
+    assert len(result.table()[1]) == 12
+    assert (result.similarities.diff(dim=1) <= 0).all()
+    result.sheet(tmp_path / "sheet.png", side=32)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width == 6 * 36 - 4
+    own = konkyo.neighbours(model(), data, data, k=1, standardise=True)
+    assert own.names == tuple((name,) for name in data.names)
+    with pytest.raises(KonkyoError, match="1 or more"):
+        konkyo.neighbours(model(), data, data, k=0)
