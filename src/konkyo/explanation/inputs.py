@@ -339,7 +339,7 @@ def _is_one(images: Any) -> bool:
 
 
 def _is_file(value: Any) -> bool:
-    return callable(getattr(value, "read", None))
+    return callable(getattr(value, "read", None)) and not isinstance(value, Dataset)  # `Samples.read` is no file's
 
 
 def _opened(source: str) -> list[_Part]:
