@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from konkyo.engine.layer import Layer
     from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable
     from konkyo.evaluation.consistency import Consistency, consistency
+    from konkyo.evaluation.diagnose.result import DiagnosisReport
+    from konkyo.evaluation.diagnose.run import diagnose
     from konkyo.evaluation.evaluate import Maps, evaluate
+    from konkyo.evaluation.neighbours import Neighbours, neighbours
     from konkyo.evaluation.result import Evaluation
     from konkyo.evaluation.sanity import random_class, randomisation, stability
     from konkyo.explanation.diagnosis import Diagnosis
@@ -34,6 +37,9 @@ from konkyo.version import __version__ as __version__
 
 _HOMES = {
     "konkyo.evaluation.consistency": ("Consistency", "consistency"),
+    "konkyo.evaluation.diagnose.result": ("DiagnosisReport",),
+    "konkyo.evaluation.diagnose.run": ("diagnose",),
+    "konkyo.evaluation.neighbours": ("Neighbours", "neighbours"),
     "konkyo.explanation.diagnosis": ("Diagnosis",),
     "konkyo.errors": ("KonkyoError", "KonkyoWarning", "NotApplicable"),
     "konkyo.evaluation.evaluate": ("Maps", "evaluate"),
@@ -65,6 +71,7 @@ __all__ = [
     "Detections",
     "Detector",
     "Diagnosis",
+    "DiagnosisReport",
     "Each",
     "Evaluation",
     "Explanation",
@@ -76,6 +83,7 @@ __all__ = [
     "Matching",
     "Method",
     "Model",
+    "Neighbours",
     "NotApplicable",
     "Preprocess",
     "Target",
@@ -85,6 +93,7 @@ __all__ = [
     "consistency",
     "data",
     "dense_detector",
+    "diagnose",
     "evaluate",
     "explain",
     "explanations",
@@ -93,6 +102,7 @@ __all__ = [
     "method",
     "methods",
     "metrics",
+    "neighbours",
     "odam_nms",
     "random_class",
     "randomisation",

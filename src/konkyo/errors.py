@@ -27,6 +27,16 @@ class NetworkError(KonkyoError):
     """What a network raised in its forward or backward; the cause is kept (`__cause__`)."""
 
 
+class NoSuchRow(KonkyoError, IndexError):  # noqa: N818 - it says what there is not
+    """A row that a result does not have; the message says how many there are."""
+
+
+class NoSuchName(KonkyoError, KeyError):  # noqa: N818 - it says what there is not
+    """A name that no row of a result has; the message says which there are."""
+
+    __str__ = Exception.__str__  # a KeyError would show the message in quotes
+
+
 class KonkyoWarning(UserWarning):
     """A result that exists but should not be trusted as it is."""
 

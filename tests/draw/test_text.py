@@ -129,6 +129,7 @@ def with_a_font(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     blank.write_bytes(module._code_points("海森", "Last"))
     listed = [str(tmp_path / "broken.ttf"), str(blank), str(file)]
     monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: listed)
+    monkeypatch.setattr(module, "_packaged_fonts", list)
     for cached in (module._system_fonts, module._file_of):
         cached.cache_clear()
     yield str(file)

@@ -22,8 +22,8 @@ from helpers.detectors import dense
 from konkyo.data.samples import Sample
 from konkyo.draw import consistency as report
 from konkyo.errors import KonkyoError
+from konkyo.evaluation.batches import untrained
 from konkyo.evaluation.consistency import PLACELESS, Baseline, Consistency, consistency, measure
-from konkyo.evaluation.consistency.run import _untrained
 from konkyo.metrics.distances import (
     DISTANCES,
     Distance,
@@ -635,7 +635,7 @@ def test_an_untrained_copy_is_another_network() -> None:
             return self.inner(images) * self.scale
 
     model = konkyo.Model(Odd())
-    copy_, same, other = (_untrained(model, seed) for seed in (0, 0, 1))
+    copy_, same, other = (untrained(model, seed) for seed in (0, 0, 1))
     for name, own in model.module.named_parameters():
         drawn_anew, alike, else_ = (dict(m.module.named_parameters())[name] for m in (copy_, same, other))
         assert not torch.equal(own, drawn_anew), name

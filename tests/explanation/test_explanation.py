@@ -229,7 +229,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(
                 argument.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(konkyo.explanation.result, "save_file", broken)
+    monkeypatch.setattr(konkyo.explanation.files, "save_file", broken)
     monkeypatch.setattr(np, "savez_compressed", broken)
     with pytest.raises(konkyo.KonkyoError, match="No space left"):
         result.save(path)

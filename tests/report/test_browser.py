@@ -26,6 +26,7 @@ def names(page: Any) -> list[str]:
 
 
 def painted(page: Any, selector: str = MAP) -> str:
+    page.locator(selector).scroll_into_view_if_needed()
     page.wait_for_function(f"() => ({PIXELS})({json.dumps(selector)}) !== ''")
     return str(page.evaluate(PIXELS, selector))
 

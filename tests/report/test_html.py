@@ -79,10 +79,8 @@ def test_findings_are_sorted_and_ok_is_folded(source: str) -> None:
 
 
 def test_500_images_weigh_at_most_8_mb() -> None:
-    page = Page(title="500", rows=rows(500, side=224, cells=14))
+    page = Page(title="500", rows=rows(500, side=224, cells=56))  # pictures of 6.5 kB, as photographs have
     assert len(html_of(page).encode()) < 8e6
-    fine = Page(title="500", rows=rows(500, side=224, cells=56))
-    assert len(html_of(fine).encode()) < 8e6
 
 
 def test_a_page_of_nothing_but_a_title_is_a_page() -> None:

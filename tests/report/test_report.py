@@ -16,7 +16,8 @@ from torch import nn
 
 import konkyo
 from helpers.pages import example_page, rows
-from konkyo.report.builders import Request, page_of
+from helpers.paths import DOCS
+from konkyo.report.builders import BUILDERS, Request, page_of
 from konkyo.report.page import Page
 from konkyo.report.provenance import weights_hash
 from konkyo.report.report import anonymised, with_fewer_pictures
@@ -173,3 +174,16 @@ def test_class_cards_count_what_a_loop_counts() -> None:
             assert card.mean_map is not None
             assert card.mean_map.shape == (14, 14)
             assert set(card.typical).isdisjoint(card.deviant)
+
+
+@pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
+def test_the_examples_of_the_documentation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "report.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    before = dict(BUILDERS)
+    try:
+        exec(compile("\n".join(blocks), "report.md", "exec", dont_inherit=True), {"__name__": "docs"})
+    finally:
+        BUILDERS.clear()
+        BUILDERS.update(before)
+    assert {file.name for file in tmp_path.iterdir()} == {"report.html", "audit.html"}

@@ -10,6 +10,7 @@ from konkyo.data.sets import scenes
 from konkyo.utils.lazy import lazy
 
 if TYPE_CHECKING:
+    from konkyo.data.cues import Cue, marked
     from konkyo.data.images import find_images, open_image
     from konkyo.data.samples import Sample, Samples
     from konkyo.data.sets.lesions import Lesions
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from konkyo.data.splits import Examples, Splits
 
 __all__ = [
+    "Cue",
     "Examples",
     "Lesions",
     "Sample",
@@ -25,6 +27,7 @@ __all__ = [
     "Splits",
     "find_images",
     "images",
+    "marked",
     "open_image",
     "samples",
     "scenes",
@@ -34,6 +37,7 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
+        "konkyo.data.cues": ("Cue", "marked"),
         "konkyo.data.images": ("find_images", "open_image"),
         "konkyo.data.samples": ("Sample", "Samples"),
         "konkyo.data.sets.lesions": ("Lesions",),

@@ -132,6 +132,7 @@ def samples(source: str | Path | Data | Scenes, *, limit: int | None = None, see
     - "lesions:COUNT" (600): drawn scans with one lesion; `seed` decides them, too. Options: places=fixed, size=48.
     - "coco:DIR", "voc:DIR", "folder:DIR", "chest:DIR", "brain:DIR", "sun397:DIR": see the functions of these names in
       `konkyo.data`. Their options follow after commas, as in "folder:photos,masks=outlines".
+    - The option cue=KIND:CLASS of all that have labels plants a mark in one class (`konkyo.data.marked`).
     - `Scenes`, or any sequence or torch data set of `Sample`, which is read through once for the names.
 
     The samples of a limit are the first of those of a larger limit. KonkyoError: a source that cannot be read.
@@ -259,11 +260,16 @@ def _open_source(source: str, seed: int) -> Samples:
         raise unknown("data", source, [*(f"{name}:COUNT" for name in DRAWN), *(f"{name}:DIR" for name in LAYOUTS)])
     where, *pairs = re.split(r",(?=\w+=)", rest)
     options = dict(pair.split("=", 1) for pair in pairs)
+    cue = options.pop("cue", None)
+    if cue is not None:
+        from konkyo.data.cues import marked  # it is made of samples
+
+        return marked(_open_source(",".join([f"{kind}:{where}", *(f"{k}={v}" for k, v in options.items())]), seed), cue)
     function = DRAWN[kind] if kind in DRAWN else LAYOUTS[kind]
     known = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name in options:
         if name not in known:
-            raise unknown(f"option of {kind}", name, known)
+            raise unknown(f"option of {kind}", name, [*known, "cue"])
     if kind in DRAWN:
         return function(where, seed, **options)
     if not where or not Path(where).expanduser().is_dir():

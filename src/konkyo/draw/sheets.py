@@ -78,8 +78,11 @@ def contact_sheet(
     title: str = "",
     shared: bool = False,
     colour_bar: bool = True,
+    abreast: int = 1,
 ) -> Image.Image:
     """Draws an RGB sheet: each row its picture, then a cell under each of the column titles.
+
+    `abreast`: so many rows stand beside each other, where the cells of one stand in one line.
 
     `shared` gives the maps of a row one scale, which is written under its picture; otherwise each map has its own.
     `colour_bar` adds the colours in use at the foot. Long names lose their middle; of many columns each row is told in
@@ -91,8 +94,9 @@ def contact_sheet(
         if len(row.cells) != len(columns):
             raise KonkyoError(f"row {row.title!r} has {len(row.cells)} cells for {len(columns)} columns")
     bands = _bands(len(columns))
+    abreast = min(abreast, len(rows)) if len(bands) == 1 else 1
     across = max(len(band) for band in bands)
-    side = min(max(_WIDTH // (across + 1), _CELL_SIDES[0]), _CELL_SIDES[1])
+    side = min(max(_WIDTH // ((across + 1) * abreast), _CELL_SIDES[0]), _CELL_SIDES[1])
     pictures = [_scaled_to(row.image, side) for row in rows]
     side = max(_CELL_SIDES[0], *(picture.width for picture in pictures))
     signed = _signed(rows, shared)
@@ -104,6 +108,10 @@ def contact_sheet(
             strips += [heading] if len(bands) > 1 else []
             limits = _finite_range([c.map for c in row.cells if c.map is not None]) if shared else None
             strips.append(_strip(part, picture, [kinds[i] for i in band], side, limits))
+    if abreast > 1:
+        names = [_beside(names * abreast)] if columns else []
+        parts = strips[-len(rows) :]
+        strips = [*names, *(_beside(parts[start : start + abreast]) for start in range(0, len(parts), abreast))]
     if colour_bar:
         strips.append(_bars(signed, shared, paler=_paler(rows)))
     return _stacked(strips, title, close=names)
@@ -345,6 +353,15 @@ def _stacked(strips: Sequence[Image.Image], title: str, close: Sequence[Image.Im
         sheet.paste(strip, (_MARGIN, top))
         top += strip.height + gap
     return sheet
+
+
+def _beside(strips: Sequence[Image.Image]) -> Image.Image:
+    """Puts strips of one width beside each other."""
+    wide = strips[0].width + 2 * _GAP
+    line = Image.new("RGB", (wide * len(strips) - 2 * _GAP, max(strip.height for strip in strips)), "white")
+    for place, strip in enumerate(strips):
+        line.paste(strip, (place * wide, 0))
+    return line
 
 
 def _with_box(row: Row, picture: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Text in pictures: every character is drawn, by a font of this machine that has it, or else as its code point."""
+"""Text in pictures: every character is drawn, by a font that has it, or else as its code point."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from io import BytesIO
 from itertools import count, groupby
 from pathlib import Path
@@ -25,6 +26,8 @@ _FIRST = (
     "noto", "unifont",
 )  # fmt: skip
 """Beginnings of fonts' file names in small letters, the ones to be asked first for a character."""
+_PACKAGES = ("matplotlib_fontja", "japanize_matplotlib", "koreanize_matplotlib", "mplfonts")
+"""Packages of Python that bring fonts: the first one is the extra `konkyo[fonts]`. None of them is imported."""
 _NEVER = ("lastresort", "adobeblank")  # one picture for many characters
 _HEAVY = ("bold", "black", "heavy", "light", "thin", "italic", "oblique", "serif", "mono", "mincho")
 _SURROGATES, _PRIVATE = range(0xD800, 0xE000), 0x100000
@@ -168,9 +171,16 @@ def _characters(file: str) -> frozenset[int]:
     return frozenset(font.get_charmap()) if font.scalable else frozenset()
 
 
+def _packaged_fonts() -> list[str]:
+    """Returns the font files that installed packages of Python bring."""
+    specs = [find_spec(name) for name in _PACKAGES]
+    folders = [Path(folder) / "fonts" for spec in specs if spec for folder in spec.submodule_search_locations or ()]
+    return [str(file) for folder in folders for file in sorted(folder.glob("*.[ot]t[fc]"))]
+
+
 @cache
 def _system_fonts() -> Sequence[str]:
-    """Returns the font files of this machine, in the order in which they are asked."""
+    """Returns the font files of this machine and of packages, in the order in which they are asked."""
     from matplotlib.font_manager import findSystemFonts
 
     def order(file: str) -> tuple[int, int, str]:
@@ -178,7 +188,8 @@ def _system_fonts() -> Sequence[str]:
         first = next((place for place, start in enumerate(_FIRST) if name.startswith(start)), len(_FIRST))
         return first, sum(word in name for word in _HEAVY), file
 
-    return [file for file in sorted(findSystemFonts(), key=order) if not Path(file).name.lower().startswith(_NEVER)]
+    fonts = sorted([*findSystemFonts(), *_packaged_fonts()], key=order)
+    return [file for file in fonts if not Path(file).name.lower().startswith(_NEVER)]
 
 
 @lru_cache(maxsize=65536)

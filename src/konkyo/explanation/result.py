@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from konkyo.data.images import upright
 from konkyo.engine.path import PathTrace
 from konkyo.errors import KonkyoError, unknown
+from konkyo.explanation import display, exports, files
 from konkyo.explanation.diagnosis import Diagnosis
-from konkyo.explanation.stored import require_file, require_fitting
+from konkyo.explanation.exports import THRESHOLD
+from konkyo.explanation.rows import TENSORS, Rows, numbers_of, row_number, selected
 from konkyo.targets.base import Target
-from konkyo.tasks import TASKS
 from konkyo.tasks.decision import Decision
-from konkyo.utils.files import parse_json, replacing
 from konkyo.utils.tensors import min_max, resize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import numpy as np
+    import pandas
+    import supervision
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
     from konkyo.draw.overlay import Brightness
-
-_TENSORS = ("signed", "scores", "image_index", "boxes", "regions")
-_LISTS = ("targets", "labels", "diagnosis", "decisions", "names", "true_labels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,17 +94,19 @@ class Explanation:
     def __len__(self) -> int:
         return len(self.signed)
 
+    def __iter__(self) -> Iterator[Explanation]:
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, rows: Rows) -> Explanation:
+        """Returns some of the rows as an explanation: `[0]`, `[2:5]`, `["cat"]` (or an image's name), `[mask]`.
+
+        NoSuchRow (an IndexError), NoSuchName (a KeyError): there is none. Tensors are views where they can be.
+        """
+        return selected(self, numbers_of(self, rows))
+
     def of_image(self, index: int) -> Explanation:
         """Returns the rows of one image, as if it had been explained alone."""
-        rows = (self.image_index == index).nonzero()[:, 0].tolist()
-        tensors = {name: t[rows] for name in _TENSORS if (t := getattr(self, name)) is not None}
-        lists = {name: tuple(values[r] for r in rows) for name in _LISTS if (values := getattr(self, name))}
-        alone = {
-            "image_index": torch.zeros_like(self.image_index[rows]),
-            "path": None if self.path is None else self.path.of(rows).trimmed(),
-            "images": None if self.images is None else self.images[index : index + 1],
-        }
-        return replace(self, **tensors | lists | alone)
+        return selected(self, (self.image_index == index).nonzero()[:, 0].tolist(), [index])
 
     def at(self, size: Sequence[int]) -> Tensor:
         """Returns the maps enlarged linearly to their pictures' size (cell centres stay in place): (R, *size)."""
@@ -165,67 +165,118 @@ class Explanation:
         image: Image.Image | None = None,
         outline: float | None = None,
         brightness: Brightness = "probability",
+        caption: bool | str = False,
         **style: Any,
     ) -> Image.Image:
         """Returns the map drawn over its picture. `style`: see `konkyo.draw.overlay.overlay`.
 
         `outline`: with a box around the largest part above that share of the map's range (0.2: as CAM localises).
         `brightness`: a map is as pale as its target is improbable, or "full"; an `opacity` in `style` goes before it.
+        `caption`: a strip below with class, score, decision, method and diagnosis (True), or with a text of your own.
         """
         from konkyo.draw.overlay import OPACITY, boxed, overlay  # pictures are drawn only when asked for
         from konkyo.metrics.wsol import boxes_of
 
-        if not -len(self) <= row < len(self):
-            raise KonkyoError(f"row {row} of an explanation with {len(self)} rows")
+        row = row_number(self, row)
         picture = self.picture(row) if image is None else upright(image)
         map_ = self.maps[row] if self.regions is None else self.at((picture.height, picture.width))[row]
         overlaid = overlay(picture, map_, **{"opacity": OPACITY * self.brightness(row, brightness), **style})
         if outline is not None:
             for box in boxes_of(self.at((picture.height, picture.width))[row], outline)[:1].tolist():
                 overlaid = boxed(overlaid, box)
-        return overlaid if self.boxes is None else boxed(overlaid, self.boxes[row].tolist())
+        overlaid = overlaid if self.boxes is None else boxed(overlaid, self.boxes[row].tolist())
+        return display.captioned(self, row, overlaid, caption) if caption else overlaid
+
+    def sheet(
+        self,
+        path: str | Path | None = None,
+        *,
+        page: int = 1,
+        title: str | None = None,
+        brightness: Brightness = "probability",
+    ) -> Image.Image:
+        """Returns the contact sheet: every row's picture with its map, and what is said of it; 40 rows a page.
+
+        `path`: the file that it is written to, as well; further pages are beside it, as in `sheet-2.png`. `page`: the
+        one that is returned. `title`: None for method, layer and model. KonkyoError: no rows, or no such page.
+        """
+        from konkyo.explanation.sheet import sheet  # pictures are drawn only when a user wants them
+
+        return sheet(self, path, page, title, brightness)
+
+    def plot(self, rows: Rows | None = None, *, columns: int = 4, ax: Axes | None = None, **style: Any) -> Figure:
+        """Returns a figure of matplotlib's with an overlay per row, its title, and a bar with the scale of its map.
+
+        `rows`: as in `result[rows]`; None: all. `ax`: the axes to draw a single row in. `style`: as of `overlay`.
+        Nothing is shown: a notebook shows a figure that a cell returns, and `figure.savefig` writes it.
+        """
+        return display.plot(self, rows, columns, ax, style)
+
+    def __repr__(self) -> str:
+        return display.words_of(self)
+
+    def _repr_html_(self) -> str:
+        return display.html_of(self)
+
+    def _repr_png_(self) -> bytes | None:
+        return display.png_of(self)
+
+    # --- elsewhere ----------------------------------------------------------------------------------------------------
+
+    def to(self, device: str | torch.device) -> Explanation:
+        """Returns the explanation with all tensors on a device."""
+        moved: dict[str, Any] = {name: t.to(device) for name in TENSORS if (t := getattr(self, name)) is not None}
+        if self.path is not None:
+            moved["path"] = PathTrace(*(getattr(self.path, f.name).to(device) for f in fields(PathTrace)))
+        if isinstance(self.images, Tensor):
+            moved["images"] = self.images.to(device)
+        return replace(self, **moved)
+
+    def numpy(self) -> NDArray[np.float32]:
+        """Returns the maps (R, *grid) as an array of float32; `to_frame` has what is known beside them."""
+        return self.maps.detach().cpu().float().numpy()
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Returns a table of pandas with a line per row. KonkyoError: pandas is not installed.
+
+        Columns: image, true_label, decision, probability, asked, asked_probability, rank, score, correct, diagnosis,
+        box (xyxy or None), method, layer, model. What is not known is None, or NaN where it is a number.
+        """
+        return exports.to_frame(self)
+
+    def to_coco(self, *, threshold: float = THRESHOLD) -> dict[str, Any]:
+        """Returns images, categories and annotations as COCO has them, with a score and the map cut as a mask.
+
+        `threshold`: see `to_supervision`. The list of annotations is what COCO calls results.
+        """
+        return exports.to_coco(self, threshold)
+
+    def to_supervision(self, *, threshold: float = THRESHOLD) -> supervision.Detections:
+        """Returns the rows of one image as detections of the library supervision: boxes, masks, classes, confidence.
+
+        `threshold`: the mask is where the map, scaled to [0, 1], is above this; a row of no detection has the box
+        around the largest part. KonkyoError: rows of several images, unknown pictures, or no supervision.
+        """
+        detections: supervision.Detections = exports.to_supervision(self, threshold)
+        return detections
+
+    def to_fiftyone(self) -> list[Any]:
+        """Returns a heat map of FiftyOne per row, with its label, score and diagnosis. KonkyoError: no fiftyone."""
+        return exports.to_fiftyone(self)
 
     # --- on disk ------------------------------------------------------------------------------------------------------
 
     def description(self) -> dict[str, Any]:
         """Returns everything but the tensors, as plain JSON values."""
-        return {
-            "konkyo": 1,
-            "model": self.model,
-            "method": self.method,
-            "layer": self.layer,
-            "rectified": self.rectified,
-            "options": {k: v if isinstance(v, (int, float, str, bool)) else repr(v) for k, v in self.options.items()},
-            "seed": self.seed,
-            "labels": list(self.labels),
-            "targets": [_target_to_json(t) for t in self.targets],
-            "diagnosis": [{"kind": d.kind, "message": d.message} for d in self.diagnosis],
-            "decisions": [None if d is None else asdict(d) for d in self.decisions],
-            "names": list(self.names),
-            "true_labels": list(self.true_labels),
-            "assumptions": list(self.assumptions),
-        }
+        return files.description(self)
 
     def save(self, path: str | Path) -> Path:
-        """Writes tensors and description to a .safetensors or .npz file, under a temporary name first. -> the path"""
+        """Writes a .safetensors or .npz file, which `load` reads, or the `sheet` as .png, .jpg or .webp. -> the path"""
         path = Path(path)
-        tensors = {name: getattr(self, name) for name in _TENSORS}
-        if self.path is not None:
-            tensors |= {f"path.{f.name}": getattr(self.path, f.name) for f in fields(PathTrace)}
-        tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if t is not None}
-        text = json.dumps(self.description())
-        writers: dict[str, Callable[[Path], Any]] = {
-            ".safetensors": lambda to: save_file(tensors, to, metadata={"konkyo": text}),
-            ".npz": lambda to: _save_npz(to, tensors, text),
-        }
-        if path.suffix not in writers:
-            raise KonkyoError(f"explanations are saved as {' or '.join(writers)}; got {path.name!r}")
-        try:
-            with replacing(path) as temporary:
-                writers[path.suffix](temporary)
-        except SafetensorError as error:
-            raise KonkyoError(f"{path} cannot be written: {error}") from error
-        return path
+        if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
+            self.sheet(path)
+            return path
+        return files.save(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Explanation:
@@ -233,29 +284,7 @@ class Explanation:
 
         KonkyoError: not such a file, or one whose parts do not fit each other.
         """
-        path = Path(path)
-        try:
-            require_file(path)
-            if path.suffix == ".safetensors":
-                with safe_open(path, "pt") as file:
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                    text = (file.metadata() or {})["konkyo"]
-            else:
-                with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                    tensors = {n: torch.from_numpy(archive[n]) for n in archive.files if n != "konkyo"}
-                    text = str(archive["konkyo"])
-            values = parse_json(text)
-            require_fitting(tensors, values)
-            trace = {f.name: tensors.pop(f"path.{f.name}") for f in fields(PathTrace) if f"path.{f.name}" in tensors}
-            values["path"] = PathTrace(**trace) if trace else None
-            values["targets"] = tuple(_target_from_json(t) for t in values["targets"])
-            values["diagnosis"] = tuple(Diagnosis(**d) for d in values["diagnosis"])
-            values["decisions"] = tuple(None if d is None else Decision(**d) for d in values.get("decisions", ()))
-            values |= {name: tuple(values.get(name, ())) for name in ("labels", "names", "true_labels", "assumptions")}
-            known = {f.name for f in fields(cls)}
-            return cls(**{k: v for k, v in values.items() if k in known}, **tensors)
-        except Exception as error:  # damaged archives fail in every possible way
-            raise KonkyoError(f"{path} is no saved explanation: {error}") from error
+        return files.load(cls, Path(path))
 
 
 def joined(parts: Sequence[Explanation]) -> Explanation:
@@ -289,27 +318,3 @@ def _joined_paths(parts: Sequence[PathTrace]) -> PathTrace:
         )
 
     return PathTrace(**{f.name: filled(f.name) for f in fields(PathTrace)})
-
-
-def _save_npz(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
-    with path.open("wb") as file:  # a file object, so that numpy keeps the temporary name
-        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
-        np.savez_compressed(file, konkyo=np.array(text), **arrays)
-
-
-def _target_to_json(target: Target | str) -> Any:
-    """Returns a target as its task saves it; of one that no task saves, the name."""
-    if isinstance(target, str):
-        return target
-    saved = (kind.saved(target) for kind in TASKS.values())
-    return next((values for values in saved if values is not None), getattr(target, "__name__", repr(target)))
-
-
-def _target_from_json(value: Any) -> Target | str:
-    if not isinstance(value, dict):
-        return str(value)
-    targets = (kind.restored(value) for kind in TASKS.values())
-    target = next((target for target in targets if target is not None), None)
-    if target is None:
-        raise KonkyoError(f"no task knows a target with {', '.join(value)}")
-    return target

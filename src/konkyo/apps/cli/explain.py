@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
 
 from konkyo.apps.cli.manifest import Manifest, report_of, unique_names
-from konkyo.apps.cli.pictures import batches, explained, facts, in_a_line, rows_of, score_in_words
+from konkyo.apps.cli.pictures import batches, explained, facts, in_a_line, rows_of
 
 
 @with_groups
@@ -60,6 +60,9 @@ def explain(
     model_options: ModelOptions = ModelOptions(),
     method_options: MethodOptions = MethodOptions(),
     cmap: Annotated[str | None, typer.Option("--cmap", help="A matplotlib colour map for the overlays.")] = None,
+    caption: Annotated[
+        bool, typer.Option("--caption", help="A strip under each overlay: class, score, decision, method, diagnosis.")
+    ] = False,
     drawing_options: DrawingOptions = DrawingOptions(),
     report_options: ReportOptions = ReportOptions(),
     as_json: Json = False,
@@ -82,8 +85,9 @@ def explain(
     if drawing_options.title and not setup.model.task.instances:
         raise KonkyoError("--title is that of a sheet, which `explain` draws of detections; `konkyo compare` always")
     settings |= {"maps": maps, "colours": cmap, "paths": path, **asdict(drawing_options)}
+    settings |= {"caption": True} if caption else {}
     settings |= {"wrong_only": True} if truth_options.wrong_only else {}
-    drawing = {"cmap": cmap, "brightness": drawing_options.brightness}
+    drawing = {"cmap": cmap, "caption": caption, "brightness": drawing_options.brightness}
     with Manifest(to, settings, resume=resume, overwrite=overwrite, order=truth_options.sort) as manifest:
         manifest.origin, manifest.made_by = source.origin, made_by(setup.model)
         names_on_disk = unique_names(files, manifest)
@@ -119,6 +123,7 @@ def explain(
 
 def _write(result: Explanation, stem: Path, maps: str, drawing: Mapping[str, Any], entry: dict[str, Any]) -> None:
     from konkyo.draw.sheets import save_image
+    from konkyo.explanation.words import score_in_words
 
     raw = result.save(stem.with_name(f"{stem.name}.{maps}"))
     for row, label in enumerate(result.labels):

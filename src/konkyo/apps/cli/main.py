@@ -14,9 +14,11 @@ from konkyo.apps.cli.benchmark import benchmark
 from konkyo.apps.cli.compare import compare
 from konkyo.apps.cli.consistency import consistency
 from konkyo.apps.cli.demo import demo
+from konkyo.apps.cli.diagnose import diagnose
 from konkyo.apps.cli.evaluate import evaluate
 from konkyo.apps.cli.explain import explain
 from konkyo.apps.cli.listing import layers, list_methods, list_metrics
+from konkyo.apps.cli.neighbours import nearest_images
 from konkyo.apps.cli.report import report
 from konkyo.apps.cli.sanity import sanity
 from konkyo.apps.cli.terminal import err, out
@@ -26,7 +28,8 @@ from konkyo.errors import KonkyoError, KonkyoWarning
 app = typer.Typer(
     name="konkyo",
     help="Shows what in an image a vision model decided on.",
-    epilog="Exit status: 0 all done, 1 nothing could be done (and why), 2 wrong usage, 3 some images skipped.",
+    epilog="Exit status: 0 all done, 1 nothing could be done (and why), 2 wrong usage, 3 some images skipped, "
+    "4 `diagnose --fail-on` found it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -41,6 +44,8 @@ app.command()(evaluate)
 app.command(name="metrics")(list_metrics)
 app.command()(sanity)
 app.command()(consistency)
+app.command()(diagnose)
+app.command(name="neighbours")(nearest_images)
 app.add_typer(benchmark, name="benchmark")
 app.add_typer(train, name="train")
 app.add_typer(report, name="report")

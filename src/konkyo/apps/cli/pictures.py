@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -13,13 +12,10 @@ from konkyo.apps.cli.sources import Pictures
 from konkyo.errors import ImageError, KonkyoError, NotApplicable
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from konkyo.data.samples import Sample
     from konkyo.draw.sheets import Row
     from konkyo.explanation.result import Explanation
     from konkyo.models import Model
-    from konkyo.targets.base import BaseTarget
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,59 +122,19 @@ def failures_of(model: Model) -> Iterator[None]:
 
 def facts(result: Explanation, row: int) -> dict[str, Any]:
     """What the manifest says of a target: its box in the picture's pixels, if it has one, details, and the decision."""
+    from konkyo.explanation.words import box_of, target_of
+
     box, decision = box_of(result, row), result.decisions[row]
     place = {} if box is None else {"box": [round(side, 2) for side in box]}
-    return place | _target(result, row).details() | {"decision": None if decision is None else asdict(decision)}
-
-
-def _target(result: Explanation, row: int) -> BaseTarget:
-    from konkyo.targets.base import as_target
-
-    target = result.targets[row]
-    assert not isinstance(target, str)  # it was explained just now, and not loaded from a file
-    return as_target(target)
-
-
-def box_of(result: Explanation, row: int) -> list[float] | None:
-    """Returns a detection's box, xyxy in the picture's pixels; None for what is no detection."""
-    box = None if result.boxes is None else [float(side) for side in result.boxes[row]]
-    return box if box is not None and all(map(math.isfinite, box)) else None
-
-
-def score_in_words(result: Explanation, row: int, *, place: bool = True) -> str:
-    """What a row explains, with its score: "cat (logit 3.55)", "x1 of cat (probability 0.70) at 257,231,565,477".
-
-    What is not the model's decision is said to be asked for: "asked: dog (logit 1.20, P 0.02, rank 2)".
-    """
-    score, box = result.scores[row].item(), box_of(result, row)
-    words = _target(result, row).in_words(result.labels[row], score)
-    if said := _of_the_asked(result, row):
-        words = f"asked: {words}"
-        words = f"{words.removesuffix(')')}, {said})" if place else words  # in a sheet it has a line of its own
-    return words + (f" at {','.join(str(round(side)) for side in box)}" if place and box is not None else "")
-
-
-def _of_the_asked(result: Explanation, row: int) -> str:
-    """What the model says of a class that it did not decide on; the probability of a detection is said already."""
-    decision = result.decisions[row]
-    if decision is None or decision.rank is None or decision.agrees:
-        return ""
-    return decision.of_the_asked if box_of(result, row) is None else f"rank {decision.rank}"
-
-
-def decided_in_words(result: Explanation, row: int) -> str:
-    """What the model decided of a row: "decided: cat (P 0.98)"; "" for a detection that is of the class it is for."""
-    decision = result.decisions[row]
-    return "" if decision is None or (decision.agrees and box_of(result, row)) else decision.of_the_model
-
-
-def truth_in_words(result: Explanation, row: int) -> str:
-    """What is true of a row's image where the model decided wrongly: "wrong: dog"; else ""."""
-    return f"wrong: {result.true_labels[row]}" if result.correct[row] is False else ""
+    target = target_of(result, row)
+    details = {} if target is None else target.details()
+    return place | details | {"decision": None if decision is None else asdict(decision)}
 
 
 def in_a_line(results: Mapping[str, Explanation | NotApplicable]) -> str:
     """What is explained of an image, and what the model decided: "asked: dog (...), asked: fox (...); decided: cat"."""
+    from konkyo.explanation.words import decided_in_words, score_in_words, truth_in_words
+
     done = [result for result in results.values() if not isinstance(result, NotApplicable)]
     rows = [
         (
@@ -203,47 +159,15 @@ def rows_of(
     entry: dict[str, Any],
     brightness: str = "probability",
 ) -> list[Row]:
-    """Returns a row of the contact sheet per target."""
-    from konkyo.draw.sheets import Cell, Row
+    """Returns a row of the contact sheet per target; what the manifest says of them goes into the entry."""
+    from konkyo.explanation.sheet import rows_of as rows_of_sheet
 
     done = {name: result for name, result in results.items() if not isinstance(result, NotApplicable)}
     entry["not_applicable"] = [str(result) for result in results.values() if isinstance(result, NotApplicable)]
-    if not done:
-        raise KonkyoError("; ".join(entry["not_applicable"]))
-    one = next(iter(done.values()))
-    maps = {name: maps_of(result) for name, result in done.items()}
-    rows = []
-    for row, label in enumerate(one.labels):
-        cells: list[Cell] = []
-        for name, result in results.items():
-            if isinstance(result, NotApplicable):
-                cells.append(Cell(None, f"not applicable: {str(result).partition(': ')[2]}"))
-            else:
-                diagnosis = result.diagnosis[row]
-                cells.append(Cell(maps[name][row], "" if diagnosis.ok else diagnosis.kind))
-                known = {"method": name, "label": label, "layer": result.layer, "diagnosis": diagnosis.kind}
-                entry.setdefault("maps", []).append(known | facts(result, row))
-        rows.append(
-            Row(
-                one.picture(row),
-                title,
-                score_in_words(one, row, place=False),  # the box is drawn
-                cells,
-                asked=_of_the_asked(one, row),
-                decided=decided_in_words(one, row),
-                truth=truth_in_words(one, row),
-                brightness=one.brightness(row, brightness),
-                box=box_of(one, row),
-            )
-        )
+    rows = rows_of_sheet(results, title, brightness)
+    for row in range(len(rows)):
+        for name, result in done.items():
+            known = {"method": name, "label": result.labels[row], "layer": result.layer}
+            known |= {"diagnosis": result.diagnosis[row].kind}
+            entry.setdefault("maps", []).append(known | facts(result, row))
     return rows
-
-
-def maps_of(result: Explanation) -> Tensor:
-    """Returns the maps as they lie on the picture: of a picture with a border, without the border."""
-    if result.regions is None or not len(result):
-        return result.maps
-    width, height = result.picture(0).size
-    # No larger than the cells of a sheet; a coarse map stays coarse, so that it is drawn on the scale of coarse maps.
-    share = min(1.0, (60 if result.maps[0].numel() < 60 * 60 else 400) / max(width, height))
-    return result.at((max(1, round(height * share)), max(1, round(width * share))))

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from konkyo.data.samples import Data, Sample, Samples, samples
+from konkyo.data.samples import Data, Samples
 from konkyo.data.sets.scenes import Scenes
-from konkyo.engine.capture import draw_anew, untouched
-from konkyo.engine.forward import Pass, Precision
-from konkyo.errors import ImageError, KonkyoError, silenced, unknown
+from konkyo.engine.session import untouched
+from konkyo.errors import KonkyoError, silenced, unknown
+from konkyo.evaluation.batches import Batches, Source, floating, logits_of, untrained
 from konkyo.evaluation.consistency.result import Baseline, Consistency
 from konkyo.evaluation.consistency.statistics import ExplainedClass, measure
 from konkyo.explanation.explain import Which, explain
@@ -24,11 +22,8 @@ from konkyo.explanation.run import Where
 from konkyo.methods.base import find
 from konkyo.metrics.distances import DISTANCES, Distance, on_grid
 from konkyo.models import Model, as_model
-from konkyo.targets.classes import class_logits
 from konkyo.tasks import ClassificationTask
 from konkyo.utils.progress import Progress
-
-Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 
 
 def consistency(
@@ -65,7 +60,7 @@ def consistency(
     adapted = as_model(model)
     _check(adapted, target, distance, batch, limit)
     chosen = find(method)
-    source = _Source.of(adapted, data, limit, batch, seed)
+    source = Source.of(adapted, data, limit, batch, seed)
     settings: dict[str, Any] = {"method": chosen, "layer": layer, "seed": seed} | options
     maps = _CollectedMaps(adapted, _Untrained.of(adapted, settings) if baselines else None, settings, grid, target)
     maps.collect(source, progress)
@@ -140,7 +135,7 @@ class _Untrained:
         if isinstance(layer, nn.Module):  # the copy has a module of its own under that name
             name = next((n for n, m in model.module.named_modules() if m is layer), None)
             settings = {**settings, "layer": name}
-        return _Untrained(_untrained(model, settings["seed"]), settings)
+        return _Untrained(untrained(model, settings["seed"]), settings)
 
 
 @dataclass(eq=False)
@@ -163,19 +158,19 @@ class _CollectedMaps:
     kinds: int = 0
     """The classes that the network has outputs for."""
 
-    def collect(self, source: _Source, progress: Progress | None) -> None:
+    def collect(self, source: Source, progress: Progress | None) -> None:
         """Explains all images of a source. KonkyoError: there is none, or a label has no class."""
         session = untouched(self.model.module, self.settings["seed"])
         with silenced(), session, session:  # blank maps are counted; twice: see `Session`
-            for names, images, labels in source.batches:
-                self._add(names, self.model.prepared(images), labels)
+            for batch in source.batches:
+                self._add(batch.names, self.model.prepared(batch.images), batch.labels)
                 if progress is not None:
                     progress(len(self.names), source.count)
         if not self.names:
             raise KonkyoError(f"no image came from the data{': ' + source.skipped[0] if source.skipped else ''}")
 
     def _add(self, names: list[str], images: Tensor, labels: Tensor) -> None:
-        logits = _logits(self.model, images, self.settings.get("precision"))
+        logits = logits_of(self.model, images, self.settings.get("precision"))
         self.kinds, labels = logits.shape[1], labels.to(logits.device)
         if not 0 <= int(labels.min()) <= int(labels.max()) < self.kinds:
             came = f"{int(labels.min())} to {int(labels.max())}"
@@ -184,125 +179,10 @@ class _CollectedMaps:
         targets = (labels if self.target == "label" else predictions).tolist()
         explanation = explain(self.model, images, target=targets, **self.settings)
         self.layer = explanation.layer
-        self.trained.append(on_grid(_floating(explanation.maps), self.grid).cpu())
+        self.trained.append(on_grid(floating(explanation.maps), self.grid).cpu())
         if (bare := self.untrained_copy) is not None:
             maps = explain(bare.model, images, target=targets, **bare.settings).maps
-            self.untrained.append(on_grid(_floating(maps), self.grid).cpu())
+            self.untrained.append(on_grid(floating(maps), self.grid).cpu())
         self.names += names
         self.labels.append(labels.cpu())
         self.predictions.append(predictions.cpu())
-
-
-# --- from data to batches ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Data as prepared batches with names and labels."""
-
-    name: str
-    count: int | None
-    batches: Iterator[tuple[list[str], Tensor, Tensor]]
-    skipped: list[str]
-    """Why images could not be read; filled as the batches are."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Returns the sentence about images that could not be read, where there are any."""
-        if not self.skipped:
-            return ()
-        return (f"{len(self.skipped)} images could not be read and were left out, the first: {self.skipped[0]}",)
-
-    @staticmethod
-    def of(model: Model, data: Any, limit: int | None, batch: int, seed: int) -> _Source:
-        if isinstance(data, (str, Path, Samples, Scenes)):
-            return _Source._of_samples(model, samples(data, limit=limit, seed=seed), batch)
-        try:
-            stream = iter(data)
-        except TypeError as error:
-            raise KonkyoError(f"data is a name, samples, or batches (images, labels); got {data!r}") from error
-        head = list(islice(stream, 1))
-        if head and isinstance(head[0], Sample):
-            return _Source._of_samples(model, samples(data, limit=limit, seed=seed), batch)
-        return _Source(type(data).__name__, limit, _batches(chain(head, stream), limit), [])
-
-    @staticmethod
-    def _of_samples(model: Model, data: Samples, batch: int) -> _Source:
-        skipped = list[str]()
-        return _Source(data.source or "samples", len(data), _prepared(model, data, batch, skipped), skipped)
-
-
-def _prepared(
-    model: Model, data: Samples, batch: int, skipped: list[str]
-) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-    """Batches of samples as the model wants them; one ends where the next picture has another size."""
-    if not model.classes:
-        raise KonkyoError(
-            f"{model.name} has no class names, so labels mean nothing to it: konkyo.Model(..., classes=[...]), "
-            "or --labels FILE on the command line"
-        )
-    if model.preprocess is None:
-        raise KonkyoError(f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)")
-    names, images, labels = list[str](), list[Tensor](), list[int]()
-    for index, name in enumerate(data.names):
-        try:
-            sample = data[index]
-            image = model.preprocess(sample.image)
-        except ImageError as error:
-            skipped.append(str(error))
-            continue
-        if sample.label is None:
-            raise KonkyoError(f"sample {name} has no label of its own; consistency is measured within classes")
-        if images and (len(images) == batch or images[0].shape != image.shape):
-            yield names, torch.stack(images), torch.tensor(labels)
-            names, images, labels = [], [], []
-        names.append(name)
-        images.append(image)
-        labels.append(model.class_index(sample.label))
-    if images:
-        yield names, torch.stack(images), torch.tensor(labels)
-
-
-def _batches(data: Iterable[Any], limit: int | None) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-    """Checked batches in their order, with the numbers of images for names."""
-    done = 0
-    for entry in data:
-        pair = entry if isinstance(entry, (tuple, list)) and len(entry) == 2 else (entry, None)
-        images, labels = pair
-        if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
-            came = " and ".join(type(part).__name__ for part in pair)
-            raise KonkyoError(f"batches of tensors (images, labels) were expected; got {came}")
-        if images.ndim != 4 or labels.shape != images.shape[:1] or labels.is_floating_point() or not len(labels):
-            came = f"{tuple(images.shape)} and {tuple(labels.shape)} {labels.dtype}"
-            raise KonkyoError(f"batches of images (N, C, H, W) and labels (N,) int64 were expected; got {came}")
-        most = len(images) if limit is None else limit - done
-        images, labels = images[:most], labels[:most]
-        yield [str(done + i) for i in range(len(images))], images, labels
-        done += len(images)
-        if limit is not None and done >= limit:
-            return
-
-
-def _floating(maps: Tensor) -> Tensor:
-    """Returns maps in 32 bits at least. KonkyoError: no maps of images."""
-    if maps.ndim != 3:
-        raise KonkyoError(f"maps (N, h, w) of images are compared; got {tuple(maps.shape)}")
-    return maps.detach().to(torch.promote_types(maps.dtype, torch.float32))
-
-
-def _logits(model: Model, images: Tensor, precision: Precision | None) -> Tensor:
-    """Returns the logits (N, K). KonkyoError: the network is no classifier."""
-    output = Pass(model, images, precision=precision).output.detach()
-    if output.ndim != 2:
-        raise KonkyoError(f"a classifier's output is (N, classes); that of {model.name} is {tuple(output.shape)}")
-    return class_logits(output)
-
-
-def _untrained(model: Model, seed: int) -> Model:
-    """Returns a copy of the network whose weights are initialised again."""
-    module = copy.deepcopy(model.module)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for part in module.modules():
-            draw_anew(part)
-    return replace(model, module=module)

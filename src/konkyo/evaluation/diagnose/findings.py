@@ -57,3 +57,12 @@ class Finding:
     evidence: tuple[Evidence, ...] = ()
     values: Mapping[str, float] = field(default_factory=dict)
     """Further numbers by name, such as those of a second test."""
+
+
+def worded(en: str, ja: str, **values: object) -> Text:
+    """Returns two templates with the same values put in, by `str.format`."""
+    return {"en": en.format(**values), "ja": ja.format(**values)}
+
+
+NOTHING_TO_DO: Text = {"en": "Nothing to do.", "ja": "必要な作業はありません。"}
+"""The next step of a finding that is "ok"."""

@@ -1,0 +1,131 @@
+"""The command that says what a classifier rests on, why it is wrong, and which images to look at."""
+
+from __future__ import annotations
+
+import json
+import locale
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from konkyo.apps.cli.groups import with_groups
+from konkyo.apps.cli.options import (
+    Data,
+    Json,
+    Layers,
+    Limit,
+    ModelName,
+    ModelOptions,
+    setup_of,
+)
+from konkyo.apps.cli.terminal import err, out, progress_bar
+from konkyo.errors import unknown
+
+if TYPE_CHECKING:
+    from konkyo.evaluation.diagnose.result import DiagnosisReport
+
+Train = Annotated[
+    str | None, typer.Option("--train", help="What the model was trained on, as --data; several questions need it.")
+]
+LANGUAGES = ("auto", "en", "ja")
+FAILURES = ("high", "medium", "low")
+
+
+@with_groups
+def diagnose(
+    model: ModelName,
+    data: Data,
+    train: Train = None,
+    ask: Annotated[
+        str, typer.Option("--ask", help="Questions, separated by commas: cue, head, backbone, wrong, ...; or all.")
+    ] = "all",
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", "-c", help="Ask questions about single classes of these only; repeatable."),
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="Of the maps; `konkyo methods` lists them.")] = "grad_cam",
+    layer: Layers = None,
+    limit: Limit = None,
+    batch: Annotated[int, typer.Option("--batch", "--batch-size", min=1, help="Images at a time.")] = 32,
+    resamples: Annotated[int, typer.Option("--resamples", min=1, help="Of permutations and intervals.")] = 1000,
+    alpha: Annotated[float, typer.Option("--alpha", help="Error rate of a question over all its subjects.")] = 0.01,
+    budget: Annotated[int, typer.Option("--budget", min=1, help="Images that a class's changes are tried on.")] = 48,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
+    lang: Annotated[str, typer.Option("--lang", help="Of the findings: en, ja, or auto.")] = "auto",
+    to: Annotated[Path, typer.Option("--out", help="Folder for findings, tables, maps and the page.")] = Path(
+        "konkyo-diagnosis"
+    ),
+    page: Annotated[bool, typer.Option("--html/--no-html", help="Write report.html.")] = True,
+    fail_on: Annotated[
+        str | None, typer.Option("--fail-on", help="Exit with 4 if a finding is that severe: high, medium or low.")
+    ] = None,
+    model_options: ModelOptions = ModelOptions(),
+    as_json: Json = False,
+) -> None:
+    """Say what a classifier rests on, why it is wrong and which images to look at: a sentence each, worst first."""
+    if lang not in LANGUAGES:
+        raise unknown("--lang", lang, LANGUAGES)
+    if fail_on is not None and fail_on not in FAILURES:
+        raise unknown("--fail-on", fail_on, FAILURES)
+    from konkyo.evaluation.diagnose.run import diagnose as run
+
+    setup = setup_of(model, model_options)
+    started = time.monotonic()
+
+    def announce(sentence: str) -> None:
+        err.print(escape(sentence), highlight=False, soft_wrap=True)
+
+    with progress_bar("explaining", "nothing is kept") as progress:
+        report = run(
+            setup.model,
+            data,
+            train,
+            ask,
+            alpha,
+            classes=classes or (),
+            method=method,
+            layer=layer[0] if layer and len(layer) == 1 else layer or None,
+            limit=limit,
+            batch=batch,
+            resamples=resamples,
+            budget=budget,
+            seed=seed,
+            progress=lambda done, total: progress(done, total or done),
+            announce=announce,
+        )
+    report = _with_origin(report, started)
+    words = _language(lang)
+    report.save(to, lang=words)
+    if page:
+        _write_page(report, to, lang)
+    if as_json:
+        print(json.dumps(report.description(), indent=1))  # noqa: T201 - standard output is what was asked for
+    else:
+        for line in report.lines(words):
+            out.print(escape(line), highlight=False, soft_wrap=True)
+        out.print()
+        for line in report.remarks():
+            out.print(escape(line), highlight=False, soft_wrap=True)
+        name = "report.html, findings" if page else "findings"
+        out.print(f"{name}, tables, maps and evidence in {escape(str(to))}", highlight=False, soft_wrap=True)
+    if fail_on is not None and report.worst in FAILURES[: FAILURES.index(fail_on) + 1]:
+        raise typer.Exit(4)
+
+
+def _language(lang: str) -> str:
+    """Returns the language of the terminal's sentences; "auto" is that of the locale."""
+    if lang != "auto":
+        return lang
+    return "ja" if (locale.getlocale()[0] or "").startswith("ja") else "en"
+
+
+def _with_origin(report: DiagnosisReport, started: float) -> DiagnosisReport:
+    return replace(report, provenance={**report.provenance, "seconds": f"{time.monotonic() - started:.0f}"})
+
+
+def _write_page(report: DiagnosisReport, to: Path, lang: str) -> None:
+    """Writes the page of the report."""

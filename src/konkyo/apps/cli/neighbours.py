@@ -1,0 +1,53 @@
+"""The command that shows which images of a data set an image resembles for the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from konkyo.apps.cli.groups import with_groups
+from konkyo.apps.cli.options import Data, Json, Layers, Limit, ModelName, ModelOptions, setup_of
+from konkyo.apps.cli.terminal import out, print_table
+
+
+@with_groups
+def nearest_images(
+    images: Annotated[str, typer.Argument(help="A picture, or data as --data takes it.")],
+    model: ModelName,
+    data: Data,
+    count: Annotated[int, typer.Option("--count", "-k", min=1, help="Neighbours of every image.")] = 5,
+    layer: Layers = None,
+    standardise: Annotated[
+        bool, typer.Option("--standardise", help="Channels minus their mean over the data, divided by their deviation.")
+    ] = False,
+    limit: Limit = None,
+    batch: Annotated[int, typer.Option("--batch", "--batch-size", min=1, help="Images at a time.")] = 32,
+    to: Annotated[Path, typer.Option("--out", help="The picture with all of them.")] = Path("neighbours.png"),
+    model_options: ModelOptions = ModelOptions(),
+    as_json: Json = False,
+) -> None:
+    """Show the images of a data set that an image resembles most for the model, with their maps."""
+    from konkyo.evaluation.neighbours import neighbours
+
+    setup = setup_of(model, model_options)
+    result = neighbours(
+        setup.model,
+        images,
+        data,
+        count,
+        layer[0] if layer and len(layer) == 1 else layer or None,
+        standardise=standardise,
+        limit=limit,
+        batch=batch,
+    )
+    result.sheet(to)
+    head, rows = result.table()
+    if as_json:
+        print(json.dumps([dict(zip(head, row, strict=True)) for row in rows], indent=1))  # noqa: T201 - asked for
+        return
+    print_table(head, rows)
+    out.print(f"picture in {escape(str(to))}", highlight=False, soft_wrap=True)

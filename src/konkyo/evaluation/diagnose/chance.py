@@ -1,0 +1,70 @@
+"""What chance alone gives: sign flips over images, permuted labels, and p-values of many tests together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+def sign_flips(differences: Values, resamples: int = 1000, seed: int = 0) -> tuple[Values, Values]:
+    """Returns p-values (m,) of m means being above zero, each alone and all together.
+
+    `differences` (n, m) has a row per image. If nothing but chance acts, every row is as probable with the other sign;
+    all m of a row change sign together, since they are of one image. The p-values of all together compare each mean
+    with the largest of the m (Westfall and Young, 1993), after each column is divided by its root mean square.
+    """
+    n, columns = differences.shape
+    root = np.sqrt((differences**2).mean(0))
+    scaled = differences / np.where(root > 0, root, 1)
+    actual = scaled.mean(0)
+    generator = np.random.default_rng(seed)
+    signs = generator.choice((-1.0, 1.0), (resamples, n))
+    by_chance = signs @ scaled / n  # (resamples, m)
+    return _shares(by_chance, actual), _shares(np.repeat(by_chance.max(1, keepdims=True), columns, 1), actual)
+
+
+def _shares(by_chance: Values, actual: Values) -> Values:
+    """Returns how often chance (resamples, m) reaches the actual values (m,); they count as one more resample."""
+    return np.asarray((1 + (by_chance >= actual - 1e-12).sum(0)) / (1 + len(by_chance)))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Returns Holm's adjusted p-values (1979): below alpha with probability alpha at most in any clean test.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p)), key=p.__getitem__)
+    adjusted, largest = [0.0] * len(p), 0.0
+    for place, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - place) * p[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def interval_of_mean(values: Values, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """Returns the 95 % interval of a mean over images, by resampling them (percentiles)."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.percentile(values[drawn].mean(1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def interval_of_share(count: int, n: int) -> tuple[float, float]:
+    """Returns Wilson's 95 % interval of a share (1927).
+
+    >>> [round(end, 3) for end in interval_of_share(0, 10)]
+    [0.0, 0.278]
+    """
+    if not n:
+        return float("nan"), float("nan")
+    z, share = 1.959964, count / n
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    reach = z / (1 + z**2 / n) * float(np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)))
+    return max(0.0, middle - reach), min(1.0, middle + reach)

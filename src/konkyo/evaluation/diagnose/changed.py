@@ -1,0 +1,44 @@
+"""What questions share that change images: which images are taken, how they are run, and pictures of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from konkyo.evaluation.diagnose.collected import Collected
+
+Probabilities: TypeAlias = Callable[[Tensor], Tensor]
+"""Prepared images (N, C, H, W) -> probabilities of the classes (N, K)."""
+
+
+def batched(probabilities: Probabilities, images: Tensor, batch: int) -> Tensor:
+    """Runs images in batches -> (N, K) probabilities."""
+    with torch.no_grad():
+        return torch.cat([probabilities(part) for part in torch.split(images, batch)])
+
+
+def images_of_one_size(collected: Collected, most: int, use: str, among: Sequence[int] | None = None) -> list[int]:
+    """Draws so many images at most, of the size that the first one drawn has once it is prepared; in order."""
+    pool = list(range(len(collected))) if among is None else list(among)
+    order = torch.randperm(len(pool), generator=collected.generator(use)).tolist()
+    indices, shape = list[int](), None
+    for place in order:
+        if len(indices) == most:
+            break
+        size = tuple(collected.image(pool[place]).shape)
+        shape = shape or size
+        if size == shape:
+            indices.append(pool[place])
+    return sorted(indices)
+
+
+def pictured(collected: Collected, images: Tensor) -> list[Image.Image]:
+    """Returns prepared images (N, C, H, W) as pictures."""
+    assert collected.model.preprocess is not None  # the images have been prepared
+    pixels = (collected.model.preprocess.undo(images.float().cpu()).clamp(0, 1) * 255).round().byte()
+    return [Image.fromarray(np.asarray(image.permute(1, 2, 0)).squeeze()).convert("RGB") for image in pixels]

@@ -1,0 +1,122 @@
+"""Explanations on disk: tensors and a description, in a file that holds no code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from konkyo.engine.path import PathTrace
+from konkyo.errors import KonkyoError
+from konkyo.explanation.diagnosis import Diagnosis
+from konkyo.explanation.rows import TENSORS
+from konkyo.explanation.stored import require_file, require_fitting
+from konkyo.targets.base import Target
+from konkyo.tasks import TASKS
+from konkyo.tasks.decision import Decision
+from konkyo.utils.files import parse_json, replacing
+
+if TYPE_CHECKING:
+    from konkyo.explanation.result import Explanation
+
+
+def description(result: Explanation) -> dict[str, Any]:
+    """Returns everything but the tensors, as plain JSON values."""
+    return {
+        "konkyo": 1,
+        "model": result.model,
+        "method": result.method,
+        "layer": result.layer,
+        "rectified": result.rectified,
+        "options": {k: v if isinstance(v, (int, float, str, bool)) else repr(v) for k, v in result.options.items()},
+        "seed": result.seed,
+        "labels": list(result.labels),
+        "targets": [_target_to_json(t) for t in result.targets],
+        "diagnosis": [{"kind": d.kind, "message": d.message} for d in result.diagnosis],
+        "decisions": [None if d is None else asdict(d) for d in result.decisions],
+        "names": list(result.names),
+        "true_labels": list(result.true_labels),
+        "assumptions": list(result.assumptions),
+    }
+
+
+def save(result: Explanation, path: Path) -> Path:
+    """Writes tensors and description to the file; `Explanation.save` says more."""
+    tensors = {name: getattr(result, name) for name in TENSORS}
+    if result.path is not None:
+        tensors |= {f"path.{f.name}": getattr(result.path, f.name) for f in fields(PathTrace)}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if t is not None}
+    text = json.dumps(description(result))
+    writers: dict[str, Callable[[Path], Any]] = {
+        ".safetensors": lambda to: save_file(tensors, to, metadata={"konkyo": text}),
+        ".npz": lambda to: _save_npz(to, tensors, text),
+    }
+    if path.suffix not in writers:
+        raise KonkyoError(
+            f"explanations are saved as {' or '.join(writers)}, and as a sheet in .png, .jpg or .webp; "
+            f"got {path.name!r}"
+        )
+    try:
+        with replacing(path) as temporary:
+            writers[path.suffix](temporary)
+    except SafetensorError as error:
+        raise KonkyoError(f"{path} cannot be written: {error}") from error
+    return path
+
+
+def load(kind: type[Explanation], path: Path) -> Explanation:
+    """Reads what `save` wrote; `Explanation.load` says more."""
+    try:
+        require_file(path)
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                text = (file.metadata() or {})["konkyo"]
+        else:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                tensors = {n: torch.from_numpy(archive[n]) for n in archive.files if n != "konkyo"}
+                text = str(archive["konkyo"])
+        values = parse_json(text)
+        require_fitting(tensors, values)
+        trace = {f.name: tensors.pop(f"path.{f.name}") for f in fields(PathTrace) if f"path.{f.name}" in tensors}
+        values["path"] = PathTrace(**trace) if trace else None
+        values["targets"] = tuple(_target_from_json(t) for t in values["targets"])
+        values["diagnosis"] = tuple(Diagnosis(**d) for d in values["diagnosis"])
+        values["decisions"] = tuple(None if d is None else Decision(**d) for d in values.get("decisions", ()))
+        values |= {name: tuple(values.get(name, ())) for name in ("labels", "names", "true_labels", "assumptions")}
+        known = {f.name for f in fields(kind)}
+        return kind(**{k: v for k, v in values.items() if k in known}, **tensors)
+    except Exception as error:  # damaged archives fail in every possible way
+        raise KonkyoError(f"{path} is no saved explanation: {error}") from error
+
+
+def _save_npz(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
+    with path.open("wb") as file:  # a file object, so that numpy keeps the temporary name
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+        np.savez_compressed(file, konkyo=np.array(text), **arrays)
+
+
+def _target_to_json(target: Target | str) -> Any:
+    """Returns a target as its task saves it; of one that no task saves, the name."""
+    if isinstance(target, str):
+        return target
+    saved = (kind.saved(target) for kind in TASKS.values())
+    return next((values for values in saved if values is not None), getattr(target, "__name__", repr(target)))
+
+
+def _target_from_json(value: Any) -> Target | str:
+    if not isinstance(value, dict):
+        return str(value)
+    targets = (kind.restored(value) for kind in TASKS.values())
+    target = next((target for target in targets if target is not None), None)
+    if target is None:
+        raise KonkyoError(f"no task knows a target with {', '.join(value)}")
+    return target
