@@ -457,3 +457,12 @@ def test_raw_floats_are_warned_of() -> None:
 def test_scans_are_read_from_files_only() -> None:
     head = b"\0" * 128 + b"DICM" + struct.pack("<I", 0)
     refused(head, "scan", "path")
+
+
+def test_a_data_set_by_name_brings_names_and_labels() -> None:
+    from konkyo.data.samples import samples
+
+    scenes = samples("scenes:3,objects=1")
+    result = konkyo.explain(konkyo.load("konkyo/scenes-classifier"), scenes)
+    assert result.names == scenes.names
+    assert result.true_labels == tuple(scene.label for scene in scenes)

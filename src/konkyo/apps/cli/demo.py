@@ -16,6 +16,7 @@ from konkyo.errors import NotApplicable, install_hint
 
 if TYPE_CHECKING:
     from konkyo.draw.sheets import Row
+    from konkyo.models import Model
 
 from konkyo.apps.cli.pictures import explained, rows_of
 
@@ -24,12 +25,13 @@ def demo(
     to: Annotated[Path, typer.Option("--out", help="Folder for images and contact sheet.")] = Path("out/demo"),
     number: Annotated[int, typer.Option("--scenes", min=1, help="How many scenes.")] = 6,
 ) -> None:
-    """Explain shipped scenes: classes with the shipped classifier, and every detection with the shipped detector."""
+    """Explain shipped scenes, one of the shipped classifier's mistakes, and every detection of the shipped detector."""
     from konkyo.data.sets.scenes import CLASSES, Scenes
     from konkyo.draw.sheets import contact_sheet, save_image
     from konkyo.targets.classes import Each
     from konkyo.tasks.base import SEVEN_CAMS
 
+    out.print(PLAN.format(number=number), soft_wrap=True, highlight=False)
     setup = setup_of("konkyo/scenes-classifier", ModelOptions())
     rows: list[Row] = []
     on_object = Counter[str]()
@@ -50,12 +52,45 @@ def demo(
     peaks = ", ".join(f"{name} {on_object[name]}" for name in SEVEN_CAMS)
     out.print(f"{number} scenes, {len(rows)} rows of an image and a class, {len(SEVEN_CAMS)} methods")
     out.print(f"rows whose map is highest on the class's own object: {peaks}", soft_wrap=True, highlight=False)
-    out.print(f"contact sheet: {sheet}", soft_wrap=True, highlight=False)
-    _demo_of_detector(to)
+    pages = [sheet, *_demo_of_mistake(setup.model, to), *_demo_of_detector(to)]
+    out.print("done; open these:\n" + "\n".join(f"  {page}" for page in pages), soft_wrap=True, highlight=False)
 
 
-def _demo_of_detector(to: Path) -> None:
-    """Every detection on two scenes by the methods that are compared for detectors."""
+def _demo_of_mistake(model: Model, to: Path) -> list[Path]:
+    """Reports on scenes of which one is decided wrongly, and covers what that decision rests on. -> sheet and report"""
+    from konkyo.data.samples import samples
+    from konkyo.draw.sheets import contact_sheet, save_image
+    from konkyo.explanation.explain import compare
+    from konkyo.report.report import report
+    from konkyo.targets.classes import ContrastTarget
+
+    scenes = samples(MISTAKES)
+    page = report(
+        compare(model, [scenes[index] for index in range(MISTAKE - 20, MISTAKE + 3)], ["grad_cam", "layer_cam"]),
+        to / "report.html",
+        title="konkyo demo: 23 scenes, one of them decided wrongly",
+        model=model,
+    )
+    picture = scenes[MISTAKE].image
+    covered = picture.copy()
+    covered.paste(picture.crop(SKY), POST[:2])
+    rows: list[Row] = []
+    words = []
+    for name, image, this, that in (("mistake", picture, *TWINS), ("post-covered", covered, *TWINS[::-1])):
+        path = save_image(image, to / f"{name}.png")
+        results = explained(model, [path], list(MISTAKE_METHODS), {"target": ContrastTarget(this, that)})[0].results
+        rows += rows_of(results, path.name, {})
+        decision = next(r.decisions[0] for r in results.values() if not isinstance(r, NotApplicable))
+        words.append("nothing" if decision is None else f"{decision.label} (P {decision.probability:.2f})")
+    title = f"A cat that is called a {TWINS[0]}: occlusion points at the post behind its ears; without it, it is a cat"
+    sheet = save_image(contact_sheet(rows, MISTAKE_METHODS, title=title), to / "why-wrong.png")
+    story = f"why is it wrong: scene {MISTAKE}, a cat, is called {words[0]}; with the post behind its ears covered: {words[1]}"
+    out.print(story, soft_wrap=True, highlight=False)
+    return [sheet, page]
+
+
+def _demo_of_detector(to: Path) -> list[Path]:
+    """Explains every detection on two scenes by the methods that are compared for detectors. -> the sheet, if any"""
     from konkyo.data.sets.scenes import Scenes
     from konkyo.draw.sheets import contact_sheet, save_image
     from konkyo.targets.detections import Detections
@@ -65,7 +100,7 @@ def _demo_of_detector(to: Path) -> None:
     if importlib.util.find_spec("transformers") is None:
         note = f"left out: the detector, which needs transformers: {install_hint('transformers')}"
         out.print(escape(note), soft_wrap=True, highlight=False)
-        return
+        return []
     setup = setup_of("konkyo/scenes-detr", ModelOptions())
     scenes = Scenes(2, seed=DEMO_SEED, size=256, objects=(2, 4))
     rows: list[Row] = []
@@ -85,14 +120,25 @@ def _demo_of_detector(to: Path) -> None:
             on_object[name] += sum(bool(scene.masks[at].flatten()[maps[row].argmax()]) for row, at in matched.items())
     if not rows:
         out.print("the detector found nothing")
-        return
+        return []
     title = "What the scenes detector looks at: one row per detection, one column per method"
     sheet = save_image(contact_sheet(rows, OF_DETECTORS, title=title), to / "detections.png")
     peaks = ", ".join(f"{name} {on_object[name]}" for name in OF_DETECTORS)
     out.print(f"{len(scenes)} scenes, {len(rows)} detections, {of_objects} of them of an object (IoU above 0.5)")
     out.print(f"of these, the map is highest on the object itself: {peaks}", soft_wrap=True, highlight=False)
-    out.print(f"contact sheet of detections: {sheet}", soft_wrap=True, highlight=False)
+    return [sheet]
 
 
 DEMO_SEED = 2033
 """Scenes of this seed were never trained on: training draws from other seeds."""
+MISTAKES, MISTAKE = "scenes:200,objects=1", 197
+"""The only one of these scenes that the shipped classifier decides wrongly."""
+POST, SKY = (86, 41, 94, 57), (66, 41, 74, 57)
+"""Boxes in that scene: a post between a cat's ears, and sky of the same size beside it."""
+TWINS = ("rabbit", "cat")
+"""What it is called, and what it is."""
+MISTAKE_METHODS = ("grad_cam", "occlusion")
+PLAN = (
+    "konkyo demo: {number} drawn scenes by seven methods, a mistake and its cause, two scenes with a detector.\n"
+    "Nothing is downloaded. It takes about a minute on two CPU cores."
+)
