@@ -40,6 +40,13 @@ def test_the_examples_of_a_page_on_training_run(page: str, tmp_path: Path, monke
     run_page(page)
 
 
+@pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
+@pytest.mark.parametrize("page", ["why-wrong", "marker", "background", "checkpoints", "colleague"])
+def test_the_cookbook_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_page(f"cookbook/{page}.md")
+
+
 PAPERS = (DOCS / "papers.md").read_text(encoding="utf-8")
 
 
