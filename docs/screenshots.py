@@ -1,6 +1,8 @@
-"""Photographs the two reports of the README into docs/assets: report.webp and watermark.webp. Needs Playwright and Chromium.
+"""Photographs the README's two reports into docs/assets: report.webp and watermark.webp, by Playwright and Chromium.
 
-python docs/screenshots.py OUT/DEMO/report.html OUT/DIAGNOSIS/report.html   (of `konkyo demo`, and of the example with the watermark)
+python docs/screenshots.py DEMO/report.html DIAGNOSIS/report.html
+
+The first is of `konkyo demo --out DEMO`, the second of the command in examples/marked_scenes.py with `--out DIAGNOSIS`.
 """
 
 from __future__ import annotations
