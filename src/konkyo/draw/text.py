@@ -27,7 +27,7 @@ _FIRST = (
 )  # fmt: skip
 """Beginnings of fonts' file names in small letters, the ones to be asked first for a character."""
 _PACKAGES = ("matplotlib_fontja", "japanize_matplotlib", "koreanize_matplotlib", "mplfonts")
-"""Packages of Python that bring fonts: the first one is the extra `konkyo[fonts]`. None of them is imported."""
+"""Packages of Python that bring fonts: the first one is the extra `fonts`. None of them is imported."""
 _NEVER = ("lastresort", "adobeblank")  # one picture for many characters
 _HEAVY = ("bold", "black", "heavy", "light", "thin", "italic", "oblique", "serif", "mono", "mincho")
 _SURROGATES, _PRIVATE = range(0xD800, 0xE000), 0x100000
