@@ -112,12 +112,14 @@ class ContrastTarget(BaseTarget):
     For `explain` each of the two may also be a class index or name.
     """
 
-    this: Target
-    that: Target
+    this: Any
+    """A target; for `explain` also a class index or name."""
+    that: Any
 
     def __call__(self, output: Any) -> Tensor:
         """Returns the difference of the two scores of every image."""
-        return self.this(output) - self.that(output)
+        difference: Tensor = self.this(output) - self.that(output)
+        return difference
 
     def logit(self, output: Tensor) -> Tensor | None:
         """Returns the difference of the two logits (N,); of what has none, the score stands in its place."""

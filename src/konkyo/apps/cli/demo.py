@@ -84,8 +84,8 @@ def _demo_of_mistake(model: Model, to: Path) -> list[Path]:
         words.append("nothing" if decision is None else f"{decision.label} (P {decision.probability:.2f})")
     title = f"A cat that is called a {TWINS[0]}: occlusion points at the post behind its ears; without it, it is a cat"
     sheet = save_image(contact_sheet(rows, MISTAKE_METHODS, title=title), to / "why-wrong.png")
-    story = f"why is it wrong: scene {MISTAKE}, a cat, is called {words[0]}; with the post behind its ears covered: {words[1]}"
-    out.print(story, soft_wrap=True, highlight=False)
+    story = f"why is it wrong: scene {MISTAKE}, a cat, is called {words[0]}; with the post behind its ears covered: "
+    out.print(story + words[1], soft_wrap=True, highlight=False)
     return [sheet, page]
 
 
