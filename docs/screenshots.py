@@ -1,6 +1,7 @@
-"""Photographs the two reports of the README into docs/assets: report.webp and watermark.webp. Needs Playwright and Chromium.
+"""Photographs the two reports of the README into docs/assets: report.webp and watermark.webp.
 
-python docs/screenshots.py OUT/DEMO/report.html OUT/DIAGNOSIS/report.html   (of `konkyo demo`, and of the example with the watermark)
+Needs Playwright and Chromium. The first report is that of `konkyo demo`, the second of the example with the watermark:
+python docs/screenshots.py OUT/DEMO/report.html OUT/DIAGNOSIS/report.html
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def block(inside: int, outside: int, stride: int) -> nn.Sequential:
 
 
 def build() -> konkyo.Model:
-    """Trains the network, in a few seconds on one core. Nothing tells it that a taxi's watermark is no part of taxis."""
+    """Trains the network, in a few seconds on one core. Nothing tells it that a watermark is no part of a taxi."""
     torch.manual_seed(0)
     scenes = samples(SOURCE, seed=1)  # `konkyo diagnose` takes seed 0, so its pictures are others
     features = nn.Sequential(block(3, 24, 2), block(24, 48, 2), block(48, 64, 1))
