@@ -1,20 +1,25 @@
 """Draws docs/assets/methods/NAME.jpg: every method on one scene, for both of its objects, with the models that ship.
 
 python docs/pictures.py [NAME ...]
+python docs/pictures.py checkpoints    (docs/assets/checkpoints.webp, by the code of docs/cookbook/checkpoints.md)
 """
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from PIL import Image
 
 import konkyo
 from konkyo.draw.sheets import save_image
 
-FOLDER = Path(__file__).parent / "assets" / "methods"
+FOLDER = Path(__file__).resolve().parent / "assets" / "methods"
 SEED, INDEX, SIDE, GAP = 2033, 0, 200, 6
 
 
@@ -39,5 +44,19 @@ def main() -> None:
         save_image(sheet, FOLDER / f"{name}.jpg")
 
 
+def checkpoints() -> None:
+    """The image whose map changes most between the two checkpoints of the cookbook: before, and after."""
+    page = (FOLDER.parents[1] / "cookbook" / "checkpoints.md").read_text(encoding="utf-8")
+    with TemporaryDirectory() as folder:
+        os.chdir(folder)
+        names: dict[str, Any] = {}
+        exec("\n".join(re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)), names)
+        row = names["alike"].argmin().item()
+        sheet = Image.new("RGB", (2 * SIDE + GAP, SIDE), "white")
+        for i, when in enumerate(("before", "after")):
+            sheet.paste(Image.open(f"{row}-{when}.png").convert("RGB").resize((SIDE, SIDE)), (i * (SIDE + GAP), 0))
+    save_image(sheet, FOLDER.parent / "checkpoints.webp")
+
+
 if __name__ == "__main__":
-    main()
+    checkpoints() if sys.argv[1:] == ["checkpoints"] else main()

@@ -88,7 +88,11 @@ def finding(severity: Severity, question: str, subject: str = "") -> Finding:
         n=48,
         threshold=0.03,
         cost=960,
-        evidence=(Evidence(picture(900), words("before", "前")), Evidence(picture(901), words("after", "後"))),
+        evidence=(
+            Evidence(picture(900), words("before", "前")),
+            Evidence(picture(901), words("after", "後")),
+            Evidence(picture(902).resize((288, 96)), words("several beside each other", "並べた画像")),
+        ),
         values={"paste": 0.06},
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +218,30 @@ def test_print_has_the_images_and_no_controls(visit: Visit, tmp_path: Path) -> N
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
     assert page.locator("#print canvas").count() == 10  # six wrong ones, five unsure, one of them both
+    evidence = page.locator("#findings > .finding .gallery img")
+    assert evidence.count() == 9
+    assert all(image.is_visible() for image in evidence.all())
     assert not page.is_visible("#tools")
     assert page.evaluate("[...document.querySelectorAll('details')].every(entry => entry.open)")
+
+
+@pytest.mark.parametrize("width", [390, 840, 1280])
+def test_no_part_of_the_page_is_wider_than_the_window(visit: Visit, tmp_path: Path, width: int) -> None:
+    page = example_page()
+    values = {f"a measure with a long name, number {k}": k / 9 for k in range(9)}
+    file = tmp_path / "wide.html"
+    file.write_text(html_of(replace(page, rows=tuple(replace(row, values=values) for row in page.rows))), "utf-8")
+    view = visit(file=file, viewport={"width": width, "height": 900})
+    assert view.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_asked_class_has_no_column_where_another_column_holds_it(visit: Visit, tmp_path: Path) -> None:
+    page, file = example_page(), tmp_path / "asked.html"
+    for columns, rows in enumerate(
+        ([replace(row, asked=row.true_label) for row in page.rows], [replace(row, asked="dog") for row in page.rows])
+    ):
+        file.write_text(html_of(replace(page, rows=tuple(rows))), "utf-8")
+        assert visit(file=file).locator("#rows th[data-column=asked]").count() == columns
 
 
 def test_findings_and_images_are_there_without_javascript(visit: Visit) -> None:

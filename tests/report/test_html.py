@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from string import Formatter
 
 import html5lib
 import pytest
 
-from helpers.pages import HOSTILE, example_page, rows
+from helpers.pages import HOSTILE, example_page, finding, rows
 from konkyo.report.html import html_of, strings
 from konkyo.report.page import Page
 
@@ -76,6 +77,12 @@ def test_findings_are_sorted_and_ok_is_folded(source: str) -> None:
     assert severities == ["high", "medium", "unknown", "ok"]
     folded = [n for d in tree.iter("details") if d.attrib["class"] == "fold" for n in d.iter("article")]
     assert [n.attrib["class"].split()[1] for n in folded] == ["ok"]
+
+
+def test_findings_of_one_severity_stay_in_their_order() -> None:
+    findings = [finding("low", "wrong"), replace(finding("low", "suspicious"), value=12.0), finding("high", "cue")]
+    source = html_of(Page(title="order", findings=tuple(findings)))
+    assert re.findall(r'data-question="(\w+)"', source) == ["cue", "wrong", "suspicious"]
 
 
 def test_500_images_weigh_at_most_8_mb() -> None:

@@ -57,7 +57,7 @@ def html_of(page: Page, *, lang: Language = "auto") -> str:
         "auto": lang == "auto",
         "verdict": known.verdict or _verdict(known),
         "counts": _counts(known),
-        "findings": [_finding_view(finding) for finding in sorted(known.findings, key=_gravity)],
+        "findings": [_finding_view(finding) for finding in _by_severity(known.findings)],
         "icons": _ICONS,
         "shortlists": known.shortlists,
         "static": static,
@@ -137,9 +137,9 @@ def _with_flags(page: Page) -> Page:
     return replace(page, rows=rows)
 
 
-def _gravity(finding: Finding) -> tuple[int, float]:
-    value = abs(finding.value) if math.isfinite(finding.value) else 0.0
-    return SEVERITIES.index(finding.severity), -value
+def _by_severity(findings: Sequence[Finding]) -> list[Finding]:
+    """Returns the findings, the most severe first; values of different questions do not compare, so others stay."""
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 def _images(page: Page) -> dict[str, ImageRow]:
@@ -159,7 +159,8 @@ def _verdict(page: Page) -> Text:
         return words_of("verdict.wrong", wrong=n - correct, n=n)
     maps = [m for row in page.rows for m in row.maps]
     doubtful = sum(m.diagnosis != "ok" for m in maps)
-    return words_of("verdict.maps", maps=len(maps), images=len(images), doubtful=doubtful) if maps else {}
+    key = "verdict.maps" if doubtful else "verdict.maps.clean"
+    return words_of(key, maps=len(maps), images=len(images), doubtful=doubtful) if maps else {}
 
 
 def _counts(page: Page) -> tuple[tuple[Text, str], ...]:

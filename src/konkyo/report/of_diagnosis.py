@@ -22,6 +22,8 @@ from konkyo.report.truth import cards_of, confusion_of
 WITH_NEIGHBOURS = 60
 """So many images show the pictures of what they resemble: the wrong ones first."""
 _SMALL = 112
+_OF_CLASS = words("Of {name}", "{name} のマップ")
+_OF_NONE = words("Of no class", "クラスによらないマップ")
 
 
 @builder(DiagnosisReport)
@@ -93,7 +95,10 @@ def _rows(
     rows = []
     for index, image in enumerate(result.images):
         asked = image.label or image.decision
-        maps = [HeatMap(m, tensors[name][index]) for m, name in ((method, "maps"), ("eigen_cam", "eigen"))]
+        maps = [
+            HeatMap(method, tensors["maps"][index], caption=_filled(_OF_CLASS, {"name": asked})),
+            HeatMap("eigen_cam", tensors["eigen"][index], caption=_OF_NONE),
+        ]
         place = of_wrong.get(index)
         rows.append(
             ImageRow(

@@ -220,7 +220,7 @@ class Page:
     counts: tuple[tuple[Text, str], ...] = ()
     """(what is counted, the number), such as images, accuracy with its interval, findings."""
     findings: tuple[Finding, ...] = ()
-    """In any order: the page sorts them."""
+    """The page sorts them by severity, and leaves those of one severity in this order."""
     not_asked: Mapping[str, Text] = field(default_factory=dict)
     """Which questions were not asked, and why."""
     shortlists: tuple[Shortlist, ...] = ()

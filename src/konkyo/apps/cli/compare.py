@@ -102,7 +102,7 @@ def compare(
         save_image(contact_sheet(rows, names, title=drawing_options.title or setup.model.name, shared=shared), to)
         manifest.sheet(to)
         notes.append(f"contact sheet: {to}")
-        notes += page.written(setup.model.name)
+        notes += page.written(setup.settings["model"])
     report_of(manifest, as_json, notes)
 
 

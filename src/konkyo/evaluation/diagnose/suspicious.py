@@ -175,7 +175,7 @@ def ask(collected: Collected) -> tuple[Finding, ...]:
 def _finding(collected: Collected, ranking: Ranking) -> Finding:
     indices = ranking.indices
     severity: Severity = "low" if indices else "ok"
-    names = ", ".join(collected.names[i] for i in indices[:5]) + (", ..." if len(indices) > 5 else "")
+    names = ", ".join(collected.names[i] for i in indices[:5]) + (" …" if len(indices) > 5 else "")
     sentence: Text
     if ranking.subject == "doubtful reason" and not indices:
         sentence = worded(

@@ -123,8 +123,8 @@ def ask(collected: Collected) -> tuple[Finding, ...]:
         )
     else:
         sentence = worded(
-            "{wrong} of {n} images are decided wrongly ({share:.0%}).",
-            "{n} 枚中 {wrong} 枚が誤って判断されています（{share:.0%}）。",
+            "{wrong} of {n} images are decided wrongly ({share:.1%}).",
+            "{n} 枚中 {wrong} 枚が誤って判断されています（{share:.1%}）。",
             **numbers,
         )
     summary = Finding(

@@ -182,7 +182,7 @@
   const has = {
     decision: ROWS.some((row) => row.d), truth: ROWS.some((row) => row.t), asked: ROWS.some((row) => row.a),
     askedProbability: ROWS.some((row) => known(row.ap)), rank: ROWS.some((row) => row.ar),
-    other: ROWS.some((row) => row.a && row.a !== row.d), // else the asked class is the decision in every row
+    other: ROWS.some((row) => row.a && row.a !== row.d && row.a !== row.t), // else the asked class is in another column
     suspicion: ROWS.some((row) => known(row.s)), flags: ROWS.some((row) => row.f),
     maps: DATA.methods.length > 0,
   };
