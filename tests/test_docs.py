@@ -29,9 +29,7 @@ def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     konkyo.methods()
     konkyo.metrics.metrics()
-    for module in iter_modules(
-        sets.__path__, f"{sets.__name__}."
-    ):  # each registers itself once
+    for module in iter_modules(sets.__path__, f"{sets.__name__}."):  # each registers itself once
         import_module(module.name)
     registries: list[dict[str, Any]] = [METHODS, METRICS, LAYOUTS, TASKS]
     before = [dict(registry) for registry in registries]
