@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from helpers.paths import DOCS, EXAMPLES, ROOT
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 @pytest.mark.parametrize("page", ["index.md", "extending.md", "notebook.md"])
 def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from konkyo.data import sets
     from konkyo.data.samples import LAYOUTS
     from konkyo.methods.base import METHODS
     from konkyo.metrics import METRICS
@@ -25,6 +28,9 @@ def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.chdir(tmp_path)
     konkyo.methods()
+    konkyo.metrics.metrics()
+    for module in iter_modules(sets.__path__, f"{sets.__name__}."):  # each registers itself once
+        import_module(module.name)
     registries: list[dict[str, Any]] = [METHODS, METRICS, LAYOUTS, TASKS]
     before = [dict(registry) for registry in registries]
     try:

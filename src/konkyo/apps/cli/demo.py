@@ -141,5 +141,5 @@ TWINS = ("rabbit", "cat")
 MISTAKE_METHODS = ("grad_cam", "occlusion")
 PLAN = (
     "konkyo demo: {number} drawn scenes by seven methods, a mistake and its cause, two scenes with a detector.\n"
-    "Nothing is downloaded. It takes about a minute on two CPU cores."
+    "Nothing is downloaded. It takes a minute or two on two CPU cores."
 )
