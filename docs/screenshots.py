@@ -1,7 +1,8 @@
-"""Photographs the two reports of the README into docs/assets: report.webp and watermark.webp.
+"""Photographs the README's two reports into docs/assets: report.webp and watermark.webp, by Playwright and Chromium.
 
-Needs Playwright and Chromium. The first report is that of `konkyo demo`, the second of the example with the watermark:
-python docs/screenshots.py OUT/DEMO/report.html OUT/DIAGNOSIS/report.html
+python docs/screenshots.py DEMO/report.html DIAGNOSIS/report.html
+
+The first is of `konkyo demo --out DEMO`, the second of the command in examples/marked_scenes.py with `--out DIAGNOSIS`.
 """
 
 from __future__ import annotations

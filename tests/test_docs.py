@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 import konkyo
 from helpers.examples import run_page
-from helpers.paths import DOCS, ROOT
+from helpers.paths import DOCS, EXAMPLES, ROOT
 
 
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
@@ -45,6 +47,30 @@ def test_the_examples_of_a_page_on_training_run(page: str, tmp_path: Path, monke
 def test_the_cookbook_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_page(f"cookbook/{page}.md")
+
+
+@pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
+def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_page(ROOT / "README.md")
+    assert {"report.html", "why.png", "why.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("notebook", sorted((EXAMPLES / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_run(notebook: Path, tmp_path: Path) -> None:
+    from nbclient import NotebookClient
+    from nbformat import read
+
+    sheet = read(notebook, as_version=4)
+    assert all(not cell.get("outputs") for cell in sheet.cells), "notebooks are kept without outputs"
+    kernel = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python"}
+    specification = tmp_path / "kernels" / "python3" / "kernel.json"
+    specification.parent.mkdir(parents=True)
+    specification.write_text(json.dumps(kernel | {"display_name": "Python"}), encoding="utf-8")
+    client = NotebookClient(sheet, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    client.create_kernel_manager().kernel_spec_manager.kernel_dirs = [str(specification.parents[1])]
+    client.execute()
+    assert max(len(json.dumps(cell.get("outputs", []))) for cell in sheet.cells) < 300_000
 
 
 PAPERS = (DOCS / "papers.md").read_text(encoding="utf-8")

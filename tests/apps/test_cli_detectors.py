@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -361,16 +362,20 @@ def test_demo_of_the_detector(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *p: object() if n == "transformers" else find(n, *p))
     found = run("demo", "--scenes", 1, "--out", "d")
     assert found.code == 0
-    (_, (rows, columns)) = drawn
+    (*_, (rows, columns)) = drawn
     assert columns == OF_DETECTORS
     assert f"2 scenes, {len(rows)} detections, " in found.out
-    assert {"scene-0.png", "contact-sheet.png", "objects-0.png", "objects-1.png", "detections.png"} == set(names("d"))
+    mistake = {"mistake.png", "post-covered.png", "why-wrong.png", "report.html"}
+    detections = {"objects-0.png", "objects-1.png", "detections.png"}
+    assert {"scene-0.png", "contact-sheet.png"} | mistake | detections == set(names("d"))
     for name in OF_DETECTORS:
-        assert f"{name} " in found.out.splitlines()[-2]
+        assert re.search(rf"on the object itself: .*\b{name} ", found.out)
+    assert all(Path(line.strip()).is_file() for line in found.out.split("done; open these:\n")[1].splitlines())
 
 
 def test_demo_without_transformers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *p: None if n == "transformers" else find(n, *p))
     found = run("demo", "--scenes", 1, "--out", "d")
     assert found.code == 0
     assert f"left out: the detector, which needs transformers: {install_hint('transformers')}\n" in found.out

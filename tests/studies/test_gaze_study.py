@@ -45,7 +45,10 @@ FILES = {
     "checkpoint.pt",
     "epochs.csv",
     "pictures.safetensors",
-    *(f"test/{n}" for n in ("consistency.json", "table.md", "classes.csv", "images.csv", "maps.safetensors")),
+    *(
+        f"test/{n}"
+        for n in ("consistency.json", "table.md", "table.tex", "classes.csv", "images.csv", "maps.safetensors")
+    ),
 }
 TRAIN = ("loss", "ce", "gaze", "weight", "accuracy", "used", "skipped", "blank")
 VALID = ("loss", "accuracy", "kappa", "L", "rms", "wt", "coverage", "blank")

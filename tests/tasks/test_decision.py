@@ -194,11 +194,11 @@ def test_files_keep_it_and_older_ones_load_without(
     assert loaded.decisions == result.decisions
     json.dumps(result.description(), allow_nan=False)
     description = {k: v for k, v in result.description().items() if k != "decisions"}
-    monkeypatch.setattr(konkyo.Explanation, "description", lambda _: description)
+    monkeypatch.setattr("konkyo.explanation.files.description", lambda _: description)
     older = konkyo.Explanation.load(result.save(tmp_path / f"old{suffix}"))
     assert older.decisions == ()
     assert older.brightness(0) == 1
-    monkeypatch.setattr(konkyo.Explanation, "description", lambda _: description | {"decisions": [{"index": 1}]})
+    monkeypatch.setattr("konkyo.explanation.files.description", lambda _: description | {"decisions": [{"index": 1}]})
     with pytest.raises(konkyo.KonkyoError, match="no saved explanation"):
         konkyo.Explanation.load(result.save(tmp_path / f"odd{suffix}"))
 

@@ -149,7 +149,7 @@ def test_within_a_list_a_classifier_takes_classes_only(entry: Any) -> None:
 def test_metrics_that_explain_again_measure_it_too(model: konkyo.Model, metric: str) -> None:
     samples = [Sample("a", Image.effect_noise((32, 32), 80).convert("RGB"))]
     table = konkyo.evaluate(model, samples, ["grad_cam"], [metric])
-    assert [row.label for row in table.rows] == ["height", "width"]
+    assert [row.explained for row in table.rows] == ["height", "width"]
     assert table.statistics["grad_cam", metric].isfinite().all()
 
 

@@ -27,7 +27,7 @@ _FIRST = (
 )  # fmt: skip
 """Beginnings of fonts' file names in small letters, the ones to be asked first for a character."""
 _PACKAGES = ("matplotlib_fontja", "japanize_matplotlib", "koreanize_matplotlib", "mplfonts")
-"""Packages of Python that bring fonts: the first one is the extra `konkyo[fonts]`. None of them is imported."""
+"""Packages of Python that bring fonts: the first one is that of the extra "fonts". None of them is imported."""
 _NEVER = ("lastresort", "adobeblank")  # one picture for many characters
 _HEAVY = ("bold", "black", "heavy", "light", "thin", "italic", "oblique", "serif", "mono", "mincho")
 _SURROGATES, _PRIVATE = range(0xD800, 0xE000), 0x100000
@@ -130,8 +130,11 @@ def complete(figure: Figure) -> None:
     for artist in figure.findobj(Text):
         assert isinstance(artist, Text)
         artist.set_text(drawable(artist.get_text()))
-        if families := _families(artist.get_text()):
-            artist.set_fontfamily([*artist.get_fontfamily(), *families])
+        if (
+            not artist.get_text().isascii()
+        ):  # DejaVu Sans itself, too: the user may have made another font the usual one
+            families = [*artist.get_fontfamily(), "DejaVu Sans", *_families(artist.get_text())]
+            artist.set_fontfamily(list(dict.fromkeys(families)))
 
 
 def missing() -> str:

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
+    Batch,
     Data,
     Format,
     ForwardOptions,
@@ -55,7 +56,7 @@ def consistency(
     all_: Annotated[bool, typer.Option("--all", help="All images, not only those that are decided correctly.")] = False,
     layer: Layers = None,
     limit: Limit = None,
-    batch: Annotated[int, typer.Option("--batch", "--batch-size", min=1, help="Images at a time.")] = 32,
+    batch: Batch = 32,
     resamples: Annotated[int, typer.Option("--resamples", min=0, help="For the intervals; 0: none.")] = 1000,
     permutations: Annotated[int, typer.Option("--permutations", min=0, help="Of the labels; 0: no p-value.")] = 200,
     baselines: Annotated[

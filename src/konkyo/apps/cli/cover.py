@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
-from konkyo.apps.cli.options import Data, Json, Limit, ModelName, ModelOptions, setup_of
+from konkyo.apps.cli.options import Batch, Data, Json, Limit, ModelName, ModelOptions, Seed, setup_of
 from konkyo.apps.cli.terminal import out, print_table
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def cover(
     ] = None,
     controls: Annotated[int, typer.Option("--controls", min=0, help="Other places that are covered too.")] = 8,
     limit: Limit = None,
-    batch: Annotated[int, typer.Option("--batch", "--batch-size", min=1, help="Images at a time.")] = 32,
-    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    batch: Batch = 32,
+    seed: Seed = 0,
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder for a sheet before and after, and images.csv.")
     ] = None,

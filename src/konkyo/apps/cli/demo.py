@@ -62,7 +62,7 @@ def _demo_of_mistake(model: Model, to: Path) -> list[Path]:
     from konkyo.draw.sheets import contact_sheet, save_image
     from konkyo.explanation.explain import compare
     from konkyo.report.report import report
-    from konkyo.targets.classes import ContrastTarget
+    from konkyo.targets.classes import ClassTarget, ContrastTarget
 
     scenes = samples(MISTAKES)
     page = report(
@@ -78,14 +78,15 @@ def _demo_of_mistake(model: Model, to: Path) -> list[Path]:
     words = []
     for name, image, this, that in (("mistake", picture, *TWINS), ("post-covered", covered, *TWINS[::-1])):
         path = save_image(image, to / f"{name}.png")
-        results = explained(model, [path], list(MISTAKE_METHODS), {"target": ContrastTarget(this, that)})[0].results
+        classes = (ClassTarget(scenes.classes.index(label)) for label in (this, that))
+        results = explained(model, [path], list(MISTAKE_METHODS), {"target": ContrastTarget(*classes)})[0].results
         rows += rows_of(results, path.name, {})
         decision = next(r.decisions[0] for r in results.values() if not isinstance(r, NotApplicable))
         words.append("nothing" if decision is None else f"{decision.label} (P {decision.probability:.2f})")
     title = f"A cat that is called a {TWINS[0]}: occlusion points at the post behind its ears; without it, it is a cat"
     sheet = save_image(contact_sheet(rows, MISTAKE_METHODS, title=title), to / "why-wrong.png")
-    story = f"why is it wrong: scene {MISTAKE}, a cat, is called {words[0]}; with the post behind its ears covered: "
-    out.print(story + words[1], soft_wrap=True, highlight=False)
+    out.print(f"why is it wrong: scene {MISTAKE}, a cat, is called {words[0]};", highlight=False)
+    out.print(f"  with the post behind its ears covered: {words[1]}", soft_wrap=True, highlight=False)
     return [sheet, page]
 
 

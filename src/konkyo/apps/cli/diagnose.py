@@ -13,12 +13,14 @@ from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
+    Batch,
     Data,
     Json,
     Layers,
     Limit,
     ModelName,
     ModelOptions,
+    Seed,
     setup_of,
 )
 from konkyo.apps.cli.reports import ReportOptions, note_origin, report_of_folder
@@ -46,11 +48,11 @@ def diagnose(
     method: Annotated[str, typer.Option("--method", help="Of the maps; `konkyo methods` lists them.")] = "grad_cam",
     layer: Layers = None,
     limit: Limit = None,
-    batch: Annotated[int, typer.Option("--batch", "--batch-size", min=1, help="Images at a time.")] = 32,
+    batch: Batch = 32,
     resamples: Annotated[int, typer.Option("--resamples", min=1, help="Of permutations and intervals.")] = 1000,
     alpha: Annotated[float, typer.Option("--alpha", help="Error rate of a question over all its subjects.")] = 0.01,
     budget: Annotated[int, typer.Option("--budget", min=1, help="Images that a class's changes are tried on.")] = 48,
-    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
+    seed: Seed = 0,
     to: Annotated[Path, typer.Option("--out", help="Folder for findings, tables, maps and the page.")] = Path(
         "konkyo-diagnosis"
     ),

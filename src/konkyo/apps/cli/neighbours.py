@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
-from konkyo.apps.cli.options import Data, Json, Layers, Limit, ModelName, ModelOptions, setup_of
+from konkyo.apps.cli.options import Batch, Data, Json, Layers, Limit, ModelName, ModelOptions, setup_of
 from konkyo.apps.cli.terminal import out, print_table
 
 
@@ -25,7 +25,7 @@ def nearest_images(
         bool, typer.Option("--standardise", help="Channels minus their mean over the data, divided by their deviation.")
     ] = False,
     limit: Limit = None,
-    batch: Annotated[int, typer.Option("--batch", "--batch-size", min=1, help="Images at a time.")] = 32,
+    batch: Batch = 32,
     to: Annotated[Path, typer.Option("--out", help="The picture with all of them.")] = Path("neighbours.png"),
     model_options: ModelOptions = ModelOptions(),
     as_json: Json = False,

@@ -34,6 +34,8 @@ Layers = Annotated[
     typer.Option("--layer", "-l", help="Layer name, 'input', or 'stages'; repeated: fused, shallow to deep."),
 ]
 PrecisionName = Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16 for the model's forwards.")]
+Batch = Annotated[int, typer.Option("--batch", "--batch-size", min=1, help="Images at a time.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, nothing else.")]
 Data = Annotated[
     str,
@@ -108,7 +110,7 @@ class MethodOptions:
     option: Annotated[
         list[str] | None, typer.Option("--option", "-o", help="A method's option, as in steps=100; repeatable.")
     ] = None
-    seed: Annotated[int, typer.Option(help="Seed of methods that draw at random.")] = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ def _swap_finding(
 ) -> Finding:
     fall, low, high, p = background_gap(use, resamples=resamples, seed=seed)
     n, changed, changed_own = len(use.rows), float(use.changed[use.other].mean()), float(use.changed[use.same].mean())
-    shown = round(fall, 2) + 0.0  # not -0.00
+    change = round(-fall, 2) + 0.0  # not -0.00
     severity: Severity = "ok"
     if p <= alpha and fall >= SOME:
         severity = "high" if fall >= MUCH else "medium"
@@ -221,10 +221,10 @@ def _swap_finding(
         severity,
         "",
         {
-            "en": f"On a background of another class P(label) is lower by {shown:.2f} than on one of its own class; "
+            "en": f"On a background of another class P(label) is {change:+.2f} beside that on one of its own class; "
             f"{changed:.0%} of decisions change ({changed_own:.0%} on its own class's)."
             + (f" A fall of about {reach:.2f} would have been named." if ok else ""),
-            "ja": f"別のクラスの背景では、同じクラスの背景よりも正解の確率が {shown:.2f} 多く下がります。"
+            "ja": f"別のクラスの背景にすると、同じクラスの背景と比べた正解の確率の変化は {change:+.2f} です。"
             f"判断の {changed:.0%} が変わります（同じクラスの背景では {changed_own:.0%}）。"
             + (f"約 {reach:.2f} の低下なら報告されました。" if ok else ""),
         },
