@@ -85,7 +85,8 @@ def diagnose(
     trained = None if known is None else collect(adapted, known, settings, progress=progress)
     collected = collect(adapted, held_out, settings, train=trained, progress=progress)
     asked, not_asked = _possible(chosen, collected)
-    tell(f"{len(asked)} questions: about {sum(q.forwards(collected) for q in asked)} forwards more")
+    questions = "1 question" if len(asked) == 1 else f"{len(asked)} questions"
+    tell(f"{questions}: about {sum(q.forwards(collected) for q in asked)} forwards more")
     findings = list[Finding]()
     for question in asked:
         try:
