@@ -1,5 +1,7 @@
 """A network that looks at one corner only, for one class: a cue by construction."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 import konkyo
 from konkyo.data.samples import Sample, Samples
 from konkyo.evaluation.diagnose.collected import Settings, collect
-from konkyo.evaluation.diagnose.cue import cue
+from konkyo.evaluation.diagnose.cue import cue, cue_finding
 from konkyo.evaluation.diagnose.cue_test import cue_cost, cue_tests, paste_own
 
 CLASSES = ("a", "b", "c", "d")
@@ -79,3 +81,17 @@ def test_few_images_are_unknown() -> None:
     findings = cue(collect(model(), pictures(16, marked=True), Settings(layer="grid")))
     assert {finding.severity for finding in findings} == {"unknown"}
     assert "4 images are too few" in findings[0].sentence["en"]
+
+
+def test_large_effects_are_medium_where_chance_cannot_be_ruled_out(collected) -> None:
+    test = next(test for test in cue_tests(collected) if test.label == 1)
+    assert test.severity(0.01) == "high"
+    unsure = replace(test, p=0.028)
+    assert unsure.severity(0.01) == "medium"
+    finding = cue_finding(collected, unsure)
+    assert finding.severity == "medium"
+    assert "may still be chance (p = 0.028)" in finding.sentence["en"]
+    assert "p = 0.028" in finding.sentence["ja"]
+    assert "chance" not in cue_finding(collected, test).sentence["en"]
+    still = replace(test, cover=replace(test.cover, mean=0.01))
+    assert still.severity(0.01) == "low"

@@ -27,7 +27,10 @@ def cover(
     ] = None,
     region: Annotated[
         str,
-        typer.Option("--region", help="x0,y0,x1,y1 (shares of the sides, or pixels), a mask's file, or a name."),
+        typer.Option(
+            "--region",
+            help="x0,y0,x1,y1: shares of the sides, or pixels of the prepared image; a mask's file, or a name.",
+        ),
     ] = "lower right",
     target: Annotated[
         str, typer.Option("--target", help="label, decision, or the class whose images are covered.")

@@ -73,7 +73,7 @@ def cue_finding(collected: Collected, test: CueTest, rule: CueRule = RULE) -> Fi
         severity,
         name,
         _sentence(collected, test, severity, rule),
-        _next_step(test, severity, rule),
+        _next_step(test, severity),
         _STATISTIC,
         test.cover.mean,
         test.cover.low,
@@ -98,24 +98,17 @@ def _sentence(collected: Collected, test: CueTest, severity: Severity, rule: Cue
             "{name} は検査していません。" + reason["ja"].format(n=test.n) + "。",
             name=name,
         )
+    sure = test.p <= collected.settings.alpha
     place = place_at(*test.window.middle(collected.grid))
     numbers = {"name": name, "cover": test.cover.mean, "paste": test.paste.mean, "p": test.p, "excess": test.excess}
     places = {"en_place": place["en"], "ja_place": place["ja"]}
     if severity in ("high", "medium"):
         text = worded(
             "{name} rests on {en_place}. Covered, its probability falls by {cover:.2f}; pasted into other pictures, it "
-            "rises by {paste:.2f}.",
+            "rises by {paste:.2f}." + ("" if sure else " With {n} images this may still be chance (p = {p:.2g})."),
             "{name} は画像の{ja_place}に頼っています。そこを隠すと確率が {cover:.2f} 下がり、"
-            "他の画像に貼ると {paste:.2f} 上がります。",
-            **numbers,
-            **places,
-        )
-    elif severity == "low" and test.moves(rule):
-        text = worded(
-            "{name} may rest on {en_place}: covered, its probability falls by {cover:.2f}, pasted it rises by "
-            "{paste:.2f}. With {n} images this may be chance (p = {p:.2g}).",
-            "{name} は画像の{ja_place}に頼っている可能性があります。隠すと確率が {cover:.2f} 下がり、"
-            "貼ると {paste:.2f} 上がりますが、{n} 枚では偶然かもしれません（p = {p:.2g}）。",
+            "他の画像に貼ると {paste:.2f} 上がります。"
+            + ("" if sure else "{n} 枚では偶然の可能性もあります（p = {p:.2g}）。"),
             n=len(test.rows),
             **numbers,
             **places,
@@ -147,10 +140,10 @@ def _sentence(collected: Collected, test: CueTest, severity: Severity, rule: Cue
     }
 
 
-def _next_step(test: CueTest, severity: Severity, rule: CueRule) -> Text:
+def _next_step(test: CueTest, severity: Severity) -> Text:
     if test.unknown:
         return worded("Give more images of it.", "画像を増やしてください。")
-    if severity in ("high", "medium") or (severity == "low" and test.moves(rule)):
+    if severity in ("high", "medium"):
         return worded(
             "Look at the window at full size. A mark: crop or cover it in all classes, and train again. A part of the "
             "scene, such as a horizon: it may be right to use.",

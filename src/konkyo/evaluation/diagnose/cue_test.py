@@ -129,19 +129,14 @@ class CueTest:
     def severity(self, alpha: float, rule: CueRule = RULE) -> Severity:
         """Returns how bad it is by a rule.
 
-        "low": the effects are large enough but may be chance, or the map is concentrated and the effects are small.
+        "high": a concentrated map, and effects that are large and not chance. "medium": the three effects are as large
+        as the rule asks; few images may leave a chance. "low": the map is concentrated and the scores hardly move.
         """
         if self.unknown:
             return "unknown"
-        if self.moves(rule):
-            named: Severity = "high" if self.excess >= rule.high else "medium"
-            return named if self.p <= alpha else "low"
+        if self.cover.mean >= rule.cover and self.paste.mean >= rule.paste and self.excess >= rule.medium:
+            return "high" if self.excess >= rule.high and self.p <= alpha else "medium"
         return "low" if self.excess >= rule.high else "ok"
-
-    def moves(self, rule: CueRule = RULE) -> bool:
-        """Tells whether all three effects are as large as the rule asks, whatever their p-values."""
-        large = self.cover.mean >= rule.cover and self.paste.mean >= rule.paste
-        return large and self.excess >= rule.medium
 
 
 def cue_cost(collected: Collected) -> int:
