@@ -45,3 +45,27 @@ def test_neighbours_are_listed_and_drawn(tmp_path: Path) -> None:
     assert code == 0, output
     assert len(json.loads(output)) == 4
     assert picture.is_file()
+
+
+def test_covering_says_its_cost_before_and_what_the_scores_do(tmp_path: Path) -> None:
+    words = ("cover", *MODEL, *DATA, "--region", "lower right", "--controls", "2")
+    code, output = run(*words, "--out", str(tmp_path))
+    assert code == 0, output
+    assert "at most 144 forwards" in output  # 12 images x (2 + 2) + 2 x 48
+    assert "fall less controls" in output
+    assert {"before-after.png", "images.csv"} == {path.name for path in tmp_path.iterdir()}
+    values = json.loads(run(*words, "--json")[1])
+    assert values["forwards"] <= 144
+    assert len(values["images"]) == 12
+    whole = json.loads(run("cover", *MODEL, *DATA, "--region", "0,0,1,1", "--controls", "0", "--json")[1])
+    assert whole["plain"]["mean"] > values["plain"]["mean"] + 0.2  # nothing of the image is left
+
+
+def test_covering_an_image_file(tmp_path: Path) -> None:
+    from konkyo.data.samples import samples
+
+    picture = tmp_path / "scene.png"
+    samples("scenes:1,objects=1")[0].image.save(picture)
+    code, output = run("cover", *MODEL, "--image", str(picture), "--region", "border", "--fill", "mean", "--json")
+    assert code == 0, output
+    assert len(json.loads(output)["images"]) == 1

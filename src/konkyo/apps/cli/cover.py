@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import Batch, Data, Json, Limit, ModelName, ModelOptions, Seed, setup_of
-from konkyo.apps.cli.terminal import out, print_table
+from konkyo.apps.cli.terminal import err, out, print_table
 
 if TYPE_CHECKING:
     from konkyo.data.samples import Samples
@@ -50,7 +50,8 @@ def cover(
     as_json: Json = False,
 ) -> None:
     """Cover a region of images, and paste it into others: how far do the scores move?"""
-    from konkyo.evaluation.diagnose.regions import region_test
+    from konkyo.data.samples import samples
+    from konkyo.evaluation.diagnose.regions import BUDGET, region_test
     from konkyo.utils.files import csv_text, write_text
 
     setup = setup_of(model, model_options)
@@ -58,14 +59,17 @@ def cover(
     pictures = _pictures(image) if image else None
     fill = fill or ("blur" if pictures else "swap")
     target = "decision" if pictures and target == "label" else target
+    chosen = pictures or samples(data, limit=limit, seed=seed)
+    if not as_json:
+        err.print(f"at most {len(chosen) * (2 + controls) + 2 * BUDGET} forwards", highlight=False)
     result = region_test(
         setup.model,
-        pictures or data,
+        chosen,
         [float(value) for value in region.split(",")] if box else region,
         target=target,
         fill=fill,
         controls=controls,
-        limit=limit,
+        budget=BUDGET,
         batch=batch,
         seed=seed,
     )

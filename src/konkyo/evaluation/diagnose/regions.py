@@ -26,6 +26,8 @@ from konkyo.evaluation.result import Table, bracketed, number
 from konkyo.models import Model, as_model
 from konkyo.tasks import ClassificationTask
 
+BUDGET = 48
+"""A region is pasted so often."""
 Region: TypeAlias = str | Path | Sequence[float] | Tensor
 _THIRD = 1 / 3
 NAMED: dict[str, tuple[float, float, float, float]] = {
@@ -177,7 +179,7 @@ def region_test(
     fill: str = "swap",
     controls: int = 8,
     limit: int | None = None,
-    budget: int = 48,
+    budget: int = BUDGET,
     batch: int = 32,
     resamples: int = 1000,
     seed: int = 0,
