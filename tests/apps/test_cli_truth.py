@@ -63,7 +63,7 @@ def test_folders_that_are_called_like_classes_are_labels(run: Run) -> None:
     assert found.code == 0
     assert "2 of 5 wrong" in found.out
     assert "true labels: from the folders: blue 3, red 2" in found.out
-    assert "decided: green (P 0.82), wrong: blue" in found.out
+    assert "decided: green (P 0.82), wrong, true label: blue" in found.out
     assert {line["image"]: (line["true_label"], line["decision"], line["correct"]) for line in lines()} == {
         "red/sure.png": ("red", "red", "True"),
         "red/unsure.png": ("red", "red", "True"),
@@ -225,7 +225,7 @@ def test_a_sheet_shows_the_first_of_the_order(run: Run, monkeypatch: pytest.Monk
     monkeypatch.setattr(sheets, "contact_sheet", noting)
     found = run("compare", "photos", *METHOD, "--sort", "wrong-first", "--limit", "2")
     assert [line.split()[0] for line in shown] == ["wrong10.png", "wrong9.png"]
-    assert all(line.endswith("wrong: blue") for line in shown)
+    assert all(line.endswith("wrong, true label: blue") for line in shown)
     assert "2 of 5 wrong" in found.out
     assert "3 of 5 images left out" in found.err
     shown.clear()

@@ -483,6 +483,16 @@ def test_a_folder_that_contains_itself(folder):
     assert len(find_images([folder])) == 6
 
 
+def test_a_link_to_a_folder_is_searched(folder, tmp_path):
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    try:
+        (linked / "photos").symlink_to(folder)
+    except OSError:
+        pytest.skip("no links here")
+    assert len(find_images([linked])) == 6
+
+
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=20, unique=True))
 def test_numbers_sort_as_numbers(numbers):
     paths = sorted((Path(f"v1/frame{n}.png") for n in numbers), key=images._natural)

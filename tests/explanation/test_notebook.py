@@ -150,7 +150,7 @@ def test_html_shows_twelve_overlays_escaped_with_words_and_no_script() -> None:
     assert page.findall(".//script") == []
     assert page.findall(".//i") == []
     words = "".join(page.itertext())
-    for said in ("asked: <b>fox</b> (logit 3.00", "wrong: dog", "say <i>why</i>", "and 88 more"):
+    for said in ("asked: <b>fox</b> (logit 3.00", "wrong, true label: dog", "say <i>why</i>", "and 88 more"):
         assert said in words
     assert len(text) < 300_000
 

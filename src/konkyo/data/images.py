@@ -296,7 +296,12 @@ def _below(folder: Path) -> Iterator[Path]:
     def stop(error: OSError) -> None:
         raise KonkyoError(f"{error.filename} cannot be listed: {error.strerror}")
 
-    for where, folders, names in os.walk(folder, onerror=stop):
+    visited = set[str]()
+    for where, folders, names in os.walk(folder, onerror=stop, followlinks=True):
+        if (real := os.path.realpath(where)) in visited:  # links that lead in a circle
+            folders.clear()
+            continue
+        visited.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (path for name in names if _is_image(path := Path(where) / name))
 

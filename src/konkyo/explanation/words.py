@@ -63,14 +63,14 @@ def decided_in_words(result: Explanation, row: int) -> str:
 
 
 def truth_in_words(result: Explanation, row: int, *, also_right: bool = False) -> str:
-    """What is true of a row's image where the model decided wrongly: "wrong: dog"; else "".
+    """What is true of a row's image where the model decided wrongly: "wrong, true label: dog"; else "".
 
     `also_right`: where it decided rightly, "true label: cat".
     """
     truth = result.true_labels[row] if result.true_labels else None
     if truth is None or not (result.correct[row] is False or also_right):
         return ""
-    return f"wrong: {truth}" if result.correct[row] is False else f"true label: {truth}"
+    return f"wrong, true label: {truth}" if result.correct[row] is False else f"true label: {truth}"
 
 
 def diagnosis_in_words(result: Explanation, row: int, *, message: bool = False) -> str:

@@ -179,7 +179,8 @@ def _counts(page: Page) -> tuple[tuple[Text, str], ...]:
     if doubtful := sum(m.diagnosis != "ok" for row in page.rows for m in row.maps):
         counts.append((words_of("count.doubtful"), str(doubtful)))
     if page.findings:
-        counts.append((words_of("count.findings"), str(len(page.findings))))
+        named = sum(finding.severity in ("high", "medium", "low") for finding in page.findings)
+        counts.append((words_of("count.findings"), str(named)))
     return tuple(counts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_the_same_seed_gives_the_same_bytes_and_they_are_read_again(tmp_path: Pa
         DiagnosisReport.load(tmp_path)
 
 
-def test_without_labels_questions_are_not_asked_and_say_so() -> None:
+def test_without_labels_questions_are_not_asked_and_say_so(tmp_path: Path) -> None:
     report = diagnose(model(), pictures(12, 1, labelled=False), ask=MINE, resamples=50)
     assert set(report.not_asked) == {"head", "wrong", "confusion"}
     assert report.not_asked["head"]["en"] == "no labels"
@@ -113,6 +114,15 @@ def test_without_labels_questions_are_not_asked_and_say_so() -> None:
     assert "head: not asked: no labels" in report.lines()
     assert "not asked" in report._repr_html_()
     assert "\n" not in repr(report)
+    assert len(DiagnosisReport.load(report.save(tmp_path / "out")).findings) == len(report.findings)
+
+
+def test_a_class_that_the_model_does_not_have_is_said_before_the_work() -> None:
+    announced: list[str] = []
+    named = replace(pictures(3, 1), labels=("red", "green", "zebra"))
+    with pytest.raises(KonkyoError, match="unknown class 'zebra'"):
+        diagnose(model(), named, announce=announced.append)
+    assert announced == []
 
 
 def test_the_network_comes_back_as_it_was() -> None:

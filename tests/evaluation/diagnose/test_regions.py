@@ -47,6 +47,14 @@ def test_cover_and_paste_of_a_linear_network_are_the_hand_computed_ones() -> Non
     assert test.description()["cover"]["mean"] > 0.5
 
 
+def test_a_result_is_one_line() -> None:
+    model = konkyo.Model(Corner(), classes=["a", "b", "c"])
+    shown = repr(konkyo.region_test(model, [data()], (4, 4, 8, 8), target="b", resamples=20))
+    assert shown.startswith("RegionTest(6 images; covered, P falls by ")
+    assert "\n" not in shown
+    assert len(shown) < 160
+
+
 def test_controls_are_taken_off() -> None:
     model = konkyo.Model(Corner(), classes=["a", "b", "c"])
     test = konkyo.region_test(model, [data()], (0, 0, 4, 4), target="b", controls=8)

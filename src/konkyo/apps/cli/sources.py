@@ -84,6 +84,11 @@ def pictures_of(images: Sequence[str] | None, model: Model, options: TruthOption
     if not pictures.labels and (options.wrong_only or options.sort == "wrong-first"):
         option = "--wrong-only" if options.wrong_only else "--sort wrong-first"
         reason = f" ({pictures.origin})" if pictures.origin else ""
+        if not model.classes:
+            raise KonkyoError(
+                f"{option} needs true labels, and {model.name} has no class names to compare them with{reason}: give "
+                "--labels FILE (a name a line, in the order of the outputs), or konkyo.Model(..., classes=[...])"
+            )
         raise KonkyoError(
             f"{option} needs true labels, which are not known{reason}: --true-labels FILE.csv with a line image,label "
             "of each, --data folder:DIR, or folders called like the model's classes"

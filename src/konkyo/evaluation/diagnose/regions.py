@@ -75,7 +75,7 @@ def region_mask(region: Region, size: tuple[int, int]) -> Tensor:
     return mask
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RegionTest:
     """The result says what covering a region does to n images, and what pasting it into others does."""
 
@@ -101,6 +101,12 @@ class RegionTest:
     """Of the first images, before and after, (C, H, W) each."""
     forwards: int
     model: Model
+
+    def __repr__(self) -> str:
+        effects = (("covered, P falls by", self.plain), ("pasted, it rises by", self.paste))
+        said = [f"{words} {bracketed(e.mean, e.low, e.high)}" for words, e in effects if len(e.values)]
+        images = "1 image" if len(self.names) == 1 else f"{len(self.names)} images"
+        return f"RegionTest({'; '.join([images, *said, f'{self.changed:.0%} of decisions change'])})"
 
     @property
     def changed(self) -> float:

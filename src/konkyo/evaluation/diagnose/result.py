@@ -225,7 +225,7 @@ class DiagnosisReport:
             self.consistency.save(folder / "consistency")
         if self.tensors:
             with replacing(folder / MAPS) as temporary:
-                save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, temporary)
+                save_file({name: t.contiguous().clone() for name, t in self.tensors.items()}, temporary)
         texts = {
             "findings.md": self.markdown(lang),
             "images.csv": csv_of(_row(image) for image in self.images),

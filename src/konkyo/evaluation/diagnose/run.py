@@ -79,6 +79,9 @@ def diagnose(
     _check(adapted, settings, limit)
     held_out = samples(data, limit=limit, seed=seed)
     known = None if train is None else samples(train, seed=seed)
+    for data_set in (held_out, known):
+        for name in dict.fromkeys(data_set.labels) if data_set is not None and adapted.classes else ():
+            adapted.class_index(name)  # before minutes are spent on images whose class the model does not have
     tell = announce or (lambda _: None)
     count = len(held_out) + (0 if known is None else len(known))
     tell(f"{count} images are explained: {3 * count} forwards")
