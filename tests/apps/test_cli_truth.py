@@ -224,7 +224,7 @@ def test_a_sheet_shows_the_first_of_the_order(run: Run, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(sheets, "contact_sheet", noting)
     found = run("compare", "photos", *METHOD, "--sort", "wrong-first", "--limit", "2")
-    assert [line.split()[0] for line in shown] == ["wrong10.png", "wrong9.png"]
+    assert [line.split()[0] for line in shown] == ["blue/wrong10.png", "blue/wrong9.png"]
     assert all(line.endswith("wrong, true label: blue") for line in shown)
     assert "2 of 5 wrong" in found.out
     assert "3 of 5 images left out" in found.err

@@ -68,6 +68,7 @@ def test_a_torchvision_model_has_its_names_and_preprocessing(model: konkyo.Model
         ("torchvison/resnet50", "did you mean 'torchvision/NAME'"),
         ("resnet50", r"hf/NAME, konkyo/NAME, timm/NAME, torchvision/NAME, trained/NAME, FILE\.py:FUNCTION"),
         ("", "unknown model ''"),
+        ("net.py", "'net.py' names no function in the file that builds the model: net.py:FUNCTION"),
         ("torchvision/", "unknown torchvision model ''"),
     ],
 )

@@ -35,6 +35,8 @@ def load(name: str, *, weights: str | Path | None = "default", device: str | Non
         if not slash or prefix not in ADAPTERS:
             if (Path(name) / "manifest.json").is_file():
                 raise KonkyoError(f"{name!r} is a folder; what was trained there is 'trained/{name}'")
+            if name.endswith(".py"):
+                raise KonkyoError(f"{name!r} names no function in the file that builds the model: {name}:FUNCTION")
             raise unknown("model", name, [f"{p}/NAME" for p in sorted(ADAPTERS)] + ["FILE.py:FUNCTION"])
         model = ADAPTERS[prefix](rest, weights)
     if device is not None:

@@ -86,14 +86,14 @@ def compare(
                     page.count(entry)
                     continue
                 page.add(results)
-                rows = rows_of(results, file.name, entry, drawing_options.brightness)
+                rows = rows_of(results, source.names.get(file, file.name), entry, drawing_options.brightness)
                 shown = ordered([*shown, (entry, rows)], truth_options.sort)[:limit]
                 count += 1
                 if not entry.get("maps"):
                     entry["nothing"] = setup.model.task.nothing(target)
                 if not as_json:
                     line = in_a_line(results) or entry["nothing"]
-                    out.print(escape(f"{file.name}: {line}"), soft_wrap=True, highlight=False)
+                    out.print(escape(f"{source.names.get(file, file.name)}: {line}"), soft_wrap=True, highlight=False)
     total = count if chosen else len(source.files)
     if total > limit:
         err.print(f"{total - limit} of {total} images left out (--limit {limit})")

@@ -116,7 +116,9 @@ def explain(
                     if not entry.get("maps") and not entry.get("not_applicable"):
                         entry["nothing"] = setup.model.task.nothing(target)
                     if (line := in_a_line(results) or entry.get("nothing")) and not as_json:
-                        out.print(escape(f"{file.name}: {line}"), soft_wrap=True, highlight=False)
+                        out.print(
+                            escape(f"{source.names.get(file, file.name)}: {line}"), soft_wrap=True, highlight=False
+                        )
     notes = [f"pictures, maps and manifest in {to}"]
     if any(entry.get("maps") for entry in manifest.images):
         notes += report_of_folder(to, report_options)
