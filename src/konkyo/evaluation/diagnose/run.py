@@ -69,7 +69,8 @@ def diagnose(
     that a class's interventions are tried on. `progress(done, total)` is called while images are explained, `announce`
     with a sentence before what takes long.
 
-    A finding needs a p-value of at most `alpha` and a size above its threshold. Questions that the data does not allow
+    A finding needs a p-value of at most `alpha` and a size above its threshold (but of "cue", where "medium" may have a
+    larger p, and says so). Questions that the data does not allow
     are listed in `not_asked`. The same arguments give the same findings. The model comes back as it was.
     KonkyoError: a detector, an unknown question or class, or no image that can be read.
     """
