@@ -1,4 +1,4 @@
-"""Chance: sign flips against all signs written out, Holm and Wilson against numbers of the literature."""
+"""Chance: sign flips against all signs written out, Wilson against numbers of the literature, error rates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from konkyo.evaluation.diagnose.chance import holm, interval_of_mean, interval_of_share, sign_flips
+from konkyo.evaluation.diagnose.chance import interval_of_mean, interval_of_share, joint_p, sign_flips
 
 
 def test_sign_flips_come_near_to_all_signs_written_out() -> None:
@@ -37,12 +37,6 @@ def test_a_column_of_zeros_is_no_effect() -> None:
     assert (p_all == 1).all()
 
 
-def test_holm_is_monotone_and_at_most_one() -> None:
-    assert holm([0.01, 0.02, 0.03, 0.9]) == pytest.approx([0.04, 0.06, 0.06, 0.9])
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
-    assert holm([]) == []
-
-
 def test_wilson_against_a_table() -> None:
     """Of Newcombe (1998), Table I: 81 of 263 and 0 of 20."""
     assert interval_of_share(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
@@ -55,3 +49,10 @@ def test_the_interval_of_a_mean_is_about_two_standard_errors() -> None:
     low, high = interval_of_mean(values, 2000)
     assert low == pytest.approx(values.mean() - 1.96 * 0.05, abs=0.02)
     assert high == pytest.approx(values.mean() + 1.96 * 0.05, abs=0.02)
+
+
+def test_joint_p_holds_its_error_rate() -> None:
+    rng = np.random.default_rng(0)
+    low = sum(min(joint_p([rng.normal(size=10) for _ in range(15)], 200, seed)) <= 0.05 for seed in range(200))
+    assert 2 <= low <= 20  # 5 % of 200
+    assert joint_p([np.full(12, 0.1), rng.normal(size=12)], 1000)[0] <= 0.01

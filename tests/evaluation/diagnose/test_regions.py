@@ -6,7 +6,7 @@ from torch import nn
 import konkyo
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.diagnose.cue_test import excesses, shares
-from konkyo.evaluation.diagnose.interventions import joint_p, moved
+from konkyo.evaluation.diagnose.interventions import moved
 from konkyo.evaluation.diagnose.regions import region_mask
 
 
@@ -89,10 +89,3 @@ def test_excess_of_a_class_with_a_spot() -> None:
     assert shares(maps)[0].flatten().allclose(torch.tensor(4 / 64, dtype=torch.float64))
     assert float(excesses(maps)[2]) == pytest.approx(1 - 4 / 64)
     assert int(excesses(maps).argmax()) == 2
-
-
-def test_joint_p_holds_its_error_rate() -> None:
-    rng = np.random.default_rng(0)
-    low = sum(min(joint_p([rng.normal(size=10) for _ in range(15)], 200, seed)) <= 0.05 for seed in range(200))
-    assert 2 <= low <= 20  # 5 % of 200
-    assert joint_p([np.full(12, 0.1), rng.normal(size=12)], 1000)[0] <= 0.01

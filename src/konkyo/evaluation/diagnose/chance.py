@@ -28,23 +28,26 @@ def sign_flips(differences: Values, resamples: int = 1000, seed: int = 0) -> tup
     return _shares(by_chance, actual), _shares(np.repeat(by_chance.max(1, keepdims=True), columns, 1), actual)
 
 
+def joint_p(groups: Sequence[Values], resamples: int = 1000, seed: int = 0) -> list[float]:
+    """Returns a p-value for the mean of every group of values, adjusted for all groups together.
+
+    All values change signs at random. Each group's sum, divided by the root of its sum of squares, is compared with the
+    largest of any group (Westfall and Young, 1993): unlike Holm's, these p-values reach 0.001 for any number of groups.
+    """
+    generator = np.random.default_rng(seed)
+    actual, chance = np.zeros(len(groups)), np.full(resamples, -np.inf)
+    for place, values in enumerate(groups):
+        root = float(np.sqrt((values**2).sum()))
+        scaled = values / root if root > 0 else values
+        actual[place] = scaled.sum()
+        signs = generator.choice((-1.0, 1.0), (resamples, len(values)))
+        chance = np.maximum(chance, signs @ scaled)
+    return [float((1 + (chance >= value - 1e-12).sum()) / (1 + resamples)) for value in actual]
+
+
 def _shares(by_chance: Values, actual: Values) -> Values:
     """Returns how often chance (resamples, m) reaches the actual values (m,); they count as one more resample."""
     return np.asarray((1 + (by_chance >= actual - 1e-12).sum(0)) / (1 + len(by_chance)))
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Returns Holm's adjusted p-values (1979): below alpha with probability alpha at most in any clean test.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    order = sorted(range(len(p)), key=p.__getitem__)
-    adjusted, largest = [0.0] * len(p), 0.0
-    for place, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p) - place) * p[index]))
-        adjusted[index] = largest
-    return adjusted
 
 
 def interval_of_mean(values: Values, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:

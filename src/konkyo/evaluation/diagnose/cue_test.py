@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from konkyo.data.samples import Box
+from konkyo.evaluation.diagnose.chance import joint_p
 from konkyo.evaluation.diagnose.changed import images_of_one_size
 from konkyo.evaluation.diagnose.collected import Collected
 from konkyo.evaluation.diagnose.findings import Severity
-from konkyo.evaluation.diagnose.interventions import Cover, Effect, Paste, joint_p, one_of_another_class, partners
+from konkyo.evaluation.diagnose.interventions import Cover, Effect, Paste, one_of_another_class, partners
 
 LEAST_IMAGES, LEAST_CELLS, LEAST_CLASSES = 6, 6, 4
 CONTROLS, HOSTS = 8, 16

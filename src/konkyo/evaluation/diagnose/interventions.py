@@ -101,23 +101,6 @@ class Effect:
         return cls(known, float(known.mean()), low, high, p)
 
 
-def joint_p(groups: Sequence[Values], resamples: int = 1000, seed: int = 0) -> list[float]:
-    """Returns a p-value for the mean of every group of values, adjusted for all groups together.
-
-    All values change signs at random. Each group's sum, divided by the root of its sum of squares, is compared with the
-    largest of any group (Westfall and Young, 1993): unlike Holm's, these p-values reach 0.001 for any number of groups.
-    """
-    generator = np.random.default_rng(seed)
-    actual, chance = np.zeros(len(groups)), np.full(resamples, -np.inf)
-    for place, values in enumerate(groups):
-        root = float(np.sqrt((values**2).sum()))
-        scaled = values / root if root > 0 else values
-        actual[place] = scaled.sum()
-        signs = generator.choice((-1.0, 1.0), (resamples, len(values)))
-        chance = np.maximum(chance, signs @ scaled)
-    return [float((1 + (chance >= value - 1e-12).sum()) / (1 + resamples)) for value in actual]
-
-
 # --- covering ---------------------------------------------------------------------------------------------------------
 
 
