@@ -197,39 +197,36 @@ def tested(case: Case, net: nn.Module, held_out: Part, classes: tuple[str, ...],
     return [[t.excess, t.cover.mean, t.paste.mean, t.paste_own.mean, t.p] for t in cue_tests(collected)]
 
 
-def severity(row: list[float], *, with_p: bool) -> str:
-    """Returns the severity of a class by its row, with or without the p-value."""
+def severity(row: list[float]) -> str:
+    """Returns the severity of a class by its row, "" where it is not named."""
     excess, cover, paste, _, p = row
-    if cover < RULE.cover or paste < RULE.paste or excess < RULE.medium or (with_p and p > ALPHA):
+    if cover < RULE.cover or paste < RULE.paste or excess < RULE.medium:
         return ""
-    return "high" if excess >= RULE.high else "medium"
+    return "high" if excess >= RULE.high and p <= ALPHA else "medium"
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns a row per kind: how many planted classes are named, and how many clean classes and networks accused."""
+    """Returns a row per kind: how many planted classes are named, and how many clean classes and networks accused.
+
+    "named" counts high and medium, "high" those alone.
+    """
     result = []
     for data, kind in sorted({(row["name"].split("-")[0], row["kind"]) for row in rows}):
         nets = [row for row in rows if row["kind"] == kind and row["name"].startswith(f"{data}-")]
         entry: dict[str, Any] = {"data": data, "kind": kind or "clean", "nets": len(nets)}
         entry["used"] = sum(bool(row.get("used")) for row in nets)
-        for name, with_p in (("effects", False), ("with p", True)):
-            alarms = [[bool(severity(values, with_p=with_p)) for values in row["classes"]] for row in nets]
-            highs = [[severity(v, with_p=with_p) == "high" for v in row["classes"]] for row in nets]
-            own = [row["names"].index(row["class"]) if kind else -1 for row in nets]
-            others = [[a for i, a in enumerate(alarm) if i != place] for alarm, place in zip(alarms, own, strict=True)]
-            entry[name] = {
-                "found": sum(alarm[place] for alarm, place in zip(alarms, own, strict=True) if place >= 0),
-                "found, used": sum(
-                    alarm[place] for alarm, place, row in zip(alarms, own, nets, strict=True) if row.get("used")
-                ),
-                "high": sum(high[place] for high, place in zip(highs, own, strict=True) if place >= 0),
-                "false classes": sum(map(sum, others)),
-                "false classes, high": sum(
-                    sum(h for i, h in enumerate(high) if i != place) for high, place in zip(highs, own, strict=True)
-                ),
-                "other classes": sum(map(len, others)),
-                "networks with a false alarm": sum(any(alarm) for alarm in others),
-            }
+        entry["other classes"] = sum(len(row["names"]) - bool(kind) for row in nets)
+        for name, wanted in (("named", ("high", "medium")), ("high", ("high",))):
+            counts = {"found": 0, "found, used": 0, "false classes": 0, "networks with a false alarm": 0}
+            for row in nets:
+                named = {c for c, v in zip(row["names"], row["classes"], strict=True) if severity(v) in wanted}
+                found = row.get("class") in named
+                false = len(named) - found
+                counts["found"] += found
+                counts["found, used"] += found and bool(row["used"])
+                counts["false classes"] += false
+                counts["networks with a false alarm"] += false > 0
+            entry[name] = counts
         result.append(entry)
     return result
 

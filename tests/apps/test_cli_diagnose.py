@@ -39,6 +39,15 @@ def test_a_severe_finding_fails_where_that_is_asked_for(tmp_path: Path, severity
     assert run("diagnose", *MODEL, *DATA, *arguments)[0] == expected
 
 
+def test_thresholds_of_a_cue_are_given_by_name(tmp_path: Path) -> None:
+    words = ("diagnose", *MODEL, "--data", "scenes:2,objects=1", "--ask", "cue", "--no-html", "--out", str(tmp_path))
+    assert run(*words, "--cue-rule", "cover=0.05,paste=0.04")[0] == 0
+    rule = json.loads((tmp_path / "findings.json").read_text(encoding="utf-8"))["settings"]["cue rule"]
+    assert rule == {"high": 0.12, "medium": 0.08, "cover": 0.05, "paste": 0.04}
+    result = CliRunner().invoke(app, [*words, "--cue-rule", "cover"])
+    assert "NAME=NUMBER" in str(result.exception)
+
+
 def test_neighbours_are_listed_and_drawn(tmp_path: Path) -> None:
     picture = tmp_path / "near.png"
     code, output = run("neighbours", "scenes:2,objects=1", *MODEL, *DATA, "-k", "2", "--out", str(picture), "--json")

@@ -10,7 +10,8 @@ from torch import nn
 
 import konkyo
 from konkyo.data.samples import Sample, Samples
-from konkyo.evaluation.diagnose.collected import Settings, collect
+from konkyo.errors import KonkyoError
+from konkyo.evaluation.diagnose.collected import CueRule, Settings, collect
 from konkyo.evaluation.diagnose.cue import cue, cue_finding
 from konkyo.evaluation.diagnose.cue_test import cue_cost, cue_tests, paste_own
 from konkyo.evaluation.diagnose.findings import Finding
@@ -94,6 +95,9 @@ def test_large_effects_are_medium_where_chance_cannot_be_ruled_out(collected) ->
     assert "may still be chance (p = 0.028)" in finding.sentence["en"]
     assert "p = 0.028" in finding.sentence["ja"]
     assert "chance" not in cue_finding(collected, test).sentence["en"]
+    assert "Of 300 classes of clean networks" in finding.sentence["en"]
+    other = replace(collected, settings=replace(collected.settings, cue=CueRule.of({"paste": 0.01})), _shared={})
+    assert "300" not in cue_finding(other, unsure).sentence["en"]  # measured with the default thresholds only
     still = replace(test, cover=replace(test.cover, mean=0.01))
     assert still.severity(0.01) == "low"
 
@@ -119,3 +123,28 @@ def test_a_window_with_letters_is_said_to_look_like_print(collected) -> None:
     assert lettered.values["windows like printed text"] == 1
     assert "printed text" not in plain.sentence["en"]
     assert plain.values["windows like printed text"] == 0
+
+
+def test_thresholds_are_the_users(collected) -> None:
+    test = next(test for test in cue_tests(collected) if test.label == 1)
+    strict = replace(collected, settings=replace(collected.settings, cue=CueRule.of({"paste": 0.99})), _shared={})
+    assert cue_finding(collected, test).severity == "high"
+    finding = cue_finding(strict, test)
+    assert (finding.severity, finding.values["least paste"]) == ("low", 0.99)
+    with pytest.raises(KonkyoError, match="threshold of a cue"):
+        CueRule.of({"past": 0.1})
+    with pytest.raises(KonkyoError, match="from -1 to 1; got 12"):
+        CueRule.of({"cover": 12})
+
+
+def test_a_place_that_counts_on_training_images_only_is_told() -> None:
+    settings = Settings(layer="grid")
+    train = collect(model(), pictures(48, marked=True), settings)
+    held_out = collect(model(), pictures(48, marked=False), settings, train=train)
+    findings = {finding.subject: finding for finding in cue(held_out)}
+    assert findings["b"].severity == "low"
+    assert "On the training images it does rest on a place" in findings["b"].sentence["en"]
+    assert "学習画像では" in findings["b"].sentence["ja"]
+    assert findings["b"].values["training images, cover"] > 0.03
+    assert "training images it" not in findings["c"].sentence["en"]
+    assert sum(finding.cost for finding in findings.values()) == cue_cost(held_out)

@@ -25,7 +25,7 @@ from konkyo.apps.cli.options import (
 )
 from konkyo.apps.cli.reports import ReportOptions, note_origin, report_of_folder
 from konkyo.apps.cli.terminal import err, out, progress_bar
-from konkyo.errors import unknown
+from konkyo.errors import KonkyoError, unknown
 
 Train = Annotated[
     str | None, typer.Option("--train", help="What the model was trained on, as --data; several questions need it.")
@@ -44,6 +44,12 @@ def diagnose(
     classes: Annotated[
         list[str] | None,
         typer.Option("--class", "-c", help="Ask questions about single classes of these only; repeatable."),
+    ] = None,
+    cue_rule: Annotated[
+        str | None,
+        typer.Option(
+            "--cue-rule", help="Thresholds of cue that differ from high=0.12,medium=0.08,cover=0.03,paste=0.02."
+        ),
     ] = None,
     method: Annotated[str, typer.Option("--method", help="Of the maps; `konkyo methods` lists them.")] = "grad_cam",
     layer: Layers = None,
@@ -82,6 +88,7 @@ def diagnose(
             ask,
             alpha,
             classes=classes or (),
+            cue_rule=_thresholds(cue_rule or ""),
             method=method,
             layer=layer[0] if layer and len(layer) == 1 else layer or None,
             limit=limit,
@@ -105,6 +112,18 @@ def diagnose(
             out.print(escape(line), highlight=False, soft_wrap=True)
     if fail_on is not None and report.worst in FAILURES[: FAILURES.index(fail_on) + 1]:
         raise typer.Exit(4)
+
+
+def _thresholds(text: str) -> dict[str, float]:
+    """Reads "cover=0.05,paste=0.03". KonkyoError: something else."""
+    values = dict[str, float]()
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            values[name.strip()] = float(value)
+        except ValueError:
+            raise KonkyoError(f"--cue-rule takes NAME=NUMBER, as in cover=0.05,paste=0.03; got {part!r}") from None
+    return values
 
 
 def _language(lang: str) -> str:

@@ -12,23 +12,12 @@ from torch import Tensor
 from konkyo.data.samples import Box
 from konkyo.evaluation.diagnose.chance import joint_p
 from konkyo.evaluation.diagnose.changed import images_of_one_size
-from konkyo.evaluation.diagnose.collected import Collected
+from konkyo.evaluation.diagnose.collected import Collected, CueRule
 from konkyo.evaluation.diagnose.findings import Severity
 from konkyo.evaluation.diagnose.interventions import Cover, Effect, Paste, one_of_another_class, partners
 
 LEAST_IMAGES, LEAST_CELLS, LEAST_CLASSES = 6, 6, 4
 CONTROLS, HOSTS = 8, 16
-
-
-@dataclass(frozen=True)
-class CueRule:
-    """The thresholds of a cue, chosen on 15 small networks with planted cues and 3 clean ones (docs/cues.md)."""
-
-    high: float = 0.12
-    """The least excess of "high", and of "low"."""
-    medium: float = 0.08
-    cover: float = 0.03
-    paste: float = 0.02
 
 
 RULE = CueRule()

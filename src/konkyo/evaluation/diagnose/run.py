@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -19,7 +19,7 @@ from konkyo.data.sets.scenes import Scenes
 from konkyo.errors import KonkyoError, NotApplicable, silenced, unknown
 from konkyo.evaluation.consistency import Consistency, measure
 from konkyo.evaluation.diagnose.backbone import nearest_training
-from konkyo.evaluation.diagnose.collected import ORDER, QUESTIONS, Collected, Question, Settings, collect
+from konkyo.evaluation.diagnose.collected import ORDER, QUESTIONS, Collected, CueRule, Question, Settings, collect
 from konkyo.evaluation.diagnose.findings import SEVERITIES, Finding, Text, worded
 from konkyo.evaluation.diagnose.result import DiagnosedClass, DiagnosedImage, DiagnosisReport, ImageList
 from konkyo.evaluation.diagnose.suspicious import DOUBTFUL, decision_maps, rankings
@@ -50,6 +50,7 @@ def diagnose(
     alpha: float = 0.01,
     *,
     classes: Sequence[str] = (),
+    cue_rule: Mapping[str, float] = {},
     method: Which = "grad_cam",
     layer: Where = None,
     limit: int | None = None,
@@ -65,18 +66,21 @@ def diagnose(
     `data`: held-out images as `konkyo.data.samples` takes them ("folder:DIR", ...); `train`: those that the model was
     trained on, which several questions need. `ask`: "all", or names of questions (`questions`). `alpha`: the error
     rate of a question over all its subjects. `classes`: those that questions about single classes are asked of; all.
+    `cue_rule`: thresholds of the question "cue" that are to differ: "high", "medium", "cover", "paste" (`CueRule`).
     `method`, `layer`: how maps are made, as in `explain`. `limit`: so many images, chosen by the seed. `budget`: images
     that a class's interventions are tried on. `progress(done, total)` is called while images are explained, `announce`
     with a sentence before what takes long.
 
     A finding needs a p-value of at most `alpha` and a size above its threshold (but of "cue", where "medium" may have a
-    larger p, and says so). Questions that the data does not allow
-    are listed in `not_asked`. The same arguments give the same findings. The model comes back as it was.
+    larger p, and says so). Questions that the data does not allow are listed in `not_asked`. The same arguments give
+    the same findings. The model comes back as it was.
     KonkyoError: a detector, an unknown question or class, or no image that can be read.
     """
     adapted = as_model(model)
     chosen = _chosen(ask)
-    settings = Settings(alpha, resamples, budget, batch, seed, find(method), layer, tuple(classes))
+    settings = Settings(
+        alpha, resamples, budget, batch, seed, find(method), layer, tuple(classes), CueRule.of(cue_rule)
+    )
     _check(adapted, settings, limit)
     held_out = samples(data, limit=limit, seed=seed)
     known = None if train is None else samples(train, seed=seed)
@@ -291,6 +295,7 @@ def _settings(collected: Collected) -> dict[str, Any]:
         "budget": settings.budget,
         "seed": settings.seed,
         "asked of": list(settings.classes),
+        "cue rule": asdict(settings.cue),
     }
 
 
