@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import konkyo
 from helpers.commands import Run, runner, told
 from konkyo.errors import KonkyoError, silenced
-from konkyo.evaluation.consistency import consistency
+from konkyo.evaluation.consistency import consistency, measure
 from konkyo.evaluation.evaluate import evaluate
 from konkyo.models.preprocess import preprocess_of
 from konkyo.report.builders import Request, page_of
@@ -165,6 +165,24 @@ def test_the_page_of_consistency(run: Run) -> None:
     gone = page_of_folder("c")
     assert all(row.picture is None for row in gone.rows)
     assert any("cannot be opened again" in note["en"] for note in gone.notes)
+
+
+def test_a_class_whose_maps_gather_in_one_window_bears_an_alarm_on_its_card() -> None:
+    labels = torch.arange(12) % 3
+    maps = torch.rand(12, 8, 8)
+    maps[labels == 1] = 0.0
+    maps[labels == 1, 6:, 6:] = 1.0
+    result = measure(maps, labels, labels, classes=("a", "b", "c"), grid=8, resamples=10, permutations=10)
+    cards = {card.name: card for card in page_of(result, Request()).classes}
+    assert "L is lowest in b" in cards["b"].alarm["en"]
+    assert "L は b で最も低く" in cards["b"].alarm["ja"]
+    assert cards["b"].alarm["en"] in result.remarks()
+    assert not cards["a"].alarm
+    assert not cards["c"].alarm
+    alike = measure(
+        torch.rand(12, 8, 8), labels, labels, classes=("a", "b", "c"), grid=8, resamples=10, permutations=10
+    )
+    assert not any(card.alarm for card in page_of(alike, Request()).classes)
 
 
 def test_the_page_of_an_evaluation(run: Run) -> None:

@@ -98,6 +98,7 @@ def _cards(
 ) -> tuple[ClassCard, ...]:
     counted = {} if confusion is None else {card.name: card for card in class_cards(confusion)}
     places = {image.name: index for index, image in enumerate(result.images)}
+    alarms = dict([alarm] if (alarm := result.alarm()) is not None else [])
 
     def numbers(images: tuple[ImageResult, ...]) -> tuple[int, ...]:
         return tuple(places[image.name] for image in images)
@@ -117,6 +118,7 @@ def _cards(
             mean_picture=_mean_picture([pictures[row.name] for row in of_class]),
             typical=numbers(result.typical(c.name, few)),
             deviant=numbers(result.deviant(c.name, few)),
+            alarm=alarms.get(c.name, {}),
         )
 
     return tuple(card(index, c) for index, c in enumerate(result.of_class) if c.total or c.used)

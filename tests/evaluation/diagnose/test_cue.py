@@ -13,6 +13,7 @@ from konkyo.data.samples import Sample, Samples
 from konkyo.evaluation.diagnose.collected import Settings, collect
 from konkyo.evaluation.diagnose.cue import cue, cue_finding
 from konkyo.evaluation.diagnose.cue_test import cue_cost, cue_tests, paste_own
+from konkyo.evaluation.diagnose.findings import Finding
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -95,3 +96,26 @@ def test_large_effects_are_medium_where_chance_cannot_be_ruled_out(collected) ->
     assert "chance" not in cue_finding(collected, test).sentence["en"]
     still = replace(test, cover=replace(test.cover, mean=0.01))
     assert still.severity(0.01) == "low"
+
+
+def test_a_window_with_letters_is_said_to_look_like_print(collected) -> None:
+    test = next(test for test in cue_tests(collected) if test.label == 1)
+
+    def finding(*, letters: bool) -> Finding:
+        def marked(index: int) -> Sample:
+            sample = pictures(48, marked=True)[index]
+            pixels = np.array(sample.image)
+            if index % 4 == 1:
+                pixels[-8:, -8:] = 160
+                pixels[-8:, -8::2] = 0 if letters else 160
+            return replace(sample, image=Image.fromarray(pixels))
+
+        seen = replace(collected, data=replace(collected.data, read=marked), _cache={}, _shared={})
+        return cue_finding(seen, test)
+
+    lettered, plain = finding(letters=True), finding(letters=False)
+    assert "looks like printed text in 100% of these pictures (0% in other classes)" in lettered.sentence["en"]
+    assert "100%" in lettered.sentence["ja"]
+    assert lettered.values["windows like printed text"] == 1
+    assert "printed text" not in plain.sentence["en"]
+    assert plain.values["windows like printed text"] == 0

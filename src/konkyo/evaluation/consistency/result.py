@@ -248,23 +248,31 @@ class Consistency:
             )
         if self.distance == "l2_over_hw":
             lines.append("l2_over_hw falls with the number of cells: compare it at one grid only.")
-        return [*lines, *self._alarms(), NOT_MERIT, NOT_CORRECTNESS, *self.notes]
+        if (alarm := self.alarm()) is not None:
+            lines.append(alarm[1]["en"])
+        return [*lines, NOT_MERIT, NOT_CORRECTNESS, *self.notes]
 
-    def _alarms(self) -> list[str]:
-        """Returns the sentence about the class of the lowest L, where its maps gather in a window as no others do."""
+    def alarm(self) -> tuple[str, dict[str, str]] | None:
+        """Returns the class of the lowest L and a sentence by language, where its maps gather in one window.
+
+        None: no such class, or fewer than two with maps. A low L may come from a marker, and is no merit then.
+        """
         known = [i for i, c in enumerate(self.of_class) if c.used]
         if len(known) < 2:
-            return []
+            return None
         from konkyo.evaluation.diagnose.cue_test import RULE, excesses  # that package measures consistency, too
 
         lowest = min(range(len(known)), key=lambda place: self.of_class[known[place]].value)
         excess = float(excesses(self.mean[known])[lowest])
         if excess < RULE.medium:
-            return []
-        return [
-            f"L is lowest in {self.of_class[known[lowest]].name}, and its maps gather in one window ({excess:.2f} more "
-            "of the map than in other classes): a marker? `konkyo diagnose --ask cue` covers and pastes that window."
-        ]
+            return None
+        name = self.of_class[known[lowest]].name
+        return name, {
+            "en": f"L is lowest in {name}, and its maps gather in one window ({excess:.2f} more of the map than in "
+            "other classes): a marker? `konkyo diagnose --ask cue` covers and pastes that window.",
+            "ja": f"L は {name} で最も低く、そのマップは一か所に集中しています（他クラスより {excess:.2f} 多い）。"
+            "目印でしょうか。`konkyo diagnose --ask cue` でその部分を隠し、貼り付けて調べられます。",
+        }
 
     def markdown(self) -> str:
         """The text holds `table`, `summary` and `remarks`."""

@@ -15,6 +15,7 @@ from konkyo.evaluation.diagnose.cue_test import LEAST_CLASSES, RULE, CueRule, Cu
 from konkyo.evaluation.diagnose.evidence import beside, framed
 from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text, worded
 from konkyo.evaluation.diagnose.places import place_at
+from konkyo.evaluation.diagnose.text import OFTEN, share_like_text
 from konkyo.metrics.distances import on_grid
 
 _STATISTIC = "fall of P(label) with the window covered, less that of windows elsewhere"
@@ -68,11 +69,23 @@ def cue_finding(collected: Collected, test: CueTest, rule: CueRule = RULE) -> Fi
         "least cover": rule.cover,
         "least paste": rule.paste,
     }
+    sentence = _sentence(collected, test, severity, rule)
+    if severity in ("high", "medium", "low"):
+        own, others = _like_text(collected, test)
+        values |= {"windows like printed text": own, "the same in other classes": others}
+        if own >= OFTEN:
+            more = worded(
+                " The window looks like printed text in {own:.0%} of these pictures ({others:.0%} in other classes).",
+                "その部分は {own:.0%} の画像で印刷文字に似ています（他クラスでは {others:.0%}）。",
+                own=own,
+                others=others,
+            )
+            sentence = {lang: sentence[lang] + more[lang] for lang in more}
     return Finding(
         "cue",
         severity,
         name,
-        _sentence(collected, test, severity, rule),
+        sentence,
         _next_step(test, severity),
         _STATISTIC,
         test.cover.mean,
@@ -138,6 +151,18 @@ def _sentence(collected: Collected, test: CueTest, severity: Severity, rule: Cue
         "en": text["en"] + f" The thresholds are untested for fewer than {LEAST_CLASSES} classes.",
         "ja": text["ja"] + f"{LEAST_CLASSES} クラス未満での閾値は検証されていません。",
     }
+
+
+def _like_text(collected: Collected, test: CueTest) -> tuple[float, float]:
+    """Returns the share of pictures whose window looks like printed text: of the class, and of as many others."""
+    others = [i for i, label in enumerate(collected.true_labels.tolist()) if label != test.label]
+    order = torch.randperm(len(others), generator=collected.generator(f"cue/text/{test.label}")).tolist()
+    result = []
+    for rows in (test.rows, [others[i] for i in order[: len(test.rows)]]):
+        pictures = [collected.picture(row).convert("RGB") for row in rows]
+        windows = [test.window.box(collected.grid, (picture.height, picture.width)) for picture in pictures]
+        result.append(share_like_text(pictures, windows))
+    return result[0], result[1]
 
 
 def _next_step(test: CueTest, severity: Severity) -> Text:

@@ -27,7 +27,9 @@ _LONGEST = 320
 _STEP = 0.2
 """The least difference of neighbouring grey values, of 1, that is an edge."""
 _BLACK, _WHITE = 0.15, 0.85
-_SHOWN, _LEAST, _OFTEN = 4, 6, 0.3
+OFTEN = 0.3
+"""A class has such marks often if so large a share of its pictures has one."""
+_SHOWN, _LEAST = 4, 6
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def text_finding(data: Samples, labels: Sequence[str | None]) -> Finding:
     low, high = interval_of_share(len(like), n)
     total = Counter(label for i in marks if (label := labels[i]) is not None)
     of_class = Counter(label for i in like if (label := labels[i]) is not None)
-    several = [label for label in of_class if total[label] >= _LEAST and of_class[label] >= _OFTEN * total[label]]
+    several = [label for label in of_class if total[label] >= _LEAST and of_class[label] >= OFTEN * total[label]]
     most = max(several, key=lambda label: (of_class[label] / total[label], label), default=None)
     where = ("", "")
     if most is not None:
