@@ -257,9 +257,12 @@ def _open_source(source: str, seed: int) -> Samples:
         import_module(f"konkyo.data.sets.{module.name}")
     kind, _, rest = source.partition(":")
     if kind not in DRAWN and kind not in LAYOUTS:
+        offer = [*(f"{name}:COUNT" for name in DRAWN), *(f"{name}:DIR" for name in LAYOUTS)]
         if Path(source).expanduser().is_dir():
-            raise KonkyoError(f"data is named KIND:WHERE, as in folder:{source}; got {source!r}")
-        raise unknown("data", source, [*(f"{name}:COUNT" for name in DRAWN), *(f"{name}:DIR" for name in LAYOUTS)])
+            raise KonkyoError(
+                f"data is named KIND:WHERE, as in folder:{source}; got {source!r}. On offer: {', '.join(offer)}"
+            )
+        raise unknown("data", source, offer)
     where, *pairs = re.split(r",(?=\w+=)", rest)
     options = dict(pair.split("=", 1) for pair in pairs)
     cue = options.pop("cue", None)
