@@ -15,6 +15,7 @@ from konkyo.evaluation.diagnose.collected import CueRule, Settings, collect
 from konkyo.evaluation.diagnose.cue import cue, cue_finding
 from konkyo.evaluation.diagnose.cue_test import cue_cost, cue_tests, paste_own
 from konkyo.evaluation.diagnose.findings import Finding
+from konkyo.evaluation.diagnose.suspicious import rankings
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -148,3 +149,11 @@ def test_a_place_that_counts_on_training_images_only_is_told() -> None:
     assert findings["b"].values["training images, cover"] > 0.03
     assert "training images it" not in findings["c"].sentence["en"]
     assert sum(finding.cost for finding in findings.values()) == cue_cost(held_out)
+
+
+def test_images_with_a_doubtful_reason_are_counted_by_class_and_place(collected) -> None:
+    ranking = next(ranking for ranking in rankings(collected) if ranking.subject == "doubtful reason")
+    marked = [i for i in ranking.indices if i % 4 == 1]
+    assert len(marked) >= 6
+    assert f"b, the lower right ({len(marked)})" in ranking.note["en"]
+    assert f"b の右下（{len(marked)}）" in ranking.note["ja"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from konkyo.draw.overlay import overlay
 from konkyo.evaluation.diagnose.backbone import nearest_training
 from konkyo.evaluation.diagnose.collected import Collected, question
-from konkyo.evaluation.diagnose.cue_test import HOSTS, paste_own
+from konkyo.evaluation.diagnose.cue_test import HOSTS, own_window, paste_own
 from konkyo.evaluation.diagnose.evidence import beside
 from konkyo.evaluation.diagnose.findings import Evidence, Finding, Severity, Text, worded
+from konkyo.evaluation.diagnose.places import place_at
 from konkyo.evaluation.diagnose.statistics import auroc, rank_mean
 from konkyo.evaluation.diagnose.wrong import class_mean_maps, map_distance, mistakes
 from konkyo.utils.tensors import min_max
@@ -45,8 +47,13 @@ class Ranking:
     @property
     def indices(self) -> tuple[int, ...]:
         """Returns the images of the list, the first to look at first."""
-        order = self.scores.nan_to_num(-math.inf).argsort(descending=True, stable=True)
-        return tuple(int(i) for i in order if not math.isnan(float(self.scores[i])))[:SHOWN]
+        return first_of(self.scores)
+
+
+def first_of(scores: Tensor) -> tuple[int, ...]:
+    """Returns the images with the highest scores (n,), NaN left out."""
+    order = scores.nan_to_num(-math.inf).argsort(descending=True, stable=True)
+    return tuple(int(i) for i in order if not math.isnan(float(scores[i])))[:SHOWN]
 
 
 def rankings(collected: Collected) -> tuple[Ranking, ...]:
@@ -128,19 +135,36 @@ def _doubtful_reason(collected: Collected) -> Ranking:
     if len(some):
         scores[some] = paste_own(collected, some.tolist())
     scores = torch.where(scores > LEAST_RISE, scores, torch.nan)
+    where = _places(collected, scores)
     return Ranking(
         "doubtful reason",
         worded("Right for a doubtful reason", "正解だが根拠が疑わしい画像"),
         worded(
             "Correct and sure images whose hottest window, pasted into other pictures, raises their class most. "
-            "The AUROC for planted cues was 0.70 to 1.00: a help, no detector.",
+            "The AUROC for planted cues was 0.70 to 1.00: a help, no detector.{english}",
             "正しく確信の強い画像のうち、マップの最も強い部分を他の画像に貼るとクラスの確率が最も上がるものです。"
-            "人工的な手がかりに対する AUROC は 0.70〜1.00 で、補助であり検出器ではありません。",
+            "人工的な手がかりに対する AUROC は 0.70〜1.00 で、補助であり検出器ではありません。{japanese}",
+            english=where["en"],
+            japanese=where["ja"],
         ),
         scores,
         True,
         {"largest rise": float(scores.nan_to_num(0.0).max())},
     )
+
+
+def _places(collected: Collected, scores: Tensor) -> Text:
+    """Returns in which classes, and at which places, the windows of the listed images lie; the most frequent first."""
+    counts = Counter[tuple[str, str, str]]()
+    for index in first_of(scores):
+        place = place_at(*own_window(collected, index).middle(collected.grid))
+        counts[collected.classes[int(collected.true_labels[index])], place["en"], place["ja"]] += 1
+    if not counts:
+        return worded("", "")
+    groups = counts.most_common()
+    en = "; ".join(f"{name}, {place} ({count})" for (name, place, _), count in groups)
+    ja = "、".join(f"{name} の{place}（{count}）" for (name, _, place), count in groups)
+    return {"en": f" By class and place: {en}.", "ja": f"クラスと場所：{ja}。"}
 
 
 def _label_to_check(collected: Collected) -> Ranking:
