@@ -137,6 +137,26 @@ def test_an_anonymous_page_names_no_file(results: dict[str, konkyo.Explanation],
     assert {n.name for row in page.rows for n in row.neighbours} == {"image 25"}
 
 
+def test_an_anonymous_page_has_no_path_of_files_that_it_does_not_show() -> None:
+    leaks = (
+        "the first: /home/j smith/scans/Smith, Anna.png is not an image",
+        "(expected a folder, as in folder:DIR; '/home/smith' is none)",
+        "True labels: from smith.csv; 3 images have no line in it.",
+        r"C:\Users\smith\a.jpg cannot be read",
+        "smith/val/red/b.jpeg cannot be read",
+    )
+    page = replace(
+        example_page(),
+        notes=tuple({"en": leak} for leak in leaks),
+        provenance={"train": "folder:smith,split=val", "model": "ward/smith.pth", "layer": "W / T of layer4.1"},
+    )
+    clean = anonymised(page)
+    said = [*(note["en"] for note in clean.notes), *clean.provenance.values()]
+    assert "smith" not in " ".join(said).lower()
+    assert said[0] == "the first: (a file) is not an image"
+    assert clean.provenance == {"model": "(a file)", "layer": "W / T of layer4.1"}
+
+
 def test_of_many_rows_the_flagged_ones_keep_their_pictures() -> None:
     page = Page(title="many", rows=rows(40, side=8))
     fewer = with_fewer_pictures(page, 12)

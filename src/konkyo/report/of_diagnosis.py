@@ -95,10 +95,8 @@ def _rows(
     rows = []
     for index, image in enumerate(result.images):
         asked = image.label or image.decision
-        maps = [
-            HeatMap(method, tensors["maps"][index], caption=_filled(_OF_CLASS, {"name": asked})),
-            HeatMap("eigen_cam", tensors["eigen"][index], caption=_OF_NONE),
-        ]
+        kinds = (("maps", method, _filled(_OF_CLASS, {"name": asked})), ("eigen", "eigen_cam", _OF_NONE))
+        maps = [HeatMap(by, tensors[kind][index], caption=said) for kind, by, said in kinds if kind in tensors]
         place = of_wrong.get(index)
         rows.append(
             ImageRow(

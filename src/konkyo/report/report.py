@@ -19,7 +19,15 @@ from konkyo.utils.files import write_text
 PICTURES = 500
 """So many rows have pictures at most, unless more are asked for."""
 _LISTED = 6  # so many pictures of a shortlist are shown above the table
-_PRIVATE = ("file", "folder", "path", "command", "data", "user", "host")
+_PRIVATE = ("file", "folder", "path", "command", "data", "train", "user", "host")
+_SUFFIX = r"\.(?:png|jpe?g|webp|bmp|gif|tiff?|dcm|nii|mh[ad]|np[yz]|csv|tsv|txt|json|safetensors|pth?|onnx)(?:\.gz)?\b"
+_PATHS = re.compile(
+    rf"\S*[\\/][^\n]*?{_SUFFIX}"  # a path to a file, which may have spaces
+    r"|(?<!\w)(?:[A-Z]:)?[\\/]\w\S*"  # a folder
+    r"|\b[a-z]+\d*:[^\s\d]\S*"  # data, as in folder:DIR
+    rf"|[^\s'\"(]+{_SUFFIX}",  # a file's name
+    re.IGNORECASE,
+)
 
 
 def report(
@@ -85,7 +93,7 @@ def _bare(row: ImageRow) -> ImageRow:
 def anonymised(page: Page) -> Page:
     """Returns the page without names of files: images are numbered, and the command and folders are left out.
 
-    Names are replaced in sentences, too. Names of classes stay, and so does what the pictures themselves show.
+    Names and paths are replaced in sentences, too. Names of classes stay, and so does what the pictures show.
     """
     numbers: dict[str, int] = {}
     for row in page.rows:
@@ -98,7 +106,8 @@ def anonymised(page: Page) -> Page:
     pattern = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in names)) if names else None
 
     def clean(text: str) -> str:
-        return text if pattern is None else pattern.sub(lambda match: f"image {numbers[match[0]]}", text)
+        known = text if pattern is None else pattern.sub(lambda match: f"image {numbers[match[0]]}", text)
+        return _PATHS.sub("(a file)", known)
 
     def cleaned(text: Text) -> Text:
         return {lang: clean(value) for lang, value in text.items()}
