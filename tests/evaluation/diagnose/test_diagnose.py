@@ -105,7 +105,7 @@ def test_the_same_seed_gives_the_same_bytes_and_they_are_read_again(tmp_path: Pa
 
 
 def test_without_labels_questions_are_not_asked_and_say_so(tmp_path: Path) -> None:
-    report = diagnose(model(), pictures(12, 1, labelled=False), ask=MINE, resamples=50)
+    report = diagnose(model(), pictures(12, 1, labelled=False), ask=MINE, resamples=99)
     assert set(report.not_asked) == {"head", "wrong", "confusion"}
     assert report.not_asked["head"]["en"] == "no labels"
     assert report.classes == ()
@@ -166,3 +166,34 @@ def test_neighbours_are_the_nearest_features_with_their_maps(tmp_path: Path) -> 
     assert own.names == tuple((name,) for name in data.names)
     with pytest.raises(KonkyoError, match="1 or more"):
         konkyo.neighbours(model(), data, data, k=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resamples": 20}, "at least 99 resamples are needed"),
+        ({"alpha": "x"}, "alpha lies between 0 and 1"),
+        ({"ask": 3}, "ask names questions"),
+        ({"batch": 2.5}, "batch is a whole number"),
+        ({"train": 5}, "data is a name"),
+    ],
+)
+def test_arguments_that_cannot_be_right_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(KonkyoError, match=message):
+        diagnose(model(), pictures(6, 1), **options)
+
+
+def test_an_output_that_is_not_finite_is_an_error_and_no_finding() -> None:
+    broken = model()
+    with torch.no_grad():
+        broken.module.head.bias[1] = torch.nan
+    with pytest.raises(KonkyoError, match=r"mean colour for 1-0 is not finite"):
+        diagnose(broken, pictures(12, 1), ask="wrong")
+
+
+def test_too_few_images_for_a_probe_are_no_good_head() -> None:
+    report = diagnose(model(), pictures(6, 1), pictures(30, 2), ask="head")
+    (probe,) = (f for f in report.of("head") if not f.subject)
+    assert probe.severity == "unknown"
+    assert "6 images are too few to find any difference" in probe.sentence["en"]
+    assert "nan" not in " ".join(report.lines() + report.lines("ja"))
