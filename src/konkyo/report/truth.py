@@ -13,25 +13,20 @@ from torch import Tensor
 
 from konkyo.metrics.distances import on_grid
 from konkyo.report.page import ClassCard, ConfusionMatrix, ImageRow
+from konkyo.utils.statistics import interval_of_share
 from konkyo.utils.tensors import min_max
 
-_Z = 1.959964  # of the 95 % interval
 _GRID, _PICTURE, _EXTREMES = 14, 160, 3
 
 
 def accuracy(rows: Sequence[ImageRow]) -> tuple[int, int, float, float]:
     """Returns (correct, known, low, high): decisions that are the true label, with Wilson's 95 % interval.
 
-    Rows count whose decision and label are known; the interval is (NaN, NaN) of none. Wilson (JASA, 1927).
+    Rows count whose decision and label are known; the interval is (NaN, NaN) of none.
     """
     known = [row.correct for row in rows if row.correct is not None]
     n, correct = len(known), sum(known)
-    if not n:
-        return 0, 0, math.nan, math.nan
-    share, spread = correct / n, _Z**2 / n
-    centre = (share + spread / 2) / (1 + spread)
-    reach = _Z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    return correct, n, max(0.0, centre - reach), min(1.0, centre + reach)
+    return correct, n, *interval_of_share(correct, n)
 
 
 def confusion_of(rows: Sequence[ImageRow]) -> ConfusionMatrix | None:

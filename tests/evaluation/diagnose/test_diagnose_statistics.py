@@ -15,6 +15,7 @@ from konkyo.evaluation.diagnose.probe import ridge_probe
 from konkyo.evaluation.diagnose.statistics import (
     agreement,
     auroc,
+    matching,
     mcnemar,
     mcnemar_of,
     mid_ranks,
@@ -185,3 +186,18 @@ def test_a_difference_that_few_images_cannot_show_is_unknown_not_ok() -> None:
     assert severity_of(mcnemar_of(8, 2, 32), 0.01) == "unknown"
     assert severity_of(mcnemar_of(8, 8, 300), 0.01) == "ok"
     assert severity_of(mcnemar_of(90, 5, 150), 0.01) == "high"
+
+
+def test_among_equally_frequent_labels_that_of_the_nearest_neighbour_wins() -> None:
+    labels = torch.tensor([2, 1, 1, 2, 0])
+    assert vote(torch.tensor([[0, 1, 2, 3], [1, 0, 3, 2], [4, 0, 3, 1]]), labels, 3).tolist() == [2, 1, 2]
+
+
+def test_the_diagonal_of_a_table_against_all_permutations_written_out() -> None:
+    table = torch.rand(6, 6, generator=seeded(4)) + 0.3 * torch.eye(6)
+    result = matching(table, resamples=5000, alpha=0.05, generator=seeded(1))
+    means = [sum(float(table[i, j]) for i, j in enumerate(order)) / 6 for order in itertools.permutations(range(6))]
+    exact = sum(mean >= result.own - 1e-9 for mean in means) / len(means)
+    assert result.p == pytest.approx(exact, abs=0.01)
+    others = [float(table[i, j]) for i in range(6) for j in range(6) if i != j]
+    assert result.other == pytest.approx(sum(others) / len(others))

@@ -110,11 +110,12 @@ def _ok(test: Swaps, n: int) -> Finding:
 
 def _finding(collected: Collected, test: Swaps, pair: tuple[int, int], place: tuple[int, int]) -> Finding:
     names = [collected.classes[index] for index in pair]
-    count, chance = int(test.counts[place]), float(test.expected[place])
     labels, decisions = collected.true_labels, collected.predictions
+    ways = [int(((labels == a) & (decisions == b)).sum()) for a, b in (pair, pair[::-1])]
+    count = sum(ways)
+    chance = float(test.expected[place]) * count / float(test.counts[place])  # of many mistakes, a part was tested
     both = int(((labels == pair[0]) | (labels == pair[1])).sum())
     share = count / both if both else math.nan
-    ways = [int(((labels == a) & (decisions == b)).sum()) for a, b in (pair, pair[::-1])]
     often = share >= OFTEN
     return Finding(
         "confusion",

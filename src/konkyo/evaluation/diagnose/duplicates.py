@@ -11,11 +11,11 @@ from PIL import Image
 
 from konkyo.data.samples import Samples
 from konkyo.errors import ImageError
-from konkyo.evaluation.diagnose.chance import interval_of_share
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import bars, beside
 from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text
 from konkyo.evaluation.diagnose.hashes import Hashes, Pair, is_grey, near_pairs
+from konkyo.utils.statistics import interval_of_share
 
 LIMIT, LIMIT_GREY = 10, 6
 """Bits that differ at most between duplicates, of pictures in colours and of grey ones."""
