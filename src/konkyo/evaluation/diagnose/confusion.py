@@ -113,7 +113,8 @@ def _finding(collected: Collected, test: Swaps, pair: tuple[int, int], place: tu
     labels, decisions = collected.true_labels, collected.predictions
     ways = [int(((labels == a) & (decisions == b)).sum()) for a, b in (pair, pair[::-1])]
     count = sum(ways)
-    chance = float(test.expected[place]) * count / float(test.counts[place])  # of many mistakes, a part was tested
+    mistakes = int((~collected.correct).sum())
+    chance = float(test.expected[place]) * max(1.0, mistakes / _MOST_WRONG)  # of more mistakes, a part was tested
     both = int(((labels == pair[0]) | (labels == pair[1])).sum())
     share = count / both if both else math.nan
     often = share >= OFTEN
