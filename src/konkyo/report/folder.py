@@ -121,9 +121,10 @@ def _made(page: Page, folder: Path) -> Page:
 def page_of_manifest(folder: Path) -> Page:
     """Returns the page of a folder of `konkyo explain`. KonkyoError: its manifest or a map cannot be read."""
     document = read_json(folder / MANIFEST)
-    if not isinstance(document, dict) or not isinstance(document.get("images"), list) or "settings" not in document:
+    known = isinstance(document, dict) and isinstance(document.get("settings"), dict)
+    if not known or not isinstance(document.get("images"), list):
         raise KonkyoError(f"{folder / MANIFEST} is no manifest of konkyo")
-    settings, entries = document["settings"], [e for e in document["images"] if isinstance(e, dict) and e.get("maps")]
+    settings, entries = document["settings"], [e for e in document["images"] if _has_maps(e)]
     shown = {id(entry) for entry in entries}
     seen = PicturesSeen(preprocess_of(settings.get("preprocess")))
     rows = CollectedRows(len(entries))
@@ -140,6 +141,10 @@ def page_of_manifest(folder: Path) -> Page:
     title = f"{settings.get('model', 'model')}: {', '.join(rows.layers)}"
     notes = [*_left_out(document), *seen.notes]
     return rows.page(title, provenance=provenance, command=command, notes=notes)
+
+
+def _has_maps(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("maps"), list) and bool(entry["maps"]) and "file" in entry
 
 
 def _map_files(entry: Mapping[str, Any]) -> list[str]:
