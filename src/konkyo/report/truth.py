@@ -88,7 +88,7 @@ def with_mean_maps(cards: Sequence[ClassCard], rows: Sequence[ImageRow]) -> tupl
             replace(
                 card,
                 mean_map=mean,
-                mean_picture=_mean_picture([rows[k].picture for k in own]),
+                mean_picture=mean_picture([rows[k].picture for k in own]),
                 typical=tuple(own[k] for k in near[:few]),
                 deviant=tuple(own[k] for k in reversed(near[-few:])),
             )
@@ -100,9 +100,12 @@ def _on_grid(values: Tensor) -> Tensor:
     return on_grid(min_max(values.detach().cpu().float()[None]), _GRID)[0]
 
 
-def _mean_picture(pictures: Sequence[Image.Image | None]) -> Image.Image | None:
-    shown = [p.convert("RGB").resize((_PICTURE, _PICTURE)) for p in pictures if p is not None]
+def mean_picture(pictures: Sequence[Image.Image | None]) -> Image.Image | None:
+    """Returns the mean of the pictures that are known, each brought to one square; None of none."""
+    shown = [picture for picture in pictures if picture is not None]
     if not shown:
         return None
-    total = np.mean([np.asarray(p, dtype=np.float32) for p in shown], axis=0)
-    return Image.fromarray(total.round().astype(np.uint8))
+    total = np.zeros((_PICTURE, _PICTURE, 3))
+    for picture in shown:
+        total += np.asarray(picture.convert("RGB").resize((_PICTURE, _PICTURE)))
+    return Image.fromarray((total / len(shown)).round().astype(np.uint8))
