@@ -201,3 +201,17 @@ def test_the_diagonal_of_a_table_against_all_permutations_written_out() -> None:
     assert result.p == pytest.approx(exact, abs=0.01)
     others = [float(table[i, j]) for i in range(6) for j in range(6) if i != j]
     assert result.other == pytest.approx(sum(others) / len(others))
+
+
+@pytest.mark.parametrize(("first", "second", "n"), [(7, 2, 40), (0, 3, 10), (20, 0, 25)])
+def test_the_interval_of_a_difference_is_walds_with_half_an_image_more_in_every_cell(
+    first: int, second: int, n: int
+) -> None:
+    """Agresti and Min (2005): the scores 1, -1 and 0 of the images, with 2 more spread over the four cells."""
+    scores = [(1.0, first + 0.5), (-1.0, second + 0.5), (0.0, n - first - second + 1.0)]
+    total = sum(weight for _, weight in scores)
+    mean = sum(score * weight for score, weight in scores) / total
+    deviation = math.sqrt(sum((score - mean) ** 2 * weight for score, weight in scores) / total)
+    test = mcnemar_of(first, second, n)
+    assert test.low == pytest.approx(max(-1, mean - 1.959964 * deviation / math.sqrt(total)), abs=1e-6)
+    assert test.high == pytest.approx(min(1, mean + 1.959964 * deviation / math.sqrt(total)), abs=1e-6)
