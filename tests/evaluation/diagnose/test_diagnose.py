@@ -197,3 +197,17 @@ def test_too_few_images_for_a_probe_are_no_good_head() -> None:
     assert probe.severity == "unknown"
     assert "6 images are too few to find any difference" in probe.sentence["en"]
     assert "nan" not in " ".join(report.lines() + report.lines("ja"))
+
+
+def test_images_of_sizes_that_go_with_the_class_are_diagnosed_without_interventions() -> None:
+    """A swap needs images of one size; what needs none is asked all the same."""
+
+    def sample(index: int) -> Sample:
+        one = pictures(30, 1)[index]
+        return Sample(one.name, one.image.resize((8 + 4 * (index % 3), 8)), one.label)
+
+    several = Samples(pictures(30, 1).names, sample)
+    free = replace(model(), preprocess=konkyo.Preprocess(resize=None, crop=None, mean=(0, 0, 0), std=(1, 1, 1)))
+    report = diagnose(free, several, ask="cue,wrong,suspicious", resamples=99)
+    assert report.of("wrong")
+    assert report.of("cue") or "several sizes" in report.not_asked["cue"]["en"]
