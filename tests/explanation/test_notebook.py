@@ -336,6 +336,14 @@ def test_supervision_gets_boxes_masks_and_classes_of_one_image() -> None:
         made(1, images=None).to_coco()
 
 
+def test_runs_of_a_mask_begin_with_those_of_zeros() -> None:
+    map_ = torch.zeros(1, 3, 4)
+    map_[0, 0, 0] = map_[0, :, 3] = 1
+    (note,) = made(1, signed=map_, boxes=None, images=(Image.new("RGB", (4, 3)),)).to_coco()["annotations"]
+    assert note["segmentation"] == {"size": [3, 4], "counts": [0, 1, 8, 3]}
+    assert note["bbox"] == [3, 0, 1, 3]  # of the largest part
+
+
 def test_a_row_is_cut_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enlarging all maps for every row would cost the square of the rows."""
     sizes = list[int]()
