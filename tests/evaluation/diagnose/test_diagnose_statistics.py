@@ -188,6 +188,15 @@ def test_a_difference_that_few_images_cannot_show_is_unknown_not_ok() -> None:
     assert severity_of(mcnemar_of(90, 5, 150), 0.01) == "high"
 
 
+@pytest.mark.parametrize(
+    ("wins", "severity"), [(12, "ok"), (26, "unknown"), (30, "medium"), (40, "medium"), (54, "high")]
+)
+def test_the_severity_of_a_head_goes_by_the_lower_bound_of_its_loss(wins: int, severity: str) -> None:
+    test = mcnemar_of(wins, 6, 200)
+    assert severity_of(test, 0.01) == severity
+    assert (test.low > 0.05, test.low > 0.15) == (severity in ("medium", "high"), severity == "high")
+
+
 def test_among_equally_frequent_labels_that_of_the_nearest_neighbour_wins() -> None:
     labels = torch.tensor([2, 1, 1, 2, 0])
     assert vote(torch.tensor([[0, 1, 2, 3], [1, 0, 3, 2], [4, 0, 3, 1]]), labels, 3).tolist() == [2, 1, 2]
