@@ -13,6 +13,7 @@ from konkyo.evaluation.diagnose.confusion import significant
 from konkyo.evaluation.diagnose.head import severity_of
 from konkyo.evaluation.diagnose.probe import ridge_probe
 from konkyo.evaluation.diagnose.statistics import (
+    Swaps,
     agreement,
     auroc,
     matching,
@@ -224,3 +225,9 @@ def test_the_interval_of_a_difference_is_walds_with_half_an_image_more_in_every_
     test = mcnemar_of(first, second, n)
     assert test.low == pytest.approx(max(-1, mean - 1.959964 * deviation / math.sqrt(total)), abs=1e-6)
     assert test.high == pytest.approx(min(1, mean + 1.959964 * deviation / math.sqrt(total)), abs=1e-6)
+
+
+def test_a_pair_that_occurs_twice_is_no_confusion_however_improbable() -> None:
+    counts = torch.tensor([[0.0, 2, 3], [2, 0, 3], [3, 3, 0]])
+    p = torch.tensor([[1.0, 0.001, 0.001], [0.001, 1, 0.2], [0.001, 0.2, 1]]).double()
+    assert significant(Swaps(counts, counts / 2, p, 3.0), 0.01) == [(0, 2)]
