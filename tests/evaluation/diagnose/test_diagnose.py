@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import konkyo
 from konkyo.data.samples import Sample, Samples
 from konkyo.errors import KonkyoError
+from konkyo.evaluation.diagnose import backbone
 from konkyo.evaluation.diagnose.result import DiagnosisReport
 from konkyo.evaluation.diagnose.run import diagnose
 
@@ -184,3 +185,44 @@ def test_images_of_sizes_that_go_with_the_class_are_diagnosed_without_interventi
     report = diagnose(free, several, ask="cue,wrong,suspicious", resamples=99)
     assert report.of("wrong")
     assert report.of("cue") or "several sizes" in report.not_asked["cue"]["en"]
+
+
+def test_the_backbone_is_compared_with_an_untrained_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    blank = model()
+    with torch.no_grad():
+        blank.module.features[0].weight.zero_()
+    monkeypatch.setattr(backbone, "untrained", lambda _model, _seed: blank)
+    (finding,) = diagnose(model(), pictures(45, 1), pictures(60, 2), "backbone", resamples=200).findings
+    assert finding.severity == "ok"
+    assert finding.values["accuracy"] > 0.9
+    assert finding.values["accuracy of an untrained copy"] < 0.5
+
+
+def test_a_batch_of_another_size_gives_the_same_findings() -> None:
+    one, two = (asked(model((1, 0, 2)), batch=batch).description() for batch in (32, 7))
+    for first, second in zip(one["findings"], two["findings"], strict=True):
+        assert first["sentence"] == second["sentence"]
+        assert first["value"] == pytest.approx(second["value"], abs=1e-5)
+    assert [image["flags"] for image in one["images"]] == [image["flags"] for image in two["images"]]
+
+
+@pytest.mark.parametrize("forwards", [1, 4, 9])
+def test_the_network_comes_back_as_it_was_when_it_fails(forwards: int) -> None:
+    """After so many forwards; while images are collected, and while a question is asked."""
+    network = model()
+    calls = iter(range(forwards))
+
+    def failing(_module: nn.Module, _inputs: Any) -> None:
+        if next(calls, None) is None:
+            raise RuntimeError("out of order")
+
+    handle = network.module.register_forward_pre_hook(failing)
+    network.module.train()
+    network.module.head.weight.requires_grad_(False)
+    with pytest.raises(KonkyoError, match="out of order"):
+        asked(network, ask="all", batch=8)
+    handle.remove()
+    assert network.module.training
+    assert not network.module.head.weight.requires_grad
+    assert all(parameter.grad is None for parameter in network.module.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in network.module.modules())
