@@ -33,6 +33,17 @@ def provenance_of(settings: Mapping[str, Any], request: Request) -> dict[str, st
     return said | ({} if request.model is None else of_model(request.model)) | of_versions()
 
 
+def some_of(names: Sequence[str], first: Collection[str] = ()) -> list[str]:
+    """Returns the names whose pictures are shown: all, or `MOST`, those in `first` and an even choice of the others."""
+    distinct = list(dict.fromkeys(names))
+    if len(distinct) <= MOST:
+        return distinct
+    head = [name for name in distinct if name in first][:MOST]
+    others = [name for name in distinct if name not in first]
+    rest = MOST - len(head)
+    return head + [others[k * len(others) // rest] for k in range(rest)]
+
+
 class DataPictures:
     """The pictures of a data set by the names of its samples. What cannot be opened is noted, and not shown."""
 
@@ -49,13 +60,8 @@ class DataPictures:
         self._places = {name: index for index, name in enumerate(names)}
 
     def of(self, names: Sequence[str], first: Collection[str] = ()) -> dict[str, Image.Image]:
-        """Returns small pictures by name: of all names, or of those in `first` and an even choice of the others."""
-        distinct = list(dict.fromkeys(names))
-        if len(distinct) > MOST:
-            head = [name for name in distinct if name in first][:MOST]
-            others = [name for name in distinct if name not in first]
-            rest = MOST - len(head)
-            distinct = head + [others[k * len(others) // rest] for k in range(rest)]
+        """Returns small pictures by name: of those that `some_of` chooses."""
+        distinct = some_of(names, first)
         side = picture_side(len(distinct))
         opened = ((name, self._open(name)) for name in distinct)
         return {name: reduced(picture, side) for name, picture in opened if picture is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from PIL import Image
@@ -14,7 +14,7 @@ from konkyo.evaluation.diagnose.result import DiagnosedImage, DiagnosisReport
 from konkyo.models.preprocess import preprocess_of
 from konkyo.report.assets import picture_side
 from konkyo.report.builders import Request, builder
-from konkyo.report.data import DataPictures, provenance_of
+from konkyo.report.data import DataPictures, provenance_of, some_of
 from konkyo.report.page import ClassCard, HeatMap, ImageRow, Neighbour, Page, Shortlist, words
 from konkyo.report.rows import reduced
 from konkyo.report.truth import cards_of, confusion_of
@@ -34,7 +34,7 @@ def page_of_diagnosis(result: DiagnosisReport, request: Request) -> Page:
     source = DataPictures(settings, preprocess)
     listed = {name for entry in result.lists for name in entry.images}
     flagged = listed | {image.name for image in result.images if image.flags}
-    pictures = _at_hand(result) or source.of([image.name for image in result.images], flagged)
+    pictures = _at_hand(result, flagged) or source.of([image.name for image in result.images], flagged)
     trained, notes = dict[str, Image.Image](), source.notes if result.thumbnail is None else ()
     if settings.get("train"):
         training = DataPictures({**settings, "data": settings["train"]}, preprocess)
@@ -62,12 +62,14 @@ def page_of_diagnosis(result: DiagnosisReport, request: Request) -> Page:
     )
 
 
-def _at_hand(result: DiagnosisReport) -> dict[str, Image.Image]:
+def _at_hand(result: DiagnosisReport, first: Collection[str]) -> dict[str, Image.Image]:
     """Returns the pictures of a diagnosis that has just been made, which knows them; {} of one that was loaded."""
     if result.thumbnail is None:
         return {}
-    side = picture_side(len(result.images))
-    return {image.name: reduced(result.thumbnail(index), side) for index, image in enumerate(result.images)}
+    places = {image.name: index for index, image in enumerate(result.images)}
+    names = some_of(list(places), first)
+    side = picture_side(len(names))
+    return {name: reduced(result.thumbnail(places[name]), side) for name in names}
 
 
 def _first(images: tuple[DiagnosedImage, ...]) -> list[DiagnosedImage]:
