@@ -18,6 +18,7 @@ import konkyo
 from helpers.pages import example_page, rows
 from helpers.paths import DOCS
 from konkyo.report.builders import BUILDERS, Request, page_of
+from konkyo.report.data import some_of
 from konkyo.report.page import Page
 from konkyo.report.provenance import weights_hash
 from konkyo.report.report import anonymised, with_fewer_pictures
@@ -194,6 +195,24 @@ def test_class_cards_count_what_a_loop_counts() -> None:
             assert card.mean_map is not None
             assert card.mean_map.shape == (14, 14)
             assert set(card.typical).isdisjoint(card.deviant)
+
+
+def test_rows_without_a_picture_take_no_place_of_those_that_have_one() -> None:
+    page = Page(title="many", rows=rows(60, side=8))
+    half = replace(page, rows=tuple(replace(r, picture=None) if k % 2 else r for k, r in enumerate(page.rows)))
+    fewer = with_fewer_pictures(half, 30)
+    assert sum(row.picture is not None for row in fewer.rows) == 30
+    assert "30 of 60" in fewer.notes[-1]["en"]
+
+
+def test_as_many_pictures_are_opened_as_are_wanted() -> None:
+    names = [str(k) for k in range(40)]
+    assert some_of(names, None) == names
+    assert some_of(names, 40) == names
+    some = some_of(names, 10, {"7", "39"})
+    assert some[:2] == ["7", "39"]
+    assert len(set(some)) == 10
+    assert some_of(names, 10, set(names)) == names[:10]
 
 
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")

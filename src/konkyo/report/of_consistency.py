@@ -25,7 +25,7 @@ def page_of_consistency(result: Consistency, request: Request) -> Page:
     """Returns the page of a consistency result."""
     settings = result.settings
     preprocess = preprocess_of(settings.get("preprocess")) if request.model is None else request.model.preprocess
-    source = DataPictures(settings, preprocess)
+    source = DataPictures(settings, preprocess, request.most)
     extremes = {
         image.name
         for c in result.of_class

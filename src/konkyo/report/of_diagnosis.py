@@ -31,13 +31,13 @@ def page_of_diagnosis(result: DiagnosisReport, request: Request) -> Page:
     """Returns the page of a diagnosis. Pictures come from the data, which is opened again where it is not at hand."""
     settings = result.settings
     preprocess = preprocess_of(settings.get("preprocess")) if request.model is None else request.model.preprocess
-    source = DataPictures(settings, preprocess)
+    source = DataPictures(settings, preprocess, request.most)
     listed = {name for entry in result.lists for name in entry.images}
     flagged = listed | {image.name for image in result.images if image.flags}
-    pictures = _at_hand(result, flagged) or source.of([image.name for image in result.images], flagged)
+    pictures = _at_hand(result, request.most, flagged) or source.of([image.name for image in result.images], flagged)
     trained, notes = dict[str, Image.Image](), source.notes if result.thumbnail is None else ()
     if settings.get("train"):
-        training = DataPictures({**settings, "data": settings["train"]}, preprocess)
+        training = DataPictures({**settings, "data": settings["train"]}, preprocess, None)
         wanted = [name for image in _first(result.images) for name, _ in image.neighbours]
         trained = {name: reduced(picture, _SMALL) for name, picture in training.of(wanted).items()}
         notes = (*notes, *training.notes)
@@ -62,12 +62,12 @@ def page_of_diagnosis(result: DiagnosisReport, request: Request) -> Page:
     )
 
 
-def _at_hand(result: DiagnosisReport, first: Collection[str]) -> dict[str, Image.Image]:
+def _at_hand(result: DiagnosisReport, most: int | None, first: Collection[str]) -> dict[str, Image.Image]:
     """Returns the pictures of a diagnosis that has just been made, which knows them; {} of one that was loaded."""
     if result.thumbnail is None:
         return {}
     places = {image.name: index for index, image in enumerate(result.images)}
-    names = some_of(list(places), first)
+    names = some_of(list(places), most, first)
     side = picture_side(len(names))
     return {name: reduced(result.thumbnail(places[name]), side) for name in names}
 

@@ -43,7 +43,7 @@ def page_of_evaluation(result: Evaluation, request: Request) -> Page:
     """Returns the page of an evaluation."""
     settings = result.settings
     preprocess = preprocess_of(settings.get("preprocess")) if request.model is None else request.model.preprocess
-    source = DataPictures(settings, preprocess)
+    source = DataPictures(settings, preprocess, request.most)
     shortlists = _shortlists(result)
     first = {result.rows[k].sample for shortlist in shortlists for k in shortlist.rows}
     pictures = source.of([row.sample for row in result.rows], first)

@@ -56,7 +56,7 @@ def report(
     to = Path(path)
     if to.suffix.lower() not in (".html", ".htm"):
         raise KonkyoError(f"a report is written as .html; got {to.name!r}")
-    page = page_of(result, Request(title, model, command))
+    page = page_of(result, Request(title, model, command, None if pictures == "all" else pictures))
     page = page if title is None else replace(page, title=title)
     page = page if command is None else replace(page, command=command)
     page = page if pictures == "all" else with_fewer_pictures(page, pictures)
@@ -68,16 +68,17 @@ def with_fewer_pictures(page: Page, most: int) -> Page:
     """Returns the page with pictures and maps in `most` rows at most, and a note that says which.
 
     Two thirds of them go to rows that a class or a shortlist shows, then to those with flags, in their order. The rest
-    is spread evenly over the other rows.
+    is spread evenly over the other rows that have a picture.
     """
     rows = page.rows
     if len(rows) <= most:
         return page
     named = {k for card in page.classes for k in (*card.typical, *card.deviant)}
     named |= {k for entry in page.shortlists for k in entry.rows[:_LISTED]}
-    flagged = [k for k, row in enumerate(rows) if row.flags or row.correct is False or k in named]
+    able = [k for k, row in enumerate(rows) if row.picture is not None] or list(range(len(rows)))
+    flagged = [k for k in able if rows[k].flags or rows[k].correct is False or k in named]
     flagged.sort(key=lambda k: k not in named)  # those that the page shows elsewhere, too, come first
-    others = [k for k in range(len(rows)) if k not in set(flagged)]
+    others = [k for k in able if k not in set(flagged)]
     first = flagged[: max(most * 2 // 3, most - len(others))]
     rest = most - len(first)
     chosen = {*first, *(others[k * len(others) // rest] for k in range(min(rest, len(others))))}
