@@ -125,8 +125,8 @@ def association(
         above += drawn >= scaled - 1e-9
         above_all += largest[draw] >= scaled - 1e-9
     auroc = np.where(sizes > 0, 0.5 + actual / np.maximum(sizes, 1), np.nan)
-    ps = ((1 + count) / (1 + resamples) for count in (above, above_all))
-    return Association(auroc, *ps, spread / np.maximum(sizes, 1), largest)
+    p, p_adjusted = ((1 + count) / (1 + resamples) for count in (above, above_all))
+    return Association(auroc, p, p_adjusted, spread / np.maximum(sizes, 1), largest)
 
 
 def _untied(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
