@@ -21,7 +21,7 @@ def run(*arguments: str) -> tuple[int, str]:
 
 def test_a_line_per_finding_and_a_folder_that_becomes_a_page(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    code, output = run("diagnose", *MODEL, *DATA, "--ask", "backbone,wrong", "--resamples", "50", "--out", str(folder))
+    code, output = run("diagnose", *MODEL, *DATA, "--ask", "backbone,wrong", "--resamples", "99", "--out", str(folder))
     assert code == 0, output
     assert "backbone" in output
     values = json.loads((folder / "findings.json").read_text(encoding="utf-8"))

@@ -276,7 +276,7 @@ def test_arrays_tables_and_devices() -> None:
     assert list(table["image"]) == list(result.names)
     bare = made(decisions=(), diagnosis=(), names=(), true_labels=()).to_frame()
     assert bare["probability"].isna().all()
-    assert list(bare["image"])[:3] == ["image 0", "image 0", "image 1"]
+    assert list(bare["image"])[:3] == ["image 1", "image 1", "image 2"]
     moved = result.to("meta")
     assert moved.signed.is_meta
     assert moved.path is not None
@@ -334,6 +334,23 @@ def test_supervision_gets_boxes_masks_and_classes_of_one_image() -> None:
     assert blank.mask.sum() == 0  # type: ignore[union-attr]
     with pytest.raises(konkyo.KonkyoError, match="does not keep"):
         made(1, images=None).to_coco()
+
+
+def test_runs_of_a_mask_begin_with_those_of_zeros() -> None:
+    map_ = torch.zeros(1, 3, 4)
+    map_[0, 0, 0] = map_[0, :, 3] = 1
+    (note,) = made(1, signed=map_, boxes=None, images=(Image.new("RGB", (4, 3)),)).to_coco()["annotations"]
+    assert note["segmentation"] == {"size": [3, 4], "counts": [0, 1, 8, 3]}
+    assert note["bbox"] == [3, 0, 1, 3]  # of the largest part
+
+
+def test_a_row_is_cut_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enlarging all maps for every row would cost the square of the rows."""
+    sizes = list[int]()
+    enlarge = konkyo.Explanation.at
+    monkeypatch.setattr(konkyo.Explanation, "at", lambda self, size: sizes.append(len(self)) or enlarge(self, size))
+    made().to_coco()
+    assert sizes == [1] * 5
 
 
 def test_fiftyone_gets_heat_maps(monkeypatch: pytest.MonkeyPatch) -> None:

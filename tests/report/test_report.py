@@ -18,6 +18,7 @@ import konkyo
 from helpers.pages import example_page, rows
 from helpers.paths import DOCS
 from konkyo.report.builders import BUILDERS, Request, page_of
+from konkyo.report.data import some_of
 from konkyo.report.page import Page
 from konkyo.report.provenance import weights_hash
 from konkyo.report.report import anonymised, with_fewer_pictures
@@ -137,6 +138,26 @@ def test_an_anonymous_page_names_no_file(results: dict[str, konkyo.Explanation],
     assert {n.name for row in page.rows for n in row.neighbours} == {"image 25"}
 
 
+def test_an_anonymous_page_has_no_path_of_files_that_it_does_not_show() -> None:
+    leaks = (
+        "the first: /home/j smith/scans/Smith, Anna.png is not an image",
+        "(expected a folder, as in folder:DIR; '/home/smith' is none)",
+        "True labels: from smith.csv; 3 images have no line in it.",
+        r"C:\Users\smith\a.jpg cannot be read",
+        "smith/val/red/b.jpeg cannot be read",
+    )
+    page = replace(
+        example_page(),
+        notes=tuple({"en": leak} for leak in leaks),
+        provenance={"train": "folder:smith,split=val", "model": "ward/smith.pth", "layer": "W / T of layer4.1"},
+    )
+    clean = anonymised(page)
+    said = [*(note["en"] for note in clean.notes), *clean.provenance.values()]
+    assert "smith" not in " ".join(said).lower()
+    assert said[0] == "the first: (a file) is not an image"
+    assert clean.provenance == {"model": "(a file)", "layer": "W / T of layer4.1"}
+
+
 def test_of_many_rows_the_flagged_ones_keep_their_pictures() -> None:
     page = Page(title="many", rows=rows(40, side=8))
     fewer = with_fewer_pictures(page, 12)
@@ -174,6 +195,24 @@ def test_class_cards_count_what_a_loop_counts() -> None:
             assert card.mean_map is not None
             assert card.mean_map.shape == (14, 14)
             assert set(card.typical).isdisjoint(card.deviant)
+
+
+def test_rows_without_a_picture_take_no_place_of_those_that_have_one() -> None:
+    page = Page(title="many", rows=rows(60, side=8))
+    half = replace(page, rows=tuple(replace(r, picture=None) if k % 2 else r for k, r in enumerate(page.rows)))
+    fewer = with_fewer_pictures(half, 30)
+    assert sum(row.picture is not None for row in fewer.rows) == 30
+    assert "30 of 60" in fewer.notes[-1]["en"]
+
+
+def test_as_many_pictures_are_opened_as_are_wanted() -> None:
+    names = [str(k) for k in range(40)]
+    assert some_of(names, None) == names
+    assert some_of(names, 40) == names
+    some = some_of(names, 10, {"7", "39"})
+    assert some[:2] == ["7", "39"]
+    assert len(set(some)) == 10
+    assert some_of(names, 10, set(names)) == names[:10]
 
 
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")

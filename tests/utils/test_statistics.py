@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
 import pytest
 
-from konkyo.utils.statistics import Correlation
+from konkyo.utils.statistics import Correlation, interval_of_share
 
 LOADED = "import sys; {}; print(any(name.split('.')[0] == 'scipy' for name in sys.modules))"
 
@@ -35,3 +36,10 @@ def test_a_perfect_order_is_exactly_one() -> None:
     """Its interval is itself; a rank correlation that is 1 to rounding only would get another one."""
     perfect = Correlation.of(range(7), [n**3 for n in range(7)])
     assert (perfect.spearman, perfect.spearman_low, perfect.spearman_high) == (1, 1, 1)
+
+
+def test_wilson_against_a_table() -> None:
+    """Of Newcombe (1998), Table I: 81 of 263 and 0 of 20."""
+    assert interval_of_share(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert interval_of_share(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert all(map(math.isnan, interval_of_share(0, 0)))

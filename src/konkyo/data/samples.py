@@ -147,7 +147,11 @@ def samples(source: str | Path | Data | Scenes, *, limit: int | None = None, see
     elif isinstance(source, (Samples, Scenes)):
         data = _of_scenes(source) if isinstance(source, Scenes) else source
     else:
-        data = Samples(tuple(_sample(source, index).name for index in range(len(source))), partial(_sample, source))
+        try:
+            count = len(source)
+        except TypeError as error:
+            raise KonkyoError(f'data is a name as in "folder:DIR", or a sequence of samples; got {source!r}') from error
+        data = Samples(tuple(_sample(source, index).name for index in range(count)), partial(_sample, source))
     if not len(data):
         raise KonkyoError(f"{data.source or 'the data'} has no samples: at least one was expected")
     if limit is None:

@@ -94,7 +94,9 @@ def _prepared(model: Model, data: Samples, batch: int, skipped: list[str], label
             skipped.append(str(error))
             continue
         if sample.label is None and labelled:
-            raise KonkyoError(f"sample {name} has no label of its own; consistency is measured within classes")
+            raise KonkyoError(
+                f"sample {name} has no label, which is needed here of every image: a folder per class has them"
+            )
         if images and (len(images) == batch or images[0].shape != image.shape):
             yield Batch(names, torch.stack(images), torch.tensor(labels), indices)
             names, images, labels, indices = [], [], [], []

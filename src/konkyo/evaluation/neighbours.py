@@ -104,8 +104,8 @@ def neighbours(
     be read.
     """
     adapted = as_model(model)
-    if k < 1:
-        raise KonkyoError(f"k is a number of neighbours, 1 or more; got {k}")
+    if not isinstance(k, int) or k < 1:
+        raise KonkyoError(f"k is a number of neighbours, 1 or more; got {k!r}")
     settings = Settings(batch=batch, seed=seed, method=find(method), layer=layer)
     known = collect(adapted, samples(data, limit=limit, seed=seed), settings)
     asked = collect(adapted, _samples_of(queries), settings, train=known)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError
-from konkyo.explanation.words import box_of, decision_of, name_of, target_of
+from konkyo.explanation.rows import selected
+from konkyo.explanation.words import box_of, decision_of, image_name, target_of
 from konkyo.targets.detections import InstanceTarget
 from konkyo.utils.frames import data_frame
 from konkyo.utils.tensors import min_max
@@ -32,7 +33,7 @@ def to_frame(result: Explanation) -> pandas.DataFrame:
     nan = math.nan
     return data_frame(
         {
-            "image": [name_of(result, row) or f"image {int(result.image_index[row])}" for row in rows],
+            "image": [image_name(result, row) for row in rows],
             "true_label": result.true_labels or [None for _ in rows],
             "decision": [None if d is None else d.label for d in decisions],
             "probability": [nan if d is None else d.probability for d in decisions],
@@ -61,7 +62,7 @@ def to_coco(result: Explanation, threshold: float) -> dict[str, Any]:
     for row, index in enumerate(result.image_index.tolist()):
         mask, box = _cut(result, row, threshold)
         size = {"height": mask.shape[0], "width": mask.shape[1]}
-        known = {"id": numbers[index], "file_name": name_of(result, row) or f"image {index}"}
+        known = {"id": numbers[index], "file_name": image_name(result, row)}
         images.setdefault(index, known | size)
         left, top, right, bottom = box
         annotations.append(
@@ -178,7 +179,7 @@ def _cut(result: Explanation, row: int, threshold: float) -> tuple[Tensor, list[
     if result.images is None:
         raise KonkyoError("masks and boxes are in pixels of the pictures, which a saved explanation does not keep")
     picture = result.picture(row)
-    map_ = result.at((picture.height, picture.width))[row].detach().cpu().relu()
+    map_ = selected(result, [row]).at((picture.height, picture.width))[0].detach().cpu().relu()
     mask = min_max(map_[None])[0] > threshold
     box = box_of(result, row)
     if box is None:

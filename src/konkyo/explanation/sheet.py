@@ -15,7 +15,7 @@ from konkyo.explanation.words import (
     box_of,
     decided_in_words,
     diagnosis_in_words,
-    name_of,
+    image_name,
     of_the_asked,
     score_in_words,
     truth_in_words,
@@ -75,7 +75,7 @@ def rows_of(
         rows.append(
             Row(
                 ground_of(one, row),
-                (name_of(one, row) or f"image {int(one.image_index[row]) + 1}") if title is None else title,
+                image_name(one, row) if title is None else title,
                 score_in_words(one, row, place=False),  # the box is drawn
                 cells,
                 asked=of_the_asked(one, row),

@@ -34,6 +34,11 @@ def name_of(result: Explanation, row: int) -> str:
     return result.names[row] if result.names else ""
 
 
+def image_name(result: Explanation, row: int) -> str:
+    """Returns the name of a row's image; its number, from "image 1" on, where it has none."""
+    return name_of(result, row) or f"image {int(result.image_index[row]) + 1}"
+
+
 def score_in_words(result: Explanation, row: int, *, place: bool = True) -> str:
     """What a row explains, with its score: "cat (logit 3.55)", "x1 of cat (probability 0.70) at 257,231,565,477".
 

@@ -22,6 +22,8 @@ class Request:
     """The model that was explained: its weights' hash and preprocessing go into the provenance."""
     command: str | None = None
     """The command line that makes the page again."""
+    most: int | None = 500
+    """So many pictures of a data set are opened at most; None: all."""
 
 
 Builder: TypeAlias = Callable[[Any, Request], Page]

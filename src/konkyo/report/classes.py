@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from konkyo.draw.overlay import colourise, overlay
+from konkyo.draw.overlay import overlay
+from konkyo.evaluation.diagnose.evidence import difference_picture, map_picture
 from konkyo.report.assets import data_uri
 from konkyo.report.page import ClassCard, ConfusionMatrix, Page
-from konkyo.utils.tensors import resize
 
 MOST_CLASSES = 40
 """A confusion matrix shows so many classes at most, the most confused ones."""
@@ -30,9 +29,9 @@ def _view(card: ClassCard, maps: dict[str, Tensor]) -> dict[str, Any]:
         pair = None
         if card.name in maps and other in maps:
             pair = {
-                "own": data_uri(_map_picture(maps[card.name])),
-                "other": data_uri(_map_picture(maps[other])),
-                "difference": data_uri(_difference(maps[card.name], maps[other])),
+                "own": data_uri(map_picture(maps[card.name], _SMALL_SIDE)),
+                "other": data_uri(map_picture(maps[other], _SMALL_SIDE)),
+                "difference": data_uri(difference_picture(maps[card.name], maps[other], _SMALL_SIDE)),
             }
         confused.append({"name": other, "count": count, "pair": pair})
     evidence = [{"uri": data_uri(e.picture, _EVIDENCE_SIDE), "caption": e.caption} for e in card.evidence]
@@ -43,21 +42,9 @@ def _mean(card: ClassCard) -> str | None:
     if card.mean_map is None:
         return None if card.mean_picture is None else data_uri(card.mean_picture, _MEAN_SIDE)
     if card.mean_picture is None:
-        return data_uri(_map_picture(card.mean_map, _MEAN_SIDE))
+        return data_uri(map_picture(card.mean_map, _MEAN_SIDE))
     picture = card.mean_picture.convert("RGB").resize((_MEAN_SIDE, _MEAN_SIDE))
     return data_uri(overlay(picture, card.mean_map))
-
-
-def _map_picture(map_: Tensor, side: int = _SMALL_SIDE) -> Image.Image:
-    return colourise(resize(map_.detach().cpu().float()[None], (side, side))[0])
-
-
-def _difference(map_: Tensor, other: Tensor) -> Image.Image:
-    """Draws the difference of two mean maps: red where the first is higher, blue where the second is."""
-    first, second = (resize(m.detach().cpu().float()[None], (_SMALL_SIDE, _SMALL_SIDE))[0] for m in (map_, other))
-    gap = first - second
-    most = max(float(gap.abs().max()), 1e-6)
-    return colourise(gap, limits=(-most, most))
 
 
 def matrix_view(confusion: ConfusionMatrix | None) -> dict[str, Any] | None:

@@ -17,9 +17,6 @@ from konkyo.report.page import words
 from konkyo.report.provenance import of_model, of_versions
 from konkyo.report.rows import reduced
 
-MOST = 500
-"""So many pictures are opened for a page at most."""
-
 
 def provenance_of(settings: Mapping[str, Any], request: Request) -> dict[str, str]:
     """Returns what made a result, by name: its settings, and of the model that is known what it is."""
@@ -33,11 +30,23 @@ def provenance_of(settings: Mapping[str, Any], request: Request) -> dict[str, st
     return said | ({} if request.model is None else of_model(request.model)) | of_versions()
 
 
+def some_of(names: Sequence[str], most: int | None, first: Collection[str] = ()) -> list[str]:
+    """Returns the names whose pictures are shown: all, or `most`, those in `first` and an even choice of the others."""
+    distinct = list(dict.fromkeys(names))
+    if most is None or len(distinct) <= most:
+        return distinct
+    head = [name for name in distinct if name in first][:most]
+    others = [name for name in distinct if name not in first]
+    rest = min(most - len(head), len(others))
+    return head + [others[k * len(others) // rest] for k in range(rest)]
+
+
 class DataPictures:
     """The pictures of a data set by the names of its samples. What cannot be opened is noted, and not shown."""
 
-    def __init__(self, settings: Mapping[str, Any], preprocess: Preprocess | None) -> None:
-        self._preprocess = preprocess
+    def __init__(self, settings: Mapping[str, Any], preprocess: Preprocess | None, most: int | None) -> None:
+        """`most`: so many pictures are opened at most; None: all."""
+        self._preprocess, self._most = preprocess, most
         self._data: Samples | None = None
         self._missing = list[str]()
         self._refused = ""
@@ -49,13 +58,8 @@ class DataPictures:
         self._places = {name: index for index, name in enumerate(names)}
 
     def of(self, names: Sequence[str], first: Collection[str] = ()) -> dict[str, Image.Image]:
-        """Returns small pictures by name: of all names, or of those in `first` and an even choice of the others."""
-        distinct = list(dict.fromkeys(names))
-        if len(distinct) > MOST:
-            head = [name for name in distinct if name in first][:MOST]
-            others = [name for name in distinct if name not in first]
-            rest = MOST - len(head)
-            distinct = head + [others[k * len(others) // rest] for k in range(rest)]
+        """Returns small pictures by name: of those that `some_of` chooses."""
+        distinct = some_of(names, self._most, first)
         side = picture_side(len(distinct))
         opened = ((name, self._open(name)) for name in distinct)
         return {name: reduced(picture, side) for name, picture in opened if picture is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from PIL import Image
 
@@ -25,29 +25,30 @@ from konkyo.report.rows import CollectedRows
 from konkyo.utils.files import read_json
 
 MANIFEST, PROVENANCE = "manifest.json", "provenance.json"
-READERS: dict[str, Callable[[Path], Page]] = {}
+Reader: TypeAlias = Callable[[Path, Request], Page]
+READERS: dict[str, Reader] = {}
 """The file that a kind of folder has, and what makes its page; the first one that is there counts."""
 
 
-def reader(name: str) -> Callable[[Callable[[Path], Page]], Callable[[Path], Page]]:
+def reader(name: str) -> Callable[[Reader], Reader]:
     """Registers the function that makes the page of a folder which has a file of this name."""
 
-    def register(function: Callable[[Path], Page]) -> Callable[[Path], Page]:
+    def register(function: Reader) -> Reader:
         READERS[name] = function
         return function
 
     return register
 
 
-def page_of_folder(folder: str | Path) -> Page:
-    """Returns the page of a folder that a command wrote.
+def page_of_folder(folder: str | Path, request: Request | None = None) -> Page:
+    """Returns the page of a folder that a command wrote, with as many pictures as are wanted.
 
     KonkyoError: the folder holds nothing of the kind, or a file that cannot be read.
     """
     folder = Path(folder)
     for name, read in READERS.items():
         if (folder / name).is_file():
-            return read(folder)
+            return read(folder, request or Request())
     expected = ", ".join(READERS)
     what = "holds none of them" if folder.is_dir() else "is no folder"
     raise KonkyoError(
@@ -94,21 +95,21 @@ def origin_of(values: Any) -> tuple[dict[str, str], str]:
 
 
 @reader("evaluation.json")
-def page_of_evaluation_folder(folder: Path) -> Page:
+def page_of_evaluation_folder(folder: Path, request: Request) -> Page:
     """Returns the page of a folder of `konkyo evaluate`. KonkyoError: it cannot be read."""
-    return _made(page_of_evaluation(Evaluation.load(folder), Request()), folder)
+    return _made(page_of_evaluation(Evaluation.load(folder), request), folder)
 
 
 @reader("consistency.json")
-def page_of_consistency_folder(folder: Path) -> Page:
+def page_of_consistency_folder(folder: Path, request: Request) -> Page:
     """Returns the page of a folder of `konkyo consistency`. KonkyoError: it cannot be read."""
-    return _made(page_of_consistency(Consistency.load(folder), Request()), folder)
+    return _made(page_of_consistency(Consistency.load(folder), request), folder)
 
 
 @reader("findings.json")
-def page_of_diagnosis_folder(folder: Path) -> Page:
+def page_of_diagnosis_folder(folder: Path, request: Request) -> Page:
     """Returns the page of a folder of `konkyo diagnose`. KonkyoError: it cannot be read."""
-    return _made(page_of_diagnosis(DiagnosisReport.load(folder), Request()), folder)
+    return _made(page_of_diagnosis(DiagnosisReport.load(folder), request), folder)
 
 
 def _made(page: Page, folder: Path) -> Page:
@@ -118,12 +119,13 @@ def _made(page: Page, folder: Path) -> Page:
 
 
 @reader(MANIFEST)
-def page_of_manifest(folder: Path) -> Page:
+def page_of_manifest(folder: Path, _request: Request) -> Page:
     """Returns the page of a folder of `konkyo explain`. KonkyoError: its manifest or a map cannot be read."""
     document = read_json(folder / MANIFEST)
-    if not isinstance(document, dict) or not isinstance(document.get("images"), list) or "settings" not in document:
+    known = isinstance(document, dict) and isinstance(document.get("settings"), dict)
+    if not known or not isinstance(document.get("images"), list):
         raise KonkyoError(f"{folder / MANIFEST} is no manifest of konkyo")
-    settings, entries = document["settings"], [e for e in document["images"] if isinstance(e, dict) and e.get("maps")]
+    settings, entries = document["settings"], [e for e in document["images"] if _has_maps(e)]
     shown = {id(entry) for entry in entries}
     seen = PicturesSeen(preprocess_of(settings.get("preprocess")))
     rows = CollectedRows(len(entries))
@@ -140,6 +142,10 @@ def page_of_manifest(folder: Path) -> Page:
     title = f"{settings.get('model', 'model')}: {', '.join(rows.layers)}"
     notes = [*_left_out(document), *seen.notes]
     return rows.page(title, provenance=provenance, command=command, notes=notes)
+
+
+def _has_maps(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("maps"), list) and bool(entry["maps"]) and "file" in entry
 
 
 def _map_files(entry: Mapping[str, Any]) -> list[str]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from konkyo.evaluation.consistency.result import ClassResult, Consistency, ImageResult
@@ -15,11 +13,10 @@ from konkyo.models.preprocess import preprocess_of
 from konkyo.report.builders import Request, builder
 from konkyo.report.data import DataPictures, provenance_of
 from konkyo.report.page import ClassCard, ConfusionMatrix, HeatMap, ImageRow, MatrixBlock, Page, TableBlock, words
-from konkyo.report.truth import class_cards, confusion_of
+from konkyo.report.truth import class_cards, confusion_of, mean_picture
 
 EXTREMES = 5
 """So many typical and so many deviant images of a class are named."""
-_MEAN_SIDE = 112
 _MOST_IN_MATRIX = 40
 
 
@@ -28,7 +25,7 @@ def page_of_consistency(result: Consistency, request: Request) -> Page:
     """Returns the page of a consistency result."""
     settings = result.settings
     preprocess = preprocess_of(settings.get("preprocess")) if request.model is None else request.model.preprocess
-    source = DataPictures(settings, preprocess)
+    source = DataPictures(settings, preprocess, request.most)
     extremes = {
         image.name
         for c in result.of_class
@@ -115,23 +112,13 @@ def _cards(
             low=c.low,
             high=c.high,
             mean_map=result.mean[index],
-            mean_picture=_mean_picture([pictures[row.name] for row in of_class]),
+            mean_picture=mean_picture([pictures[row.name] for row in of_class]),
             typical=numbers(result.typical(c.name, few)),
             deviant=numbers(result.deviant(c.name, few)),
             alarm=alarms.get(c.name, {}),
         )
 
     return tuple(card(index, c) for index, c in enumerate(result.of_class) if c.total or c.used)
-
-
-def _mean_picture(pictures: list[Image.Image]) -> Image.Image | None:
-    """Returns the mean of pictures, each brought to one square; None of fewer than two."""
-    if len(pictures) < 2:
-        return None
-    total: Any = np.zeros((_MEAN_SIDE, _MEAN_SIDE, 3))
-    for picture in pictures:
-        total += np.asarray(picture.convert("RGB").resize((_MEAN_SIDE, _MEAN_SIDE)), dtype=np.float64)
-    return Image.fromarray((total / len(pictures)).round().astype(np.uint8))
 
 
 def _matrices(result: Consistency) -> tuple[MatrixBlock, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from PIL import Image
@@ -14,7 +14,7 @@ from konkyo.evaluation.diagnose.result import DiagnosedImage, DiagnosisReport
 from konkyo.models.preprocess import preprocess_of
 from konkyo.report.assets import picture_side
 from konkyo.report.builders import Request, builder
-from konkyo.report.data import DataPictures, provenance_of
+from konkyo.report.data import DataPictures, provenance_of, some_of
 from konkyo.report.page import ClassCard, HeatMap, ImageRow, Neighbour, Page, Shortlist, words
 from konkyo.report.rows import reduced
 from konkyo.report.truth import cards_of, confusion_of
@@ -31,13 +31,13 @@ def page_of_diagnosis(result: DiagnosisReport, request: Request) -> Page:
     """Returns the page of a diagnosis. Pictures come from the data, which is opened again where it is not at hand."""
     settings = result.settings
     preprocess = preprocess_of(settings.get("preprocess")) if request.model is None else request.model.preprocess
-    source = DataPictures(settings, preprocess)
+    source = DataPictures(settings, preprocess, request.most)
     listed = {name for entry in result.lists for name in entry.images}
     flagged = listed | {image.name for image in result.images if image.flags}
-    pictures = _at_hand(result) or source.of([image.name for image in result.images], flagged)
+    pictures = _at_hand(result, request.most, flagged) or source.of([image.name for image in result.images], flagged)
     trained, notes = dict[str, Image.Image](), source.notes if result.thumbnail is None else ()
     if settings.get("train"):
-        training = DataPictures({**settings, "data": settings["train"]}, preprocess)
+        training = DataPictures({**settings, "data": settings["train"]}, preprocess, None)
         wanted = [name for image in _first(result.images) for name, _ in image.neighbours]
         trained = {name: reduced(picture, _SMALL) for name, picture in training.of(wanted).items()}
         notes = (*notes, *training.notes)
@@ -62,12 +62,14 @@ def page_of_diagnosis(result: DiagnosisReport, request: Request) -> Page:
     )
 
 
-def _at_hand(result: DiagnosisReport) -> dict[str, Image.Image]:
+def _at_hand(result: DiagnosisReport, most: int | None, first: Collection[str]) -> dict[str, Image.Image]:
     """Returns the pictures of a diagnosis that has just been made, which knows them; {} of one that was loaded."""
     if result.thumbnail is None:
         return {}
-    side = picture_side(len(result.images))
-    return {image.name: reduced(result.thumbnail(index), side) for index, image in enumerate(result.images)}
+    places = {image.name: index for index, image in enumerate(result.images)}
+    names = some_of(list(places), most, first)
+    side = picture_side(len(names))
+    return {name: reduced(result.thumbnail(places[name]), side) for name in names}
 
 
 def _first(images: tuple[DiagnosedImage, ...]) -> list[DiagnosedImage]:
@@ -95,10 +97,8 @@ def _rows(
     rows = []
     for index, image in enumerate(result.images):
         asked = image.label or image.decision
-        maps = [
-            HeatMap(method, tensors["maps"][index], caption=_filled(_OF_CLASS, {"name": asked})),
-            HeatMap("eigen_cam", tensors["eigen"][index], caption=_OF_NONE),
-        ]
+        kinds = (("maps", method, _filled(_OF_CLASS, {"name": asked})), ("eigen", "eigen_cam", _OF_NONE))
+        maps = [HeatMap(by, tensors[kind][index], caption=said) for kind, by, said in kinds if kind in tensors]
         place = of_wrong.get(index)
         rows.append(
             ImageRow(

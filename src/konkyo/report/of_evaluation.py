@@ -27,7 +27,7 @@ from konkyo.report.page import (
     TableBlock,
     words,
 )
-from konkyo.utils.statistics import Correlation
+from konkyo.utils.statistics import REACH, Correlation
 
 LISTED = 8
 """So many images stand in a shortlist."""
@@ -36,7 +36,6 @@ _NO_MAPS = words(
     "`konkyo compare` draws them.",
     "画像の表の指標の値は手法の平均です。評価は値だけを保存し、マップは保存しません（`konkyo compare` で描けます）。",
 )
-_Z = 1.959964  # of the 95 % interval
 
 
 @builder(Evaluation)
@@ -44,7 +43,7 @@ def page_of_evaluation(result: Evaluation, request: Request) -> Page:
     """Returns the page of an evaluation."""
     settings = result.settings
     preprocess = preprocess_of(settings.get("preprocess")) if request.model is None else request.model.preprocess
-    source = DataPictures(settings, preprocess)
+    source = DataPictures(settings, preprocess, request.most)
     shortlists = _shortlists(result)
     first = {result.rows[k].sample for shortlist in shortlists for k in shortlist.rows}
     pictures = source.of([row.sample for row in result.rows], first)
@@ -147,7 +146,7 @@ def _line(method: str, curves: Tensor) -> Line | None:
     x = [i / places for i in range(curves.shape[1])]
     if len(curves) < 2:
         return Line(method, x, mean.tolist())
-    reach = _Z * curves.double().std(0) / math.sqrt(len(curves))
+    reach = REACH * curves.double().std(0) / math.sqrt(len(curves))
     return Line(method, x, mean.tolist(), (mean - reach).tolist(), (mean + reach).tolist())
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from konkyo.errors import KonkyoError
 from konkyo.explanation.result import Explanation
+from konkyo.explanation.words import image_name
 from konkyo.report.builders import Request, builder
 from konkyo.report.page import ConfusionMatrix, HeatMap, ImageRow, Page, words
 from konkyo.report.provenance import of_model, of_options, of_versions
@@ -54,9 +55,7 @@ def image_rows(results: list[Explanation]) -> tuple[ImageRow, ...]:
         if index not in pictures:
             source = next((result for result in results if result.images is not None), None)
             pictures[index] = None if source is None else source.picture(row)
-        rows.append(
-            _image_row(results, row, pictures[index], first.names[row] if first.names else f"image {index + 1}")
-        )
+        rows.append(_image_row(results, row, pictures[index], image_name(first, row)))
     return tuple(rows)
 
 

@@ -19,7 +19,15 @@ from konkyo.utils.files import write_text
 PICTURES = 500
 """So many rows have pictures at most, unless more are asked for."""
 _LISTED = 6  # so many pictures of a shortlist are shown above the table
-_PRIVATE = ("file", "folder", "path", "command", "data", "user", "host")
+_PRIVATE = ("file", "folder", "path", "command", "data", "train", "user", "host")
+_SUFFIX = r"\.(?:png|jpe?g|webp|bmp|gif|tiff?|dcm|nii|mh[ad]|np[yz]|csv|tsv|txt|json|safetensors|pth?|onnx)(?:\.gz)?\b"
+_PATHS = re.compile(
+    rf"\S*[\\/][^\n]*?{_SUFFIX}"  # a path to a file, which may have spaces
+    r"|(?<!\w)(?:[A-Z]:)?[\\/]\w\S*"  # a folder
+    r"|\b[a-z]+\d*:[^\s\d]\S*"  # data, as in folder:DIR
+    rf"|[^\s'\"(]+{_SUFFIX}",  # a file's name
+    re.IGNORECASE,
+)
 
 
 def report(
@@ -48,7 +56,7 @@ def report(
     to = Path(path)
     if to.suffix.lower() not in (".html", ".htm"):
         raise KonkyoError(f"a report is written as .html; got {to.name!r}")
-    page = page_of(result, Request(title, model, command))
+    page = page_of(result, Request(title, model, command, None if pictures == "all" else pictures))
     page = page if title is None else replace(page, title=title)
     page = page if command is None else replace(page, command=command)
     page = page if pictures == "all" else with_fewer_pictures(page, pictures)
@@ -60,16 +68,17 @@ def with_fewer_pictures(page: Page, most: int) -> Page:
     """Returns the page with pictures and maps in `most` rows at most, and a note that says which.
 
     Two thirds of them go to rows that a class or a shortlist shows, then to those with flags, in their order. The rest
-    is spread evenly over the other rows.
+    is spread evenly over the other rows that have a picture.
     """
     rows = page.rows
     if len(rows) <= most:
         return page
     named = {k for card in page.classes for k in (*card.typical, *card.deviant)}
     named |= {k for entry in page.shortlists for k in entry.rows[:_LISTED]}
-    flagged = [k for k, row in enumerate(rows) if row.flags or row.correct is False or k in named]
+    able = [k for k, row in enumerate(rows) if row.picture is not None] or list(range(len(rows)))
+    flagged = [k for k in able if rows[k].flags or rows[k].correct is False or k in named]
     flagged.sort(key=lambda k: k not in named)  # those that the page shows elsewhere, too, come first
-    others = [k for k in range(len(rows)) if k not in set(flagged)]
+    others = [k for k in able if k not in set(flagged)]
     first = flagged[: max(most * 2 // 3, most - len(others))]
     rest = most - len(first)
     chosen = {*first, *(others[k * len(others) // rest] for k in range(min(rest, len(others))))}
@@ -85,7 +94,7 @@ def _bare(row: ImageRow) -> ImageRow:
 def anonymised(page: Page) -> Page:
     """Returns the page without names of files: images are numbered, and the command and folders are left out.
 
-    Names are replaced in sentences, too. Names of classes stay, and so does what the pictures themselves show.
+    Names and paths are replaced in sentences, too. Names of classes stay, and so does what the pictures show.
     """
     numbers: dict[str, int] = {}
     for row in page.rows:
@@ -98,7 +107,8 @@ def anonymised(page: Page) -> Page:
     pattern = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in names)) if names else None
 
     def clean(text: str) -> str:
-        return text if pattern is None else pattern.sub(lambda match: f"image {numbers[match[0]]}", text)
+        known = text if pattern is None else pattern.sub(lambda match: f"image {numbers[match[0]]}", text)
+        return _PATHS.sub("(a file)", known)
 
     def cleaned(text: Text) -> Text:
         return {lang: clean(value) for lang, value in text.items()}

@@ -56,10 +56,10 @@ class CollectedRows:
         of_image = [*{row.name: row for row in self.rows if row.box is None}.values(), *self.others]
         confusion = confusion_of(of_image)
         correct, n, low, high = accuracy(of_image)
-        told: dict[str, Any] = {}
+        totals: dict[str, Any] = {}
         if self.others:  # else the page counts its rows itself
-            told["verdict"] = words_of("verdict.wrong", wrong=n - correct, n=n)
-            told["counts"] = (
+            totals["verdict"] = words_of("verdict.wrong", wrong=n - correct, n=n)
+            totals["counts"] = (
                 (words_of("count.images"), str(len(of_image))),
                 (words_of("count.accuracy"), f"{correct / n:.1%} [{low:.1%}, {high:.1%}]" if n else "–"),
                 (words_of("count.wrong"), str(n - correct)),
@@ -72,7 +72,7 @@ class CollectedRows:
             classes=cards_of(confusion, self.rows),
             provenance={**provenance, **layers},
             command=command,
-            **told,
+            **totals,
             notes=tuple(words(sentence) for sentence in (*notes, *self.assumptions)),
         )
 

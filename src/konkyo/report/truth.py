@@ -13,25 +13,20 @@ from torch import Tensor
 
 from konkyo.metrics.distances import on_grid
 from konkyo.report.page import ClassCard, ConfusionMatrix, ImageRow
+from konkyo.utils.statistics import interval_of_share
 from konkyo.utils.tensors import min_max
 
-_Z = 1.959964  # of the 95 % interval
 _GRID, _PICTURE, _EXTREMES = 14, 160, 3
 
 
 def accuracy(rows: Sequence[ImageRow]) -> tuple[int, int, float, float]:
     """Returns (correct, known, low, high): decisions that are the true label, with Wilson's 95 % interval.
 
-    Rows count whose decision and label are known; the interval is (NaN, NaN) of none. Wilson (JASA, 1927).
+    Rows count whose decision and label are known; the interval is (NaN, NaN) of none.
     """
     known = [row.correct for row in rows if row.correct is not None]
     n, correct = len(known), sum(known)
-    if not n:
-        return 0, 0, math.nan, math.nan
-    share, spread = correct / n, _Z**2 / n
-    centre = (share + spread / 2) / (1 + spread)
-    reach = _Z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    return correct, n, max(0.0, centre - reach), min(1.0, centre + reach)
+    return correct, n, *interval_of_share(correct, n)
 
 
 def confusion_of(rows: Sequence[ImageRow]) -> ConfusionMatrix | None:
@@ -93,7 +88,7 @@ def with_mean_maps(cards: Sequence[ClassCard], rows: Sequence[ImageRow]) -> tupl
             replace(
                 card,
                 mean_map=mean,
-                mean_picture=_mean_picture([rows[k].picture for k in own]),
+                mean_picture=mean_picture([rows[k].picture for k in own]),
                 typical=tuple(own[k] for k in near[:few]),
                 deviant=tuple(own[k] for k in reversed(near[-few:])),
             )
@@ -105,9 +100,12 @@ def _on_grid(values: Tensor) -> Tensor:
     return on_grid(min_max(values.detach().cpu().float()[None]), _GRID)[0]
 
 
-def _mean_picture(pictures: Sequence[Image.Image | None]) -> Image.Image | None:
-    shown = [p.convert("RGB").resize((_PICTURE, _PICTURE)) for p in pictures if p is not None]
+def mean_picture(pictures: Sequence[Image.Image | None]) -> Image.Image | None:
+    """Returns the mean of the pictures that are known, each brought to one square; None of none."""
+    shown = [picture for picture in pictures if picture is not None]
     if not shown:
         return None
-    total = np.mean([np.asarray(p, dtype=np.float32) for p in shown], axis=0)
-    return Image.fromarray(total.round().astype(np.uint8))
+    total = np.zeros((_PICTURE, _PICTURE, 3))
+    for picture in shown:
+        total += np.asarray(picture.convert("RGB").resize((_PICTURE, _PICTURE)))
+    return Image.fromarray((total / len(shown)).round().astype(np.uint8))

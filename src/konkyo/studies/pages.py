@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from konkyo.errors import KonkyoError
+from konkyo.report.builders import Request
 from konkyo.report.folder import reader
 from konkyo.report.page import Page
 from konkyo.studies.base import STUDY
@@ -14,7 +15,7 @@ from konkyo.utils.files import read_json
 
 
 @reader(STUDY)
-def page_of_study(folder: Path) -> Page:
+def page_of_study(folder: Path, _request: Request) -> Page:
     """Returns the page of what `konkyo train gaze` or `konkyo train vib` left in a folder. KonkyoError: another one."""
     settings = read_json(folder / STUDY)
     kind = settings.get("kind") if isinstance(settings, dict) else None

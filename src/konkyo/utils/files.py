@@ -92,12 +92,23 @@ def read_json(path: Path) -> Any:
 
 
 def csv_text(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    """Returns a table as csv."""
+    """Returns a table as csv. Words that a spreadsheet would run as a formula have an apostrophe before them.
+
+    >>> csv_text(["name", "value"], [["=1+1", -2], ["-", "-0.5"]])
+    "name,value\\n'=1+1,-2\\n-,-0.5\\n"
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
+    writer.writerows([_no_formula(cell) for cell in row] for row in (head, *rows))
     return text.getvalue()
+
+
+_FORMULA = re.compile(r"[=+\-@\t\r](?![\d.]+(?:e[+-]?\d+)?$).", re.IGNORECASE | re.DOTALL)
+
+
+def _no_formula(cell: Any) -> Any:
+    """Returns a cell as it may stand in a table that a spreadsheet opens; numbers stay numbers."""
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
 
 
 def csv_of(records: Iterable[Mapping[str, Any]]) -> str:

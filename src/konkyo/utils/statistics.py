@@ -1,4 +1,4 @@
-"""Means and correlations over a handful of trainings, with their 95 % intervals. scipy is imported when it is used."""
+"""Means, shares and correlations with their 95 % intervals. scipy is imported when it is used."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from konkyo.errors import KonkyoError
 
 CENTRAL = 0.95
 """The probability that an interval holds the true value."""
+REACH = statistics.NormalDist().inv_cdf((1 + CENTRAL) / 2)
+"""So many standard errors a normal interval reaches to either side: 1.96."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,20 @@ class Correlation:
         return cls(len(pairs), r, *ends, rho, *_fisher(rho, 1 + rho**2 / 2, free))
 
 
+def interval_of_share(count: int, n: int) -> tuple[float, float]:
+    """Returns Wilson's interval of a share, `count` of `n` (JASA, 1927); (NaN, NaN) of none.
+
+    >>> [round(end, 3) for end in interval_of_share(0, 10)]
+    [0.0, 0.278]
+    """
+    if not n:
+        return math.nan, math.nan
+    share, spread = count / n, REACH**2 / n
+    middle = (share + spread / 2) / (1 + spread)
+    reach = REACH / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
 def t_quantile(share: float, freedom: int) -> float:
     """Returns the value below which Student's t of `freedom` degrees lies with probability `share`, inside (0, 1).
 
@@ -102,5 +118,5 @@ def _fisher(r: float, variance: float, free: int) -> tuple[float, float]:
         return math.nan, math.nan
     if abs(r) >= 1:
         return r, r
-    reach = statistics.NormalDist().inv_cdf((1 + CENTRAL) / 2) * math.sqrt(variance / free)
+    reach = REACH * math.sqrt(variance / free)
     return math.tanh(math.atanh(r) - reach), math.tanh(math.atanh(r) + reach)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from konkyo.evaluation.diagnose.border import border_finding, border_to_centre, border_use, outer_share
+from konkyo.evaluation.diagnose.border import BorderUse, border_finding, border_to_centre, border_use, outer_share
 
 
 class ReadsPadding(nn.Module):
@@ -55,6 +56,13 @@ def test_a_net_that_pads_but_sees_the_middle_only_is_ok() -> None:
     assert finding.severity == "ok"
     assert finding.values["border to centre"] == 1
     assert "no power" in finding.sentence["en"]
+
+
+def test_the_padding_that_changes_more_is_named() -> None:
+    use = BorderUse(40, True, {"reflect": 0.55, "replicate": 0.1}, {})
+    finding = border_finding(use)
+    assert (finding.severity, finding.value) == ("low", 0.55)
+    assert border_finding(replace(use, changed={"reflect": 0.1, "replicate": 0.5})).severity == "ok"
 
 
 class Middle(nn.Module):

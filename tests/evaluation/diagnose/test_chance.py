@@ -1,4 +1,4 @@
-"""Chance: sign flips against all signs written out, Wilson against numbers of the literature, error rates."""
+"""Chance: sign flips against all signs written out, and error rates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from konkyo.evaluation.diagnose.chance import interval_of_mean, interval_of_share, joint_p, sign_flips
+from konkyo.evaluation.diagnose.chance import interval_of_mean, joint_p, p_values, sign_flips
 
 
 def test_sign_flips_come_near_to_all_signs_written_out() -> None:
@@ -37,11 +37,10 @@ def test_a_column_of_zeros_is_no_effect() -> None:
     assert (p_all == 1).all()
 
 
-def test_wilson_against_a_table() -> None:
-    """Of Newcombe (1998), Table I: 81 of 263 and 0 of 20."""
-    assert interval_of_share(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert interval_of_share(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
-    assert np.isnan(interval_of_share(0, 0)).all()
+def test_a_p_value_counts_the_actual_value_itself() -> None:
+    chance = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    assert p_values(chance, np.array([1.0, 3.0])).tolist() == [0.75, 0.25]
+    assert float(p_values(chance[:, 0], 0.0)) == 1.0
 
 
 def test_the_interval_of_a_mean_is_about_two_standard_errors() -> None:

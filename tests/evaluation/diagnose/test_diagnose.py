@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import konkyo
 from konkyo.data.samples import Sample, Samples
 from konkyo.errors import KonkyoError
+from konkyo.evaluation.diagnose import backbone
 from konkyo.evaluation.diagnose.result import DiagnosisReport
 from konkyo.evaluation.diagnose.run import diagnose
 
@@ -105,7 +106,7 @@ def test_the_same_seed_gives_the_same_bytes_and_they_are_read_again(tmp_path: Pa
 
 
 def test_without_labels_questions_are_not_asked_and_say_so(tmp_path: Path) -> None:
-    report = diagnose(model(), pictures(12, 1, labelled=False), ask=MINE, resamples=50)
+    report = diagnose(model(), pictures(12, 1, labelled=False), ask=MINE, resamples=99)
     assert set(report.not_asked) == {"head", "wrong", "confusion"}
     assert report.not_asked["head"]["en"] == "no labels"
     assert report.classes == ()
@@ -143,7 +144,12 @@ def test_the_network_comes_back_as_it_was() -> None:
         ({"ask": "heads"}, "question"),
         ({"ask": ""}, "names no question"),
         ({"alpha": 0}, "alpha"),
-        ({"batch": 0}, "batch"),
+        ({"batch": 0}, "batch is a whole number"),
+        ({"batch": 2.5}, "batch is a whole number"),
+        ({"resamples": 20}, "at least 99 resamples are needed"),
+        ({"alpha": "x"}, "alpha lies between 0 and 1"),
+        ({"ask": 3}, "ask names questions"),
+        ({"train": 5}, "data is a name"),
     ],
 )
 def test_arguments_that_cannot_be_right(options: dict[str, Any], message: str) -> None:
@@ -151,18 +157,72 @@ def test_arguments_that_cannot_be_right(options: dict[str, Any], message: str) -
         diagnose(model(), pictures(6, 1), **options)
 
 
-def test_neighbours_are_the_nearest_features_with_their_maps(tmp_path: Path) -> None:
-    data = pictures(30, 2)
-    result = konkyo.neighbours(model(), pictures(3, 1), data, k=4)
-    assert result.indices.shape == (3, 4)
-    assert result.maps.shape[:2] == (3, 4)
-    assert all(label == CLASSES[query] for query in range(3) for label in result.labels[query])
-    assert len(result.table()[1]) == 12
-    assert (result.similarities.diff(dim=1) <= 0).all()
-    result.sheet(tmp_path / "sheet.png", side=32)
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width == 6 * 36 - 4
-    own = konkyo.neighbours(model(), data, data, k=1, standardise=True)
-    assert own.names == tuple((name,) for name in data.names)
-    with pytest.raises(KonkyoError, match="1 or more"):
-        konkyo.neighbours(model(), data, data, k=0)
+def test_an_output_that_is_not_finite_is_an_error_and_no_finding() -> None:
+    broken = model()
+    with torch.no_grad():
+        broken.module.head.bias[1] = torch.nan
+    with pytest.raises(KonkyoError, match=r"mean colour for 1-0 is not finite"):
+        diagnose(broken, pictures(12, 1), ask="wrong")
+
+
+def test_too_few_images_for_a_probe_are_no_good_head() -> None:
+    report = diagnose(model(), pictures(6, 1), pictures(30, 2), ask="head")
+    (probe,) = (f for f in report.of("head") if not f.subject)
+    assert probe.severity == "unknown"
+    assert "6 images are too few to find any difference" in probe.sentence["en"]
+    assert "nan" not in " ".join(report.lines() + report.lines("ja"))
+
+
+def test_images_of_sizes_that_go_with_the_class_are_diagnosed_without_interventions() -> None:
+    """A swap needs images of one size; what needs none is asked all the same."""
+
+    def sample(index: int) -> Sample:
+        one = pictures(30, 1)[index]
+        return Sample(one.name, one.image.resize((8 + 4 * (index % 3), 8)), one.label)
+
+    several = Samples(pictures(30, 1).names, sample)
+    free = replace(model(), preprocess=konkyo.Preprocess(resize=None, crop=None, mean=(0, 0, 0), std=(1, 1, 1)))
+    report = diagnose(free, several, ask="cue,wrong,suspicious", resamples=99)
+    assert report.of("wrong")
+    assert report.of("cue") or "several sizes" in report.not_asked["cue"]["en"]
+
+
+def test_the_backbone_is_compared_with_an_untrained_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    blank = model()
+    with torch.no_grad():
+        blank.module.features[0].weight.zero_()
+    monkeypatch.setattr(backbone, "untrained", lambda _model, _seed: blank)
+    (finding,) = diagnose(model(), pictures(45, 1), pictures(60, 2), "backbone", resamples=200).findings
+    assert finding.severity == "ok"
+    assert finding.values["accuracy"] > 0.9
+    assert finding.values["accuracy of an untrained copy"] < 0.5
+
+
+def test_a_batch_of_another_size_gives_the_same_findings() -> None:
+    one, two = (asked(model((1, 0, 2)), batch=batch).description() for batch in (32, 7))
+    for first, second in zip(one["findings"], two["findings"], strict=True):
+        assert first["sentence"] == second["sentence"]
+        assert first["value"] == pytest.approx(second["value"], abs=1e-5)
+    assert [image["flags"] for image in one["images"]] == [image["flags"] for image in two["images"]]
+
+
+@pytest.mark.parametrize("forwards", [1, 4, 9])
+def test_the_network_comes_back_as_it_was_when_it_fails(forwards: int) -> None:
+    """After so many forwards; while images are collected, and while a question is asked."""
+    network = model()
+    calls = iter(range(forwards))
+
+    def failing(_module: nn.Module, _inputs: Any) -> None:
+        if next(calls, None) is None:
+            raise RuntimeError("out of order")
+
+    handle = network.module.register_forward_pre_hook(failing)
+    network.module.train()
+    network.module.head.weight.requires_grad_(False)
+    with pytest.raises(KonkyoError, match="out of order"):
+        asked(network, ask="all", batch=8)
+    handle.remove()
+    assert network.module.training
+    assert not network.module.head.weight.requires_grad
+    assert all(parameter.grad is None for parameter in network.module.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in network.module.modules())

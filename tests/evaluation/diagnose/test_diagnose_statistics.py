@@ -13,8 +13,10 @@ from konkyo.evaluation.diagnose.confusion import significant
 from konkyo.evaluation.diagnose.head import severity_of
 from konkyo.evaluation.diagnose.probe import ridge_probe
 from konkyo.evaluation.diagnose.statistics import (
+    Swaps,
     agreement,
     auroc,
+    matching,
     mcnemar,
     mcnemar_of,
     mid_ranks,
@@ -185,3 +187,47 @@ def test_a_difference_that_few_images_cannot_show_is_unknown_not_ok() -> None:
     assert severity_of(mcnemar_of(8, 2, 32), 0.01) == "unknown"
     assert severity_of(mcnemar_of(8, 8, 300), 0.01) == "ok"
     assert severity_of(mcnemar_of(90, 5, 150), 0.01) == "high"
+
+
+@pytest.mark.parametrize(
+    ("wins", "severity"), [(12, "ok"), (26, "unknown"), (30, "medium"), (40, "medium"), (54, "high")]
+)
+def test_the_severity_of_a_head_goes_by_the_lower_bound_of_its_loss(wins: int, severity: str) -> None:
+    test = mcnemar_of(wins, 6, 200)
+    assert severity_of(test, 0.01) == severity
+    assert (test.low > 0.05, test.low > 0.15) == (severity in ("medium", "high"), severity == "high")
+
+
+def test_among_equally_frequent_labels_that_of_the_nearest_neighbour_wins() -> None:
+    labels = torch.tensor([2, 1, 1, 2, 0])
+    assert vote(torch.tensor([[0, 1, 2, 3], [1, 0, 3, 2], [4, 0, 3, 1]]), labels, 3).tolist() == [2, 1, 2]
+
+
+def test_the_diagonal_of_a_table_against_all_permutations_written_out() -> None:
+    table = torch.rand(6, 6, generator=seeded(4)) + 0.3 * torch.eye(6)
+    result = matching(table, resamples=5000, alpha=0.05, generator=seeded(1))
+    means = [sum(float(table[i, j]) for i, j in enumerate(order)) / 6 for order in itertools.permutations(range(6))]
+    exact = sum(mean >= result.own - 1e-9 for mean in means) / len(means)
+    assert result.p == pytest.approx(exact, abs=0.01)
+    others = [float(table[i, j]) for i in range(6) for j in range(6) if i != j]
+    assert result.other == pytest.approx(sum(others) / len(others))
+
+
+@pytest.mark.parametrize(("first", "second", "n"), [(7, 2, 40), (0, 3, 10), (20, 0, 25)])
+def test_the_interval_of_a_difference_is_walds_with_half_an_image_more_in_every_cell(
+    first: int, second: int, n: int
+) -> None:
+    """Agresti and Min (2005): the scores 1, -1 and 0 of the images, with 2 more spread over the four cells."""
+    scores = [(1.0, first + 0.5), (-1.0, second + 0.5), (0.0, n - first - second + 1.0)]
+    total = sum(weight for _, weight in scores)
+    mean = sum(score * weight for score, weight in scores) / total
+    deviation = math.sqrt(sum((score - mean) ** 2 * weight for score, weight in scores) / total)
+    test = mcnemar_of(first, second, n)
+    assert test.low == pytest.approx(max(-1, mean - 1.959964 * deviation / math.sqrt(total)), abs=1e-6)
+    assert test.high == pytest.approx(min(1, mean + 1.959964 * deviation / math.sqrt(total)), abs=1e-6)
+
+
+def test_a_pair_that_occurs_twice_is_no_confusion_however_improbable() -> None:
+    counts = torch.tensor([[0.0, 2, 3], [2, 0, 3], [3, 3, 0]])
+    p = torch.tensor([[1.0, 0.001, 0.001], [0.001, 1, 0.2], [0.001, 0.2, 1]]).double()
+    assert significant(Swaps(counts, counts / 2, p, 3.0), 0.01) == [(0, 2)]

@@ -37,3 +37,11 @@ def test_the_model_comes_back_untouched(model: konkyo.Model) -> None:
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     sanity_findings(model, images(2))
     assert all(torch.equal(before[name], value) for name, value in model.module.state_dict().items())
+
+
+def test_a_method_that_looks_at_the_picture_alone_fails(model: konkyo.Model) -> None:
+    """Sobel edges are the same whatever the weights, and whatever the class."""
+    weights, classes, _ = sanity_findings(model, images(3), "edge_map")
+    assert (weights.severity, classes.severity) == ("medium", "low")
+    assert weights.value == pytest.approx(1)
+    assert "much the same" in weights.sentence["en"]

@@ -43,6 +43,16 @@ def test_the_spread_under_permutation_is_that_of_the_mann_whitney_test() -> None
     assert result.p[0, 0] == pytest.approx(expected, abs=0.012)
 
 
+def test_the_least_auroc_that_would_be_named_is_the_one_whose_p_is_alpha() -> None:
+    generator = np.random.default_rng(5)
+    values, labels = generator.integers(0, 5, (30, 2)).astype(float), np.repeat([0, 1, 2], 10)
+    result = association(values, labels, 3, resamples=400, seed=1)
+    permuted = [association(values, generator.permutation(labels), 3, resamples=1).auroc for _ in range(800)]
+    assert np.allclose(np.std(permuted, axis=0), result.spread, rtol=0.1)
+    distance = np.abs(result.auroc - 0.5) / result.spread
+    assert np.allclose((1 + (result.largest[:, None, None] >= distance - 1e-9).sum(0)) / 401, result.p_adjusted)
+
+
 def test_permuted_labels_give_findings_at_most_at_the_stated_rate() -> None:
     generator = np.random.default_rng(4)
     base = generator.normal(size=(40, 7))

@@ -46,10 +46,12 @@ def folder(
 ) -> None:
     """Make the page of a finished folder. It reads the folder's files, and the pictures that these name."""
     import konkyo.studies.pages  # noqa: F401 - makes folders of studies known
+    from konkyo.report.builders import Request
     from konkyo.report.folder import page_of_folder
 
     options = ReportOptions(to or folder / "report.html", lang, pictures, anonymous)
-    out.print(escape(write_report(page_of_folder(folder), options)), highlight=False, soft_wrap=True)
+    page = page_of_folder(folder, Request(most=options.most))
+    out.print(escape(write_report(page, options)), highlight=False, soft_wrap=True)
 
 
 @report.command()

@@ -45,13 +45,18 @@ class ReportOptions:
         if self.report is not None and self.report.suffix.lower() not in (".html", ".htm"):
             raise KonkyoError(f"--report is a file FILE.html; got {self.report.name!r}")
 
+    @property
+    def most(self) -> int | None:
+        """Returns how many images have pictures at most; None: all."""
+        return None if self.pictures == "all" else int(self.pictures)
+
 
 def write_report(page: Page, options: ReportOptions) -> str:
     """Writes the page into the file of the options, and says so."""
     from konkyo.report.report import report
 
     assert options.report is not None
-    pictures: Any = "all" if options.pictures == "all" else int(options.pictures)
+    pictures: Any = "all" if (most := options.most) is None else most
     path = report(page, options.report, lang=options.lang, pictures=pictures, anonymous=options.anonymous)  # type: ignore[arg-type] # checked
     return f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)"
 
@@ -75,9 +80,10 @@ def report_of_folder(folder: Path, options: ReportOptions) -> list[str]:
     """Writes the report of a folder, if one is asked for, and says so."""
     if options.report is None:
         return []
+    from konkyo.report.builders import Request
     from konkyo.report.folder import page_of_folder
 
-    return [write_report(page_of_folder(folder), options)]
+    return [write_report(page_of_folder(folder, Request(most=options.most)), options)]
 
 
 def command_line() -> str:

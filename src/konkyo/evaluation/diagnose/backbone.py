@@ -13,19 +13,20 @@ from konkyo.draw.overlay import overlay
 from konkyo.engine.session import untouched
 from konkyo.errors import silenced
 from konkyo.evaluation.batches import untrained
-from konkyo.evaluation.diagnose.chance import interval_of_mean, interval_of_share
+from konkyo.evaluation.diagnose.chance import p_values
 from konkyo.evaluation.diagnose.collected import Collected, embedded, question
 from konkyo.evaluation.diagnose.evidence import beside
 from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text, worded
 from konkyo.evaluation.diagnose.statistics import (
     agreement,
+    matching,
     mcnemar,
     nearest,
-    share_above,
     standardised,
     vote,
 )
 from konkyo.metrics.distances import on_grid
+from konkyo.utils.statistics import interval_of_share
 from konkyo.utils.tensors import safe_divide
 
 NEIGHBOURS = 10
@@ -91,23 +92,14 @@ def _of_masks(collected: Collected) -> Finding:
     indices = [index for index, _ in known]
     masks = torch.cat([on_grid(mask[None].float(), collected.grid) for _, mask in known])
     table = energy_inside(collected.eigen[indices], masks)
-    n, own = len(known), table.diagonal()
-    others = (table.sum(1) - own) / (n - 1)
-    generator = collected.generator("backbone/masks")
-    rows = torch.arange(n)
-    by_chance = torch.stack(
-        [table[rows, torch.randperm(n, generator=generator)].mean() for _ in range(settings.resamples)]
+    test = matching(
+        table,
+        resamples=settings.resamples,
+        alpha=settings.alpha,
+        generator=collected.generator("backbone/masks"),
     )
-    p = share_above(by_chance, own.mean())
-    low, high = interval_of_mean((own - others).numpy(), settings.resamples, collected.random_seed("backbone/low"))
-    inside, chance = float(own.mean()), float(others.mean())
-    good = p <= settings.alpha
-    numbers = {
-        "inside": inside,
-        "chance": chance,
-        "area": float(masks.mean()),
-        "found": float(by_chance.quantile(1 - settings.alpha)) - chance,
-    }
+    good = test.p <= settings.alpha
+    numbers = {"inside": test.own, "chance": test.other, "area": float(masks.mean()), "found": test.critical}
     return Finding(
         "backbone",
         "ok" if good else "medium",
@@ -129,14 +121,14 @@ def _of_masks(collected: Collected) -> Finding:
         ),
         NOTHING_TO_DO if good else _RETRAIN,
         statistic,
-        inside - chance,
-        low,
-        high,
-        p,
-        p,
-        n=n,
-        evidence=_extremes(collected, indices, own - others),
-        values={"inside": inside, "by chance": chance, "share of the area": numbers["area"]},
+        test.difference,
+        test.low,
+        test.high,
+        test.p,
+        test.p,
+        n=test.n,
+        evidence=_extremes(collected, indices, table.diagonal() - (table.sum(1) - table.diagonal()) / (test.n - 1)),
+        values={"inside": test.own, "by chance": test.other, "share of the area": numbers["area"]},
     )
 
 
@@ -177,8 +169,8 @@ def _of_labels(collected: Collected, train: Collected) -> Finding:
             for _ in range(settings.resamples)
         ]
     )
-    accuracy, without = float(right.float().mean()), float(right_random.float().mean())
-    p_chance = share_above(by_chance, accuracy)
+    accuracy, without = float(right.double().mean()), float(right_random.double().mean())
+    p_chance = float(p_values(by_chance.numpy(), accuracy))
     severity = _severity(test.p, p_chance, test.high, settings.alpha)
     low, high = interval_of_share(int(right.sum()), len(right))
     numbers = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from konkyo.evaluation.diagnose.chance import interval_of_mean
+from konkyo.evaluation.diagnose.chance import interval_of_mean, p_values
 from konkyo.evaluation.diagnose.changed import Probabilities, batched, images_of_one_size, pictured
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import beside
@@ -171,8 +171,7 @@ def background_gap(use: BackgroundUse, *, resamples: int = 1000, seed: int = 0) 
         part = np.where(apart[np.ix_(rows, rows)], values[np.ix_(rows, rows)], np.nan)
         again.append(gap(part, use.labels[rows], use.labels[rows]))
     low, high = np.nanpercentile(again, (2.5, 97.5)) if np.isfinite(again).any() else (math.nan, math.nan)
-    p = float((1 + (by_chance >= actual - 1e-12).sum()) / (1 + resamples))
-    return actual, float(low), float(high), p
+    return actual, float(low), float(high), float(p_values(by_chance, actual))
 
 
 def background_findings(
@@ -262,7 +261,7 @@ def _alone_finding(
     generator, n = np.random.default_rng(seed), len(use.labels)
     accuracy = float((use.alone == use.labels).mean())
     by_chance = np.array([(use.alone == generator.permutation(use.labels)).mean() for _ in range(resamples)])
-    p = float((1 + (by_chance >= accuracy - 1e-12).sum()) / (1 + resamples))
+    p = float(p_values(by_chance, accuracy))
     chance = float(by_chance.mean())
     used = p <= alpha and accuracy - chance >= ABOVE_CHANCE
     low, high = interval_of_mean((use.alone == use.labels).astype(np.float64), resamples, seed)

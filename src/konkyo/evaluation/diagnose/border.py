@@ -16,10 +16,10 @@ from konkyo.engine.forward import Pass
 from konkyo.engine.padding import Border, Padding
 from konkyo.engine.session import untouched
 from konkyo.errors import silenced
-from konkyo.evaluation.diagnose.chance import interval_of_share
 from konkyo.evaluation.diagnose.changed import Probabilities, batched, images_of_one_size
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Text
+from konkyo.utils.statistics import interval_of_share
 
 MANY = 0.5
 """From this share of changed decisions on a finding is "low"; ordinary networks were measured to change 0 to 41 %."""

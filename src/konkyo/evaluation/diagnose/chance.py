@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 
 
 def sign_flips(differences: Values, resamples: int = 1000, seed: int = 0) -> tuple[Values, Values]:
@@ -25,7 +25,7 @@ def sign_flips(differences: Values, resamples: int = 1000, seed: int = 0) -> tup
     generator = np.random.default_rng(seed)
     signs = generator.choice((-1.0, 1.0), (resamples, n))
     by_chance = signs @ scaled / n  # (resamples, m)
-    return _shares(by_chance, actual), _shares(np.repeat(by_chance.max(1, keepdims=True), columns, 1), actual)
+    return p_values(by_chance, actual), p_values(np.repeat(by_chance.max(1, keepdims=True), columns, 1), actual)
 
 
 def joint_p(groups: Sequence[Values], resamples: int = 1000, seed: int = 0) -> list[float]:
@@ -42,12 +42,13 @@ def joint_p(groups: Sequence[Values], resamples: int = 1000, seed: int = 0) -> l
         actual[place] = scaled.sum()
         signs = generator.choice((-1.0, 1.0), (resamples, len(values)))
         chance = np.maximum(chance, signs @ scaled)
-    return [float((1 + (chance >= value - 1e-12).sum()) / (1 + resamples)) for value in actual]
+    return [float(p) for p in p_values(chance[:, None], actual)]
 
 
-def _shares(by_chance: Values, actual: Values) -> Values:
-    """Returns how often chance (resamples, m) reaches the actual values (m,); they count as one more resample."""
-    return np.asarray((1 + (by_chance >= actual - 1e-12).sum(0)) / (1 + len(by_chance)))
+def p_values(by_chance: NDArray[np.floating[Any]], actual: NDArray[np.floating[Any]] | float) -> Values:
+    """Returns how often chance (resamples, ...) reaches the actual values (...), which count as one more resample."""
+    reached = (by_chance >= np.asarray(actual, dtype=np.float64) - 1e-12).sum(0)
+    return np.asarray((1 + reached) / (1 + len(by_chance)), dtype=np.float64)
 
 
 def interval_of_mean(values: Values, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
@@ -57,17 +58,3 @@ def interval_of_mean(values: Values, resamples: int = 1000, seed: int = 0) -> tu
     drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     low, high = np.percentile(values[drawn].mean(1), (2.5, 97.5))
     return float(low), float(high)
-
-
-def interval_of_share(count: int, n: int) -> tuple[float, float]:
-    """Returns Wilson's 95 % interval of a share (1927).
-
-    >>> [round(end, 3) for end in interval_of_share(0, 10)]
-    [0.0, 0.278]
-    """
-    if not n:
-        return float("nan"), float("nan")
-    z, share = 1.959964, count / n
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    reach = z / (1 + z**2 / n) * float(np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)))
-    return max(0.0, middle - reach), min(1.0, middle + reach)

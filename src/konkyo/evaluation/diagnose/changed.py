@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from konkyo.errors import NotApplicable
 from konkyo.evaluation.diagnose.collected import Collected
 
 Probabilities: TypeAlias = Callable[[Tensor], Tensor]
@@ -23,8 +24,16 @@ def batched(probabilities: Probabilities, images: Tensor, batch: int) -> Tensor:
 
 
 def images_of_one_size(collected: Collected, most: int, use: str, among: Sequence[int] | None = None) -> list[int]:
-    """Draws so many images at most, of the size that the first one drawn has once it is prepared; in order."""
+    """Draws so many images at most, of the size that the first one drawn has once it is prepared; in order.
+
+    NotApplicable: there is none.
+    """
     pool = list(range(len(collected))) if among is None else list(among)
+    if not pool:
+        raise NotApplicable(
+            "images have several sizes once they are prepared, and a class has none of the size that was drawn: "
+            "--resize HEIGHTxWIDTH, or a Preprocess with a crop, makes them alike"
+        )
     order = torch.randperm(len(pool), generator=collected.generator(use)).tolist()
     if collected.one_size:  # no picture has to be opened
         return sorted(pool[place] for place in order[:most])

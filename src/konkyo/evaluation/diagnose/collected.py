@@ -375,6 +375,12 @@ def _part(model: Model, batch: Batch, settings: Settings, grid: tuple[int, int] 
     kinds, labels = logits.shape[1], batch.labels
     if int(labels.max()) >= kinds:
         raise KonkyoError(f"labels of {model.name} are 0 to {kinds - 1}; got {int(labels.max())}")
+    for name, finite in zip(batch.names, logits.isfinite().all(1).tolist(), strict=True):
+        if not finite:
+            raise KonkyoError(
+                f"the output of {model.name} for {name} is not finite (NaN or infinite): its weights, or the precision "
+                "it runs in; nothing can be said of such decisions"
+            )
     predictions = logits.argmax(1).cpu()
     targets = torch.where(labels == UNKNOWN, predictions, labels).tolist()
     explain_by = partial(explain, model, images, target=targets, layer=settings.layer, seed=settings.seed)

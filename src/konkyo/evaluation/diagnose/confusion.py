@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from konkyo.draw.overlay import colourise, overlay
+from konkyo.draw.overlay import overlay
 from konkyo.evaluation.diagnose.collected import Collected, question
-from konkyo.evaluation.diagnose.evidence import beside
+from konkyo.evaluation.diagnose.evidence import beside, difference_picture, map_picture
 from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, worded
 from konkyo.evaluation.diagnose.statistics import Swaps, swaps
-from konkyo.utils.tensors import resize
 
 OFTEN = 0.2
 """From this share of the two classes' images on, a confused pair is a medium finding."""
@@ -110,11 +108,13 @@ def _ok(test: Swaps, n: int) -> Finding:
 
 def _finding(collected: Collected, test: Swaps, pair: tuple[int, int], place: tuple[int, int]) -> Finding:
     names = [collected.classes[index] for index in pair]
-    count, chance = int(test.counts[place]), float(test.expected[place])
     labels, decisions = collected.true_labels, collected.predictions
+    ways = [int(((labels == a) & (decisions == b)).sum()) for a, b in (pair, pair[::-1])]
+    count = sum(ways)
+    mistakes = int((~collected.correct).sum())
+    chance = float(test.expected[place]) * max(1.0, mistakes / _MOST_WRONG)  # of more mistakes, a part was tested
     both = int(((labels == pair[0]) | (labels == pair[1])).sum())
     share = count / both if both else math.nan
-    ways = [int(((labels == a) & (decisions == b)).sum()) for a, b in (pair, pair[::-1])]
     often = share >= OFTEN
     return Finding(
         "confusion",
@@ -165,7 +165,11 @@ def _evidence(collected: Collected, pair: tuple[int, int]) -> tuple[Evidence, ..
             first=first,
             second=second,
         )
-        evidence.append(Evidence(beside([[*map(_picture, maps), _difference(*maps)]], _SIDE), caption))
+        evidence.append(
+            Evidence(
+                beside([[*(map_picture(m, _SIDE) for m in maps), difference_picture(*maps, _SIDE)]], _SIDE), caption
+            )
+        )
     for index in (index for row in rows for index in row):
         caption = worded(
             "{name}: {label}, taken for {decision}",
@@ -185,13 +189,3 @@ def mean_maps(collected: Collected, classes: tuple[int, int]) -> tuple[Tensor, T
         return None
     first, second = (collected.unit_maps[of].mean(0) for of in members)
     return first, second
-
-
-def _picture(map_: Tensor) -> Image.Image:
-    return colourise(resize(map_[None], (_SIDE, _SIDE))[0])
-
-
-def _difference(first: Tensor, second: Tensor) -> Image.Image:
-    gap = resize((first - second)[None], (_SIDE, _SIDE))[0]
-    most = max(float(gap.abs().max()), 1e-6)
-    return colourise(gap, limits=(-most, most))

@@ -11,11 +11,11 @@ from PIL import Image
 
 from konkyo.data.samples import Samples
 from konkyo.errors import ImageError
-from konkyo.evaluation.diagnose.chance import interval_of_share
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import bars, beside
 from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text
 from konkyo.evaluation.diagnose.hashes import Hashes, Pair, is_grey, near_pairs
+from konkyo.utils.statistics import interval_of_share
 
 LIMIT, LIMIT_GREY = 10, 6
 """Bits that differ at most between duplicates, of pictures in colours and of grey ones."""
@@ -23,7 +23,7 @@ SAME = 0.95
 """From this correlation of thumbnails on, a pair is called one picture; below, alike."""
 FEW = 0.05
 """From this share of duplicates on, a finding is of the next severity."""
-_SHOWN = 6
+_SHOWN, _SIDE = 6, 32
 _STATISTIC = "share of the images with a duplicate"
 
 
@@ -35,6 +35,8 @@ class Pictures:
     rows: tuple[int, ...]
     """Their indices in the data."""
     hashes: Hashes
+    thumbnails: NDArray[np.uint8]
+    """(n, 32, 32) grey: pairs are compared without opening their pictures again."""
     grey: float
     """The share of pictures without colours."""
     labels: Sequence[str] = ()
@@ -43,7 +45,7 @@ class Pictures:
     @classmethod
     def of(cls, data: Samples, labels: Sequence[str] = ()) -> Pictures:
         """Opens all pictures, one by one; those that cannot be read are left out."""
-        rows, hashes, grey = list[int](), list[Hashes](), list[bool]()
+        rows, hashes, thumbnails, grey = list[int](), list[Hashes](), list[NDArray[np.uint8]](), list[bool]()
         for index in range(len(data)):
             try:
                 picture = data[index].image
@@ -51,11 +53,12 @@ class Pictures:
                 continue
             rows.append(index)
             hashes.append(Hashes.of(iter([picture])))
+            thumbnails.append(np.asarray(picture.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)))
             grey.append(is_grey(picture))
         if not rows:
-            return cls(data, (), Hashes.of(iter([])), 0.0, labels)
+            return cls(data, (), Hashes.of(iter([])), np.zeros((0, _SIDE, _SIDE), np.uint8), 0.0, labels)
         both = (np.concatenate([getattr(h, name) for h in hashes]) for name in ("upright", "mirrored"))
-        return cls(data, tuple(rows), Hashes(*both), float(np.mean(grey)), labels)
+        return cls(data, tuple(rows), Hashes(*both), np.stack(thumbnails), float(np.mean(grey)), labels)
 
     def name(self, row: int) -> str:
         """Returns a picture's name."""
@@ -91,7 +94,8 @@ class Duplicates:
         limit = LIMIT_GREY if grey > 0.5 else LIMIT
         pairs, histogram = near_pairs(first.hashes, second.hashes if second is not None else None, limit)
         second = second or first
-        same = tuple(_correlation(first.picture(p.first), second.picture(p.second)) >= SAME for p in pairs)
+        small = first.thumbnails, second.thumbnails
+        same = tuple(_correlation(small[0][p.first], small[1][p.second]) >= SAME for p in pairs)
         return cls(first, second, tuple(pairs), same, histogram, limit)
 
     @property
@@ -107,19 +111,13 @@ class Duplicates:
         return [pair for pair, one, other in named if one is not None and other is not None and one != other]
 
 
-def _correlation(picture: Image.Image, other: Image.Image) -> float:
-    """Returns Pearson's correlation of the grey thumbnails of two pictures, or of one and the other's mirror image."""
-
-    def values(of: Image.Image) -> NDArray[np.float64]:
-        small = np.asarray(of.convert("L").resize((32, 32), Image.Resampling.BOX), dtype=np.float64)
-        centred = small - small.mean()
-        norm = float(np.linalg.norm(centred))
-        return np.asarray(centred / norm if norm > 0 else centred)
-
-    one, two = values(picture), values(other)
-    if not one.any() and not two.any():
-        return 1.0
-    return float(max((one * two).sum(), (one * two[:, ::-1]).sum()))
+def _correlation(thumbnail: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    """Returns Pearson's correlation of two thumbnails, or of one and the other's mirror image: the higher."""
+    one, two = (of - of.mean(dtype=np.float64) for of in (thumbnail, other))
+    norms = float(np.linalg.norm(one) * np.linalg.norm(two))
+    if norms == 0:
+        return float(not one.any() and not two.any())  # two flat pictures are alike
+    return float(max((one * two).sum(), (one * two[:, ::-1]).sum()) / norms)
 
 
 def duplicate_findings(

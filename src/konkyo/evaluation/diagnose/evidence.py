@@ -1,10 +1,14 @@
-"""Pictures as evidence of a finding: pictures beside each other, and bars of a histogram."""
+"""Pictures as evidence of a finding: pictures beside each other, maps, and bars of a histogram."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
+from torch import Tensor
+
+from konkyo.draw.overlay import colourise
+from konkyo.utils.tensors import resize
 
 _GAP = 4
 _INK, _MARK = "#2f6db5", "#d9562b"
@@ -32,6 +36,22 @@ def framed(picture: Image.Image, box: Sequence[float]) -> Image.Image:
     x0, y0, x1, y1 = (round(value) for value in box)
     ImageDraw.Draw(copy).rectangle((x0 - width, y0 - width, x1 + width - 1, y1 + width - 1), outline=_MARK, width=width)
     return copy
+
+
+def map_picture(map_: Tensor, side: int) -> Image.Image:
+    """Draws a map (h, w) alone, as a square of so many pixels."""
+    return colourise(_enlarged(map_, side))
+
+
+def difference_picture(first: Tensor, second: Tensor, side: int) -> Image.Image:
+    """Draws the difference of two maps (h, w): red where the first is higher, blue where the second is."""
+    gap = _enlarged(first, side) - _enlarged(second, side)
+    most = max(float(gap.abs().max()), 1e-6)
+    return colourise(gap, limits=(-most, most))
+
+
+def _enlarged(map_: Tensor, side: int) -> Tensor:
+    return resize(map_.detach().cpu().float()[None], (side, side))[0]
 
 
 def bars(counts: Sequence[float], threshold: int, size: tuple[int, int] = (390, 120)) -> Image.Image:

@@ -9,7 +9,7 @@ import torch
 from konkyo.draw.overlay import overlay
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import beside
-from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, worded
+from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text, worded
 from konkyo.evaluation.diagnose.probe import ridge_probe
 from konkyo.evaluation.diagnose.statistics import McNemar, agreement, mcnemar
 
@@ -48,9 +48,13 @@ def _too_few(n: int) -> Finding:
 
 
 def severity_of(test: McNemar, alpha: float) -> Severity:
-    """Returns how bad it is that the probe is better: p at most alpha, and the lower bound above a threshold."""
+    """Returns how bad it is that the probe is better: p at most alpha, and the lower bound above a threshold.
+
+    "unknown": the images are too few to exclude a difference that matters, or to find any.
+    """
     if test.p > alpha or test.low <= SOME:
-        return "unknown" if test.difference > SOME and test.high > MUCH else "ok"  # too few images to exclude it
+        open_ = math.isnan(test.smallest(alpha, SOME)) or (test.difference > SOME and test.high > MUCH)
+        return "unknown" if open_ else "ok"
     return "high" if test.low > MUCH else "medium"
 
 
@@ -64,39 +68,12 @@ def _probe_finding(collected: Collected, train: Collected) -> Finding:
     test = mcnemar(right, collected.correct)
     severity = severity_of(test, settings.alpha)
     allowed, reached = float(right.float().mean()), float(collected.correct.float().mean())
-    numbers = {
-        "allowed": allowed,
-        "reached": reached,
-        "found": test.smallest(settings.alpha, SOME),
-        "n": test.n,
-    }
-    if severity == "ok":
-        sentence = worded(
-            "The head makes of the features what a linear probe does: {reached:.0%}, the probe {allowed:.0%}. "
-            "A probe better by {found:.0%} would have been found.",
-            "ヘッドは特徴から線形プローブと同程度の結果を出しています（ヘッド {reached:.0%}、プローブ {allowed:.0%}）。"
-            "差が {found:.0%} 以上あれば検出できました。",
-            **numbers,
-        )
-    elif severity == "unknown":
-        sentence = worded(
-            "A linear probe reaches {allowed:.0%}, the head {reached:.0%}; with {n} images that can be chance. "
-            "A difference of {found:.0%} would have been found.",
-            "線形プローブは {allowed:.0%}、ヘッドは {reached:.0%} ですが、{n} 枚では偶然の可能性があります。"
-            "差が {found:.0%} 以上あれば検出できました。",
-            **numbers,
-        )
-    else:
-        sentence = worded(
-            "The features allow {allowed:.0%}, the head reaches {reached:.0%}.",
-            "特徴からは {allowed:.0%} が可能ですが、ヘッドは {reached:.0%} しか達していません。",
-            **numbers,
-        )
+    least = test.smallest(settings.alpha, SOME)
     return Finding(
         "head",
         severity,
         "",
-        sentence,
+        _probe_sentence(severity, {"allowed": allowed, "reached": reached, "least": least, "n": test.n}),
         NOTHING_TO_DO
         if severity == "ok"
         else worded("Give more images.", "画像を増やしてください。")
@@ -121,8 +98,39 @@ def _probe_finding(collected: Collected, train: Collected) -> Finding:
             "only the probe right": float(test.first_only),
             "only the head right": float(test.second_only),
             "penalty": probe.strength,
-            "smallest difference found": numbers["found"],
+            "smallest difference found": least,
         },
+    )
+
+
+def _probe_sentence(severity: Severity, numbers: dict[str, float]) -> Text:
+    if severity == "ok":
+        return worded(
+            "The head makes of the features what a linear probe does: {reached:.0%}, the probe {allowed:.0%}. "
+            "A probe better by {least:.0%} would have been found.",
+            "ヘッドは特徴から線形プローブと同程度の結果を出しています（ヘッド {reached:.0%}、プローブ {allowed:.0%}）。"
+            "差が {least:.0%} 以上あれば検出できました。",
+            **numbers,
+        )
+    if severity != "unknown":
+        return worded(
+            "The features allow {allowed:.0%}, the head reaches {reached:.0%}.",
+            "特徴からは {allowed:.0%} が可能ですが、ヘッドは {reached:.0%} しか達していません。",
+            **numbers,
+        )
+    if math.isnan(numbers["least"]):
+        return worded(
+            "A linear probe reaches {allowed:.0%}, the head {reached:.0%}; {n} images are too few to find any "
+            "difference.",
+            "線形プローブは {allowed:.0%}、ヘッドは {reached:.0%} ですが、{n} 枚ではどんな差も検出できません。",
+            **numbers,
+        )
+    return worded(
+        "A linear probe reaches {allowed:.0%}, the head {reached:.0%}; with {n} images that can be chance. "
+        "A difference of {least:.0%} would have been found.",
+        "線形プローブは {allowed:.0%}、ヘッドは {reached:.0%} ですが、{n} 枚では偶然の可能性があります。"
+        "差が {least:.0%} 以上あれば検出できました。",
+        **numbers,
     )
 
 

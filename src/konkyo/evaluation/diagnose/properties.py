@@ -88,6 +88,10 @@ class Association:
     """(K, m) of permuted labels, each alone."""
     p_adjusted: NDArray[np.float64]
     """(K, m) against the largest of all classes and properties."""
+    spread: NDArray[np.float64]
+    """(K, m) the standard deviation of the AUROC under permuted labels."""
+    largest: NDArray[np.float64]
+    """(resamples,) the largest distance of any AUROC from 1/2 by chance, in these deviations."""
 
 
 def association(
@@ -113,14 +117,16 @@ def association(
     actual = sums(labels)
     alive = (sizes > 0) & (np.ptp(ranks, axis=0) > 0)
     generator = np.random.default_rng(seed)
-    above, above_all = np.zeros((kinds, columns)), np.zeros((kinds, columns))
+    above, above_all, largest = np.zeros((kinds, columns)), np.zeros((kinds, columns)), np.zeros(resamples)
     scaled = np.where(alive, np.abs(actual) / np.where(alive, spread, 1), 0)
-    for _ in range(resamples):
+    for draw in range(resamples):
         drawn = np.where(alive, np.abs(sums(generator.permutation(labels))) / np.where(alive, spread, 1), 0)
+        largest[draw] = drawn.max(initial=0)
         above += drawn >= scaled - 1e-9
-        above_all += drawn.max(initial=0) >= scaled - 1e-9
+        above_all += largest[draw] >= scaled - 1e-9
     auroc = np.where(sizes > 0, 0.5 + actual / np.maximum(sizes, 1), np.nan)
-    return Association(auroc, (1 + above) / (1 + resamples), (1 + above_all) / (1 + resamples))
+    p, p_adjusted = ((1 + count) / (1 + resamples) for count in (above, above_all))
+    return Association(auroc, p, p_adjusted, spread / np.maximum(sizes, 1), largest)
 
 
 def _untied(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -157,11 +163,16 @@ def property_findings(
     ]
     if findings:
         return tuple(sorted(findings, key=lambda finding: (finding.severity != "medium", -abs(finding.value - 0.5))))
-    return (_none(measured.names, labels, classes, result, enough),)
+    return (_none(measured.names, labels, classes, result, enough, alpha),)
 
 
 def _none(
-    names: Sequence[str], labels: NDArray[np.int64], classes: Sequence[str], result: Association, enough: Sequence[int]
+    names: Sequence[str],
+    labels: NDArray[np.int64],
+    classes: Sequence[str],
+    result: Association,
+    enough: Sequence[int],
+    alpha: float,
 ) -> Finding:
     """Returns the finding that no property tells a class, with the strongest there is."""
     counts = np.bincount(labels, minlength=len(classes))
@@ -178,7 +189,7 @@ def _none(
         if small
         else ("", "")
     )
-    reach = 0.5 + 3.5 * float(np.sqrt((len(labels) + 1) / 12 / (counts[where] * (len(labels) - counts[where]))))
+    reach = 0.5 + float(np.quantile(result.largest, 1 - alpha) * result.spread[where, column])
     return Finding(
         "properties",
         "ok",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections import Counter
@@ -21,6 +20,7 @@ from konkyo.errors import KonkyoError
 from konkyo.evaluation.consistency.result import Consistency
 from konkyo.evaluation.diagnose.findings import SEVERITIES, Evidence, Finding, Text
 from konkyo.evaluation.result import Table, number
+from konkyo.utils import markup
 from konkyo.utils.files import csv_of, plain, read_json, replacing, write_text
 
 SEVERITY_WORDS: Mapping[str, Text] = {
@@ -47,7 +47,7 @@ class DiagnosedImage:
     suspicion: float = math.nan
     """Its score in the list of images that are probably wrong; higher is more suspicious."""
     flags: tuple[str, ...] = ()
-    """"wrong", "unsure", "label?", "cue"."""
+    """"wrong", "unsure", "label?", "cue", "duplicate"."""
     why: Text = field(default_factory=dict)
     """Why it is wrong, where it is."""
     top: tuple[tuple[str, float], ...] = ()
@@ -181,18 +181,13 @@ class DiagnosisReport:
 
     def _repr_html_(self) -> str:
         """Returns the findings as a table, for notebooks."""
-        lines = []
-        for f in self.findings:
-            cells = [f.severity, f.question, f.subject, _in(f.sentence, "en"), _in(f.next_step, "en")]
-            lines.append("".join(f'<td style="text-align:left">{html.escape(cell)}</td>' for cell in cells))
-        lines += [
-            f'<td>not asked</td><td>{html.escape(name)}</td><td></td><td style="text-align:left">'
-            f"{html.escape(_in(reason, 'en'))}</td><td></td>"
-            for name, reason in self.not_asked.items()
+        rows = [
+            [f.severity, f.question, f.subject, _in(f.sentence, "en"), _in(f.next_step, "en")] for f in self.findings
         ]
-        head = "".join(f"<th>{name}</th>" for name in ("severity", "question", "subject", "finding", "what next"))
-        body = "".join(f"<tr>{line}</tr>" for line in lines)
-        return f"<p>{html.escape(repr(self))}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        rows += [["not asked", name, "", _in(reason, "en"), ""] for name, reason in self.not_asked.items()]
+        head = ("severity", "question", "subject", "finding", "what next")
+        cells = [[markup.escaped(cell) for cell in row] for row in rows]
+        return markup.block(markup.title(repr(self)), markup.table(head, cells))
 
     # --- on disk ------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -67,20 +68,19 @@ def diagnose(
     trained on, which several questions need. `ask`: "all", or names of questions (`questions`). `alpha`: the error
     rate of a question over all its subjects. `classes`: those that questions about single classes are asked of; all.
     `cue_rule`: thresholds of the question "cue" that are to differ: "high", "medium", "cover", "paste" (`CueRule`).
-    `method`, `layer`: how maps are made, as in `explain`. `limit`: so many images, chosen by the seed. `budget`: images
-    that a class's interventions are tried on. `progress(done, total)` is called while images are explained, `announce`
-    with a sentence before what takes long.
+    `method`, `layer`: how maps are made, as in `explain`. `limit`: so many images, chosen by the seed. `resamples`: of
+    permutations and intervals; 1 / alpha or more. `budget`: images that a class's interventions are tried on.
+    `progress(done, total)` is called while images are explained, `announce` with a sentence before what takes long.
 
     A finding needs a p-value of at most `alpha` and a size above its threshold (but of "cue", where "medium" may have a
     larger p, and says so). Questions that the data does not allow are listed in `not_asked`. The same arguments give
-    the same findings. The model comes back as it was.
-    KonkyoError: a detector, an unknown question or class, or no image that can be read.
+    the same findings. The model comes back as it was. KonkyoError: a detector, an unknown question or class, an output
+    that is not finite, or no image that can be read.
     """
     adapted = as_model(model)
     chosen = _chosen(ask)
-    settings = Settings(
-        alpha, resamples, budget, batch, seed, find(method), layer, tuple(classes), CueRule.of(cue_rule)
-    )
+    names = (classes,) if isinstance(classes, str) else tuple(classes)
+    settings = Settings(alpha, resamples, budget, batch, seed, find(method), layer, names, CueRule.of(cue_rule))
     _check(adapted, settings, limit)
     held_out = samples(data, limit=limit, seed=seed)
     known = None if train is None else samples(train, seed=seed)
@@ -113,7 +113,9 @@ def questions() -> dict[str, Question]:
 
 def _chosen(ask: str | Sequence[str]) -> list[Question]:
     every = questions()
-    wanted = ask.split(",") if isinstance(ask, str) else list(ask)
+    if not isinstance(ask, (str, Sequence)) or not all(isinstance(name, str) for name in ask):
+        raise KonkyoError(f'ask names questions, as in "cue,head" or ["cue", "head"], or is "all"; got {ask!r}')
+    wanted = ask.split(",") if isinstance(ask, str) else ask
     names = [name.strip() for name in wanted if name.strip()]
     if names == ["all"]:
         return list(every.values())
@@ -129,12 +131,17 @@ def _check(model: Model, settings: Settings, limit: int | None) -> None:
     """Raises KonkyoError where the arguments cannot be right."""
     if not isinstance(model.task, ClassificationTask):
         raise KonkyoError(f"{model.name} is a {model.task.noun}; a classifier is diagnosed")
-    if not 0 < settings.alpha < 1:
-        raise KonkyoError(f"alpha lies between 0 and 1; got {settings.alpha}")
+    if not isinstance(settings.alpha, (int, float)) or not 0 < settings.alpha < 1:
+        raise KonkyoError(f"alpha lies between 0 and 1; got {settings.alpha!r}")
     numbers = {"batch": settings.batch, "resamples": settings.resamples, "budget": settings.budget, "limit": limit or 1}
     for name, value in numbers.items():
-        if value < 1:
-            raise KonkyoError(f"{name} is 1 at least; got {value}")
+        if not isinstance(value, int) or value < 1:
+            raise KonkyoError(f"{name} is a whole number, 1 at least; got {value!r}")
+    if (least := math.ceil(1 / settings.alpha) - 1) > settings.resamples:
+        raise KonkyoError(
+            f"with {settings.resamples} resamples no p-value reaches alpha = {settings.alpha:g}, so nothing could be "
+            f"named: at least {least} resamples are needed"
+        )
     for name in settings.classes:
         model.class_index(name)
 

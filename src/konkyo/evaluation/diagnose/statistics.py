@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from konkyo.evaluation.diagnose.chance import interval_of_mean, p_values
+from konkyo.utils.statistics import REACH
 from konkyo.utils.tensors import safe_divide
 
 
@@ -56,7 +58,7 @@ def mcnemar_of(first_only: int, second_only: int, n: int) -> McNemar:
     p = 1.0 if first_only == 0 else float(bdtrc(first_only - 1, discordant, 0.5))
     ones, twos, total = first_only + 0.5, second_only + 0.5, n + 2
     middle = (ones - twos) / total
-    reach = 1.959964 * math.sqrt(max(0.0, (ones + twos) / total - middle**2) / total)
+    reach = REACH * math.sqrt(max(0.0, (ones + twos) / total - middle**2) / total)
     return McNemar(first_only, second_only, n, p, max(-1.0, middle - reach), min(1.0, middle + reach))
 
 
@@ -112,7 +114,7 @@ def vote(neighbours: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Returns the most frequent label (n,) of neighbours (n, k), whose labels are `labels` (m,); then the nearest."""
     of = labels[neighbours]
     counts = torch.nn.functional.one_hot(of, classes).double()
-    nearer = torch.linspace(1e-3, 0, of.shape[1], dtype=torch.float64)  # decides among equal counts
+    nearer = 1e-3 * 0.5 ** torch.arange(of.shape[1], dtype=torch.float64)  # the nearest decides among equal counts
     return (counts * (1 + nearer)[None, :, None]).sum(1).argmax(1)
 
 
@@ -121,14 +123,14 @@ def vote(neighbours: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How much two kinds of map agree on the same image, and on two different images."""
+    """How much two kinds of thing, such as maps, agree of the same image, and of two different images."""
 
     own: float
-    """The mean correlation of the two maps of an image."""
+    """The mean agreement of an image's thing of the one kind with its own of the other kind."""
     other: float
-    """The mean correlation of an image's map of the one kind with another image's of the other kind."""
+    """The mean agreement with another image's of the other kind."""
     p: float
-    """How probable so high a mean is if it does not matter whose map is compared."""
+    """How probable so high a mean is if it does not matter whose is compared."""
     low: float
     high: float
     """The 95 % interval of `difference`, over images."""
@@ -147,31 +149,27 @@ def agreement(
 ) -> Agreement | None:
     """Compares two kinds of map (n, h, w) of the same images by Pearson's correlation; None of fewer than six maps.
 
-    Permutations over the images say what chance gives. Images with a constant map are left out.
+    Images with a constant map are left out.
     """
     one, two = (_centred(m) for m in (maps, others))
     usable = (one.abs().amax(1) > 0) & (two.abs().amax(1) > 0)
     one, two = _unit(one[usable]), _unit(two[usable])
-    n = len(one)
-    if n < 6:
-        return None
-    table = one @ two.mT
-    own = table.diagonal()
+    return matching(one @ two.mT, resamples=resamples, alpha=alpha, generator=generator) if len(one) >= 6 else None
+
+
+def matching(table: Tensor, *, resamples: int, alpha: float, generator: torch.Generator) -> Agreement:
+    """Compares the diagonal of a table (n, n), an image's agreement with itself, with the rest of the rows.
+
+    Permutations of the columns over the rows say what chance gives.
+    """
+    n, table = len(table), table.double()
+    own, rows = table.diagonal(), torch.arange(n)
     of_others = (table.sum(1) - own) / (n - 1)
-    by_chance = torch.stack(
-        [table[torch.arange(n), torch.randperm(n, generator=generator)].mean() for _ in range(resamples)]
-    )
-    gaps = own - of_others
-    drawn = gaps[torch.randint(n, (resamples, n), generator=generator)].mean(1)
-    low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    other = float(of_others.mean())
-    critical = float(by_chance.quantile(1 - alpha)) - other
-    return Agreement(float(own.mean()), other, share_above(by_chance, own.mean()), low, high, n, critical)
-
-
-def share_above(by_chance: Tensor, actual: Tensor | float) -> float:
-    """Returns how often chance (r,) reaches the actual value, which counts as one more draw: a p-value."""
-    return float((1 + (by_chance >= float(actual) - 1e-12).sum()) / (1 + len(by_chance)))
+    by_chance = torch.stack([table[rows, torch.randperm(n, generator=generator)].mean() for _ in range(resamples)])
+    seed = int(torch.randint(2**31, (), generator=generator))
+    low, high = interval_of_mean((own - of_others).numpy(), resamples, seed)
+    other, p = float(of_others.mean()), p_values(by_chance.numpy(), float(own.mean()))
+    return Agreement(float(own.mean()), other, float(p), low, high, n, float(by_chance.quantile(1 - alpha)) - other)
 
 
 def _centred(maps: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from PIL import Image
 
 from konkyo.data.samples import Box, Samples
 from konkyo.errors import ImageError
-from konkyo.evaluation.diagnose.chance import interval_of_share
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import beside, framed
 from konkyo.evaluation.diagnose.findings import Evidence, Finding
+from konkyo.utils.statistics import interval_of_share
 
 LIKE_TEXT = 0.2
 """From this score on a window is called like printed text."""

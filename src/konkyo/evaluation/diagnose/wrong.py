@@ -10,12 +10,12 @@ from torch import Tensor
 
 from konkyo.draw.overlay import overlay
 from konkyo.evaluation.diagnose.backbone import nearest_training
-from konkyo.evaluation.diagnose.chance import interval_of_share
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import beside
 from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Text, worded
 from konkyo.evaluation.diagnose.places import place_of
 from konkyo.targets.classes import ClassTarget, ContrastTarget
+from konkyo.utils.statistics import interval_of_share
 from konkyo.utils.tensors import min_max
 
 SHOWN = 12
