@@ -157,31 +157,6 @@ class SumTarget(BaseTarget):
 
 
 @dataclass(frozen=True)
-class RegionTarget(BaseTarget):
-    """This target is the mean of a class over a part of the picture. output (N, K, H, W) -> (N,)
-
-    `region`: xyxy as shares of the picture's width and height, the cells whose centres lie in it. KonkyoError: another
-    output, no such class, or a region without a cell.
-    """
-
-    index: int
-    region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
-
-    def __call__(self, output: Tensor) -> Tensor:
-        """Returns the mean of the class's values in the region, of every image."""
-        if output.ndim != 4 or not 0 <= self.index < output.shape[1]:
-            raise KonkyoError(f"class {self.index} of an output (N, K, H, W) was expected; got {tuple(output.shape)}")
-        tall, wide = output.shape[2:]
-        left, top, right, bottom = self.region
-        rows = [y for y in range(tall) if top <= (y + 0.5) / tall <= bottom]
-        columns = [x for x in range(wide) if left <= (x + 0.5) / wide <= right]
-        if not rows or not columns:
-            raise KonkyoError(f"the region {self.region} has no cell of an output of {wide} x {tall}")
-        part = output[:, self.index, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        return part.mean((1, 2))
-
-
-@dataclass(frozen=True)
 class Magnitude(BaseTarget):
     """This target stands for an output without decisions, where none is needed: the norm of all its numbers. -> (N,)"""
 

@@ -14,7 +14,8 @@ from konkyo.data.samples import Annotation, Sample
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ContrastTarget, Each, RegionTarget, Score, SumTarget
+from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarget
+from konkyo.targets.regions import WHOLE, RegionTarget
 from konkyo.tasks.decision import Decision
 from konkyo.utils.tensors import min_max
 
@@ -221,8 +222,8 @@ class Task(ABC):
         if isinstance(target, SumTarget):
             return " + ".join(self.label(part, classes, outputs) for part in target.targets)
         if isinstance(target, RegionTarget):
-            everywhere = target.region == (0, 0, 1, 1)
-            return f"{classes.label(target.index)}, mean over {'all' if everywhere else 'a region'}"
+            where = target.where or f"mean over {'all' if target.region == WHOLE else 'a region'}"
+            return f"{classes.label(target.index)}, {where}"
         return str(getattr(target, "__name__", repr(target)))
 
     def decisions_beside(
