@@ -115,8 +115,7 @@ def loss_of(logits: Tensor, labels: Tensor, background: float) -> Tensor:
 def train(images: np.ndarray, labels: np.ndarray, args: argparse.Namespace) -> tuple[ScenesSegmenter, float]:
     """Returns the trained network in eval mode, and how many seconds it took."""
     model = ScenesSegmenter()
-    body = {key: value for key, value in scenes_classifier().state_dict().items() if not key.startswith("head")}
-    model.load_state_dict(body, strict=False)
+    model.body.load_state_dict(scenes_classifier().state_dict(), strict=False)  # all but the head
     model = model.to(memory_format=torch.channels_last).train()
     steps = len(images) // args.batch
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.03)

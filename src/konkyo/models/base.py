@@ -288,9 +288,8 @@ class Model:
         """
         if not self.task.instances and (score == "similarity" or isinstance(target, Detections)):
             raise NotApplicable(f"{self.name} is no detector: it has no detections to be explained")
-        to_picture = [frame.shown for frame in frames]
         classes = Classes(self.name, self.classes, self._headless(output))
-        return self.task.targets_of(target, output, classes, score=score, to_picture=to_picture)
+        return self.task.targets_of(target, output, classes, score=score, frames=frames)
 
     def decides(self, output: Tensor) -> bool:
         """Tells whether the output holds decisions, which are explained where no target is given."""

@@ -14,11 +14,12 @@ from konkyo.errors import unknown
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import build_with
 from konkyo.models.detectors.transformers import detector
-from konkyo.models.networks.scenes import SCENES_MEAN, SCENES_SIZE, SCENES_STD, ScenesResNet
+from konkyo.models.networks.scenes import SCENES_MEAN, SCENES_SIZE, SCENES_STD, ScenesResNet, ScenesSegmenter
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.transformers import import_transformers
+from konkyo.tasks.segmentation import SegmentationTask
 
-SHIPPED = ("scenes-classifier", "scenes-detr")
+SHIPPED = ("scenes-classifier", "scenes-detr", "scenes-segmenter")
 
 
 def scenes_classifier() -> nn.Module:
@@ -75,11 +76,16 @@ def scenes_detector() -> nn.Module:
 
 @adapter("konkyo")
 def load(name: str, weights: str | Path | None) -> Model:
-    """`konkyo/scenes-classifier` or `konkyo/scenes-detr`. `weights`: "default" (shipped), None (random) or a file."""
+    """Returns the classifier, the detector or the segmenter of scenes.
+
+    `weights`: "default" (shipped), None (random) or a file. KonkyoError: another name.
+    """
     if name not in SHIPPED:
         raise unknown("shipped model", name, SHIPPED)
     if name == "scenes-detr":
         return _detector(weights)
+    if name == "scenes-segmenter":
+        return _segmenter(weights)
     module: nn.Module
     usual = True
     if weights is None:
@@ -101,3 +107,16 @@ def _detector(weights: str | Path | None) -> Model:
         module, _ = build_with(weights, lambda _: scenes_detector())
     preprocess = Preprocess((SCENES_SIZE, SCENES_SIZE), None, (0.0,) * 3, (1.0,) * 3)
     return Model(module, preprocess, CLASSES, "konkyo/scenes-detr", detector=detector(module))
+
+
+def _segmenter(weights: str | Path | None) -> Model:
+    module: nn.Module = ScenesSegmenter()
+    classes, usual = ("background", *CLASSES), True
+    if weights == "default":
+        with as_file(files("konkyo") / "models" / "weights" / "scenes-segmenter.safetensors") as path:
+            module.load_state_dict(load_file(path))
+    elif weights is not None:
+        module, usual = build_with(weights, lambda count: ScenesSegmenter(count or len(classes)))
+    preprocess = Preprocess((SCENES_SIZE, SCENES_SIZE), None, SCENES_MEAN, SCENES_STD)
+    task = SegmentationTask()
+    return Model(module.eval(), preprocess, classes if usual else (), "konkyo/scenes-segmenter", task=task)
