@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import BaseTarget, as_target
 from konkyo.targets.base import Target as Target
+
+if TYPE_CHECKING:
+    from konkyo.targets.regions import Mask
 
 Score: TypeAlias = Literal["logit", "probability", "sigmoid", "similarity"]
 """What is explained of a decision; the "similarity" is that of detections only."""
@@ -104,6 +107,10 @@ class Against(BaseTarget):
         value = as_target(self.target).logit(output)
         return None if value is None else -value
 
+    def part(self) -> Mask | None:
+        """Returns the part of the picture that the target itself is about."""
+        return as_target(self.target).part()
+
 
 @dataclass(frozen=True)
 class ContrastTarget(BaseTarget):
@@ -128,6 +135,10 @@ class ContrastTarget(BaseTarget):
             return None
         this, that = (target(output) if value is None else value for target, value in pair)
         return this - that
+
+    def part(self) -> Mask | None:
+        """Returns the part of the picture that the first of the two is about."""
+        return as_target(self.this).part()
 
 
 @dataclass(frozen=True, init=False)
@@ -154,6 +165,10 @@ class SumTarget(BaseTarget):
         if all(value is None for value in values):
             return None
         return torch.stack([t(output) if v is None else v for t, v in zip(self.targets, values, strict=True)]).sum(0)
+
+    def part(self) -> Mask | None:
+        """Returns the part of the picture that the first of the targets is about."""
+        return as_target(self.targets[0]).part()
 
 
 @dataclass(frozen=True)
