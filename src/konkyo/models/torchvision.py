@@ -16,7 +16,6 @@ from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import build_with
 from konkyo.models.detectors.torchvision import detector
 from konkyo.models.preprocess import Preprocess
-from konkyo.tasks.segmentation import SegmentationTask
 
 OF_DETECTORS = Preprocess(None, None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """Detectors resize and normalise by themselves."""
@@ -132,7 +131,7 @@ def _segmenter(name: str, weights: str | Path | None) -> Model:
 
     module, usual = _built(name, weights, metadata, build)
     classes = tuple(metadata.meta["categories"]) if usual else ()
-    return Model(module.eval(), _preprocess(metadata), classes, f"torchvision/{name}", task=SegmentationTask())
+    return Model(module.eval(), _preprocess(metadata), classes, f"torchvision/{name}")
 
 
 def _built(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from konkyo.data.frame import Frame
 from konkyo.data.samples import Sample
 from konkyo.engine.ending import Ending, ending_of
+from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target
 from konkyo.targets.classes import Against, ContrastTarget, Score, SumTarget, TopK
@@ -55,6 +56,9 @@ class SegmentationTask(Task):
     multilabel: bool = False
     probabilities: bool = False
     background: int | None = None
+    layer: str = ""
+    """The module whose output, with all levels of a pyramid, maps are made of by default; "" for the one that a trace
+    finds."""
 
     # --- the output ---------------------------------------------------------------------------------------------------
 
@@ -72,6 +76,11 @@ class SegmentationTask(Task):
         if output.shape[1] > 1:
             return output
         return torch.cat([1 - output if self.probabilities else -output, output], 1)
+
+    def layers(self, shape: Sequence[int]) -> tuple[Layer, ...]:
+        """Returns the end of the backbone, where the adapter names it; none where it names none."""
+        del shape
+        return (Layer(self.layer, None, level=None),) if self.layer else ()
 
     def decides(self, output: Tensor, classes: Classes) -> bool:
         """Tells whether the output has classes in cells; that of a segmenter always has."""

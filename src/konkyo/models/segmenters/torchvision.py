@@ -16,4 +16,6 @@ from konkyo.tasks.segmentation import SegmentationTask
 def describe(module: nn.Module, processor: Any) -> dict[str, Any] | None:
     """Returns the task of a segmenter; None: another module."""
     del processor
-    return {"task": SegmentationTask()} if isinstance(module, (LRASPP, _SimpleSegmentationModel)) else None
+    if isinstance(module, LRASPP):  # its head reads two levels of the backbone
+        return {"task": SegmentationTask(layer="backbone")}
+    return {"task": SegmentationTask()} if isinstance(module, _SimpleSegmentationModel) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,32 +14,50 @@ from konkyo.engine.forward import at_least_float32
 from konkyo.models.kinds import kind
 from konkyo.tasks.segmentation import SegmentationTask
 
-_SIZE_OF_MASKS: dict[str, Callable[[tuple[int, int]], tuple[int, int]] | None] = {
-    "MaskFormerForInstanceSegmentation": None,
-    "Mask2FormerForUniversalSegmentation": lambda _: (384, 384),
-    "EomtForUniversalSegmentation": lambda size: size,
-    "EomtDinov3ForUniversalSegmentation": lambda size: size,
-    "DetrForSegmentation": None,
+Size: TypeAlias = "tuple[int, int]"
+_ENDS = ("backbone", "pixel_level_module.encoder", "conv_encoder")
+"""How the names of modules end that put out the maps of all stages which a head reads."""
+
+
+class _Queries(NamedTuple):
+    """What is different between networks of queries."""
+
+    enlarged: Callable[[Size], Size] | None
+    """What `post_process_semantic_segmentation` of the processor enlarges masks to, of images of a size, before it takes
+    their sigmoid; None: it leaves them as they are."""
+
+
+_QUERIES = {
+    "MaskFormerForInstanceSegmentation": _Queries(None),
+    "Mask2FormerForUniversalSegmentation": _Queries(lambda _: (384, 384)),
+    "EomtForUniversalSegmentation": _Queries(lambda size: size),
+    "EomtDinov3ForUniversalSegmentation": _Queries(lambda size: size),
+    "DetrForSegmentation": _Queries(None),
 }
-"""Networks of queries, and what `post_process_semantic_segmentation` of their processor enlarges the masks to, of images
-of a size, before it takes their sigmoid; None: it leaves them as they are."""
 
 
 @kind("transformers", "segmenter", auto="AutoModelForSemanticSegmentation")
 def describe(module: nn.Module, processor: Any) -> dict[str, Any] | None:
     """Returns the task of a network with logits per pixel; None: another module."""
     del processor
-    return {"task": SegmentationTask()} if _is_a(module, "ForSemanticSegmentation") else None
+    return {"task": SegmentationTask(layer=_layer(module))} if _is_a(module, "ForSemanticSegmentation") else None
 
 
 @kind("transformers", "segmenter with queries", auto="AutoModelForUniversalSegmentation")
 def describe_queries(module: nn.Module, processor: Any) -> dict[str, Any] | None:
     """Returns how a network of queries is a segmenter; None: another module, or one that reads a task as text."""
     del processor
-    for name, size in _SIZE_OF_MASKS.items():
-        if _is_a(module, name):
-            return {"task": SegmentationTask(probabilities=True), "call": partial(semantic_map, size=size)}
-    return None
+    family = next((family for name, family in _QUERIES.items() if _is_a(module, name)), None)
+    if family is None:
+        return None
+    task = SegmentationTask(probabilities=True, layer=_layer(module))
+    return {"task": task, "call": partial(semantic_map, enlarged=family.enlarged)}
+
+
+def _layer(module: nn.Module) -> str:
+    """Returns the name of the module that puts out all stages of the backbone; "": there is none of its own."""
+    names = [name for name, _ in module.named_modules()]
+    return next((name for end in _ENDS for name in names if f".{name}".endswith(f".{end}")), "")
 
 
 def _is_a(module: nn.Module, ending: str) -> bool:
@@ -49,7 +67,7 @@ def _is_a(module: nn.Module, ending: str) -> bool:
 
 
 def semantic_map(
-    module: nn.Module, images: Tensor, size: Callable[[tuple[int, int]], tuple[int, int]] | None = None
+    module: nn.Module, images: Tensor, enlarged: Callable[[Size], Size] | None = None
 ) -> Tensor:
     """Returns what all queries together say of every class in every cell (N, K, h, w): scores, not logits.
 
@@ -57,9 +75,9 @@ def semantic_map(
     MaskFormer (Cheng et al., 2021, section 3.4) and of the library's own post-processing. They do not sum to 1.
     """
     classes, masks = queries(module, images)
-    if size is not None:
+    if enlarged is not None:
         height, width = images.shape[2:]
-        masks = F.interpolate(masks, size=size((height, width)), mode="bilinear", align_corners=False)
+        masks = F.interpolate(masks, size=enlarged((height, width)), mode="bilinear", align_corners=False)
     return torch.einsum("nqc,nqhw->nchw", classes.softmax(-1)[..., :-1], masks.sigmoid())
 
 
