@@ -2,8 +2,8 @@
 
     python scripts/train_scenes_segmenter.py
 
-It begins with the body of the shipped classifier. It renders the scenes once into the cache folder and keeps a checkpoint
-there after each epoch; `--resume` continues.
+It begins with the body of the shipped classifier. It renders the scenes once into the cache folder and keeps a
+checkpoint there after each epoch; `--resume` continues.
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ def train(images: np.ndarray, labels: np.ndarray, args: argparse.Namespace) -> t
             total += loss.item()
             if step % 50 == 49:
                 rate = (step + 1) * args.batch / (time.perf_counter() - start)
-                print(f"epoch {epoch + 1} step {step + 1} of {steps}: loss {total / (step + 1):.4f}, {rate:.0f} images/s", flush=True)  # fmt: skip
+                done = f"epoch {epoch + 1} step {step + 1} of {steps}"
+                print(f"{done}: loss {total / (step + 1):.4f}, {rate:.0f} images/s", flush=True)
         seconds += time.perf_counter() - start
         state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(),
                  "epoch": epoch + 1, "seconds": seconds, "rng": torch.get_rng_state()}  # fmt: skip
@@ -158,7 +159,8 @@ def train(images: np.ndarray, labels: np.ndarray, args: argparse.Namespace) -> t
             torch.save(state, new)
         quick = iou(confusion_of(model, Scenes(150, seed=args.seed + UNSEEN - 1, objects=OBJECTS))).mean()
         model.train()
-        print(f"epoch {epoch + 1} of {args.epochs}: loss {total / steps:.4f}, mIoU {quick:.3f}, {seconds:.0f} s", flush=True)  # fmt: skip
+        done = f"epoch {epoch + 1} of {args.epochs}"
+        print(f"{done}: loss {total / steps:.4f}, mIoU {quick:.3f}, {seconds:.0f} s", flush=True)
     return model.eval(), seconds
 
 

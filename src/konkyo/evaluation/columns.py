@@ -44,8 +44,8 @@ class Column:
 def column(text: str) -> Column:
     """Reads the column NAME, NAME@REGION or NAME@REGION(option=value,...). KonkyoError with what is on offer otherwise.
 
-    `REGION`: mask (what a metric of objects looks at by default), box, evidence or explained. Besides its metric's, a column of
-    deletion or insertion has the option budget=box or image (default: box in the protocols of detectors).
+    `REGION`: mask (what a metric of objects looks at by default), box, evidence or explained. Besides its metric's, a
+    column of deletion or insertion has the option budget=box or image (default: box in the protocols of detectors).
 
     >>> column("ebpg@box").name, column("deletion(protocol=seed)").budget
     ('ebpg@box', 'box')

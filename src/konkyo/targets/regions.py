@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from konkyo.data.frame import Frame
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import BaseTarget, Box
+from konkyo.targets.specs import class_of_text, spec, with_settings
 
 DenseScore: TypeAlias = Literal["logit", "probability", "sigmoid", "margin"]
 """What is averaged over a region: the output itself, its softmax, its sigmoid, or its lead over the other classes."""
@@ -59,7 +60,7 @@ class Mask:
         pools = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
         if len(size) != self.weights.ndim or len(size) not in pools:
             raise KonkyoError(f"a mask of {self.weights.ndim} axes does not lie on a grid {tuple(size)}")
-        averaged: Tensor = pools[len(size)](self.weights[None, None], size)  # type: ignore[operator]
+        averaged: Tensor = pools[len(size)](self.weights[None, None], size)  # type: ignore[arg-type]
         return averaged[0, 0]
 
 
@@ -67,9 +68,9 @@ class Mask:
 class RegionTarget(BaseTarget):
     """This target is the mean of one class over a region. output (N, K, *grid) -> (N,)
 
-    `region`: a `Mask`, or xyxy as shares of the output's width and height, whose cells count by how much of them lies in
-    it. The region is constant: it stays the same on every other image, and has no gradient. Seg-Grad-CAM (Vinogradova
-    et al., 2020) takes the sum; the mean gives the same map up to a factor, and scores that compare between pictures.
+    `region`: a `Mask`, or xyxy as shares of the output's width and height, whose cells count by how much of them lies
+    in it. The region is constant: it stays the same on every other image, and has no gradient. Seg-Grad-CAM
+    (Vinogradova et al., 2020) takes the sum; the mean gives the same map up to a factor, and scores that compare.
     `score`: "logit" is the output as it is, "probability" its softmax over the classes, "sigmoid" that of classes which
     do not exclude each other, and "margin" what the class is ahead of the highest other one. KonkyoError: another
     output, or no such class.
@@ -158,9 +159,9 @@ class Region:
     `label`: the class's name or index; None is the most frequent one that is no background, or the only channel there
     is. `within`: "predicted" is where the network itself decides for the class; "all" is the whole picture; a mask is
     an array or tensor (H, W) of the picture's size, or the path of a picture in which the region is not black.
-    `box`: (x1, y1, x2, y2) in pixels of the picture. None: "predicted" without a box, and "all" with one. With both, the
-    region is what lies in both. `component`: 1 keeps the largest connected part of the region, 2 the second one (cells
-    that touch, also at a corner). `score`: see `RegionTarget`; None is what the method explains.
+    `box`: (x1, y1, x2, y2) in pixels of the picture. None: "predicted" without a box, and "all" with one. With both,
+    the region is what lies in both. `component`: 1 keeps the largest connected part of the region, 2 the second one;
+    cells that touch at a corner are connected. `score`: see `RegionTarget`; None is what the method explains.
 
     The region is decided on the original picture and then stays the same.
     """
@@ -216,6 +217,34 @@ class Pixel:
         return (float(x), float(y), float(x + 1), float(y + 1))
 
 
+@spec("region:CLASS[,within=predicted|all][,mask=FILE][,box=X1:Y1:X2:Y2][,component=N][,score=SCORE]")
+def _region_of_text(value: str) -> Region:
+    label, settings = with_settings(value, "within", "mask", "box", "component", "score")
+    if "within" in settings and "mask" in settings:
+        raise KonkyoError(f"within= and mask= both say where; got {value!r}")
+    component = settings.get("component")
+    if component is not None and not component.isdigit():
+        raise KonkyoError(f"component is a number from 1; got {component!r}")
+    return Region(
+        class_of_text(label) if label else None,
+        settings.get("mask", settings.get("within")),
+        _box(settings["box"].split(":")) if "box" in settings else None,
+        None if component is None else int(component),
+        settings.get("score"),  # type: ignore[arg-type]
+    )
+
+
+@spec("pixel:X:Y[,label=CLASS][,score=SCORE]")
+def _pixel_of_text(value: str) -> Pixel:
+    place, settings = with_settings(value, "label", "score")
+    try:
+        x, y = (float(number) for number in place.split(":"))
+    except ValueError:
+        raise KonkyoError(f"a pixel is X:Y in pixels of the picture, as in 120:64; got {place!r}") from None
+    label = class_of_text(settings["label"]) if "label" in settings else None
+    return Pixel(x, y, label, settings.get("score"))  # type: ignore[arg-type]
+
+
 # --- from the picture to the grid of an output ------------------------------------------------------------------------
 
 
@@ -260,7 +289,8 @@ def mask_on_grid(mask: Mask, size: tuple[int, int], frame: Frame) -> Tensor:
     shape = tuple(mask.weights.shape)
     if len(shape) != 2 or abs(shape[0] - tall) > 1 or abs(shape[1] - wide) > 1:
         raise KonkyoError(
-            f"a mask is as large as the picture, {round(wide)} x {round(tall)} pixels; got {' x '.join(map(str, shape[::-1]))}"
+            f"a mask is as large as the picture, {round(wide)} x {round(tall)} pixels; got "
+            f"{' x '.join(map(str, shape[::-1]))}"
         )
     assert frame.size is not None
     rows = _coverage(size[0], frame.size[0], frame.scale[1], frame.offset[1], shape[0])
@@ -280,7 +310,7 @@ def component_of(region: Tensor, number: int) -> Tensor:
         if torch.equal(spread, labels):
             break
         labels = spread
-    names, counts = labels[inside].unique(return_counts=True)
+    names, counts = torch.unique(labels[inside], return_counts=True)
     if number > len(names):
         raise KonkyoError(f"component={number} of a region that has {len(names)} connected parts")
     name = names[counts.argsort(descending=True, stable=True)[number - 1]]
@@ -318,7 +348,7 @@ def _as_tensor(values: Any) -> Tensor:
         ) from error
     if tensor.ndim != 2:
         raise KonkyoError(f"a mask is (H, W), as large as the picture; got {tuple(tensor.shape)}")
-    if tensor.is_floating_point() and tensor.numel() and 0 <= float(tensor.amin()) and float(tensor.amax()) <= 1:
+    if tensor.is_floating_point() and tensor.numel() and float(tensor.amin()) >= 0 and float(tensor.amax()) <= 1:
         return tensor
     return tensor != 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -15,9 +16,9 @@ from konkyo.engine.ending import Ending, ending_of
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ContrastTarget, Score, SumTarget, TopK
+from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarget, TopK
 from konkyo.targets.regions import DenseScore, Pixel, Region, RegionTarget
-from konkyo.tasks.base import Classes, Explained, Matching, Task, task
+from konkyo.tasks.base import Classes, Explained, Matching, TargetRequest, Task, task
 from konkyo.tasks.decision import Decision, decisions_of_classes
 from konkyo.tasks.regions import region_of, restored_region, saved_region
 
@@ -40,8 +41,8 @@ class SegmentationTask(Task):
     """The classes of a picture's pixels: logits (N, K, H, W), or one logit (N, 1, H, W) that decides between two.
 
     With `multilabel` the classes do not exclude each other. With `probabilities` the network puts out scores of classes
-    that are explained as they are: probabilities, or the sums over queries of MaskFormer and its like. `background`: the
-    class that is nothing in particular; None: the one of that name, if there is one. One logit z becomes the two
+    that are explained as they are: probabilities, or the sums over queries of MaskFormer and its like. `background`:
+    the class that is nothing in particular; None: the one of that name, if there is one. One logit z becomes the two
     channels -z and z.
     """
 
@@ -218,6 +219,27 @@ class SegmentationTask(Task):
     def restored(values: Mapping[str, Any]) -> Target | None:
         """Returns the target of a region; None for values that are of something else."""
         return restored_region(values)
+
+    def request(self, options: TargetRequest, model: str) -> Any:
+        """Returns what the options ask for: pixels, regions of classes, or the most frequent classes."""
+        options.refuse("detectors", model, self.noun, "threshold", "quantity")
+        places: list[Any] = [partial(Pixel, x, y) for x, y in options.pixels]
+        if options.pixels and (names := options.names("region", "mask", "boxes")):
+            raise KonkyoError(f"--pixel is a place by itself; {', '.join(names)} would name another")
+        if options.region is not None and options.mask is not None:
+            raise KonkyoError("--region and --mask both say where; give one of them")
+        within = options.mask if options.mask is not None else options.region
+        if not places and (options.boxes or within is not None):
+            boxes: Any = options.boxes or (None,)
+            places = [partial(Region, within=within, box=box) for box in boxes]
+        if options.top is not None and (options.classes or places or options.against is not None):
+            raise KonkyoError("--top takes the most frequent classes; it goes with no --class and no place")
+        if not (options.classes or places or options.against is not None):
+            return TopK(options.top or 1)
+        labels = options.classes or (None,)
+        targets = [place(label=label) for place in places or [Region] for label in labels]
+        against: Any = options.against
+        return Each(*(ContrastTarget(t, against) if against is not None else t for t in targets))
 
     # --- measuring ----------------------------------------------------------------------------------------------------
 

@@ -78,8 +78,8 @@ class ScenesBody(nn.Module):
 class ScenesSegmenter(nn.Module):
     """A small DeepLabV3+ on the body of ScenesResNet: images (N, 3, H, W) -> logits (N, classes, H, W).
 
-    The head reads `stage4` (stride 8) at three rates and by its mean. Two decoders join what it finds with the finer grids
-    of `stage1` (stride 4) and of `stem` (stride 2), by which outlines are sharp (Chen et al., 2018).
+    The head reads `stage4` (stride 8) at three rates and by its mean. Two decoders join what it finds with the finer
+    grids of `stage1` (stride 4) and of `stem` (stride 2), by which outlines are sharp (Chen et al., 2018).
     """
 
     def __init__(self, classes: int = 11) -> None:

@@ -23,8 +23,8 @@ class _Queries(NamedTuple):
     """What is different between networks of queries."""
 
     enlarged: Callable[[Size], Size] | None
-    """What `post_process_semantic_segmentation` of the processor enlarges masks to, of images of a size, before it takes
-    their sigmoid; None: it leaves them as they are."""
+    """What `post_process_semantic_segmentation` of the processor enlarges masks to, of images of a size, before it
+    takes their sigmoid; None: it leaves them as they are."""
 
 
 _QUERIES = {
@@ -66,9 +66,7 @@ def _is_a(module: nn.Module, ending: str) -> bool:
     return any(base.__name__.endswith(ending) for base in kinds)
 
 
-def semantic_map(
-    module: nn.Module, images: Tensor, enlarged: Callable[[Size], Size] | None = None
-) -> Tensor:
+def semantic_map(module: nn.Module, images: Tensor, enlarged: Callable[[Size], Size] | None = None) -> Tensor:
     """Returns what all queries together say of every class in every cell (N, K, h, w): scores, not logits.
 
     It is the sum over queries of softmax(classes)[c] times sigmoid(mask), "no object" left out: the argmax of
@@ -82,7 +80,7 @@ def semantic_map(
 
 
 def queries(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the logits of the queries' classes (N, Q, K + 1), the last "no object", and of their masks (N, Q, h, w)."""
+    """Returns logits of the queries' classes (N, Q, K + 1), the last "no object", and of their masks (N, Q, h, w)."""
     output: Any = module(pixel_values=images)
     named = hasattr(output, "class_queries_logits")  # DETR has names of its own
     classes = output.class_queries_logits if named else output.logits
