@@ -118,5 +118,5 @@ def _segmenter(weights: str | Path | None) -> Model:
     elif weights is not None:
         module, usual = build_with(weights, lambda count: ScenesSegmenter(count or len(classes)))
     preprocess = Preprocess((SCENES_SIZE, SCENES_SIZE), None, SCENES_MEAN, SCENES_STD)
-    task = SegmentationTask()
+    task = SegmentationTask(layer="body")
     return Model(module.eval(), preprocess, classes if usual else (), "konkyo/scenes-segmenter", task=task)
