@@ -67,9 +67,7 @@ def fcn():
 
 
 def lraspp():
-    return torchvision.models.segmentation.lraspp_mobilenet_v3_large(
-        weights=None, weights_backbone=None, num_classes=5
-    )
+    return torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5)
 
 
 def _drawn(make):
@@ -111,7 +109,8 @@ def test_maps_are_those_of_gradients_by_hand(make):
     maps = [(gradient * level).sum(1).detach() for level, gradient in zip(kept["levels"], gradients, strict=True)]
     expected = sum(functional.interpolate(m[:, None], finest, mode="bilinear")[:, 0] for m in maps)
     result = konkyo.explain(network, x, target=RegionTarget(3, konkyo.Mask(region)), method="hires_cam")
-    assert result.layer.startswith(name) and result.diagnosis[0].ok, result.diagnosis
+    assert result.layer.startswith(name)
+    assert result.diagnosis[0].ok, result.diagnosis
     torch.testing.assert_close(result.signed, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -134,7 +133,8 @@ def test_queries_decide_as_the_librarys_post_processing(make):
     for row, labels in zip(output, expected, strict=True):
         assert (row.argmax(0) == labels).float().mean() > 0.999
     result = konkyo.explain(network, x, method="hires_cam")
-    assert result.layer.endswith("pixel_level_module.encoder") and len(result) == 2
+    assert result.layer.endswith("pixel_level_module.encoder")
+    assert len(result) == 2
 
 
 @pytest.mark.parametrize("make", [maskformer, mask2former], ids=lambda make: make.__name__)
