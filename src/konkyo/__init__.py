@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from konkyo.evaluation.sanity import random_class, randomisation, stability
     from konkyo.explanation.diagnosis import Diagnosis
     from konkyo.explanation.explain import compare, explain, explanations
+    from konkyo.explanation.onnx import export_cam
     from konkyo.explanation.result import Explanation
     from konkyo.methods.base import Method, method, methods
     from konkyo.methods.wrappers import augmented, first_component
@@ -48,6 +49,7 @@ _HOMES = {
     "konkyo.evaluation.evaluate": ("Maps", "evaluate"),
     "konkyo.evaluation.result": ("Evaluation",),
     "konkyo.explanation.explain": ("compare", "explain", "explanations"),
+    "konkyo.explanation.onnx": ("export_cam",),
     "konkyo.explanation.result": ("Explanation",),
     "konkyo.targets.detections": ("Detections", "InstanceTarget"),
     "konkyo.engine.layer": ("Layer",),
@@ -114,6 +116,7 @@ __all__ = [
     "evaluate",
     "explain",
     "explanations",
+    "export_cam",
     "first_component",
     "load",
     "method",
