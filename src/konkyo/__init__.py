@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from konkyo.models.detectors import Detector
     from konkyo.models.detectors.yolo import dense_detector
     from konkyo.report.report import report
-    from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, RegionTarget, SumTarget, Target, TopK
+    from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, SumTarget, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
+    from konkyo.targets.regions import Mask, Pixel, Region, RegionTarget
     from konkyo.targets.suppression import odam_nms
     from konkyo.tasks.base import Matching
     from konkyo.tasks.decision import Decision
+    from konkyo.tasks.segmentation import SegmentationTask
 
 from konkyo.version import __version__ as __version__
 
@@ -69,11 +71,12 @@ _HOMES = {
         "ClassTarget",
         "ContrastTarget",
         "Each",
-        "RegionTarget",
         "SumTarget",
         "Target",
         "TopK",
     ),
+    "konkyo.targets.regions": ("Mask", "Pixel", "Region", "RegionTarget"),
+    "konkyo.tasks.segmentation": ("SegmentationTask",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -96,14 +99,18 @@ __all__ = [
     "KonkyoWarning",
     "Layer",
     "Maps",
+    "Mask",
     "Matching",
     "Method",
     "Model",
     "Neighbours",
     "NotApplicable",
+    "Pixel",
     "Preprocess",
+    "Region",
     "RegionTarget",
     "RegionTest",
+    "SegmentationTask",
     "SumTarget",
     "Target",
     "TopK",

@@ -74,8 +74,12 @@ def main_tensor(output: Any) -> Tensor | None:
 
 
 def maps_in(output: Any) -> list[Tensor]:
-    """Returns a pyramid's levels: the floating (N, C, *grid) in a module's output, however nested, in its order."""
-    return [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point() and t.ndim >= 3]
+    """Returns a pyramid's levels: the floating (N, C, *grid) in a module's output, however nested, in its order.
+
+    What it holds twice, as the last hidden state of a list of all, is one level.
+    """
+    maps = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point() and t.ndim >= 3]
+    return list({id(t): t for t in maps}.values())
 
 
 def tensors_of(output: Any, layer: Layer) -> list[Tensor]:
