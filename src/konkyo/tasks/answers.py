@@ -64,6 +64,9 @@ class Vocabulary:
 class Speaker(ABC):
     """A speaker says how a network puts an image into words. Subclasses are frozen dataclasses of one architecture."""
 
+    reader: ClassVar[str] = ""
+    """The dotted name of the module that reads the images: the automatic layer is inside; "": it may be anywhere."""
+
     vocabulary: Vocabulary
 
     @abstractmethod
@@ -154,6 +157,11 @@ class AnswerTask(Task):
         encoded = self.speaker.encode(module, images, self.question)
         parts = [_token_scores(self.speaker.logits(module, encoded, r.ids), r.ids) for r in self.responses]
         return torch.cat(parts, 1)
+
+    @property
+    def within(self) -> str:
+        """This is the dotted name of the module that reads the images."""
+        return self.speaker.reader
 
     # --- targets ------------------------------------------------------------------------------------------------------
 

@@ -179,6 +179,11 @@ class Task(ABC):
         del shape
         return ()
 
+    @property
+    def within(self) -> str:
+        """This is the dotted name of the module that reads the images, where a trace looks for layers; "": anywhere."""
+        return ""
+
     # --- targets ------------------------------------------------------------------------------------------------------
 
     @abstractmethod
