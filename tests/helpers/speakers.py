@@ -145,3 +145,23 @@ def encoder_decoder(seed: int = 0) -> nn.Module:
         return VisionEncoderDecoderModel(config)
 
     return _seeded(build, seed)
+
+
+def vilt(seed: int = 0) -> nn.Module:
+    """Returns a ViLT with four answers."""
+    from transformers import ViltConfig, ViltForQuestionAnswering
+
+    config = ViltConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=SIZE,
+        patch_size=PATCH,
+        max_position_embeddings=40,
+        num_labels=4,
+        id2label={0: "yes", 1: "no", 2: "two", 3: "red"},
+        label2id={"yes": 0, "no": 1, "two": 2, "red": 3},
+    )
+    return _seeded(lambda: ViltForQuestionAnswering(config), seed)
