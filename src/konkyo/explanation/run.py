@@ -161,6 +161,7 @@ def explanation_of(run: Run) -> Explanation:
         path=None if maps.path is None else _path(maps.path, [frames[image] for image in rows.images]),
         names=tuple(run.prepared.names[image] for image in rows.images) if run.prepared.names else (),
         true_labels=tuple(run.prepared.labels[image] for image in rows.images) if run.prepared.labels else (),
+        passages=model.task.passages(rows.targets),
         assumptions=(*run.prepared.notes, *_assumptions(run, rows)),
         images=run.prepared.pictures,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -291,6 +292,19 @@ class Model:
         to_picture = [frame.shown for frame in frames]
         classes = Classes(self.name, self.classes, self._headless(output))
         return self.task.targets_of(target, output, classes, score=score, to_picture=to_picture)
+
+    def settled(self, images: Tensor, request: Any) -> Model:
+        """Returns the model whose task reads the output for these prepared images; itself, as a rule.
+
+        Of a network that answers in words that is one image and its answer. OneByOne: the images need a task each.
+        """
+        run = partial(run_network, self.module, self.name, images)
+        task = self.task.settled(self.module, images, request, run)
+        if task is self.task:
+            return self
+        settled = replace(self, task=task)
+        object.__setattr__(settled, "_traces", self._traces)  # the layers are the same for all answers
+        return settled
 
     def decides(self, output: Tensor) -> bool:
         """Tells whether the output holds decisions, which are explained where no target is given."""

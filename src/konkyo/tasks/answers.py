@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,8 @@ from konkyo.errors import KonkyoError
 from konkyo.targets.answers import Answer, EachToken, EachWord, Token, TokenScore
 from konkyo.targets.base import Target
 from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarget
-from konkyo.tasks.base import Classes, Task, ToPicture, task
+from konkyo.tasks.base import Classes, Run, Task, ToPicture, task
+from konkyo.tasks.responses import Passage, Response
 
 LONGEST = 32
 """So many tokens are generated at most, unless something else is said."""
@@ -94,50 +96,6 @@ class Speaker(ABC):
         return tuple(answer)
 
 
-@dataclass(frozen=True)
-class Response:
-    """A response is an answer as tokens: what a network generated, or a text that was given to it."""
-
-    question: str
-    ids: tuple[int, ...]
-    pieces: tuple[str, ...]
-    """The text of every token; joined they are the whole."""
-    generated: bool = True
-    """Whether the network itself said it; False: it was given."""
-
-    @property
-    def text(self) -> str:
-        """Returns the whole text."""
-        return "".join(self.pieces)
-
-    def words(self) -> list[tuple[int, ...]]:
-        """Returns the words, each as the numbers of its tokens; a word begins at a space."""
-        words: list[list[int]] = []
-        for number, piece in enumerate(self.pieces):
-            if not words or piece[:1].isspace() or self.pieces[number - 1][-1:].isspace():
-                words.append([])
-            words[-1].append(number)
-        return [tuple(word) for word in words]
-
-    def piece(self, tokens: Sequence[int]) -> str:
-        """Returns the text of some of the tokens, without space around it."""
-        return "".join(self.pieces[number] for number in tokens).strip()
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A passage is the part of a response that a target is about."""
-
-    response: Response
-    tokens: tuple[int, ...]
-    """The numbers of its tokens in the response."""
-
-    @property
-    def text(self) -> str:
-        """Returns the text of the passage, without space around it."""
-        return self.response.piece(self.tokens)
-
-
 @task
 @dataclass(frozen=True)
 class AnswerTask(Task):
@@ -158,26 +116,31 @@ class AnswerTask(Task):
 
     # --- the output ---------------------------------------------------------------------------------------------------
 
-    def settled(self, module: nn.Module, images: Tensor, request: Any) -> AnswerTask:
+    def settled(self, module: nn.Module, images: Tensor, request: Any, run: Run) -> AnswerTask:
         """Returns the task bound to the answers that a request speaks of: those given, and what is generated.
 
         OneByOne: several images, whose answers differ. KonkyoError: an image to which the network answers nothing.
         """
         if len(images) > 1:
             raise OneByOne("every image has an answer of its own")
-        responses = [self._response(module, images, text) for text in dict.fromkeys(_texts(request))]
+        texts = dict.fromkeys(_texts(request))
+        responses = [
+            self._given(text) if text is not None else run(partial(self._generated, module, images)) for text in texts
+        ]
         return replace(self, responses=tuple(responses))
 
-    def _response(self, module: nn.Module, image: Tensor, text: str | None) -> Response:
-        vocabulary = self.speaker.vocabulary
-        if text is not None:
-            ids = vocabulary.ids(text)
-            return Response(self.question, ids, vocabulary.pieces(ids), generated=False)
+    def _given(self, text: str) -> Response:
+        """Returns a text of the user's as a response."""
+        ids = self.speaker.vocabulary.ids(text)
+        return Response(self.question, ids, self.speaker.vocabulary.pieces(ids), generated=False)
+
+    def _generated(self, module: nn.Module, image: Tensor) -> Response:
+        """Returns what the network answers greedily. KonkyoError: nothing."""
         with torch.no_grad():
             ids = self.speaker.generate(module, image, self.question, self.longest)
         if not ids:
             raise KonkyoError('the network answers nothing; give the answer to explain, as in target=Answer("a cat")')
-        return Response(self.question, ids, vocabulary.pieces(ids))
+        return Response(self.question, ids, self.speaker.vocabulary.pieces(ids))
 
     def output(self, module: nn.Module, images: Tensor, read: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """Returns the log-probabilities and logits (N, T, 2) of the tokens of all answers, in float32 or higher.
@@ -187,7 +150,7 @@ class AnswerTask(Task):
         if not self.responses:
             if len(images) > 1:
                 raise KonkyoError("every image has an answer of its own: run them one by one, or konkyo.explain them")
-            return self.settled(module, images, None).output(module, images, read)
+            return replace(self, responses=(self._generated(module, images),)).output(module, images, read)
         encoded = self.speaker.encode(module, images, self.question)
         parts = [_token_scores(self.speaker.logits(module, encoded, r.ids), r.ids) for r in self.responses]
         return torch.cat(parts, 1)
@@ -253,7 +216,7 @@ class AnswerTask(Task):
         return response.ids == self.speaker.vocabulary.ids(text)
 
     def passages(self, targets: Sequence[Target]) -> tuple[Passage | None, ...]:
-        """Returns the part of a response that every target is about, of a contrast the first; None for other targets."""
+        """Returns the part of a response that every target is about (of a contrast the first), or None."""
         return tuple(self._passage(target) for target in targets)
 
     def _passage(self, target: Target) -> Passage | None:

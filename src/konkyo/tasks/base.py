@@ -16,12 +16,15 @@ from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import Target
 from konkyo.targets.classes import Against, ContrastTarget, Each, RegionTarget, Score, SumTarget
 from konkyo.tasks.decision import Decision
+from konkyo.tasks.responses import Passage
 from konkyo.utils.tensors import min_max
 
 Explained: TypeAlias = Literal["decision", "label"]
 """What is measured of a classifier: its decision, or the sample's own class."""
 ToPicture: TypeAlias = Callable[[Tensor], Tensor]
 """It turns boxes (..., 4) in pixels of the network's input into boxes in pixels of the picture."""
+Run: TypeAlias = Callable[[Callable[[], Any]], Any]
+"""It runs a forward of a network, with its errors wrapped, and returns what the forward returns."""
 
 SEVEN_CAMS = ("cam", "grad_cam", "grad_cam_pp", "score_cam", "eigen_cam", "ablation_cam", "layer_cam")
 """The class activation maps of the founding survey, in its order."""
@@ -121,6 +124,20 @@ class Task(ABC):
         `read(module, images)` runs the module and selects the tensor that `Model.select` finds.
         """
         return read(module, images)
+
+    def settled(self, module: nn.Module, images: Tensor, request: Any, run: Run) -> Task:
+        """Returns the task that reads the output for these images, where that depends on them and on the request.
+
+        By default it is the task itself. `run` runs a forward of the network and returns what that does. OneByOne: the
+        images need a task each.
+        """
+        del module, images, request, run
+        return self
+
+    def passages(self, targets: Sequence[Target]) -> tuple[Passage | None, ...]:
+        """Returns the words that every target is about, of a network that answers in words; empty for other tasks."""
+        del targets
+        return ()
 
     def confidences(self, output: Tensor) -> Tensor:
         """Returns the numbers (N, ...) among which the largest is the decision."""
