@@ -58,13 +58,17 @@ def form_of(config: Any, processor: Any = None) -> tuple[Form, Preprocess]:
     return form, Preprocess(**{"crop": None, "centre": "floor", **how, **arguments})
 
 
-def require_same(form: Form, preprocess: Preprocess, processor: Any, sizes: tuple[tuple[int, int], ...]) -> None:
+_SIZES = ((270, 351), (411, 157), (90, 400))
+"""The pictures (height, width) on which the two are compared: wide, tall, and very wide."""
+
+
+def require_same(form: Form, preprocess: Preprocess, processor: Any) -> None:
     """Raises KonkyoError where pictures come out otherwise than from the library's own image processor.
 
-    It is asked on pictures of noise of these sizes (height, width), the hardest there are.
+    They are compared on pictures of noise, which are the hardest.
     """
     random = np.random.default_rng(0)
-    for size in sizes:
+    for size in _SIZES:
         picture = Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8))
         if (apart := difference(form, preprocess, processor, picture)) > _TOLERANCE:
             raise KonkyoError(

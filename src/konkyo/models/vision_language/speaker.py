@@ -9,8 +9,10 @@ from typing import Any, TypeAlias
 from PIL import Image
 from torch import Tensor, nn
 
+from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError
-from konkyo.models.vision_language.forms import Size
+from konkyo.models.texts.vocabulary import ends_of
+from konkyo.models.vision_language.forms import Form, Size
 from konkyo.models.vision_language.network import ImageTextNetwork, Picture
 from konkyo.tasks.answers import Speaker, Vocabulary
 
@@ -20,10 +22,16 @@ Encoded: TypeAlias = tuple[Picture, Tensor]
 
 @dataclass(frozen=True)
 class ImageTextSpeaker(Speaker):
-    """It asks by the model's own processor: its chat template, its image tokens, as many as the picture's size takes."""
+    """It asks by the model's own processor: its chat template, and as many image tokens as the picture's size takes."""
 
     processor: Any
+    form: Form
     _prompts: dict[tuple[str, Size], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def layers(self, shape: Sequence[int]) -> tuple[Layer, ...]:
+        """Returns the grids of the image's tokens: all of them pass there, and nothing else of the image."""
+        several = len(self.form.layout((int(shape[-2]), int(shape[-1]))).places) > 1
+        return (Layer("image_grid", None, level=None if several else -1),)
 
     def encode(self, module: nn.Module, images: Tensor, question: str) -> Encoded:
         """Returns the pictures' features and the ids of the prompt."""
@@ -70,13 +78,10 @@ class ImageTextSpeaker(Speaker):
         return f"{place}{question}"
 
 
-def vocabulary_of(network: nn.Module, processor: Any) -> Vocabulary:
+def vocabulary_of(network: Any, processor: Any) -> Vocabulary:
     """Returns the vocabulary of a processor's tokenizer, with all tokens that end an answer of the network."""
-    ends: set[int] = set()
-    for where in (getattr(network, "generation_config", None), getattr(network, "config", None), processor.tokenizer):
-        value = getattr(where, "eos_token_id", None)
-        ends |= set(value if isinstance(value, (list, tuple)) else [value]) - {None}
-    return Vocabulary(processor.tokenizer, frozenset(ends))
+    settings = (network.generation_config, network.config.get_text_config(), processor.tokenizer)
+    return Vocabulary(processor.tokenizer, ends_of(*(getattr(where, "eos_token_id", None) for where in settings)))
 
 
 def _placeholder(processor: Any) -> str:
