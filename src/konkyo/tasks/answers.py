@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from konkyo.engine.forward import OneByOne
+from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError
 from konkyo.targets.answers import Answer, EachToken, EachWord, Token, TokenScore
 from konkyo.targets.base import Target
@@ -84,6 +85,11 @@ class Speaker(ABC):
         Those at place t come after `answer[:t]` (teacher forcing), so the first come before any token and the last
         say what follows the answer. `encoded` is of N images; the answer is the same for all.
         """
+
+    def layers(self, shape: Sequence[int]) -> tuple[Layer, ...]:
+        """Returns the layers that are explained by default for images (C, H, W); none: a trace finds them."""
+        del shape
+        return ()
 
     def generate(self, module: nn.Module, image: Tensor, question: str, longest: int) -> tuple[int, ...]:
         """Returns the ids that the network answers greedily of one image (1, C, H, W), without the end.
@@ -162,6 +168,10 @@ class AnswerTask(Task):
     def within(self) -> str:
         """This is the dotted name of the module that reads the images."""
         return self.speaker.reader
+
+    def layers(self, shape: Sequence[int]) -> tuple[Layer, ...]:
+        """Returns the layers that the speaker names."""
+        return self.speaker.layers(shape)
 
     # --- targets ------------------------------------------------------------------------------------------------------
 
