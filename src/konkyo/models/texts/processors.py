@@ -30,7 +30,9 @@ def read(module: nn.Module, processor: Any) -> tuple[Any, Arguments]:
             "konkyo.Model(module, processor=transformers.AutoProcessor.from_pretrained(...))"
         )
     images = getattr(processor, "image_processor", None)
-    return getattr(processor, "tokenizer", processor), {"preprocess": None if images is None else preprocess_like(images)}
+    return getattr(processor, "tokenizer", processor), {
+        "preprocess": None if images is None else preprocess_like(images)
+    }
 
 
 def answering(
