@@ -120,8 +120,8 @@ def test_what_the_answer_is_stays_with_the_result(tmp_path: Path) -> None:
 def test_an_answer_that_no_image_made_is_said_to_come_from_the_text() -> None:
     (of_image,) = konkyo.explain(_quadrants(), _bright(2), target=Token(0)).diagnosis
     assert of_image.ok
-    (of_text,) = konkyo.explain(_quadrants(), _bright(2), target=Token(0), method="occlusion", window=8).diagnosis
-    assert of_text.ok
+    (by_occlusion,) = konkyo.explain(_quadrants(), _bright(2), target=Token(0), method="occlusion", window=8).diagnosis
+    assert by_occlusion.ok
     (blind,) = konkyo.explain(_quadrants(blank=True), _bright(2), target=Token(0), method="eigen_cam").diagnosis
     assert blind.kind == "from the text"
     assert "a blank image has the score" in blind.message
