@@ -1,6 +1,6 @@
 """A small network that says in words what is on a drawn scene, for trying maps of words.
 
-    python examples/caption_scenes.py                       # trains it (minutes on one core), measures maps of its words
+    python examples/caption_scenes.py         # trains it, for minutes on one core, and measures maps of its words
     konkyo explain scene.png --model examples/caption_scenes.py:build --target words --out why
 
 It names the objects from left to right, as in "a cat and a taxi and a tulip". Its image encoder is that of the shipped
@@ -63,6 +63,7 @@ class CaptionSpeaker(Speaker):
     reader: ClassVar[str] = "encoder"
 
     def encode(self, module: nn.Module, images: Tensor, question: str) -> Tensor:
+        del question  # it is asked nothing
         return module(images)
 
     def logits(self, module: Any, encoded: Tensor, answer: Sequence[int]) -> Tensor:
