@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from konkyo.models.detectors import Detector
     from konkyo.models.detectors.yolo import dense_detector
     from konkyo.report.report import report
+    from konkyo.targets.answers import Answer, EachToken, EachWord, Token
     from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, SumTarget, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
     from konkyo.targets.regions import Mask, Pixel, Region, RegionTarget
@@ -66,6 +67,7 @@ _HOMES = {
     "konkyo.evaluation.sanity": ("random_class", "randomisation", "stability"),
     "konkyo.report.report": ("report",),
     "konkyo.targets.suppression": ("odam_nms",),
+    "konkyo.targets.answers": ("Answer", "EachToken", "EachWord", "Token"),
     "konkyo.targets.classes": (
         "Against",
         "ClassTarget",
@@ -82,6 +84,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Against",
+    "Answer",
     "BlackBox",
     "ClassTarget",
     "Consistency",
@@ -92,6 +95,8 @@ __all__ = [
     "Diagnosis",
     "DiagnosisReport",
     "Each",
+    "EachToken",
+    "EachWord",
     "Evaluation",
     "Explanation",
     "InstanceTarget",
@@ -113,6 +118,7 @@ __all__ = [
     "SegmentationTask",
     "SumTarget",
     "Target",
+    "Token",
     "TopK",
     "augmented",
     "compare",

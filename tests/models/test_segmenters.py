@@ -67,9 +67,7 @@ def fcn():
 
 
 def lraspp():
-    return torchvision.models.segmentation.lraspp_mobilenet_v3_large(
-        weights=None, weights_backbone=None, num_classes=5
-    )
+    return torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5)
 
 
 def _drawn(make):

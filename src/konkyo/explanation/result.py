@@ -20,6 +20,7 @@ from konkyo.explanation.exports import THRESHOLD
 from konkyo.explanation.rows import TENSORS, Rows, numbers_of, row_number, selected
 from konkyo.targets.base import Target, as_target
 from konkyo.tasks.decision import Decision
+from konkyo.tasks.responses import Passage
 from konkyo.utils.tensors import min_max, resize
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Explanation:
     """What the image of every row is called, its file's name as a rule; empty where nothing is known of names."""
     true_labels: tuple[str | None, ...] = ()
     """The class that the image of every row really has, as its data set says; empty where nothing is known of it."""
+    passages: tuple[Passage | None, ...] = ()
+    """The words that every row explains, in the answer that they are of; empty where none is in words."""
     assumptions: tuple[str, ...] = ()
     """What was not told but assumed: a sentence each, which says how to tell it."""
     images: tuple[Image.Image, ...] | Tensor | None = None
