@@ -367,3 +367,34 @@ def processor_of(family: str, template: bool = True) -> Any:
         return t.PaliGemmaProcessor(images, tokenizer, chat_template=None)
     images = t.Gemma3ImageProcessor(size=side)
     return t.Gemma3Processor(images, tokenizer, image_seq_length=4, **values)
+
+
+FAMILIES = tuple(NETWORKS)
+QUESTION = "is there a cat in the picture ?"
+
+
+def asked(family: str, question: str = QUESTION, network: Any = None, longest: int = 4) -> Any:
+    """Returns a `konkyo.Model` of a family that is asked a question, and answers with `longest` tokens at most."""
+    from dataclasses import replace
+
+    import konkyo
+    from konkyo.models.vision_language.adapter import described
+
+    arguments = described(network or network_of(family), processor_of(family))
+    assert arguments is not None
+    arguments["task"] = replace(arguments["task"], question=question, longest=longest)
+    return konkyo.Model(**arguments)
+
+
+def picture_of(size: tuple[int, int] = (200, 120)) -> Any:
+    """Returns a picture (width, height) of drawn figures and some noise."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    width, height = size
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(60, 120, (height, width, 3), dtype=np.uint8))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((width // 8, height // 6, width // 3, height // 2), fill=(220, 40, 40))
+    draw.rectangle((width // 2, height // 2, width * 4 // 5, height * 5 // 6), fill=(30, 80, 230))
+    return image
