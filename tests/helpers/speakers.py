@@ -9,7 +9,25 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[BOS]"]
-WORDS += "a the cat dog on mat red blue yes no how many what is there two three umbrella ##s ?".split()
+WORDS += [
+    "a",
+    "the",
+    "cat",
+    "dog",
+    "on",
+    "mat",
+    "red",
+    "blue",
+    "yes",
+    "no",
+    "how",
+    "many",
+    "what",
+    "is",
+    "there",
+    "two",
+]
+WORDS += ["three", "umbrella", "##s", "?"]
 SIZE, PATCH = 32, 8
 
 
@@ -48,7 +66,7 @@ def blip_config() -> Any:
         "intermediate_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "max_position_embeddings": 48,
+        "max_position_embeddings": 80,
         "bos_token_id": 4,
         "eos_token_id": 2,
         "sep_token_id": 2,
@@ -98,7 +116,7 @@ def git(seed: int = 0) -> nn.Module:
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=48,
+        max_position_embeddings=80,
         bos_token_id=1,
         eos_token_id=2,
     )
@@ -118,7 +136,7 @@ def encoder_decoder(seed: int = 0) -> nn.Module:
         patch_size=PATCH,
     )
     gpt2 = GPT2Config(
-        vocab_size=len(WORDS), n_embd=24, n_layer=2, n_head=2, n_positions=48, bos_token_id=1, eos_token_id=2
+        vocab_size=len(WORDS), n_embd=24, n_layer=2, n_head=2, n_positions=80, bos_token_id=1, eos_token_id=2
     )
 
     def build() -> Any:
@@ -127,3 +145,23 @@ def encoder_decoder(seed: int = 0) -> nn.Module:
         return VisionEncoderDecoderModel(config)
 
     return _seeded(build, seed)
+
+
+def vilt(seed: int = 0) -> nn.Module:
+    """Returns a ViLT with four answers."""
+    from transformers import ViltConfig, ViltForQuestionAnswering
+
+    config = ViltConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=SIZE,
+        patch_size=PATCH,
+        max_position_embeddings=40,
+        num_labels=4,
+        id2label={0: "yes", 1: "no", 2: "two", 3: "red"},
+        label2id={"yes": 0, "no": 1, "two": 2, "red": 3},
+    )
+    return _seeded(lambda: ViltForQuestionAnswering(config), seed)

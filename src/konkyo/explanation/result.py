@@ -72,7 +72,7 @@ class Explanation:
     true_labels: tuple[str | None, ...] = ()
     """The class that the image of every row really has, as its data set says; empty where nothing is known of it."""
     passages: tuple[Passage | None, ...] = ()
-    """The words that every row explains, in the answer that they are part of; empty where nothing is answered in words."""
+    """The words that every row explains, in the answer that they are of; empty where none is in words."""
     assumptions: tuple[str, ...] = ()
     """What was not told but assumed: a sentence each, which says how to tell it."""
     images: tuple[Image.Image, ...] | Tensor | None = None

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from konkyo.data.frame import Frame
 from konkyo.data.images import MAX_PIXELS, upright
 from konkyo.errors import ImageError, KonkyoError, unknown
 
@@ -25,25 +26,6 @@ Size: TypeAlias = tuple[int, int]
 """Height and width."""
 
 _FILTERS = {filter_.name.lower(): filter_ for filter_ in Image.Resampling}
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Where a picture lies in the input made of it: pixel x of the input is pixel x * scale + offset of the picture."""
-
-    scale: tuple[float, float] = (1.0, 1.0)
-    """Across, down."""
-    offset: tuple[float, float] = (0.0, 0.0)
-    region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
-    """The part of the input that shows the picture, xyxy as shares of its width and height; the rest is border."""
-
-    def shown(self, boxes: Tensor) -> Tensor:
-        """Returns boxes (..., 4) xyxy in input pixels as boxes in the pixels of the picture."""
-        return boxes * boxes.new_tensor(self.scale * 2) + boxes.new_tensor(self.offset * 2)
-
-    def placed(self, boxes: Tensor) -> Tensor:
-        """Returns boxes (..., 4) xyxy in the pixels of the picture as boxes in input pixels."""
-        return (boxes - boxes.new_tensor(self.offset * 2)) / boxes.new_tensor(self.scale * 2)
 
 
 class Resizing(ABC):
@@ -68,8 +50,8 @@ def resizing(rule: _Rule) -> _Rule:
 class Preprocess:
     """Resize, centre crop, scale to [0, 1], normalise: the evaluation preprocessing of image classifiers.
 
-    `resize`: the short side, (height, width), a `Resizing`, or None; `crop`: a square side, or (height, width), or None. One value
-    of `mean` and `std` per channel; a single one makes a grey picture. `fit`: how a picture of another shape comes to
+    `resize`: the short side, (height, width), a `Resizing`, or None; `crop`: a square side, or (height, width), or
+    None. One value of `mean` and `std` per channel; a single one makes a grey picture. `fit`: how a picture of another shape comes to
     (height, width): "stretch" it, "cover" with its shape kept, or "contain" it, with a border around it. The border has
     the grey `border` (0 black, 1 white; None: the mean colour). `centre`: whether a crop that cannot lie in the middle
     is rounded to the even pixel ("round", as torchvision does) or up and left ("floor", as transformers does).

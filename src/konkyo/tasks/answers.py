@@ -19,13 +19,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from konkyo.data.frame import Frame
 from konkyo.engine.forward import OneByOne
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError
 from konkyo.targets.answers import Answer, EachToken, EachWord, Token, TokenScore
 from konkyo.targets.base import Target
 from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarget
-from konkyo.tasks.base import Classes, Run, Task, ToPicture, task
+from konkyo.tasks.base import Classes, Run, Task, task
 from konkyo.tasks.responses import Passage, Response
 
 LONGEST = 32
@@ -64,6 +65,9 @@ class Vocabulary:
 @dataclass(frozen=True)
 class Speaker(ABC):
     """A speaker says how a network puts an image into words. Subclasses are frozen dataclasses of one architecture."""
+
+    reader: ClassVar[str] = ""
+    """The dotted name of the module that reads the images: the automatic layer is inside; "": it may be anywhere."""
 
     vocabulary: Vocabulary
 
@@ -161,6 +165,11 @@ class AnswerTask(Task):
         parts = [_token_scores(self.speaker.logits(module, encoded, r.ids), r.ids) for r in self.responses]
         return torch.cat(parts, 1)
 
+    @property
+    def within(self) -> str:
+        """This is the dotted name of the module that reads the images."""
+        return self.speaker.reader
+
     def layers(self, shape: Sequence[int]) -> tuple[Layer, ...]:
         """Returns the layers that the speaker names."""
         return self.speaker.layers(shape)
@@ -174,14 +183,14 @@ class AnswerTask(Task):
         classes: Classes,
         *,
         score: Score = "logit",
-        to_picture: Sequence[ToPicture] = (),
+        frames: Sequence[Frame] = (),
     ) -> list[list[Target]]:
         """Returns the targets of every image.
 
         `request`: None (the whole generated answer), `Answer`, `Token`, `EachToken`, `EachWord`, a text (the answer
         given), contrasts and sums of these, or a callable output (N, T, 2) -> (N,). KonkyoError: no such token or word.
         """
-        del classes, to_picture
+        del classes, frames
         return [list(self._resolved(request, score))] * len(output)
 
     def _resolved(self, request: Any, score: Score) -> list[Target]:

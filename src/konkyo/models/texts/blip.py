@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from konkyo.tasks.answers import Speaker, Vocabulary
 @dataclass(frozen=True)
 class BlipCaptioner(Speaker):
     """BLIP describes an image (BlipForConditionalGeneration); a question is the beginning that it goes on from."""
+
+    reader: ClassVar[str] = "vision_model"
 
     def encode(self, module: nn.Module, images: Tensor, question: str) -> tuple[Tensor, tuple[int, ...]]:
         """Returns the image's tokens (N, 1 + h w, C) and the ids that come before the caption."""
@@ -36,6 +38,8 @@ class BlipCaptioner(Speaker):
 @dataclass(frozen=True)
 class BlipAnswerer(Speaker):
     """BLIP answers a question (BlipForQuestionAnswering): the question looks at the image, and the answer at both."""
+
+    reader: ClassVar[str] = "vision_model"
 
     def encode(self, module: nn.Module, images: Tensor, question: str) -> Tensor:
         """Returns the question's tokens (N, L, C), which have read the image's. KonkyoError: no question."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -16,6 +16,8 @@ from konkyo.tasks.answers import Speaker, Vocabulary
 @dataclass(frozen=True)
 class EncoderDecoder(Speaker):
     """An encoder's tokens are read by the cross-attention of a decoder; a question is how the text begins."""
+
+    reader: ClassVar[str] = "encoder"
 
     start: int
     """The id before the text."""

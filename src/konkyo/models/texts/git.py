@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ class GitSpeaker(Speaker):
     The library runs the image's encoder in every forward; here it runs once, for all answers, and the rest of the
     forward follows: the image's tokens see each other, the text sees the image and the text before.
     """
+
+    reader: ClassVar[str] = "git.image_encoder"
 
     def encode(self, module: nn.Module, images: Tensor, question: str) -> tuple[Tensor, tuple[int, ...]]:
         """Returns the projected tokens of the image (N, 1 + h w, C) and the ids that come before the text."""
