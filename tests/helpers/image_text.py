@@ -249,8 +249,8 @@ _SPECIAL = {
 }
 """The special tokens of families, from the id `IMAGE` on."""
 _TEMPLATE = (
-    "{% for m in messages %}{{ m.role }} : {% for c in m.content %}{% if c.type == 'image' %}PLACE{% else %}{{ c.text }}"
-    "{% endif %} {% endfor %}{% endfor %}{% if add_generation_prompt %}assistant : {% endif %}"
+    "{% for m in messages %}{{ m.role }} : {% for c in m.content %}{% if c.type == 'image' %}PLACE{% else %}"
+    "{{ c.text }}{% endif %} {% endfor %}{% endfor %}{% if add_generation_prompt %}assistant : {% endif %}"
 )
 
 

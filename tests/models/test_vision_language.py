@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -18,7 +17,6 @@ from konkyo.engine.trace import share_around
 from konkyo.errors import KonkyoError
 from konkyo.models.vision_language.adapter import described
 from konkyo.models.vision_language.families import difference, form_of
-from konkyo.targets.answers import Answer
 from konkyo.utils.tensors import on_finest
 
 pytest.importorskip("transformers")
@@ -50,7 +48,7 @@ def _text_model(network: Any) -> Any:
 
 @contextmanager
 def _reading(network: Any) -> Any:
-    """Within the context the text model's inputs are kept, with their gradients: embeddings, then deepstack features."""
+    """Within the context the text model's inputs are kept, with gradients: embeddings, then deepstack features."""
     kept: list[Tensor] = []
 
     def look(_module: Any, _args: Any, kwargs: Any) -> None:
@@ -333,7 +331,7 @@ def test_what_cannot_be_right_is_refused() -> None:
     model = asked("llava")
     images = _prepared(model)
     picture, prompt = model.module.look(images), _prompt(model, images)
-    with pytest.raises(KonkyoError, match="16 image tokens .* expected .* got 15"):
+    with pytest.raises(KonkyoError, match=r"16 image tokens .* expected .* has 15"):
         model.module.read(picture, prompt[prompt.cumsum(0) != prompt.cumsum(0)[prompt == IMAGE][0]], ())
     with pytest.raises(KonkyoError, match="without image tokens"):
         model.module.read(picture, prompt, (5, IMAGE))
@@ -359,6 +357,30 @@ def test_a_processor_that_is_not_followed_is_refused() -> None:
 
 
 def test_networks_of_other_kinds_are_not_taken() -> None:
-    assert described(torch.nn.Linear(2, 2), None) is None
-    assert described(network_of("llava"), None) is None
-    np.testing.assert_equal(described(torch.nn.Linear(2, 2), processor_of("llava")), None)
+    assert described(torch.nn.Linear(2, 2), processor_of("llava")) is None
+    assert described(network_of("llava").model, processor_of("llava")) is None
+    with pytest.raises(KonkyoError, match="processor=transformers"):
+        konkyo.Model(network_of("llava"))
+
+
+def test_a_module_and_its_processor_are_asked_by_question() -> None:
+    model = konkyo.Model(network_of("qwen2_vl"), processor=processor_of("qwen2_vl"))
+    explained = konkyo.explain(model, picture_of(), question=QUESTION, target="yes .", method="grad_cam")
+    assert explained.model == "Qwen2VLForConditionalGeneration"
+    assert explained.labels == ("yes .",)
+    with pytest.raises(KonkyoError, match="reads text beside the image; give question="):
+        konkyo.explain(model, picture_of())
+
+
+@pytest.mark.parametrize("family", ["llava_next", "qwen3_vl", "smolvlm", "gemma3"])
+def test_a_folder_is_loaded_with_its_processor(family: str, tmp_path: Any) -> None:
+    network, processor = network_of(family), processor_of(family)
+    network.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = konkyo.load(f"hf/{tmp_path}")
+    here = konkyo.Model(network, processor=processor)
+    picture = picture_of()
+    first, second = (
+        konkyo.explain(m, picture, question=QUESTION, method="hires_cam", target="a cat") for m in (loaded, here)
+    )
+    torch.testing.assert_close(first.signed, second.signed)

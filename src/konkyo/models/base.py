@@ -57,6 +57,7 @@ class Model:
     they look like probabilities); or detection. Without any of these, and without a `select` or `call`, a module that a
     library's adapter knows for a detector is one. `weights`: those of torchvision that the module has, as
     `ResNet50_Weights.DEFAULT`, whose preprocessing and classes are taken where none are given; nothing is loaded.
+    `processor`: of transformers, what a network that reads text reads it with, as AutoProcessor loads it.
     KonkyoError: not a module, or a TorchScript module.
     """
 
@@ -89,6 +90,7 @@ class Model:
         probabilities: bool | None = None,
         prompts: Prompts | None = None,
         weights: Any = None,
+        processor: Any = None,
     ) -> None:
         module = _unwrapped(module)
         if weights is not None:
@@ -106,7 +108,8 @@ class Model:
             )
         said = any(value is not None for value in (detector, multilabel, probabilities, task, call, prompts))
         if not said and select is select_logits:
-            facts = known(module)
+            facts, name = known(module, processor), name or type(module).__name__
+            module, preprocess = facts.get("module", module), preprocess or facts.get("preprocess")
             detector, task, call, prompts, multilabel = (
                 facts.get(key) for key in ("detector", "task", "call", "prompts", "multilabel")
             )

@@ -72,11 +72,16 @@ def load(name: str, weights: str | Path | None) -> Model:
             f"hf/{name} cannot be loaded{noun and ' as an ' + noun}: {reason} Give a model's id on the hub, or a "
             "folder with its config.json and weights"
         ) from error
-    arguments = chosen.describe(module.eval(), processor)
+    same = [other for other in kinds_of("transformers") if other.auto == chosen.auto]
+    described = (other.describe(module.eval(), processor) for other in same)
+    arguments = next((arguments for arguments in described if arguments is not None), None)
     if arguments is None:
         raise KonkyoError(f"hf/{name}: {type(module).__name__} is no {noun} that is known here")
-    usual_ones = {"preprocess": _preprocess(transformers, name, settings), "classes": _classes(config) if usual else ()}
-    return Model(module, name=f"hf/{name}", **{**usual_ones, **arguments})
+    if "preprocess" not in arguments:
+        arguments["preprocess"] = _preprocess(transformers, name, settings)
+    return Model(
+        **{"module": module, "classes": _classes(config) if usual else (), **arguments, "name": f"hf/{name}"},
+    )
 
 
 @kind("transformers", "image classifier", auto="AutoModelForImageClassification")
