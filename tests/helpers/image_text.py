@@ -378,12 +378,9 @@ def asked(family: str, question: str = QUESTION, network: Any = None, longest: i
     from dataclasses import replace
 
     import konkyo
-    from konkyo.models.vision_language.adapter import described
 
-    arguments = described(network or network_of(family), processor_of(family))
-    assert arguments is not None
-    arguments["task"] = replace(arguments["task"], question=question, longest=longest)
-    return konkyo.Model(**arguments)
+    model = konkyo.Model(network or network_of(family), processor=processor_of(family)).prompted(question=question)
+    return replace(model, task=replace(model.task, longest=longest))  # type: ignore[call-arg]
 
 
 def picture_of(size: tuple[int, int] = (200, 120)) -> Any:

@@ -331,7 +331,7 @@ def test_what_cannot_be_right_is_refused() -> None:
     model = asked("llava")
     images = _prepared(model)
     picture, prompt = model.module.look(images), _prompt(model, images)
-    with pytest.raises(KonkyoError, match=r"16 image tokens .* expected .* has 15"):
+    with pytest.raises(KonkyoError, match=r"16 image tokens .* expected .* got 15"):
         model.module.read(picture, prompt[prompt.cumsum(0) != prompt.cumsum(0)[prompt == IMAGE][0]], ())
     with pytest.raises(KonkyoError, match="without image tokens"):
         model.module.read(picture, prompt, (5, IMAGE))

@@ -52,9 +52,10 @@ class Preprocess:
 
     `resize`: the short side, (height, width), a `Resizing`, or None; `crop`: a square side, or (height, width), or
     None. One value of `mean` and `std` per channel; a single one makes a grey picture. `fit`: how a picture of another
-    shape comes to (height, width): "stretch" it, "cover" with its shape kept, or "contain" it, with a border around it. The border has
-    the grey `border` (0 black, 1 white; None: the mean colour). `centre`: whether a crop that cannot lie in the middle
-    is rounded to the even pixel ("round", as torchvision does) or up and left ("floor", as transformers does).
+    shape comes to (height, width): "stretch" it, "cover" with its shape kept, or "contain" it, with a border around it.
+    The border has the grey `border` (0 black, 1 white; None: the mean colour). `centre`: whether a crop that cannot lie
+    in the middle is rounded to the even pixel ("round", as torchvision does) or up and left ("floor", as transformers
+    does).
     `longest`: where `resize` is the short side, how long the other may become; if it were longer, both shrink.
     `multiple`: sides that follow from the picture's shape are cut down to multiples of it.
     """

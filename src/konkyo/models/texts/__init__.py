@@ -1,1 +1,1 @@
-"""Models of images and texts: what turns them into classifiers whose classes are texts."""
+"""Networks that read images and text, and answer in words: a file per architecture."""

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from konkyo.errors import KonkyoError
-from konkyo.models.texts.vocabulary import ends_of, rows_of
+from konkyo.models.kinds import Arguments, kind
+from konkyo.models.texts.processors import answering
+from konkyo.models.texts.vocabulary import ends_of, is_a, rows_of
 from konkyo.tasks.answers import Speaker, Vocabulary
 
 
@@ -74,6 +76,18 @@ def captioner(module: nn.Module, tokenizer: Any) -> BlipCaptioner:
 def answerer(module: nn.Module, tokenizer: Any) -> BlipAnswerer:
     """Returns how a BlipForQuestionAnswering speaks."""
     return BlipAnswerer(Vocabulary(tokenizer, _ends(module)))
+
+
+@kind("transformers", "captioner", auto="AutoModelForImageTextToText", processor="AutoProcessor")
+def captions(module: nn.Module, processor: Any) -> Arguments | None:
+    """Returns what `Model` is told of a BLIP that describes images; None: another module."""
+    return answering(captioner, module, processor) if is_a(module, "BlipForConditionalGeneration") else None
+
+
+@kind("transformers", "answerer of questions", auto="AutoModelForVisualQuestionAnswering", processor="AutoProcessor")
+def answers(module: nn.Module, processor: Any) -> Arguments | None:
+    """Returns what `Model` is told of a BLIP that answers questions; None: another module."""
+    return answering(answerer, module, processor, asks=True) if is_a(module, "BlipForQuestionAnswering") else None
 
 
 def _ends(module: Any) -> frozenset[int]:

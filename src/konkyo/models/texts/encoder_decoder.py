@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from konkyo.errors import KonkyoError
-from konkyo.models.texts.vocabulary import ends_of, rows_of
+from konkyo.models.kinds import Arguments, kind
+from konkyo.models.texts.processors import answering
+from konkyo.models.texts.vocabulary import ends_of, is_a, rows_of
 from konkyo.tasks.answers import Speaker, Vocabulary
 
 
@@ -61,3 +63,9 @@ def speaker(module: nn.Module, tokenizer: Any) -> EncoderDecoder:
         )
     ends = ends_of(network.config.eos_token_id, settings.eos_token_id, decoder.eos_token_id)
     return EncoderDecoder(Vocabulary(tokenizer, ends), start)
+
+
+@kind("transformers", "encoder and decoder", auto="AutoModelForImageTextToText", processor="AutoProcessor")
+def captions(module: nn.Module, processor: Any) -> Arguments | None:
+    """Returns what `Model` is told of a VisionEncoderDecoderModel; None: another module."""
+    return answering(speaker, module, processor) if is_a(module, "VisionEncoderDecoderModel") else None

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from konkyo.models.texts.vocabulary import ends_of, rows_of
+from konkyo.models.kinds import Arguments, kind
+from konkyo.models.texts.processors import answering
+from konkyo.models.texts.vocabulary import ends_of, is_a, rows_of
 from konkyo.tasks.answers import Speaker, Vocabulary
 
 
@@ -47,3 +49,9 @@ def speaker(module: nn.Module, tokenizer: Any) -> GitSpeaker:
     """Returns how a GitForCausalLM speaks."""
     config: Any = module.config
     return GitSpeaker(Vocabulary(tokenizer, ends_of(config.eos_token_id)))
+
+
+@kind("transformers", "writer of captions", auto="AutoModelForCausalLM", processor="AutoProcessor")
+def captions(module: nn.Module, processor: Any) -> Arguments | None:
+    """Returns what `Model` is told of a GitForCausalLM; None: another module."""
+    return answering(speaker, module, processor) if is_a(module, "GitForCausalLM") else None

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from konkyo.models.texts.vocabulary import rows_of
+from konkyo.engine.layer import Layer
+from konkyo.models.kinds import Arguments, kind
+from konkyo.models.prompts import Prompts
+from konkyo.models.texts.processors import read
+from konkyo.models.texts.vocabulary import is_a, rows_of
+from konkyo.tasks import ClassificationTask
 
 
 @dataclass(frozen=True)
@@ -46,3 +53,41 @@ def _tokens(embeddings: Any, images: Tensor) -> Tensor:
     first = (embeddings.cls_token + positions[:, :1]).expand(len(images), -1, -1)
     tokens: Tensor = embeddings.dropout(torch.cat([first, cells], 1))
     return tokens
+
+
+@dataclass(frozen=True)
+class ViltTask(ClassificationTask):
+    """The answers of a ViLT as classes; they do not exclude each other, as it was trained and as its library says.
+
+    What is explained by default is the output of the last block but one: of the last, the answer reads one token alone.
+    """
+
+    layer: str = ""
+    patch: int = 1
+    """The side of its patches, in pixels."""
+    before: int = 0
+    """So many tokens come before the image's patches: the question's, and the image's class token."""
+
+    def layers(self, shape: Sequence[int]) -> tuple[Layer, ...]:
+        """Returns the last layer whose patches all count."""
+        grid = tuple(side // self.patch for side in shape[1:])
+        return (Layer(self.layer, None, channel_axis=-1, tokens=grid, prefix=self.before),)
+
+
+@kind("transformers", "classifier of answers", auto="AutoModelForVisualQuestionAnswering", processor="AutoProcessor")
+def answers(module: nn.Module, processor: Any) -> Arguments | None:
+    """Returns what `Model` is told of a ViltForQuestionAnswering; None: another module."""
+    if not is_a(module, "ViltForQuestionAnswering"):
+        return None
+    tokenizer, arguments = read(module, processor)
+    names: Any = module.config
+    classes = tuple(str(names.id2label[index]) for index in range(names.num_labels))
+    prompts = Prompts("question", partial(_asked, module.config, tokenizer))
+    return {**arguments, "classes": classes, "multilabel": True, "prompts": prompts}
+
+
+def _asked(config: Any, tokenizer: Any, question: str) -> Arguments:
+    """Returns what `Model` is told of a network that is asked a question."""
+    ids = tuple(int(index) for index in tokenizer(question).input_ids)
+    layer = f"vilt.encoder.layer.{max(config.num_hidden_layers - 2, 0)}"
+    return {"call": Asked(ids), "task": ViltTask(True, None, layer, config.patch_size, len(ids) + 1)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -10,6 +10,8 @@ from torch import nn
 from konkyo.errors import KonkyoError
 from konkyo.models.kinds import kind
 from konkyo.models.prompts import Prompts
+from konkyo.models.texts.processors import asked
+from konkyo.models.transformers import local_processor
 from konkyo.models.vision_language.families import form_of, is_known, require_same
 from konkyo.models.vision_language.network import ImageTextNetwork
 from konkyo.models.vision_language.speaker import ImageTextSpeaker, vocabulary_of
@@ -20,12 +22,13 @@ from konkyo.tasks.answers import AnswerTask
 def described(network: nn.Module, processor: Any) -> dict[str, Any] | None:
     """Returns what `Model` is to be told of an image-text-to-text model; None: no module of a family known here.
 
-    `processor`: its processor of images and text. KonkyoError: none, or one that prepares pictures in a way that is not
-    followed here.
+    `processor`: its processor of images and text; None: that of the files it came from. KonkyoError: none, or one that
+    prepares pictures in a way that is not followed here.
     """
     config = getattr(network, "config", None)
     if not is_known(config) or not type(network).__name__.endswith("ForConditionalGeneration"):
         return None
+    processor = processor or local_processor(str(getattr(config, "_name_or_path", "") or ""))
     if processor is None:
         raise KonkyoError(
             f"{type(network).__name__} reads text beside the image, with a processor: konkyo.Model(module, "
@@ -39,5 +42,5 @@ def described(network: nn.Module, processor: Any) -> dict[str, Any] | None:
         "module": ImageTextNetwork(network, form).eval(),
         "preprocess": preprocess,
         "task": task,
-        "prompts": Prompts("question", lambda question: {"task": replace(task, question=question)}),
+        "prompts": Prompts("question", partial(asked, task)),
     }

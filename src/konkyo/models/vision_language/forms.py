@@ -28,7 +28,7 @@ Filter: TypeAlias = Literal["bilinear", "bicubic", "lanczos"]
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """A layout says where the tokens of one picture lie: all `count` of them, in the order of the text model's input."""
+    """A layout says where the tokens of one picture lie: all `count` of them, in the order they are read in."""
 
     count: int
     places: tuple[Tensor, ...]

@@ -135,7 +135,8 @@ class ImageTextNetwork(nn.Module):
         there = int((ids == token).sum())
         if there != count:
             raise KonkyoError(
-                f"a prompt with {count} image tokens (of id {token}) was expected for pictures of this size; it has {there}"
+                f"a prompt with {count} image tokens (of id {token}) was expected for pictures of this size; got "
+                f"{there}"
             )
         if token in answer:
             raise KonkyoError(f"an answer without image tokens (of id {token}) was expected; got {list(answer)}")

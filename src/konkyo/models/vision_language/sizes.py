@@ -14,7 +14,7 @@ from konkyo.models.preprocess import Resizing, Size, resizing
 @resizing
 @dataclass(frozen=True)
 class Multiples(Resizing):
-    """Both sides become multiples of `factor`, with `least` to `most` pixels in all, in nearly the same form: Qwen-VL."""
+    """Both sides become multiples of `factor`, `least` to `most` pixels in all, nearly in the same form: Qwen-VL."""
 
     factor: int
     least: int
