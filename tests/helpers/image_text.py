@@ -370,6 +370,31 @@ def processor_of(family: str, template: bool = True) -> Any:
 
 
 FAMILIES = tuple(NETWORKS)
+SHAPES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("llava", "paligemma"), (3, 64, 64)),
+    "qwen2_vl": (3, 112, 168),
+    "qwen2_5_vl": (3, 112, 168),
+    "qwen3_vl": (3, 128, 192),
+    **dict.fromkeys(("llava_next", "llava_onevision", "internvl"), (3, 72, 120)),
+    **dict.fromkeys(("idefics3", "smolvlm"), (3, 128, 192)),
+}
+"""Pictures (C, H, W) that the families take, of many cells."""
+
+
+def on_grids(family: str) -> Any:
+    """Returns a network of a family as konkyo runs it, without its processor."""
+    from konkyo.models.vision_language.families import form_of
+    from konkyo.models.vision_language.network import ImageTextNetwork
+
+    network = network_of(family)
+    return ImageTextNetwork(network, form_of(network.config)[0]).eval()
+
+
+def next_word(network: Any, images: Any) -> Any:
+    """Returns the logits (N, V) of the next word after a prompt whose image tokens lie between words."""
+    count = network.form.layout(tuple(images.shape[2:])).count
+    ids = torch.tensor([1, 7, *[IMAGE] * count, 9, 10, 11])
+    return network.read(network.look(images), ids, ())[:, -1]
 QUESTION = "is there a cat in the picture ?"
 
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import konkyo
+from helpers import cuts
 from helpers.image_text import FAMILIES, IMAGE, QUESTION, asked, network_of, picture_of, processor_of
 from konkyo.engine.replay import Replay
 from konkyo.engine.trace import share_around
@@ -175,6 +176,16 @@ def test_nothing_of_the_image_goes_around_the_grids(family: str) -> None:
     around = share_around(model, lambda output: output[:, :, 0].sum(1), images, layers)
     assert [layer.name for layer in layers] == ["image_grid"]
     assert float(around) == 0.0
+
+
+@every_family
+def test_the_cells_of_the_grids_depend_most_on_their_own_places(family: str) -> None:
+    """... of all grids, by an independent judge; 1.0: all cells that were asked."""
+    model = asked(family)
+    images = _prepared(model)
+    (layer,) = model.automatic_layers(tuple(images.shape[1:]))
+    model = model.settled(images, None)
+    assert cuts.placed(model, images, layer) == 1.0
 
 
 def test_qwen3_vl_has_features_that_go_around_its_merger() -> None:
