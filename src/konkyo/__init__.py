@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from konkyo.models.detectors import Detector
     from konkyo.models.detectors.yolo import dense_detector
     from konkyo.report.report import report
+    from konkyo.targets.answers import Answer, EachToken, EachWord, Token
     from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, RegionTarget, SumTarget, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
     from konkyo.targets.suppression import odam_nms
@@ -62,6 +63,7 @@ _HOMES = {
     "konkyo.evaluation.sanity": ("random_class", "randomisation", "stability"),
     "konkyo.report.report": ("report",),
     "konkyo.targets.suppression": ("odam_nms",),
+    "konkyo.targets.answers": ("Answer", "EachToken", "EachWord", "Token"),
     "konkyo.targets.classes": (
         "Against",
         "ClassTarget",
@@ -77,6 +79,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Against",
+    "Answer",
     "BlackBox",
     "ClassTarget",
     "Consistency",
@@ -87,6 +90,8 @@ __all__ = [
     "Diagnosis",
     "DiagnosisReport",
     "Each",
+    "EachToken",
+    "EachWord",
     "Evaluation",
     "Explanation",
     "InstanceTarget",
@@ -104,6 +109,7 @@ __all__ = [
     "RegionTest",
     "SumTarget",
     "Target",
+    "Token",
     "TopK",
     "augmented",
     "compare",

@@ -63,8 +63,8 @@ def trace(
     """Runs the network on an image (1, ...), and where its operators tell too little on the same with other pixels.
 
     `instances`: the output holds many decisions, each made from one of several levels. `small`: the image is small, so
-    that the whole graph may be stored, and pixels are changed in two places, one after the other. `within`: the dotted
-    name of the module in which the automatic layer is looked for; "": anywhere.
+    that the whole graph may be stored, and pixels are changed in two places, one after the other.
+    `within`: the dotted name of the module in which the automatic layer is looked for; "": anywhere.
     """
     run = Run(forward, root, image)
     with SoundForward(session_of(root)):

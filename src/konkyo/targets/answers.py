@@ -7,13 +7,14 @@ tokens before (teacher forcing).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import BaseTarget
+from konkyo.targets.specs import spec
 
 TokenScore: TypeAlias = Literal["log_probability", "logit", "probability"]
 SCORES: tuple[TokenScore, ...] = ("log_probability", "logit", "probability")
@@ -102,6 +103,47 @@ class EachWord:
 
     def __post_init__(self) -> None:
         _check(self.score)
+
+
+def in_text(request: Any, text: str) -> Any:
+    """Returns a request about an answer's text in place of what the network generates.
+
+    None asks for the text as a whole. KonkyoError: a request that is about no answer.
+    """
+    if request is None:
+        return Answer(text)
+    if not isinstance(request, (Answer, Token, EachToken, EachWord)):
+        raise KonkyoError(
+            f"an answer goes with targets such as answer, token:0, word:WORD, tokens, words; not {request!r}"
+        )
+    return replace(request, text=text)
+
+
+@spec("answer[:TEXT]")
+def _answer(value: str) -> Answer:
+    return Answer(value or None)
+
+
+@spec("token:NUMBER")
+def _token(value: str) -> Token:
+    if not value.removeprefix("-").isdigit():
+        raise KonkyoError(f"a token is a number, from 0, as in token:3; got {value!r}; of a word: word:umbrella")
+    return Token(int(value))
+
+
+@spec("word:WORD")
+def _word(value: str) -> Token:
+    return Token(value)
+
+
+@spec("tokens[:TEXT]")
+def _tokens(value: str) -> EachToken:
+    return EachToken(value or None)
+
+
+@spec("words[:TEXT]")
+def _words(value: str) -> EachWord:
+    return EachWord(value or None)
 
 
 def _check(score: TokenScore | None) -> None:

@@ -20,14 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from konkyo.data.frame import Frame
+from konkyo.data.samples import Sample
 from konkyo.engine.forward import OneByOne
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError
 from konkyo.targets.answers import Answer, EachToken, EachWord, Token, TokenScore
 from konkyo.targets.base import Target
 from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarget
-from konkyo.tasks.base import Classes, Run, Task, task
+from konkyo.tasks.base import Classes, Explained, Matching, Run, TargetRequest, Task, task
 from konkyo.tasks.responses import Passage, Response
+from konkyo.utils.tensors import mean_colour
 
 LONGEST = 32
 """So many tokens are generated at most, unless something else is said."""
@@ -165,6 +167,10 @@ class AnswerTask(Task):
         parts = [_token_scores(self.speaker.logits(module, encoded, r.ids), r.ids) for r in self.responses]
         return torch.cat(parts, 1)
 
+    def without_content(self, images: Tensor) -> Tensor:
+        """Returns images of one colour, the mean of each, so that no tile of them is as that of a padding."""
+        return mean_colour(images)
+
     @property
     def within(self) -> str:
         """This is the dotted name of the module that reads the images."""
@@ -259,6 +265,21 @@ class AnswerTask(Task):
         passage = self._passage(target)
         number = f"token {target.which}" if isinstance(target, Token) else "the answer"
         return number if passage is None else passage.text or number
+
+    def request(self, options: TargetRequest, model: str) -> Any:
+        """Returns what the options ask for: the answers that are named, each against another where one is said."""
+        if names := options.names("top", "threshold", "boxes", "quantity"):
+            raise KonkyoError(f"{', '.join(names)}: {model} is a {self.noun}, which has no use for this")
+        answers = [Answer(str(text)) for text in options.classes] or [Answer()]
+        if options.against is not None:
+            other = Answer(str(options.against))
+            return Each(*(ContrastTarget(answer, other) for answer in answers))
+        return Each(*answers) if options.classes else None
+
+    def measured(self, sample: Sample, explained: Explained, matching: Matching) -> Any:
+        """Returns the answer that a sample has for its label, or what the network generates."""
+        label = super().measured(sample, explained, matching)
+        return None if label is None else Answer(label)
 
     def request_of(self, target: Target, score: Score) -> Any:
         """Returns the target without its columns, which another image has elsewhere; the method decides its score."""

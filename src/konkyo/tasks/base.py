@@ -138,6 +138,11 @@ class Task(ABC):
         del targets
         return ()
 
+    def without_content(self, images: Tensor) -> Tensor | None:
+        """Returns blank images like these (N, C, H, W), which tell what a text alone decides; None: no text is read."""
+        del images
+        return None
+
     def confidences(self, output: Tensor) -> Tensor:
         """Returns the numbers (N, ...) among which the largest is the decision."""
         return output

@@ -108,6 +108,10 @@ class TargetOptions:
     question: Annotated[
         str | None, typer.Option("--question", help="What a model that answers questions is asked of the images.")
     ] = None
+    answer: Annotated[
+        str | None,
+        typer.Option("--answer", help="The text that is explained, in place of what the model answers in words."),
+    ] = None
     of: Annotated[
         str | None,
         typer.Option("--of", help="Detectors: probability, logit, x1, y1, x2, y2 or combined; what is explained."),
@@ -228,8 +232,10 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
 
 def target_of(setup: Setup, what: TargetOptions) -> Any:
     """Returns the target that the options ask for. KonkyoError: an option that the model has no use for."""
+    from konkyo.targets.answers import in_text
     from konkyo.targets.classes import Each
     from konkyo.targets.specs import class_of_text, parse_target
+    from konkyo.tasks.answers import AnswerTask
     from konkyo.tasks.base import TargetRequest
 
     options = TargetRequest(
@@ -244,7 +250,14 @@ def target_of(setup: Setup, what: TargetOptions) -> Any:
         if names := options.names(*(field.name for field in fields(options))):
             raise KonkyoError(f"--target says what is explained; {', '.join(names)} would say it again")
         targets = [parse_target(text) for text in what.target]
+        targets = targets if what.answer is None else [in_text(target, what.answer) for target in targets]
         return targets[0] if len(targets) == 1 else Each(*targets)
+    if what.answer is not None:
+        if not isinstance(setup.model.task, AnswerTask):
+            raise KonkyoError(
+                f"--answer: {setup.model.name} does not answer in words; --class names what it chooses from"
+            )
+        options = replace(options, classes=(what.answer, *options.classes))
     return setup.model.task.request(options, setup.model.name)
 
 

@@ -16,6 +16,7 @@ from konkyo.models.prompts import Prompts
 from konkyo.models.texts.processors import read
 from konkyo.models.texts.vocabulary import is_a, rows_of
 from konkyo.tasks import ClassificationTask
+from konkyo.utils.tensors import mean_colour
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class ViltTask(ClassificationTask):
     """The side of its patches, in pixels."""
     before: int = 0
     """So many tokens come before the image's patches: the question's, and the image's class token."""
+
+    def without_content(self, images: Tensor) -> Tensor:
+        """Returns images of one colour, the mean of each, so that no tile of them is as that of a padding."""
+        return mean_colour(images)
 
     def layers(self, shape: Sequence[int]) -> tuple[Layer, ...]:
         """Returns the last layer whose patches all count."""
