@@ -249,8 +249,8 @@ _SPECIAL = {
 }
 """The special tokens of families, from the id `IMAGE` on."""
 _TEMPLATE = (
-    "{% for m in messages %}{{ m.role }} : {% for c in m.content %}{% if c.type == 'image' %}PLACE{% else %}{{ c.text }}"
-    "{% endif %} {% endfor %}{% endfor %}{% if add_generation_prompt %}assistant : {% endif %}"
+    "{% for m in messages %}{{ m.role }} : {% for c in m.content %}{% if c.type == 'image' %}PLACE{% else %}"
+    "{{ c.text }}{% endif %} {% endfor %}{% endfor %}{% if add_generation_prompt %}assistant : {% endif %}"
 )
 
 
@@ -367,3 +367,56 @@ def processor_of(family: str, template: bool = True) -> Any:
         return t.PaliGemmaProcessor(images, tokenizer, chat_template=None)
     images = t.Gemma3ImageProcessor(size=side)
     return t.Gemma3Processor(images, tokenizer, image_seq_length=4, **values)
+
+
+FAMILIES = tuple(NETWORKS)
+SHAPES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("llava", "paligemma"), (3, 64, 64)),
+    "qwen2_vl": (3, 112, 168),
+    "qwen2_5_vl": (3, 112, 168),
+    "qwen3_vl": (3, 128, 192),
+    **dict.fromkeys(("llava_next", "llava_onevision", "internvl"), (3, 72, 120)),
+    **dict.fromkeys(("idefics3", "smolvlm"), (3, 128, 192)),
+}
+"""Pictures (C, H, W) that the families take, of many cells."""
+
+
+def on_grids(family: str) -> Any:
+    """Returns a network of a family as konkyo runs it, without its processor."""
+    from konkyo.models.vision_language.families import form_of
+    from konkyo.models.vision_language.network import ImageTextNetwork
+
+    network = network_of(family)
+    return ImageTextNetwork(network, form_of(network.config)[0]).eval()
+
+
+def next_word(network: Any, images: Any) -> Any:
+    """Returns the logits (N, V) of the next word after a prompt whose image tokens lie between words."""
+    count = network.form.layout(tuple(images.shape[2:])).count
+    ids = torch.tensor([1, 7, *[IMAGE] * count, 9, 10, 11])
+    return network.read(network.look(images), ids, ())[:, -1]
+QUESTION = "is there a cat in the picture ?"
+
+
+def asked(family: str, question: str = QUESTION, network: Any = None, longest: int = 4) -> Any:
+    """Returns a `konkyo.Model` of a family that is asked a question, and answers with `longest` tokens at most."""
+    from dataclasses import replace
+
+    import konkyo
+
+    model = konkyo.Model(network or network_of(family), processor=processor_of(family)).prompted(question=question)
+    return replace(model, task=replace(model.task, longest=longest))  # type: ignore[call-arg]
+
+
+def picture_of(size: tuple[int, int] = (200, 120)) -> Any:
+    """Returns a picture (width, height) of drawn figures and some noise."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    width, height = size
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(60, 120, (height, width, 3), dtype=np.uint8))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((width // 8, height // 6, width // 3, height // 2), fill=(220, 40, 40))
+    draw.rectangle((width // 2, height // 2, width * 4 // 5, height * 5 // 6), fill=(30, 80, 230))
+    return image

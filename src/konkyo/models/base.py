@@ -109,7 +109,7 @@ class Model:
             )
         said = any(value is not None for value in (detector, multilabel, probabilities, task, call, prompts))
         if not said and select is select_logits:
-            facts = known(module, processor)
+            facts, name = known(module, processor), name or type(module).__name__
             module, preprocess = facts.get("module", module), preprocess or facts.get("preprocess")
             detector, task, call, prompts, multilabel = (
                 facts.get(key) for key in ("detector", "task", "call", "prompts", "multilabel")

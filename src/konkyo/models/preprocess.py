@@ -51,10 +51,11 @@ class Preprocess:
     """Resize, centre crop, scale to [0, 1], normalise: the evaluation preprocessing of image classifiers.
 
     `resize`: the short side, (height, width), a `Resizing`, or None; `crop`: a square side, or (height, width), or
-    None. One value of `mean` and `std` per channel; a single one makes a grey picture. `fit`: how a picture of another shape comes to
-    (height, width): "stretch" it, "cover" with its shape kept, or "contain" it, with a border around it. The border has
-    the grey `border` (0 black, 1 white; None: the mean colour). `centre`: whether a crop that cannot lie in the middle
-    is rounded to the even pixel ("round", as torchvision does) or up and left ("floor", as transformers does).
+    None. One value of `mean` and `std` per channel; a single one makes a grey picture. `fit`: how a picture of another
+    shape comes to (height, width): "stretch" it, "cover" with its shape kept, or "contain" it, with a border around it.
+    The border has the grey `border` (0 black, 1 white; None: the mean colour). `centre`: whether a crop that cannot lie
+    in the middle is rounded to the even pixel ("round", as torchvision does) or up and left ("floor", as transformers
+    does).
     `longest`: where `resize` is the short side, how long the other may become; if it were longer, both shrink.
     `multiple`: sides that follow from the picture's shape are cut down to multiples of it.
     """
@@ -159,6 +160,12 @@ class Preprocess:
     def corner(self, image: Image.Image) -> tuple[int, int]:
         """Returns where the `view` begins in the picture: (left, top)."""
         return self._window(upright(image))[:2]
+
+    @property
+    def side(self) -> int | tuple[int, int] | None:
+        """Returns the side of prepared pictures, or (height, width), as far as it is not a picture's own affair."""
+        size = self.resize if self.crop is None else self.crop
+        return None if isinstance(size, Resizing) else size
 
     @property
     def white(self) -> tuple[float, ...]:

@@ -75,8 +75,11 @@ def load(name: str, weights: str | Path | None) -> Model:
     arguments = known(module.eval(), processor)
     if not arguments:
         raise KonkyoError(f"hf/{name}: {type(module).__name__} is no {noun} that is known here")
-    usual_ones = {"preprocess": _preprocess(transformers, name, settings), "classes": _classes(config) if usual else ()}
-    return Model(module, name=f"hf/{name}", **{**usual_ones, **arguments})
+    if "preprocess" not in arguments:
+        arguments["preprocess"] = _preprocess(transformers, name, settings)
+    return Model(
+        **{"module": module, "classes": _classes(config) if usual else (), **arguments, "name": f"hf/{name}"},
+    )
 
 
 @kind("transformers", "image classifier", auto="AutoModelForImageClassification")

@@ -42,8 +42,9 @@ def answering(
     tokenizer, arguments = read(module, processor)
     task = AnswerTask(speaker_of(module, tokenizer))
     usual = None if asks else ""
-    return {**arguments, "task": task, "prompts": Prompts("question", partial(_asked, task), usual, usual)}
+    return {**arguments, "task": task, "prompts": Prompts("question", partial(asked, task), usual, usual)}
 
 
-def _asked(task: AnswerTask, question: str) -> Arguments:
+def asked(task: AnswerTask, question: str) -> Arguments:
+    """Returns the arguments of `Model` for a network that is asked a question."""
     return {"task": replace(task, question=question)}

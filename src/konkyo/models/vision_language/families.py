@@ -21,7 +21,7 @@ _FAMILIES: dict[str, Family] = {}
 _LONGEST = 4096
 """Pictures that networks cut into tiles at their own size are shrunk first where a side is longer, in pixels."""
 _TOLERANCE = 1.0
-"""So many grey levels of 255, at most, may what is prepared here differ from what the processor prepares, on average."""
+"""By so many grey levels of 255, on average, may what is prepared here differ from what the processor prepares."""
 
 
 def family(*types: str) -> Callable[[Family], Family]:
@@ -196,5 +196,4 @@ def _colours(processor: Any) -> tuple[Colour, Colour]:
 def _default_processor(config: Any) -> Any:
     """Returns an image processor of the family's class with its own settings."""
     auto = import_module("transformers.models.auto.image_processing_auto")
-    (kind, *_) = [k for k in (auto.IMAGE_PROCESSOR_MAPPING[type(config)] or {}).values()]
-    return kind()
+    return next(iter(auto.IMAGE_PROCESSOR_MAPPING[type(config)].values()))()

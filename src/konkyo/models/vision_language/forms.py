@@ -1,7 +1,7 @@
 """Forms: how families of image-text-to-text models cut a picture up, and where its tokens lie in the picture.
 
-Every form takes pictures as one floating tensor (N, 3, H, W), so that a method may change their pixels, and cuts them in
-torch: into patches (Qwen-VL), tiles (LLaVA-NeXT, Idefics3, InternVL), or not at all (LLaVA, PaliGemma, Gemma 3).
+Every form takes pictures as one floating tensor (N, 3, H, W), so that a method may change their pixels, and cuts them
+in torch: into patches (Qwen-VL), tiles (LLaVA-NeXT, Idefics3, InternVL), or not at all (LLaVA, PaliGemma, Gemma 3).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Filter: TypeAlias = Literal["bilinear", "bicubic", "lanczos"]
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """A layout says where the tokens of one picture lie: all `count` of them, in the order that the text model reads."""
+    """A layout says where the tokens of one picture lie: all `count` of them, in the order they are read in."""
 
     count: int
     places: tuple[Tensor, ...]
-    """Index grids (h, w): which token lies at each cell of a grid over the whole picture. The finest grid comes first."""
+    """Index grids (h, w): which token lies at each cell of a grid over the whole picture. The finest comes first."""
 
 
 class Form(ABC):
@@ -40,7 +40,7 @@ class Form(ABC):
 
     @abstractmethod
     def inputs(self, images: Tensor) -> dict[str, Tensor]:
-        """Returns what `get_image_features` takes for pictures (N, 3, H, W). KonkyoError: a size that it has no use for."""
+        """Returns what `get_image_features` takes for pictures (N, 3, H, W). KonkyoError: a size of no use to it."""
 
     @abstractmethod
     def layout(self, size: Size) -> Layout:

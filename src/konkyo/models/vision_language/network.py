@@ -1,4 +1,4 @@
-"""Network: an image-text-to-text model of transformers as a network of one image tensor, with its image tokens on grids."""
+"""Network: an image-text-to-text model of transformers as one of an image tensor, with its image tokens on grids."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ImageTextNetwork(nn.Module):
         return self.network.config
 
     def look(self, images: Tensor) -> Picture:
-        """Returns what the text model gets of pictures. KonkyoError: a size or a number of tokens that is not expected."""
+        """Returns what the text model gets of pictures. KonkyoError: another size or number of tokens than expected."""
         inputs: dict[str, Tensor] = self.form.inputs(images)
         features = self.network.get_image_features(**inputs, return_dict=True)  # type: ignore[operator]
         layout = self.form.layout((int(images.shape[-2]), int(images.shape[-1])))
@@ -70,7 +70,7 @@ class ImageTextNetwork(nn.Module):
         widths = [part.shape[-1] for part in parts]
         first, *others = (
             _like(part, old)
-            for part, old in zip(tokens.split(widths, -1), (features.pooler_output, *deep), strict=True)
+            for part, old in zip(torch.split(tokens, widths, -1), (features.pooler_output, *deep), strict=True)
         )
         grid = inputs.get("image_grid_thw")
         return Picture(
@@ -135,7 +135,8 @@ class ImageTextNetwork(nn.Module):
         there = int((ids == token).sum())
         if there != count:
             raise KonkyoError(
-                f"a prompt with {count} image tokens (of id {token}) was expected for pictures of this size; got {there}"
+                f"a prompt with {count} image tokens (of id {token}) was expected for pictures of this size; got "
+                f"{there}"
             )
         if token in answer:
             raise KonkyoError(f"an answer without image tokens (of id {token}) was expected; got {list(answer)}")

@@ -1,4 +1,4 @@
-"""Sizes: what processors resize pictures to, where that follows from the picture's own size; for `Preprocess(resize=)`."""
+"""Sizes: what processors resize pictures to where that follows from the picture's own size; see `Preprocess.resize`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from konkyo.models.preprocess import Resizing, Size, resizing
 @resizing
 @dataclass(frozen=True)
 class Multiples(Resizing):
-    """Both sides become multiples of `factor`, with `least` to `most` pixels in all and nearly the same form: Qwen-VL."""
+    """Both sides become multiples of `factor`, `least` to `most` pixels in all, nearly in the same form: Qwen-VL."""
 
     factor: int
     least: int
@@ -30,9 +30,9 @@ class Multiples(Resizing):
 @resizing
 @dataclass(frozen=True)
 class TileMultiples(Resizing):
-    """The longer side becomes `longest`, then both sides multiples of a tile's `side`, or both `side`: Idefics3, SmolVLM.
+    """The longer side becomes `longest`, then both sides multiples of a tile's `side`: Idefics3, SmolVLM.
 
-    `split`: whether there may be several tiles.
+    `split`: whether there may be several tiles; False: one, so that both sides become `side`.
     """
 
     longest: int

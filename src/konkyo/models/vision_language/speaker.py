@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -57,8 +58,8 @@ class ImageTextSpeaker(Speaker):
         size = (int(images.shape[-2]), int(images.shape[-1]))
         if (question, size) not in self._prompts:
             blank = Image.new("RGB", (size[1], size[0]))
-            values = self.processor(text=[self.prompt(question)], images=[blank], return_tensors="pt")
-            self._prompts[question, size] = values["input_ids"][0]
+            values = self.processor(text=[self.prompt(question)], images=[blank])
+            self._prompts[question, size] = torch.tensor([int(i) for i in values["input_ids"][0]])
         return self._prompts[question, size].to(images.device)
 
     def prompt(self, question: str) -> str:
