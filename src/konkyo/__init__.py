@@ -30,9 +30,13 @@ if TYPE_CHECKING:
     from konkyo.report.report import report
     from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, RegionTarget, SumTarget, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
+    from konkyo.targets.numbers import Output
+    from konkyo.targets.similarity import Similarity
     from konkyo.targets.suppression import odam_nms
     from konkyo.tasks.base import Matching
     from konkyo.tasks.decision import Decision
+    from konkyo.tasks.embedding import EmbeddingTask
+    from konkyo.tasks.regression import RegressionTask
 
 from konkyo.version import __version__ as __version__
 
@@ -49,6 +53,10 @@ _HOMES = {
     "konkyo.explanation.explain": ("compare", "explain", "explanations"),
     "konkyo.explanation.result": ("Explanation",),
     "konkyo.targets.detections": ("Detections", "InstanceTarget"),
+    "konkyo.targets.numbers": ("Output",),
+    "konkyo.targets.similarity": ("Similarity",),
+    "konkyo.tasks.embedding": ("EmbeddingTask",),
+    "konkyo.tasks.regression": ("RegressionTask",),
     "konkyo.engine.layer": ("Layer",),
     "konkyo.methods.base": ("Method", "method", "methods"),
     "konkyo.models": ("Model", "Preprocess", "load"),
@@ -84,6 +92,7 @@ __all__ = [
     "Diagnosis",
     "DiagnosisReport",
     "Each",
+    "EmbeddingTask",
     "Evaluation",
     "Explanation",
     "InstanceTarget",
@@ -96,9 +105,12 @@ __all__ = [
     "Model",
     "Neighbours",
     "NotApplicable",
+    "Output",
     "Preprocess",
     "RegionTarget",
     "RegionTest",
+    "RegressionTask",
+    "Similarity",
     "SumTarget",
     "Target",
     "TopK",

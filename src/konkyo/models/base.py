@@ -18,9 +18,12 @@ from konkyo.engine.session import run_network
 from konkyo.engine.trace import Site, Trace
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.models import display
+from konkyo.models.embeddings import embeddings
 from konkyo.models.layers import Layers, Traces
 from konkyo.models.outputs import Choice, base_model_features, choose, headless, select_logits
+from konkyo.models.regressors import regressor
 from konkyo.models.preprocess import Frame, Preprocess
+from konkyo.targets.base import fixed
 from konkyo.targets.classes import Score, Target, TopK
 from konkyo.targets.detections import Detections
 from konkyo.tasks import Classes, ClassificationTask, DetectionTask, Task
@@ -100,6 +103,8 @@ class Model:
         said = any(value is not None for value in (detector, multilabel, probabilities, task, call))
         if not said and select is select_logits:
             detector = _known_detector(module)
+            known = (embeddings(module) or regressor(module) or {}) if detector is None and not classes else {}
+            task, select, classes = known.get("task"), known.get("select", select), known.get("classes", classes)
         if detector is not None and probabilities is not None:
             raise KonkyoError(
                 "probabilities= is about classifiers; of a detector dense_detector(activated=...) says it"
@@ -290,7 +295,8 @@ class Model:
             raise NotApplicable(f"{self.name} is no detector: it has no detections to be explained")
         to_picture = [frame.shown for frame in frames]
         classes = Classes(self.name, self.classes, self._headless(output))
-        return self.task.targets_of(target, output, classes, score=score, to_picture=to_picture)
+        targets = self.task.targets_of(target, output, classes, score=score, to_picture=to_picture)
+        return [[fixed(one, output[i : i + 1]) for one in image] for i, image in enumerate(targets)]
 
     def decides(self, output: Tensor) -> bool:
         """Tells whether the output holds decisions, which are explained where no target is given."""

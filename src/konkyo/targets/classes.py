@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
-from konkyo.targets.base import BaseTarget, as_target
+from konkyo.targets.base import BaseTarget, Outputs, as_target, bound, fixed
 from konkyo.targets.base import Target as Target
 
 Score: TypeAlias = Literal["logit", "probability", "sigmoid", "similarity"]
@@ -99,6 +99,14 @@ class Against(BaseTarget):
         """Returns the negated score of every image."""
         return -self.target(output)
 
+    def bound(self, outputs: Outputs) -> Target:
+        """Returns it with its target bound."""
+        return Against(bound(self.target, outputs))
+
+    def fixed(self, output: Tensor) -> Target:
+        """Returns it with its target fixed."""
+        return Against(fixed(self.target, output))
+
     def logit(self, output: Tensor) -> Tensor | None:
         """Returns the negated logit of every image (N,)."""
         value = as_target(self.target).logit(output)
@@ -120,6 +128,14 @@ class ContrastTarget(BaseTarget):
         """Returns the difference of the two scores of every image."""
         difference: Tensor = self.this(output) - self.that(output)
         return difference
+
+    def bound(self, outputs: Outputs) -> Target:
+        """Returns it with both targets bound."""
+        return ContrastTarget(bound(self.this, outputs), bound(self.that, outputs))
+
+    def fixed(self, output: Tensor) -> Target:
+        """Returns it with both targets fixed."""
+        return ContrastTarget(fixed(self.this, output), fixed(self.that, output))
 
     def logit(self, output: Tensor) -> Tensor | None:
         """Returns the difference of the two logits (N,); of what has none, the score stands in its place."""
@@ -147,6 +163,14 @@ class SumTarget(BaseTarget):
     def __call__(self, output: Any) -> Tensor:
         """Returns the sum of the scores of every image."""
         return torch.stack([target(output) for target in self.targets]).sum(0)
+
+    def bound(self, outputs: Outputs) -> Target:
+        """Returns it with all targets bound."""
+        return SumTarget(*(bound(target, outputs) for target in self.targets))
+
+    def fixed(self, output: Tensor) -> Target:
+        """Returns it with all targets fixed."""
+        return SumTarget(*(fixed(target, output) for target in self.targets))
 
     def logit(self, output: Tensor) -> Tensor | None:
         """Returns the sum of the logits (N,); of what has none, the score stands in its place."""
@@ -211,3 +235,12 @@ class Each:
         if not targets or isinstance(targets[0], (list, tuple)):
             raise KonkyoError('Each needs at least one target, as in Each("cat", "dog")')
         object.__setattr__(self, "targets", targets)
+
+
+def bound_request(request: Any, outputs: Outputs) -> Any:
+    """Returns what a user asked for, a target, a list of targets or `Each`, with every target bound."""
+    if isinstance(request, Each):
+        return Each(*(bound_request(target, outputs) for target in request.targets))
+    if isinstance(request, (list, tuple)):
+        return [bound_request(entry, outputs) for entry in request]
+    return bound(request, outputs)

@@ -6,8 +6,19 @@ from pkgutil import iter_modules
 from konkyo.tasks.base import TASKS, Classes, Task, task
 from konkyo.tasks.classification import ClassificationTask
 from konkyo.tasks.detection import DetectionTask
+from konkyo.tasks.embedding import EmbeddingTask
+from konkyo.tasks.regression import RegressionTask
 
-__all__ = ["TASKS", "Classes", "ClassificationTask", "DetectionTask", "Task", "task"]
+__all__ = [
+    "TASKS",
+    "Classes",
+    "ClassificationTask",
+    "DetectionTask",
+    "EmbeddingTask",
+    "RegressionTask",
+    "Task",
+    "task",
+]
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

@@ -14,7 +14,7 @@ from konkyo.data.samples import Annotation, Sample
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ContrastTarget, Each, RegionTarget, Score, SumTarget
+from konkyo.targets.classes import Against, ContrastTarget, Each, Magnitude, RegionTarget, Score, SumTarget
 from konkyo.tasks.decision import Decision
 from konkyo.utils.tensors import min_max
 
@@ -223,6 +223,8 @@ class Task(ABC):
         if isinstance(target, RegionTarget):
             everywhere = target.region == (0, 0, 1, 1)
             return f"{classes.label(target.index)}, mean over {'all' if everywhere else 'a region'}"
+        if isinstance(target, Magnitude):
+            return "the whole output"
         return str(getattr(target, "__name__", repr(target)))
 
     def decisions_beside(
