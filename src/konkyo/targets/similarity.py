@@ -54,7 +54,7 @@ class Similarity(BaseTarget):
 
     def __call__(self, output: Tensor) -> Tensor:
         """Returns the similarity of every image. KonkyoError: no embeddings (N, D), or of another length."""
-        embeddings = _flat(output)
+        embeddings = embeddings_of(output)
         reference = embeddings.new_tensor(self.embedding)
         if embeddings.shape[1:] != reference.shape:
             raise KonkyoError(
@@ -88,12 +88,12 @@ class Similarity(BaseTarget):
         if isinstance(self.reference, tuple) and all(isinstance(number, float) for number in self.reference):
             return self
         several = list(self.reference) if isinstance(self.reference, (list, tuple)) else [self.reference]
-        embeddings = torch.cat([_flat(outputs(image)) for image in several])
+        embeddings = torch.cat([embeddings_of(outputs(image)) for image in several])
         return replace(self, reference=self._mean(embeddings))
 
     def fixed(self, output: Tensor) -> Similarity:
         """Returns it with the length of the explained image's own embedding."""
-        return replace(self, length=float(torch.linalg.vector_norm(_flat(output))))
+        return replace(self, length=float(torch.linalg.vector_norm(embeddings_of(output))))
 
     def _mean(self, embeddings: Tensor) -> tuple[float, ...]:
         """Returns the mean of embeddings (M, D). KonkyoError: one that is not finite, or has no direction."""
@@ -120,7 +120,7 @@ class Similarity(BaseTarget):
         return f"{label} ({words}, {'the same' if score >= 0 else 'another'} by the threshold {limit:g})"
 
 
-def _flat(output: Tensor) -> Tensor:
+def embeddings_of(output: Tensor) -> Tensor:
     """Returns embeddings (N, D). KonkyoError: an output of another shape."""
     flat = output.flatten(1) if output.ndim > 2 and output.shape[2:].numel() == 1 else output
     if flat.ndim == 2:
