@@ -21,21 +21,25 @@ if TYPE_CHECKING:
     from konkyo.evaluation.sanity import random_class, randomisation, stability
     from konkyo.explanation.diagnosis import Diagnosis
     from konkyo.explanation.explain import compare, explain, explanations
+    from konkyo.explanation.pairs import Pair, pair
     from konkyo.explanation.result import Explanation
     from konkyo.methods.base import Method, method, methods
     from konkyo.methods.wrappers import augmented, first_component
     from konkyo.models import Model, Preprocess, load
     from konkyo.models.detectors import Detector
     from konkyo.models.detectors.yolo import dense_detector
+    from konkyo.models.siamese import siamese
     from konkyo.report.report import report
     from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, RegionTarget, SumTarget, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
+    from konkyo.targets.keypoints import Keypoint
     from konkyo.targets.numbers import Output
     from konkyo.targets.similarity import Similarity
     from konkyo.targets.suppression import odam_nms
     from konkyo.tasks.base import Matching
     from konkyo.tasks.decision import Decision
     from konkyo.tasks.embedding import EmbeddingTask
+    from konkyo.tasks.keypoints import KeypointTask
     from konkyo.tasks.regression import RegressionTask
 
 from konkyo.version import __version__ as __version__
@@ -53,9 +57,13 @@ _HOMES = {
     "konkyo.explanation.explain": ("compare", "explain", "explanations"),
     "konkyo.explanation.result": ("Explanation",),
     "konkyo.targets.detections": ("Detections", "InstanceTarget"),
+    "konkyo.explanation.pairs": ("Pair", "pair"),
+    "konkyo.models.siamese": ("siamese",),
+    "konkyo.targets.keypoints": ("Keypoint",),
     "konkyo.targets.numbers": ("Output",),
     "konkyo.targets.similarity": ("Similarity",),
     "konkyo.tasks.embedding": ("EmbeddingTask",),
+    "konkyo.tasks.keypoints": ("KeypointTask",),
     "konkyo.tasks.regression": ("RegressionTask",),
     "konkyo.engine.layer": ("Layer",),
     "konkyo.methods.base": ("Method", "method", "methods"),
@@ -96,6 +104,8 @@ __all__ = [
     "Evaluation",
     "Explanation",
     "InstanceTarget",
+    "Keypoint",
+    "KeypointTask",
     "KonkyoError",
     "KonkyoWarning",
     "Layer",
@@ -106,6 +116,7 @@ __all__ = [
     "Neighbours",
     "NotApplicable",
     "Output",
+    "Pair",
     "Preprocess",
     "RegionTarget",
     "RegionTest",
@@ -130,10 +141,12 @@ __all__ = [
     "metrics",
     "neighbours",
     "odam_nms",
+    "pair",
     "random_class",
     "randomisation",
     "region_test",
     "report",
+    "siamese",
     "stability",
     "training",
 ]

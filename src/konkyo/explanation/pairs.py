@@ -195,9 +195,9 @@ def _matrix(
         if missing < least:
             least, tried = missing, candidate.name
     raise NotApplicable(
-        f"the embedding of {model.name} is linear from no layer: of what it is, {least:.0%} is not in the sum of what "
-        f"the places of {tried!r} add, which is the nearest. A class token, or an activation after the last "
-        "convolution, is like that; layer= names a layer, and select= may take the mean of the tokens instead"
+        f"the embedding of {model.name} is linear from no layer that all of it passes: {least:.0%} of it is not in the "
+        f"sum of what the places of {tried!r} add, which is the nearest. A class token is like that, which gathers by "
+        "attention; layer= names another layer, and konkyo.Model(module, select=...) may take the mean of the tokens"
     )
 
 
@@ -229,12 +229,15 @@ class _Additions:
     embedding: Tensor
     """(D,) float64"""
     grid: tuple[int, ...]
+    drift: Tensor
+    """(D,) how far the constant part is from that of a blank image: it is 0 where all of the image passes the layer."""
 
     @property
     def missing(self) -> float:
-        """Returns how far the sum is from the embedding, as a share of its length."""
+        """Returns how far the sum, or its constant, is from what it should be, as a share of the embedding's length."""
         length = torch.linalg.vector_norm(self.embedding)
-        return float(torch.linalg.vector_norm(self.embedding - self.added.sum(0)) / length)
+        apart = torch.stack([self.embedding - self.added.sum(0), self.drift])
+        return float(torch.linalg.vector_norm(apart, dim=1).amax() / length)
 
 
 def _additions(model: Model, image: Tensor, layer: Layer) -> _Additions:
@@ -245,14 +248,17 @@ def _additions(model: Model, image: Tensor, layer: Layer) -> _Additions:
     once = replace(layer, call=layer.call % pass_.calls[layer])
     replay = Replay(pass_.forward, once, model.module, image)
     whole = embeddings_of(pass_.output)[0].double()
-    constant = embeddings_of(replay(torch.zeros_like(activations)))[0].double()
+    constant, blank = (
+        embeddings_of(run(torch.zeros_like(activations)))[0].double()
+        for run in (replay, Replay(pass_.forward, once, model.module, torch.zeros_like(image)))
+    )
     masks = torch.eye(activations[0, 0].numel(), device=activations.device, dtype=activations.dtype)
     parts = [
         embeddings_of(replay(chunk.view(len(chunk), 1, *grid) * activations)).double() - constant
         for chunk in masks.split(_CHUNK)
     ]
     added = torch.cat(parts)
-    return _Additions(added + constant / len(added), whole, grid)
+    return _Additions(added + constant / len(added), whole, grid, constant - blank)
 
 
 def _cell(side: Explanation, x: float, y: float, grid: Sequence[int]) -> tuple[int, int]:

@@ -39,7 +39,7 @@ class EmbeddingTask(Task):
             raise KonkyoError(
                 f"prototypes have {self.prototypes.shape[1]} numbers each; the output has shape {tuple(output.shape)}"
             )
-        return normalize(output, dim=1) @ normalize(self.prototypes.to(output), dim=1).T
+        return normalize(output, dim=1) @ normalize(self.prototypes.detach().to(output), dim=1).T
 
     def decides(self, output: Tensor, classes: Classes) -> bool:
         """Tells whether there are prototypes to decide between."""
