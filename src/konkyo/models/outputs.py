@@ -205,6 +205,8 @@ def headless(module: nn.Module, outputs: int | None = None) -> str:
     before = next((leaf for leaf in reversed(leaves) if not isinstance(leaf, (nn.Identity, nn.Dropout))), None)
     if isinstance(before, nn.Linear) and outputs in (None, before.out_features):
         return ""
+    if outputs is None and isinstance(before, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):  # which may be a head, too
+        return ""
     return "the network's last module is an Identity in the place of a head"
 
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from konkyo.data.samples import Sample
+from konkyo.data.frame import Frame
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target
 from konkyo.targets.classes import Against, ContrastTarget, Score, SumTarget, TopK
 from konkyo.targets.similarity import Similarity
-from konkyo.tasks.base import Classes, Explained, Matching, TargetRequest, Task, ToPicture, task
+from konkyo.tasks.base import Classes, Explained, Matching, TargetRequest, Task, task
 
 
 @task
@@ -53,13 +54,13 @@ class EmbeddingTask(Task):
         classes: Classes,
         *,
         score: Score = "logit",
-        to_picture: Sequence[ToPicture] = (),
+        frames: Sequence[Frame] = (),
     ) -> list[list[Target]]:
         """Returns the targets of every image: `request` is a Target, or a prototype's name or index, or None, `TopK`.
 
         KonkyoError: no target, where there are no prototypes to decide between, or a name that none of them has.
         """
-        del score, to_picture
+        del score, frames
         if request is None or isinstance(request, TopK):
             if self.prototypes is None:
                 raise _lacks_reference(classes)
@@ -141,5 +142,5 @@ def _lacks_reference(classes: Classes, request: Any = None) -> KonkyoError:
     return KonkyoError(
         f"{classes.model} puts out embeddings, not classes{asked}. Say what the image is likened to, "
         "target=konkyo.Similarity(picture, path or embedding), on the command line --reference FILE; methods that know "
-        "no target (eigen_cam, kpca_cam, fem) need none"
+        "no target (eigen_cam, kpca_cam, fem) need none. If they are classes after all, classes=[...] says so"
     )

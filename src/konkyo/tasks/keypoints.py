@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from konkyo.data.frame import Frame
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target
 from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarget, TopK
 from konkyo.targets.keypoints import Keypoint
-from konkyo.tasks.base import Classes, TargetRequest, Task, ToPicture, task
+from konkyo.tasks.base import Classes, TargetRequest, Task, task
 
 
 @task
@@ -35,13 +36,13 @@ class KeypointTask(Task):
         classes: Classes,
         *,
         score: Score = "logit",
-        to_picture: Sequence[ToPicture] = (),
+        frames: Sequence[Frame] = (),
     ) -> list[list[Target]]:
         """Returns the targets of every image: `request` is `Keypoint`, a joint's name or index, `TopK`, None, a Target.
 
         KonkyoError: an unknown joint, or an output that is no heat maps.
         """
-        del score, to_picture
+        del score, frames
         if output.ndim != 4:
             raise KonkyoError(
                 f"heat maps (N, joints, h, w) were expected of {classes.model}; its output has shape "

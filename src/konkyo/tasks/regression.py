@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from konkyo.data.frame import Frame
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import Target
 from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarget, TopK
 from konkyo.targets.numbers import Output
-from konkyo.tasks.base import Classes, TargetRequest, Task, ToPicture, task
+from konkyo.tasks.base import Classes, TargetRequest, Task, task
 
 MOST = 16
 """So many numbers of an image are explained where none is named."""
@@ -45,13 +46,13 @@ class RegressionTask(Task):
         classes: Classes,
         *,
         score: Score = "logit",
-        to_picture: Sequence[ToPicture] = (),
+        frames: Sequence[Frame] = (),
     ) -> list[list[Target]]:
         """Returns the targets of every image: `request` is an output's index or name, `Output`, a Target, or None.
 
         KonkyoError: a name that no output has (a class, say), or an output that is no numbers.
         """
-        del score, to_picture
+        del score, frames
         if isinstance(request, TopK):
             raise KonkyoError(
                 f"TopK: {classes.model} estimates numbers, of which none is the highest class; konkyo.Output(0)"
