@@ -61,7 +61,9 @@ def marked(picture: Image.Image, place: Place) -> Image.Image:
     pen, radius = ImageDraw.Draw(marked_), max(4, max(picture.size) // 25)
     x, y = place
     line = max(1, radius // 4)
-    pen.ellipse((x - radius - line, y - radius - line, x + radius + line, y + radius + line), outline="black", width=3 * line)
+    pen.ellipse(
+        (x - radius - line, y - radius - line, x + radius + line, y + radius + line), outline="black", width=3 * line
+    )
     pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline="white", width=line)
     return marked_
 

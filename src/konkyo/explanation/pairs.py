@@ -51,7 +51,7 @@ class Pair:
     """The evidence in the second image, one row; the first is fixed."""
     cosine: float
     matrix: Tensor | None = None
-    """(ha, wa, hb, wb), what place (y, x) of a and place (v, u) of b add to the cosine together. None: see `refusal`."""
+    """(ha, wa, hb, wb), what place (y, x) of a and (v, u) of b add to the cosine together. None: see `refusal`."""
     refusal: str = ""
     """Why there is no matrix; "" where there is one."""
     matrix_layer: str = ""
@@ -98,7 +98,7 @@ class Pair:
         from konkyo.draw.pairs import beside  # pictures are drawn only when a user wants them
 
         lines = [(link.a, link.b, link.value) for link in self.links(links)] if links else []
-        return _saved(beside(*(self._shown(side) for side in (self.a, self.b)), lines), path)
+        return _saved(beside(self._shown(self.a), self._shown(self.b), lines), path)
 
     def counterpart_picture(self, x: float, y: float, path: str | Path | None = None) -> Image.Image:
         """Returns the first image with a place marked, and the second with its map for that place; also to a file."""
@@ -108,7 +108,9 @@ class Pair:
         map_ = replace(self.b, signed=self.counterpart(x, y)[None], rectified=False)
         share = float(self.counterpart(x, y).sum())
         picture = self.b.picture(0)
-        lit = overlay(picture, map_.at((picture.height, picture.width))[0] if map_.regions is not None else map_.maps[0])
+        lit = overlay(
+            picture, map_.at((picture.height, picture.width))[0] if map_.regions is not None else map_.maps[0]
+        )
         return _saved(
             beside(
                 (marked(self.a.picture(0), (x, y)), [self._name(self.a, "a"), "the place"]),
@@ -147,7 +149,7 @@ def pair(
 
     `method` explains the similarity in each image with the other one fixed, at `layer`; `kind` as of `Similarity`.
     `options` are the method's. The matrix (Stylianou et al., 2019) needs a layer from which the embedding is linear, as
-    it is from the last convolution on where pooling and a linear layer follow: f = f(0) + sum_i u_i, u_i what place i of
+    it is where only pooling and a linear layer follow the last convolution: f = f(0) + sum_i u_i, u_i what place i of
     the layer adds. Then cos(f, g) = sum_ij M_ij, M_ij = u_i . v_j / (|f| |g|), where each place has an equal share of
     the constant f(0). It is made at `layer`, or at the last one where that holds; where it holds nowhere, as of class
     tokens, `Pair.refusal` says so. Cost: an explanation of each image, and a forward of what follows the layer for each
@@ -255,7 +257,7 @@ def _additions(model: Model, image: Tensor, layer: Layer) -> _Additions:
     masks = torch.eye(activations[0, 0].numel(), device=activations.device, dtype=activations.dtype)
     parts = [
         embeddings_of(replay(chunk.view(len(chunk), 1, *grid) * activations)).double() - constant
-        for chunk in masks.split(_CHUNK)
+        for chunk in torch.split(masks, _CHUNK)
     ]
     added = torch.cat(parts)
     return _Additions(added + constant / len(added), whole, grid, constant - blank)

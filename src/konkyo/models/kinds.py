@@ -70,7 +70,9 @@ def known(module: nn.Module, processor: Any = None, *, classes: Sequence[str] = 
 
     `classes`: the names that a user gave, which say that it has some: kinds of any library are not asked then.
     """
-    libraries = [library for kind in type(module).__mro__ if (library := kind.__module__.partition(".")[0]) in LIBRARIES]
+    libraries = [
+        library for kind in type(module).__mro__ if (library := kind.__module__.partition(".")[0]) in LIBRARIES
+    ]
     for library in dict.fromkeys([*libraries, *(() if classes else (ANY,))]):
         for candidate in kinds_of(library):
             if (arguments := candidate.describe(module, processor)) is not None:

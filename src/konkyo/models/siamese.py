@@ -80,4 +80,4 @@ def _prepared(picture: Image.Image | str | os.PathLike[str], preprocess: Preproc
         raise KonkyoError("a picture needs preprocess=konkyo.Preprocess(...); or give a prepared tensor (1, C, H, W)")
     if isinstance(picture, Image.Image):
         return preprocess(upright(picture))
-    return preprocess(open_image(picture))
+    return preprocess(open_image(os.fspath(picture)))

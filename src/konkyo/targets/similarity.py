@@ -61,11 +61,13 @@ class Similarity(BaseTarget):
                 f"the reference has an embedding of {len(reference)} numbers, the image one of {embeddings.shape[1]}: "
                 "both come from one network"
             )
-        return self._value(embeddings, reference) - (self.threshold or 0.0)
+        value: Tensor = self._value(embeddings, reference) - (self.threshold or 0.0)
+        return value
 
     def _value(self, embeddings: Tensor, reference: Tensor) -> Tensor:
         if self.kind == "distance":
-            return -torch.linalg.vector_norm(embeddings - reference, dim=1)
+            distance: Tensor = torch.linalg.vector_norm(embeddings - reference, dim=1)
+            return -distance
         direction = normalize(reference, dim=0)
         if self.kind == "cosine":
             return normalize(embeddings, dim=1) @ direction

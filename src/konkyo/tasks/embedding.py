@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from konkyo.data.samples import Sample
 from konkyo.data.frame import Frame
+from konkyo.data.samples import Sample
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target
 from konkyo.targets.classes import Against, ContrastTarget, Score, SumTarget, TopK

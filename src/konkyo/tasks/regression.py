@@ -79,7 +79,9 @@ class RegressionTask(Task):
         if isinstance(request, (int, str)) and not isinstance(request, bool):
             return self._named(Output(request), output, classes)
         if not callable(request):
-            raise KonkyoError(f"a target of a regressor is konkyo.Output(index or name), or a callable; got {request!r}")
+            raise KonkyoError(
+                f"a target of a regressor is konkyo.Output(index or name), or a callable; got {request!r}"
+            )
         target: Target = request
         return target
 
@@ -91,7 +93,9 @@ class RegressionTask(Task):
         if not 0 <= index < count:
             raise KonkyoError(f"output {index} of {classes.model}, which estimates {count} (0 to {count - 1})")
         if len(self.units) not in (0, 1, count):
-            raise KonkyoError(f"{len(self.units)} units for {count} numbers of {classes.model}: one for all, or one each")
+            raise KonkyoError(
+                f"{len(self.units)} units for {count} numbers of {classes.model}: one for all, or one each"
+            )
         unit = "" if not self.units else self.units[index if len(self.units) > 1 else 0]
         return target.at(index, classes.names[index] if classes.names else "", unit)
 
