@@ -70,7 +70,8 @@ class Similarity(BaseTarget):
             return -distance
         direction = normalize(reference, dim=0)
         if self.kind == "cosine":
-            return normalize(embeddings, dim=1) @ direction
+            cosine: Tensor = normalize(embeddings, dim=1) @ direction
+            return cosine
         own = torch.linalg.vector_norm(embeddings, dim=1).detach()
         length = own if self.length is None else own.new_tensor(self.length)
         return embeddings @ direction / length.clamp_min(torch.finfo(own.dtype).tiny)

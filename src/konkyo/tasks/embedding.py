@@ -14,6 +14,7 @@ from konkyo.data.samples import Sample
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target
 from konkyo.targets.classes import Against, ContrastTarget, Score, SumTarget, TopK
+from konkyo.targets.numbers import Output
 from konkyo.targets.similarity import Similarity
 from konkyo.tasks.base import Classes, Explained, Matching, TargetRequest, Task, task
 
@@ -58,7 +59,8 @@ class EmbeddingTask(Task):
     ) -> list[list[Target]]:
         """Returns the targets of every image: `request` is a Target, or a prototype's name or index, or None, `TopK`.
 
-        KonkyoError: no target, where there are no prototypes to decide between, or a name that none of them has.
+        Without prototypes an index is that of a number of the embedding. KonkyoError: no target, where there are no
+        prototypes to decide between, or a name that none of them has.
         """
         del score, frames
         if request is None or isinstance(request, TopK):
@@ -79,8 +81,12 @@ class EmbeddingTask(Task):
         if callable(request):
             target: Target = request
             return target
-        if self.prototypes is None or not isinstance(request, (int, str)) or isinstance(request, bool):
+        if isinstance(request, bool) or not isinstance(request, (int, str)):
             raise _lacks_reference(classes, request)
+        if self.prototypes is None:
+            if isinstance(request, str):
+                raise _lacks_reference(classes, request)
+            return Output(request, f"number {request} of the embedding")
         return self._prototype(classes.index(request) if isinstance(request, str) else request, classes)
 
     def _prototype(self, index: int, classes: Classes) -> Similarity:
@@ -93,6 +99,8 @@ class EmbeddingTask(Task):
         """Returns what the image is likened to: the reference's name."""
         if isinstance(target, Similarity):
             return f"like {target.name or 'the reference'}"
+        if isinstance(target, Output):
+            return target.name or f"number {target.index} of the embedding"
         return super().label(target, classes, outputs)
 
     @staticmethod
