@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from konkyo.models.detectors.yolo import dense_detector
     from konkyo.models.siamese import siamese
     from konkyo.report.report import report
-    from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, RegionTarget, SumTarget, Target, TopK
+    from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, SumTarget, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
     from konkyo.targets.keypoints import Keypoint
     from konkyo.targets.numbers import Output
+    from konkyo.targets.regions import Mask, Pixel, Region, RegionTarget
     from konkyo.targets.similarity import Similarity
     from konkyo.targets.suppression import odam_nms
     from konkyo.tasks.base import Matching
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from konkyo.tasks.embedding import EmbeddingTask
     from konkyo.tasks.keypoints import KeypointTask
     from konkyo.tasks.regression import RegressionTask
+    from konkyo.tasks.segmentation import SegmentationTask
 
 from konkyo.version import __version__ as __version__
 
@@ -83,11 +85,12 @@ _HOMES = {
         "ClassTarget",
         "ContrastTarget",
         "Each",
-        "RegionTarget",
         "SumTarget",
         "Target",
         "TopK",
     ),
+    "konkyo.targets.regions": ("Mask", "Pixel", "Region", "RegionTarget"),
+    "konkyo.tasks.segmentation": ("SegmentationTask",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -113,6 +116,7 @@ __all__ = [
     "KonkyoWarning",
     "Layer",
     "Maps",
+    "Mask",
     "Matching",
     "Method",
     "Model",
@@ -120,10 +124,13 @@ __all__ = [
     "NotApplicable",
     "Output",
     "Pair",
+    "Pixel",
     "Preprocess",
+    "Region",
     "RegionTarget",
     "RegionTest",
     "RegressionTask",
+    "SegmentationTask",
     "Similarity",
     "SumTarget",
     "Target",

@@ -8,6 +8,7 @@ from konkyo.tasks.classification import ClassificationTask
 from konkyo.tasks.detection import DetectionTask
 from konkyo.tasks.embedding import EmbeddingTask
 from konkyo.tasks.regression import RegressionTask
+from konkyo.tasks.segmentation import SegmentationTask
 
 __all__ = [
     "TASKS",
@@ -16,6 +17,7 @@ __all__ = [
     "DetectionTask",
     "EmbeddingTask",
     "RegressionTask",
+    "SegmentationTask",
     "Task",
     "task",
 ]
