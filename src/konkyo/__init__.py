@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from konkyo.report.report import report
     from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, SumTarget, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
+    from konkyo.targets.fields import Count, Depth
     from konkyo.targets.keypoints import Keypoint
     from konkyo.targets.numbers import Output
     from konkyo.targets.regions import Mask, Pixel, Region, RegionTarget
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from konkyo.tasks.base import Matching
     from konkyo.tasks.decision import Decision
     from konkyo.tasks.embedding import EmbeddingTask
+    from konkyo.tasks.fields import CountingTask, DepthTask
     from konkyo.tasks.keypoints import KeypointTask
     from konkyo.tasks.regression import RegressionTask
     from konkyo.tasks.segmentation import SegmentationTask
@@ -62,6 +64,8 @@ _HOMES = {
     "konkyo.targets.detections": ("Detections", "InstanceTarget"),
     "konkyo.explanation.pairs": ("Pair", "pair"),
     "konkyo.models.siamese": ("siamese",),
+    "konkyo.targets.fields": ("Count", "Depth"),
+    "konkyo.tasks.fields": ("CountingTask", "DepthTask"),
     "konkyo.targets.keypoints": ("Keypoint",),
     "konkyo.targets.numbers": ("Output",),
     "konkyo.targets.similarity": ("Similarity",),
@@ -100,7 +104,11 @@ __all__ = [
     "ClassTarget",
     "Consistency",
     "ContrastTarget",
+    "Count",
+    "CountingTask",
     "Decision",
+    "Depth",
+    "DepthTask",
     "Detections",
     "Detector",
     "Diagnosis",

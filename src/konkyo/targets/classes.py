@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -225,6 +226,15 @@ class Each:
         if not targets or isinstance(targets[0], (list, tuple)):
             raise KonkyoError('Each needs at least one target, as in Each("cat", "dog")')
         object.__setattr__(self, "targets", targets)
+
+
+def combination(request: Any, part: Callable[[Any], Target]) -> Target | None:
+    """Returns a combination of targets with every part as `part` makes it of what was asked; None for anything else."""
+    if isinstance(request, ContrastTarget):
+        return ContrastTarget(part(request.this), part(request.that))
+    if isinstance(request, SumTarget):
+        return SumTarget(*map(part, request.targets))
+    return Against(part(request.target)) if isinstance(request, Against) else None
 
 
 def bound_request(request: Any, outputs: Outputs) -> Any:

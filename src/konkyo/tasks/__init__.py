@@ -7,6 +7,8 @@ from konkyo.tasks.base import TASKS, Classes, Task, task
 from konkyo.tasks.classification import ClassificationTask
 from konkyo.tasks.detection import DetectionTask
 from konkyo.tasks.embedding import EmbeddingTask
+from konkyo.tasks.fields import CountingTask, DepthTask
+from konkyo.tasks.keypoints import KeypointTask
 from konkyo.tasks.regression import RegressionTask
 from konkyo.tasks.segmentation import SegmentationTask
 
@@ -14,8 +16,11 @@ __all__ = [
     "TASKS",
     "Classes",
     "ClassificationTask",
+    "CountingTask",
+    "DepthTask",
     "DetectionTask",
     "EmbeddingTask",
+    "KeypointTask",
     "RegressionTask",
     "SegmentationTask",
     "Task",

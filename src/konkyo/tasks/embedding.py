@@ -13,7 +13,7 @@ from konkyo.data.frame import Frame
 from konkyo.data.samples import Sample
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ContrastTarget, Score, SumTarget, TopK
+from konkyo.targets.classes import ContrastTarget, Score, TopK, combination
 from konkyo.targets.numbers import Output
 from konkyo.targets.similarity import Similarity
 from konkyo.tasks.base import Classes, Explained, Matching, TargetRequest, Task, task
@@ -72,12 +72,8 @@ class EmbeddingTask(Task):
         return [[self._target(request, classes)]] * len(output)
 
     def _target(self, request: Any, classes: Classes) -> Target:
-        if isinstance(request, ContrastTarget):
-            return ContrastTarget(self._target(request.this, classes), self._target(request.that, classes))
-        if isinstance(request, Against):
-            return Against(self._target(request.target, classes))
-        if isinstance(request, SumTarget):
-            return SumTarget(*(self._target(target, classes) for target in request.targets))
+        if (combined := combination(request, lambda part: self._target(part, classes))) is not None:
+            return combined
         if callable(request):
             target: Target = request
             return target

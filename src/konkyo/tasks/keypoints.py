@@ -11,7 +11,7 @@ from torch import Tensor
 from konkyo.data.frame import Frame
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarget, TopK
+from konkyo.targets.classes import Each, Score, TopK, combination
 from konkyo.targets.keypoints import Keypoint
 from konkyo.tasks.base import Classes, TargetRequest, Task, task
 
@@ -57,12 +57,8 @@ class KeypointTask(Task):
         return [[self._target(request, classes)]] * len(output)
 
     def _target(self, request: Any, classes: Classes) -> Target:
-        if isinstance(request, ContrastTarget):
-            return ContrastTarget(self._target(request.this, classes), self._target(request.that, classes))
-        if isinstance(request, Against):
-            return Against(self._target(request.target, classes))
-        if isinstance(request, SumTarget):
-            return SumTarget(*(self._target(target, classes) for target in request.targets))
+        if (combined := combination(request, lambda part: self._target(part, classes))) is not None:
+            return combined
         if isinstance(request, (int, str)) and not isinstance(request, bool):
             request = Keypoint(request)
         if isinstance(request, Keypoint):

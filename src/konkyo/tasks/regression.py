@@ -11,7 +11,7 @@ from torch import Tensor
 from konkyo.data.frame import Frame
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarget, TopK
+from konkyo.targets.classes import Against, ContrastTarget, Each, Score, TopK, combination
 from konkyo.targets.numbers import Output
 from konkyo.tasks.base import Classes, TargetRequest, Task, task
 
@@ -67,13 +67,8 @@ class RegressionTask(Task):
         return [[self._named(Output(index), output, classes) for index in range(count)]] * len(output)
 
     def _target(self, request: Any, output: Tensor, classes: Classes) -> Target:
-        if isinstance(request, ContrastTarget):
-            this, that = (self._target(t, output, classes) for t in (request.this, request.that))
-            return ContrastTarget(this, that)
-        if isinstance(request, Against):
-            return Against(self._target(request.target, output, classes))
-        if isinstance(request, SumTarget):
-            return SumTarget(*(self._target(target, output, classes) for target in request.targets))
+        if (combined := combination(request, lambda part: self._target(part, output, classes))) is not None:
+            return combined
         if isinstance(request, Output):
             return self._named(request, output, classes)
         if isinstance(request, (int, str)) and not isinstance(request, bool):
