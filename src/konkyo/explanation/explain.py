@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from itertools import combinations
 from typing import Any, TypeAlias
 
@@ -19,12 +20,13 @@ from konkyo.engine.probe import NEEDS
 from konkyo.engine.session import Session, refuse_within_forward, untouched
 from konkyo.errors import KonkyoError, NotApplicable, unknown, warn
 from konkyo.explanation.diagnosis import Diagnosis
-from konkyo.explanation.inputs import Images, Prepared, labelled, prepare
+from konkyo.explanation.inputs import Images, Prepared, labelled, outputs_of, prepare
 from konkyo.explanation.result import Explanation, joined
 from konkyo.explanation.run import Cut, Doubts, Request, Run, Where, explanation_of
 from konkyo.methods.base import METHODS, Attribution, Method, find
 from konkyo.models import Model, as_model
 from konkyo.models.blackbox import BlackBox
+from konkyo.targets.classes import bound_request
 from konkyo.tasks.base import SEVEN_CAMS
 from konkyo.utils.progress import Progress
 from konkyo.utils.tensors import Fuse
@@ -123,6 +125,7 @@ def explanations(
     refuse_within_forward(adapted.module, adapted.name)
     prepared = prepare(adapted, images, bgr=request.bgr, told=isinstance(model, Model))
     prepared = labelled(adapted, prepared, request.true_labels)
+    request = replace(request, target=bound_request(request.target, partial(outputs_of, adapted, seed=request.seed)))
     models = _asked(adapted, request.question, len(prepared.images))
     session, doubts = untouched(adapted.module, request.seed), Doubts()
     with session, session:  # twice: see `Session`

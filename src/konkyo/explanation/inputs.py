@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from konkyo.data.arrays import pictures_of_array, pictures_of_tensor
 from konkyo.data.images import find_images, open_image, require_local, upright
 from konkyo.data.samples import Sample
+from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError, warn
 from konkyo.models import Frame, Model
 from konkyo.tasks.base import plain_name
@@ -157,6 +158,14 @@ def _picture(colours: Tensor) -> Image.Image:
     """Returns colours (1 or 3, H, W) in [0, 1] as a picture."""
     pixels = (colours.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(pixels)
+
+
+def outputs_of(model: Model, images: Any, *, seed: int = 0) -> Tensor:
+    """Returns the model's outputs (M, ...) for images in any form, without a graph. KonkyoError: as of `prepare`."""
+    prepared = prepare(model, images)
+    session = untouched(model.module, seed)
+    with session, session, torch.no_grad():
+        return model(prepared.images).detach()
 
 
 def known_classes(model: Model, labels: Sequence[str | None]) -> tuple[tuple[str | None, ...], tuple[str, ...]]:

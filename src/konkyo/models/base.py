@@ -26,6 +26,7 @@ from konkyo.models.layers import Layers, Traces
 from konkyo.models.outputs import Choice, base_model_features, choose, headless, select_logits
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.prompts import Prompts, Texts
+from konkyo.targets.base import fixed
 from konkyo.targets.classes import Score, Target, TopK
 from konkyo.targets.detections import Detections
 from konkyo.tasks import Classes, ClassificationTask, DetectionTask, Task
@@ -109,7 +110,7 @@ class Model:
             )
         said = any(value is not None for value in (detector, multilabel, probabilities, task, call, prompts))
         if not said and select is select_logits:
-            facts, name = known(module, processor), name or type(module).__name__
+            facts, name = known(module, processor, classes=classes), name or type(module).__name__
             module, preprocess = facts.get("module", module), preprocess or facts.get("preprocess")
             detector, task, call, prompts, multilabel = (
                 facts.get(key) for key in ("detector", "task", "call", "prompts", "multilabel")
@@ -333,7 +334,8 @@ class Model:
         if not self.task.instances and (score == "similarity" or isinstance(target, Detections)):
             raise NotApplicable(f"{self.name} is no detector: it has no detections to be explained")
         classes = Classes(self.name, self.classes, self._headless(output))
-        return self.task.targets_of(target, output, classes, score=score, frames=frames)
+        targets = self.task.targets_of(target, output, classes, score=score, frames=frames)
+        return [[fixed(one, output[i : i + 1]) for one in image] for i, image in enumerate(targets)]
 
     def settled(self, images: Tensor, request: Any) -> Model:
         """Returns the model whose task reads the output for these prepared images; itself, as a rule.
