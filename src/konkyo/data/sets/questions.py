@@ -126,11 +126,11 @@ class Questions(torch.utils.data.Dataset[tuple[Scene, tuple[Question, ...]]]):
 
         KonkyoError: an unknown kind, or none.
         """
+        if isinstance(kinds, str) or not kinds:
+            raise KonkyoError(f"kinds: expected a list of names, got {kinds!r}. On offer: {', '.join(KINDS)}")
         for kind in kinds:
             if kind not in KINDS:
                 raise unknown("kind of question", kind, KINDS)
-        if isinstance(kinds, str) or not kinds:
-            raise KonkyoError(f"kinds: expected a list of names, got {kinds!r}. On offer: {', '.join(KINDS)}")
         self.length, self.seed, self.size, self.kinds, self.each = length, seed, size, tuple(kinds), each
 
     def __len__(self) -> int:
