@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
+from konkyo.data.sets.questions import ANSWERS, tokens
 from konkyo.data.sets.scenes import CLASSES
 from konkyo.errors import unknown
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import build_with
 from konkyo.models.detectors.transformers import detector
+from konkyo.models.networks.questions import ScenesVQA
 from konkyo.models.networks.scenes import SCENES_MEAN, SCENES_SIZE, SCENES_STD, ScenesResNet
 from konkyo.models.preprocess import Preprocess
+from konkyo.models.prompts import Prompts
 from konkyo.models.transformers import import_transformers
 
-SHIPPED = ("scenes-classifier", "scenes-detr")
+SHIPPED = ("scenes-classifier", "scenes-detr", "scenes-vqa")
 
 
 def scenes_classifier() -> nn.Module:
@@ -75,11 +80,13 @@ def scenes_detector() -> nn.Module:
 
 @adapter("konkyo")
 def load(name: str, weights: str | Path | None) -> Model:
-    """`konkyo/scenes-classifier` or `konkyo/scenes-detr`. `weights`: "default" (shipped), None (random) or a file."""
+    """Loads a model of SHIPPED. `weights`: "default" (shipped), None (random) or a file."""
     if name not in SHIPPED:
         raise unknown("shipped model", name, SHIPPED)
     if name == "scenes-detr":
         return _detector(weights)
+    if name == "scenes-vqa":
+        return _answerer(weights)
     module: nn.Module
     usual = True
     if weights is None:
@@ -101,3 +108,24 @@ def _detector(weights: str | Path | None) -> Model:
         module, _ = build_with(weights, lambda _: scenes_detector())
     preprocess = Preprocess((SCENES_SIZE, SCENES_SIZE), None, (0.0,) * 3, (1.0,) * 3)
     return Model(module, preprocess, CLASSES, "konkyo/scenes-detr", detector=detector(module))
+
+
+def _answerer(weights: str | Path | None) -> Model:
+    module: nn.Module = ScenesVQA().eval()
+    if weights == "default":
+        with as_file(files("konkyo") / "models" / "weights" / "scenes-vqa.safetensors") as path:
+            module.load_state_dict(load_file(path))
+    elif weights is not None:
+        module, _ = build_with(weights, lambda _: ScenesVQA())
+    preprocess = Preprocess(SCENES_SIZE, SCENES_SIZE, SCENES_MEAN, SCENES_STD)
+    prompts = Prompts("question", _asked)
+    return Model(module.eval(), preprocess, ANSWERS, "konkyo/scenes-vqa", prompts=prompts)
+
+
+def _asked(question: str) -> dict[str, Any]:
+    """Returns how the network of questions is run with one question. KonkyoError: one that it does not know."""
+    return {"call": partial(_answered, tokens(question)[None])}
+
+
+def _answered(words: Tensor, module: nn.Module, images: Tensor) -> Any:
+    return module(images, words.to(images.device))

@@ -84,6 +84,11 @@ WORDS: tuple[str, ...] = tuple(sorted({word for text in _KIND_OF for word in tex
 LONGEST = max(len(text.split()) for text in _KIND_OF)
 
 
+def kind_of(text: str) -> str:
+    """Returns the kind of a question. KonkyoError: a question that is none of KINDS."""
+    return _KIND_OF[normalised(text)]
+
+
 def normalised(text: str) -> str:
     """Returns a question as it stands in KINDS: small letters, one space between words, "?" at the end.
 
