@@ -25,9 +25,9 @@ from konkyo.evaluation.columns import Column, column
 from konkyo.evaluation.ground_truth import Truth, in_view
 from konkyo.evaluation.result import Evaluation, Row
 from konkyo.explanation.explain import Which, explain, explanations
-from konkyo.explanation.run import Where
 from konkyo.explanation.inputs import known_classes
 from konkyo.explanation.result import Explanation
+from konkyo.explanation.run import Where
 from konkyo.methods.base import Method, find
 from konkyo.metrics.base import Explain, Score
 from konkyo.metrics.variants import absent
@@ -158,11 +158,12 @@ def evaluate(
     scored by the class's probability; of a detector by the largest probability of the class among all candidates that
     overlap the object (IoU > 0.5).
 
-    A sample with a question asks it; the model has to read questions, and what is explained is its answer.
+    The question of a sample is put to the model, whose answer is explained.
 
-    `layer`: as `explain` takes it, of methods that read a layer. `limit` and `seed`: so many samples, drawn by the seed, which also decides noise and ties. `options`: the methods'
-    own. `out`: a folder where every sample's values are kept as soon as they are known, and where an interrupted run
-    goes on; the result is `save`d there too. KonkyoError: another run's folder, or an unknown name.
+    `layer`: where methods that read a layer do it, as in `explain`. `limit` and `seed`: so many samples, drawn by the
+    seed, which also decides noise and ties. `options`: the methods' own. `out`: a folder where every sample's values
+    are kept as soon as they are known, and where an interrupted run goes on; the result is `save`d there too.
+    KonkyoError: another run's folder, or an unknown name.
     """
     adapted = None if model is None else as_model(model)
     _check(adapted, methods, metrics, explained)
