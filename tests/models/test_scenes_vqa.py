@@ -14,6 +14,7 @@ import konkyo
 from konkyo.data.samples import samples
 from konkyo.data.sets.questions import ANSWERS, LONGEST, WORDS, Questions, tokens
 from konkyo.evaluation.evaluate import evaluate
+from konkyo.explanation.words import score_in_words
 from konkyo.models.networks.questions import ScenesVQA, _places
 
 
@@ -212,3 +213,16 @@ def test_evaluate_asks_every_samples_question(model):
                 assert value == pytest.approx(float(heat[mask].sum() / heat.sum()), abs=1e-4)
     with pytest.raises(konkyo.KonkyoError, match="reads no text"):
         evaluate(konkyo.load("konkyo/scenes-classifier"), data, ["grad_cam"], ["ebpg@mask"])
+
+
+def test_the_question_is_kept_with_the_maps_and_said_in_words(model, tmp_path):
+    data = list(samples("questions:2"))
+    result = konkyo.explain(model, data)
+    asked = tuple(sample.question for sample in data)
+    assert result.questions == asked
+    assert result[1].questions == asked[1:]
+    loaded = konkyo.Explanation.load(result.save(tmp_path / "maps.npz"))
+    assert loaded.questions == asked
+    assert score_in_words(loaded, 0).startswith(f"{asked[0]} {result.labels[0]} (logit ")
+    plain = konkyo.explain(konkyo.load("konkyo/scenes-classifier"), data[0].image)
+    assert plain.questions == ()
