@@ -28,9 +28,9 @@ class _Modulated(nn.Module):
 class ScenesVQA(nn.Module):
     """A network of a picture and a question: the picture's cells, changed and read as the question says.
 
-    All that is seen of the picture passes `cells`, whose output (N, C, 16, 16) holds an early stage of the body, with
-    its colours, beside the last one. The answer is read from the mean, the maximum and `heads` soft attentions over
-    the cells, each giving content and mean place.
+    All that is seen of the picture passes `cells`, whose output (N, C, 16, 16) is made of the body's last stage, which
+    knows what things are, and of `colours`, soft histograms of the colours in every cell. The answer is read from the
+    mean, the maximum and `heads` soft attentions over the cells, each giving content and mean place.
     """
 
     def __init__(self, width: int = 96, heads: int = 3) -> None:
@@ -38,7 +38,8 @@ class ScenesVQA(nn.Module):
         self.width, self.heads = width, heads
         self.body = ScenesResNet()
         del self.body.head  # the body is run stage by stage
-        self.cells = nn.Sequential(nn.Conv2d(80 + 144, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.colours = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(3, 32, 1), nn.ReLU(), nn.AvgPool2d(4))
+        self.cells = nn.Sequential(nn.Conv2d(32 + 144, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.reduce = nn.Sequential(nn.Conv2d(width, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.words = nn.Embedding(1 + len(WORDS), 64, padding_idx=0)
         self.reader = nn.GRU(64, width, batch_first=True)
@@ -53,7 +54,7 @@ class ScenesVQA(nn.Module):
         """Returns the cells (N, C, 16, 16) of images (N, 3, 128, 128), normalised as the classifier's."""
         body = self.body
         early = body.stage2(body.stage1(body.stem(images)))
-        grid: Tensor = self.cells(torch.cat([early, body.stage4(body.stage3(early))], 1))
+        grid: Tensor = self.cells(torch.cat([self.colours(images), body.stage4(body.stage3(early))], 1))
         return grid
 
     def answer(self, grid: Tensor, tokens: Tensor) -> Tensor:
