@@ -15,7 +15,7 @@ from konkyo.data.samples import samples
 from konkyo.data.sets.questions import ANSWERS, LONGEST, WORDS, Questions, tokens
 from konkyo.evaluation.evaluate import evaluate
 from konkyo.explanation.words import score_in_words
-from konkyo.models.networks.questions import ScenesVQA, _places
+from konkyo.models.networks.questions import COLOURS, ScenesVQA, _places
 
 
 @pytest.fixture
@@ -54,7 +54,8 @@ def modulated(module: torch.nn.Module, grid: Tensor, scale: Tensor, shift: Tenso
 
 @torch.no_grad()
 def test_the_answer_is_that_of_loops_over_cells(network):
-    grid, words = torch.randn(1, 6, 3, 4).relu(), tokens("is the cat left or right of the tulip ?")
+    grid, colours = torch.randn(1, 6, 3, 4).relu(), torch.rand(1, COLOURS, 3, 4)
+    words = tokens("is the cat left or right of the tulip ?")
     state = torch.zeros(1, 1, 6)
     for number in words.tolist():  # word by word
         _, state = network.reader(network.words(torch.tensor([[number]])), state)
@@ -67,13 +68,16 @@ def test_the_answer_is_that_of_loops_over_cells(network):
         query = network.query(question)[6 * head : 6 * head + 6]
         weights = {(y, x): math.exp(float(query @ cells[:, y, x]) / math.sqrt(6)) for y in range(3) for x in range(4)}
         total = sum(weights.values())
-        content, mean_place = torch.zeros(6), torch.zeros(2)
+        content, paint, mean_place = torch.zeros(6), torch.zeros(COLOURS), torch.zeros(2)
         for (y, x), weight in weights.items():
             content += weight / total * cells[:, y, x]
+            paint += weight / total * colours[0, :, y, x]
             mean_place += weight / total * torch.tensor([-1 + 2 * x / 3, -1 + 2 * y / 2])
-        reads += [content, mean_place]
+        reads += [content, paint, mean_place]
     expected = network.head(torch.cat([*reads, question]))
-    torch.testing.assert_close(network.answer(grid, words[None])[0], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        network.answer(torch.cat([grid, colours], 1), words[None])[0], expected, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_places_are_x_and_y_from_left_top_to_right_bottom():
@@ -126,8 +130,8 @@ def test_the_network_that_ships_answers_as_its_card_says(model):
     for scene, questions in Questions(120, seed=5_000_000):
         words = torch.stack([tokens(question.text) for question in questions])
         images = model.preprocess(scene.image)[None]
-        grid = model.module.reduce(model.module.grid(images)).expand(len(words), -1, -1, -1)
-        for question, index in zip(questions, model.module.answer(grid, words).argmax(1).tolist(), strict=True):
+        cells = model.module.see(images).expand(len(words), -1, -1, -1)
+        for question, index in zip(questions, model.module.answer(cells, words).argmax(1).tolist(), strict=True):
             right.append(model.classes[index] == question.answer)
     assert sum(right) / len(right) > card["unseen_scenes"]["accuracy"] - 0.02
 
@@ -140,18 +144,18 @@ def test_a_question_makes_it_a_classifier_of_images_whose_classes_are_the_answer
     words = tokens(question.text)[None]
     images = model.preprocess(scene.image)[None]
     torch.testing.assert_close(result.scores[0], model.module(images, words)[0].max().detach())
-    with torch.enable_grad():  # by hand, at the cells
-        cells = model.module.grid(images).detach().requires_grad_()
-        logit = model.module.answer(model.module.reduce(cells), words)[0].max()
-        (gradient,) = torch.autograd.grad(logit, cells)
+    network, body = model.module, model.module.body  # by hand, at the cells
+    grid = body.stage4(body.stage3(body.stage2(body.stage1(body.stem(images)))))
+    cells = torch.cat([network.cells.things(grid), network.colours(images)], 1).detach().requires_grad_()
+    halved = torch.cat([network.reduce(cells), torch.nn.functional.avg_pool2d(cells[:, 96:], 2)], 1)
+    (gradient,) = torch.autograd.grad(network.answer(halved, words)[0].max(), cells)
     expected = (gradient.mean((2, 3), keepdim=True) * cells).sum(1).relu()[0]
-    by_layer = konkyo.explain(model, scene.image, question=question.text, layer="cells")
-    torch.testing.assert_close(by_layer.maps[0], expected.detach(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(result.maps[0], expected.detach(), atol=1e-5, rtol=1e-4)
 
 
-def test_the_automatic_layer_is_the_last_block_and_is_traced_once_for_all_questions(model):
+def test_the_automatic_layer_is_the_cells_and_is_traced_once_for_all_questions(model):
     first = model.prompted(question="is there a cat ?").automatic_layers((3, 128, 128))
-    assert [layer.name for layer in first] == ["blocks.1"]
+    assert [layer.name for layer in first] == ["cells"]
     assert model.prompted(question="how many objects ?").known_layers((3, 128, 128)) == first
 
 
@@ -189,9 +193,7 @@ def test_maps_of_a_yes_lie_at_the_evidence_far_more_than_chance(model):
     inside, share = [], []
     for scene, (question,) in Questions(60, seed=41, kinds=["exist"]):
         if question.answer == "yes":
-            maps = konkyo.explain(model, scene.image, question=question.text, target="yes", layer="cells").at(
-                (128, 128)
-            )
+            maps = konkyo.explain(model, scene.image, question=question.text, target="yes").at((128, 128))
             inside.append(float(maps[0][question.single].sum() / maps[0].sum().clamp_min(1e-9)))
             share.append(float(question.single.float().mean()))
     assert sum(inside) > 2 * sum(share)
@@ -199,11 +201,11 @@ def test_maps_of_a_yes_lie_at_the_evidence_far_more_than_chance(model):
 
 def test_evaluate_asks_every_samples_question(model):
     data = samples("questions:4")
-    result = evaluate(model, data, ["grad_cam"], ["ebpg@evidence", "ebpg@mask"], explained="label", layer="cells")
+    result = evaluate(model, data, ["grad_cam"], ["ebpg@evidence", "ebpg@mask"], explained="label")
     assert [row.explained for row in result.rows] == [sample.label for sample in data]
     for row, sample in enumerate(data):
         (thing,) = sample.annotations
-        map_ = konkyo.explain(model, sample.image, question=sample.question, target=sample.label, layer="cells")
+        map_ = konkyo.explain(model, sample.image, question=sample.question, target=sample.label)
         heat = map_.unit((128, 128))[0].double()
         for column, mask in (("ebpg@evidence", thing.evidence), ("ebpg@mask", thing.mask)):
             value = float(result.values("grad_cam", column)[row])
