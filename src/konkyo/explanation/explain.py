@@ -48,7 +48,7 @@ def explain(
     progress: Progress | None = None,
     bgr: bool = False,
     true_labels: Sequence[Any] | None = None,
-    question: str | Sequence[str] | None = None,
+    question: str | Sequence[str | None] | None = None,
     **options: Any,
 ) -> Explanation:
     """Returns maps of what in the images a score was decided on, one row per image and target.
@@ -66,7 +66,7 @@ def explain(
     views share it). `progress(done, total)` is called meanwhile. Where such variants are scored, returning True ends it
     with what has been found by then. `true_labels`: the class that each image really has, a name, an index, or None;
     samples and data sets say it themselves. `question`: what a model that reads text is asked, one text or one per
-    image. `options`: the method's own.
+    image; samples that ask something say it themselves. `options`: the method's own.
 
     The model comes back as it was, also after an exception. KonkyoWarning (once a call): a map that says nothing.
     KonkyoError: anything unknown or of the wrong form; NotApplicable: a method that this model has no place for.
@@ -126,7 +126,8 @@ def explanations(
     prepared = prepare(adapted, images, bgr=request.bgr, told=isinstance(model, Model))
     prepared = labelled(adapted, prepared, request.true_labels)
     request = replace(request, target=bound_request(request.target, partial(outputs_of, adapted, seed=request.seed)))
-    models = _asked(adapted, request.question, len(prepared.images))
+    question = request.question if request.question is not None else prepared.questions or None
+    models = _asked(adapted, question, len(prepared.images))
     session, doubts = untouched(adapted.module, request.seed), Doubts()
     with session, session:  # twice: see `Session`
         if len(models) == 1:
@@ -141,7 +142,7 @@ def explanations(
     return {m.name: results[m.name] for m in chosen}
 
 
-def _asked(model: Model, question: str | Sequence[str] | None, images: int) -> list[Model]:
+def _asked(model: Model, question: str | Sequence[str | None] | None, images: int) -> list[Model]:
     """Returns the model that is asked a question; where every image has one of its own, a model per image.
 
     KonkyoError: not one question per image, or a model that reads none.

@@ -42,6 +42,7 @@ def description(result: Explanation) -> dict[str, Any]:
         "labels": list(result.labels),
         "targets": [_target_to_json(t) for t in result.targets],
         "diagnosis": [{"kind": d.kind, "message": d.message} for d in result.diagnosis],
+        "questions": list(result.questions),
         "decisions": [None if d is None else asdict(d) for d in result.decisions],
         "names": list(result.names),
         "true_labels": list(result.true_labels),
@@ -91,6 +92,7 @@ def load(kind: type[Explanation], path: Path) -> Explanation:
         trace = {f.name: tensors.pop(f"path.{f.name}") for f in fields(PathTrace) if f"path.{f.name}" in tensors}
         values["path"] = PathTrace(**trace) if trace else None
         values["targets"] = tuple(_target_from_json(t) for t in values["targets"])
+        values["questions"] = tuple(values.get("questions", ()))
         values["diagnosis"] = tuple(Diagnosis(**d) for d in values["diagnosis"])
         values["decisions"] = tuple(None if d is None else Decision(**d) for d in values.get("decisions", ()))
         values["passages"] = tuple(None if p is None else Passage.restored(p) for p in values.get("passages", ()))

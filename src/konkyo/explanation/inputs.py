@@ -62,6 +62,8 @@ class Prepared:
     """What every image is called, "" where that is not known; empty where no name is known."""
     labels: tuple[str | None, ...] = ()
     """The class of the model that every image really has; None where that is not known."""
+    questions: tuple[str | None, ...] = ()
+    """What samples ask about their images; empty where none asks."""
 
 
 def prepare(model: Model, images: Images, *, bgr: bool = False, told: bool = True) -> Prepared:
@@ -84,6 +86,9 @@ def prepare(model: Model, images: Images, *, bgr: bool = False, told: bool = Tru
         prepared = prepared if told else replace(prepared, notes=(*prepared.notes, _READ_OFF))
     names = tuple(name for part in parts for name in part.names)
     labels, notes = known_classes(model, [label for part in parts for label in part.labels])
+    questions = tuple(part.question for part in parts)
+    if any(questions):
+        prepared = replace(prepared, questions=questions)
     if len(names) != len(prepared.images):  # of one tensor (C, H, W) that was taken for something else
         return prepared
     return replace(prepared, names=names if any(names) else (), labels=labels, notes=(*prepared.notes, *notes))
@@ -221,6 +226,7 @@ class _Part:
     image: Image.Image | Tensor
     names: tuple[str, ...]
     labels: tuple[str | None, ...]
+    question: str | None = None
 
 
 def _part(image: Image.Image | Tensor, name: str = "", label: str | None = None) -> _Part:
@@ -269,7 +275,7 @@ class _Reader:
             raise KonkyoError(f"{_TAKEN}; got {type(image).__name__}")
         self._require_preprocess()
         if isinstance(image, Sample):
-            return [_part(image.image, image.name, image.label)]
+            return [replace(_part(image.image, image.name, image.label), question=image.question)]
         if isinstance(image, Image.Image):
             return [_part(upright(image), Path(str(getattr(image, "filename", ""))).name)]
         if isinstance(image, (str, os.PathLike)):

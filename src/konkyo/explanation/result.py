@@ -60,6 +60,8 @@ class Explanation:
     """Whether each row's map is meaningful, and what would help."""
     decisions: tuple[Decision | None, ...] = ()
     """What the model itself decided, a row each, beside the asked target; None where that is of no classes."""
+    questions: tuple[str | None, ...] = ()
+    """What the model was asked about the image of every row; empty of models that read no question."""
     boxes: Tensor | None = None
     """(R, 4) xyxy pixels where a row explains a detection."""
     path: PathTrace | None = None

@@ -48,7 +48,7 @@ class Request:
     progress: Progress | None = None
     bgr: bool = False
     true_labels: Sequence[Any] | None = None
-    question: str | Sequence[str] | None = None
+    question: str | Sequence[str | None] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -157,6 +157,7 @@ def explanation_of(run: Run) -> Explanation:
         options=_options_used(run),
         seed=run.request.seed,
         diagnosis=_diagnose(run, rows, maps),
+        questions=_questions(model, len(rows.images)),
         decisions=_decisions(run, rows),
         boxes=_boxes(model.task, rows, frames, maps.scores),
         regions=maps.scores.new_tensor([frames[image].region for image in rows.images]) if bordered else None,
@@ -167,6 +168,12 @@ def explanation_of(run: Run) -> Explanation:
         assumptions=(*run.prepared.notes, *_assumptions(run, rows)),
         images=run.prepared.pictures,
     )
+
+
+def _questions(model: Model, rows: int) -> tuple[str | None, ...]:
+    """Returns the question that the model is asked, a row each; nothing where it reads none."""
+    prompts = model.prompts
+    return (prompts.value,) * rows if prompts is not None and prompts.noun == "question" else ()
 
 
 def _rows(run: Run) -> _Rows:
