@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import cache, partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from konkyo.engine.attention import Attentions, Block, explicit_attention, per_head
 from konkyo.engine.forward import Pass, Rows, at_least_float32, differentiated, of_rows, pick, rounds, score_of, scores
 from konkyo.engine.layer import MAX_PREFIX_TOKENS, Layer
-from konkyo.engine.needs import ReadTokens
+from konkyo.engine.needs import Heads, ReadingAttention, ReadTokens
 from konkyo.engine.replay import Replay
 from konkyo.errors import NotApplicable
 from konkyo.targets.classes import Target
@@ -58,6 +61,47 @@ class AttentionReader:
         ((slope,),) = pass_.slopes(tuple(range(count)), lambda output: (output * noise).flatten(1).sum(1), [last])
         read = (per_head(slope, count) != 0).to(slope.dtype).amax((1, 3))
         return pick(safe_divide(read, read.sum(1, keepdim=True)), self._rows)
+
+    def reading(self, heads: Heads) -> ReadingAttention:
+        """Computes `Probe.reading`."""
+        pass_, attended = self._attended
+        attended.among_tokens(self._count)
+        if heads == "one":
+            number = len(attended.probabilities) - 1
+            within = _with_one_head(number)
+            pass_ = self._pass.other(("one head", number), [], within)
+            one: object = pass_.recorded[within]
+            assert isinstance(one, Attentions)
+            attended = one
+        product = attended.product
+        if product is None or product.weight is None:
+            raise NotApplicable(
+                "needs queries, keys and values of the attention by which the head reads; this network computes it by "
+                "hand, and not by scaled_dot_product_attention or nn.MultiheadAttention"
+            )
+        slopes = pass_.slopes(self._rows, lambda output: scores(output, self._targets), [product.out])
+        gradient = at_least_float32(of_rows(self._rows, [slope for (slope,) in slopes]))
+        read = gradient.abs().amax((0, 1, 3)).nonzero().flatten().tolist() or [0]
+        if len(read) > 1:
+            raise NotApplicable(
+                f"needs a head that reads one token (a class token, or a query of its own); here it reads {len(read)}"
+            )
+
+        def of_tokens(values: Tensor) -> Tensor:
+            """Returns values (N, heads, L, width) of every row (R, L, heads * width)."""
+            return pick(at_least_float32(values.detach()).transpose(1, 2).flatten(2), self._rows)
+
+        def projected(values: Tensor) -> Tensor:
+            bias = None if product.bias is None else product.bias.detach().to(values)
+            assert product.weight is not None
+            return functional.linear(values, product.weight.detach().to(values), bias)
+
+        return ReadingAttention(
+            projected(of_tokens(product.queries)[:, read[0]]),
+            projected(of_tokens(product.keys)),
+            of_tokens(product.values),
+            gradient[:, :, read[0]].flatten(1),
+        )
 
     def block_gradients(self, tokens: ReadTokens) -> tuple[Tensor, ...]:
         """Computes `Probe.block_gradients`."""
@@ -106,6 +150,12 @@ class AttentionReader:
                     tails.append((leaf, replay(read.clone())))  # networks may work in place on it
             attended.tails[tokens] = tails
         return attended.tails[tokens]
+
+
+@cache
+def _with_one_head(number: int) -> Callable[[nn.Module], AbstractContextManager[Attentions]]:
+    """Returns the context in which the attention of that number has one head; the same object for a number."""
+    return partial(explicit_attention, one_head=number)
 
 
 def tokens_on_grid(tokens: Tensor, layer: Layer, grid: Sequence[int]) -> Tensor:

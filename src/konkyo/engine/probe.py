@@ -22,7 +22,18 @@ from konkyo.engine.channels import Channels
 from konkyo.engine.forward import OneByOne, Pass, Rows, distinct_views, pick, scores
 from konkyo.engine.integration import Integration, Pyramid
 from konkyo.engine.layer import INPUT, Layer
-from konkyo.engine.needs import Need, OtherScore, ReadTokens, Through, Vary, Visit, need, needs_of
+from konkyo.engine.needs import (
+    Heads,
+    Need,
+    OtherScore,
+    ReadingAttention,
+    ReadTokens,
+    Through,
+    Vary,
+    Visit,
+    need,
+    needs_of,
+)
 from konkyo.engine.ownership import ATTENTION_KERNELS, Claim
 from konkyo.engine.path import Sampling
 from konkyo.engine.session import session_of
@@ -285,6 +296,19 @@ class Probe:
         its own, its probabilities are the shares.
         """
         return self._attention.readout()
+
+    @need(
+        **_GRADIENT,
+        cost="the attention by which the head reads one token",
+        networks=f"{_TRANSFORMERS} with a class token or an attention pooling",
+    )
+    def reading(self, heads: Heads = "model") -> ReadingAttention:
+        """Returns the parts of the attention by which the head reads the tokens, and the gradient at what it reads.
+
+        It is the last one of the network: of the last block, or the head's own. `heads="one"` computes it with all
+        heads as one, which costs another forward. NotApplicable: a head that reads several tokens.
+        """
+        return self._attention.reading(heads)
 
     @need(of_target=False, inside=True, cost="a grid of tokens")
     def on_grid(self, tokens: Tensor) -> Tensor:
