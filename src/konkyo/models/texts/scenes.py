@@ -24,9 +24,9 @@ _WIDTH = 128
 
 
 class Attention(nn.Module):
-    """Self-attention of tokens (N, L, C) in four heads."""
+    """Self-attention of tokens (N, L, C)."""
 
-    def __init__(self, width: int, heads: int = 4) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
@@ -42,9 +42,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """A transformer block with the norms first."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(width), Attention(width)
+        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
@@ -56,9 +56,9 @@ class Block(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """Images (N, 3, 128, 128) -> embeddings (N, 128): `ScenesResNet` to its last grid, and two blocks over its cells.
+    """Images (N, 3, 128, 128) -> embeddings (N, 128): `ScenesResNet` to its last grid, and a block over its cells.
 
-    As in CLIP, a class token comes first, and it alone is read after the last block.
+    As in CLIP, a class token comes first, and it alone is read after the block.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class ImageTower(nn.Module):
         self.join = nn.Conv2d(144, _WIDTH, 1)
         self.class_token = nn.Parameter(torch.zeros(1, 1, _WIDTH))
         self.places = nn.Parameter(0.02 * torch.randn(1, 257, _WIDTH))
-        self.blocks = nn.ModuleList(Block(_WIDTH) for _ in range(2))
+        self.block = Block(_WIDTH, 8)
         self.norm, self.projection = nn.LayerNorm(_WIDTH), nn.Linear(_WIDTH, _WIDTH, bias=False)
 
     def shallow(self, images: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class ImageTower(nn.Module):
         return grid
 
     def tokens(self, grid: Tensor) -> Tensor:
-        """Returns the tokens that enter the blocks, of what `shallow` gives: (N, 257, 128), the class token first."""
+        """Returns the tokens that enter the block, of what `shallow` gives: (N, 257, 128), the class token first."""
         tokens = self.join(self.stage4(self.stage3(grid))).flatten(2).mT
         if tokens.shape[1] != 256:
             raise KonkyoError(f"scenes-clip takes images of 128 x 128 pixels, got a grid of {tuple(grid.shape[2:])}")
@@ -86,9 +86,7 @@ class ImageTower(nn.Module):
 
     def deep(self, grid: Tensor) -> Tensor:
         """Returns the embeddings of what `shallow` gives."""
-        tokens = self.tokens(grid)
-        for block in self.blocks:
-            tokens = block(tokens)
+        tokens = self.block(self.tokens(grid))
         embedding: Tensor = self.projection(self.norm(tokens[:, 0]))
         return embedding
 
@@ -103,7 +101,7 @@ class TextTower(nn.Module):
     def __init__(self, words: int) -> None:
         super().__init__()
         self.words, self.places = nn.Embedding(words, _WIDTH), nn.Parameter(0.02 * torch.randn(1, LONGEST, _WIDTH))
-        self.blocks = nn.ModuleList(Block(_WIDTH) for _ in range(2))
+        self.blocks = nn.ModuleList(Block(_WIDTH, 4) for _ in range(2))
         self.norm, self.projection = nn.LayerNorm(_WIDTH), nn.Linear(_WIDTH, _WIDTH, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
