@@ -32,7 +32,7 @@ from konkyo.models.networks.vib import (
     linear_attention,
     sampled,
 )
-from konkyo.models.shipped import ScenesResNet
+from konkyo.models.networks.scenes import ScenesResNet
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

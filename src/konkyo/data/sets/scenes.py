@@ -427,16 +427,11 @@ _PAINTS = (
     (152, 108, 192), (236, 132, 170), (244, 240, 232), (196, 204, 212), (96, 104, 124), (190, 120, 84),
     (150, 206, 196),
 )  # fmt: skip
-_PAINT_NAMES = dict(
-    zip(
-        (*_FURS, *_PAINTS),
-        (
-            *("orange", "brown", "gray", "", "gray", "", "white", ""),
-            *("red", "orange", "yellow", "green", "", "blue", "blue", "purple", "pink", "white", "", "gray", "brown", ""),
-        ),
-        strict=True,
-    )
-)
+_NAMES = (
+    "orange", "brown", "gray", "", "gray", "", "white", "",
+    "red", "orange", "yellow", "green", "", "blue", "blue", "purple", "pink", "white", "", "gray", "brown", "",
+)  # fmt: skip
+_PAINT_NAMES = dict(zip((*_FURS, *_PAINTS), _NAMES, strict=True))
 """What the paints are called; "" where people would not agree."""
 COLOURS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "gray", "white")
 """The names that objects' colours can have."""
