@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, RegionTarget, SumTarget, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
     from konkyo.targets.suppression import odam_nms
+    from konkyo.targets.texts import Text
     from konkyo.tasks.base import Matching
     from konkyo.tasks.decision import Decision
 
@@ -60,6 +61,7 @@ _HOMES = {
     "konkyo.evaluation.sanity": ("random_class", "randomisation", "stability"),
     "konkyo.report.report": ("report",),
     "konkyo.targets.suppression": ("odam_nms",),
+    "konkyo.targets.texts": ("Text",),
     "konkyo.targets.classes": (
         "Against",
         "ClassTarget",
@@ -101,6 +103,7 @@ __all__ = [
     "RegionTest",
     "SumTarget",
     "Target",
+    "Text",
     "TopK",
     "augmented",
     "compare",

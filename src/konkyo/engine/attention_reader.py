@@ -107,6 +107,8 @@ class AttentionReader:
         """Computes `Probe.block_gradients`."""
         _, attended = self._attended
         blocks = attended.blocks(self._count)
+        if tokens == "pooling":
+            return self._pooling_gradients(attended, blocks)
         tails, slopes = self._tails(attended, blocks, tokens), []
         for image, target in zip(self._rows, self._targets, strict=True):
             leaf, output = tails[image]
@@ -130,6 +132,31 @@ class AttentionReader:
                 gradients[-1].append(gradient)
         return tuple(self._per_row(block) for block in zip(*gradients, strict=True))
 
+    def _pooling_gradients(self, attended: Attentions, blocks: Sequence[Block]) -> tuple[Tensor, ...]:
+        """Returns the gradients at the head's attention to the tokens of every block (R, heads, 1, L)."""
+        if attended.pooling is None:
+            raise NotApplicable("needs a head that reads the tokens by an attention of its own, as SigLIP's does")
+        gradients = []
+        for image, target in zip(self._rows, self._targets, strict=True):
+            tokens = torch.stack([block.tokens[image].detach() for block in blocks])
+            replay = self._tail(blocks, image, tokens)
+            with self._pass.forwards(), torch.enable_grad(), explicit_attention(self._pass.network.module) as tail:
+                output = replay(tokens.clone())
+                (leaf,) = tail.probabilities
+                total = score_of(output, target).sum()
+                (slope,) = differentiated(self._pass.network, total, leaf, allow_unused=True)
+            gradients.append(torch.zeros_like(leaf) if slope is None else slope)
+        return tuple(at_least_float32(block) for block in torch.stack(gradients, 1))
+
+    def _tail(self, blocks: Sequence[Block], image: int, tokens: Tensor) -> Replay:
+        """Returns what the network does with the last block's tokens, for tokens (blocks, L, C) of one image."""
+        last = Layer("the last block", blocks[-1].module, call=blocks[-1].call)
+        images = self._pass.images[image : image + 1]
+        replay = Replay(self._pass.forward, last, self._pass.network.module, images)
+        if replay.raw.shape != (1, *tokens.shape[1:]):
+            raise NotApplicable("needs blocks that are modules, each handing tokens (N, L, C) on to the next")
+        return replay
+
     def _per_row(self, gradients: Sequence[Tensor]) -> Tensor:
         """Puts the gradients of one attention, which come by rounds, in the order of the rows (R, heads, L, L)."""
         return at_least_float32(of_rows(self._rows, [per_head(gradient, self._count) for gradient in gradients]))
@@ -137,14 +164,10 @@ class AttentionReader:
     def _tails(self, attended: Attentions, blocks: Sequence[Block], tokens: ReadTokens) -> list[tuple[Tensor, Tensor]]:
         """Returns for every image (the blocks' tokens (blocks, L, C), a leaf; what the network puts out for them)."""
         if tokens not in attended.tails:
-            last = Layer("the last block", blocks[-1].module, call=blocks[-1].call)
             tails = []
-            images = self._pass.images
-            for image in range(len(images)):
-                replay = Replay(self._pass.forward, last, self._pass.network.module, images[image : image + 1])
+            for image in range(len(self._pass.images)):
                 leaf = torch.stack([block.tokens[image].detach() for block in blocks]).requires_grad_()
-                if replay.raw.shape != (1, *leaf.shape[1:]):
-                    raise NotApplicable("needs blocks that are modules, each handing tokens (N, L, C) on to the next")
+                replay = self._tail(blocks, image, leaf)
                 with torch.enable_grad():
                     read = leaf if tokens == "head" else leaf.mean(1, keepdim=True).expand_as(leaf)
                     tails.append((leaf, replay(read.clone())))  # networks may work in place on it

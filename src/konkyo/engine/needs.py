@@ -142,15 +142,17 @@ class Revisit(Protocol):
         """Yields the variants' activations and gradients, chunk by chunk."""
 
 
-ReadTokens: TypeAlias = Literal["mean", "head"]
-"""How a block's tokens are scored: their mean in every token's place, or as they stand."""
+ReadTokens: TypeAlias = Literal["mean", "head", "pooling"]
+"""How a block's tokens are scored: their mean in every token's place, or as they stand.
+
+"pooling": as they stand, and it is the head's own attention to them that is differentiated."""
 
 
 class BlockGradients(Protocol):
     """This is `Probe.block_gradients`, as a method's parameter."""
 
     def __call__(self, tokens: ReadTokens = ...) -> tuple[Tensor, ...]:
-        """Returns the gradient of every block's own score at its attention (N, heads, L, L)."""
+        """Returns the gradient of every block's own score at its attention (N, heads, L, L); of a pooling one row."""
 
 
 Heads: TypeAlias = Literal["model", "one"]

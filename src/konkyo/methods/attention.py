@@ -62,8 +62,9 @@ def le_grad(block_gradients: BlockGradients, on_grid: OnGrid, *, tokens: ReadTok
     map = mean over blocks, heads and queries of ReLU(ds_l/dA_l), s_l the target's score of the tokens of block l read
     through the network's own final norm and head. `tokens`: "mean" reads their mean, as the paper and its code do.
     "head" reads those that the head does, so s_n is the score itself. (Of a class token, only its own row counts then.)
-    Early blocks' tokens were not made for the head. Where the head reads by an attention of its own (SigLIP), the paper
-    differentiates that one, this the blocks'. Cost: two forwards, and once back through every block.
+    Where the head reads by an attention of its own (SigLIP), the paper differentiates that one: "pooling" does, the
+    others differentiate the blocks' all the same. Early blocks' tokens were not made for the head. Cost: two forwards,
+    and once back through every block.
     """
     maps = [gradients.relu().mean((1, 2)) for gradients in block_gradients(tokens)]
     return on_grid(torch.stack(maps).mean(0))

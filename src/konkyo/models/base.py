@@ -56,6 +56,7 @@ class Model:
     they look like probabilities); or detection. Without any of these, and without a `select` or `call`, a module that a
     library's adapter knows for a detector is one. `weights`: those of torchvision that the module has, as
     `ResNet50_Weights.DEFAULT`, whose preprocessing and classes are taken where none are given; nothing is loaded.
+    `processor`: what a module of transformers reads texts and pictures with, where its own files do not say.
     KonkyoError: not a module, or a TorchScript module.
     """
 
@@ -88,6 +89,7 @@ class Model:
         probabilities: bool | None = None,
         prompts: Prompts | None = None,
         weights: Any = None,
+        processor: Any = None,
     ) -> None:
         module = _unwrapped(module)
         if weights is not None:
@@ -105,7 +107,8 @@ class Model:
             )
         said = any(value is not None for value in (detector, multilabel, probabilities, task, call, prompts))
         if not said and select is select_logits:
-            facts = known(module)
+            facts = known(module, processor)
+            preprocess = preprocess or facts.get("preprocess")
             detector, task, call, prompts, multilabel = (
                 facts.get(key) for key in ("detector", "task", "call", "prompts", "multilabel")
             )

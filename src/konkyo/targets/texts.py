@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import BaseTarget
+from konkyo.targets.specs import spec
 
 TextScore: TypeAlias = Literal["similarity", "logit", "probability"]
 """The cosine of image and text; the cosine times the model's scale, plus its bias; or what the model makes of that."""
@@ -38,6 +39,12 @@ class Text(BaseTarget):
         """Raises KonkyoError: what a text means, only an image-text model knows."""
         del output
         raise KonkyoError(f"the text {self.text!r} is a target for image-text models (CLIP, SigLIP)")
+
+
+@spec("text:TEXT[,score=similarity|logit|probability]")
+def _text(value: str) -> Text:
+    text, comma, score = value.rpartition(",score=")
+    return Text(text, score) if comma else Text(value)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from konkyo.data.frame import Frame
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Score, SumTarget, TopK
+from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Magnitude, Score, SumTarget, TopK
 from konkyo.targets.texts import Text, TextOfSeveral, TextSimilarity
-from konkyo.tasks.base import Classes, TargetRequest, Task, ToPicture, task
+from konkyo.tasks.base import Classes, TargetRequest, Task, task
 from konkyo.tasks.classification import ClassificationTask
 from konkyo.tasks.decision import Decision
 
@@ -48,7 +49,7 @@ class ZeroShotTask(ClassificationTask):
         classes: Classes,
         *,
         score: Score = "logit",
-        to_picture: Sequence[ToPicture] = (),
+        frames: Sequence[Frame] = (),
     ) -> list[list[Target]]:
         """Returns the targets of every image; `request` may also be a `Text`. KonkyoError: a text that it has not."""
         if len(classes.names) == 1 and (request is None or isinstance(request, TopK)):
@@ -56,14 +57,16 @@ class ZeroShotTask(ClassificationTask):
                 raise KonkyoError(f"TopK({request.k}) of a model with 1 text")
             request = 0
         if request is None or isinstance(request, TopK):
-            return super().targets(request, output, classes, score=score, to_picture=to_picture)
+            return super().targets(request, output, classes, score=score, frames=frames)
         return [[self._target(request, score, output, classes)]] * len(output)
 
     def _target(self, target: Any, score: Score, output: Tensor, classes: Classes) -> Target:
         if isinstance(target, Text):
             index, asked = self._index(target.text, classes), target.score
         elif len(classes.names) == 1 and isinstance(target, (str, int)) and not isinstance(target, bool):
-            index, asked = self._index(target, classes), "probability" if score == "probability" else None
+            index, asked = self._index(target, classes), None
+            if score == "probability" and self.multilabel:  # what the method explains where the user says nothing
+                asked = "probability"
         elif len(classes.names) == 1 and isinstance(target, ClassTarget):
             words = {"logit": "logit", "probability": "probability", "sigmoid": "probability", "similarity": None}
             index, asked = self._index(target.index, classes), words[target.score]  # type: ignore[assignment]
@@ -152,13 +155,13 @@ class ImageTextTask(Task):
         classes: Classes,
         *,
         score: Score = "logit",
-        to_picture: Sequence[ToPicture] = (),
+        frames: Sequence[Frame] = (),
     ) -> list[list[Target]]:
         """Returns the targets of every image. `request`: a text, a `Text`, or a target.
 
         KonkyoError: none, or the probability of one text among others that are not there.
         """
-        del score, to_picture
+        del score, frames
         return [[self._target(request, classes)]] * len(output)
 
     def _target(self, request: Any, classes: Classes) -> Target:
@@ -192,6 +195,8 @@ class ImageTextTask(Task):
 
     def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:
         """Returns the text of a target."""
+        if isinstance(target, Magnitude):
+            return "the whole embedding"
         return target.text if isinstance(target, TextSimilarity) else super().label(target, classes, outputs)
 
     @staticmethod
