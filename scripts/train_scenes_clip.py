@@ -27,8 +27,9 @@ from torch.nn import functional as F
 
 from konkyo.data.sets.captions import WORDS, Caption, Facts, facts_of, near_misses, true_caption
 from konkyo.data.sets.scenes import CLASSES, COLOURS, Scene, Scenes
-from konkyo.models.shipped import SCENES_SIZE, scenes_classifier
-from konkyo.models.texts.scenes import ImageTower, ScenesClip, tokens_of, vocabulary
+from konkyo.models.networks.captions import ImageTower, ScenesClip, tokens_of, vocabulary
+from konkyo.models.networks.scenes import SCENES_SIZE
+from konkyo.models.shipped import scenes_classifier
 from konkyo.utils.files import replacing
 from provenance import write
 from rendering import Arrays, rendered
@@ -81,7 +82,7 @@ def main() -> None:
     }
     model = model.half().float()  # as it is stored
     results = {"seconds_of_training": round(seconds), **measure(model, args.seed + UNSEEN)}
-    name = "konkyo.models.texts.scenes.ScenesClip"
+    name = "konkyo.models.networks.captions.ScenesClip"
     write(args.out, model.half(), name, seed=args.seed, training_data=training_data, results=results)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -17,13 +18,16 @@ from konkyo.errors import unknown
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import build_with
 from konkyo.models.detectors.transformers import detector
+from konkyo.models.networks.captions import ScenesClip, vocabulary
+from konkyo.models.networks.captions import tokens_of as word_tokens
 from konkyo.models.networks.questions import ScenesVQA
 from konkyo.models.networks.scenes import SCENES_MEAN, SCENES_SIZE, SCENES_STD, ScenesResNet
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.prompts import Prompts
+from konkyo.models.texts.clip import Pair
 from konkyo.models.transformers import import_transformers
 
-SHIPPED = ("scenes-classifier", "scenes-detr", "scenes-vqa")
+SHIPPED = ("scenes-classifier", "scenes-detr", "scenes-vqa", "scenes-clip")
 
 
 def scenes_classifier() -> nn.Module:
@@ -87,6 +91,8 @@ def load(name: str, weights: str | Path | None) -> Model:
         return _detector(weights)
     if name == "scenes-vqa":
         return _answerer(weights)
+    if name == "scenes-clip":
+        return _image_text(weights)
     module: nn.Module
     usual = True
     if weights is None:
@@ -120,6 +126,25 @@ def _answerer(weights: str | Path | None) -> Model:
     preprocess = Preprocess(SCENES_SIZE, SCENES_SIZE, SCENES_MEAN, SCENES_STD)
     prompts = Prompts("question", _asked)
     return Model(module.eval(), preprocess, ANSWERS, "konkyo/scenes-vqa", prompts=prompts)
+
+
+def _image_text(weights: str | Path | None) -> Model:
+    module: nn.Module = ScenesClip(len(vocabulary()) + 2).eval()
+    if weights == "default":
+        with as_file(files("konkyo") / "models" / "weights" / "scenes-clip.safetensors") as path:
+            module.load_state_dict(load_file(path))
+    elif weights is not None:
+        module, _ = build_with(weights, lambda _: ScenesClip(len(vocabulary()) + 2))
+    preprocess = Preprocess(SCENES_SIZE, SCENES_SIZE, SCENES_MEAN, SCENES_STD)
+    arguments = Pair(module, ScenesClip.get_image_features, partial(_read, module), sigmoid=True).arguments()
+    return Model(module.eval(), preprocess, name="konkyo/scenes-clip", **arguments)
+
+
+def _read(module: nn.Module, texts: Sequence[str]) -> Tensor:
+    """Returns the embeddings of texts (T, 128). KonkyoError: a word that the network does not know."""
+    like = next(module.parameters())
+    embeddings: Tensor = module.get_text_features(word_tokens(texts).to(like.device))  # type: ignore[operator]
+    return embeddings
 
 
 def _asked(question: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The image-text model that ships with the library: a small CLIP of drawn scenes."""
+"""The network of `konkyo/scenes-clip`: images of drawn scenes and captions in one space."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import as_file, files
+from importlib.resources import files
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from konkyo.errors import KonkyoError
-from konkyo.models.shipped import ScenesResNet
+from konkyo.models.networks.scenes import ScenesResNet
 
 LONGEST = 20
 """Tokens of a text, with the one that it is read from."""
@@ -168,14 +167,3 @@ def tokens_of(texts: Sequence[str]) -> Tensor:
         rows.append([_READ, *(known[word] for word in words)])
     longest = max(map(len, rows))
     return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-
-
-def scenes_clip() -> ScenesClip:
-    """Returns the image-text model of drawn scenes, trained, in eval mode.
-
-    It takes images as `scenes_classifier`, and texts as `tokens_of` gives them.
-    """
-    model = ScenesClip(len(vocabulary()) + 2)
-    with as_file(files("konkyo") / "models" / "weights" / "scenes-clip.safetensors") as path:
-        model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
-    return model.eval()
