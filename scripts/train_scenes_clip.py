@@ -190,9 +190,7 @@ def train(scenes: Arrays, args: argparse.Namespace) -> tuple[ScenesClip, float]:
             total += loss.item()
             if step % 50 == 49:
                 spent = time.perf_counter() - start
-                print(
-                    f"epoch {epoch + 1} step {step + 1} of {steps}: loss {total / 50:.4f}, {spent:.0f} s", flush=True
-                )
+                print(f"epoch {epoch + 1} step {step + 1} of {steps}: loss {total / 50:.4f}, {spent:.0f} s", flush=True)
                 total = 0.0
         seconds += time.perf_counter() - start
         state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),

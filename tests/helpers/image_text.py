@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-WORDS = "a photo of the cat dog red blue left right drawing two in on is there".split()
+WORDS = ("a", "photo", "of", "the", "cat", "dog", "red", "blue", "left", "right", "drawing", "two", "in", "on")
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 TEXT = {**SIZES, "vocab_size": 40, "max_position_embeddings": 12, "pad_token_id": 0, "bos_token_id": 1}
 

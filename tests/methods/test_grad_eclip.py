@@ -172,7 +172,7 @@ def test_it_is_the_formula_on_the_tower_of_clip() -> None:
 
 
 def test_a_mean_of_tokens_and_a_softmax_by_hand_are_refused() -> None:
-    with pytest.raises(konkyo.NotApplicable, match="reads one token .* here it reads 16"):
+    with pytest.raises(konkyo.NotApplicable, match=r"reads one token .* here it reads 16"):
         konkyo.explain(Network("mean").eval(), images().float(), method="grad_eclip", target=1)
     with pytest.raises(konkyo.NotApplicable, match="scaled_dot_product_attention"):
         konkyo.explain(Network(by_hand=True).eval(), images().float(), method="grad_eclip", target=1)

@@ -205,7 +205,7 @@ class Attentions(OwnMode):
         out = probabilities.to(value.dtype) @ value
         self.product = Product(query, key, value, out)
         if out.shape[-3:-2] != heads:
-            out = out.squeeze(-3).unflatten(-1, (*heads, -1)).transpose(-3, -2)
+            out = out.squeeze(-3).reshape(*out.shape[:-3], out.shape[-2], *heads, -1).transpose(-3, -2)
         return out
 
     def _multi_head(

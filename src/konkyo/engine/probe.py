@@ -329,7 +329,8 @@ class Probe:
         s_l is the target's score of what the network puts out for the tokens of block l in place of the last block's.
         `tokens` puts their mean in every token's place ("mean"), or the tokens as they stand ("head"). With "pooling"
         the probabilities are those by which the head reads the tokens (N, heads, 1, L). NotApplicable: blocks that are
-        no modules; a head without an attention of its own. Costs another forward of every image, and once back through every block.
+        no modules; a head without an attention of its own. Costs another forward of every image, and once back through
+        every block.
         """
         return self._attention.block_gradients(tokens)
 

@@ -136,8 +136,14 @@ def _image_text(weights: str | Path | None) -> Model:
     elif weights is not None:
         module, _ = build_with(weights, lambda _: ScenesClip(len(vocabulary()) + 2))
     preprocess = Preprocess(SCENES_SIZE, SCENES_SIZE, SCENES_MEAN, SCENES_STD)
-    arguments = Pair(module, ScenesClip.get_image_features, partial(_read, module), sigmoid=True).arguments()
+    arguments = Pair(module, _seen, partial(_read, module), sigmoid=True).arguments()
     return Model(module.eval(), preprocess, name="konkyo/scenes-clip", **arguments)
+
+
+def _seen(module: nn.Module, images: Tensor) -> Tensor:
+    """Returns the embeddings of images (N, 128)."""
+    embeddings: Tensor = module.get_image_features(images)  # type: ignore[operator]
+    return embeddings
 
 
 def _read(module: nn.Module, texts: Sequence[str]) -> Tensor:

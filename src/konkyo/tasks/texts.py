@@ -1,4 +1,4 @@
-"""Images and texts in one space: a classifier whose classes are texts, or an embedding that any text may be asked of."""
+"""Images and texts in one space: a classifier whose classes are texts, or an embedding that any text is asked of."""
 
 from __future__ import annotations
 

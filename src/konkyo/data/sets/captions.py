@@ -163,7 +163,9 @@ def _another(value: int, count: int, rng: random.Random) -> int:
     return (value + rng.randrange(1, count)) % count
 
 
-WORDS: tuple[str, ...] = tuple(
-    sorted({word for name in CLASSES for word in name.split("_")} | set(COLOURS) | {"grey"})
-) + tuple("a an and drawing in is left of on photo picture right the there to with image scene one".split())
+WORDS: tuple[str, ...] = (
+    *sorted({word for name in CLASSES for word in name.split("_")} | set(COLOURS) | {"grey"}),
+    *("a", "an", "and", "drawing", "in", "is", "left", "of", "on", "photo", "picture", "right", "the", "there", "to"),
+    *("with", "image", "scene", "one"),
+)
 """Words that captions are made of, and a few more."""

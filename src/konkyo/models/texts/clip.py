@@ -17,12 +17,13 @@ from konkyo.errors import KonkyoError
 from konkyo.models.kinds import kind
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.prompts import Prompts, Texts
+from konkyo.models.transformers import import_transformers
 from konkyo.targets.texts import unit
 from konkyo.tasks.texts import ImageTextTask, ZeroShotTask
 
 _SOFTMAX = ("CLIPModel", "MetaClip2Model")
 _SIGMOID = ("SiglipModel", "Siglip2Model")
-NOUN = "image-text model"
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +67,8 @@ class Pair:
         A class with several texts has the mean of their embeddings, each of length 1, scaled to length 1.
         """
         counts = [len(sentences) for sentences in texts.sentences]
-        every = self.embed([sentence for sentences in texts.sentences for sentence in sentences]).split(counts)
-        vectors = unit(torch.stack([rows.mean(0) for rows in every]))
+        every = self.embed([sentence for sentences in texts.sentences for sentence in sentences])
+        vectors = unit(torch.stack([rows.mean(0) for rows in torch.split(every, counts)]))
         scale, bias = self.scale, self.bias
 
         def logits(module: nn.Module, images: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ class Pair:
         return {"task": task, "call": logits, "classes": texts.names}
 
 
-@kind("transformers", NOUN, auto="AutoModelForZeroShotImageClassification", processor="AutoTokenizer")
+@kind("transformers", "image-text model", auto="AutoModelForZeroShotImageClassification", processor="AutoTokenizer")
 def clip(module: nn.Module, processor: Any) -> dict[str, Any] | None:
     """Returns CLIP, MetaCLIP 2, SigLIP or SigLIP 2 as a pair; None: another module.
 
@@ -110,19 +111,21 @@ def _of_patches(module: nn.Module, images: Tensor) -> Tensor:
     SigLIP 2 takes rows of patches, each (row, column, channel), with the grid's shape. Its processor adds empty rows up
     to a fixed number, which are left out of every attention; here there are none.
     """
-    get, config = module.get_image_features, module.config.vision_config  # type: ignore[union-attr]
-    size = int(config.patch_size)
+    network: Any = module
+    size = int(network.config.vision_config.patch_size)
     if images.shape[2] % size or images.shape[3] % size:
         raise KonkyoError(
             f"the sides of the images of SigLIP 2 are multiples of its patch of {size} pixels; got {images.shape[2]} x "
             f"{images.shape[3]}"
         )
     tall, wide = images.shape[2] // size, images.shape[3] // size
-    grid = images.unflatten(3, (wide, size)).unflatten(2, (tall, size))  # (N, C, tall, size, wide, size)
+    grid = images.reshape(*images.shape[:2], tall, size, wide, size)
     patches = grid.permute(0, 2, 4, 3, 5, 1).reshape(len(images), tall * wide, -1)
     shapes = torch.tensor([[tall, wide]] * len(images), device=images.device)
     mask = torch.ones(len(images), tall * wide, dtype=torch.long, device=images.device)
-    return _embedding(get(pixel_values=patches, pixel_attention_mask=mask, spatial_shapes=shapes))  # type: ignore[operator]
+    return _embedding(
+        network.get_image_features(pixel_values=patches, pixel_attention_mask=mask, spatial_shapes=shapes)
+    )
 
 
 def _embedding(output: Any) -> Tensor:
@@ -133,13 +136,11 @@ def _embedding(output: Any) -> Tensor:
 
 def _flexible_preprocess(module: nn.Module, processor: Any) -> Preprocess | None:
     """Returns the preprocessing of SigLIP 2 with any shape of picture; None where its processor is not at hand."""
-    images = getattr(processor, "image_processor", None)
+    images: Any = getattr(processor, "image_processor", None)
     source = _source(module) or str(getattr(processor, "name_or_path", "") or "")
     if images is None and source:
-        from transformers import AutoImageProcessor  # noqa: PLC0415
-
         try:
-            images = AutoImageProcessor.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+            images = import_transformers().AutoImageProcessor.from_pretrained(source, **_LOCAL)
         except (OSError, ValueError, ImportError):
             return None
     if not type(images).__name__.startswith("Siglip2"):
@@ -181,10 +182,8 @@ def _tokenizer(module: nn.Module, processor: Any) -> Any:
         return getattr(processor, "tokenizer", processor)
     name, source = type(module).__name__, _source(module)
     if source:
-        from transformers import AutoTokenizer  # noqa: PLC0415
-
         try:
-            return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+            return import_transformers().AutoTokenizer.from_pretrained(source, **_LOCAL)
         except (OSError, ValueError, ImportError) as error:
             raise KonkyoError(f"{name} reads texts with a tokenizer, and in {source} there is none: {error}") from error
     raise KonkyoError(
