@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from konkyo.targets.regions import Mask, Pixel, Region, RegionTarget
     from konkyo.targets.similarity import Similarity
     from konkyo.targets.suppression import odam_nms
+    from konkyo.targets.texts import Text
     from konkyo.tasks.base import Matching
     from konkyo.tasks.decision import Decision
     from konkyo.tasks.embedding import EmbeddingTask
@@ -88,6 +89,7 @@ _HOMES = {
     "konkyo.report.report": ("report",),
     "konkyo.targets.suppression": ("odam_nms",),
     "konkyo.targets.answers": ("Answer", "EachToken", "EachWord", "Token"),
+    "konkyo.targets.texts": ("Text",),
     "konkyo.targets.classes": (
         "Against",
         "ClassTarget",
@@ -149,6 +151,7 @@ __all__ = [
     "Similarity",
     "SumTarget",
     "Target",
+    "Text",
     "Token",
     "TopK",
     "augmented",

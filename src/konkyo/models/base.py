@@ -59,7 +59,7 @@ class Model:
     they look like probabilities); or detection. Without any of these, and without a `select` or `call`, a module that a
     library's adapter knows for a detector is one. `weights`: those of torchvision that the module has, as
     `ResNet50_Weights.DEFAULT`, whose preprocessing and classes are taken where none are given; nothing is loaded.
-    `processor`: that of transformers which a module of images and text goes with; None: of the files it came from.
+    `processor`: what a module of transformers reads texts and pictures with; None: of the files it came from.
     KonkyoError: not a module, or a TorchScript module.
     """
 

@@ -138,7 +138,7 @@ def facts(module: Any) -> dict[str, Any]:
     processor in the files that the module came from: the network is never asked for it.
     """
     config = getattr(module, "config", None)
-    if config is None or getattr(module, "main_input_name", "") != "pixel_values":
+    if config is None or not (getattr(module, "main_input_name", "") == "pixel_values" or known(module)):
         return {}
     told: dict[str, Any] = {}
     if (arguments := known(module)) and not isinstance(arguments.get("task"), EmbeddingTask):

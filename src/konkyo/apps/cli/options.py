@@ -78,7 +78,9 @@ class ModelOptions:
         str | None,
         typer.Option("--texts", help="Models of images and texts: the classes, as in 'a cat;a dog'."),
     ] = None
-    template: Annotated[str, typer.Option("--template", help="What each of --texts is put into, at {}.")] = "{}"
+    template: Annotated[
+        str, typer.Option("--template", help="What each of --texts is put into, at {}; several apart by ';'.")
+    ] = "{}"
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,8 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     texts = [text.strip() for text in (options.texts or "").split(";") if text.strip()]
     weights = None if options.weights == "random" else options.weights
-    model = load(name, weights=weights, device=device, texts=texts, template=options.template)
+    templates = [template.strip() for template in options.template.split(";") if template.strip()]
+    model = load(name, weights=weights, device=device, texts=texts, template=templates)
     changes: dict[str, Any] = {}
     for side in ("resize", "crop"):
         if (text := getattr(options, side)) is not None:
