@@ -54,6 +54,8 @@ class Detector:
     patch: int | None = None
     """The side of the patches, in pixels, where that module puts out tokens: a class token, the patches row by row, and
     any others."""
+    threshold: float = 0.5
+    """The score above which detections are explained, where the user names none."""
 
 
 def best_class(output: Tensor, threshold: float, classes: int) -> list[Kept]:

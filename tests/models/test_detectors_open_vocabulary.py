@@ -1,0 +1,197 @@
+"""transformers' detectors of any text: their candidates and what is kept, against the library's own post-processing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from helpers.detectors_of_transformers import leaves_at
+from helpers.open_vocabulary import NAMES, QUERIES, SIZES, network, pictures, processor, tokenizer
+from konkyo.errors import KonkyoError
+from konkyo.models.detectors.open_vocabulary import detector_of, reads_texts
+from konkyo.targets.candidates import Candidates
+
+T = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::ResourceWarning"
+)
+EVERY = pytest.mark.parametrize("name", NAMES)
+TEXTS = ["cat", "red remote", "left dog"]
+
+
+def words_for(name: str, texts: list[str], images: int) -> dict[str, Tensor]:
+    """What the library's own processor makes of the texts, for every image."""
+    picture = Image.new("RGB", (40, 32))
+    inputs = processor(name)(text=[texts] * images, images=[picture] * images, return_tensors="pt")
+    return {key: value for key, value in inputs.items() if key not in ("pixel_values", "pixel_mask")}
+
+
+def own_results(name: str, output: Any, threshold: float, texts: list[str]) -> list[dict[str, Any]]:
+    """What the library keeps, in pixels of the input, best first."""
+    sizes, own = [SIZES[name]] * 2, processor(name)
+    labels = {} if "Dino" in name else {"text_labels": [texts] * 2}
+    # Of Grounding DINO the library names every token above a limit; here only the best one counts.
+    results: list[dict[str, Any]] = own.post_process_grounded_object_detection(
+        output, threshold=threshold, target_sizes=sizes, **labels
+    )
+    return results
+
+
+@EVERY
+def test_the_candidates_are_those_of_the_library(name: str) -> None:
+    module, images = network(name), pictures(name)
+    found = detector_of(module, tokenizer(name), TEXTS)
+    assert (found.classes, reads_texts(module)) == (3, True)
+    with torch.no_grad():
+        output, own = found.propose(module, images), module(pixel_values=images, **words_for(name, TEXTS, 2))
+    cells = QUERIES if "Owl" not in name else 36
+    assert output.shape == (2, cells, 4 + 3)
+    boxes, scores = output[..., :4], output[..., 4:]
+    wide, tall = SIZES[name][::-1]
+    if name == "OmDetTurbo":
+        expected, logits = own.decoder_coord_logits, own.decoder_class_logits
+    else:
+        expected, logits = own.pred_boxes, own.logits
+    if "Dino" in name:  # "[CLS] cat . red remote . left dog . [SEP]", a token a word
+        assert logits.shape[2] == 24
+        assert logits[..., 10:].eq(-torch.inf).all()
+        spans = ([1], [3, 4], [6, 7])
+        logits = torch.stack([logits[..., span].amax(-1) for span in spans], -1)
+    torch.testing.assert_close(scores, logits.sigmoid())
+    x, y, w, h = expected.unbind(-1)
+    corners = torch.stack([(x - w / 2) * wide, (y - h / 2) * tall, (x + w / 2) * wide, (y + h / 2) * tall], -1)
+    torch.testing.assert_close(boxes, corners)
+    assert (scores.amax((0, 1)) - scores.amin((0, 1))).min() > 0.01  # they differ between places and images
+
+
+@EVERY
+def test_the_kept_are_those_of_the_library(name: str) -> None:
+    module, images = network(name), pictures(name)
+    found = detector_of(module, tokenizer(name), TEXTS)
+    with torch.no_grad():
+        output, own = found.propose(module, images), module(pixel_values=images, **words_for(name, TEXTS, 2))
+    if "Dino" in name:  # the library may keep a box for a full stop, or for [CLS]
+        marks = [0, 2, 5, 8, 9]
+        own.logits[..., marks] = -torch.inf
+    least = float(output[..., 4:].amax(-1).sort(1).values[:, -6:-4].mean())
+    counts = []
+    for threshold in (0.0, least):
+        for image, (kept, expected) in enumerate(
+            zip(found.keep(output, threshold), own_results(name, own, threshold, TEXTS), strict=True)
+        ):
+            scores = output[image, kept.index, 4 + kept.label]
+            order = expected["scores"].argsort(descending=True, stable=True)
+            torch.testing.assert_close(scores, expected["scores"][order], rtol=0, atol=1e-5)
+            boxes = output[image, kept.index, :4]
+            if name == "OmDetTurbo":  # which clips boxes after everything
+                tall, wide = SIZES[name]
+                boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([wide, tall, wide, tall]))
+            torch.testing.assert_close(boxes, expected["boxes"][order], rtol=0, atol=1e-3)
+            if "Dino" not in name:
+                assert kept.label.tolist() == expected["labels"][order].tolist()
+            counts.append(len(kept.index))
+    assert 0 < sum(counts[2:]) < sum(counts[:2])
+
+
+@EVERY
+def test_a_gradient_reaches_every_cell_of_the_layer_and_is_finite(name: str) -> None:
+    module, images = network(name).requires_grad_(False), pictures(name, 1)
+    found = detector_of(module, tokenizer(name), TEXTS)
+    with leaves_at(module, str(found.layer)) as leaves:
+        output = found.propose(module, images)
+    if "Owl" in name:
+        assert found.layer == ("owlvit" if name == "OwlViT" else "owlv2") + ".vision_model.encoder.layers.1"
+        assert [tuple(leaf.shape) for leaf in leaves] == [(1, 37, 32)]
+    else:
+        assert [tuple(leaf.shape[2:]) for leaf in leaves] == [(12, 16), (6, 8), (3, 4)]
+    assert output.isfinite().all()
+    for gradients in (
+        torch.autograd.grad(output[..., 4:].sum(), leaves, retain_graph=True),
+        torch.autograd.grad(output[0, :, 0].sum(), leaves, retain_graph=True),
+    ):
+        assert all(g.isfinite().all() and g.norm() > 0 for g in gradients)
+    # One candidate looks at more than its own place.
+    gradients = torch.autograd.grad(output[0, 5, 4], leaves)
+    cells = [(g.abs().sum(-1) if "Owl" in name else g.abs().sum(1)).gt(0).sum() for g in gradients]
+    assert max(int(count) for count in cells) > 2
+
+
+def test_behind_the_last_block_of_owl_a_candidate_is_its_own_patch() -> None:
+    """That is why the layer is the block before."""
+    module, images = network("OwlViT"), pictures("OwlViT", 1)
+    found = detector_of(module, tokenizer("OwlViT"), TEXTS)
+    with leaves_at(module, "owlvit.vision_model.encoder.layers.2") as leaves:
+        output = found.propose(module, images)
+    (gradient,) = torch.autograd.grad(output[0, 5, 4], leaves)
+    assert gradient.abs().sum(-1)[0].nonzero()[:, 0].tolist() == [0, 6]  # the class token, and patch 5
+
+
+@pytest.mark.parametrize("name", ["OwlViT", "Owlv2"])
+def test_another_text_changes_no_score_of_owl(name: str) -> None:
+    module, images = network(name), pictures(name)
+    with torch.no_grad():
+        few = detector_of(module, tokenizer(name), TEXTS[:2]).propose(module, images)
+        more = detector_of(module, tokenizer(name), TEXTS).propose(module, images)
+    torch.testing.assert_close(more[..., :6], few)
+
+
+@pytest.mark.parametrize("name", ["GroundingDino", "MMGroundingDino", "OmDetTurbo"])
+def test_another_text_changes_the_scores_of_detectors_that_fuse_texts(name: str) -> None:
+    module, images = network(name), pictures(name)
+    with torch.no_grad():
+        few = detector_of(module, tokenizer(name), TEXTS[:2]).propose(module, images)
+        more = detector_of(module, tokenizer(name), TEXTS).propose(module, images)
+    assert (more[..., 4:6] - few[..., 4:]).abs().max() > 1e-3
+
+
+def test_a_phrase_of_many_tokens_has_the_score_of_its_best_token() -> None:
+    module, images = network("GroundingDino"), pictures("GroundingDino", 1)
+    found = detector_of(module, tokenizer("GroundingDino"), ["Red Cat", "ox"])
+    prompt = tokenizer("GroundingDino")("red cat. ox.", return_tensors="pt")
+    assert prompt["input_ids"].tolist() == [[101, 205, 201, 1012, 414, 323, 1012, 102]]
+    with torch.no_grad():
+        output, own = found.propose(module, images), module(pixel_values=images, **prompt).logits.sigmoid()
+    torch.testing.assert_close(output[..., 4], own[..., 1:3].amax(-1))
+    torch.testing.assert_close(output[..., 5], own[..., 4:6].amax(-1))
+
+
+def test_the_texts_follow_the_weights() -> None:
+    """OmDet-Turbo itself would go on with the embeddings that it has kept."""
+    module, images = network("OmDetTurbo"), pictures("OmDetTurbo", 1)
+    found = detector_of(module, tokenizer("OmDetTurbo"), TEXTS)
+    with torch.no_grad():
+        before = found.propose(module, images)
+        module.language_backbone.text_projection.mul_(-1)
+        after = found.propose(module, images)
+    assert module.language_cache_class.current_load == 0
+    assert (after[..., 4:] - before[..., 4:]).abs().max() > 1e-3
+
+
+def test_what_is_no_text_is_refused() -> None:
+    dino, words = network("GroundingDino"), tokenizer("GroundingDino")
+    with pytest.raises(KonkyoError, match=r"are texts.*got 'cat'"):
+        detector_of(dino, words, "cat")
+    with pytest.raises(KonkyoError, match="are texts"):
+        detector_of(dino, words, ["cat", " "])
+    with pytest.raises(KonkyoError, match="full stops and question marks.*'a. cat'"):
+        detector_of(dino, words, ["dog", "a. cat"])
+    with pytest.raises(KonkyoError, match="reads 24 tokens at most.*has 32"):
+        detector_of(dino, words, ["cat"] * 15)
+    with pytest.raises(KonkyoError, match="is it that of the network"):
+        detector_of(dino, tokenizer("OwlViT"), ["cat", "dog"])
+    with pytest.raises(KonkyoError, match="reads 16 tokens at most.*has 17"):
+        detector_of(network("OwlViT"), tokenizer("OwlViT"), ["cat", "z" * 15])
+    assert not reads_texts(torch.nn.Linear(1, 1))
+    with pytest.raises(KonkyoError, match="a detector that reads texts was expected"):
+        detector_of(torch.nn.Linear(1, 1), words, ["cat"])
+
+
+def test_candidates_have_probabilities_of_all_texts() -> None:
+    module = network("OwlViT")
+    found = detector_of(module, tokenizer("OwlViT"), TEXTS)
+    output = found.propose(module, pictures("OwlViT"))
+    assert Candidates(output, 3).probabilities.shape == (2, 36, 3)
