@@ -44,13 +44,15 @@ def explain(
     budget: int | None = None,
     progress: Progress | None = None,
     bgr: bool = False,
+    column: str | None = None,
     true_labels: Sequence[Any] | None = None,
     **options: Any,
 ) -> Explanation:
     """Returns maps of what in the images a score was decided on, one row per image and target.
 
     `images`: paths, pictures, arrays or uint8 tensors, which are prepared as the model wants, or prepared float tensors
-    (N, C, H, W); also folders, bytes, lists and loaders (`bgr`: arrays are blue, green, red, as OpenCV's).
+    (N, C, H, W); also folders, bytes, lists, loaders (`bgr`: arrays are blue, green, red, as OpenCV's) and a
+    `datasets.Dataset` of Hugging Face (`column`: where its pictures are; None: the first column with some).
     `method`: a name, a `Method`, "augmented(NAME)" or "first_component(NAME)", or an attribution object of Captum's.
     `target`: None (the model's own decision), a class index, a class name, a list with one entry per image, `TopK(k)`,
     `Each(...)`, `ContrastTarget(this, that)`, `Against(it)`, or any callable output -> (N,) scores. `layer`: None (the
@@ -79,6 +81,7 @@ def explain(
         budget=budget,
         progress=progress,
         bgr=bgr,
+        column=column,
         true_labels=true_labels,
         options=options,
     )[chosen.name]
@@ -92,9 +95,9 @@ def compare(
 ) -> dict[str, Explanation]:
     """Explains the same images by several methods, which share one forward and one backward: name -> Explanation.
 
-    `settings`: `target`, `layer`, `fuse`, `seed`, `precision`, `budget`, `progress`, `bgr`, `true_labels` as in
-    `explain`; `options`, a dictionary of which each method takes those that it has. NotApplicable: a method that this
-    model has no place for (`explanations` gives the others all the same).
+    `settings`: `target`, `layer`, `fuse`, `seed`, `precision`, `budget`, `progress`, `bgr`, `column`, `true_labels` as
+    in `explain`; `options`, a dictionary of which each method takes those that it has. NotApplicable: a method that
+    this model has no place for (`explanations` gives the others all the same).
     """
     results = {}
     for name, result in explanations(model, images, methods, **settings).items():
@@ -117,7 +120,7 @@ def explanations(
     _check(chosen, request.options or ())
     adapted = as_model(model)
     refuse_within_forward(adapted.module, adapted.name)
-    prepared = prepare(adapted, images, bgr=request.bgr, told=isinstance(model, Model))
+    prepared = prepare(adapted, images, bgr=request.bgr, column=request.column, told=isinstance(model, Model))
     prepared = labelled(adapted, prepared, request.true_labels)
     session, doubts = untouched(adapted.module, request.seed), Doubts()
     with session, session:  # twice: see `Session`

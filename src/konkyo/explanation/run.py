@@ -46,6 +46,7 @@ class Request:
     budget: int | None = None
     progress: Progress | None = None
     bgr: bool = False
+    column: str | None = None
     true_labels: Sequence[Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 

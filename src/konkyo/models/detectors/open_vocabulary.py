@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.ops import batched_nms, box_convert
 
 from konkyo.engine.forward import at_least_float32
@@ -58,11 +59,12 @@ def _family_of(module: nn.Module) -> _Family | None:
 def _in_pixels(boxes: Tensor, images: Tensor) -> Tensor:
     """Returns boxes (N, Q, 4), centre and size as shares of the image, as xyxy in its pixels."""
     height, width = images.shape[2:]
-    return box_convert(at_least_float32(boxes), "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
+    corners: Tensor = box_convert(at_least_float32(boxes), "cxcywh", "xyxy")
+    return corners * corners.new_tensor([width, height, width, height])
 
 
 def _encoded(tokenizer: Any, texts: Sequence[str], most: int) -> dict[str, Tensor]:
-    """Returns the token ids (K, L) and their mask, every text filled up to `most` tokens. KonkyoError: one is longer."""
+    """Returns token ids (K, L) and their mask, every text filled up to `most` tokens. KonkyoError: one is longer."""
     tokens = tokenizer(list(texts), padding="max_length", max_length=most, return_tensors=None)
     for text, ids in zip(texts, tokens["input_ids"], strict=True):
         _require_length(text, len(ids), most)
@@ -71,7 +73,7 @@ def _encoded(tokenizer: Any, texts: Sequence[str], most: int) -> dict[str, Tenso
 
 def _require_length(text: str, tokens: int, most: int) -> None:
     if tokens > most:
-        raise KonkyoError(f"the network reads {most} tokens at most; {text!r} has {tokens}: give shorter or fewer texts")
+        raise KonkyoError(f"the network reads {most} tokens at most; {text!r} has {tokens}: fewer or shorter texts")
 
 
 # --- Grounding DINO ---------------------------------------------------------------------------------------------------
@@ -123,7 +125,7 @@ def _embedded_texts(tokens: dict[str, Tensor], network: Any) -> Tensor:
     """Returns the embeddings of the texts (K, D)."""
     inputs = {name: ids.to(network.device) for name, ids in tokens.items()}
     embeddings: Tensor = network.base_model.get_text_features(**inputs, return_dict=True).pooler_output
-    return embeddings / embeddings.norm(dim=-1, keepdim=True)
+    return functional.normalize(embeddings, dim=-1)
 
 
 def _owl_detector(module: Any, queries: Callable[[Any], Tensor], count: int) -> Detector:
