@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+import konkyo
 from helpers.detectors_of_transformers import leaves_at
 from helpers.open_vocabulary import NAMES, QUERIES, SIZES, network, pictures, processor, tokenizer
 from konkyo.errors import KonkyoError
 from konkyo.models.detectors.open_vocabulary import detector_of, reads_texts
+from konkyo.models.transformers import _from_settings
 from konkyo.targets.candidates import Candidates
 
 T = pytest.importorskip("transformers")
@@ -195,3 +198,59 @@ def test_candidates_have_probabilities_of_all_texts() -> None:
     found = detector_of(module, tokenizer("OwlViT"), TEXTS)
     output = found.propose(module, pictures("OwlViT"))
     assert Candidates(output, 3).probabilities.shape == (2, 36, 3)
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["OwlViT", "Owlv2", "OmDetTurbo"])
+@pytest.mark.parametrize("size", [(70, 91), (131, 37), (200, 301)])
+def test_pictures_are_prepared_as_the_processor_does(name: str, size: tuple[int, int]) -> None:
+    own = processor(name).image_processor
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    expected = own(picture, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(_from_settings(own)(picture), expected, rtol=0, atol=1e-4)
+
+
+def test_a_picture_of_owl_2_lies_in_the_upper_left_of_a_square() -> None:
+    preprocess = _from_settings(processor("Owlv2").image_processor)
+    picture = Image.new("RGB", (60, 120), "white")
+    picture.paste("red", (30, 90, 60, 120))
+    frame, prepared = preprocess.frame(picture), preprocess(picture)
+    red = (preprocess.undo(prepared[None])[0, 1] < 0.5).nonzero()[:, [1, 0]]
+    inside = red[red[:, 0] < 47]  # beyond it is the border, black
+    corners = torch.tensor([*inside.amin(0).tolist(), *(inside.amax(0) + 1).tolist()]).float()
+    torch.testing.assert_close(frame.shown(corners), torch.tensor([30.0, 90.0, 60.0, 120.0]), rtol=0, atol=2.0)
+    assert frame.region == (0.0, 0.0, 0.5, 1.0)
+    assert preprocess.view(picture).size == (60, 120)
+    assert preprocess.size(picture) == (96, 96)
+    torch.testing.assert_close(preprocess.undo(prepared[None])[0, :, :, 50:], torch.zeros(3, 96, 46), rtol=0, atol=1e-5)
+
+
+def test_boxes_and_maps_of_owl_2_are_those_of_the_picture() -> None:
+    """The library scales boxes by the longer side of the picture; of a map the border is cut off."""
+    module = network("Owlv2")
+    preprocess = _from_settings(processor("Owlv2").image_processor)
+    model = konkyo.Model(module, preprocess, TEXTS, detector=detector_of(module, tokenizer("Owlv2"), TEXTS))
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 10, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels).resize((200, 100))
+    result = konkyo.explain(model, picture, method="odam", target=konkyo.Detections(0.0, top=3))
+    inputs = processor("Owlv2")(text=[TEXTS], images=picture, return_tensors="pt")
+    own = processor("Owlv2").post_process_grounded_object_detection(module(**inputs), 0.0, [(100, 200)])[0]
+    order = own["scores"].argsort(descending=True)[:3]
+    boxes = result.boxes
+    assert boxes is not None
+    torch.testing.assert_close(boxes, own["boxes"][order].detach(), rtol=0, atol=2e-2)
+    assert result.at((100, 200)).shape == (3, 100, 200)
+    assert result.regions is not None
+    assert result.regions.tolist() == [[0.0, 0.0, 1.0, 0.5]] * 3
+
+
+def test_a_square_needs_its_size() -> None:
+    with pytest.raises(KonkyoError, match=r"goes with resize=\(height, width\); got 96"):
+        konkyo.Preprocess(resize=96, crop=None, fit="square")
+    with pytest.raises(KonkyoError, match="go without a crop"):
+        konkyo.Preprocess(resize=(96, 96), crop=96, fit="square")
+    with pytest.raises(KonkyoError, match="go without a crop"):
+        konkyo.Preprocess(resize=(96, 96), crop=96, interpolation="gaussian")
