@@ -227,5 +227,5 @@ def _from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
         mean=tuple((offset + m) / factor for m in mean),
         std=tuple(s * a / factor for s, a in zip(std, again, strict=True)),
         centre="floor",
-        **(squares if owl else {"interpolation": resample}),  # type: ignore[arg-type]
+        **(squares if owl else {"interpolation": resample}),
     )
