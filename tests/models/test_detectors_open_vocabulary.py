@@ -14,7 +14,8 @@ import konkyo
 from helpers.detectors_of_transformers import leaves_at
 from helpers.open_vocabulary import NAMES, QUERIES, SIZES, network, pictures, processor, tokenizer
 from konkyo.errors import KonkyoError
-from konkyo.models.detectors.open_vocabulary import detector_of, reads_texts
+from konkyo.models.detectors import Detector
+from konkyo.models.prompts import Texts
 from konkyo.models.transformers import _from_settings
 from konkyo.targets.candidates import Candidates
 
@@ -22,6 +23,15 @@ T = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::ResourceWarning"
 )
+
+
+def detector_of(module: Any, processor: Any, texts: list[str]) -> Detector:
+    """How a module is a detector of these texts."""
+    found = konkyo.Model(module, processor=processor).prompted(texts=texts).detector
+    assert found is not None
+    return found
+
+
 EVERY = pytest.mark.parametrize("name", NAMES)
 TEXTS = ["cat", "red remote", "left dog"]
 
@@ -48,7 +58,7 @@ def own_results(name: str, output: Any, threshold: float, texts: list[str]) -> l
 def test_the_candidates_are_those_of_the_library(name: str) -> None:
     module, images = network(name), pictures(name)
     found = detector_of(module, tokenizer(name), TEXTS)
-    assert (found.classes, reads_texts(module)) == (3, True)
+    assert found.classes == 3
     with torch.no_grad():
         output, own = found.propose(module, images), module(pixel_values=images, **words_for(name, TEXTS, 2))
     cells = QUERIES if "Owl" not in name else 36
@@ -176,21 +186,20 @@ def test_the_texts_follow_the_weights() -> None:
 
 def test_what_is_no_text_is_refused() -> None:
     dino, words = network("GroundingDino"), tokenizer("GroundingDino")
-    with pytest.raises(KonkyoError, match=r"are texts.*got 'cat'"):
-        detector_of(dino, words, "cat")
-    with pytest.raises(KonkyoError, match="are texts"):
-        detector_of(dino, words, ["cat", " "])
     with pytest.raises(KonkyoError, match=r"full stops and question marks.*'a\. cat'"):
         detector_of(dino, words, ["dog", "a. cat"])
-    with pytest.raises(KonkyoError, match=r"reads 24 tokens at most.*has 32"):
-        detector_of(dino, words, ["cat"] * 15)
+    with pytest.raises(KonkyoError, match=r"reads 24 tokens at most.*has 29"):
+        detector_of(dino, words, [f"cat {i * 'a'}" for i in range(6)])
     with pytest.raises(KonkyoError, match="is it that of the network"):
         detector_of(dino, tokenizer("OwlViT"), ["cat", "dog"])
     with pytest.raises(KonkyoError, match=r"reads 16 tokens at most.*has 17"):
         detector_of(network("OwlViT"), tokenizer("OwlViT"), ["cat", "z" * 15])
-    assert not reads_texts(torch.nn.Linear(1, 1))
-    with pytest.raises(KonkyoError, match="a detector that reads texts was expected"):
-        detector_of(torch.nn.Linear(1, 1), words, ["cat"])
+    with pytest.raises(KonkyoError, match="as its tokenizer cuts them up"):
+        konkyo.Model(dino).prompted(texts=["cat"])
+    with pytest.raises(KonkyoError, match="reads every text once; 2 templates came"):
+        konkyo.Model(dino, processor=words).prompted(texts=Texts.of(["cat"], ["a {}", "the {}"]))
+    with pytest.raises(KonkyoError, match="reads text beside the image; give texts="):
+        konkyo.explain(konkyo.Model(dino, processor=words), pictures("GroundingDino"))
 
 
 def test_candidates_have_probabilities_of_all_texts() -> None:
@@ -232,7 +241,8 @@ def test_boxes_and_maps_of_owl_2_are_those_of_the_picture() -> None:
     """The library scales boxes by the longer side of the picture; of a map the border is cut off."""
     module = network("Owlv2")
     preprocess = _from_settings(processor("Owlv2").image_processor)
-    model = konkyo.Model(module, preprocess, TEXTS, detector=detector_of(module, tokenizer("Owlv2"), TEXTS))
+    model = konkyo.Model(module, processor=processor("Owlv2")).prompted(texts=TEXTS)
+    assert model.preprocess == preprocess
     pixels = np.random.default_rng(1).integers(0, 256, (5, 10, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels).resize((200, 100))
     result = konkyo.explain(model, picture, method="odam", target=konkyo.Detections(0.0, top=3))

@@ -48,6 +48,7 @@ class Request:
     bgr: bool = False
     column: str | None = None
     true_labels: Sequence[Any] | None = None
+    question: str | Sequence[str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -14,6 +14,9 @@ from torchvision.ops import batched_nms, box_convert
 from konkyo.engine.forward import at_least_float32
 from konkyo.errors import KonkyoError
 from konkyo.models.detectors import Detector, Kept, best_class, best_pairs
+from konkyo.models.kinds import kind
+from konkyo.models.prompts import Prompts, Texts
+from konkyo.models.transformers import local_processor
 from konkyo.targets.candidates import Candidates, pack
 
 _Family: TypeAlias = Callable[[Any, Any, Sequence[str]], Detector]
@@ -31,29 +34,39 @@ def _family(*kinds: str) -> Callable[[_Family], _Family]:
     return register
 
 
-def reads_texts(module: nn.Module) -> bool:
-    """Tells whether a module is a detector of transformers whose classes are texts, or derived from one."""
-    return _family_of(module) is not None
+@kind("transformers", "open-vocabulary detector", auto="AutoModelForZeroShotObjectDetection", processor="AutoProcessor")
+def describe(module: nn.Module, processor: Any) -> dict[str, Any] | None:
+    """Returns how a detector of transformers, or one derived from it, reads texts; None: another module."""
+    kinds = (base.__name__ for base in type(module).__mro__ if base.__module__.startswith("transformers."))
+    family = next((_FAMILIES[name] for name in kinds if name in _FAMILIES), None)
+    return None if family is None else {"prompts": Prompts("texts", partial(_bound, family, module, processor))}
 
 
-def detector_of(module: nn.Module, tokenizer: Any, texts: Sequence[str]) -> Detector:
-    """Makes a detector of a module that `reads_texts`; its classes are the texts, in this order.
+def _bound(family: _Family, module: Any, processor: Any, texts: Texts) -> dict[str, Any]:
+    """Returns the detector whose classes are the texts, which are read anew in every forward, before the image.
 
-    `tokenizer`: that of transformers which belongs to the module. The texts are read anew in every forward, before the
-    image, so that they follow the weights. KonkyoError: no texts, an empty one, one twice, or one too long for the
-    network.
+    KonkyoError: several templates, or nothing to read texts with.
     """
-    family = _family_of(module)
-    if family is None:
-        raise KonkyoError(f"a detector that reads texts was expected ({', '.join(_FAMILIES)}); got {type(module)}")
-    if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise KonkyoError(f'the classes of {type(module).__name__} are texts, as in ["cat", "remote"]; got {texts!r}')
-    return family(module, tokenizer, texts)
+    if any(len(sentences) > 1 for sentences in texts.sentences):
+        raise KonkyoError(f"{type(module).__name__} reads every text once; {len(texts.sentences[0])} templates came")
+    sentences = [sentence.strip() for (sentence,) in texts.sentences]
+    return {"detector": family(module, _tokenizer(module, processor), sentences), "classes": texts.names}
 
 
-def _family_of(module: nn.Module) -> _Family | None:
-    kinds = (kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("transformers."))
-    return next((_FAMILIES[kind] for kind in kinds if kind in _FAMILIES), None)
+def _tokenizer(module: Any, processor: Any) -> Any:
+    """Returns a tokenizer: that which was given, of the processor that was given, or of the module's own files.
+
+    KonkyoError: there is none; nothing is downloaded.
+    """
+    if processor is None:
+        processor = local_processor(str(getattr(module.config, "_name_or_path", "") or ""))
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if not callable(getattr(tokenizer, "convert_tokens_to_ids", None)):
+        raise KonkyoError(
+            f"{type(module).__name__} reads texts as its tokenizer cuts them up; give that, or its processor: "
+            "konkyo.Model(module, processor=transformers.AutoProcessor.from_pretrained(...))"
+        )
+    return tokenizer
 
 
 def _in_pixels(boxes: Tensor, images: Tensor) -> Tensor:
@@ -87,7 +100,7 @@ def _grounding_dino(module: Any, tokenizer: Any, texts: Sequence[str]) -> Detect
     """
     if dotted := next((text for text in texts if "." in text or "?" in text), None):
         raise KonkyoError(f"full stops and question marks end a text for {type(module).__name__}; {dotted!r} has one")
-    prompt = "".join(f"{text.strip().lower()}. " for text in texts).strip()
+    prompt = " ".join(f"{text.lower()}." for text in texts)
     tokens = {name: torch.tensor([ids]) for name, ids in tokenizer(prompt, return_token_type_ids=True).items()}
     ids = tokens["input_ids"]
     _require_length(prompt, ids.shape[1], module.config.max_text_len)
