@@ -39,7 +39,15 @@ def describe(module: nn.Module, processor: Any) -> dict[str, Any] | None:
     """Returns how a detector of transformers, or one derived from it, reads texts; None: another module."""
     kinds = (base.__name__ for base in type(module).__mro__ if base.__module__.startswith("transformers."))
     family = next((_FAMILIES[name] for name in kinds if name in _FAMILIES), None)
-    return None if family is None else {"prompts": Prompts("texts", partial(_bound, family, module, processor))}
+    if family is None:
+        return None
+    unbound = Detector(0, _unbound, partial(best_class, classes=0), "")
+    return {"detector": unbound, "prompts": Prompts("texts", partial(_bound, family, module, processor))}
+
+
+def _unbound(module: nn.Module, images: Tensor) -> Tensor:
+    """Raises KonkyoError: without texts there are no classes."""
+    raise KonkyoError(f"{type(module).__name__} has no classes for {len(images)} images: give texts=")
 
 
 def _bound(family: _Family, module: Any, processor: Any, texts: Texts) -> dict[str, Any]:
