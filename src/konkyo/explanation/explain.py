@@ -123,7 +123,7 @@ def explanations(
     _check(chosen, request.options or ())
     adapted = as_model(model)
     refuse_within_forward(adapted.module, adapted.name)
-    prepared = prepare(adapted, images, bgr=request.bgr, column=request.column, told=isinstance(model, Model))
+    prepared = prepare(adapted, images, bgr=request.bgr, column=request.column, told=not isinstance(model, nn.Module))
     prepared = labelled(adapted, prepared, request.true_labels)
     models = _asked(adapted, request.question, len(prepared.images))
     session, doubts = untouched(adapted.module, request.seed), Doubts()

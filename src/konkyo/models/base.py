@@ -21,6 +21,7 @@ from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.models import display
 from konkyo.models.kinds import known
 from konkyo.models.layers import Layers, Traces
+from konkyo.models.pipelines import is_pipeline, opened
 from konkyo.models.outputs import Choice, base_model_features, choose, headless, select_logits
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.prompts import Prompts, Texts
@@ -57,6 +58,7 @@ class Model:
     library's adapter knows for a detector is one. `weights`: those of torchvision that the module has, as
     `ResNet50_Weights.DEFAULT`, whose preprocessing and classes are taken where none are given; nothing is loaded.
     `processor`: that of transformers which a module of images and text goes with; None: of the files it came from.
+    A pipeline of transformers in the place of the module has both in it.
     KonkyoError: not a module, or a TorchScript module.
     """
 
@@ -91,6 +93,9 @@ class Model:
         weights: Any = None,
         processor: Any = None,
     ) -> None:
+        if is_pipeline(module):
+            module, given = opened(module)
+            processor, classes = processor or given, classes or _facts(module).get("classes", ())
         module = _unwrapped(module)
         if weights is not None:
             described = import_module(_FACTS_OF["torchvision"]).described(weights, module)
@@ -391,13 +396,15 @@ _FACTS_OF = {
 
 
 def as_model(model: Model | nn.Module) -> Model:
-    """Returns the model itself, or a plain nn.Module as a model.
+    """Returns the model itself, or a plain nn.Module, or a pipeline of transformers, as a model.
 
     It is a detector where a library's adapter knows it for one. Preprocessing and class names are those that the module
     itself tells (`pretrained_cfg` of timm, `config` of transformers); nothing is downloaded, and nothing guessed.
     """
     if isinstance(model, Model):
         return model
+    if is_pipeline(model):
+        return Model(model)
     module = _unwrapped(model)
     return Model(module, **_facts(module))
 
