@@ -95,11 +95,8 @@ def test_a_pipeline_of_a_detector_is_explained() -> None:
 
 def test_pipelines_of_other_things_are_refused() -> None:
     config = T.BertConfig(**SMALL, vocab_size=1100, max_position_embeddings=32)
-    texts = T.pipeline(
-        "text-classification",
-        model=T.BertForSequenceClassification(config),
-        tokenizer=processor("GroundingDino").tokenizer,
-    )
+    words = processor("GroundingDino").tokenizer
+    texts = T.pipeline("text-classification", model=T.BertForSequenceClassification(config), tokenizer=words)
     with pytest.raises(KonkyoError, match="a pipeline of images was expected; got one of text-classification"):
         konkyo.Model(texts)
 

@@ -21,8 +21,8 @@ from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.models import display
 from konkyo.models.kinds import known
 from konkyo.models.layers import Layers, Traces
-from konkyo.models.pipelines import is_pipeline, opened
 from konkyo.models.outputs import Choice, base_model_features, choose, headless, select_logits
+from konkyo.models.pipelines import is_pipeline, opened
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.prompts import Prompts, Texts
 from konkyo.targets.classes import Score, Target, TopK
