@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from konkyo.data import huggingface
 from konkyo.data.arrays import pictures_of_array, pictures_of_tensor
 from konkyo.data.images import find_images, open_image, require_local, upright
 from konkyo.data.samples import Sample
@@ -66,15 +67,21 @@ class Prepared:
     """What samples ask about their images; empty where none asks."""
 
 
-def prepare(model: Model, images: Images, *, bgr: bool = False, told: bool = True) -> Prepared:
+def prepare(
+    model: Model, images: Images, *, bgr: bool = False, column: str | None = None, told: bool = True
+) -> Prepared:
     """Returns images in any form as the network takes them.
 
     Floating tensors are taken as prepared; all else are pictures, which the model's preprocessing prepares. `bgr` is of
-    arrays and uint8 tensors. `told`: the preprocessing was given with the model, not read off a module. KonkyoError:
-    something else, or pictures of other sizes.
+    arrays and uint8 tensors, `column` of a `datasets.Dataset`: where its pictures are. `told`: the preprocessing was
+    given with the model, not read off a module. KonkyoError: something else, or pictures of other sizes.
     """
     reader = _Reader(model, bgr)
-    parts = reader.read(images)
+    table = huggingface.is_table(images)
+    if column is not None and not table:
+        raise KonkyoError(f"column= is said of a datasets.Dataset; got {type(images).__name__}")
+    rows = huggingface.streamed(images, column) if table and not huggingface.holds_prepared(images) else images
+    parts = reader.read(rows)
     if not parts:
         raise KonkyoError("no images: an empty list came")
     if bgr and not reader.arrays:

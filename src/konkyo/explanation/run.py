@@ -47,6 +47,7 @@ class Request:
     budget: int | None = None
     progress: Progress | None = None
     bgr: bool = False
+    column: str | None = None
     true_labels: Sequence[Any] | None = None
     question: str | Sequence[str | None] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from konkyo.models.blackbox import BlackBox
 from konkyo.models.kinds import known
 from konkyo.models.layers import Layers, Traces
 from konkyo.models.outputs import Choice, base_model_features, choose, headless, select_logits
+from konkyo.models.pipelines import is_pipeline, opened
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.prompts import Prompts, Texts
 from konkyo.targets.base import fixed
@@ -60,6 +61,7 @@ class Model:
     library's adapter knows for a detector is one. `weights`: those of torchvision that the module has, as
     `ResNet50_Weights.DEFAULT`, whose preprocessing and classes are taken where none are given; nothing is loaded.
     `processor`: what a module of transformers reads texts and pictures with; None: of the files it came from.
+    A pipeline of transformers in the place of the module has both in it.
     KonkyoError: not a module, or a TorchScript module.
     """
 
@@ -94,6 +96,9 @@ class Model:
         weights: Any = None,
         processor: Any = None,
     ) -> None:
+        if is_pipeline(module):
+            module, given = opened(module)
+            processor, classes = processor or given, classes or _facts(module).get("classes", ())
         module = _unwrapped(module)
         if weights is not None:
             described = import_module(_FACTS_OF["torchvision"]).described(weights, module)
@@ -116,6 +121,8 @@ class Model:
                 facts.get(key) for key in ("detector", "task", "call", "prompts", "multilabel")
             )
             select, classes = facts.get("select", select), classes or facts.get("classes", ())
+        if preprocess is None and processor is not None:
+            preprocess = import_module(_FACTS_OF["transformers"]).preprocess_like(processor)
         if detector is not None and probabilities is not None:
             raise KonkyoError(
                 "probabilities= is about classifiers; of a detector dense_detector(activated=...) says it"
@@ -406,13 +413,15 @@ _FACTS_OF = {
 
 
 def as_model(model: Model | nn.Module) -> Model:
-    """Returns the model itself, or a plain nn.Module as a model; a function of images is a black box.
+    """Returns the model itself, or as a model: an nn.Module, a pipeline of transformers, or a function of images.
 
-    It is a detector where a library's adapter knows it for one. Preprocessing and class names are those that the module
+    A function is a black box, and so is a session of onnxruntime. A module is a detector where a library's adapter knows it for one. Preprocessing and class names are those that the module
     itself tells (`pretrained_cfg` of timm, `config` of transformers); nothing is downloaded, and nothing guessed.
     """
     if isinstance(model, Model):
         return model
+    if is_pipeline(model):
+        return Model(model)
     if _is_session(model):
         session: Model = import_module("konkyo.models.onnx").of_session(model)
         return session

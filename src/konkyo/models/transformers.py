@@ -233,6 +233,7 @@ def preprocess_like(processor: Any) -> Preprocess | None:
     random = np.random.default_rng(0)
     sizes = ((70, 91), (71, 94), (131, 37))
     pictures = [Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    processor = getattr(processor, "image_processor", processor)
     try:
         if type(processor).__name__ == "TimmWrapperImageProcessor":
             preprocess = timm_preprocessing(processor.data_config)
@@ -289,11 +290,14 @@ def _from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
     if numbers.get("do_normalize"):
         mean, std = numbers["image_mean"], numbers["image_std"]
     again = numbers["image_std"] if numbers.get("include_top") else (1.0,) * 3  # EfficientNet divides twice
+    squares = {"fit": "square", "border": 0.0, "interpolation": "gaussian"}  # of OWLv2, which ignores `resample`
+    resample = Image.Resampling(numbers.get("resample", Image.Resampling.BILINEAR)).name.lower()
+    owl = numbers.get("image_processor_type", "").startswith("Owlv2") and numbers.get("do_pad")
     return Preprocess(
         resize=resize,
         crop=crop,
         mean=tuple((offset + m) / factor for m in mean),
         std=tuple(s * a / factor for s, a in zip(std, again, strict=True)),
-        interpolation=Image.Resampling(numbers.get("resample", Image.Resampling.BILINEAR)).name.lower(),  # type: ignore[arg-type]
         centre="floor",
+        **(squares if owl else {"interpolation": resample}),
     )
