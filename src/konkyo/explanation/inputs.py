@@ -17,9 +17,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from konkyo.data import huggingface
 from konkyo.data.arrays import pictures_of_array, pictures_of_tensor
 from konkyo.data.images import find_images, open_image, require_local, upright
 from konkyo.data.samples import Sample
+from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError, warn
 from konkyo.models import Frame, Model
 from konkyo.tasks.base import plain_name
@@ -61,17 +63,25 @@ class Prepared:
     """What every image is called, "" where that is not known; empty where no name is known."""
     labels: tuple[str | None, ...] = ()
     """The class of the model that every image really has; None where that is not known."""
+    questions: tuple[str | None, ...] = ()
+    """What samples ask about their images; empty where none asks."""
 
 
-def prepare(model: Model, images: Images, *, bgr: bool = False, told: bool = True) -> Prepared:
+def prepare(
+    model: Model, images: Images, *, bgr: bool = False, column: str | None = None, told: bool = True
+) -> Prepared:
     """Returns images in any form as the network takes them.
 
     Floating tensors are taken as prepared; all else are pictures, which the model's preprocessing prepares. `bgr` is of
-    arrays and uint8 tensors. `told`: the preprocessing was given with the model, not read off a module. KonkyoError:
-    something else, or pictures of other sizes.
+    arrays and uint8 tensors, `column` of a `datasets.Dataset`: where its pictures are. `told`: the preprocessing was
+    given with the model, not read off a module. KonkyoError: something else, or pictures of other sizes.
     """
     reader = _Reader(model, bgr)
-    parts = reader.read(images)
+    table = huggingface.is_table(images)
+    if column is not None and not table:
+        raise KonkyoError(f"column= is said of a datasets.Dataset; got {type(images).__name__}")
+    rows = huggingface.streamed(images, column) if table and not huggingface.holds_prepared(images) else images
+    parts = reader.read(rows)
     if not parts:
         raise KonkyoError("no images: an empty list came")
     if bgr and not reader.arrays:
@@ -83,6 +93,9 @@ def prepare(model: Model, images: Images, *, bgr: bool = False, told: bool = Tru
         prepared = prepared if told else replace(prepared, notes=(*prepared.notes, _READ_OFF))
     names = tuple(name for part in parts for name in part.names)
     labels, notes = known_classes(model, [label for part in parts for label in part.labels])
+    questions = tuple(part.question for part in parts)
+    if any(questions):
+        prepared = replace(prepared, questions=questions)
     if len(names) != len(prepared.images):  # of one tensor (C, H, W) that was taken for something else
         return prepared
     return replace(prepared, names=names if any(names) else (), labels=labels, notes=(*prepared.notes, *notes))
@@ -159,6 +172,14 @@ def _picture(colours: Tensor) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def outputs_of(model: Model, images: Any, *, seed: int = 0) -> Tensor:
+    """Returns the model's outputs (M, ...) for images in any form, without a graph. KonkyoError: as of `prepare`."""
+    prepared = prepare(model, images)
+    session = untouched(model.module, seed)
+    with session, session, torch.no_grad():
+        return model(prepared.images).detach()
+
+
 def known_classes(model: Model, labels: Sequence[str | None]) -> tuple[tuple[str | None, ...], tuple[str, ...]]:
     """Returns the classes of the model that labels of data name, None for the others, and a sentence about those.
 
@@ -212,6 +233,7 @@ class _Part:
     image: Image.Image | Tensor
     names: tuple[str, ...]
     labels: tuple[str | None, ...]
+    question: str | None = None
 
 
 def _part(image: Image.Image | Tensor, name: str = "", label: str | None = None) -> _Part:
@@ -260,7 +282,7 @@ class _Reader:
             raise KonkyoError(f"{_TAKEN}; got {type(image).__name__}")
         self._require_preprocess()
         if isinstance(image, Sample):
-            return [_part(image.image, image.name, image.label)]
+            return [replace(_part(image.image, image.name, image.label), question=image.question)]
         if isinstance(image, Image.Image):
             return [_part(upright(image), Path(str(getattr(image, "filename", ""))).name)]
         if isinstance(image, (str, os.PathLike)):

@@ -20,6 +20,7 @@ from konkyo.explanation.exports import THRESHOLD
 from konkyo.explanation.rows import TENSORS, Rows, numbers_of, row_number, selected
 from konkyo.targets.base import Target, as_target
 from konkyo.tasks.decision import Decision
+from konkyo.tasks.responses import Passage
 from konkyo.utils.tensors import min_max, resize
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class Explanation:
     """Whether each row's map is meaningful, and what would help."""
     decisions: tuple[Decision | None, ...] = ()
     """What the model itself decided, a row each, beside the asked target; None where that is of no classes."""
+    questions: tuple[str | None, ...] = ()
+    """What the model was asked about the image of every row; empty of models that read no question."""
     boxes: Tensor | None = None
     """(R, 4) xyxy pixels where a row explains a detection."""
     path: PathTrace | None = None
@@ -70,6 +73,8 @@ class Explanation:
     """What the image of every row is called, its file's name as a rule; empty where nothing is known of names."""
     true_labels: tuple[str | None, ...] = ()
     """The class that the image of every row really has, as its data set says; empty where nothing is known of it."""
+    passages: tuple[Passage | None, ...] = ()
+    """The words that every row explains, in the answer that they are of; empty where none is in words."""
     assumptions: tuple[str, ...] = ()
     """What was not told but assumed: a sentence each, which says how to tell it."""
     images: tuple[Image.Image, ...] | Tensor | None = None

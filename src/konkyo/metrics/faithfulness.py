@@ -108,6 +108,32 @@ def insertion(
     return _divided(curve, over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch))
 
 
+@metric(better="higher", summary=auc)
+def deviation(
+    maps: Tensor,
+    images: Tensor,
+    score: Score,
+    pixels: Tensor | None = None,
+    *,
+    steps: int = 100,
+    substrate: Literal["zero", "blur", "black", "noise"] = "blur",
+    seed: int = 0,
+    batch: int = 32,
+) -> Tensor:
+    """Deviation tells how soon an estimated number moves while pixels are taken away, the map's strongest first.
+
+    |y_t - y_0| / |y_T - y_0|, y_t the score after t of T = `steps` steps of `deletion`: 0 for the whole image, 1 for
+    the bare `substrate`, more where it moves further in between. A map ranks pixels by its magnitude, as what lowers
+    the number is evidence like what raises it. -> (R, 1 + `steps`), NaN where y_T = y_0; the value is the area under
+    the curve, and high is good. Cost: a forward per point.
+    """
+    curve = deletion.function(
+        maps.abs(), images, score, None, pixels, steps=steps, substrate=substrate, seed=seed, batch=batch
+    )
+    moved = (curve - curve[:, :1]).abs()
+    return _divided(moved, moved[:, -1:])
+
+
 def _where(
     maps: Tensor, budget: Tensor | None, part: Tensor | None, where: Where
 ) -> tuple[Tensor, Tensor, Tensor | None]:

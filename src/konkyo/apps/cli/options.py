@@ -78,7 +78,9 @@ class ModelOptions:
         str | None,
         typer.Option("--texts", help="Models of images and texts: the classes, as in 'a cat;a dog'."),
     ] = None
-    template: Annotated[str, typer.Option("--template", help="What each of --texts is put into, at {}.")] = "{}"
+    template: Annotated[
+        str, typer.Option("--template", help="What each of --texts is put into, at {}; several apart by ';'.")
+    ] = "{}"
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,10 @@ class TargetOptions:
     ] = None
     question: Annotated[
         str | None, typer.Option("--question", help="What a model that answers questions is asked of the images.")
+    ] = None
+    answer: Annotated[
+        str | None,
+        typer.Option("--answer", help="The text that is explained, in place of what the model answers in words."),
     ] = None
     of: Annotated[
         str | None,
@@ -206,7 +212,8 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     texts = [text.strip() for text in (options.texts or "").split(";") if text.strip()]
     weights = None if options.weights == "random" else options.weights
-    model = load(name, weights=weights, device=device, texts=texts, template=options.template)
+    templates = [template.strip() for template in options.template.split(";") if template.strip()]
+    model = load(name, weights=weights, device=device, texts=texts, template=templates)
     changes: dict[str, Any] = {}
     for side in ("resize", "crop"):
         if (text := getattr(options, side)) is not None:
@@ -239,8 +246,10 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
 
 def target_of(setup: Setup, what: TargetOptions) -> Any:
     """Returns the target that the options ask for. KonkyoError: an option that the model has no use for."""
+    from konkyo.targets.answers import in_text
     from konkyo.targets.classes import Each
     from konkyo.targets.specs import class_of_text, parse_target
+    from konkyo.tasks.answers import AnswerTask
     from konkyo.tasks.base import TargetRequest
 
     options = TargetRequest(
@@ -258,7 +267,14 @@ def target_of(setup: Setup, what: TargetOptions) -> Any:
         if names := options.names(*(field.name for field in fields(options))):
             raise KonkyoError(f"--target says what is explained; {', '.join(names)} would say it again")
         targets = [parse_target(text) for text in what.target]
+        targets = targets if what.answer is None else [in_text(target, what.answer) for target in targets]
         return targets[0] if len(targets) == 1 else Each(*targets)
+    if what.answer is not None:
+        if not isinstance(setup.model.task, AnswerTask):
+            raise KonkyoError(
+                f"--answer: {setup.model.name} does not answer in words; --class names what it chooses from"
+            )
+        options = replace(options, classes=(what.answer, *options.classes))
     return setup.model.task.request(options, setup.model.name)
 
 
