@@ -156,9 +156,12 @@ def test_the_semantic_map_is_the_sum_over_queries(make):
 @pytest.mark.parametrize("name", ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"])
 def test_torchvisions_segmenters_by_name(name, tmp_path):
     model = konkyo.load(f"torchvision/{name}", weights=None)
-    assert model.classes[:2] == ("__background__", "aeroplane") and len(model.classes) == 21
-    assert model.preprocess.resize == 520 and model.preprocess.crop is None
-    assert model.task.noun == "segmenter" and model.task.background_of(model._classes) == 0
+    assert model.classes[:2] == ("__background__", "aeroplane")
+    assert len(model.classes) == 21
+    assert model.preprocess.resize == 520
+    assert model.preprocess.crop is None
+    assert model.task.noun == "segmenter"
+    assert model.task.background_of(model._classes) == 0
     # Weights of five classes from a file, with a head that only helps in training.
     make = getattr(torchvision.models.segmentation, name)
     extra = {"aux_loss": True} if name.startswith("deeplab") else {}
@@ -176,7 +179,9 @@ def test_a_segmenter_of_transformers_from_its_folder(tmp_path):
     network.save_pretrained(tmp_path)
     transformers.SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
     model = konkyo.load(f"hf/{tmp_path}")
-    assert model.classes == ("wall", "floor", "cat", "lamp", "sky") and model.task.noun == "segmenter"
-    assert model.preprocess is not None and model.preprocess.resize == (64, 64)
+    assert model.classes == ("wall", "floor", "cat", "lamp", "sky")
+    assert model.task.noun == "segmenter"
+    assert model.preprocess is not None
+    assert model.preprocess.resize == (64, 64)
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(model(x), network.eval()(x).logits)
