@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from konkyo.models import Model, Preprocess, load
     from konkyo.models.detectors import Detector
     from konkyo.models.detectors.yolo import dense_detector
+    from konkyo.models.readers import Clips, Signals, Volumes
     from konkyo.report.report import report
     from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, RegionTarget, SumTarget, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
@@ -53,6 +54,7 @@ _HOMES = {
     "konkyo.methods.base": ("Method", "method", "methods"),
     "konkyo.models": ("Model", "Preprocess", "load"),
     "konkyo.models.detectors": ("Detector",),
+    "konkyo.models.readers": ("Clips", "Signals", "Volumes"),
     "konkyo.tasks.base": ("Matching",),
     "konkyo.tasks.decision": ("Decision",),
     "konkyo.models.detectors.yolo": ("dense_detector",),
@@ -76,6 +78,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "Against",
     "ClassTarget",
+    "Clips",
     "Consistency",
     "ContrastTarget",
     "Decision",
@@ -99,9 +102,11 @@ __all__ = [
     "Preprocess",
     "RegionTarget",
     "RegionTest",
+    "Signals",
     "SumTarget",
     "Target",
     "TopK",
+    "Volumes",
     "augmented",
     "compare",
     "consistency",

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from konkyo.data.axes import Coordinates
 from konkyo.data.images import upright
 from konkyo.engine.path import PathTrace
 from konkyo.errors import KonkyoError, unknown
@@ -73,7 +74,11 @@ class Explanation:
     assumptions: tuple[str, ...] = ()
     """What was not told but assumed: a sentence each, which says how to tell it."""
     images: tuple[Image.Image, ...] | Tensor | None = None
-    """What the model saw: pictures, or a tensor (N, 1 or 3, H, W), drawn as it is if it lies in [0, 1]. Not saved."""
+    """What the model saw: pictures, or a tensor (N, C, *places), drawn as it is if it lies in [0, 1]. Not saved."""
+    places: tuple[str, ...] = ()
+    """What the axes of a map are, in order, as "time", "row" and "column"; () where that is not known."""
+    coordinates: tuple[Coordinates, ...] = ()
+    """Where the cells of every row's input lie in the world: seconds, millimetres; empty for pictures."""
 
     @property
     def maps(self) -> Tensor:
@@ -294,7 +299,9 @@ def joined(parts: Sequence[Explanation]) -> Explanation:
         of_parts = [getattr(part, f.name) for part in parts]
         if f.name == "image_index":
             of_parts = [index + at for at, index in enumerate(of_parts)]
-        if f.name == "assumptions":
+        if f.name == "places":
+            values[f.name] = of_parts[0]
+        elif f.name == "assumptions":
             values[f.name] = tuple(dict.fromkeys(sentence for part in of_parts for sentence in part))
         elif all(isinstance(value, Tensor) for value in of_parts):
             values[f.name] = torch.cat(of_parts)

@@ -13,14 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from konkyo.data.axes import Axes
 from konkyo.engine.layer import Layer
 from konkyo.engine.session import run_network
 from konkyo.engine.trace import Site, Trace
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.models import display
+from konkyo.models.axes import known_axes, likely_axes
 from konkyo.models.layers import Layers, Traces
 from konkyo.models.outputs import Choice, base_model_features, choose, headless, select_logits
 from konkyo.models.preprocess import Frame, Preprocess
+from konkyo.models.readers import Clips, Reader
 from konkyo.targets.classes import Score, Target, TopK
 from konkyo.targets.detections import Detections
 from konkyo.tasks import Classes, ClassificationTask, DetectionTask, Task
@@ -53,6 +56,8 @@ class Model:
     they look like probabilities); or detection. Without any of these, and without a `select` or `call`, a module that a
     library's adapter knows for a detector is one. `weights`: those of torchvision that the module has, as
     `ResNet50_Weights.DEFAULT`, whose preprocessing and classes are taken where none are given; nothing is loaded.
+    `axes`: what the axes of the module's input are where they are not (N, C, H, W), as in "NTCHW" (`konkyo.data.Axes`);
+    None: those of the module's class, where a library's. `reader`: how files become inputs of more than pictures.
     KonkyoError: not a module, or a TorchScript module.
     """
 
@@ -65,6 +70,10 @@ class Model:
     """How the module is run on images (M, C, H, W), where it takes more than them; None: `module(images)`."""
     task: Task
     """What the output means: classification, unless something else is said."""
+    axes: Axes | None
+    """What the axes of the module's input are; None: the usual ones."""
+    reader: Reader | None
+    """How videos, volumes or signals are read; None: inputs are pictures, or tensors."""
     _traces: Traces = field(init=False, repr=False)
     _choice: dict[str, str] = field(init=False, repr=False)
     """What was found out while the logits were looked for in the output; it is the same for all images."""
@@ -82,6 +91,8 @@ class Model:
         task: Task | None = None,
         probabilities: bool | None = None,
         weights: Any = None,
+        axes: str | Axes | None = None,
+        reader: Reader | None = None,
     ) -> None:
         module = _unwrapped(module)
         if weights is not None:
@@ -112,6 +123,9 @@ class Model:
                 before.multilabel if multilabel is None else multilabel,
                 before.probabilities if probabilities is None else probabilities,
             )
+        axes = Axes(axes) if isinstance(axes, str) else axes or known_axes(module)
+        if reader is None and preprocess is not None and axes is not None and axes.places == Clips.places:
+            reader, preprocess = Clips(picture=preprocess), None
         values: dict[str, Any] = {
             "module": module,
             "preprocess": preprocess,
@@ -120,6 +134,8 @@ class Model:
             "select": select,
             "call": call,
             "task": task,
+            "axes": axes,
+            "reader": reader,
             "_traces": {},
             "_choice": {},
         }
@@ -150,6 +166,7 @@ class Model:
 
     def _selected(self, module: nn.Module, images: Tensor) -> Tensor:
         """Returns the tensor in what the module returns that is its output (N, ...)."""
+        images = images if self.axes is None else self.axes.outside(images)
         output = module(images) if self.call is None else self.call(module, images)
         choice = choose(output, len(self.classes)) if self.select is select_logits else Choice(self.select(output))
         self._choice.update(assumed=choice.assumed, doubt=choice.doubt, features=choice.features)
@@ -184,7 +201,7 @@ class Model:
     @property
     def black(self) -> tuple[float, ...]:
         """Returns the value of a black pixel in prepared images, per channel; (0.0,) without a preprocessing."""
-        preprocess = self.preprocess
+        preprocess = self.reader.picture if isinstance(self.reader, Clips) else self.preprocess
         return (
             (0.0,)
             if preprocess is None
@@ -195,6 +212,21 @@ class Model:
         """Returns a tensor with the device and dtype of the weights, if there are any."""
         tensors = chain(self.module.parameters(), self.module.buffers())
         return next((t for t in tensors if t.is_floating_point()), None)
+
+    def laid(self, images: Tensor) -> Tensor:
+        """Returns prepared inputs in the module's own axes as (N, C, *places), as konkyo holds them.
+
+        An input without its first axis is one of a batch of one. KonkyoError: other axes, or axes that nobody said.
+        """
+        if self.axes is None:
+            if images.ndim == 5:
+                likely_axes(self.module, images.shape)
+            return images
+        return self.axes.inside(images[None] if images.ndim == len(self.axes.text) - 1 else images)
+
+    def places(self, shape: Sequence[int]) -> tuple[str, ...]:
+        """Returns the names of the places of inputs (N, C, *places), as "time", "row" and "column"."""
+        return likely_axes(self.module, shape).places if self.axes is None else self.axes.places
 
     def prepared(self, images: Tensor) -> Tensor:
         """Returns preprocessed images with the device and dtype of the weights.
