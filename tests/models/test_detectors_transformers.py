@@ -34,8 +34,9 @@ from helpers.detectors_of_transformers import (
 from helpers.paths import DATA
 from konkyo.errors import KonkyoError
 from konkyo.models.detectors import Kept
-from konkyo.models.detectors.transformers import detector, is_detector
+from konkyo.models.detectors.transformers import detector
 from konkyo.models.preprocess import Preprocess
+from konkyo.models.transformers import kind_of
 from konkyo.models.transformers import load as from_folder_or_hub
 from konkyo.targets.candidates import Candidates
 
@@ -337,18 +338,18 @@ def test_weights_that_do_not_fit_or_lack_some(tmp_path: Path) -> None:
 
 
 def test_folders_of_other_kinds(tmp_path: Path) -> None:
-    with pytest.raises(KonkyoError, match="cannot be loaded as an image classifier or object detector"):
+    with pytest.raises(KonkyoError, match="cannot be loaded: "):
         from_folder_or_hub(str(tmp_path / "nothing"), "default")
     vit = T.ViTForImageClassification(T.ViTConfig(**VIT, image_size=64, intermediate_size=32))
     vit.save_pretrained(tmp_path)
-    assert not is_detector(T.AutoConfig.from_pretrained(tmp_path))
     assert from_folder_or_hub(str(tmp_path), None).detector is None
     segmenter = T.DetrConfig(backbone_config=resnet(4), **DETR, architectures=["DetrForSegmentation"])
-    assert not is_detector(segmenter)
+    with pytest.raises(KonkyoError, match="DetrForSegmentation"):
+        kind_of(T, segmenter)
     for name in PLAIN:
         config = network(name).config
-        assert is_detector(type(config)(architectures=[f"{CASES[name][0]}ForObjectDetection"]))
-        assert is_detector(type(config)())  # by its type alone
+        named = type(config)(architectures=[f"{CASES[name][0]}ForObjectDetection"])
+        assert kind_of(T, named).noun == kind_of(T, type(config)()).noun == "object detector"  # by its type alone, too
 
 
 def test_code_that_comes_with_a_detector_is_not_run(tmp_path: Path) -> None:

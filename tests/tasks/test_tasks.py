@@ -54,9 +54,9 @@ class RegressionTask(Task):
         classes: Classes,
         *,
         score: str = "logit",
-        to_picture: Sequence[Any] = (),
+        frames: Sequence[Any] = (),
     ) -> list[list[Target]]:
-        del classes, score, to_picture
+        del classes, score, frames
         if request is None:
             return [[Quantity(column) for column in range(len(self.names))]] * len(output)
         if callable(request):

@@ -45,6 +45,7 @@ def explain(
     progress: Progress | None = None,
     bgr: bool = False,
     true_labels: Sequence[Any] | None = None,
+    question: str | Sequence[str] | None = None,
     **options: Any,
 ) -> Explanation:
     """Returns maps of what in the images a score was decided on, one row per image and target.
@@ -61,7 +62,8 @@ def explain(
     most so many variants are run for a map by methods that perturb, the most important first (layers and augmented
     views share it). `progress(done, total)` is called meanwhile. Where such variants are scored, returning True ends it
     with what has been found by then. `true_labels`: the class that each image really has, a name, an index, or None;
-    samples and data sets say it themselves. `options`: the method's own.
+    samples and data sets say it themselves. `question`: what a model that reads text is asked, one text or one per
+    image. `options`: the method's own.
 
     The model comes back as it was, also after an exception. KonkyoWarning (once a call): a map that says nothing.
     KonkyoError: anything unknown or of the wrong form; NotApplicable: a method that this model has no place for.
@@ -80,6 +82,7 @@ def explain(
         progress=progress,
         bgr=bgr,
         true_labels=true_labels,
+        question=question,
         options=options,
     )[chosen.name]
 
@@ -92,9 +95,9 @@ def compare(
 ) -> dict[str, Explanation]:
     """Explains the same images by several methods, which share one forward and one backward: name -> Explanation.
 
-    `settings`: `target`, `layer`, `fuse`, `seed`, `precision`, `budget`, `progress`, `bgr`, `true_labels` as in
-    `explain`; `options`, a dictionary of which each method takes those that it has. NotApplicable: a method that this
-    model has no place for (`explanations` gives the others all the same).
+    `settings`: all that `explain` takes beside the method, such as `target` and `layer`; `options` is a dictionary of
+    which each method takes those that it has. NotApplicable: a method that this model has no place for (`explanations`
+    gives the others all the same).
     """
     results = {}
     for name, result in explanations(model, images, methods, **settings).items():
@@ -119,15 +122,32 @@ def explanations(
     refuse_within_forward(adapted.module, adapted.name)
     prepared = prepare(adapted, images, bgr=request.bgr, told=isinstance(model, Model))
     prepared = labelled(adapted, prepared, request.true_labels)
+    models = _asked(adapted, request.question, len(prepared.images))
     session, doubts = untouched(adapted.module, request.seed), Doubts()
     with session, session:  # twice: see `Session`
-        results = _results(adapted, prepared, chosen, request, session, doubts)
+        if len(models) == 1:
+            results = _results(models[0], prepared, chosen, request, session, doubts)
+        else:
+            results = _one_by_one(models, prepared, chosen, request, session, doubts)
     if session.draws:
-        doubts[_drawn(adapted, request.seed)] = None
+        doubts[_drawn(models[0], request.seed)] = None
     for doubt in doubts:
         warn(doubt)
     _warn_of_doubts([result for result in results.values() if isinstance(result, Explanation)])
     return {m.name: results[m.name] for m in chosen}
+
+
+def _asked(model: Model, question: str | Sequence[str] | None, images: int) -> list[Model]:
+    """Returns the model that is asked a question; where every image has one of its own, a model per image.
+
+    KonkyoError: not one question per image, or a model that reads none.
+    """
+    if question is None or isinstance(question, str):
+        return [model.prompted(question=question)]
+    if not isinstance(question, Sequence) or len(question) != images:
+        raise KonkyoError(f"question is one text, or a list with one per image, {images} here; got {question!r}")
+    bound = {text: model.prompted(question=text) for text in dict.fromkeys(question)}
+    return [bound[text] for text in question] if len(bound) > 1 else list(bound.values())
 
 
 def _results(
@@ -153,7 +173,7 @@ def _results(
         if len(prepared.images) > 1 and not session.alone:
             pass_.note_ties()
         if len(prepared.images) > 1 and session.alone:
-            return _one_by_one(model, prepared, methods, request, session, doubts)
+            return _one_by_one([model] * len(prepared.images), prepared, methods, request, session, doubts)
         probabilities = _holds_probabilities(model, pass_)
         for m in group:
             try:
@@ -189,9 +209,14 @@ def _drawn(model: Model, seed: int) -> str:
 
 
 def _one_by_one(
-    model: Model, prepared: Prepared, methods: Sequence[Method], request: Request, session: Session, doubts: Doubts
+    models: Sequence[Model],
+    prepared: Prepared,
+    methods: Sequence[Method],
+    request: Request,
+    session: Session,
+    doubts: Doubts,
 ) -> dict[str, Explanation | NotApplicable]:
-    """Returns `_results` of images that must not see each other in a batch."""
+    """Returns `_results` of images that must not see each other in a batch, each by its model."""
     target, count = request.target, len(prepared.images)
     listed = isinstance(target, (list, tuple)) or (isinstance(target, (Tensor, np.ndarray)) and target.ndim > 0)
     parts = []
@@ -203,7 +228,7 @@ def _one_by_one(
         }
         single: Prepared = replace(prepared, **of_image)
         wanted = replace(request, target=target[at] if listed else target)
-        parts.append(_results(model, single, methods, wanted, session, doubts))
+        parts.append(_results(models[i], single, methods, wanted, session, doubts))
     results: dict[str, Explanation | NotApplicable] = {}
     for name in parts[0]:
         of_images = [part[name] for part in parts]

@@ -47,6 +47,7 @@ class Request:
     progress: Progress | None = None
     bgr: bool = False
     true_labels: Sequence[Any] | None = None
+    question: str | Sequence[str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
 from torch import nn
 
+from konkyo.data.frame import Frame
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models.base import ADAPTERS, Model, as_model
-from konkyo.models.preprocess import Frame, Preprocess
+from konkyo.models.preprocess import Preprocess
+from konkyo.models.prompts import Texts
 
 __all__ = ["Frame", "Model", "Preprocess", "as_model", "load"]
 
 
-def load(name: str, *, weights: str | Path | None = "default", device: str | None = None) -> Model:
+def load(
+    name: str,
+    *,
+    weights: str | Path | None = "default",
+    device: str | None = None,
+    texts: Sequence[str] = (),
+    template: str = "{}",
+) -> Model:
     """Returns a model by name, in eval mode, with its preprocessing and class names.
 
     `name`: "konkyo/scenes-classifier" (ships with the library), "torchvision/NAME", "timm/NAME", "hf/ID" or
     "hf/FOLDER" (transformers), "trained/FOLDER" (what `konkyo train` left there), or "FILE.py:FUNCTION", a function of
     yours that takes nothing and returns an nn.Module or a konkyo.Model (the file is run). `weights`: "default" (the
-    library's own pretrained weights), None (random), or a file (safetensors, or .pth of plain tensors). KonkyoError: an
-    unknown name, a library that is not installed, or weights that are missing or do not fit.
+    library's own pretrained weights), None (random), or a file (safetensors, or .pth of plain tensors). `texts`: the
+    classes of a model that compares images with texts, each put into `template` at "{}", as in "a photo of {}".
+    KonkyoError: an unknown name, a library that is not installed, weights that are missing or do not fit, or texts for
+    a model that reads none.
     """
     if ".py:" in name:
         model = _from_file(name, weights)
@@ -44,7 +56,7 @@ def load(name: str, *, weights: str | Path | None = "default", device: str | Non
             model.module.to(device)
         except (RuntimeError, AssertionError) as error:
             raise KonkyoError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return model
+    return model.prompted(texts=Texts.of(texts, template)) if texts else model
 
 
 def _from_file(name: str, weights: str | Path | None) -> Model:

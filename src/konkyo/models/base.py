@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -14,15 +14,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from konkyo.data.axes import Axes
+from konkyo.data.frame import Frame
 from konkyo.engine.layer import Layer
 from konkyo.engine.session import run_network
 from konkyo.engine.trace import Site, Trace
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.models import display
 from konkyo.models.axes import known_axes, likely_axes
+from konkyo.models.kinds import known
 from konkyo.models.layers import Layers, Traces
 from konkyo.models.outputs import Choice, base_model_features, choose, headless, select_logits
-from konkyo.models.preprocess import Frame, Preprocess
+from konkyo.models.preprocess import Preprocess
+from konkyo.models.prompts import Prompts, Texts
 from konkyo.models.readers import Clips, Reader
 from konkyo.targets.classes import Score, Target, TopK
 from konkyo.targets.detections import Detections
@@ -74,6 +77,8 @@ class Model:
     """What the axes of the module's input are; None: the usual ones."""
     reader: Reader | None
     """How videos, volumes or signals are read; None: inputs are pictures, or tensors."""
+    prompts: Prompts | None
+    """The text that the network reads beside the image; None: it reads none."""
     _traces: Traces = field(init=False, repr=False)
     _choice: dict[str, str] = field(init=False, repr=False)
     """What was found out while the logits were looked for in the output; it is the same for all images."""
@@ -90,6 +95,7 @@ class Model:
         detector: Detector | None = None,
         task: Task | None = None,
         probabilities: bool | None = None,
+        prompts: Prompts | None = None,
         weights: Any = None,
         axes: str | Axes | None = None,
         reader: Reader | None = None,
@@ -97,7 +103,8 @@ class Model:
         module = _unwrapped(module)
         if weights is not None:
             described = import_module(_FACTS_OF["torchvision"]).described(weights, module)
-            preprocess, classes = preprocess or described["preprocess"], classes or described["classes"]
+            preprocess, classes = preprocess or described.get("preprocess"), classes or described["classes"]
+            reader = reader or described.get("reader")
         if preprocess is not None and not isinstance(preprocess, Preprocess):
             raise KonkyoError(
                 f"preprocess is a konkyo.Preprocess(resize=..., crop=..., mean=..., std=...); got {preprocess!r}. For "
@@ -108,9 +115,14 @@ class Model:
                 "a TorchScript module hides its layers; give the eager module that it was made from: "
                 f"{module.original_name}"
             )
-        said = any(value is not None for value in (detector, multilabel, probabilities, task, call))
+        said = any(value is not None for value in (detector, multilabel, probabilities, task, call, prompts))
         if not said and select is select_logits:
-            detector = _known_detector(module)
+            facts = known(module)
+            detector, task, call, prompts, multilabel = (
+                facts.get(key) for key in ("detector", "task", "call", "prompts", "multilabel")
+            )
+            select, classes = facts.get("select", select), classes or facts.get("classes", ())
+            axes, reader = axes or facts.get("axes"), reader or facts.get("reader")
         if detector is not None and probabilities is not None:
             raise KonkyoError(
                 "probabilities= is about classifiers; of a detector dense_detector(activated=...) says it"
@@ -124,8 +136,9 @@ class Model:
                 before.probabilities if probabilities is None else probabilities,
             )
         axes = Axes(axes) if isinstance(axes, str) else axes or known_axes(module)
-        if reader is None and preprocess is not None and axes is not None and axes.places == Clips.places:
-            reader, preprocess = Clips(picture=preprocess), None
+        if preprocess is not None and axes is not None and axes.places == Clips.places:  # it prepares every frame
+            reader = replace(reader, picture=preprocess) if isinstance(reader, Clips) else Clips(picture=preprocess)
+            preprocess = None
         values: dict[str, Any] = {
             "module": module,
             "preprocess": preprocess,
@@ -136,6 +149,7 @@ class Model:
             "task": task,
             "axes": axes,
             "reader": reader,
+            "prompts": prompts,
             "_traces": {},
             "_choice": {},
         }
@@ -147,6 +161,8 @@ class Model:
 
         KonkyoError: whatever the network raises, its cause kept; but out of memory passes. Also: no such tensor.
         """
+        if self.prompts is not None:
+            self.prompts.require(self.name)
         output: object = run_network(
             self.module, self.name, images, lambda: self.task.output(self.module, images, self._selected)
         )
@@ -157,6 +173,32 @@ class Model:
                 "konkyo.Model(module, select=lambda output: ...) says where; output.reshape(-1, 1) undoes a squeeze"
             )
         return output
+
+    def prompted(self, *, question: str | None = None, texts: Texts | Sequence[str] | None = None) -> Model:
+        """Returns the model of images alone that this one is with a question, or with texts for its classes.
+
+        Without either it is the model itself, with its usual text where it has one. KonkyoError: a text of which the
+        network has no use.
+        """
+        values = {
+            "question": question,
+            "texts": texts if texts is None or isinstance(texts, Texts) else Texts.of(texts),
+        }
+        noun = "" if self.prompts is None else self.prompts.noun
+        for name, value in values.items():
+            if value is not None and name != noun:
+                reads = f"reads {noun}=" if noun else "reads no text beside the image"
+                raise KonkyoError(f"{name}= goes with networks that read it; {self.name} {reads}")
+        if self.prompts is None:
+            return self
+        value = values[noun]
+        if value is None:
+            value = None if self.prompts.value is not None else self.prompts.default
+        if value is None:
+            return self
+        bound = replace(self, **self.prompts.bound(value))
+        object.__setattr__(bound, "_traces", self._traces)  # the layers are those of the image, whatever the text
+        return bound
 
     def __repr__(self) -> str:
         return display.words_of(self)
@@ -320,9 +362,8 @@ class Model:
         """
         if not self.task.instances and (score == "similarity" or isinstance(target, Detections)):
             raise NotApplicable(f"{self.name} is no detector: it has no detections to be explained")
-        to_picture = [frame.shown for frame in frames]
         classes = Classes(self.name, self.classes, self._headless(output))
-        return self.task.targets_of(target, output, classes, score=score, to_picture=to_picture)
+        return self.task.targets_of(target, output, classes, score=score, frames=frames)
 
     def decides(self, output: Tensor) -> bool:
         """Tells whether the output holds decisions, which are explained where no target is given."""
@@ -377,11 +418,6 @@ _FACTS_OF = {
     "transformers": "konkyo.models.transformers",
 }
 """Who knows what a library's modules say of their preprocessing and classes."""
-_DETECTORS_OF = {
-    "torchvision": "konkyo.models.detectors.torchvision",
-    "transformers": "konkyo.models.detectors.transformers",
-}
-"""Who knows the detectors of a library."""
 
 
 def as_model(model: Model | nn.Module) -> Model:
@@ -394,14 +430,6 @@ def as_model(model: Model | nn.Module) -> Model:
         return model
     module = _unwrapped(model)
     return Model(module, **_facts(module))
-
-
-def _known_detector(module: nn.Module) -> Detector | None:
-    """Returns how a library's detector is one; None where no adapter knows the module."""
-    libraries = dict.fromkeys(kind.__module__.partition(".")[0] for kind in type(module).__mro__)
-    adapters = (_DETECTORS_OF[library] for library in libraries if library in _DETECTORS_OF)
-    detectors = (import_module(adapter).detector(module) for adapter in adapters)
-    return next((detector for detector in detectors if detector is not None), None)
 
 
 def _facts(module: nn.Module) -> dict[str, Any]:

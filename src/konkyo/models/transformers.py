@@ -1,4 +1,4 @@
-"""Hugging Face's image classifiers: `hf/ID` from the hub, or `hf/FOLDER`. Needs the extra `transformers`."""
+"""Hugging Face's models: `hf/ID` from the hub, or `hf/FOLDER`. Needs the extra `transformers`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from konkyo.errors import KonkyoError, install_hint
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import read_weights, require_inside
-from konkyo.models.detectors.transformers import detector, is_detector
+from konkyo.models.kinds import Kind, kind, kinds_of, known
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.timm import preprocessing as timm_preprocessing
 
@@ -33,7 +33,7 @@ def import_transformers() -> ModuleType:
 
 @adapter("hf")
 def load(name: str, weights: str | Path | None) -> Model:
-    """Returns the image classifier or object detector with this id on the hub, or in this folder (no network then).
+    """Returns the model with this id on the hub, or in this folder (no network then), of any kind that is known here.
 
     A folder is one that `save_pretrained` wrote. `weights`: "default" (its own), None (random, built from its config)
     or a file. Code that comes with a model is never run. KonkyoError, in one line: transformers is not installed, an
@@ -41,14 +41,13 @@ def load(name: str, weights: str | Path | None) -> Model:
     """
     transformers = import_transformers()
     settings = {"trust_remote_code": False, "local_files_only": Path(name).is_dir()}
-    kind, usual = "image classifier or object detector", True
+    noun, usual, processor = "", True, None
     try:
         if settings["local_files_only"]:
             require_inside(Path(name))
         config = transformers.AutoConfig.from_pretrained(name, **settings)
-        detects = is_detector(config)
-        kind = "object detector" if detects else "image classifier"
-        auto = transformers.AutoModelForObjectDetection if detects else transformers.AutoModelForImageClassification
+        chosen = kind_of(transformers, config)
+        noun, auto = chosen.noun, getattr(transformers, chosen.auto)
 
         def build(classes: int | None) -> Any:
             resized = deepcopy(config)
@@ -60,25 +59,66 @@ def load(name: str, weights: str | Path | None) -> Model:
             module = build(None)
         elif weights == "default":
             module, report = auto.from_pretrained(name, weights_only=True, output_loading_info=True, **settings)
-            _require_trained(name, kind, module, report["missing_keys"])
+            _require_trained(name, noun, module, report["missing_keys"])
         else:
-            module, usual = _with_weights(name, kind, build, read_weights(weights))
+            module, usual = _with_weights(name, noun, build, read_weights(weights))
+        if chosen.processor:
+            processor = getattr(transformers, chosen.processor).from_pretrained(name, **settings)
     except KonkyoError:
         raise
     except Exception as error:  # hub, network, config and weights fail in their own ways
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise KonkyoError(
-            f"hf/{name} cannot be loaded as an {kind}: {reason} Give a model's id on the hub, or a folder "
-            "with its config.json and weights"
+            f"hf/{name} cannot be loaded{noun and ' as an ' + noun}: {reason} Give a model's id on the hub, or a "
+            "folder with its config.json and weights"
         ) from error
-    return Model(
-        module.eval(),
-        _preprocess(transformers, name, settings),
-        _classes(config) if usual else (),
-        f"hf/{name}",
-        multilabel=config.problem_type == "multi_label_classification",
-        detector=detector(module) if detects else None,
-    )
+    arguments = chosen.describe(module.eval(), processor)
+    if arguments is None:
+        raise KonkyoError(f"hf/{name}: {type(module).__name__} is no {noun} that is known here")
+    usual_ones = {"preprocess": _preprocess(transformers, name, settings), "classes": _classes(config) if usual else ()}
+    return Model(module, name=f"hf/{name}", **{**usual_ones, **arguments})
+
+
+@kind("transformers", "image classifier", auto="AutoModelForImageClassification")
+def classifier(module: nn.Module, processor: Any) -> dict[str, Any] | None:
+    """Returns whether the classes of an image classifier exclude each other; None: another module."""
+    del processor
+    if not any(base.__name__.endswith("ForImageClassification") for base in type(module).__mro__):
+        return None
+    config: Any = module.config
+    return {"multilabel": config.problem_type == "multi_label_classification"}
+
+
+def kind_of(transformers: ModuleType, config: Any) -> Kind:
+    """Returns the kind of a network with this config: that of the class which its weights are of.
+
+    Where it names none that is known, an image classifier if there is one of its type, else an object detector, else
+    the first kind that has such a type. KonkyoError: there is none.
+    """
+    kinds = {kind.noun: kind for kind in kinds_of("transformers") if kind.auto}
+    usual = [kinds.pop(noun) for noun in ("image classifier", "object detector")]
+    fitting = {
+        kind.noun: names for kind in (*usual, *kinds.values()) if (names := _class_names(transformers, kind, config))
+    }
+    every = {kind.noun: kind for kind in (*usual, *kinds.values())}
+    for noun, names in fitting.items():
+        if set(names) & set(config.architectures or ()):
+            return every[noun]
+    if not fitting or any("For" in name for name in config.architectures or ()):
+        named = "".join(f" ({name})" for name in config.architectures or ())
+        raise KonkyoError(
+            f"a network of type {config.model_type}{named} is none of those known here: {', '.join(every)}"
+        )
+    return every[next(iter(fitting))]
+
+
+def _class_names(transformers: ModuleType, kind: Kind, config: Any) -> list[str]:
+    """Returns the classes of transformers that are of a kind and have this config."""
+    try:
+        classes = getattr(transformers, kind.auto)._model_mapping[type(config)]
+    except (AttributeError, KeyError):
+        return []
+    return [c.__name__ for c in (classes if isinstance(classes, (list, tuple)) else (classes,))]
 
 
 def facts(module: Any) -> dict[str, Any]:
@@ -91,11 +131,8 @@ def facts(module: Any) -> dict[str, Any]:
     if config is None or getattr(module, "main_input_name", "") != "pixel_values":
         return {}
     told: dict[str, Any] = {}
-    classifies = type(module).__name__.endswith("ForImageClassification")
-    if classifies or is_detector(config):
+    if known(module):
         told["classes"] = _classes(config)
-    if classifies and config.problem_type == "multi_label_classification":
-        told["multilabel"] = True
     if source := str(getattr(config, "_name_or_path", "") or ""):
         told["preprocess"] = _local_preprocess(source)
     return told
@@ -185,14 +222,14 @@ def _from_settings(processor: Any) -> Preprocess:
     numbers = processor.to_dict()
     size = numbers.get("size") or {}
     if not numbers.get("do_resize") or set(size) != {"shortest_edge", "longest_edge"}:
-        return _from_numbers(numbers)
+        return from_numbers(numbers)
     limits: dict[str, Any] = {"longest": size["longest_edge"]}
     if type(processor).__name__.startswith("Yolos"):
         limits["multiple"] = 16  # fixed in the processor's code, whatever the patches
-    return replace(_from_numbers({**numbers, "size": {"shortest_edge": size["shortest_edge"]}}), **limits)
+    return replace(from_numbers({**numbers, "size": {"shortest_edge": size["shortest_edge"]}}), **limits)
 
 
-def _from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
+def from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
     """Returns what an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
     resize: int | tuple[int, int] | None = None
     crop: int | tuple[int, int] | None = None

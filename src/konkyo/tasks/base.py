@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
+from konkyo.data.frame import Frame
 from konkyo.data.samples import Annotation, Sample
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError, unknown
@@ -20,8 +21,6 @@ from konkyo.utils.tensors import min_max
 
 Explained: TypeAlias = Literal["decision", "label"]
 """What is measured of a classifier: its decision, or the sample's own class."""
-ToPicture: TypeAlias = Callable[[Tensor], Tensor]
-"""It turns boxes (..., 4) in pixels of the network's input into boxes in pixels of the picture."""
 
 SEVEN_CAMS = ("cam", "grad_cam", "grad_cam_pp", "score_cam", "eigen_cam", "ablation_cam", "layer_cam")
 """The class activation maps of the founding survey, in its order."""
@@ -172,12 +171,13 @@ class Task(ABC):
         classes: Classes,
         *,
         score: Score = "logit",
-        to_picture: Sequence[ToPicture] = (),
+        frames: Sequence[Frame] = (),
     ) -> list[list[Target]]:
         """Returns the targets of every image, from one request of a user's; None asks for the network's decisions.
 
         A target is a request, too, and means itself. Lists and `Each` do not come here: `targets_of` takes them apart.
-        `score` is what the method explains, `to_picture` has a function per image. KonkyoError: an unknown request.
+        `score` is what the method explains. `frames` says of every image where its picture lies in the input; none: the
+        input itself is the picture. KonkyoError: an unknown request.
         """
 
     def targets_of(
@@ -187,7 +187,7 @@ class Task(ABC):
         classes: Classes,
         *,
         score: Score = "logit",
-        to_picture: Sequence[ToPicture] = (),
+        frames: Sequence[Frame] = (),
     ) -> list[list[Target]]:
         """Returns the targets of every image, where a list has a request per image and `Each` several for every image.
 
@@ -201,16 +201,14 @@ class Task(ABC):
                     f"targets for every image: Each(...) or {'Detections(...)' if self.instances else 'TopK(k)'}"
                 )
             images = [
-                self.targets_of(entry, output[i : i + 1], classes, score=score, to_picture=to_picture[i : i + 1])
+                self.targets_of(entry, output[i : i + 1], classes, score=score, frames=frames[i : i + 1])
                 for i, entry in enumerate(entries)
             ]
             return [targets for (targets,) in images]
         if isinstance(entries, Each):
-            parts = [
-                self.targets_of(entry, output, classes, score=score, to_picture=to_picture) for entry in entries.targets
-            ]
+            parts = [self.targets_of(entry, output, classes, score=score, frames=frames) for entry in entries.targets]
             return [[target for part in image for target in part] for image in zip(*parts, strict=True)]
-        return self.targets(entries, output, classes, score=score, to_picture=to_picture)
+        return self.targets(entries, output, classes, score=score, frames=frames)
 
     def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:
         """Returns what a target is called in pictures; `outputs` is the number of the network's outputs, if known."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from konkyo.data.frame import Frame
 from konkyo.engine.ending import Ending, ending_of
 from konkyo.engine.forward import at_least_float32
 from konkyo.errors import KonkyoError
@@ -24,7 +25,7 @@ from konkyo.targets.classes import (
     TopK,
     class_logits,
 )
-from konkyo.tasks.base import Classes, TargetRequest, Task, ToPicture, task
+from konkyo.tasks.base import Classes, TargetRequest, Task, task
 from konkyo.tasks.decision import Decision, decisions_of_classes
 
 SIDES = ("negative", "positive")
@@ -148,14 +149,14 @@ class ClassificationTask(Task):
         classes: Classes,
         *,
         score: Score = "logit",
-        to_picture: Sequence[ToPicture] = (),
+        frames: Sequence[Frame] = (),
     ) -> list[list[Target]]:
         """Returns the targets of every image; within a list or `Each` there may be classes and Targets only."""
         entries = requests.targets if isinstance(requests, Each) else requests
         for entry in entries if isinstance(entries, (list, tuple)) else ():
             if entry is None or isinstance(entry, (TopK, Each, list, tuple)):
                 raise _unknown(entry)
-        return super().targets_of(requests, output, classes, score=score, to_picture=to_picture)
+        return super().targets_of(requests, output, classes, score=score, frames=frames)
 
     def targets(
         self,
@@ -164,13 +165,13 @@ class ClassificationTask(Task):
         classes: Classes,
         *,
         score: Score = "logit",
-        to_picture: Sequence[ToPicture] = (),
+        frames: Sequence[Frame] = (),
     ) -> list[list[Target]]:
         """Returns the targets of every image.
 
         `request`: None, `TopK`, an int, a class name or a Target. KonkyoError: an unknown class.
         """
-        del to_picture
+        del frames
         if classes.names and output.ndim == 2 and len(classes.names) != class_logits(output).shape[1]:
             raise KonkyoError(
                 f"{len(classes.names)} class names for {classes.model}, whose output has "

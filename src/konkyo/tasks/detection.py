@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeAlias, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from konkyo.data.frame import Frame
 from konkyo.data.samples import Annotation, Sample, box_of
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError, unknown, warn
@@ -18,7 +19,7 @@ from konkyo.targets.base import Target, as_target
 from konkyo.targets.candidates import Candidates
 from konkyo.targets.classes import Against, ContrastTarget, Score, TopK
 from konkyo.targets.detections import NEAR, SIDES_OF_BOX, Detections, InstanceTarget, Quantity, Tracked
-from konkyo.tasks.base import Classes, Explained, Matching, TargetRequest, Task, ToPicture, same_class, task
+from konkyo.tasks.base import Classes, Explained, Matching, TargetRequest, Task, same_class, task
 from konkyo.tasks.decision import Decision, decisions_of_classes
 from konkyo.utils.tensors import overlap
 
@@ -118,7 +119,7 @@ class DetectionTask(Task):
         classes: Classes,
         *,
         score: Score = "logit",
-        to_picture: Sequence[ToPicture] = (),
+        frames: Sequence[Frame] = (),
     ) -> list[list[Target]]:
         """Returns the targets of every image: detections, or Targets as they come.
 
@@ -131,10 +132,10 @@ class DetectionTask(Task):
             return [[cast("Target", request)]] * len(output)
         if request.quantity is None:
             request = replace(request, quantity="similarity" if score == "similarity" else "probability")
-        return self._detections(request, output, classes, to_picture)
+        return self._detections(request, output, classes, frames)
 
     def _detections(
-        self, request: Detections, output: Tensor, classes: Classes, to_picture: Sequence[ToPicture]
+        self, request: Detections, output: Tensor, classes: Classes, frames: Sequence[Frame]
     ) -> list[list[Target]]:
         number = self.adapter.classes
         if classes.names and len(classes.names) != number:
@@ -153,7 +154,7 @@ class DetectionTask(Task):
             targets = [t for t in self._instances(request, output[image], selection) if not labels or t.label in labels]
             if request.boxes and targets:
                 boxes = output.new_tensor([target.box for target in targets])
-                boxes = to_picture[image](boxes) if to_picture else boxes
+                boxes = frames[image].shown(boxes) if frames else boxes
                 shares = [overlap(boxes, boxes.new_tensor(box)) for box in request.boxes]
                 targets = [targets[at] for at in sorted({int(s.argmax()) for s in shares if s.amax() >= NEAR})]
             detections.append(list(targets[: request.top]))

@@ -79,6 +79,8 @@ def explain(
     files = [f for f in files if to.resolve() not in f.resolve().parents] or files  # not what an earlier run wrote
     target = target_of(setup, target_options)
     names, request = request_of(method or setup.model.task.method, method_options, target, forward_options)
+    if target_options.question is not None:
+        request["question"] = target_options.question
     if path:
         require_paths(names, target_options.of)
     settings = {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}}

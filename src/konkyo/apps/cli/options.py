@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,6 +74,11 @@ class ModelOptions:
         typer.Option("--interpolation", help="Resizing: nearest, box, bilinear, hamming, bicubic or lanczos."),
     ] = None
     device: Device = None
+    texts: Annotated[
+        str | None,
+        typer.Option("--texts", help="Models of images and texts: the classes, as in 'a cat;a dog'."),
+    ] = None
+    template: Annotated[str, typer.Option("--template", help="What each of --texts is put into, at {}.")] = "{}"
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,13 @@ class TargetOptions:
     box: Annotated[
         list[str] | None,
         typer.Option("--box", help="Detectors: what overlaps x1,y1,x2,y2 (in pixels) most; repeatable."),
+    ] = None
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", help="KIND:VALUE, as in class:cat or pixel:120:64; repeatable."),
+    ] = None
+    question: Annotated[
+        str | None, typer.Option("--question", help="What a model that answers questions is asked of the images.")
     ] = None
     of: Annotated[
         str | None,
@@ -182,7 +193,9 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
     from konkyo.models import Preprocess, load
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load(name, weights=None if options.weights == "random" else options.weights, device=device)
+    texts = [text.strip() for text in (options.texts or "").split(";") if text.strip()]
+    weights = None if options.weights == "random" else options.weights
+    model = load(name, weights=weights, device=device, texts=texts, template=options.template)
     changes: dict[str, Any] = {}
     for side in ("resize", "crop"):
         if (text := getattr(options, side)) is not None:
@@ -207,6 +220,7 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
         "labels": None if options.labels is None else hashlib.sha256(repr(model.classes).encode()).hexdigest()[:16],
         "preprocess": repr(model.preprocess),
         "device": device,
+        **({"texts": texts, "template": options.template} if texts else {}),
         "versions": {"konkyo": konkyo.__version__, "torch": torch.__version__},
     }
     return Setup(model, settings)
@@ -214,16 +228,23 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
 
 def target_of(setup: Setup, what: TargetOptions) -> Any:
     """Returns the target that the options ask for. KonkyoError: an option that the model has no use for."""
+    from konkyo.targets.classes import Each
+    from konkyo.targets.specs import class_of_text, parse_target
     from konkyo.tasks.base import TargetRequest
 
     options = TargetRequest(
-        tuple(_class(c) for c in what.classes or ()),
+        tuple(class_of_text(c) for c in what.classes or ()),
         what.top,
-        None if what.against is None else _class(what.against),
+        None if what.against is None else class_of_text(what.against),
         what.score,
         tuple(_box(text) for text in what.box or ()),
         what.of,
     )
+    if what.target:
+        if names := options.names(*(field.name for field in fields(options))):
+            raise KonkyoError(f"--target says what is explained; {', '.join(names)} would say it again")
+        targets = [parse_target(text) for text in what.target]
+        return targets[0] if len(targets) == 1 else Each(*targets)
     return setup.model.task.request(options, setup.model.name)
 
 
@@ -243,10 +264,6 @@ def require_paths(names: list[str], of: str | None) -> None:
     if not any(find(name).traces_path() for name in names):
         offer = ", ".join(name for name, m in methods().items() if m.traces_path())
         raise KonkyoError(f"--path goes with methods that integrate along a path: {offer}; got {', '.join(names)}")
-
-
-def _class(text: str) -> int | str:
-    return int(text) if re.fullmatch("-?[0-9]+", text) else text
 
 
 def request_of(

@@ -25,6 +25,7 @@ from torchvision.models.detection.ssd import SSD, SSDScoringHead
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from konkyo.models.detectors import Detector, Kept
+from konkyo.models.kinds import kind
 from konkyo.targets.candidates import Candidates, pack
 
 FeatureMaps: TypeAlias = Sequence[Tensor]
@@ -32,6 +33,14 @@ Reading: TypeAlias = Callable[[FeatureMaps, list[Tensor]], tuple[Tensor, Tensor]
 Group: TypeAlias = Literal["label", "level"]
 
 _SMALLEST = 1e-2  # the side of a box that R-CNN keeps; torchvision means it in pixels of the resized image
+
+
+@kind("torchvision", "object detector")
+def describe(module: nn.Module, processor: Any) -> dict[str, Any] | None:
+    """Returns how a detector is one; None: another module."""
+    del processor
+    adapter = detector(module)
+    return None if adapter is None else {"detector": adapter}
 
 
 def detector(module: nn.Module) -> Detector | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from konkyo.engine.forward import at_least_float32
 from konkyo.models.detectors import Detector, Kept, best_class, best_pairs
+from konkyo.models.kinds import kind
 from konkyo.targets.candidates import pack
 
 
@@ -47,13 +48,21 @@ _FAMILIES = {
 }
 
 
+@kind("transformers", "object detector", auto="AutoModelForObjectDetection")
+def describe(module: nn.Module, processor: Any) -> dict[str, Any] | None:
+    """Returns how a detector is one; None: another module."""
+    del processor
+    adapter = detector(module)
+    return None if adapter is None else {"detector": adapter}
+
+
 def detector(module: nn.Module) -> Detector | None:
     """Adapts an object detector of transformers, or one derived from it; None: another module.
 
     Candidates are the queries, and are proposed in eval mode.
     """
-    kinds = (kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("transformers."))
-    family = next((_FAMILIES[kind] for kind in kinds if kind in _FAMILIES), None)
+    names = (base.__name__ for base in type(module).__mro__ if base.__module__.startswith("transformers."))
+    family = next((_FAMILIES[name] for name in names if name in _FAMILIES), None)
     if family is None:
         return None
     classes: int = module.config.num_labels  # type: ignore[assignment, union-attr]
@@ -89,13 +98,3 @@ def _layer(module: nn.Module, family: _Family) -> str:
     bodies = [name for name, part in modules.items() if name.startswith(f"{end}.") and isinstance(part, nn.ModuleDict)]
     stages: list[str] = [name for name in modules if bodies and name.rpartition(".")[0] == bodies[0]]
     return stages[-1] if stages else end
-
-
-def is_detector(config: Any) -> bool:
-    """Returns whether a config of transformers is one of an object detector that is known here.
-
-    By the class that the weights are of; where it names none, by the model's type.
-    """
-    if config.architectures:
-        return any(name in _FAMILIES for name in config.architectures)
-    return config.model_type in {family.model_type for family in _FAMILIES.values()}
