@@ -110,14 +110,16 @@ def spread_cells(grid: Sequence[int], mirrored: bool) -> list[tuple[int, ...]]:
     return [(grid[0] - 1 - first, *rest) for first, *rest in found] if mirrored else found
 
 
-def at_own_places(energy: Tensor, cells: Sequence[tuple[int, ...]], grid: Sequence[int]) -> float:
+def at_own_places(energy: Tensor, cells: Sequence[tuple[int, ...]], layer: Layer, grid: Sequence[int]) -> float:
     """Returns how much more energy (*size) of cells' gradient is at their places than elsewhere, of the least cell.
 
-    0 where a cell has none; NaN where there is none at all.
+    0 where a cell has none; NaN where there is none at all. Of frames that stand beside each other in a batch none is
+    the place of another.
     """
+    wide = [n >= _WIDE and not (layer.stacked and axis == 0) for axis, n in enumerate(grid)]
     shares = _pooled(energy, tuple(grid))
     places = [
-        tuple(slice(max(0, i - (n >= _WIDE)), i + 1 + (n >= _WIDE)) for i, n in zip(cell, grid, strict=True))
+        tuple(slice(max(0, i - near), i + 1 + near) for i, near in zip(cell, wide, strict=True))
         for cell in cells
     ]
     elsewhere = torch.ones_like(shares, dtype=torch.bool)

@@ -162,7 +162,7 @@ class Places:
                 energy = self._energy(noted, weights)
             except Exception:  # an operator without a derivative
                 return True
-            ratio = 0.0 if energy is None else at_own_places(energy, cells, place.grid)
+            ratio = 0.0 if energy is None else at_own_places(energy, cells, place.layer, place.grid)
             if ratio > 0:  # else a cell may be dead after a ReLU
                 return ratio >= OWN_CELLS
         return place.likeness == 0  # nothing of the image arrives

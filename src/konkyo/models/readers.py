@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional
+from torchvision.transforms import functional
 
 from konkyo.data import videos, volumes
 from konkyo.data.arrays import pictures_of_array, pictures_of_tensor
@@ -105,7 +105,7 @@ class Clips:
         if self.picture.crop is not None:
             crop = self.picture.crop
             pixels = functional.center_crop(pixels, [crop, crop] if isinstance(crop, int) else list(crop))
-        colours = functional.to_dtype(pixels, torch.float32, scale=True)
+        colours = functional.convert_image_dtype(pixels, torch.float32)
         return functional.normalize(colours, list(self.picture.mean), list(self.picture.std)).transpose(0, 1)
 
     def undo(self, inputs: Tensor) -> Tensor:

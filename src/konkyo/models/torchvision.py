@@ -83,7 +83,7 @@ def _clips(weights: Any) -> Clips | None:
         std=tuple(transform.std),
         interpolation=transform.interpolation.value,
     )
-    return Clips(weights.meta.get("min_temporal_size", 16), picture, smooth=False)
+    return Clips(16, picture, smooth=False)
 
 
 def _preprocess(weights: Any) -> Preprocess:

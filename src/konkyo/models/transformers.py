@@ -250,7 +250,7 @@ def from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
             resize = size["shortest_edge"], size["shortest_edge"]
     # Pixels in [0, 1] become (255 factor p - offset - mean) / std; here as (p - mean) / std.
     factor = 255 * numbers["rescale_factor"] if numbers.get("do_rescale") else 255.0
-    offset = 1.0 if numbers.get("rescale_offset") else 0.0
+    offset = 1.0 if numbers.get("rescale_offset") or numbers.get("offset") else 0.0  # ViViT says it shortly
     mean, std = (0.0,) * 3, (1.0,) * 3
     if numbers.get("do_normalize"):
         mean, std = numbers["image_mean"], numbers["image_std"]
