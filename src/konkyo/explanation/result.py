@@ -15,7 +15,7 @@ from konkyo.data.axes import Coordinates
 from konkyo.data.images import upright
 from konkyo.engine.path import PathTrace
 from konkyo.errors import KonkyoError, unknown
-from konkyo.explanation import display, exports, files
+from konkyo.explanation import display, exports, files, places
 from konkyo.explanation.diagnosis import Diagnosis
 from konkyo.explanation.exports import THRESHOLD
 from konkyo.explanation.rows import TENSORS, Rows, numbers_of, row_number, selected
@@ -156,6 +156,14 @@ class Explanation:
             return Image.fromarray(pixels)
         return self.images[index]
 
+    def over_time(self, row: int = 0) -> list[tuple[float, float, float]]:
+        """Returns (from, to, evidence) of every cell of time of a video's, signal's or spectrogram's map.
+
+        In seconds where the input has a clock, else in frames or samples. The evidence is the map's mean over all
+        other places. KonkyoError: a map without time.
+        """
+        return places.over_time(self, row_number(self, row))
+
     def brightness(self, row: int, how: str = "probability") -> float:
         """Returns how bright a row's map is drawn, of 1: see `Decision.brightness`; "full" gives all maps 1."""
         if how not in (offer := ("probability", "full")):
@@ -178,11 +186,16 @@ class Explanation:
         `outline`: with a box around the largest part above that share of the map's range (0.2: as CAM localises).
         `brightness`: a map is as pale as its target is improbable, or "full"; an `opacity` in `style` goes before it.
         `caption`: a strip below with class, score, decision, method and diagnosis (True), or with a text of your own.
+        Of a video it is a strip of frames over the curve of evidence, of a volume slices in three planes, of a signal
+        its curves coloured; `limits` and `cmap` are the style of these.
         """
         from konkyo.draw.overlay import OPACITY, boxed, overlay  # pictures are drawn only when asked for
         from konkyo.metrics.wsol import boxes_of
 
         row = row_number(self, row)
+        if not places.is_picture(self):
+            drawing = places.overlay_of(self, row, style)
+            return display.captioned(self, row, drawing, caption) if caption else drawing
         picture = self.picture(row) if image is None else upright(image)
         map_ = self.maps[row] if self.regions is None else self.at((picture.height, picture.width))[row]
         overlaid = overlay(picture, map_, **{"opacity": OPACITY * self.brightness(row, brightness), **style})
@@ -276,8 +289,14 @@ class Explanation:
         return files.description(self)
 
     def save(self, path: str | Path) -> Path:
-        """Writes a .safetensors or .npz file, which `load` reads, or the `sheet` as .png, .jpg or .webp. -> the path"""
+        """Writes a .safetensors or .npz file, which `load` reads, or the `sheet` as .png, .jpg or .webp. -> the path
+
+        Of one row of a video also .gif and .mp4; of one of a volume .nii and .nii.gz, in the volume's own space, and
+        .dcm, a secondary capture of all slices.
+        """
         path = Path(path)
+        if (written := places.save(self, path)) is not None:
+            return written
         if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
             self.sheet(path)
             return path
