@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from konkyo.methods.base import Method, method, methods
     from konkyo.methods.wrappers import augmented, first_component
     from konkyo.models import Model, Preprocess, load
+    from konkyo.models.blackbox import BlackBox
     from konkyo.models.detectors import Detector
     from konkyo.models.detectors.yolo import dense_detector
     from konkyo.models.readers import Clips, Signals, Volumes
@@ -53,6 +54,7 @@ _HOMES = {
     "konkyo.engine.layer": ("Layer",),
     "konkyo.methods.base": ("Method", "method", "methods"),
     "konkyo.models": ("Model", "Preprocess", "load"),
+    "konkyo.models.blackbox": ("BlackBox",),
     "konkyo.models.detectors": ("Detector",),
     "konkyo.models.readers": ("Clips", "Signals", "Volumes"),
     "konkyo.tasks.base": ("Matching",),
@@ -77,6 +79,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Against",
+    "BlackBox",
     "ClassTarget",
     "Clips",
     "Consistency",

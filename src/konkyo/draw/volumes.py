@@ -34,10 +34,12 @@ def montage(
     """Draws a map (D, H, W) over slices of a volume (D, H, W) of greys from 0 to 1, a row for each of three planes.
 
     `step`: how far voxels are apart along each place, in `unit`, which gives slices their shape and the bar its length.
-    `names`: what each plane is called. The first slice of every row goes through the maximum of the map.
+    `names`: what each plane is called. The first slice of every row goes through the maximum of the map; where nothing
+    of it is positive, through its minimum.
     """
     style = {"limits": shared_limits(map_), **style}
-    peak = np.unravel_index(int(map_.argmax()), map_.shape)
+    highest = float(map_.max()) > 0
+    peak = np.unravel_index(int(map_.argmax() if highest else map_.argmin()), map_.shape)
     extent = [n * s for n, s in zip(volume.shape, step, strict=True)]
     scale = _SIDE / max(extent)
     rows = []
@@ -50,7 +52,8 @@ def montage(
             grey = (volume.select(axis, number).clamp(0, 1) * 255).round().byte().cpu().numpy()
             picture = Image.fromarray(grey).convert("RGB").resize(size, Image.Resampling.BICUBIC)
             cells.append(overlay(picture, map_.select(axis, number), **style))
-        rows.append(_row(names[axis], cells, numbers, volume.shape[axis], unit, scale))
+        note = "the maximum" if highest else "the minimum"
+        rows.append(_row(names[axis], cells, [(n, volume.shape[axis]) for n in numbers], note, unit, scale))
     wide, tall = max(row.width for row in rows), sum(row.height for row in rows)
     whole = Image.new("RGB", (wide, tall), "white")
     top = 0
@@ -61,7 +64,7 @@ def montage(
 
 
 def _row(
-    name: str, cells: Sequence[Image.Image], numbers: Sequence[int], count: int, unit: str, scale: float
+    name: str, cells: Sequence[Image.Image], numbers: Sequence[tuple[int, int]], note: str, unit: str, scale: float
 ) -> Image.Image:
     """Draws the slices of one plane beside each other, with the scale bar in the first."""
     width, height = cells[0].size
@@ -69,10 +72,10 @@ def _row(
     row = Image.new("RGB", (_GAP + len(cells) * step, height + 2 * _LINE + _GAP), "white")
     draw, font, bold = ImageDraw.Draw(row), Font(12), Font(12, bold=True)
     bold.draw(draw, (_GAP, 2), name, "#1a1a1a")
-    for place, (cell, number) in enumerate(zip(cells, numbers, strict=True)):
+    for place, (cell, (number, count)) in enumerate(zip(cells, numbers, strict=True)):
         left = _GAP + place * step
         row.paste(cell, (left, _LINE))
-        peak = ", the maximum" if place == 0 else ""
+        peak = f", {note}" if place == 0 else ""
         font.draw(draw, (left, _LINE + height + 2), f"{number + 1}/{count}{peak}", "#404040")
     length = max([n for n in _LENGTHS if n * scale <= width / 2], default=_LENGTHS[0])
     x, y = _GAP + 6, _LINE + height - 8

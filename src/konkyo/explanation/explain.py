@@ -22,8 +22,9 @@ from konkyo.explanation.diagnosis import Diagnosis
 from konkyo.explanation.inputs import Images, Prepared, labelled, prepare
 from konkyo.explanation.result import Explanation, joined
 from konkyo.explanation.run import Cut, Doubts, Request, Run, Where, explanation_of
-from konkyo.methods.base import Attribution, Method, find
+from konkyo.methods.base import METHODS, Attribution, Method, find
 from konkyo.models import Model, as_model
+from konkyo.models.blackbox import BlackBox
 from konkyo.tasks.base import SEVEN_CAMS
 from konkyo.utils.progress import Progress
 from konkyo.utils.tensors import Fuse
@@ -241,7 +242,9 @@ def _one_by_one(
 def _with_cause(result: Explanation, method: Method, pass_: Pass) -> Explanation:
     """Returns the explanation whose diagnoses of zero gradients name where the network cuts them off."""
     kinds = ("zero gradient", "constant") if method.needs_gradient() or method.layer == INPUT else ("zero gradient",)
-    if not any(d.kind in kinds for d in result.diagnosis) or not (cause := why_no_gradient(pass_)):
+    if isinstance(pass_.network.module, BlackBox) or not any(d.kind in kinds for d in result.diagnosis):
+        return result
+    if not (cause := why_no_gradient(pass_)):
         return result
     named = tuple(Diagnosis("zero gradient", cause) if d.kind in kinds else d for d in result.diagnosis)
     return replace(result, diagnosis=named)
@@ -326,6 +329,12 @@ def _nothing(model: Model, target: Any, images: Sequence[int], output: Tensor) -
 
 def _cuts(model: Model, method: Method, layer: Where, shape: tuple[int, ...]) -> list[Cut]:
     """Returns the layers whose maps are fused. KonkyoError: no layer, or something that is none."""
+    if isinstance(model.module, BlackBox):
+        if method.needs_inside():
+            offer = ", ".join(name for name, m in METHODS.items() if not m.needs_inside())
+            box = f"{model.name} is a black box, of which it would have to read the inside"
+            raise NotApplicable(f"{method.name}: {box}; on offer: {offer}")
+        layer = INPUT if layer is None else layer
     if method.layer is not None and (layer is None or not method.needs_layer()):
         layer = method.layer
     several: Sequence[str | nn.Module | Layer | None]

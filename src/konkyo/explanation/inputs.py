@@ -295,7 +295,7 @@ class _Reader:
     @property
     def _has_other_axes(self) -> bool:
         """Tells whether an input of the model is something else than a picture."""
-        return self.model.reader is not None or (self.model.axes is not None and self.model.axes.places != _ROWS)
+        return not self.model.takes_pictures
 
     def _is_clip(self, images: Any) -> bool:
         """Tells whether a list of pictures is a clip's frames."""

@@ -92,6 +92,16 @@ def save(result: Explanation, path: Path) -> Path | None:
     return None
 
 
+def export_suffix(result: Explanation, row: int) -> str:
+    """Returns the suffix of the file that other programs read of a row: .gif, .nii.gz, .dcm; "" where there is none."""
+    if result.places == _CLIP:
+        return ".gif"
+    if result.places != _VOLUME:
+        return ""
+    where = coordinates_of(result, row)
+    return ".nii.gz" if where.header else ".dcm" if where.affine else ""
+
+
 def _save_clip(result: Explanation, path: Path) -> Path:
     """Writes a row as an animation that runs as fast as its video, but lasts no longer than some seconds."""
     from konkyo.data.videos import write_video

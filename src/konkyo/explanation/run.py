@@ -23,6 +23,7 @@ from konkyo.explanation.inputs import Prepared
 from konkyo.explanation.result import Explanation
 from konkyo.methods.base import SCORE_OPTION, Method
 from konkyo.models import Frame, Model
+from konkyo.models.blackbox import BlackBox
 from konkyo.models.layers import traced_size
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.classes import Magnitude, TopK
@@ -311,6 +312,8 @@ def _diagnose(run: Run, rows: _Rows, maps: _Maps) -> tuple[Diagnosis, ...]:
     ]
 
     def way_out() -> str:
+        if isinstance(run.model.module, BlackBox):
+            return "try other options of the method"
         automatic = [layer.name for layer in run.model.automatic_layers(tuple(run.prepared.images.shape[1:]))]
         if len(automatic) != 1 or any(layer.name in (automatic[0], INPUT) for layer in run.layers):
             return "try another layer: `konkyo layers` lists them"

@@ -21,6 +21,7 @@ from konkyo.engine.trace import Site, Trace
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.models import display
 from konkyo.models.axes import known_axes, likely_axes
+from konkyo.models.blackbox import BlackBox
 from konkyo.models.kinds import known
 from konkyo.models.layers import Layers, Traces
 from konkyo.models.outputs import Choice, base_model_features, choose, headless, select_logits
@@ -255,6 +256,11 @@ class Model:
         tensors = chain(self.module.parameters(), self.module.buffers())
         return next((t for t in tensors if t.is_floating_point()), None)
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Returns whether its inputs are pictures, and not videos, volumes, signals or spectrograms."""
+        return self.reader is None and (self.axes is None or self.axes.places == ("row", "column"))
+
     def laid(self, images: Tensor) -> Tensor:
         """Returns prepared inputs in the module's own axes as (N, C, *places), as konkyo holds them.
 
@@ -421,13 +427,16 @@ _FACTS_OF = {
 
 
 def as_model(model: Model | nn.Module) -> Model:
-    """Returns the model itself, or a plain nn.Module as a model.
+    """Returns the model itself, or a plain nn.Module as a model; a function of images is a black box.
 
     It is a detector where a library's adapter knows it for one. Preprocessing and class names are those that the module
     itself tells (`pretrained_cfg` of timm, `config` of transformers); nothing is downloaded, and nothing guessed.
     """
     if isinstance(model, Model):
         return model
+    if _is_session(model):
+        session: Model = import_module("konkyo.models.onnx").of_session(model)
+        return session
     module = _unwrapped(model)
     return Model(module, **_facts(module))
 
@@ -456,6 +465,22 @@ def _unwrapped(module: nn.Module) -> nn.Module:
             module = module.get_submodule("_orig_mod")
         else:
             break
-    if not isinstance(module, nn.Module):
-        raise KonkyoError(f"a model is a torch.nn.Module, a konkyo.Model or a name for konkyo.load; got {module!r}")
-    return module
+    return module if isinstance(module, nn.Module) else _boxed(module)
+
+
+def _boxed(function: Any) -> nn.Module:
+    """Returns a function of images, or a session of onnxruntime, as a black box. KonkyoError: something else."""
+    if _is_session(function):
+        box: nn.Module = import_module("konkyo.models.onnx").of_session(function).module
+        return box
+    if not callable(function) or isinstance(function, type):
+        raise KonkyoError(
+            f"a model is a torch.nn.Module, a konkyo.Model, a function of images or a name for konkyo.load; got "
+            f"{function!r}"
+        )
+    return BlackBox(function)
+
+
+def _is_session(model: object) -> bool:
+    """Tells whether a model is a session of onnxruntime."""
+    return type(model).__module__.partition(".")[0] == "onnxruntime"
