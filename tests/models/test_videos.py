@@ -174,13 +174,18 @@ def test_where_the_input_changes_the_layer_changes_most(build, seed: int) -> Non
     grid = layer.fold(laid(model, layer, clip)).shape[2:]
     for share in (0.1, 0.55, 0.9):
         cell = tuple(int(n * (share if axis != 1 else 1 - share)) for axis, n in enumerate(grid))
-        region = tuple(slice(c * s // n, max(c * s // n + 1, (c + 1) * s // n)) for c, s, n in zip(cell, size, grid))
+        region = tuple(
+            slice(c * s // n, max(c * s // n + 1, (c + 1) * s // n)) for c, s, n in zip(cell, size, grid, strict=True)
+        )
         changed = clip.clone()
         changed[(0, slice(None), *region)] += 2 * torch.randn_like(changed[(0, slice(None), *region)])
         before, after = (layer.fold(laid(model, layer, x)) for x in (clip, changed))
         change = (after - before)[0].norm(dim=0)
         place = np.unravel_index(int(change.argmax()), change.shape)
-        assert all(abs(int(p) - c) <= (1 if build is ast else 0) for p, c in zip(place, cell)), (place, cell)
+        assert all(abs(int(p) - c) <= (1 if build is ast else 0) for p, c in zip(place, cell, strict=True)), (
+            place,
+            cell,
+        )
 
 
 @pytest.mark.parametrize("method", ["grad_cam", "hires_cam", "recipro_cam", "input_x_gradient"])
@@ -305,9 +310,7 @@ def test_ast_is_loaded_by_name(tmp_path) -> None:
     assert result.names == ("bird.npy",)
     assert result.coordinates == (Coordinates((64, 32), (0.01, 1.0), ("s", ""), channels=()),)
     assert result.coordinates[0].interval(0, 1, 4) == (0.16, 0.32)
-    torch.testing.assert_close(
-        result.maps, konkyo.explain(model, torch.from_numpy(spectrogram)[None], target=1).maps
-    )
+    torch.testing.assert_close(result.maps, konkyo.explain(model, torch.from_numpy(spectrogram)[None], target=1).maps)
 
 
 @pytest.mark.parametrize("channels", [1, 12])

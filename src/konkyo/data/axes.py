@@ -124,7 +124,9 @@ class Coordinates:
     def __str__(self) -> str:
         steps = self.step or (1.0,) * len(self.size)
         units = self.unit or ("",) * len(self.size)
-        return " x ".join(f"{n} of {step:g} {unit}".strip() for n, step, unit in zip(self.size, steps, units, strict=True))
+        return " x ".join(
+            f"{n} of {step:g} {unit}".strip() for n, step, unit in zip(self.size, steps, units, strict=True)
+        )
 
 
 def spacing_of(times: Sequence[float]) -> tuple[float, float]:
@@ -136,8 +138,8 @@ def spacing_of(times: Sequence[float]) -> tuple[float, float]:
 
 def coordinates_of(values: Mapping[str, Any]) -> Coordinates:
     """Returns the coordinates that a file holds as plain values. ValueError: something else."""
-    known = {f.name: values.get(f.name, f.default) for f in fields(Coordinates) if f.name in values}
-    listed = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
+    known = {f.name: values[f.name] for f in fields(Coordinates) if f.name in values}
+    listed: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
     if "affine" in listed:
         listed["affine"] = tuple(tuple(map(float, row)) for row in listed["affine"])
     where = Coordinates(**listed)

@@ -86,7 +86,9 @@ def animation(frames: Sequence[Image.Image], map_: Tensor, *, least: int = 224, 
         for other in range(len(frames)):
             left, right = other * width // len(frames), (other + 1) * width // len(frames) - 2
             tall = max(1, round(20 * float(curve[other])))
-            draw.rectangle((left, height + 23 - tall, right, height + 23), fill=_EVIDENCE if other == number else "#d8d8d8")
+            draw.rectangle(
+                (left, height + 23 - tall, right, height + 23), fill=_EVIDENCE if other == number else "#d8d8d8"
+            )
         pictures.append(picture)
     return pictures
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
@@ -38,11 +39,15 @@ def signal(
         curve = values[channel].detach().cpu().float().numpy()
         ax.plot(at, curve, color="#b0b0b0", linewidth=0.7)
         points = np.stack([at, curve], 1)[:, None]
-        line = LineCollection(np.concatenate([points[:-1], points[1:]], 1), cmap=colours, norm=norm, linewidth=2.1)
+        line = LineCollection(
+            list(np.concatenate([points[:-1], points[1:]], 1)), cmap=colours, norm=norm, linewidth=2.1
+        )
         line.set_array((strong[:-1] + strong[1:]) / 2)
         line.set_alpha(_strength((strong[:-1] + strong[1:]) / 2, low, high))
         ax.add_collection(line)
-        ax.set_ylabel(leads[channel] if channel < len(leads) else f"channel {channel}", fontsize=8, rotation=0, ha="right")
+        ax.set_ylabel(
+            leads[channel] if channel < len(leads) else f"channel {channel}", fontsize=8, rotation=0, ha="right"
+        )
         ax.tick_params(labelsize=7, length=2)
         ax.spines[["top", "right"]].set_visible(False)
     bar = rows[-1]
@@ -74,15 +79,14 @@ def spectrogram(
     shades = shades if shades[1] > shades[0] else (shades[0], shades[0] + 1)
     ax.imshow(grey, aspect="auto", origin="lower", cmap="gray", vmin=shades[0], vmax=shades[1], extent=extent)
     alpha = 0.75 * _strength(strong, low, high)
-    image = ax.imshow(strong, aspect="auto", origin="lower", cmap=colours, norm=norm, extent=extent, alpha=alpha)
+    ax.imshow(strong, aspect="auto", origin="lower", cmap=colours, norm=norm, extent=extent, alpha=alpha)
     if strong.max() > 0 and strong.max() > strong.min():
         times = (np.arange(values.shape[1]) + 0.5) * step
         ax.contour(times, np.arange(values.shape[0]) + 0.5, strong, [strong.max() / 2], colors="white", linewidths=1.2)
     ax.set_xlabel("time in s" if unit == "s" else unit or "frame", fontsize=8)
     ax.set_ylabel("frequency bin", fontsize=8)
     ax.tick_params(labelsize=7.5, length=2)
-    bar = figure.colorbar(image, ax=ax, fraction=0.03, pad=0.01)
-    bar.solids.set_alpha(1)
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=ax, fraction=0.03, pad=0.01)
     bar.ax.tick_params(labelsize=7)
     bar.set_label("evidence; line: half of its maximum", fontsize=8)
     return to_image(figure)

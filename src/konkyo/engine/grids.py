@@ -119,8 +119,7 @@ def at_own_places(energy: Tensor, cells: Sequence[tuple[int, ...]], layer: Layer
     wide = [n >= _WIDE and not (layer.stacked and axis == 0) for axis, n in enumerate(grid)]
     shares = _pooled(energy, tuple(grid))
     places = [
-        tuple(slice(max(0, i - near), i + 1 + near) for i, near in zip(cell, wide, strict=True))
-        for cell in cells
+        tuple(slice(max(0, i - near), i + 1 + near) for i, near in zip(cell, wide, strict=True)) for cell in cells
     ]
     elsewhere = torch.ones_like(shares, dtype=torch.bool)
     for place in places:
@@ -161,7 +160,7 @@ class Readings:
         if len(shape) == axes + 2 and shape[0] == 1:
             laid = tuple(shape[2:])
         elif axes == 3 and len(shape) == 4 and shape[0] == self.size[0]:  # every frame by itself
-            laid = tuple((shape[0], *shape[2:]))
+            laid = (shape[0], *shape[2:])
         else:
             return
         for order in self._orders:

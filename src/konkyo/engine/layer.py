@@ -55,7 +55,7 @@ class Layer:
             raw = raw[:, self.prefix : end].reshape(len(raw), *self._laid, -1)
         grid = raw.movedim(self.channel_axis, 1)
         if self.stacked:
-            grid = grid.unflatten(0, (-1, self.stacked)).movedim(1, 2)
+            grid = grid.reshape(-1, self.stacked, *grid.shape[1:]).movedim(1, 2)
         places = [0] * len(self.order)
         for axis, place in enumerate(self.order):
             places[place] = 2 + axis

@@ -58,7 +58,13 @@ class Trace:
 
 
 def trace(
-    forward: Forward, root: nn.Module, image: Tensor, *, instances: bool = False, small: bool = False, free: bool = False
+    forward: Forward,
+    root: nn.Module,
+    image: Tensor,
+    *,
+    instances: bool = False,
+    small: bool = False,
+    free: bool = False,
 ) -> Trace:
     """Runs the network on an image (1, ...), and where its operators tell too little on the same with other pixels.
 

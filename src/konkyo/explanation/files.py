@@ -95,7 +95,9 @@ def load(kind: type[Explanation], path: Path) -> Explanation:
         values["diagnosis"] = tuple(Diagnosis(**d) for d in values["diagnosis"])
         values["decisions"] = tuple(None if d is None else Decision(**d) for d in values.get("decisions", ()))
         values["coordinates"] = tuple(coordinates_of(where) for where in values.get("coordinates", ()))
-        values |= {name: tuple(values.get(name, ())) for name in ("labels", "names", "true_labels", "assumptions", "places")}
+        values |= {
+            name: tuple(values.get(name, ())) for name in ("labels", "names", "true_labels", "assumptions", "places")
+        }
         known = {f.name for f in fields(kind)}
         return kind(**{k: v for k, v in values.items() if k in known}, **tensors)
     except Exception as error:  # damaged archives fail in every possible way

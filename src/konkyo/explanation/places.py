@@ -38,8 +38,8 @@ def overlay_of(result: Explanation, row: int, style: dict[str, Any]) -> Image.Im
     if result.places == _CLIP:
         return clips.strip(_frames(values), map_, _centres(where, 0), where.units(0), **style)
     if result.places == _VOLUME:
-        step = where.step or (1.0,) * 3
-        return volumes.montage(values.mean(0), map_, step, where.units(0), _planes(where), **style)
+        steps = where.step or (1.0,) * 3
+        return volumes.montage(values.mean(0), map_, steps, where.units(0), _planes(where), **style)
     if len(result.places) == 1:
         step = where.step[0] if where.step else 1.0
         return signals.signal(values, map_, step, where.units(0), where.channels, limits)

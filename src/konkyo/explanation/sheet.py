@@ -127,7 +127,9 @@ def _page(result: Explanation, rows: Sequence[Row], page: int, pages: int, title
     title += f" ({page} of {pages})" if pages > 1 and title and not rows else ""
     if not rows:
         numbers = range((page - 1) * ROWS_OF_A_PAGE, min(page * ROWS_OF_A_PAGE, len(result)))
-        return drawings_below_each_other([result.overlay(n, caption="\n".join(_said(result, n))) for n in numbers], title)
+        return drawings_below_each_other(
+            [result.overlay(n, caption="\n".join(_said(result, n))) for n in numbers], title
+        )
     part = rows[(page - 1) * ROWS_OF_A_PAGE : page * ROWS_OF_A_PAGE]
     title += f" ({page} of {pages})" if pages > 1 and title else ""
     of_one_image = result.images is not None and len(set(result.image_index.tolist())) == 1

@@ -31,7 +31,8 @@ def rise(
     """RISE (Petsiuk et al., 2018, Eq. 6) is the mean of random masks, weighted by the score of the masked image.
 
     map = 1 / (masks * keep) sum_i score(x * M_i) M_i. A mask is a coarse grid of `cells` per side (or for every place
-    its own number: (1, 7, 7) for masks of a video that stay the same over time), each kept with probability `keep`, enlarged bilinearly to one cell more than the image and cropped at random. All images see the
+    its own number: (1, 7, 7) for masks of a video that stay the same over time). Each cell is kept with probability
+    `keep`; the grid is enlarged bilinearly to one cell more than the image and cropped at random. All images see the
     same masks. `border` is how masks are enlarged in the outer half of the outermost cells: "clamp" repeats the cell,
     "mirror" goes on towards the cell before it, as the authors' code does. `score` "logit" weighs by the class's logit.
     Cost: `masks` forwards; under a budget the mean is that of the masks that ran.
@@ -71,7 +72,7 @@ def per_place(name: str, value: int | tuple[int, ...], size: Sequence[int]) -> t
     values = (value,) * len(size) if isinstance(value, int) else tuple(value)
     if len(values) != len(size) or not all(isinstance(n, int) and n >= 1 for n in values):
         raise KonkyoError(
-            f"{name} is a whole number, 1 or more, or one for each of the {len(size)} places of the image; got {value!r}"
+            f"{name} is a whole number, 1 or more, or one for each of the image's {len(size)} places; got {value!r}"
         )
     return values
 
@@ -159,8 +160,9 @@ def occlusion(
 
     map = mean over the windows that cover a pixel of score(x) - score(x with the window set to `baseline`). A window is
     `window` pixels wide in all directions, or as the image where that is less, and moves by `stride`; (4, 16, 16) is a
-    block of a video, of 4 frames. The last of a row is cut at the border. `baseline` is a value of the preprocessed image (0: the mean colour). `score` "logit" shows
-    how far the class's logit falls, which does not saturate where the class is certain. Cost: a forward per window and
+    block of a video, of 4 frames. The last of a row is cut at the border. `baseline` is a value of the preprocessed
+    image (0: the mean colour). `score` "logit" shows how far the class's logit falls, which does not saturate where the
+    class is certain. Cost: a forward per window and
     one more, 730 for 224 x 224 pixels. Under a budget windows far apart come first; pixels that none of them
     covered get 0. Evidence larger than the window, or there twice, is missed: hiding a part of it changes nothing.
     """
@@ -170,7 +172,9 @@ def occlusion(
         raise KonkyoError(f"occlusion needs 1 <= stride <= window; got {stride}, {window}")
     counts = [1 + math.ceil(max(0, n - wide) / step) for n, wide, step in zip(size, windows, strides, strict=True)]
     steps = torch.cartesian_prod(*map(torch.arange, counts)).view(-1, len(size))
-    corners = torch.cat([steps * torch.tensor(strides), torch.tensor([size])]).to(inputs.device)  # the last window hides nothing
+    corners = torch.cat([steps * torch.tensor(strides), torch.tensor([size])]).to(
+        inputs.device
+    )  # the last window hides nothing
 
     def hidden(indices: Tensor) -> Tensor:
         inside = torch.ones(len(indices), *[1] * len(size), dtype=torch.bool, device=inputs.device)

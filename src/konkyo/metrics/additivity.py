@@ -73,7 +73,8 @@ def infidelity(
         square = torch.zeros(1, *size)
         wide = [min(side, n) for n in size]
         starts = [int(torch.randint(n - w + 1, (), generator=generator)) for n, w in zip(size, wide, strict=True)]
-        square[(0, *(slice(at, at + w) for at, w in zip(starts, wide, strict=True)))] = 1
+        where = [slice(at, at + w) for at, w in zip(starts, wide, strict=True)]
+        square[0][tuple(where)] = 1
         return square.to(images)
 
     def compared(rows: Tensor, perturbation: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Explain(Protocol):
 
 
 ON_OFFER: dict[str, str] = {
-    "maps": "(R, H, W) the maps, enlarged to the size of the images or masks; of a video (R, T, H, W), of a signal (R, L)",
+    "maps": "(R, H, W) the maps, enlarged to the size of images or masks; (R, T, H, W) of videos, (R, L) of signals",
     "raw": "(R, h, w) the maps as the method gave them, signed",
     "masks": "(R, H, W) bool, the object that a map is about",
     "others": "(R, H, W) bool, all other objects of the image",

@@ -39,8 +39,10 @@ def likely_axes(module: nn.Module, shape: Sequence[int]) -> Axes:
     if len(shape) == 5:
         first = next((m for m in module.modules() if isinstance(m, (nn.Conv3d, nn.ConvTranspose3d))), None)
         if first is None or first.in_channels != shape[1]:
-            why = "has no convolution in three dimensions" if first is None else (
-                f"begins with a convolution of {first.in_channels} channels"
+            why = (
+                "has no convolution in three dimensions"
+                if first is None
+                else (f"begins with a convolution of {first.in_channels} channels")
             )
             raise KonkyoError(
                 f"an input of five axes, {tuple(shape)}, can be a video or a volume with its channels at the second "

@@ -86,8 +86,10 @@ class Layers:
     def _known(self) -> Traces:
         """These are the traces that were made before, while the network still has the modules in them."""
         module = self.model.module
-        shared = self.model.reads_logits and type(self.model.task) is ClassificationTask and (
-            self.model.axes == known_axes(module)
+        shared = (
+            self.model.reads_logits
+            and type(self.model.task) is ClassificationTask
+            and (self.model.axes == known_axes(module))
         )
         traces = _TRACES.setdefault(module, {}) if shared else self.traces
         names = {name for name, _ in module.named_modules()}

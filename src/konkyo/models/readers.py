@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import functional
 
 from konkyo.data import videos, volumes
 from konkyo.data.arrays import pictures_of_array, pictures_of_tensor
@@ -49,8 +48,8 @@ class Reader(Protocol):
 class Clips:
     """Clips are read from video files, folders of frames, lists of pictures and arrays (T, H, W, 3) of bytes.
 
-    So many `frames` are taken, spread evenly over all of the clip, and `picture` prepares each. `smooth` False: a resize
-    takes the nearest four pixels alone, however much it shrinks, as torchvision's presets of videos do.
+    So many `frames` are taken, spread evenly over all of the clip, and `picture` prepares each. `smooth` False: a
+    resize takes the nearest four pixels alone, however much it shrinks, as torchvision's presets of videos do.
     """
 
     frames: int = 16
@@ -99,19 +98,18 @@ class Clips:
         """Returns pictures as the network takes them (C, T, H, W)."""
         if self.smooth or self.picture.resize is None:
             return torch.stack([self.picture(picture) for picture in pictures], 1)
-        pixels = torch.stack([functional.pil_to_tensor(picture) for picture in pictures])
-        size = [self.picture.resize] if isinstance(self.picture.resize, int) else list(self.picture.resize)
-        pixels = functional.resize(pixels, size, antialias=False)
-        if self.picture.crop is not None:
-            crop = self.picture.crop
-            pixels = functional.center_crop(pixels, [crop, crop] if isinstance(crop, int) else list(crop))
-        colours = functional.convert_image_dtype(pixels, torch.float32)
-        return functional.normalize(colours, list(self.picture.mean), list(self.picture.std)).transpose(0, 1)
+        pixels = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures])
+        height, width = self.picture.resized(pictures[0])
+        resized = torch.nn.functional.interpolate(pixels.float(), size=(height, width), mode="bilinear").round()
+        top, left, bottom, right = self.picture.cropped_from(height, width)
+        colours = resized[..., top:bottom, left:right] / 255
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.picture.mean, self.picture.std))
+        return ((colours - mean) / std).transpose(0, 1)
 
     def undo(self, inputs: Tensor) -> Tensor:
         """Returns clips (N, C, T, H, W) as colours from 0 to 1."""
         shown = self.picture.undo(inputs.transpose(1, 2).flatten(0, 1))
-        return shown.unflatten(0, (len(inputs), -1)).transpose(1, 2)
+        return shown.view(len(inputs), -1, *shown.shape[1:]).transpose(1, 2)
 
     def coordinates(self, size: tuple[int, ...], places: tuple[str, ...]) -> Coordinates:
         """Returns counted cells: a tensor says nothing of seconds or millimetres."""

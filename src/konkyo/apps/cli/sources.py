@@ -120,7 +120,7 @@ def _inputs(images: Sequence[str]) -> Pictures:
     files: list[Path] = []
     for image in images:
         path = Path(image)
-        matches = [path] if path.exists() else sorted(map(Path, glob(image, recursive=True)))
+        matches = [path] if path.exists() else sorted(map(Path, glob(image, recursive=True)))  # noqa: PTH207 - absolute patterns
         if not matches:
             raise KonkyoError(f"there is no file and no folder {image!r}")
         for match in matches:
