@@ -202,6 +202,15 @@ class Preprocess:
             return [(width, height) for height, width in self.resize.steps((image.height, image.width))]
         return [self._resized(image)]
 
+    def resized(self, image: Image.Image) -> tuple[int, int]:
+        """Returns (height, width) of what the picture becomes before the crop."""
+        return self._resized(image)[::-1]
+
+    def cropped_from(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Returns what the crop leaves of a resized picture: (top, left, bottom, right)."""
+        left, top, right, bottom = self._crop_box(width, height)
+        return top, left, bottom, right
+
     def _resized(self, image: Image.Image) -> tuple[int, int]:
         """Returns (width, height) after the resize."""
         if self.patches is not None:
