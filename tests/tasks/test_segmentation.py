@@ -12,7 +12,7 @@ import konkyo
 from konkyo import Against, ContrastTarget, Each, KonkyoError, Mask, Pixel, Region, RegionTarget, SumTarget, TopK
 from konkyo.tasks.base import TargetRequest
 
-pytestmark = pytest.mark.filterwarnings("ignore:grad_cam:konkyo.KonkyoWarning")  # of outputs that are constant
+pytestmark = pytest.mark.filterwarnings("ignore:(grad|hires)_cam:konkyo.KonkyoWarning")  # of outputs like these
 NAMES = ("background", "road", "tree", "sky")
 
 
@@ -97,7 +97,10 @@ def test_a_union_of_regions_is_the_mean_of_their_maps():
 
 
 def test_the_automatic_layer_is_the_backbones_end_and_not_the_head():
-    result = konkyo.explain(model_of(), torch.randn(1, 3, 32, 48), target=RegionTarget(1))
+    network = Linear()
+    network.head = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    model = konkyo.Model(network.eval(), task=konkyo.SegmentationTask())
+    result = konkyo.explain(model, torch.randn(1, 3, 32, 48), target=RegionTarget(1), method="hires_cam")
     assert result.layer.startswith("backbone")
     assert result.diagnosis[0].ok
 

@@ -21,6 +21,7 @@ Kind: TypeAlias = Literal[
     "constant",
     "not a cut",
     "moved",
+    "is output",
     "from the text",
 ]
 
@@ -39,6 +40,8 @@ class Diagnosis:
 
 
 OK = Diagnosis("ok")
+ALIKE = 0.99
+"""A map that correlates so highly with the output it explains is that output."""
 AROUND = 0.05
 """So much of the image's gradient may go around the automatic layer before its map is doubted."""
 FROM_THE_TEXT = 0.05
@@ -161,6 +164,25 @@ def judge_cut(known: Sequence[Diagnosis], layer: str, shares: Sequence[float]) -
         if diagnosis.ok and share > AROUND
         else diagnosis
         for diagnosis, share in zip(known, shares, strict=True)
+    )
+
+
+def judge_output(
+    known: Sequence[Diagnosis], layer: str, likeness: Sequence[float], way_out: Callable[[], str]
+) -> tuple[Diagnosis, ...]:
+    """Returns the diagnoses of maps of a dense output that are that output again.
+
+    `likeness`: how every row's map correlates with what the network puts out for the row's class.
+    """
+    return tuple(
+        Diagnosis(
+            "is output",
+            f"the map is what the network puts out for this class (correlation {alike:.3f}): at layer {layer!r} every "
+            f"place has been decided on already, so it shows where the class is predicted and not why; {way_out()}",
+        )
+        if diagnosis.ok and alike > ALIKE
+        else diagnosis
+        for diagnosis, alike in zip(known, likeness, strict=True)
     )
 
 

@@ -18,7 +18,7 @@ from konkyo.engine.probe import Probe, largest_gradient, missing_share
 from konkyo.engine.trace import share_around
 from konkyo.engine.variants import Budget
 from konkyo.errors import KonkyoError, unknown
-from konkyo.explanation.diagnosis import Diagnosis, diagnose, judge_cut, judge_places, judge_text
+from konkyo.explanation.diagnosis import Diagnosis, diagnose, judge_cut, judge_output, judge_places, judge_text
 from konkyo.explanation.inputs import Prepared
 from konkyo.explanation.result import Explanation
 from konkyo.methods.base import SCORE_OPTION, Method
@@ -27,6 +27,7 @@ from konkyo.models.blackbox import BlackBox
 from konkyo.models.layers import traced_size
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.classes import Against, Magnitude, TopK
+from konkyo.targets.regions import RegionTarget
 from konkyo.tasks.base import Task
 from konkyo.tasks.decision import Decision
 from konkyo.utils.progress import Progress
@@ -347,6 +348,9 @@ def _diagnose(run: Run, rows: _Rows, maps: _Maps) -> tuple[Diagnosis, ...]:
         absent=absent,
         way_out=way_out,
     )
+    if run.method.needs_layer() and run.method.layer != INPUT:
+        names = "+".join(layer.name for layer in run.layers)
+        diagnosis = judge_output(diagnosis, names, _likeness(rows, maps, output), way_out)
     return _judge_text(run, rows, maps.scores, _judge_layers(run, rows, diagnosis))
 
 
@@ -379,11 +383,33 @@ def _judge_text(run: Run, rows: _Rows, scores: Tensor, diagnosis: tuple[Diagnosi
     return tuple(new if judge else old for judge, new, old in zip(judged, told, diagnosis, strict=True))
 
 
+def _likeness(rows: _Rows, maps: _Maps, output: Tensor) -> list[float]:
+    """Returns how every row's map correlates with the output of its class, everywhere or in its region; 0: no region.
+
+    One transfer from the device.
+    """
+    grid = tuple(maps.signed.shape[1:])
+    alike = maps.scores.new_zeros(len(rows.targets))
+    for row, (target, image) in enumerate(zip(rows.targets, rows.images, strict=True)):
+        if not isinstance(target, RegionTarget) or output.ndim != 4 or len(grid) != 2:
+            continue
+        values = output[image, target.index].float()
+        inside = values * target.weights(tuple(values.shape)).to(values)
+        coarse = torch.nn.functional.adaptive_avg_pool2d(torch.stack([values, inside]), (grid[0], grid[1]))
+        columns = torch.stack([maps.signed[row], *coarse.to(maps.signed)]).flatten(1)
+        columns = columns - columns.mean(1, keepdim=True)
+        columns = columns / columns.norm(dim=1, keepdim=True).clamp_min(torch.finfo(columns.dtype).tiny)
+        alike[row] = (columns[1:] @ columns[0]).amax()
+    result: list[float] = alike.tolist()
+    return result
+
+
 def _is_automatic(run: Run) -> bool:
     """Tells whether a trace has chosen the layer, or the adapter of a network whose output is looked at as a whole."""
     chosen = run.request.layer is None and run.method.layer is None and run.method.needs_layer()
     named = bool(run.model.task.layers(tuple(run.prepared.images.shape[1:])))
-    return chosen and not (named and run.model.task.instances)
+    dense = run.pass_.output.ndim == run.pass_.images.ndim
+    return chosen and (dense or not named)
 
 
 def _shares_around(run: Run, targets: Sequence[Target], images: Sequence[int]) -> list[float]:
