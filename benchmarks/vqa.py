@@ -1,6 +1,6 @@
 """Measures maps of konkyo/scenes-vqa against the pixels that its answers are read from.
 
-    python benchmarks/vqa.py [--questions 300] [--layer cells] [--out FOLDER]
+    python benchmarks/vqa.py [--questions 100] [--layer cells] [--precision bf16] [--out FOLDER]
 
 It prints the tables of docs/vqa.md. The scenes are of seeds that the network was not trained on. An interrupted run
 goes on if --out is the same folder.
@@ -22,9 +22,12 @@ from konkyo.evaluation.evaluate import evaluate
 from konkyo.evaluation.result import Evaluation
 from konkyo.models import Model
 
-COLUMNS = ("ebpg@evidence", "ebpg@mask", "pointing_game@evidence", "pointing_game@mask", "deletion", "insertion")
+COLUMNS = (
+    *("ebpg@evidence", "ebpg@mask", "pointing_game@evidence", "pointing_game@mask"),
+    *("deletion(steps=10)", "insertion(steps=10)"),
+)
 CAMS = ("grad_cam", "hires_cam", "layer_cam", "xgrad_cam", "eigen_cam", "random_cam")
-OTHERS = ("score_cam", "integrated_gradients", "smooth_grad", "occlusion", "rise", "edge_map", "centre")
+OTHERS = ("score_cam", "integrated_gradients", "smooth_grad", "occlusion", "edge_map", "centre")
 
 
 @konkyo.method
@@ -36,13 +39,15 @@ def centre(inputs: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--questions", type=int, default=300)
+    parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--layer", help="where methods that read a layer do it; default: the automatic layer")
+    parser.add_argument("--precision", help="bf16 is faster")
     parser.add_argument("--methods", default=",".join((*CAMS, *OTHERS)))
     parser.add_argument("--out", type=Path, help="a folder for every value")
     args = parser.parse_args()
     model, data = konkyo.load("konkyo/scenes-vqa"), samples(f"questions:{args.questions}")
-    result = evaluate(model, data, args.methods.split(","), COLUMNS, layer=args.layer, out=args.out)
+    settings = {"layer": args.layer, "precision": args.precision, "out": args.out}
+    result = evaluate(model, data, args.methods.split(","), COLUMNS, **settings)
     print(of_methods(result))
     print(of_kinds(result, data))
     print(of_priors(model, data))

@@ -2,8 +2,8 @@
 
     python scripts/train_scenes_vqa.py
 
-Its body starts as that of the classifier that ships, and rests during the first epoch. The scenes are rendered once
-into the cache folder, and a checkpoint is kept there after each epoch; `--resume` continues.
+Its body is that of the classifier that ships; its last two stages are trained further. The scenes are rendered
+once into the cache folder, and a checkpoint is kept there after each epoch; `--resume` continues.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WEIGHTS = Path(__file__).parent.parent / "src/konkyo/models/weights/scenes-vqa.s
 UNSEEN = 1_000_003
 """Added to the seed for the scenes that measure; training uses the seed itself."""
 SLOTS = 2 * len(KINDS)
-ASKED = 8  # questions about a scene in a step
+ASKED = 6  # questions about a scene in a step
 
 
 def main() -> None:
@@ -46,10 +46,10 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=20_000, help="with one to four objects each")
-    parser.add_argument("--epochs", type=int, default=6, help="the body rests in the first")
-    parser.add_argument("--batch", type=int, default=32, help="scenes in a step, each with eight questions")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=32, help="scenes in a step, each with six questions")
     parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate of the cycle")
-    parser.add_argument("--body-rate", type=float, default=1e-3, help="the same for the body")
+    parser.add_argument("--body-rate", type=float, default=1e-3, help="the same for the body's last stages")
     parser.add_argument("--workers", type=int, default=1, help="processes that render")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in the cache folder")
     args = parser.parse_args()
@@ -115,11 +115,12 @@ def train(scenes: Mapping[str, np.ndarray], args: argparse.Namespace) -> tuple[S
     """The trained network in eval mode, and how many seconds it took."""
     model = started()
     images, words, answers = scenes["images"], torch.tensor(scenes["tokens"]), torch.tensor(scenes["answers"])
-    steps, body = len(images) // args.batch, list(model.body.parameters())
+    late = (model.body.stage3, model.body.stage4)
+    steps, body = len(images) // args.batch, [p for stage in late for p in stage.parameters()]
     others = [p for name, p in model.named_parameters() if not name.startswith("body.")]
     optimiser = torch.optim.AdamW([{"params": others}, {"params": body}], weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, [args.rate, args.body_rate], total_steps=steps * args.epochs, pct_start=1 / args.epochs
+        optimiser, [args.rate, args.body_rate], total_steps=steps * args.epochs, pct_start=0.2
     )
     checkpoint, first, seconds = args.cache / "checkpoint.pt", 0, 0.0
     if args.resume and checkpoint.exists():
@@ -131,14 +132,16 @@ def train(scenes: Mapping[str, np.ndarray], args: argparse.Namespace) -> tuple[S
         torch.set_rng_state(state["rng"])
     for epoch in range(first, args.epochs):
         start, total = time.perf_counter(), 0.0
-        model.train().body.train(epoch > 0).requires_grad_(epoch > 0)
+        model.train().body.eval().requires_grad_(False)
+        for stage in late:
+            stage.train().requires_grad_()
         for step, chosen in enumerate(torch.randperm(len(images))[: steps * args.batch].view(steps, -1)):
             at = chosen.sort().values
             batch = normalised(torch.from_numpy(images[at.numpy()]))
             batch = batch * (1 + 0.05 * torch.randn(len(at), 1, 1, 1)) + 0.05 * torch.randn(len(at), 1, 1, 1)
             rows, slots = some_questions(answers[at])
             with torch.autocast("cpu", torch.bfloat16):
-                logits = model.answer(model.reduce(model.grid(batch))[rows], words[at][rows, slots])
+                logits = model.answer(model.see(batch)[rows], words[at][rows, slots])
             loss = F.cross_entropy(logits.float(), answers[at][rows, slots])
             optimiser.zero_grad()
             loss.backward()
@@ -168,9 +171,9 @@ def correct(model: ScenesVQA, scenes: Questions) -> tuple[dict[str, list[bool]],
     """Of every kind, whether its questions are answered correctly, and how often each answer is the correct one."""
     right, truth = defaultdict[str, list[bool]](list), defaultdict[str, Counter[str]](Counter)
     for scene, questions in scenes:
-        grid = model.reduce(model.grid(normalised(torch.from_numpy(np.array(scene.image))[None])))
+        cells = model.see(normalised(torch.from_numpy(np.array(scene.image))[None]))
         words = torch.stack([tokens(question.text) for question in questions])
-        answers = model.answer(grid.expand(len(words), -1, -1, -1), words).argmax(1).tolist()
+        answers = model.answer(cells.expand(len(words), -1, -1, -1), words).argmax(1).tolist()
         for question, answer in zip(questions, answers, strict=True):
             right[question.kind].append(ANSWERS[answer] == question.answer)
             truth[question.kind][question.answer] += 1

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import konkyo
-from helpers import image_text
+from helpers import contrastive
 from helpers.closeness import close
 from konkyo.targets.texts import TextOfSeveral, TextSimilarity
 from konkyo.tasks.texts import ImageTextTask, ZeroShotTask
@@ -21,9 +21,9 @@ from konkyo.tasks.texts import ImageTextTask, ZeroShotTask
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 TEXTS = ["a cat", "a dog", "a red cat on the left"]
 BUILD: dict[str, Callable[[], nn.Module]] = {
-    "clip": image_text.clip,
-    "siglip": image_text.siglip,
-    "siglip2": image_text.siglip2,
+    "clip": contrastive.clip,
+    "siglip": contrastive.siglip,
+    "siglip2": contrastive.siglip2,
 }
 SOFTMAX = {"clip"}
 
@@ -34,7 +34,7 @@ def images(tall: int = 64, wide: int = 64, count: int = 2) -> Tensor:
 
 def pair(family: str) -> tuple[nn.Module, Any, konkyo.Model]:
     """The network, its tokenizer, and the model of both."""
-    network, tokenizer = BUILD[family](), image_text.tokenizer()
+    network, tokenizer = BUILD[family](), contrastive.tokenizer()
     with torch.no_grad():  # as trained ones have
         network.logit_scale.fill_(2.5)
         if family not in SOFTMAX:

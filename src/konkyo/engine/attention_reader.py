@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cache, partial
 
 import torch
@@ -189,4 +190,5 @@ def tokens_on_grid(tokens: Tensor, layer: Layer, grid: Sequence[int]) -> Tensor:
             f"{tokens.shape[1]} tokens do not lie on the grid {tuple(grid)} of layer {layer.name!r}; "
             "name a layer that puts out the blocks' tokens"
         )
-    return tokens[:, prefix:].reshape(len(tokens), *grid)
+    laid = replace(layer, channel_axis=-1, tokens=tuple(grid), prefix=prefix, batch_axis=0, stacked=0)
+    return laid.fold(tokens[..., None])[:, 0]

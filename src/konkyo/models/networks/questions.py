@@ -25,12 +25,28 @@ class _Modulated(nn.Module):
         return inner + F.relu(self.norm(self.conv2(inner)) * (1 + scale[..., None, None]) + shift[..., None, None])
 
 
+class _Cells(nn.Module):
+    """What is known of every cell of the picture: what is there, beside a soft histogram of its colours."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.things = nn.Sequential(nn.Conv2d(144, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+
+    def forward(self, grid: Tensor, colours: Tensor) -> Tensor:
+        """Returns the cells (N, C + COLOURS, h, w) of the body's grid (N, 144, h, w) and of the colours."""
+        return torch.cat([self.things(grid), colours], 1)
+
+
+COLOURS = 32
+"""Bins of the soft histogram."""
+
+
 class ScenesVQA(nn.Module):
     """A network of a picture and a question: the picture's cells, changed and read as the question says.
 
-    All that is seen of the picture passes `cells`, whose output (N, C, 16, 16) holds an early stage of the body, with
-    its colours, beside the last one. The answer is read from the mean, the maximum and `heads` soft attentions over
-    the cells, each giving content and mean place.
+    All that is seen of the picture passes `cells`, whose output (N, C + COLOURS, 16, 16) is made of the body's last
+    stage and of `colours`, which the body has forgotten by then. The answer is read from the mean and the maximum of
+    the changed cells, and by `heads` soft attentions, each of which gives content, colours and mean place.
     """
 
     def __init__(self, width: int = 96, heads: int = 3) -> None:
@@ -38,27 +54,32 @@ class ScenesVQA(nn.Module):
         self.width, self.heads = width, heads
         self.body = ScenesResNet()
         del self.body.head  # the body is run stage by stage
-        self.cells = nn.Sequential(nn.Conv2d(80 + 144, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        self.reduce = nn.Sequential(nn.Conv2d(width, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        bins = nn.Sequential(nn.Conv2d(3, COLOURS, 1, bias=False), nn.BatchNorm2d(COLOURS), nn.ReLU())
+        self.colours = nn.Sequential(nn.AvgPool2d(2), bins, nn.AvgPool2d(4))
+        self.cells = _Cells(width)
+        self.reduce = nn.Sequential(
+            nn.Conv2d(width + COLOURS, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
         self.words = nn.Embedding(1 + len(WORDS), 64, padding_idx=0)
         self.reader = nn.GRU(64, width, batch_first=True)
         self.modulation = nn.Linear(width, 4 * width)
         self.blocks = nn.ModuleList(_Modulated(width) for _ in range(2))
         self.query = nn.Linear(width, heads * width)
         self.head = nn.Sequential(
-            nn.Linear(3 * width + heads * (width + 2), 192), nn.ReLU(), nn.Linear(192, len(ANSWERS))
+            nn.Linear(3 * width + heads * (width + COLOURS + 2), 192), nn.ReLU(), nn.Linear(192, len(ANSWERS))
         )
 
-    def grid(self, images: Tensor) -> Tensor:
-        """Returns the cells (N, C, 16, 16) of images (N, 3, 128, 128), normalised as the classifier's."""
+    def see(self, images: Tensor) -> Tensor:
+        """Returns the cells (N, C + COLOURS, 8, 8), at half size, of images (N, 3, 128, 128) of the classifier."""
         body = self.body
-        early = body.stage2(body.stage1(body.stem(images)))
-        grid: Tensor = self.cells(torch.cat([early, body.stage4(body.stage3(early))], 1))
-        return grid
+        grid = body.stage4(body.stage3(body.stage2(body.stage1(body.stem(images)))))
+        cells = self.cells(grid, self.colours(images))
+        return torch.cat([self.reduce(cells), F.avg_pool2d(cells[:, self.width :], 2)], 1)
 
-    def answer(self, grid: Tensor, tokens: Tensor) -> Tensor:
-        """Returns logits (M, answers) of questions (M, words) about half-size cells (M, C, 8, 8)."""
+    def answer(self, cells: Tensor, tokens: Tensor) -> Tensor:
+        """Returns logits (M, answers) of questions (M, words) about cells (M, C + COLOURS, 8, 8)."""
         question = self.reader(self.words(tokens))[0][:, -1]
+        grid, colours = torch.split(cells, [self.width, COLOURS], 1)
         places = _places(grid)
         parts = self.modulation(question).chunk(4, 1)
         for block, scale, shift in zip(self.blocks, parts[:2], parts[2:], strict=True):
@@ -66,14 +87,15 @@ class ScenesVQA(nn.Module):
         flat = grid.flatten(2)
         query = self.query(question).view(-1, self.heads, self.width)
         attention = (query @ flat * self.width**-0.5).softmax(-1)
-        content = attention @ torch.cat([flat, places.flatten(1).expand(len(flat), -1, -1)], 1).transpose(1, 2)
+        known = torch.cat([flat, colours.flatten(2), places.flatten(1).expand(len(flat), -1, -1)], 1)
+        content = attention @ known.transpose(1, 2)
         logits: Tensor = self.head(torch.cat([flat.mean(-1), flat.amax(-1), content.flatten(1), question], 1))
         return logits
 
     def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
         """Returns logits (N, answers) of a question about each image: tokens (N, words) or one for all (1, words)."""
-        grid = self.reduce(self.grid(images))
-        return self.answer(grid, tokens.expand(len(grid), -1))
+        cells = self.see(images)
+        return self.answer(cells, tokens.expand(len(cells), -1))
 
 
 def _places(grid: Tensor) -> Tensor:

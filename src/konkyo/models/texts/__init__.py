@@ -1,1 +1,1 @@
-"""Models of images and texts: what turns them into classifiers whose classes are texts."""
+"""Networks that read images and text: an answer in words, or classes that are texts. A file per architecture."""
