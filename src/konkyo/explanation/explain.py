@@ -156,6 +156,10 @@ def _results(
     model: Model, prepared: Prepared, methods: Sequence[Method], request: Request, session: Session, doubts: Doubts
 ) -> dict[str, Explanation | NotApplicable]:
     """Returns what every method makes of the images, which share a forward where they do not depend on each other."""
+    try:
+        model = model.settled(prepared.images, request.target)
+    except OneByOne:
+        return _one_by_one([model] * len(prepared.images), prepared, methods, request, session, doubts)
     results: dict[str, Explanation | NotApplicable] = {}
     cuts: dict[Method, list[Cut]] = {}
     shape = tuple(prepared.images.shape[1:])

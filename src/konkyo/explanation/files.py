@@ -22,6 +22,7 @@ from konkyo.explanation.stored import require_file, require_fitting
 from konkyo.targets.base import Target
 from konkyo.tasks import TASKS
 from konkyo.tasks.decision import Decision
+from konkyo.tasks.responses import Passage
 from konkyo.utils.files import parse_json, replacing
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def description(result: Explanation) -> dict[str, Any]:
         "decisions": [None if d is None else asdict(d) for d in result.decisions],
         "names": list(result.names),
         "true_labels": list(result.true_labels),
+        "passages": [None if p is None else asdict(p) for p in result.passages],
         "assumptions": list(result.assumptions),
     }
 
@@ -93,6 +95,7 @@ def load(kind: type[Explanation], path: Path) -> Explanation:
         values["questions"] = tuple(values.get("questions", ()))
         values["diagnosis"] = tuple(Diagnosis(**d) for d in values["diagnosis"])
         values["decisions"] = tuple(None if d is None else Decision(**d) for d in values.get("decisions", ()))
+        values["passages"] = tuple(None if p is None else Passage.restored(p) for p in values.get("passages", ()))
         values |= {name: tuple(values.get(name, ())) for name in ("labels", "names", "true_labels", "assumptions")}
         known = {f.name for f in fields(kind)}
         return kind(**{k: v for k, v in values.items() if k in known}, **tensors)

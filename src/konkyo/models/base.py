@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -57,6 +58,7 @@ class Model:
     they look like probabilities); or detection. Without any of these, and without a `select` or `call`, a module that a
     library's adapter knows for a detector is one. `weights`: those of torchvision that the module has, as
     `ResNet50_Weights.DEFAULT`, whose preprocessing and classes are taken where none are given; nothing is loaded.
+    `processor`: that of transformers which a module of images and text goes with; None: of the files it came from.
     KonkyoError: not a module, or a TorchScript module.
     """
 
@@ -89,6 +91,7 @@ class Model:
         probabilities: bool | None = None,
         prompts: Prompts | None = None,
         weights: Any = None,
+        processor: Any = None,
     ) -> None:
         module = _unwrapped(module)
         if weights is not None:
@@ -106,7 +109,8 @@ class Model:
             )
         said = any(value is not None for value in (detector, multilabel, probabilities, task, call, prompts))
         if not said and select is select_logits:
-            facts = known(module)
+            facts, name = known(module, processor), name or type(module).__name__
+            module, preprocess = facts.get("module", module), preprocess or facts.get("preprocess")
             detector, task, call, prompts, multilabel = (
                 facts.get(key) for key in ("detector", "task", "call", "prompts", "multilabel")
             )
@@ -330,6 +334,19 @@ class Model:
             raise NotApplicable(f"{self.name} is no detector: it has no detections to be explained")
         classes = Classes(self.name, self.classes, self._headless(output))
         return self.task.targets_of(target, output, classes, score=score, frames=frames)
+
+    def settled(self, images: Tensor, request: Any) -> Model:
+        """Returns the model whose task reads the output for these prepared images; itself, as a rule.
+
+        Of a network that answers in words that is one image and its answer. OneByOne: the images need a task each.
+        """
+        run = partial(run_network, self.module, self.name, images)
+        task = self.task.settled(self.module, images, request, run)
+        if task is self.task:
+            return self
+        settled = replace(self, task=task)
+        object.__setattr__(settled, "_traces", self._traces)  # the layers are the same for all answers
+        return settled
 
     def decides(self, output: Tensor) -> bool:
         """Tells whether the output holds decisions, which are explained where no target is given."""

@@ -18,12 +18,13 @@ from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import build_with
 from konkyo.models.detectors.transformers import detector
 from konkyo.models.networks.questions import ScenesVQA
-from konkyo.models.networks.scenes import SCENES_MEAN, SCENES_SIZE, SCENES_STD, ScenesResNet
+from konkyo.models.networks.scenes import SCENES_MEAN, SCENES_SIZE, SCENES_STD, ScenesResNet, ScenesSegmenter
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.prompts import Prompts
 from konkyo.models.transformers import import_transformers
+from konkyo.tasks.segmentation import SegmentationTask
 
-SHIPPED = ("scenes-classifier", "scenes-detr", "scenes-vqa")
+SHIPPED = ("scenes-classifier", "scenes-detr", "scenes-segmenter", "scenes-vqa")
 
 
 def scenes_classifier() -> nn.Module:
@@ -80,11 +81,16 @@ def scenes_detector() -> nn.Module:
 
 @adapter("konkyo")
 def load(name: str, weights: str | Path | None) -> Model:
-    """Loads a model of SHIPPED. `weights`: "default" (shipped), None (random) or a file."""
+    """Returns a model of SHIPPED by its name.
+
+    `weights`: "default" (shipped), None (random) or a file. KonkyoError: another name.
+    """
     if name not in SHIPPED:
         raise unknown("shipped model", name, SHIPPED)
     if name == "scenes-detr":
         return _detector(weights)
+    if name == "scenes-segmenter":
+        return _segmenter(weights)
     if name == "scenes-vqa":
         return _answerer(weights)
     module: nn.Module
@@ -108,6 +114,19 @@ def _detector(weights: str | Path | None) -> Model:
         module, _ = build_with(weights, lambda _: scenes_detector())
     preprocess = Preprocess((SCENES_SIZE, SCENES_SIZE), None, (0.0,) * 3, (1.0,) * 3)
     return Model(module, preprocess, CLASSES, "konkyo/scenes-detr", detector=detector(module))
+
+
+def _segmenter(weights: str | Path | None) -> Model:
+    module: nn.Module = ScenesSegmenter()
+    classes, usual = ("background", *CLASSES), True
+    if weights == "default":
+        with as_file(files("konkyo") / "models" / "weights" / "scenes-segmenter.safetensors") as path:
+            module.load_state_dict(load_file(path))
+    elif weights is not None:
+        module, usual = build_with(weights, lambda count: ScenesSegmenter(count or len(classes)))
+    preprocess = Preprocess((SCENES_SIZE, SCENES_SIZE), None, SCENES_MEAN, SCENES_STD)
+    task = SegmentationTask(layer="body")
+    return Model(module.eval(), preprocess, classes if usual else (), "konkyo/scenes-segmenter", task=task)
 
 
 def _answerer(weights: str | Path | None) -> Model:

@@ -72,11 +72,14 @@ def load(name: str, weights: str | Path | None) -> Model:
             f"hf/{name} cannot be loaded{noun and ' as an ' + noun}: {reason} Give a model's id on the hub, or a "
             "folder with its config.json and weights"
         ) from error
-    arguments = chosen.describe(module.eval(), processor)
-    if arguments is None:
+    arguments = known(module.eval(), processor)
+    if not arguments:
         raise KonkyoError(f"hf/{name}: {type(module).__name__} is no {noun} that is known here")
-    usual_ones = {"preprocess": _preprocess(transformers, name, settings), "classes": _classes(config) if usual else ()}
-    return Model(module, name=f"hf/{name}", **{**usual_ones, **arguments})
+    if "preprocess" not in arguments:
+        arguments["preprocess"] = _preprocess(transformers, name, settings)
+    return Model(
+        **{"module": module, "classes": _classes(config) if usual else (), **arguments, "name": f"hf/{name}"},
+    )
 
 
 @kind("transformers", "image classifier", auto="AutoModelForImageClassification")
@@ -139,6 +142,16 @@ def facts(module: Any) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=64)
+def local_processor(source: str) -> Any:
+    """Returns the processor of images and text of a model in a folder or in the hub's cache; None: there is none."""
+    settings = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        return import_transformers().AutoProcessor.from_pretrained(source, **settings) if source else None
+    except Exception:  # no files, or a processor of another kind
+        return None
+
+
+@lru_cache(maxsize=64)
 def _local_preprocess(source: str) -> Preprocess | None:
     """Returns the preprocessing of a model in a folder or in the hub's cache; None where there is none."""
     return _preprocess(import_transformers(), source, {"trust_remote_code": False, "local_files_only": True})
@@ -193,7 +206,16 @@ def _classes(config: Any) -> tuple[str, ...]:
 
 
 def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool]) -> Preprocess | None:
-    """Returns the model's own preprocessing; None where it has none, or one that a `Preprocess` cannot follow.
+    """Returns the model's own preprocessing; None where it has none, or one that a `Preprocess` cannot follow."""
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil", **settings)
+    except Exception:  # no processor, or one of another kind
+        return None
+    return preprocess_like(processor)
+
+
+def preprocess_like(processor: Any) -> Preprocess | None:
+    """Returns what an image processor does; None where a `Preprocess` cannot follow it.
 
     Processors are classes with steps of their own, of which the numbers in their config do not tell. So what was read
     from the numbers is held against the processor, on pictures of noise: two wide ones and a tall one.
@@ -202,7 +224,6 @@ def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool
     sizes = ((70, 91), (71, 94), (131, 37))
     pictures = [Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil", **settings)
         if type(processor).__name__ == "TimmWrapperImageProcessor":
             preprocess = timm_preprocessing(processor.data_config)
         else:
@@ -212,7 +233,7 @@ def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool
             level = 1 / 255 / min(preprocess.std)
             if prepared.shape != expected.shape or float((prepared - expected).abs().mean()) >= level:
                 return None
-    except Exception:  # no processor, one of another kind, or a setting that is not known here
+    except Exception:  # a processor of another kind, or a setting that is not known here
         return None
     return preprocess
 
@@ -221,6 +242,9 @@ def _from_settings(processor: Any) -> Preprocess:
     """Returns what an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
     numbers = processor.to_dict()
     size = numbers.get("size") or {}
+    if set(size) == {"shortest_edge"} and numbers.get("size_divisor"):  # ViLT's, whose sides are at most as 800 to 1333
+        longest = int(1333 / 800 * size["shortest_edge"])
+        return replace(_from_numbers(numbers), longest=longest, multiple=numbers["size_divisor"])
     if not numbers.get("do_resize") or set(size) != {"shortest_edge", "longest_edge"}:
         return _from_numbers(numbers)
     limits: dict[str, Any] = {"longest": size["longest_edge"]}

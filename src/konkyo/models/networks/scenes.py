@@ -59,18 +59,32 @@ def _convolution(inside: int, outside: int, size: int, dilation: int = 1) -> nn.
     )
 
 
+class ScenesBody(nn.Module):
+    """The stages of ScenesResNet without its head: images (N, 3, H, W) -> three grids, from fine to deep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = ScenesResNet()
+        self.stem, self.stage1, self.stage2 = network.stem, network.stage1, network.stage2
+        self.stage3, self.stage4 = network.stage3, network.stage4
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns what `stem` (stride 2), `stage1` (stride 4) and `stage4` (stride 8) put out."""
+        stem = self.stem(images)
+        stage1 = self.stage1(stem)
+        return stem, stage1, self.stage4(self.stage3(self.stage2(stage1)))
+
+
 class ScenesSegmenter(nn.Module):
     """A small DeepLabV3+ on the body of ScenesResNet: images (N, 3, H, W) -> logits (N, classes, H, W).
 
-    The head reads `stage4` (stride 8) at three rates and by its mean. Two decoders join what it finds with the finer grids
-    of `stage1` (stride 4) and of `stem` (stride 2), by which outlines are sharp (Chen et al., 2018).
+    The head reads `stage4` (stride 8) at three rates and by its mean. Two decoders join what it finds with the finer
+    grids of `stage1` (stride 4) and of `stem` (stride 2), by which outlines are sharp (Chen et al., 2018).
     """
 
     def __init__(self, classes: int = 11) -> None:
         super().__init__()
-        body = ScenesResNet()
-        self.stem, self.stage1, self.stage2 = body.stem, body.stage1, body.stage2
-        self.stage3, self.stage4 = body.stage3, body.stage4
+        self.body = ScenesBody()
         self.rates = nn.ModuleList([_convolution(144, 48, 1), _convolution(144, 48, 3, 2), _convolution(144, 48, 3, 4)])
         self.mean = nn.Sequential(nn.Conv2d(144, 48, 1), nn.ReLU())
         self.joined = _convolution(4 * 48, 96, 1)
@@ -80,9 +94,7 @@ class ScenesSegmenter(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits (N, classes, H, W), enlarged by a factor of 2 from their own grid."""
-        stem = self.stem(images)
-        stage1 = self.stage1(stem)
-        stage4 = self.stage4(self.stage3(self.stage2(stage1)))
+        stem, stage1, stage4 = self.body(images)
         mean = self.mean(stage4.mean((-2, -1), keepdim=True)).expand(-1, -1, *stage4.shape[-2:])
         context = self.joined(torch.cat([*(rate(stage4) for rate in self.rates), mean], 1))
         middle = self.middle(torch.cat([_enlarged(context, stage1), stage1], 1))
