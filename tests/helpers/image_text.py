@@ -395,6 +395,8 @@ def next_word(network: Any, images: Any) -> Any:
     count = network.form.layout(tuple(images.shape[2:])).count
     ids = torch.tensor([1, 7, *[IMAGE] * count, 9, 10, 11])
     return network.read(network.look(images), ids, ())[:, -1]
+
+
 QUESTION = "is there a cat in the picture ?"
 
 
