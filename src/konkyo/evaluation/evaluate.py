@@ -343,6 +343,7 @@ def _opened(plan: _Plan, model: Model, sample: Sample) -> _View:
     if model.preprocess is None:
         raise KonkyoError(f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)")
     images = model.prepared(model.preprocess(sample.image)[None])
+    model = model.settled(images, model.task.measured(sample, plan.explained, plan.matching))
     return _View(model, model.preprocess, sample, images, Pass(model, images, precision=plan.precision).output.detach())
 
 
