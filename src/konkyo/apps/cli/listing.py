@@ -72,6 +72,9 @@ def layers(
         int | None, typer.Option(min=1, help="Channels of the image; default: the model's own, or 3.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Also the modules whose output is no grid.")] = False,
+    question: Annotated[
+        str | None, typer.Option("--question", help="What a model that answers questions is asked meanwhile.")
+    ] = None,
     weights: Weights = "default",
     device: Device = None,
     as_json: Json = False,
@@ -83,8 +86,9 @@ def layers(
     height, width = side if isinstance(side, tuple) else (side, side)
     shape = (channels or (len(preprocess.mean) if preprocess else 3), height, width)
     with failures_of(setup.model):
-        automatic = [layer.name for layer in setup.model.automatic_layers(shape)]
-        sites = [s for s in setup.model.sites(shape) if every or s.layer is not None or s.name in automatic]
+        network = setup.model.prompted(question=question)
+        automatic = [layer.name for layer in network.automatic_layers(shape)]
+        sites = [s for s in network.sites(shape) if every or s.layer is not None or s.name in automatic]
     if as_json:
         listed = [
             {"name": s.name, "kind": s.kind, "shape": s.shape, "grid": s.grid, "used": s.used, "place": s.place}
