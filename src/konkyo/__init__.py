@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from konkyo.evaluation.sanity import random_class, randomisation, stability
     from konkyo.explanation.diagnosis import Diagnosis
     from konkyo.explanation.explain import compare, explain, explanations
+    from konkyo.explanation.onnx import export_cam
     from konkyo.explanation.result import Explanation
     from konkyo.methods.base import Method, method, methods
     from konkyo.methods.wrappers import augmented, first_component
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from konkyo.models.detectors.yolo import dense_detector
     from konkyo.report.report import report
     from konkyo.targets.answers import Answer, EachToken, EachWord, Token
-    from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, RegionTarget, SumTarget, Target, TopK
+    from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, SumTarget, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
+    from konkyo.targets.regions import Mask, Pixel, Region, RegionTarget
     from konkyo.targets.suppression import odam_nms
     from konkyo.tasks.base import Matching
     from konkyo.tasks.decision import Decision
+    from konkyo.tasks.segmentation import SegmentationTask
 
 from konkyo.version import __version__ as __version__
 
@@ -49,6 +52,7 @@ _HOMES = {
     "konkyo.evaluation.evaluate": ("Maps", "evaluate"),
     "konkyo.evaluation.result": ("Evaluation",),
     "konkyo.explanation.explain": ("compare", "explain", "explanations"),
+    "konkyo.explanation.onnx": ("export_cam",),
     "konkyo.explanation.result": ("Explanation",),
     "konkyo.targets.detections": ("Detections", "InstanceTarget"),
     "konkyo.engine.layer": ("Layer",),
@@ -69,11 +73,12 @@ _HOMES = {
         "ClassTarget",
         "ContrastTarget",
         "Each",
-        "RegionTarget",
         "SumTarget",
         "Target",
         "TopK",
     ),
+    "konkyo.targets.regions": ("Mask", "Pixel", "Region", "RegionTarget"),
+    "konkyo.tasks.segmentation": ("SegmentationTask",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -99,14 +104,18 @@ __all__ = [
     "KonkyoWarning",
     "Layer",
     "Maps",
+    "Mask",
     "Matching",
     "Method",
     "Model",
     "Neighbours",
     "NotApplicable",
+    "Pixel",
     "Preprocess",
+    "Region",
     "RegionTarget",
     "RegionTest",
+    "SegmentationTask",
     "SumTarget",
     "Target",
     "Token",
@@ -120,6 +129,7 @@ __all__ = [
     "evaluate",
     "explain",
     "explanations",
+    "export_cam",
     "first_component",
     "load",
     "method",

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from konkyo.data.sets import scenes as drawing
 from konkyo.data.sets.scenes import CLASSES, Scene, Scenes
 from konkyo.errors import KonkyoError
-from konkyo.models.shipped import SCENES_MEAN, SCENES_SIZE, SCENES_STD, scenes_classifier
+from konkyo.models.networks.scenes import SCENES_MEAN, SCENES_SIZE, SCENES_STD
+from konkyo.models.shipped import scenes_classifier
 
 ALL = range(len(CLASSES))
 

@@ -149,7 +149,7 @@ def test_words_and_tokens_are_found_or_listed() -> None:
     torch.testing.assert_close(both.scores[0], words.scores[3:].sum())
     last = konkyo.explain(model, image, target=Token(-1, text))
     torch.testing.assert_close(last.scores[0], words.scores[4])
-    with pytest.raises(konkyo.KonkyoError, match="no word 'cat' in the answer .*: two, umbrellas"):
+    with pytest.raises(konkyo.KonkyoError, match=r"no word 'cat' in the answer .*: two, umbrellas"):
         konkyo.explain(model, image, target=Token("cat", text))
     with pytest.raises(konkyo.KonkyoError, match="token 9 of an answer with 6 tokens: 0 'two'"):
         konkyo.explain(model, image, target=Token(9, text))

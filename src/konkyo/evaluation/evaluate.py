@@ -335,6 +335,7 @@ def _opened(plan: _Plan, model: Model, sample: Sample) -> _View:
     if model.preprocess is None:
         raise KonkyoError(f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)")
     images = model.prepared(model.preprocess(sample.image)[None])
+    model = model.settled(images, model.task.measured(sample, plan.explained, plan.matching))
     return _View(model, model.preprocess, sample, images, Pass(model, images, precision=plan.precision).output.detach())
 
 
@@ -410,8 +411,26 @@ def _shared_inputs(plan: _Plan, view: _View, rows: _MeasuredRows, part: _Part) -
         "images": images.expand(len(targets), *images.shape[1:]),
         "score": _scorer(model, scores, plan.precision),
         "area": _areas(boxes, images.shape[2:]),
+        **_parts(view, targets, rows.truth.size),
         "pixels": images.new_tensor([model.black, view.preprocess.white]),
     }
+
+
+def _parts(view: _View, targets: Sequence[Target], size: tuple[int, int]) -> dict[str, Tensor]:
+    """Returns the regions of dense outputs that are explained, on the input (R, H, W) and on the picture (R, *size).
+
+    Nothing where a target has none; a region is where it covers at least half as much as where it covers most.
+    """
+    parts = [as_target(target).part() for target in targets]
+    if any(part is None for part in parts):
+        return {}
+    height, width = view.images.shape[2:]
+    weights = torch.stack([part.at((height, width)) for part in parts if part is not None])
+    inside = weights >= weights.flatten(1).amax(1)[:, None, None] / 2
+    x0, y0, x1, y1 = view.preprocess.frame(view.sample.image).region
+    shown = inside[:, round(y0 * height) : round(y1 * height), round(x0 * width) : round(x1 * width)]
+    seen = torch.nn.functional.interpolate(shown[:, None].float(), size=size, mode="nearest")[:, 0] > 0
+    return {"part": inside.to(view.images.device), "explained": seen}
 
 
 def _true_labels(view: _View, rows: _MeasuredRows, decided: Sequence[str]) -> list[str]:
@@ -482,7 +501,10 @@ def _measure(plan: _Plan, part: _Part, method: str, offers: Mapping[str, Any], t
         if "images" not in needs:  # over the picture, so that maps of all grids are measured at one size
             values["maps"] = resize(offers.get("seen", maps).float(), truth.size)
             values |= {n: v.to(maps.device) for n, v in truth.objects().items()}
-            if c.region is not None:
+            if c.region == "explained":
+                masks = offers.get("explained", torch.zeros(len(maps), *truth.size, dtype=torch.bool))
+                values |= {"masks": masks.to(maps.device), "others": torch.zeros_like(masks, device=maps.device)}
+            elif c.region is not None:
                 values |= {n: v.to(maps.device) for n, v in truth.masks(c.region).items()}
         values["budget"] = offers.get("area") if c.budget == "box" else None
         if "raw" in needs:  # attributions in units of what the method explains, which need not be the probability
@@ -494,7 +516,8 @@ def _measure(plan: _Plan, part: _Part, method: str, offers: Mapping[str, Any], t
             options.setdefault("holds_input", offers.get("holds_input", True))
         arguments = {n: values[n] for n in needs if n != "maps" and values.get(n) is not None}
         statistic = c.metric.statistic(values["maps"], **arguments, **options).double()
-        left_out = blank if c.region is None else blank | truth.unknown(c.region).to(blank.device)
+        told = c.region in (None, "explained")
+        left_out = blank if told else blank | truth.unknown(c.region).to(blank.device)  # type: ignore[arg-type]
         statistic = statistic.masked_fill(left_out.view(-1, *[1] * (statistic.ndim - 1)), math.nan)
         part.statistics.setdefault(method, {})[c.name] = statistic.tolist()
 

@@ -183,9 +183,8 @@ def judge_text(known: Sequence[Diagnosis], scores: Tensor, without: Tensor) -> t
     return tuple(
         Diagnosis(
             "from the text",
-            f"the answer comes from the text: a blank image has the score {blank:.3g}, this one {own:.3g}, so the map "
-            'shows what hardly mattered; a contrast of two answers may tell more, as in ContrastTarget(Answer("yes"), '
-            'Answer("no"))',
+            f"a blank image has the score {blank:.3g}, and this one {own:.3g}: the words before it make the answer, so "
+            'the map shows what hardly mattered; a contrast may tell more: ContrastTarget(Answer("yes"), Answer("no"))',
         )
         if diagnosis.ok and own - blank < FROM_THE_TEXT * abs(own)
         else diagnosis

@@ -98,7 +98,13 @@ def _prepared(model: Model, parts: Sequence[Any]) -> Prepared:
     tensor = model.prepared(tensors[0] if len(tensors) == 1 else torch.cat(tensors))
     _warn_of_raw_values(model, tensors[0])
     shown = tensor.detach() if model.preprocess is None else model.preprocess.undo(tensor.detach())
-    return Prepared(tensor, shown, (Frame(),) * len(tensor))
+    return Prepared(tensor, shown, (_whole(tensor),) * len(tensor))
+
+
+def _whole(images: Tensor) -> Frame:
+    """Returns the frame of prepared images (N, C, *size), which are their own pictures."""
+    size = tuple(images.shape[2:])
+    return Frame(size=(size[0], size[1]) if len(size) == 2 else None)
 
 
 def _lacks_batch(model: Model, tensor: Tensor, count: int) -> bool:
@@ -134,7 +140,7 @@ def _of_pictures(model: Model, parts: Sequence[Any]) -> Prepared:
             batch = part.detach()[None] if part.ndim == 3 else part.detach()
             images += list(batch.cpu().float())
             shown += [_picture(colours) for colours in preprocess.undo(batch.float())]
-            frames += [Frame()] * len(batch)
+            frames += [_whole(batch)] * len(batch)
             continue
         notes += [f"image {len(images)}: {note}" for note in part.info.get("konkyo", ())]
         images.append(preprocess(part))

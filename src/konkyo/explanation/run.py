@@ -348,7 +348,8 @@ def _judge_layers(run: Run, rows: _Rows, diagnosis: tuple[Diagnosis, ...]) -> tu
         named = () if run.model.task.layers(shape) or run.request.layer is None else run.layers
         moved = [layer.name for layer in named if run.model.moved(layer, shape)]
         return judge_places(diagnosis, moved) if moved else diagnosis
-    if run.model.trace(shape).whole:
+    trace = run.model.trace(shape)
+    if trace.whole and [layer.name for layer in trace.cut] == [layer.name for layer in run.layers]:
         return diagnosis
     names = "+".join(layer.name for layer in run.layers)
     return judge_cut(diagnosis, names, _shares_around(run, rows.targets, rows.images))
@@ -368,9 +369,10 @@ def _judge_text(run: Run, rows: _Rows, scores: Tensor, diagnosis: tuple[Diagnosi
 
 
 def _is_automatic(run: Run) -> bool:
-    """Tells whether a trace has chosen the layer."""
+    """Tells whether a trace has chosen the layer, or the adapter of a network whose output is looked at as a whole."""
     chosen = run.request.layer is None and run.method.layer is None and run.method.needs_layer()
-    return chosen and not run.model.task.layers(tuple(run.prepared.images.shape[1:]))
+    named = bool(run.model.task.layers(tuple(run.prepared.images.shape[1:])))
+    return chosen and not (named and run.model.task.instances)
 
 
 def _shares_around(run: Run, targets: Sequence[Target], images: Sequence[int]) -> list[float]:

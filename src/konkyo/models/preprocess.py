@@ -142,6 +142,7 @@ class Preprocess:
                 (min(right, width) - left) / wide,
                 (min(bottom, height) - top) / tall,
             ),
+            (tall, wide),
         )
 
     def _window(self, image: Image.Image) -> tuple[int, int, int, int]:

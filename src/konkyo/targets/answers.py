@@ -105,6 +105,16 @@ class EachWord:
         _check(self.score)
 
 
+@dataclass(frozen=True)
+class EachName:
+    """This asks for every word of the generated answer that is one of these names, as of things with known places.
+
+    Where no word is one, it asks for the whole answer.
+    """
+
+    names: tuple[str, ...]
+
+
 def in_text(request: Any, text: str) -> Any:
     """Returns a request about an answer's text in place of what the network generates.
 

@@ -6,9 +6,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from konkyo.targets.regions import Mask
 
 Target: TypeAlias = Callable[[Any], Tensor]
 Box: TypeAlias = "tuple[float, float, float, float]"
@@ -38,6 +41,10 @@ class BaseTarget(ABC):
 
     def location(self) -> Box | None:
         """Returns the box that the score is about, xyxy in pixels of the network's input; None where there is none."""
+        return None
+
+    def part(self) -> Mask | None:
+        """Returns the part of the picture whose output is scored; None where that is all of it, or has no places."""
         return None
 
     def matched_boxes(self, output: Tensor) -> list[tuple[float, ...]]:

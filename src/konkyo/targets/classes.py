@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import BaseTarget, as_target
 from konkyo.targets.base import Target as Target
+
+if TYPE_CHECKING:
+    from konkyo.targets.regions import Mask
 
 Score: TypeAlias = Literal["logit", "probability", "sigmoid", "similarity"]
 """What is explained of a decision; the "similarity" is that of detections only."""
@@ -104,6 +107,10 @@ class Against(BaseTarget):
         value = as_target(self.target).logit(output)
         return None if value is None else -value
 
+    def part(self) -> Mask | None:
+        """Returns the part of the picture that the target itself is about."""
+        return as_target(self.target).part()
+
 
 @dataclass(frozen=True)
 class ContrastTarget(BaseTarget):
@@ -128,6 +135,10 @@ class ContrastTarget(BaseTarget):
             return None
         this, that = (target(output) if value is None else value for target, value in pair)
         return this - that
+
+    def part(self) -> Mask | None:
+        """Returns the part of the picture that the first of the two is about."""
+        return as_target(self.this).part()
 
 
 @dataclass(frozen=True, init=False)
@@ -155,30 +166,9 @@ class SumTarget(BaseTarget):
             return None
         return torch.stack([t(output) if v is None else v for t, v in zip(self.targets, values, strict=True)]).sum(0)
 
-
-@dataclass(frozen=True)
-class RegionTarget(BaseTarget):
-    """This target is the mean of a class over a part of the picture. output (N, K, H, W) -> (N,)
-
-    `region`: xyxy as shares of the picture's width and height, the cells whose centres lie in it. KonkyoError: another
-    output, no such class, or a region without a cell.
-    """
-
-    index: int
-    region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
-
-    def __call__(self, output: Tensor) -> Tensor:
-        """Returns the mean of the class's values in the region, of every image."""
-        if output.ndim != 4 or not 0 <= self.index < output.shape[1]:
-            raise KonkyoError(f"class {self.index} of an output (N, K, H, W) was expected; got {tuple(output.shape)}")
-        tall, wide = output.shape[2:]
-        left, top, right, bottom = self.region
-        rows = [y for y in range(tall) if top <= (y + 0.5) / tall <= bottom]
-        columns = [x for x in range(wide) if left <= (x + 0.5) / wide <= right]
-        if not rows or not columns:
-            raise KonkyoError(f"the region {self.region} has no cell of an output of {wide} x {tall}")
-        part = output[:, self.index, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        return part.mean((1, 2))
+    def part(self) -> Mask | None:
+        """Returns the part of the picture that the first of the targets is about."""
+        return as_target(self.targets[0]).part()
 
 
 @dataclass(frozen=True)

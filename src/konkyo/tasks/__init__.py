@@ -6,8 +6,9 @@ from pkgutil import iter_modules
 from konkyo.tasks.base import TASKS, Classes, Task, task
 from konkyo.tasks.classification import ClassificationTask
 from konkyo.tasks.detection import DetectionTask
+from konkyo.tasks.segmentation import SegmentationTask
 
-__all__ = ["TASKS", "Classes", "ClassificationTask", "DetectionTask", "Task", "task"]
+__all__ = ["TASKS", "Classes", "ClassificationTask", "DetectionTask", "SegmentationTask", "Task", "task"]
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

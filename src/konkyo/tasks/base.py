@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -15,7 +15,8 @@ from konkyo.data.samples import Annotation, Sample
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ContrastTarget, Each, RegionTarget, Score, SumTarget
+from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarget
+from konkyo.targets.regions import WHOLE, RegionTarget
 from konkyo.tasks.decision import Decision
 from konkyo.tasks.responses import Passage
 from konkyo.utils.tensors import min_max
@@ -88,11 +89,20 @@ class TargetRequest:
     threshold: float | None = None
     boxes: tuple[tuple[float, ...], ...] = ()
     quantity: str | None = None
+    region: str | None = None
+    mask: str | None = None
+    pixels: tuple[tuple[float, float], ...] = ()
 
     def names(self, *fields: str) -> list[str]:
         """Returns the options among these fields that were not left out, as the command line calls them."""
         words = {"classes": "--class", "against": "--not", "threshold": "--score", "boxes": "--box", "quantity": "--of"}
+        words |= {"pixels": "--pixel"}
         return [words.get(field, f"--{field}") for field in fields if getattr(self, field) not in (None, ())]
+
+    def refuse(self, whose: str, model: str, noun: str, *fields: str) -> None:
+        """Raises KonkyoError where one of these options was given; `whose` they are, and what the model is instead."""
+        if names := self.names(*fields):
+            raise KonkyoError(f"{', '.join(names)}: for {whose} only; {model} is a {noun}")
 
 
 class Task(ABC):
@@ -246,8 +256,8 @@ class Task(ABC):
         if isinstance(target, SumTarget):
             return " + ".join(self.label(part, classes, outputs) for part in target.targets)
         if isinstance(target, RegionTarget):
-            everywhere = target.region == (0, 0, 1, 1)
-            return f"{classes.label(target.index)}, mean over {'all' if everywhere else 'a region'}"
+            where = target.where or f"mean over {'all' if target.region == WHOLE else 'a region'}"
+            return f"{classes.label(target.index)}, {where}"
         return str(getattr(target, "__name__", repr(target)))
 
     def decisions_beside(
@@ -306,7 +316,7 @@ class Task(ABC):
 
     def request(self, options: TargetRequest, model: str) -> Any:
         """Returns what the command line's options ask `targets` for. KonkyoError: an option without a use here."""
-        if names := options.names("classes", "top", "against", "threshold", "boxes", "quantity"):
+        if names := options.names(*(field.name for field in fields(options))):
             raise KonkyoError(f"{', '.join(names)}: {model} is a {self.noun}, which has no use for this")
 
     def highest(self, request: Any, output: Tensor, classes: Classes) -> float:

@@ -285,8 +285,8 @@ class ClassificationTask(Task):
 
     def request(self, options: TargetRequest, model: str) -> Any:
         """Returns what the options ask for: classes, one class and not another, or the highest ones."""
-        if names := options.names("threshold", "boxes", "quantity"):
-            raise KonkyoError(f"{', '.join(names)}: for detectors only; {model} is a {self.noun}")
+        options.refuse("detectors", model, self.noun, "threshold", "boxes", "quantity")
+        options.refuse("segmenters", model, self.noun, "region", "mask", "pixels")
         if options.against is not None and not options.classes:
             raise KonkyoError("--not goes with --class: why this class and not that")
         if not options.classes:
@@ -332,8 +332,9 @@ def _of_shape(output: Tensor) -> str:
     if output.ndim == 4 and output.shape[2:].numel() == 1:
         return "; logits (N, K, 1, 1): select=lambda output: output.flatten(1)"
     return (
-        "; class 3 of a segmentation: target=lambda output: output[:, 3].mean((1, 2)); features of a network without a "
-        "head: eigen_cam and other methods that know no class need no target"
+        "; a segmentation: konkyo.Model(module, task=konkyo.SegmentationTask()), or the mean of class 3 alone: "
+        "target=konkyo.RegionTarget(3); features of a network without a head: eigen_cam and other methods that know "
+        "no class need no target"
     )
 
 

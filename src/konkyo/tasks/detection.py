@@ -249,6 +249,7 @@ class DetectionTask(Task):
 
     def request(self, options: TargetRequest, model: str) -> Detections:
         """Returns the detections that the options ask for."""
+        options.refuse("segmenters", model, self.noun, "region", "mask", "pixels")
         if options.against is not None:
             raise KonkyoError(f"--not compares classes of an image; {model} is a {self.noun}, explained box by box")
         if options.quantity is not None and options.quantity not in get_args(Quantity):
