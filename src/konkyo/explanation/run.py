@@ -47,8 +47,9 @@ class Request:
     budget: int | None = None
     progress: Progress | None = None
     bgr: bool = False
+    column: str | None = None
     true_labels: Sequence[Any] | None = None
-    question: str | Sequence[str] | None = None
+    question: str | Sequence[str | None] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -143,6 +144,7 @@ def explanation_of(run: Run) -> Explanation:
     rows = _rows(run)
     maps = _combined(model.task, run.method, rows, _part_maps(run, rows))
     outputs = output.shape[1] if output.ndim == 2 else None
+    places = run.prepared.places or run.model.places(run.prepared.images.shape)
     bordered = any(frames[image].region != (0.0, 0.0, 1.0, 1.0) for image in rows.images)
     return Explanation(
         signed=maps.signed,
@@ -157,6 +159,7 @@ def explanation_of(run: Run) -> Explanation:
         options=_options_used(run),
         seed=run.request.seed,
         diagnosis=_diagnose(run, rows, maps),
+        questions=_questions(model, len(rows.images)),
         decisions=_decisions(run, rows),
         boxes=_boxes(model.task, rows, frames, maps.scores),
         regions=maps.scores.new_tensor([frames[image].region for image in rows.images]) if bordered else None,
@@ -166,7 +169,15 @@ def explanation_of(run: Run) -> Explanation:
         passages=model.task.passages(rows.targets),
         assumptions=(*run.prepared.notes, *_assumptions(run, rows)),
         images=run.prepared.pictures,
+        places=places if len(places) == maps.signed.ndim - 1 else (),
+        coordinates=tuple(run.prepared.coordinates[image] for image in rows.images) if run.prepared.coordinates else (),
     )
+
+
+def _questions(model: Model, rows: int) -> tuple[str | None, ...]:
+    """Returns the question that the model is asked, a row each; nothing where it reads none."""
+    prompts = model.prompts
+    return (prompts.value,) * rows if prompts is not None and prompts.noun == "question" else ()
 
 
 def _rows(run: Run) -> _Rows:
