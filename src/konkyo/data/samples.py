@@ -55,6 +55,8 @@ class Sample:
     label: str | None = None
     """The picture's class, where pictures have one."""
     annotations: tuple[Annotation, ...] = ()
+    question: str | None = None
+    """What is asked about the picture, where the data asks; `label` is then the answer."""
 
     def __post_init__(self) -> None:
         """Checks the annotations. KonkyoError: a mask or a box that does not fit the picture."""
@@ -131,6 +133,7 @@ def samples(
 
     - "scenes:COUNT" (1000): drawn scenes that no shipped model was trained on; `seed` decides them, too. Options:
       objects=1 (in every scene, which then has a label) or objects=1-5 (the default), size=128.
+    - "questions:COUNT" (1000): such scenes with a question about each. Options: kinds=exist+count, size=128.
     - "lesions:COUNT" (600): drawn scans with one lesion; `seed` decides them, too. Options: places=fixed, size=48.
     - "coco:DIR", "voc:DIR", "folder:DIR", "chest:DIR", "brain:DIR", "sun397:DIR": see the functions of these names in
       `konkyo.data`. Their options follow after commas, as in "folder:photos,masks=outlines".

@@ -48,7 +48,9 @@ class Layer:
         raw = raw.movedim(self.batch_axis, 0)
         if self.tokens is not None:
             end = self.prefix + math.prod(self.tokens)  # what follows are no places (a detector's queries)
-            raw = raw[:, self.prefix : end].reshape(len(raw), *self.tokens, -1)
+            raw = raw[:, self.prefix : end].reshape(
+                raw.shape[0], *self.tokens, -1
+            )  # `len` would fix it where networks are exported
         return raw.movedim(self.channel_axis, 1)
 
     def unfold(self, grid: Tensor, raw: Tensor) -> Tensor:
@@ -56,7 +58,7 @@ class Layer:
         out = grid.movedim(1, self.channel_axis)
         if self.tokens is not None:
             raw = raw.movedim(self.batch_axis, 0)
-            before, _, after = raw.expand(len(grid), -1, -1).tensor_split(
+            before, _, after = raw.expand(grid.shape[0], -1, -1).tensor_split(
                 (self.prefix, self.prefix + math.prod(self.tokens)), dim=1
             )
             out = torch.cat([before, out.flatten(1, len(self.tokens)), after], dim=1)
@@ -72,8 +74,12 @@ def main_tensor(output: Any) -> Tensor | None:
 
 
 def maps_in(output: Any) -> list[Tensor]:
-    """Returns a pyramid's levels: the floating (N, C, *grid) in a module's output, however nested, in its order."""
-    return [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point() and t.ndim >= 3]
+    """Returns a pyramid's levels: the floating (N, C, *grid) in a module's output, however nested, in its order.
+
+    What it holds twice, as the last hidden state of a list of all, is one level.
+    """
+    maps = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point() and t.ndim >= 3]
+    return list({id(t): t for t in maps}.values())
 
 
 def tensors_of(output: Any, layer: Layer) -> list[Tensor]:

@@ -21,6 +21,7 @@ from konkyo.data import huggingface
 from konkyo.data.arrays import pictures_of_array, pictures_of_tensor
 from konkyo.data.images import find_images, open_image, require_local, upright
 from konkyo.data.samples import Sample
+from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError, warn
 from konkyo.models import Frame, Model
 from konkyo.tasks.base import plain_name
@@ -62,6 +63,8 @@ class Prepared:
     """What every image is called, "" where that is not known; empty where no name is known."""
     labels: tuple[str | None, ...] = ()
     """The class of the model that every image really has; None where that is not known."""
+    questions: tuple[str | None, ...] = ()
+    """What samples ask about their images; empty where none asks."""
 
 
 def prepare(
@@ -90,6 +93,9 @@ def prepare(
         prepared = prepared if told else replace(prepared, notes=(*prepared.notes, _READ_OFF))
     names = tuple(name for part in parts for name in part.names)
     labels, notes = known_classes(model, [label for part in parts for label in part.labels])
+    questions = tuple(part.question for part in parts)
+    if any(questions):
+        prepared = replace(prepared, questions=questions)
     if len(names) != len(prepared.images):  # of one tensor (C, H, W) that was taken for something else
         return prepared
     return replace(prepared, names=names if any(names) else (), labels=labels, notes=(*prepared.notes, *notes))
@@ -105,7 +111,13 @@ def _prepared(model: Model, parts: Sequence[Any]) -> Prepared:
     tensor = model.prepared(tensors[0] if len(tensors) == 1 else torch.cat(tensors))
     _warn_of_raw_values(model, tensors[0])
     shown = tensor.detach() if model.preprocess is None else model.preprocess.undo(tensor.detach())
-    return Prepared(tensor, shown, (Frame(),) * len(tensor))
+    return Prepared(tensor, shown, (_whole(tensor),) * len(tensor))
+
+
+def _whole(images: Tensor) -> Frame:
+    """Returns the frame of prepared images (N, C, *size), which are their own pictures."""
+    size = tuple(images.shape[2:])
+    return Frame(size=(size[0], size[1]) if len(size) == 2 else None)
 
 
 def _lacks_batch(model: Model, tensor: Tensor, count: int) -> bool:
@@ -141,7 +153,7 @@ def _of_pictures(model: Model, parts: Sequence[Any]) -> Prepared:
             batch = part.detach()[None] if part.ndim == 3 else part.detach()
             images += list(batch.cpu().float())
             shown += [_picture(colours) for colours in preprocess.undo(batch.float())]
-            frames += [Frame()] * len(batch)
+            frames += [_whole(batch)] * len(batch)
             continue
         notes += [f"image {len(images)}: {note}" for note in part.info.get("konkyo", ())]
         images.append(preprocess(part))
@@ -158,6 +170,14 @@ def _picture(colours: Tensor) -> Image.Image:
     """Returns colours (1 or 3, H, W) in [0, 1] as a picture."""
     pixels = (colours.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(pixels)
+
+
+def outputs_of(model: Model, images: Any, *, seed: int = 0) -> Tensor:
+    """Returns the model's outputs (M, ...) for images in any form, without a graph. KonkyoError: as of `prepare`."""
+    prepared = prepare(model, images)
+    session = untouched(model.module, seed)
+    with session, session, torch.no_grad():
+        return model(prepared.images).detach()
 
 
 def known_classes(model: Model, labels: Sequence[str | None]) -> tuple[tuple[str | None, ...], tuple[str, ...]]:
@@ -213,6 +233,7 @@ class _Part:
     image: Image.Image | Tensor
     names: tuple[str, ...]
     labels: tuple[str | None, ...]
+    question: str | None = None
 
 
 def _part(image: Image.Image | Tensor, name: str = "", label: str | None = None) -> _Part:
@@ -261,7 +282,7 @@ class _Reader:
             raise KonkyoError(f"{_TAKEN}; got {type(image).__name__}")
         self._require_preprocess()
         if isinstance(image, Sample):
-            return [_part(image.image, image.name, image.label)]
+            return [replace(_part(image.image, image.name, image.label), question=image.question)]
         if isinstance(image, Image.Image):
             return [_part(upright(image), Path(str(getattr(image, "filename", ""))).name)]
         if isinstance(image, (str, os.PathLike)):

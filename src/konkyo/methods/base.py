@@ -73,6 +73,10 @@ class Method:
         """Tells whether its map depends on the layer at all; RISE's does not."""
         return self._any("of_layer") or (self.inner is not None and self.inner.needs_layer())
 
+    def needs_inside(self) -> bool:
+        """Tells whether it reads or changes what is inside the network, and not only what it puts out."""
+        return self._any("inside") or (self.inner is not None and self.inner.needs_inside())
+
     def needs_target(self) -> bool:
         """Tells whether its map depends on the target."""
         return self._any("of_target") and (self.inner is None or self.inner.needs_target())

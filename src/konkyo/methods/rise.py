@@ -146,9 +146,32 @@ def occlusion(inputs: Tensor, rescore: Rescore, *, window: int = 16, stride: int
     one more, 730 for 224 x 224 pixels. Under a budget windows far apart come first; pixels that none of them
     covered get 0. Evidence larger than the window, or there twice, is missed: hiding a part of it changes nothing.
     """
+    drops, ran, hidden = _drops_of_windows(inputs, rescore, window, stride, baseline)
+    return safe_divide(_blend(drops, hidden), _blend(ran.to(drops), hidden))
+
+
+@method(layer="input")
+def sbsm(inputs: Tensor, rescore: Rescore, *, window: int = 24, stride: int = 8, baseline: float = 0.0) -> Tensor:
+    """SBSM (Dong et al., 2019) shows how far the similarity to a reference falls when a square of the image is hidden.
+
+    map = mean over the windows that cover a pixel of max(0, score(x) - score(x with the window set to `baseline`)). It
+    is `occlusion` of which only what supports the likeness is kept, window by window; the score is that of
+    `konkyo.Similarity`, whose "distance" is the paper's. Windows, `baseline` and cost as in `occlusion`.
+    """
+    drops, ran, hidden = _drops_of_windows(inputs, rescore, window, stride, baseline)
+    return safe_divide(_blend(drops.clamp_min(0), hidden), _blend(ran.to(drops), hidden))
+
+
+def _drops_of_windows(
+    inputs: Tensor, rescore: Rescore, window: int, stride: int, baseline: float
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """Returns how far the score falls when each window is hidden, and what says which pixels that is.
+
+    -> drops (N, windows), 0 where a window did not run; which ones ran (N, windows); indices -> (v, *size) bool.
+    """
     size = inputs.shape[2:]
     if not 1 <= stride <= window:
-        raise KonkyoError(f"occlusion needs 1 <= stride <= window; got {stride}, {window}")
+        raise KonkyoError(f"windows need 1 <= stride <= window; got {stride}, {window}")
     counts = [1 + math.ceil(max(0, extent - window) / stride) for extent in size]
     steps = torch.cartesian_prod(*map(torch.arange, counts)).view(-1, len(size))
     corners = torch.cat([steps * stride, torch.tensor([size])]).to(inputs.device)  # the last window hides nothing
@@ -169,7 +192,7 @@ def occlusion(inputs: Tensor, rescore: Rescore, *, window: int = 16, stride: int
     scores = rescore(len(corners), inputs=occluded, priority=order)
     ran = scores[:, :-1] != -torch.inf
     drops = torch.where(ran, scores[:, -1:] - scores[:, :-1], 0.0)
-    return safe_divide(_blend(drops, hidden), _blend(ran.to(drops), hidden))
+    return drops, ran, hidden
 
 
 @method(score="probability")

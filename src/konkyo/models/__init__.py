@@ -31,10 +31,11 @@ def load(
     """Returns a model by name, in eval mode, with its preprocessing and class names.
 
     `name`: "konkyo/scenes-classifier" (ships with the library), "torchvision/NAME", "timm/NAME", "hf/ID" or
-    "hf/FOLDER" (transformers), "trained/FOLDER" (what `konkyo train` left there), or "FILE.py:FUNCTION", a function of
-    yours that takes nothing and returns an nn.Module or a konkyo.Model (the file is run). `weights`: "default" (the
-    library's own pretrained weights), None (random), or a file (safetensors, or .pth of plain tensors). `texts`: the
-    classes of a model that compares images with texts, each put into `template` at "{}", as in "a photo of {}".
+    "hf/FOLDER" (transformers), "FILE.onnx" (a black box), "trained/FOLDER" (what `konkyo train` left there), or
+    "FILE.py:FUNCTION", a function of yours that takes nothing and returns an nn.Module or a konkyo.Model (the file
+    is run). `weights`: "default" (the library's own pretrained weights), None (random), or a file (safetensors, or
+    .pth of plain tensors). `texts`: the classes of a model that compares images with texts, each put into
+    `template` at "{}", as in "a photo of {}".
     KonkyoError: an unknown name, a library that is not installed, weights that are missing or do not fit, or texts for
     a model that reads none.
     """
@@ -43,13 +44,13 @@ def load(
     else:
         for module in iter_modules(__path__):  # adapters import their library when a model of theirs is asked for
             import_module(f"{__name__}.{module.name}")
-        prefix, slash, rest = name.partition("/")
+        prefix, slash, rest = ("onnx", "/", name) if name.endswith(".onnx") else name.partition("/")
         if not slash or prefix not in ADAPTERS:
             if (Path(name) / "manifest.json").is_file():
                 raise KonkyoError(f"{name!r} is a folder; what was trained there is 'trained/{name}'")
             if name.endswith(".py"):
                 raise KonkyoError(f"{name!r} names no function in the file that builds the model: {name}:FUNCTION")
-            raise unknown("model", name, [f"{p}/NAME" for p in sorted(ADAPTERS)] + ["FILE.py:FUNCTION"])
+            raise unknown("model", name, [f"{p}/NAME" for p in sorted(ADAPTERS)] + ["FILE.onnx", "FILE.py:FUNCTION"])
         model = ADAPTERS[prefix](rest, weights)
     if device is not None:
         try:

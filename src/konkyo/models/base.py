@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -19,12 +20,14 @@ from konkyo.engine.session import run_network
 from konkyo.engine.trace import Site, Trace
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.models import display
+from konkyo.models.blackbox import BlackBox
 from konkyo.models.kinds import known
 from konkyo.models.layers import Layers, Traces
 from konkyo.models.outputs import Choice, base_model_features, choose, headless, select_logits
 from konkyo.models.pipelines import is_pipeline, opened
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.prompts import Prompts, Texts
+from konkyo.targets.base import fixed
 from konkyo.targets.classes import Score, Target, TopK
 from konkyo.targets.detections import Detections
 from konkyo.tasks import Classes, ClassificationTask, DetectionTask, Task
@@ -112,7 +115,7 @@ class Model:
             )
         said = any(value is not None for value in (detector, multilabel, probabilities, task, call, prompts))
         if not said and select is select_logits:
-            facts = known(module, processor)
+            facts, name = known(module, processor, classes=classes), name or type(module).__name__
             module, preprocess = facts.get("module", module), preprocess or facts.get("preprocess")
             detector, task, call, prompts, multilabel = (
                 facts.get(key) for key in ("detector", "task", "call", "prompts", "multilabel")
@@ -338,7 +341,21 @@ class Model:
         if not self.task.instances and (score == "similarity" or isinstance(target, Detections)):
             raise NotApplicable(f"{self.name} is no detector: it has no detections to be explained")
         classes = Classes(self.name, self.classes, self._headless(output))
-        return self.task.targets_of(target, output, classes, score=score, frames=frames)
+        targets = self.task.targets_of(target, output, classes, score=score, frames=frames)
+        return [[fixed(one, output[i : i + 1]) for one in image] for i, image in enumerate(targets)]
+
+    def settled(self, images: Tensor, request: Any) -> Model:
+        """Returns the model whose task reads the output for these prepared images; itself, as a rule.
+
+        Of a network that answers in words that is one image and its answer. OneByOne: the images need a task each.
+        """
+        run = partial(run_network, self.module, self.name, images)
+        task = self.task.settled(self.module, images, request, run)
+        if task is self.task:
+            return self
+        settled = replace(self, task=task)
+        object.__setattr__(settled, "_traces", self._traces)  # the layers are the same for all answers
+        return settled
 
     def decides(self, output: Tensor) -> bool:
         """Tells whether the output holds decisions, which are explained where no target is given."""
@@ -396,7 +413,7 @@ _FACTS_OF = {
 
 
 def as_model(model: Model | nn.Module) -> Model:
-    """Returns the model itself, or a plain nn.Module, or a pipeline of transformers, as a model.
+    """Returns the model itself, or an nn.Module or pipeline of transformers as a model; a function is a black box.
 
     It is a detector where a library's adapter knows it for one. Preprocessing and class names are those that the module
     itself tells (`pretrained_cfg` of timm, `config` of transformers); nothing is downloaded, and nothing guessed.
@@ -405,6 +422,9 @@ def as_model(model: Model | nn.Module) -> Model:
         return model
     if is_pipeline(model):
         return Model(model)
+    if _is_session(model):
+        session: Model = import_module("konkyo.models.onnx").of_session(model)
+        return session
     module = _unwrapped(model)
     return Model(module, **_facts(module))
 
@@ -433,6 +453,22 @@ def _unwrapped(module: nn.Module) -> nn.Module:
             module = module.get_submodule("_orig_mod")
         else:
             break
-    if not isinstance(module, nn.Module):
-        raise KonkyoError(f"a model is a torch.nn.Module, a konkyo.Model or a name for konkyo.load; got {module!r}")
-    return module
+    return module if isinstance(module, nn.Module) else _boxed(module)
+
+
+def _boxed(function: Any) -> nn.Module:
+    """Returns a function of images, or a session of onnxruntime, as a black box. KonkyoError: something else."""
+    if _is_session(function):
+        box: nn.Module = import_module("konkyo.models.onnx").of_session(function).module
+        return box
+    if not callable(function) or isinstance(function, type):
+        raise KonkyoError(
+            f"a model is a torch.nn.Module, a konkyo.Model, a function of images or a name for konkyo.load; got "
+            f"{function!r}"
+        )
+    return BlackBox(function)
+
+
+def _is_session(model: object) -> bool:
+    """Tells whether a model is a session of onnxruntime."""
+    return type(model).__module__.partition(".")[0] == "onnxruntime"

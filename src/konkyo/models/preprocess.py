@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -22,25 +23,46 @@ Interpolation: TypeAlias = Literal["nearest", "box", "bilinear", "hamming", "bic
 Fit: TypeAlias = Literal["stretch", "cover", "contain", "square"]
 Centre: TypeAlias = Literal["round", "floor"]
 
+Size: TypeAlias = tuple[int, int]
+"""Height and width."""
+
 _FILTERS = {filter_.name.lower(): filter_ for filter_ in Image.Resampling}
+
+
+class Resizing(ABC):
+    """A resizing says what a picture is resized to by its own size. Subclasses are frozen dataclasses of numbers."""
+
+    @abstractmethod
+    def steps(self, size: Size) -> tuple[Size, ...]:
+        """Returns the sizes that a picture of a size (height, width) is resized to, one after the other."""
+
+
+_RESIZINGS: dict[str, type[Resizing]] = {}
+_Rule = TypeVar("_Rule", bound=type[Resizing])
+
+
+def resizing(rule: _Rule) -> _Rule:
+    """Registers a resizing by its class's name, so that `preprocess_of` can read it."""
+    _RESIZINGS[rule.__name__] = rule
+    return rule
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """Resize, centre crop, scale to [0, 1], normalise: the evaluation preprocessing of image classifiers.
 
-    `resize`: the short side, or (height, width), or None; `crop`: a square side, or (height, width), or None. One value
-    of `mean` and `std` per channel; a single one makes a grey picture. `fit`: how a picture of another shape comes to
-    (height, width): "stretch" it, "cover" with its shape kept, "contain" it, with a border around it, or "square" it by
-    a border below or at the right, and stretch that. The border has the grey `border` (0 black, 1 white; None: the mean
-    colour). `interpolation`: a filter of Pillow's, or "gaussian", a blur before a linear zoom of floating pixels, as
-    scikit-image and OWLv2 do. `centre`: whether a crop that cannot lie in the middle
-    is rounded to the even pixel ("round", as torchvision does) or up and left ("floor", as transformers does).
+    `resize`: the short side, (height, width), a `Resizing`, or None; `crop`: a square side, or (height, width), or
+    None. One value of `mean` and `std` per channel; a single one makes a grey picture. `fit`: how a picture of another
+    shape comes to (height, width): "stretch" it, "cover" with its shape kept, "contain" it, with a border around it, or
+    "square" it by a border below or at the right, and stretch that. The border has the grey `border` (0 black, 1 white;
+    None: the mean colour). `interpolation`: a filter of Pillow's, or "gaussian", a blur before a linear zoom, as OWLv2
+    does. `centre`: whether a crop that cannot lie in the middle is rounded to the even pixel ("round", as torchvision
+    does) or up and left ("floor", as transformers does).
     `longest`: where `resize` is the short side, how long the other may become; if it were longer, both shrink.
     `multiple`: sides that follow from the picture's shape are cut down to multiples of it.
     """
 
-    resize: int | tuple[int, int] | None = 256
+    resize: int | tuple[int, int] | Resizing | None = 256
     crop: int | tuple[int, int] | None = 224
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -60,7 +82,7 @@ class Preprocess:
         if min(self.std) <= 0:
             raise KonkyoError(f"std must be positive; got {self.std}")
         for name, size in (("resize", self.resize), ("crop", self.crop)):
-            if size is None:
+            if size is None or isinstance(size, Resizing):
                 continue
             sides = _pair(size)
             if len(sides) != 2 or not all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides):
@@ -97,7 +119,8 @@ class Preprocess:
         if self.interpolation == "gaussian":
             array = _zoomed(np.asarray(image, dtype=np.float32), width, height)
         else:
-            image = image.resize((width, height), _FILTERS[self.interpolation])
+            for size in self._steps(image):
+                image = image.resize(size, _FILTERS[self.interpolation])
             array = np.array(self._cropped(image, self._crop_box(width, height)), dtype=np.float32)
         pixels = torch.from_numpy(array).view(*array.shape[:2], -1) / 255
         return ((pixels - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(2, 0, 1).contiguous()
@@ -132,6 +155,7 @@ class Preprocess:
                 (min(right, width) - left) / wide,
                 (min(bottom, height) - top) / tall,
             ),
+            (tall, wide),
         )
 
     def _window(self, image: Image.Image) -> tuple[int, int, int, int]:
@@ -153,6 +177,12 @@ class Preprocess:
         return self._window(upright(image))[:2]
 
     @property
+    def side(self) -> int | tuple[int, int] | None:
+        """Returns the side of prepared pictures, or (height, width), as far as it is not a picture's own affair."""
+        size = self.resize if self.crop is None else self.crop
+        return None if isinstance(size, Resizing) else size
+
+    @property
     def white(self) -> tuple[float, ...]:
         """Returns what a white pixel becomes, per channel."""
         return tuple((1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
@@ -162,10 +192,18 @@ class Preprocess:
         mean, std = (torch.tensor(v).to(images).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return (images * std + mean).clamp(0, 1)
 
+    def _steps(self, image: Image.Image) -> list[tuple[int, int]]:
+        """Returns every (width, height) that the picture is resized to, one after the other."""
+        if isinstance(self.resize, Resizing):
+            return [(width, height) for height, width in self.resize.steps((image.height, image.width))]
+        return [self._resized(image)]
+
     def _resized(self, image: Image.Image) -> tuple[int, int]:
         """Returns (width, height) after the resize."""
         if self.resize is None:
             return image.size
+        if isinstance(self.resize, Resizing):
+            return self._steps(image)[-1]
         if isinstance(self.resize, tuple):
             height, width = self.resize
             if self.fit in ("stretch", "square"):
@@ -249,6 +287,14 @@ def preprocess_of(text: str | None) -> Preprocess | None:
         call = ast.parse(str(text), mode="eval").body
         if not isinstance(call, ast.Call) or call.args or getattr(call.func, "id", "") != Preprocess.__name__:
             raise ValueError("no Preprocess(...)")
-        return Preprocess(**{str(word.arg): ast.literal_eval(word.value) for word in call.keywords})
-    except (SyntaxError, ValueError, TypeError) as error:
+        return Preprocess(**{str(word.arg): _value_of(word.value) for word in call.keywords})
+    except (SyntaxError, ValueError, TypeError, KeyError) as error:
         raise KonkyoError(f"settings hold a preprocessing that cannot be read, {str(text)[:80]!r}: {error}") from error
+
+
+def _value_of(node: ast.expr) -> Any:
+    """Returns a value in the text of a preprocessing: plain, or a resizing of plain values."""
+    if not isinstance(node, ast.Call):
+        return ast.literal_eval(node)
+    rule = _RESIZINGS[node.func.id if isinstance(node.func, ast.Name) else ""]
+    return rule(**{str(word.arg): ast.literal_eval(word.value) for word in node.keywords})

@@ -21,6 +21,8 @@ from konkyo.models.checkpoints import read_weights, require_inside
 from konkyo.models.kinds import Kind, kind, kinds_of, known
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.timm import preprocessing as timm_preprocessing
+from konkyo.tasks.embedding import EmbeddingTask
+from konkyo.tasks.regression import RegressionTask
 
 
 def import_transformers() -> ModuleType:
@@ -75,17 +77,25 @@ def load(name: str, weights: str | Path | None) -> Model:
     arguments = known(module.eval(), processor)
     if not arguments:
         raise KonkyoError(f"hf/{name}: {type(module).__name__} is no {noun} that is known here")
-    usual_ones = {"preprocess": _preprocess(transformers, name, settings), "classes": _classes(config) if usual else ()}
-    return Model(module, name=f"hf/{name}", **{**usual_ones, **arguments})
+    if "preprocess" not in arguments:
+        arguments["preprocess"] = _preprocess(transformers, name, settings)
+    return Model(
+        **{"module": module, "classes": _classes(config) if usual else (), **arguments, "name": f"hf/{name}"},
+    )
 
 
 @kind("transformers", "image classifier", auto="AutoModelForImageClassification")
 def classifier(module: nn.Module, processor: Any) -> dict[str, Any] | None:
-    """Returns whether the classes of an image classifier exclude each other; None: another module."""
+    """Returns whether the classes of an image classifier exclude each other, or that it is a regressor.
+
+    None: another module.
+    """
     del processor
     if not any(base.__name__.endswith("ForImageClassification") for base in type(module).__mro__):
         return None
     config: Any = module.config
+    if config.problem_type == "regression":
+        return {"task": RegressionTask(), "classes": _classes(config, only=True)}
     return {"multilabel": config.problem_type == "multi_label_classification"}
 
 
@@ -131,7 +141,7 @@ def facts(module: Any) -> dict[str, Any]:
     if config is None or getattr(module, "main_input_name", "") != "pixel_values":
         return {}
     told: dict[str, Any] = {}
-    if known(module):
+    if (arguments := known(module)) and not isinstance(arguments.get("task"), EmbeddingTask):
         told["classes"] = _classes(config)
     if source := str(getattr(config, "_name_or_path", "") or ""):
         told["preprocess"] = _local_preprocess(source)
@@ -193,13 +203,16 @@ def _require_trained(name: str, kind: str, module: Any, missing: set[str]) -> No
         raise KonkyoError(f"hf/{name} is no trained {kind}: it lacks {len(absent)} weights ({named} ...)")
 
 
-def _classes(config: Any) -> tuple[str, ...]:
-    """Returns the names of the classes; none of invented ones, or for the two sides of a single logit."""
+def _classes(config: Any, *, only: bool = False) -> tuple[str, ...]:
+    """Returns the names of the classes; none of invented ones, or for the two sides of a single logit.
+
+    `only`: also a single name, which is that of a number.
+    """
     if set(config.id2label) != set(range(config.num_labels)):
         return ()
     names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
     invented = all(text == f"LABEL_{index}" for index, text in enumerate(names))
-    return () if invented or len(names) == 1 else names
+    return () if invented or (len(names) == 1 and not only) else names
 
 
 def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool]) -> Preprocess | None:
@@ -240,6 +253,9 @@ def _from_settings(processor: Any) -> Preprocess:
     """Returns what an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
     numbers = processor.to_dict()
     size = numbers.get("size") or {}
+    if set(size) == {"shortest_edge"} and numbers.get("size_divisor"):  # ViLT's, whose sides are at most as 800 to 1333
+        longest = int(1333 / 800 * size["shortest_edge"])
+        return replace(_from_numbers(numbers), longest=longest, multiple=numbers["size_divisor"])
     if not numbers.get("do_resize") or set(size) != {"shortest_edge", "longest_edge"}:
         return _from_numbers(numbers)
     limits: dict[str, Any] = {"longest": size["longest_edge"]}

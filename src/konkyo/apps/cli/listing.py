@@ -79,7 +79,7 @@ def layers(
     """List the layers that can be explained, and whether the output uses them; an arrow marks the automatic one."""
     setup = setup_of(model, ModelOptions(weights=weights, device=device))
     preprocess = setup.model.preprocess
-    side = (size_of(size) if size else None) or (preprocess and (preprocess.crop or preprocess.resize)) or 224
+    side = (size_of(size) if size else None) or (preprocess and preprocess.side) or 224
     height, width = side if isinstance(side, tuple) else (side, side)
     shape = (channels or (len(preprocess.mean) if preprocess else 3), height, width)
     with failures_of(setup.model):

@@ -1,0 +1,1 @@
+"""Networks that read images and text, and answer in words: a file per architecture."""
