@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from konkyo.models.blackbox import BlackBox
     from konkyo.models.detectors import Detector
     from konkyo.models.detectors.yolo import dense_detector
+    from konkyo.models.readers import Clips, Signals, Volumes
     from konkyo.models.siamese import siamese
     from konkyo.report.report import report
     from konkyo.targets.answers import Answer, EachToken, EachWord, Token
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from konkyo.targets.regions import Mask, Pixel, Region, RegionTarget
     from konkyo.targets.similarity import Similarity
     from konkyo.targets.suppression import odam_nms
+    from konkyo.targets.texts import Text
     from konkyo.tasks.base import Matching
     from konkyo.tasks.decision import Decision
     from konkyo.tasks.embedding import EmbeddingTask
@@ -80,6 +82,7 @@ _HOMES = {
     "konkyo.models": ("Model", "Preprocess", "load"),
     "konkyo.models.blackbox": ("BlackBox",),
     "konkyo.models.detectors": ("Detector",),
+    "konkyo.models.readers": ("Clips", "Signals", "Volumes"),
     "konkyo.tasks.base": ("Matching",),
     "konkyo.tasks.decision": ("Decision",),
     "konkyo.models.detectors.yolo": ("dense_detector",),
@@ -88,6 +91,7 @@ _HOMES = {
     "konkyo.report.report": ("report",),
     "konkyo.targets.suppression": ("odam_nms",),
     "konkyo.targets.answers": ("Answer", "EachToken", "EachWord", "Token"),
+    "konkyo.targets.texts": ("Text",),
     "konkyo.targets.classes": (
         "Against",
         "ClassTarget",
@@ -107,6 +111,7 @@ __all__ = [
     "Answer",
     "BlackBox",
     "ClassTarget",
+    "Clips",
     "Consistency",
     "ContrastTarget",
     "Count",
@@ -146,11 +151,14 @@ __all__ = [
     "RegionTest",
     "RegressionTask",
     "SegmentationTask",
+    "Signals",
     "Similarity",
     "SumTarget",
     "Target",
+    "Text",
     "Token",
     "TopK",
+    "Volumes",
     "augmented",
     "compare",
     "consistency",

@@ -144,6 +144,7 @@ def explanation_of(run: Run) -> Explanation:
     rows = _rows(run)
     maps = _combined(model.task, run.method, rows, _part_maps(run, rows))
     outputs = output.shape[1] if output.ndim == 2 else None
+    places = run.prepared.places or run.model.places(run.prepared.images.shape)
     bordered = any(frames[image].region != (0.0, 0.0, 1.0, 1.0) for image in rows.images)
     return Explanation(
         signed=maps.signed,
@@ -168,6 +169,8 @@ def explanation_of(run: Run) -> Explanation:
         passages=model.task.passages(rows.targets),
         assumptions=(*run.prepared.notes, *_assumptions(run, rows)),
         images=run.prepared.pictures,
+        places=places if len(places) == maps.signed.ndim - 1 else (),
+        coordinates=tuple(run.prepared.coordinates[image] for image in rows.images) if run.prepared.coordinates else (),
     )
 
 

@@ -55,11 +55,12 @@ class Preprocess:
     None. One value of `mean` and `std` per channel; a single one makes a grey picture. `fit`: how a picture of another
     shape comes to (height, width): "stretch" it, "cover" with its shape kept, "contain" it, with a border around it, or
     "square" it by a border below or at the right, and stretch that. The border has the grey `border` (0 black, 1 white;
-    None: the mean colour). `interpolation`: a filter of Pillow's, or "gaussian", a blur before a linear zoom, as OWLv2
-    does. `centre`: whether a crop that cannot lie in the middle is rounded to the even pixel ("round", as torchvision
-    does) or up and left ("floor", as transformers does).
+    None: the mean colour). `interpolation`: a filter of Pillow's, or "gaussian", a blur before a linear zoom of
+    floating pixels, as scikit-image and OWLv2 do. `centre`: whether a crop that cannot lie in the middle is rounded to
+    the even pixel ("round", as torchvision does) or up and left ("floor", as transformers does).
     `longest`: where `resize` is the short side, how long the other may become; if it were longer, both shrink.
-    `multiple`: sides that follow from the picture's shape are cut down to multiples of it.
+    `multiple`: sides that follow from the picture's shape are cut down to multiples of it. `patches`: the picture keeps
+    its shape, as large as it can be with so many patches of `multiple` pixels, sides rounded up (SigLIP 2, NaFlex).
     """
 
     resize: int | tuple[int, int] | Resizing | None = 256
@@ -72,6 +73,7 @@ class Preprocess:
     longest: int | None = None
     multiple: int = 1
     border: float | None = None
+    patches: int | None = None
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -93,9 +95,11 @@ class Preprocess:
                 raise KonkyoError(f"{name} makes at most {MAX_PIXELS / 1e6:g} million pixels; got {size}")
         if self.border is not None and not (_is_finite(self.border) and 0 <= self.border <= 1):
             raise KonkyoError(f"border is a grey from 0 (black) to 1 (white), or None; got {self.border}")
-        limits = [self.multiple] if self.longest is None else [self.multiple, self.longest]
+        limits = [self.multiple, *(n for n in (self.longest, self.patches) if n is not None)]
         if not all(isinstance(n, Integral) and not isinstance(n, bool) and 1 <= n <= MAX_PIXELS for n in limits):
-            raise KonkyoError(f"longest and multiple must be at least 1; got {self.longest} and {self.multiple}")
+            raise KonkyoError(
+                f"longest, multiple and patches must be at least 1; got {self.longest}, {self.multiple}, {self.patches}"
+            )
         for name, choice, offer in (
             ("interpolation", self.interpolation, get_args(Interpolation)),
             ("fit", self.fit, get_args(Fit)),
@@ -198,8 +202,19 @@ class Preprocess:
             return [(width, height) for height, width in self.resize.steps((image.height, image.width))]
         return [self._resized(image)]
 
+    def resized(self, image: Image.Image) -> tuple[int, int]:
+        """Returns (height, width) of what the picture becomes before the crop."""
+        return self._resized(image)[::-1]
+
+    def cropped_from(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Returns what the crop leaves of a resized picture: (top, left, bottom, right)."""
+        left, top, right, bottom = self._crop_box(width, height)
+        return top, left, bottom, right
+
     def _resized(self, image: Image.Image) -> tuple[int, int]:
         """Returns (width, height) after the resize."""
+        if self.patches is not None:
+            return _fitting(image.size, self.multiple, self.patches)
         if self.resize is None:
             return image.size
         if isinstance(self.resize, Resizing):
@@ -244,6 +259,24 @@ class Preprocess:
         crop_height, crop_width = _pair(self.crop)
         left, top = (_margin(n, self.centre == "floor") for n in (width - crop_width, height - crop_height))
         return left, top, left + crop_width, top + crop_height
+
+
+def _fitting(size: tuple[int, int], patch: int, most: int) -> tuple[int, int]:
+    """Returns the largest (width, height) in multiples of the patch that `most` patches cover, the shape kept.
+
+    The search for the factor is that of transformers, step by step, so that it ends at the same size.
+    """
+
+    def scaled(factor: float) -> tuple[int, int]:
+        width, height = (max(1, math.ceil(side * factor / patch)) for side in size)
+        return width, height
+
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.prod(scaled(middle)) <= most else (low, middle)
+    width, height = scaled(low)
+    return width * patch, height * patch
 
 
 def _zoomed(pixels: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -18,10 +18,13 @@ from konkyo.errors import unknown
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import build_with
 from konkyo.models.detectors.transformers import detector
+from konkyo.models.networks.captions import ScenesClip, vocabulary
+from konkyo.models.networks.captions import tokens_of as word_tokens
 from konkyo.models.networks.questions import ScenesVQA
 from konkyo.models.networks.scenes import SCENES_MEAN, SCENES_SIZE, SCENES_STD, ScenesResNet, ScenesSegmenter
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.prompts import Prompts
+from konkyo.models.texts.clip import Pair
 from konkyo.models.transformers import import_transformers
 from konkyo.tasks.segmentation import SegmentationTask
 
@@ -152,3 +155,23 @@ def _asked(question: str) -> dict[str, Any]:
 
 def _answered(words: Tensor, module: nn.Module, images: Tensor) -> Any:
     return module(images, words.to(images.device))
+
+
+@_shipped("scenes-clip")
+def _image_text(weights: Weights) -> Model:
+    module, _ = _built("scenes-clip", weights, lambda _: ScenesClip(len(vocabulary()) + 2))
+    arguments = Pair(module, _seen, partial(_read, module), sigmoid=True).arguments()
+    return Model(module, _PREPROCESS, name="konkyo/scenes-clip", **arguments)
+
+
+def _seen(module: nn.Module, images: Tensor) -> Tensor:
+    """Returns the embeddings of images (N, 128)."""
+    embeddings: Tensor = module.get_image_features(images)  # type: ignore[operator]
+    return embeddings
+
+
+def _read(module: nn.Module, texts: Sequence[str]) -> Tensor:
+    """Returns the embeddings of texts (T, 128). KonkyoError: a word that the network does not know."""
+    like = next(module.parameters())
+    embeddings: Tensor = module.get_text_features(word_tokens(texts).to(like.device))  # type: ignore[operator]
+    return embeddings

@@ -138,7 +138,7 @@ def facts(module: Any) -> dict[str, Any]:
     processor in the files that the module came from: the network is never asked for it.
     """
     config = getattr(module, "config", None)
-    if config is None or getattr(module, "main_input_name", "") != "pixel_values":
+    if config is None or not (getattr(module, "main_input_name", "") == "pixel_values" or known(module)):
         return {}
     told: dict[str, Any] = {}
     if (arguments := known(module)) and not isinstance(arguments.get("task"), EmbeddingTask):
@@ -255,16 +255,16 @@ def _from_settings(processor: Any) -> Preprocess:
     size = numbers.get("size") or {}
     if set(size) == {"shortest_edge"} and numbers.get("size_divisor"):  # ViLT's, whose sides are at most as 800 to 1333
         longest = int(1333 / 800 * size["shortest_edge"])
-        return replace(_from_numbers(numbers), longest=longest, multiple=numbers["size_divisor"])
+        return replace(from_numbers(numbers), longest=longest, multiple=numbers["size_divisor"])
     if not numbers.get("do_resize") or set(size) != {"shortest_edge", "longest_edge"}:
-        return _from_numbers(numbers)
+        return from_numbers(numbers)
     limits: dict[str, Any] = {"longest": size["longest_edge"]}
     if type(processor).__name__.startswith("Yolos"):
         limits["multiple"] = 16  # fixed in the processor's code, whatever the patches
-    return replace(_from_numbers({**numbers, "size": {"shortest_edge": size["shortest_edge"]}}), **limits)
+    return replace(from_numbers({**numbers, "size": {"shortest_edge": size["shortest_edge"]}}), **limits)
 
 
-def _from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
+def from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
     """Returns what an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
     resize: int | tuple[int, int] | None = None
     crop: int | tuple[int, int] | None = None
@@ -285,7 +285,7 @@ def _from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
             resize = size["shortest_edge"], size["shortest_edge"]
     # Pixels in [0, 1] become (255 factor p - offset - mean) / std; here as (p - mean) / std.
     factor = 255 * numbers["rescale_factor"] if numbers.get("do_rescale") else 255.0
-    offset = 1.0 if numbers.get("rescale_offset") else 0.0
+    offset = 1.0 if numbers.get("rescale_offset") or numbers.get("offset") else 0.0  # ViViT says it shortly
     mean, std = (0.0,) * 3, (1.0,) * 3
     if numbers.get("do_normalize"):
         mean, std = numbers["image_mean"], numbers["image_std"]

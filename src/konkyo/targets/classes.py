@@ -138,14 +138,6 @@ class ContrastTarget(BaseTarget):
         difference: Tensor = self.this(output) - self.that(output)
         return difference
 
-    def location(self) -> tuple[float, float, float, float] | None:
-        """Returns the box of what is preferred."""
-        return as_target(self.this).location() if callable(self.this) else None
-
-    def matched_boxes(self, output: Tensor) -> list[tuple[float, ...]]:
-        """Returns the box of the candidate that is preferred, one per image."""
-        return as_target(self.this).matched_boxes(output)
-
     def bound(self, outputs: Outputs) -> Target:
         """Returns it with both targets bound."""
         return ContrastTarget(bound(self.this, outputs), bound(self.that, outputs))
@@ -153,6 +145,14 @@ class ContrastTarget(BaseTarget):
     def fixed(self, output: Tensor) -> Target:
         """Returns it with both targets fixed."""
         return ContrastTarget(fixed(self.this, output), fixed(self.that, output))
+
+    def location(self) -> tuple[float, float, float, float] | None:
+        """Returns the box of what is preferred."""
+        return as_target(self.this).location() if callable(self.this) else None
+
+    def matched_boxes(self, output: Tensor) -> list[tuple[float, ...]]:
+        """Returns the box of the candidate that is preferred, one per image."""
+        return as_target(self.this).matched_boxes(output)
 
     def logit(self, output: Tensor) -> Tensor | None:
         """Returns the difference of the two logits (N,); of what has none, the score stands in its place."""

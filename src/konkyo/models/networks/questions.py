@@ -79,7 +79,7 @@ class ScenesVQA(nn.Module):
     def answer(self, cells: Tensor, tokens: Tensor) -> Tensor:
         """Returns logits (M, answers) of questions (M, words) about cells (M, C + COLOURS, 8, 8)."""
         question = self.reader(self.words(tokens))[0][:, -1]
-        grid, colours = cells.split([self.width, COLOURS], 1)
+        grid, colours = torch.split(cells, [self.width, COLOURS], 1)
         places = _places(grid)
         parts = self.modulation(question).chunk(4, 1)
         for block, scale, shift in zip(self.blocks, parts[:2], parts[2:], strict=True):
