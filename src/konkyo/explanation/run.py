@@ -18,7 +18,7 @@ from konkyo.engine.probe import Probe, largest_gradient, missing_share
 from konkyo.engine.trace import share_around
 from konkyo.engine.variants import Budget
 from konkyo.errors import KonkyoError, unknown
-from konkyo.explanation.diagnosis import Diagnosis, diagnose, judge_cut, judge_places
+from konkyo.explanation.diagnosis import Diagnosis, diagnose, judge_cut, judge_output, judge_places
 from konkyo.explanation.inputs import Prepared
 from konkyo.explanation.result import Explanation
 from konkyo.methods.base import SCORE_OPTION, Method
@@ -338,6 +338,9 @@ def _diagnose(run: Run, rows: _Rows, maps: _Maps) -> tuple[Diagnosis, ...]:
     shape = tuple(run.prepared.images.shape[1:])
     if not rows.targets or not run.method.needs_layer() or run.method.layer == INPUT:
         return diagnosis
+    names = "+".join(layer.name for layer in run.layers)
+    if output.ndim == run.prepared.images.ndim:
+        diagnosis = judge_output(diagnosis, names, _likeness_to_output(rows, maps.signed, output))
     if not _is_automatic(run):
         named = () if run.model.task.layers(shape) or run.request.layer is None else run.layers
         moved = [layer.name for layer in named if run.model.moved(layer, shape)]
@@ -345,8 +348,23 @@ def _diagnose(run: Run, rows: _Rows, maps: _Maps) -> tuple[Diagnosis, ...]:
     trace = run.model.trace(shape)
     if trace.whole and [layer.name for layer in trace.cut] == [layer.name for layer in run.layers]:
         return diagnosis
-    names = "+".join(layer.name for layer in run.layers)
     return judge_cut(diagnosis, names, _shares_around(run, rows.targets, rows.images))
+
+
+def _likeness_to_output(rows: _Rows, signed: Tensor, output: Tensor) -> list[float]:
+    """Returns the correlation of every row's map (R, *grid) with the channel of a dense output that it is about.
+
+    NaN: it is about no channel, or one of the two is constant.
+    """
+    likeness = []
+    for target, image, map_ in zip(rows.targets, rows.images, signed, strict=True):
+        channel = as_target(target).channel
+        if channel is None or min(output.shape[2:]) < 2:
+            likeness.append(map_.new_full((), torch.nan))
+            continue
+        own = resize(output[image : image + 1, channel].float(), tuple(map_.shape))
+        likeness.append(torch.corrcoef(torch.stack([map_.flatten(), own.flatten().to(map_)]))[0, 1])
+    return torch.stack(likeness).tolist() if likeness else []  # type: ignore[no-any-return]
 
 
 def _is_automatic(run: Run) -> bool:

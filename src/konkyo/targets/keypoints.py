@@ -54,6 +54,11 @@ class Keypoint(BaseTarget):
             return heat.flatten(1).amax(1)
         return heat[:, self.place[0], self.place[1]]
 
+    @property
+    def channel(self) -> int | None:
+        """This is the joint's own, where the score is its heat."""
+        return self.joint if isinstance(self.joint, int) and self.coordinate is None else None
+
     def heat(self, output: Tensor) -> Tensor:
         """Returns the joint's heat map (N, h, w), in single precision at least."""
         if not isinstance(self.joint, int):
