@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from konkyo.evaluation.sanity import random_class, randomisation, stability
     from konkyo.explanation.diagnosis import Diagnosis
     from konkyo.explanation.explain import compare, explain, explanations
+    from konkyo.explanation.onnx import export_cam
     from konkyo.explanation.pairs import Pair, pair
     from konkyo.explanation.result import Explanation
     from konkyo.methods.base import Method, method, methods
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from konkyo.models.blackbox import BlackBox
     from konkyo.models.detectors import Detector
     from konkyo.models.detectors.yolo import dense_detector
+    from konkyo.models.readers import Clips, Signals, Volumes
     from konkyo.models.siamese import siamese
     from konkyo.report.report import report
+    from konkyo.targets.answers import Answer, EachToken, EachWord, Token
     from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, SumTarget, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
     from konkyo.targets.fields import Count, Depth
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from konkyo.targets.regions import Mask, Pixel, Region, RegionTarget
     from konkyo.targets.similarity import Similarity
     from konkyo.targets.suppression import odam_nms
+    from konkyo.targets.texts import Text
     from konkyo.tasks.base import Matching
     from konkyo.tasks.decision import Decision
     from konkyo.tasks.embedding import EmbeddingTask
@@ -60,6 +64,7 @@ _HOMES = {
     "konkyo.evaluation.evaluate": ("Maps", "evaluate"),
     "konkyo.evaluation.result": ("Evaluation",),
     "konkyo.explanation.explain": ("compare", "explain", "explanations"),
+    "konkyo.explanation.onnx": ("export_cam",),
     "konkyo.explanation.result": ("Explanation",),
     "konkyo.targets.detections": ("Detections", "InstanceTarget"),
     "konkyo.explanation.pairs": ("Pair", "pair"),
@@ -77,6 +82,7 @@ _HOMES = {
     "konkyo.models": ("Model", "Preprocess", "load"),
     "konkyo.models.blackbox": ("BlackBox",),
     "konkyo.models.detectors": ("Detector",),
+    "konkyo.models.readers": ("Clips", "Signals", "Volumes"),
     "konkyo.tasks.base": ("Matching",),
     "konkyo.tasks.decision": ("Decision",),
     "konkyo.models.detectors.yolo": ("dense_detector",),
@@ -84,6 +90,8 @@ _HOMES = {
     "konkyo.evaluation.sanity": ("random_class", "randomisation", "stability"),
     "konkyo.report.report": ("report",),
     "konkyo.targets.suppression": ("odam_nms",),
+    "konkyo.targets.answers": ("Answer", "EachToken", "EachWord", "Token"),
+    "konkyo.targets.texts": ("Text",),
     "konkyo.targets.classes": (
         "Against",
         "ClassTarget",
@@ -100,8 +108,10 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Against",
+    "Answer",
     "BlackBox",
     "ClassTarget",
+    "Clips",
     "Consistency",
     "ContrastTarget",
     "Count",
@@ -114,6 +124,8 @@ __all__ = [
     "Diagnosis",
     "DiagnosisReport",
     "Each",
+    "EachToken",
+    "EachWord",
     "EmbeddingTask",
     "Evaluation",
     "Explanation",
@@ -139,10 +151,14 @@ __all__ = [
     "RegionTest",
     "RegressionTask",
     "SegmentationTask",
+    "Signals",
     "Similarity",
     "SumTarget",
     "Target",
+    "Text",
+    "Token",
     "TopK",
+    "Volumes",
     "augmented",
     "compare",
     "consistency",
@@ -152,6 +168,7 @@ __all__ = [
     "evaluate",
     "explain",
     "explanations",
+    "export_cam",
     "first_component",
     "load",
     "method",

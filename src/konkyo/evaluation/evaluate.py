@@ -27,6 +27,7 @@ from konkyo.evaluation.result import Evaluation, Row
 from konkyo.explanation.explain import Which, explain, explanations
 from konkyo.explanation.inputs import known_classes
 from konkyo.explanation.result import Explanation
+from konkyo.explanation.run import Where
 from konkyo.methods.base import Method, find
 from konkyo.metrics.base import Explain, Score
 from konkyo.metrics.variants import absent
@@ -94,6 +95,7 @@ class _Plan:
     matching: Matching
     seed: int
     precision: Precision | None
+    layer: Where
     options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -124,6 +126,7 @@ class _Plan:
             "matching": str(self.matching),
             "seed": self.seed,
             "precision": self.precision,
+            "layer": None if self.layer is None else str(self.layer),
             "options": {name: repr(value) for name, value in self.options.items()},
         }
 
@@ -139,6 +142,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     precision: Precision | None = None,
+    layer: Where = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -154,15 +158,18 @@ def evaluate(
     scored by the class's probability; of a detector by the largest probability of the class among all candidates that
     overlap the object (IoU > 0.5).
 
-    `limit` and `seed`: so many samples, drawn by the seed, which also decides noise and ties. `options`: the methods'
-    own. `out`: a folder where every sample's values are kept as soon as they are known, and where an interrupted run
-    goes on; the result is `save`d there too. KonkyoError: another run's folder, or an unknown name.
+    The question of a sample is put to the model, whose answer is explained.
+
+    `layer`: where methods that read a layer do it, as in `explain`. `limit` and `seed`: so many samples, drawn by the
+    seed, which also decides noise and ties. `options`: the methods' own. `out`: a folder where every sample's values
+    are kept as soon as they are known, and where an interrupted run goes on; the result is `save`d there too.
+    KonkyoError: another run's folder, or an unknown name.
     """
     adapted = None if model is None else as_model(model)
     _check(adapted, methods, metrics, explained)
     columns = _columns(adapted, metrics)
     chosen = tuple(m if isinstance(m, Maps) else find(m) for m in methods)
-    plan = _Plan(adapted, chosen, columns, explained, matching, seed, precision, options)
+    plan = _Plan(adapted, chosen, columns, explained, matching, seed, precision, layer, options)
     source = samples(data, limit=limit, seed=seed)
     settings = plan.settings(source.source or type(data).__name__, len(source))
     parts = list[_Part]()
@@ -291,7 +298,8 @@ def _measured(plan: _Plan, sample: Sample, index: int) -> _Part:
     """Returns the statistics of every method and column for the rows of one sample."""
     if plan.model is not None:
         with (session := untouched(plan.model.module, plan.seed)), session:  # twice: see `Session`
-            return _explained(plan, _opened(plan, plan.model, sample), index)
+            model = plan.model.prompted(question=sample.question)
+            return _explained(plan, _opened(plan, model, sample), index)
     things = tuple(thing for thing in sample.annotations if not thing.crowd)
     truth = Truth(tuple((i,) for i in range(len(things))), things, (sample.image.height, sample.image.width))
     part = _Part(sample.name, [(thing.label or "", math.nan, thing.label or "", "") for thing in things])
@@ -379,7 +387,7 @@ def _results(
         if m is not group[0]:
             continue
         options = {k: v for k, v in plan.options.items() if any(k in n.options for n in group)}
-        settings = {"seed": plan.seed, "precision": plan.precision, "options": options}
+        settings = {"seed": plan.seed, "precision": plan.precision, "layer": plan.layer, "options": options}
         target = Each(*requests[m.name])
         for name, result in explanations(view.model, view.sample.image, group, target=target, **settings).items():
             if isinstance(result, Explanation):
@@ -573,7 +581,14 @@ def _explainer(plan: _Plan, model: Model, method: Method, targets: Sequence[Any]
         aims = [targets[row] for row in rows.tolist()]
         with silenced():  # blank maps of variants are no news
             explanation = explain(
-                model, variants, method=method, target=aims, seed=plan.seed, precision=plan.precision, **options
+                model,
+                variants,
+                method=method,
+                target=aims,
+                seed=plan.seed,
+                precision=plan.precision,
+                layer=plan.layer,
+                **options,
             )
         return explanation.maps
 

@@ -22,6 +22,7 @@ Kind: TypeAlias = Literal[
     "not a cut",
     "moved",
     "is output",
+    "from the text",
 ]
 
 
@@ -43,6 +44,8 @@ AROUND = 0.05
 """So much of the image's gradient may go around the automatic layer before its map is doubted."""
 SAME = 0.99
 """A map that correlates more with the output than this repeats it."""
+FROM_THE_TEXT = 0.05
+"""An answer of whose score the image makes less than this share is taken to come from the text."""
 SATURATED = 1e-4
 """A softmax probability so near to 0 or 1 has a gradient below a ten-thousandth of its logit's."""
 
@@ -173,8 +176,8 @@ def judge_output(known: Sequence[Diagnosis], layer: str, likeness: Sequence[floa
     return tuple(
         Diagnosis(
             "is output",
-            f"the map is the prediction itself: it correlates by {alike:.3f} with the output that is explained, as at a "
-            f"layer that the output is read from place by place, which {layer!r} is. An earlier layer says what the "
+            f"the map is the prediction itself: it correlates by {alike:.3f} with the output that is explained, as at "
+            f"a layer that the output is read from place by place, as {layer!r}. An earlier layer says what the "
             "prediction rests on: layer=None, or one that `konkyo layers` lists before it",
         )
         if diagnosis.ok and alike > SAME
@@ -191,3 +194,21 @@ def judge_places(known: Sequence[Diagnosis], layers: Sequence[str]) -> tuple[Dia
         "turns, mirrors or mixes it before, so the map does not lie on the picture; layer=None takes one that does",
     )
     return tuple(moved if diagnosis.ok else diagnosis for diagnosis in known)
+
+
+def judge_text(known: Sequence[Diagnosis], scores: Tensor, without: Tensor) -> tuple[Diagnosis, ...]:
+    """Returns the diagnoses of answers that a network would give to a blank image, too.
+
+    `scores` (R,) are those of the image, `without` (R,) those of the blank one. One transfer from the device.
+    """
+    pairs = torch.stack([scores, without.to(scores)], 1).tolist()
+    return tuple(
+        Diagnosis(
+            "from the text",
+            f"a blank image has the score {blank:.3g}, and this one {own:.3g}: the words before it make the answer, so "
+            'the map shows what hardly mattered; a contrast may tell more: ContrastTarget(Answer("yes"), Answer("no"))',
+        )
+        if diagnosis.ok and own - blank < FROM_THE_TEXT * abs(own)
+        else diagnosis
+        for diagnosis, (own, blank) in zip(known, pairs, strict=True)
+    )

@@ -1,5 +1,6 @@
 """This tells whether the score depends on what a map points at: pixels go or come in the order of the map."""
 
+import math
 from typing import Literal
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from konkyo.errors import KonkyoError, unknown
 from konkyo.metrics.base import Explain, Score, auc, metric
 from konkyo.metrics.imputation import impute
-from konkyo.metrics.variants import absent, filler, maps_of, over_variants, pearson, ranks, scores_of
+from konkyo.metrics.variants import absent, filler, maps_of, over_variants, pearson, per_map, ranks, scores_of
 from konkyo.utils.tensors import min_max
 
 Protocol = Literal["rise", "odam", "seed"]
@@ -59,7 +60,7 @@ def deletion(
     rank = ranks(order, seed)
 
     def without(rows: Tensor, point: Tensor) -> Tensor:
-        gone = (rank[rows] < counts[rows, point, None, None]) & ~fixed[rows]
+        gone = (rank[rows] < per_map(counts[rows, point], rank)) & ~fixed[rows]
         return scores_of(score, torch.where(gone[:, None], hidden(rows), images[rows]), rows)
 
     curve = _nan_where_undefined(over_variants(counts.shape[1], images, without, batch), maps, counts)
@@ -98,7 +99,7 @@ def insertion(
     first = 1 if protocol == "odam" else 0
 
     def within(rows: Tensor, point: Tensor) -> Tensor:
-        shown = (rank[rows] < counts[rows, first + point, None, None]) | fixed[rows]
+        shown = (rank[rows] < per_map(counts[rows, first + point], rank)) | fixed[rows]
         return scores_of(score, torch.where(shown[:, None], images[rows], hidden(rows)), rows)
 
     curve = over_variants(counts.shape[1] - first, images, within, batch)
@@ -161,7 +162,7 @@ def _counts(maps: Tensor, budget: Tensor | None, protocol: Protocol, steps: int,
     every = every or (10 if protocol == "odam" else 1)
     if steps < 1 or every < 1 or steps % every:
         raise KonkyoError(f"steps >= 1 that `every` divides were expected; got {steps} and {every}")
-    area = maps.shape[1] * maps.shape[2]
+    area = math.prod(maps.shape[1:])
     budget = torch.full((len(maps),), area, device=maps.device) if budget is None else budget.to(maps.device)
     step = torch.arange(0, steps + 1, every, device=maps.device)
     if protocol == "rise":
@@ -248,7 +249,7 @@ def _seen_through(maps: Tensor, images: Tensor, score: Score, batch: int) -> tup
     shown = min_max(maps)
 
     def half(rows: Tensor, masked: Tensor) -> Tensor:
-        factor = torch.where(masked[:, None, None] == 1, shown[rows], 1.0)
+        factor = torch.where(per_map(masked, shown) == 1, shown[rows], 1.0)
         return scores_of(score, images[rows] * factor[:, None].to(images), rows)
 
     whole, part = over_variants(2, images, half, batch).unbind(1)
@@ -277,7 +278,7 @@ def road(
     """
     if steps < 1:
         raise KonkyoError(f"road needs steps >= 1; got {steps}")
-    rank, area = ranks(maps, seed), maps.shape[1] * maps.shape[2]
+    rank, area = ranks(maps, seed), math.prod(maps.shape[1:])
 
     def filled(rows: Tensor, point: Tensor) -> Tensor:
         least, step = point // steps == 1, point % steps + 1

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 from torch import nn
 
 Arguments: TypeAlias = dict[str, Any]
-"""Arguments of `konkyo.Model`: `task`, `detector`, `classes`, `call`, `select`, `prompts`, `preprocess`."""
+"""Arguments of `konkyo.Model`: `task`, `detector`, `classes`, `call`, `select`, `prompts`, `preprocess`; and `module`,
+where the network is run in another module around it."""
 Describe: TypeAlias = Callable[[nn.Module, Any], "Arguments | None"]
 """(module, its processor or None) -> what `Model` is to be told of it; None: a module of another kind."""
 

@@ -74,11 +74,14 @@ def load(name: str, weights: str | Path | None) -> Model:
             f"hf/{name} cannot be loaded{noun and ' as an ' + noun}: {reason} Give a model's id on the hub, or a "
             "folder with its config.json and weights"
         ) from error
-    arguments = chosen.describe(module.eval(), processor)
-    if arguments is None:
+    arguments = known(module.eval(), processor)
+    if not arguments:
         raise KonkyoError(f"hf/{name}: {type(module).__name__} is no {noun} that is known here")
-    usual_ones = {"preprocess": _preprocess(transformers, name, settings), "classes": _classes(config) if usual else ()}
-    return Model(module, name=f"hf/{name}", **{**usual_ones, **arguments})
+    if "preprocess" not in arguments:
+        arguments["preprocess"] = _preprocess(transformers, name, settings)
+    return Model(
+        **{"module": module, "classes": _classes(config) if usual else (), **arguments, "name": f"hf/{name}"},
+    )
 
 
 @kind("transformers", "image classifier", auto="AutoModelForImageClassification")
@@ -135,7 +138,7 @@ def facts(module: Any) -> dict[str, Any]:
     processor in the files that the module came from: the network is never asked for it.
     """
     config = getattr(module, "config", None)
-    if config is None or getattr(module, "main_input_name", "") != "pixel_values":
+    if config is None or not (getattr(module, "main_input_name", "") == "pixel_values" or known(module)):
         return {}
     told: dict[str, Any] = {}
     if (arguments := known(module)) and not isinstance(arguments.get("task"), EmbeddingTask):
@@ -143,6 +146,16 @@ def facts(module: Any) -> dict[str, Any]:
     if source := str(getattr(config, "_name_or_path", "") or ""):
         told["preprocess"] = _local_preprocess(source)
     return told
+
+
+@lru_cache(maxsize=64)
+def local_processor(source: str) -> Any:
+    """Returns the processor of images and text of a model in a folder or in the hub's cache; None: there is none."""
+    settings = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        return import_transformers().AutoProcessor.from_pretrained(source, **settings) if source else None
+    except Exception:  # no files, or a processor of another kind
+        return None
 
 
 @lru_cache(maxsize=64)
@@ -203,7 +216,16 @@ def _classes(config: Any, *, only: bool = False) -> tuple[str, ...]:
 
 
 def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool]) -> Preprocess | None:
-    """Returns the model's own preprocessing; None where it has none, or one that a `Preprocess` cannot follow.
+    """Returns the model's own preprocessing; None where it has none, or one that a `Preprocess` cannot follow."""
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil", **settings)
+    except Exception:  # no processor, or one of another kind
+        return None
+    return preprocess_like(processor)
+
+
+def preprocess_like(processor: Any) -> Preprocess | None:
+    """Returns what an image processor does; None where a `Preprocess` cannot follow it.
 
     Processors are classes with steps of their own, of which the numbers in their config do not tell. So what was read
     from the numbers is held against the processor, on pictures of noise: two wide ones and a tall one.
@@ -211,8 +233,8 @@ def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool
     random = np.random.default_rng(0)
     sizes = ((70, 91), (71, 94), (131, 37))
     pictures = [Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    processor = getattr(processor, "image_processor", processor)
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil", **settings)
         if type(processor).__name__ == "TimmWrapperImageProcessor":
             preprocess = timm_preprocessing(processor.data_config)
         else:
@@ -222,7 +244,7 @@ def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool
             level = 1 / 255 / min(preprocess.std)
             if prepared.shape != expected.shape or float((prepared - expected).abs().mean()) >= level:
                 return None
-    except Exception:  # no processor, one of another kind, or a setting that is not known here
+    except Exception:  # a processor of another kind, or a setting that is not known here
         return None
     return preprocess
 
@@ -231,15 +253,18 @@ def _from_settings(processor: Any) -> Preprocess:
     """Returns what an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
     numbers = processor.to_dict()
     size = numbers.get("size") or {}
+    if set(size) == {"shortest_edge"} and numbers.get("size_divisor"):  # ViLT's, whose sides are at most as 800 to 1333
+        longest = int(1333 / 800 * size["shortest_edge"])
+        return replace(from_numbers(numbers), longest=longest, multiple=numbers["size_divisor"])
     if not numbers.get("do_resize") or set(size) != {"shortest_edge", "longest_edge"}:
-        return _from_numbers(numbers)
+        return from_numbers(numbers)
     limits: dict[str, Any] = {"longest": size["longest_edge"]}
     if type(processor).__name__.startswith("Yolos"):
         limits["multiple"] = 16  # fixed in the processor's code, whatever the patches
-    return replace(_from_numbers({**numbers, "size": {"shortest_edge": size["shortest_edge"]}}), **limits)
+    return replace(from_numbers({**numbers, "size": {"shortest_edge": size["shortest_edge"]}}), **limits)
 
 
-def _from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
+def from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
     """Returns what an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
     resize: int | tuple[int, int] | None = None
     crop: int | tuple[int, int] | None = None
@@ -260,16 +285,19 @@ def _from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
             resize = size["shortest_edge"], size["shortest_edge"]
     # Pixels in [0, 1] become (255 factor p - offset - mean) / std; here as (p - mean) / std.
     factor = 255 * numbers["rescale_factor"] if numbers.get("do_rescale") else 255.0
-    offset = 1.0 if numbers.get("rescale_offset") else 0.0
+    offset = 1.0 if numbers.get("rescale_offset") or numbers.get("offset") else 0.0  # ViViT says it shortly
     mean, std = (0.0,) * 3, (1.0,) * 3
     if numbers.get("do_normalize"):
         mean, std = numbers["image_mean"], numbers["image_std"]
     again = numbers["image_std"] if numbers.get("include_top") else (1.0,) * 3  # EfficientNet divides twice
+    squares = {"fit": "square", "border": 0.0, "interpolation": "gaussian"}  # of OWLv2, which ignores `resample`
+    resample = Image.Resampling(numbers.get("resample", Image.Resampling.BILINEAR)).name.lower()
+    owl = numbers.get("image_processor_type", "").startswith("Owlv2") and numbers.get("do_pad")
     return Preprocess(
         resize=resize,
         crop=crop,
         mean=tuple((offset + m) / factor for m in mean),
         std=tuple(s * a / factor for s, a in zip(std, again, strict=True)),
-        interpolation=Image.Resampling(numbers.get("resample", Image.Resampling.BILINEAR)).name.lower(),  # type: ignore[arg-type]
         centre="floor",
+        **(squares if owl else {"interpolation": resample}),
     )

@@ -82,6 +82,7 @@ def _image_row(results: list[Explanation], row: int, picture: Image.Image | None
         maps=maps,
         true_label=truth,
         asked=first.labels[row],
+        passage=first.passages[row] if first.passages else None,
         flags=tuple(flags),
         box=_box(first, row, picture),
         **values,

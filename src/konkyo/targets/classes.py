@@ -125,7 +125,8 @@ class Against(BaseTarget):
 class ContrastTarget(BaseTarget):
     """This target tells why this and not that: it is the difference of two targets. -> (N,)
 
-    For `explain` each of the two may also be a class index or name.
+    For `explain` each of the two may also be a class index or name. For a detector `this` is a class or `Detections`,
+    and the candidate of every such detection is asked for both classes.
     """
 
     this: Any
@@ -144,6 +145,14 @@ class ContrastTarget(BaseTarget):
     def fixed(self, output: Tensor) -> Target:
         """Returns it with both targets fixed."""
         return ContrastTarget(fixed(self.this, output), fixed(self.that, output))
+
+    def location(self) -> tuple[float, float, float, float] | None:
+        """Returns the box of what is preferred."""
+        return as_target(self.this).location() if callable(self.this) else None
+
+    def matched_boxes(self, output: Tensor) -> list[tuple[float, ...]]:
+        """Returns the box of the candidate that is preferred, one per image."""
+        return as_target(self.this).matched_boxes(output)
 
     def logit(self, output: Tensor) -> Tensor | None:
         """Returns the difference of the two logits (N,); of what has none, the score stands in its place."""

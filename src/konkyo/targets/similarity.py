@@ -74,7 +74,8 @@ class Similarity(BaseTarget):
             return cosine
         own = torch.linalg.vector_norm(embeddings, dim=1).detach()
         length = own if self.length is None else own.new_tensor(self.length)
-        return embeddings @ direction / length.clamp_min(torch.finfo(own.dtype).tiny)
+        relative: Tensor = embeddings @ direction / length.clamp_min(torch.finfo(own.dtype).tiny)
+        return relative
 
     @property
     def embedding(self) -> tuple[float, ...]:

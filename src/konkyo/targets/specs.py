@@ -28,10 +28,13 @@ SPECS: dict[str, Spec] = {}
 
 
 def spec(form: str) -> Callable[[Parser], Parser]:
-    """Registers what reads targets of a form, as in "pixel:X:Y[,label=CLASS]"; its kind stands before the colon."""
+    """Registers what reads targets of a form, as in "pixel:X:Y[,label=CLASS]"; its kind stands before the colon.
+
+    A form such as "answer[:TEXT]" needs no value; the parser gets "" then.
+    """
 
     def register(parse: Parser) -> Parser:
-        SPECS[form.partition(":")[0]] = Spec(form, parse)
+        SPECS[re.split(r"[\[:]", form)[0]] = Spec(form, parse)
         return parse
 
     return register

@@ -18,10 +18,13 @@ from konkyo.targets.base import Target
 from konkyo.targets.classes import Against, ContrastTarget, Each, Magnitude, Score, SumTarget
 from konkyo.targets.regions import WHOLE, RegionTarget
 from konkyo.tasks.decision import Decision
+from konkyo.tasks.responses import Passage
 from konkyo.utils.tensors import min_max
 
 Explained: TypeAlias = Literal["decision", "label"]
 """What is measured of a classifier: its decision, or the sample's own class."""
+Run: TypeAlias = Callable[[Callable[[], Any]], Any]
+"""It runs a forward of a network, with its errors wrapped, and returns what the forward returns."""
 
 SEVEN_CAMS = ("cam", "grad_cam", "grad_cam_pp", "score_cam", "eigen_cam", "ablation_cam", "layer_cam")
 """The class activation maps of the founding survey, in its order."""
@@ -131,6 +134,25 @@ class Task(ABC):
         """
         return read(module, images)
 
+    def settled(self, module: nn.Module, images: Tensor, request: Any, run: Run) -> Task:
+        """Returns the task that reads the output for these images, where that depends on them and on the request.
+
+        By default it is the task itself. `run` runs a forward of the network and returns what that does. OneByOne: the
+        images need a task each.
+        """
+        del module, images, request, run
+        return self
+
+    def passages(self, targets: Sequence[Target]) -> tuple[Passage | None, ...]:
+        """Returns the words that every target is about, of a network that answers in words; empty for other tasks."""
+        del targets
+        return ()
+
+    def without_content(self, images: Tensor) -> Tensor | None:
+        """Returns blank images like these (N, C, H, W), which tell what a text alone decides; None: no text is read."""
+        del images
+        return None
+
     def confidences(self, output: Tensor) -> Tensor:
         """Returns the numbers (N, ...) among which the largest is the decision."""
         return output
@@ -170,6 +192,11 @@ class Task(ABC):
         """Returns the layers that are explained by default for images (C, H, W); none: a trace finds them."""
         del shape
         return ()
+
+    @property
+    def within(self) -> str:
+        """This is the dotted name of the module that reads the images, where a trace looks for layers; "": anywhere."""
+        return ""
 
     # --- targets ------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,7 +80,9 @@ class ModelOptions:
         str | None,
         typer.Option("--texts", help="Models of images and texts: the classes, as in 'a cat;a dog'."),
     ] = None
-    template: Annotated[str, typer.Option("--template", help="What each of --texts is put into, at {}.")] = "{}"
+    template: Annotated[
+        str, typer.Option("--template", help="What each of --texts is put into, at {}; several apart by ';'.")
+    ] = "{}"
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,10 @@ class TargetOptions:
     ] = None
     question: Annotated[
         str | None, typer.Option("--question", help="What a model that answers questions is asked of the images.")
+    ] = None
+    answer: Annotated[
+        str | None,
+        typer.Option("--answer", help="The text that is explained, in place of what the model answers in words."),
     ] = None
     of: Annotated[
         str | None,
@@ -206,7 +214,8 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     texts = [text.strip() for text in (options.texts or "").split(";") if text.strip()]
     weights = None if options.weights == "random" else options.weights
-    model = load(name, weights=weights, device=device, texts=texts, template=options.template)
+    templates = [template.strip() for template in options.template.split(";") if template.strip()]
+    model = load(name, weights=weights, device=device, texts=texts, template=templates)
     changes: dict[str, Any] = {}
     for side in ("resize", "crop"):
         if (text := getattr(options, side)) is not None:
@@ -217,11 +226,13 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
     if options.interpolation is not None:
         changes["interpolation"] = options.interpolation.lower()
     usual = Preprocess(**model.task.preprocessing)
-    if model.preprocess is None and not set(PREPARATION) <= set(changes):
+    if not model.takes_pictures and changes:
+        model = _with_frames(model, changes)
+    if model.takes_pictures and model.preprocess is None and not set(PREPARATION) <= set(changes):
         missing = ", ".join(f"{key} {getattr(usual, key)}" for key in PREPARATION if key not in changes)
         note = f"note: {name} does not say how to prepare pictures; taken as usual: {missing}"
         err.print(escape(note), soft_wrap=True, highlight=False)
-    if changes or model.preprocess is None:
+    if model.takes_pictures and (changes or model.preprocess is None):
         model = replace(model, preprocess=replace(model.preprocess or usual, **changes))
     if options.labels is not None:
         model = replace(model, classes=_labels(options.labels))
@@ -230,6 +241,7 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
         "weights": options.weights,
         "labels": None if options.labels is None else hashlib.sha256(repr(model.classes).encode()).hexdigest()[:16],
         "preprocess": repr(model.preprocess),
+        **({} if model.takes_pictures else {"reader": repr(model.reader)}),
         "device": device,
         **({"texts": texts, "template": options.template} if texts else {}),
         "versions": {"konkyo": konkyo.__version__, "torch": torch.__version__},
@@ -239,8 +251,10 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
 
 def target_of(setup: Setup, what: TargetOptions) -> Any:
     """Returns the target that the options ask for. KonkyoError: an option that the model has no use for."""
+    from konkyo.targets.answers import in_text
     from konkyo.targets.classes import Each
     from konkyo.targets.specs import class_of_text, parse_target
+    from konkyo.tasks.answers import AnswerTask
     from konkyo.tasks.base import TargetRequest
 
     options = TargetRequest(
@@ -258,7 +272,14 @@ def target_of(setup: Setup, what: TargetOptions) -> Any:
         if names := options.names(*(field.name for field in fields(options))):
             raise KonkyoError(f"--target says what is explained; {', '.join(names)} would say it again")
         targets = [parse_target(text) for text in what.target]
+        targets = targets if what.answer is None else [in_text(target, what.answer) for target in targets]
         return targets[0] if len(targets) == 1 else Each(*targets)
+    if what.answer is not None:
+        if not isinstance(setup.model.task, AnswerTask):
+            raise KonkyoError(
+                f"--answer: {setup.model.name} does not answer in words; --class names what it chooses from"
+            )
+        options = replace(options, classes=(what.answer, *options.classes))
     return setup.model.task.request(options, setup.model.name)
 
 
@@ -322,8 +343,19 @@ def request_of(
     }
 
 
+def _with_frames(model: Model, changes: Mapping[str, Any]) -> Model:
+    """Returns a model of videos whose frames are prepared in another way. KonkyoError: one of something else."""
+    from konkyo.models.readers import Clips
+
+    if not isinstance(model.reader, Clips):
+        raise KonkyoError(f"{', '.join(changes)}: {model.name} takes no pictures, and says itself how files are read")
+    return replace(model, reader=replace(model.reader, picture=replace(model.reader.picture, **changes)))
+
+
 def _value(text: str) -> Any:
     try:
+        if re.fullmatch(r"\d+(,\d+)+", text):  # a number for every place, as in window=2,16,16
+            return tuple(int(part) for part in text.split(","))
         return parse_json(text.lower() if text in ("True", "False") else text)
     except ValueError:
         return text
