@@ -347,17 +347,18 @@ def _diagnose(run: Run, rows: _Rows, maps: _Maps) -> tuple[Diagnosis, ...]:
         absent=absent,
         way_out=way_out,
     )
-    return _judge_text(run, rows, maps.scores, _judge_layers(run, rows, diagnosis))
+    return _judge_text(run, rows, maps.scores, _judge_layers(run, rows, maps.signed, diagnosis))
 
 
-def _judge_layers(run: Run, rows: _Rows, diagnosis: tuple[Diagnosis, ...]) -> tuple[Diagnosis, ...]:
+def _judge_layers(run: Run, rows: _Rows, signed: Tensor, diagnosis: tuple[Diagnosis, ...]) -> tuple[Diagnosis, ...]:
     """Returns the diagnoses with what is wrong with the layers."""
     shape = tuple(run.prepared.images.shape[1:])
     if not rows.targets or not run.method.needs_layer() or run.method.layer == INPUT:
         return diagnosis
     names = "+".join(layer.name for layer in run.layers)
+    output = run.pass_.output.detach()
     if output.ndim == run.prepared.images.ndim:
-        diagnosis = judge_output(diagnosis, names, _likeness_to_output(rows, maps.signed, output))
+        diagnosis = judge_output(diagnosis, names, _likeness_to_output(rows, signed, output))
     if not _is_automatic(run):
         named = () if run.model.task.layers(shape) or run.request.layer is None else run.layers
         moved = [layer.name for layer in named if run.model.moved(layer, shape)]
@@ -381,7 +382,8 @@ def _likeness_to_output(rows: _Rows, signed: Tensor, output: Tensor) -> list[flo
             continue
         own = resize(output[image : image + 1, channel].float(), tuple(map_.shape))
         likeness.append(torch.corrcoef(torch.stack([map_.flatten(), own.flatten().to(map_)]))[0, 1])
-    return torch.stack(likeness).tolist() if likeness else []  # type: ignore[no-any-return]
+    values: list[float] = torch.stack(likeness).tolist() if likeness else []
+    return values
 
 
 def _judge_text(run: Run, rows: _Rows, scores: Tensor, diagnosis: tuple[Diagnosis, ...]) -> tuple[Diagnosis, ...]:

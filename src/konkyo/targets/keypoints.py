@@ -11,6 +11,7 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import BaseTarget
+from konkyo.targets.specs import class_of_text, number_of, spec, with_settings
 
 Coordinate: TypeAlias = Literal["x", "y"]
 TEMPERATURE = 0.05
@@ -79,3 +80,10 @@ class Keypoint(BaseTarget):
     def in_words(self, label: str, score: float) -> str:
         """Returns the joint with its score, as in "left wrist (heat 0.83)" or "x of left wrist (cell 12.3)"."""
         return f"{label} (cell {score:.1f})" if self.coordinate else f"{label} (heat {score:.2f})"
+
+
+@spec("keypoint:NAME_OR_INDEX[,coordinate=x|y][,temperature=NUMBER]")
+def _keypoint(value: str) -> Keypoint:
+    name, settings = with_settings(value, "coordinate", "temperature")
+    temperature = number_of(settings["temperature"], "temperature") if "temperature" in settings else TEMPERATURE
+    return Keypoint(class_of_text(name), settings.get("coordinate"), temperature)  # type: ignore[arg-type]  # checked there
