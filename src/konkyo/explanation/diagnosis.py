@@ -40,10 +40,10 @@ class Diagnosis:
 
 
 OK = Diagnosis("ok")
-ALIKE = 0.99
-"""A map that correlates so highly with the output it explains is that output."""
 AROUND = 0.05
 """So much of the image's gradient may go around the automatic layer before its map is doubted."""
+SAME = 0.99
+"""A map that correlates more with the output than this repeats it."""
 FROM_THE_TEXT = 0.05
 """An answer of whose score the image makes less than this share is taken to come from the text."""
 SATURATED = 1e-4
@@ -167,20 +167,20 @@ def judge_cut(known: Sequence[Diagnosis], layer: str, shares: Sequence[float]) -
     )
 
 
-def judge_output(
-    known: Sequence[Diagnosis], layer: str, likeness: Sequence[float], way_out: Callable[[], str]
-) -> tuple[Diagnosis, ...]:
-    """Returns the diagnoses of maps of a dense output that are that output again.
+def judge_output(known: Sequence[Diagnosis], layer: str, likeness: Sequence[float]) -> tuple[Diagnosis, ...]:
+    """Returns the diagnoses of maps that repeat a dense output.
 
-    `likeness`: how every row's map correlates with what the network puts out for the row's class.
+    `likeness`: the correlation of every row's map with the channel of the output that is explained; NaN where there is
+    none.
     """
     return tuple(
         Diagnosis(
             "is output",
-            f"the map is what the network puts out for this class (correlation {alike:.3f}): at layer {layer!r} every "
-            f"place has been decided on already, so it shows where the class is predicted and not why; {way_out()}",
+            f"the map is the prediction itself: it correlates by {alike:.3f} with the output that is explained, as at "
+            f"a layer that the output is read from place by place, as {layer!r}. An earlier layer says what the "
+            "prediction rests on: layer=None, or one that `konkyo layers` lists before it",
         )
-        if diagnosis.ok and alike > ALIKE
+        if diagnosis.ok and alike > SAME
         else diagnosis
         for diagnosis, alike in zip(known, likeness, strict=True)
     )

@@ -27,7 +27,6 @@ from konkyo.models.blackbox import BlackBox
 from konkyo.models.layers import traced_size
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.classes import Against, Magnitude, TopK
-from konkyo.targets.regions import RegionTarget
 from konkyo.tasks.base import Task
 from konkyo.tasks.decision import Decision
 from konkyo.utils.progress import Progress
@@ -348,17 +347,18 @@ def _diagnose(run: Run, rows: _Rows, maps: _Maps) -> tuple[Diagnosis, ...]:
         absent=absent,
         way_out=way_out,
     )
-    if run.method.needs_layer() and run.method.layer != INPUT:
-        names = "+".join(layer.name for layer in run.layers)
-        diagnosis = judge_output(diagnosis, names, _likeness(rows, maps, output), way_out)
-    return _judge_text(run, rows, maps.scores, _judge_layers(run, rows, diagnosis))
+    return _judge_text(run, rows, maps.scores, _judge_layers(run, rows, maps.signed, diagnosis))
 
 
-def _judge_layers(run: Run, rows: _Rows, diagnosis: tuple[Diagnosis, ...]) -> tuple[Diagnosis, ...]:
+def _judge_layers(run: Run, rows: _Rows, signed: Tensor, diagnosis: tuple[Diagnosis, ...]) -> tuple[Diagnosis, ...]:
     """Returns the diagnoses with what is wrong with the layers."""
     shape = tuple(run.prepared.images.shape[1:])
     if not rows.targets or not run.method.needs_layer() or run.method.layer == INPUT:
         return diagnosis
+    names = "+".join(layer.name for layer in run.layers)
+    output = run.pass_.output.detach()
+    if output.ndim == run.prepared.images.ndim:
+        diagnosis = judge_output(diagnosis, names, _likeness_to_output(rows, signed, output))
     if not _is_automatic(run):
         named = () if run.model.task.layers(shape) or run.request.layer is None else run.layers
         moved = [layer.name for layer in named if run.model.moved(layer, shape)]
@@ -366,8 +366,28 @@ def _judge_layers(run: Run, rows: _Rows, diagnosis: tuple[Diagnosis, ...]) -> tu
     trace = run.model.trace(shape)
     if trace.whole and [layer.name for layer in trace.cut] == [layer.name for layer in run.layers]:
         return diagnosis
-    names = "+".join(layer.name for layer in run.layers)
     return judge_cut(diagnosis, names, _shares_around(run, rows.targets, rows.images))
+
+
+def _likeness_to_output(rows: _Rows, signed: Tensor, output: Tensor) -> list[float]:
+    """Returns the correlation of every row's map (R, *grid) with the channel of a dense output that it is about.
+
+    With all of it or, where that is more, with what it has in the explained region. NaN: it is about no channel, or one
+    of the two is constant.
+    """
+    likeness = []
+    for target, image, map_ in zip(rows.targets, rows.images, signed, strict=True):
+        channel = as_target(target).channel
+        if channel is None or min(output.shape[2:]) < 2:
+            likeness.append(map_.new_full((), torch.nan))
+            continue
+        own = output[image, channel].float()
+        part = as_target(target).part()
+        inside = own if part is None else own * part.at(tuple(own.shape)).to(own)
+        both = resize(torch.stack([own, inside]), tuple(map_.shape)).flatten(1).to(map_)
+        likeness.append(torch.corrcoef(torch.cat([map_.flatten()[None], both]))[0, 1:].nan_to_num(-1).amax())
+    values: list[float] = torch.stack(likeness).tolist() if likeness else []
+    return values
 
 
 def _judge_text(run: Run, rows: _Rows, scores: Tensor, diagnosis: tuple[Diagnosis, ...]) -> tuple[Diagnosis, ...]:
@@ -381,27 +401,6 @@ def _judge_text(run: Run, rows: _Rows, scores: Tensor, diagnosis: tuple[Diagnosi
     parts = [target(output[i : i + 1])[0] for target, i in zip(rows.targets, rows.images, strict=True)]
     told = judge_text(diagnosis, scores, torch.stack(parts))
     return tuple(new if judge else old for judge, new, old in zip(judged, told, diagnosis, strict=True))
-
-
-def _likeness(rows: _Rows, maps: _Maps, output: Tensor) -> list[float]:
-    """Returns how every row's map correlates with the output of its class, everywhere or in its region; 0: no region.
-
-    One transfer from the device.
-    """
-    grid = tuple(maps.signed.shape[1:])
-    alike = maps.scores.new_zeros(len(rows.targets))
-    for row, (target, image) in enumerate(zip(rows.targets, rows.images, strict=True)):
-        if not isinstance(target, RegionTarget) or output.ndim != 4 or len(grid) != 2:
-            continue
-        values = output[image, target.index].float()
-        inside = values * target.weights(tuple(values.shape)).to(values)
-        coarse = torch.nn.functional.adaptive_avg_pool2d(torch.stack([values, inside]), (grid[0], grid[1]))
-        columns = torch.stack([maps.signed[row], *coarse.to(maps.signed)]).flatten(1)
-        columns = columns - columns.mean(1, keepdim=True)
-        columns = columns / columns.norm(dim=1, keepdim=True).clamp_min(torch.finfo(columns.dtype).tiny)
-        alike[row] = (columns[1:] @ columns[0]).amax()
-    result: list[float] = alike.tolist()
-    return result
 
 
 def _is_automatic(run: Run) -> bool:
