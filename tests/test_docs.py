@@ -51,6 +51,14 @@ def test_the_examples_of_a_page_on_training_run(page: str, tmp_path: Path, monke
 
 
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
+def test_the_examples_of_the_page_on_image_text_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    run_page("vlm.md")
+    assert (tmp_path / "yes.png").is_file()
+
+
+@pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 @pytest.mark.parametrize("page", ["why-wrong", "marker", "background", "checkpoints", "colleague"])
 def test_the_cookbook_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
