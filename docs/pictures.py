@@ -1,6 +1,7 @@
 """Draws docs/assets/methods/NAME.jpg: every method on one scene, for both of its objects, with the models that ship.
 
 python docs/pictures.py [NAME ...]
+python docs/pictures.py vqa            (docs/assets/vqa.png: a question of every kind, four methods)
 python docs/pictures.py checkpoints    (docs/assets/checkpoints.webp, by the code of docs/cookbook/checkpoints.md)
 """
 
@@ -14,13 +15,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 import konkyo
 from konkyo.draw.sheets import save_image
 
 FOLDER = Path(__file__).resolve().parent / "assets" / "methods"
 SEED, INDEX, SIDE, GAP = 2033, 0, 200, 6
+VQA = {"exist": 0, "count": 0, "objects": 0, "colour": 0, "side": 0, "relation": 0}
+"""Of every kind of question, which of the samples is drawn."""
 
 
 def main() -> None:
@@ -58,5 +61,32 @@ def checkpoints() -> None:
     save_image(sheet, FOLDER.parent / "checkpoints.webp")
 
 
+def vqa() -> None:
+    """A column per kind of question: the scene with both masks outlined, and the maps of four methods."""
+    warnings.simplefilter("ignore", konkyo.KonkyoWarning)
+    model, methods = konkyo.load("konkyo/scenes-vqa"), ("grad_cam", "hires_cam", "occlusion", "integrated_gradients")
+    columns = [konkyo.data.samples.samples(f"questions:40,size=256,kinds={kind}")[VQA[kind]] for kind in VQA]
+    side, top, font = 170, 34, ImageFont.load_default(13)
+    sheet = Image.new("RGB", ((side + GAP) * len(columns) + 20, top + (side + GAP) * (1 + len(methods))), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, sample in enumerate(columns):
+        (thing,) = sample.annotations
+        x = 20 + column * (side + GAP)
+        shown = sample.image.copy()
+        for mask, colour in ((thing.mask, (40, 90, 255)), (thing.evidence, (255, 0, 140))):
+            area = Image.fromarray(mask.numpy()).convert("L")
+            shown.paste(colour, mask=ImageChops.subtract(area.filter(ImageFilter.MaxFilter(5)), area))
+        found = konkyo.explanations(model, sample.image, methods, question=sample.question, layer="cells")
+        label = found[methods[0]].labels[0]
+        pen.text((x, 0), f"{sample.question.removesuffix(' ?')}?\n{label}", "black", font)
+        for row, picture in enumerate((shown, *(found[method].overlay(0) for method in methods))):
+            sheet.paste(picture.convert("RGB").resize((side, side)), (x, top + row * (side + GAP)))
+    for row, method in enumerate(methods, 1):
+        name = Image.new("RGB", (side, 18), "white")
+        ImageDraw.Draw(name).text((4, 0), method, "black", font)
+        sheet.paste(name.rotate(90, expand=True), (0, top + row * (side + GAP)))
+    save_image(sheet, FOLDER.parent / "vqa.png")
+
+
 if __name__ == "__main__":
-    checkpoints() if sys.argv[1:] == ["checkpoints"] else main()
+    {("checkpoints",): checkpoints, ("vqa",): vqa}.get(tuple(sys.argv[1:]), main)()

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from konkyo.data.sets.scenes import CLASSES, Scenes
-from konkyo.models.shipped import SCENES_MEAN, SCENES_SIZE, SCENES_STD, ScenesResNet
+from konkyo.models.networks.scenes import SCENES_MEAN, SCENES_SIZE, SCENES_STD, ScenesResNet
 from konkyo.utils.files import replacing
 from provenance import write
 from rendering import rendered
@@ -62,7 +62,7 @@ def main() -> None:
         "rate": args.rate,
     }
     results = {"seconds_of_training": round(seconds), **measure(model, args.seed + UNSEEN)}
-    name = "konkyo.models.shipped.ScenesResNet"
+    name = "konkyo.models.networks.scenes.ScenesResNet"
     write(args.out, model, name, seed=args.seed, training_data=training_data, results=results)
 
 

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from torchvision.ops import box_convert, box_iou, complete_box_iou_loss
 
 from konkyo.data.sets.scenes import CLASSES, Scene, Scenes
-from konkyo.models.shipped import SCENES_SIZE, scenes_detector
+from konkyo.models.networks.scenes import SCENES_SIZE
+from konkyo.models.shipped import scenes_detector
 from konkyo.utils.files import replacing
 from provenance import write
 from rendering import Arrays, rendered

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from konkyo.evaluation.sanity import random_class, randomisation, stability
     from konkyo.explanation.diagnosis import Diagnosis
     from konkyo.explanation.explain import compare, explain, explanations
+    from konkyo.explanation.onnx import export_cam
+    from konkyo.explanation.pairs import Pair, pair
     from konkyo.explanation.result import Explanation
     from konkyo.methods.base import Method, method, methods
     from konkyo.methods.wrappers import augmented, first_component
@@ -29,12 +31,25 @@ if TYPE_CHECKING:
     from konkyo.models.detectors import Detector
     from konkyo.models.detectors.yolo import dense_detector
     from konkyo.models.readers import Clips, Signals, Volumes
+    from konkyo.models.siamese import siamese
     from konkyo.report.report import report
-    from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, RegionTarget, SumTarget, Target, TopK
+    from konkyo.targets.answers import Answer, EachToken, EachWord, Token
+    from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, SumTarget, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
+    from konkyo.targets.fields import Count, Depth
+    from konkyo.targets.keypoints import Keypoint
+    from konkyo.targets.numbers import Output
+    from konkyo.targets.regions import Mask, Pixel, Region, RegionTarget
+    from konkyo.targets.similarity import Similarity
     from konkyo.targets.suppression import odam_nms
+    from konkyo.targets.texts import Text
     from konkyo.tasks.base import Matching
     from konkyo.tasks.decision import Decision
+    from konkyo.tasks.embedding import EmbeddingTask
+    from konkyo.tasks.fields import CountingTask, DepthTask
+    from konkyo.tasks.keypoints import KeypointTask
+    from konkyo.tasks.regression import RegressionTask
+    from konkyo.tasks.segmentation import SegmentationTask
 
 from konkyo.version import __version__ as __version__
 
@@ -49,8 +64,19 @@ _HOMES = {
     "konkyo.evaluation.evaluate": ("Maps", "evaluate"),
     "konkyo.evaluation.result": ("Evaluation",),
     "konkyo.explanation.explain": ("compare", "explain", "explanations"),
+    "konkyo.explanation.onnx": ("export_cam",),
     "konkyo.explanation.result": ("Explanation",),
     "konkyo.targets.detections": ("Detections", "InstanceTarget"),
+    "konkyo.explanation.pairs": ("Pair", "pair"),
+    "konkyo.models.siamese": ("siamese",),
+    "konkyo.targets.fields": ("Count", "Depth"),
+    "konkyo.tasks.fields": ("CountingTask", "DepthTask"),
+    "konkyo.targets.keypoints": ("Keypoint",),
+    "konkyo.targets.numbers": ("Output",),
+    "konkyo.targets.similarity": ("Similarity",),
+    "konkyo.tasks.embedding": ("EmbeddingTask",),
+    "konkyo.tasks.keypoints": ("KeypointTask",),
+    "konkyo.tasks.regression": ("RegressionTask",),
     "konkyo.engine.layer": ("Layer",),
     "konkyo.methods.base": ("Method", "method", "methods"),
     "konkyo.models": ("Model", "Preprocess", "load"),
@@ -64,50 +90,73 @@ _HOMES = {
     "konkyo.evaluation.sanity": ("random_class", "randomisation", "stability"),
     "konkyo.report.report": ("report",),
     "konkyo.targets.suppression": ("odam_nms",),
+    "konkyo.targets.answers": ("Answer", "EachToken", "EachWord", "Token"),
+    "konkyo.targets.texts": ("Text",),
     "konkyo.targets.classes": (
         "Against",
         "ClassTarget",
         "ContrastTarget",
         "Each",
-        "RegionTarget",
         "SumTarget",
         "Target",
         "TopK",
     ),
+    "konkyo.targets.regions": ("Mask", "Pixel", "Region", "RegionTarget"),
+    "konkyo.tasks.segmentation": ("SegmentationTask",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Against",
+    "Answer",
     "BlackBox",
     "ClassTarget",
     "Clips",
     "Consistency",
     "ContrastTarget",
+    "Count",
+    "CountingTask",
     "Decision",
+    "Depth",
+    "DepthTask",
     "Detections",
     "Detector",
     "Diagnosis",
     "DiagnosisReport",
     "Each",
+    "EachToken",
+    "EachWord",
+    "EmbeddingTask",
     "Evaluation",
     "Explanation",
     "InstanceTarget",
+    "Keypoint",
+    "KeypointTask",
     "KonkyoError",
     "KonkyoWarning",
     "Layer",
     "Maps",
+    "Mask",
     "Matching",
     "Method",
     "Model",
     "Neighbours",
     "NotApplicable",
+    "Output",
+    "Pair",
+    "Pixel",
     "Preprocess",
+    "Region",
     "RegionTarget",
     "RegionTest",
+    "RegressionTask",
+    "SegmentationTask",
     "Signals",
+    "Similarity",
     "SumTarget",
     "Target",
+    "Text",
+    "Token",
     "TopK",
     "Volumes",
     "augmented",
@@ -119,6 +168,7 @@ __all__ = [
     "evaluate",
     "explain",
     "explanations",
+    "export_cam",
     "first_component",
     "load",
     "method",
@@ -126,10 +176,12 @@ __all__ = [
     "metrics",
     "neighbours",
     "odam_nms",
+    "pair",
     "random_class",
     "randomisation",
     "region_test",
     "report",
+    "siamese",
     "stability",
     "training",
 ]

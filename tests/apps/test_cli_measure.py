@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import konkyo
@@ -16,6 +17,7 @@ from helpers.commands import Run, runner, told
 from helpers.strict_json import strict
 from konkyo.apps.cli.evaluate import split
 from konkyo.evaluation.evaluate import evaluate
+from konkyo.evaluation.result import Evaluation
 from konkyo.metrics import metrics
 
 NETS = """
@@ -60,6 +62,34 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_layer_is_where_maps_are_measured(run: Run) -> None:
+    found = run(
+        "evaluate",
+        *QUICK,
+        "--data",
+        "folder:photos",
+        "--limit",
+        "2",
+        "--explained",
+        "label",
+        "--layer",
+        "1",
+        "--out",
+        "to",
+    )
+    assert found.code == 0, found.err
+    result = Evaluation.load("to")
+    assert result.settings["layer"] == "1"
+    data, model = konkyo.data.samples.samples("folder:photos", limit=2), konkyo.load("nets.py:named")
+    values = result.values("layer_cam", "ebpg@mask")
+    there = evaluate(model, data, ["layer_cam"], ["ebpg"], layer="1", explained="label").values(
+        "layer_cam", "ebpg@mask"
+    )
+    elsewhere = evaluate(model, data, ["layer_cam"], ["ebpg"], explained="label").values("layer_cam", "ebpg@mask")
+    torch.testing.assert_close(values, there)
+    assert (values - elsewhere).abs().max() > 1e-3
 
 
 def test_a_table_with_values_and_curves(run: Run) -> None:

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from konkyo.data.sets import scenes as drawing
 from konkyo.data.sets.scenes import CLASSES, Scene, Scenes
 from konkyo.errors import KonkyoError
-from konkyo.models.shipped import SCENES_MEAN, SCENES_SIZE, SCENES_STD, scenes_classifier
+from konkyo.models.networks.scenes import SCENES_MEAN, SCENES_SIZE, SCENES_STD
+from konkyo.models.shipped import scenes_classifier
 
 ALL = range(len(CLASSES))
 
@@ -199,3 +200,25 @@ def test_the_shipped_classifier_names_what_it_has_not_seen():
     guesses = torch.cat([model(part).argmax(1) for part in images.split(50)])
     truth = torch.cat([scene.labels for scene in scenes])
     assert (guesses == truth).float().mean() >= 0.95
+
+
+def test_colours_are_those_that_bodies_have_in_the_picture():
+    """Two objects of one pair: the one called by the brighter or redder name is brighter or redder in the picture."""
+    means: dict[str, list[Tensor]] = {}
+    for scene in Scenes(150, seed=21, objects=(1, 3)):
+        assert len(scene.colours) == len(scene.labels)
+        for label, colour, mask, evidence in zip(scene.labels, scene.colours, scene.masks, scene.evidence, strict=True):
+            assert colour in ("", *drawing.COLOURS)
+            assert not (colour and CLASSES[label] in ("tulip", "daisy"))
+            if colour:
+                body = pixels(scene)[:, mask & ~evidence]
+                means.setdefault(colour, []).append(body.median(1).values)
+    mean = {colour: torch.stack(values).mean(0) for colour, values in means.items()}
+    assert set(mean) == set(drawing.COLOURS)
+    red, green, blue = (mean[name] for name in ("red", "green", "blue"))
+    assert red[0] > green[0] + 40
+    assert red[0] > blue[0] + 40
+    assert green[1] > red[1] + 20
+    assert blue[2] > green[2] + 40
+    assert mean["white"].min() > mean["gray"].max() + 40
+    assert mean["yellow"][1] > mean["orange"][1] + 20 > mean["red"][1] + 40

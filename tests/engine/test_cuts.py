@@ -27,7 +27,7 @@ TOLD = {
         ("gate from the mean colour", "U-Net", "lraspp_mobilenet_v3_large", "whole picture and its centre"), "not a cut"
     ),
     **dict.fromkeys(("SegFormer, segmentation", "UperNet on ConvNext", "Mask2Former on Swin"), "not a cut"),
-    "Qwen3-VL": "KonkyoError",
+    **dict.fromkeys(("Qwen3-VL", "qwen3_vl on grids"), "KonkyoError"),  # a trace takes heads of its text for places
     "turned by 90 degrees inside": "KonkyoError",
     "frozen backbone under no_grad": "zero gradient",
     # Their random weights are so small that nothing of the image arrives.

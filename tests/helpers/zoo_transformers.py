@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from helpers import image_text
+
 Call = Callable[[nn.Module, Tensor], Any]
 Row = tuple[str, Callable[[], nn.Module], tuple[int, ...], "Call | None"]
 
@@ -379,6 +381,8 @@ def rows() -> Iterator[Row]:
     yield "Qwen2-VL", lambda: qwen("Qwen2VL"), SQUARE, QWEN
     yield "Qwen2.5-VL", lambda: qwen("Qwen2_5_VL"), SQUARE, QWEN
     yield "Qwen3-VL", lambda: qwen("Qwen3VL"), SQUARE, QWEN
+    for family, shape in image_text.SHAPES.items():
+        yield f"{family} on grids", lambda f=family: image_text.on_grids(f), shape, image_text.next_word
     small = {"num_labels": 5, "depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 20, 24], "decoder_hidden_size": 16}
     yield "SegFormer, segmentation", lambda: of("Segformer", "ForSemanticSegmentation", **small), WIDE, None
     yield "UperNet on ConvNext", uper_net, WIDE, None

@@ -57,7 +57,9 @@ def test_methods_that_read_inside_are_not_on_offer() -> None:
     images = torch.rand(1, 3, 16, 16)
     with pytest.raises(NotApplicable, match=r"black box, .* on offer: .*rise"):
         konkyo.explain(box, images, target=0)
-    results = konkyo.explanations(box, images, list(konkyo.methods()), target=0, options={"masks": 8})
+    results = konkyo.explanations(
+        box, images, list(konkyo.methods()), target=0, options={"masks": 8, "window": 4, "stride": 2}
+    )
     applicable = {name for name, result in results.items() if isinstance(result, konkyo.Explanation)}
     assert applicable >= {"rise", "occlusion", "edge_map"}
     assert applicable == {name for name, m in konkyo.methods().items() if not m.needs_inside()} - {"d_rise"}

@@ -19,6 +19,7 @@ import konkyo
 from helpers.networks import Attention, Block, Dense, InPlaceAfter, Returns, SmallResNet, images, seeded
 from konkyo.errors import KonkyoError
 from konkyo.models.networks.backbone import Backbone, features_of
+from konkyo.models.networks.scenes import ScenesResNet
 from konkyo.models.networks.vib import (
     LEAST,
     SOURCES,
@@ -32,7 +33,6 @@ from konkyo.models.networks.vib import (
     linear_attention,
     sampled,
 )
-from konkyo.models.shipped import ScenesResNet
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

@@ -29,8 +29,8 @@ from konkyo.evaluation.evaluate import evaluate
 from konkyo.models import Model
 from konkyo.models.networks.backbone import Backbone
 from konkyo.models.networks.recam import ReCAM
+from konkyo.models.networks.scenes import SCENES_MEAN, SCENES_STD
 from konkyo.models.networks.vib import Noise, VIBClassifier
-from konkyo.models.shipped import SCENES_MEAN, SCENES_STD
 from konkyo.models.trained import read_plan
 from konkyo.studies.vib import study as vib_study
 from konkyo.studies.vib.report import report_vib

@@ -16,6 +16,8 @@ class Frame:
     offset: tuple[float, float] = (0.0, 0.0)
     region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
     """The part of the input that shows the picture, xyxy as shares of its width and height; the rest is border."""
+    size: tuple[int, int] | None = None
+    """(height, width) of the input; None: it is not known."""
 
     def shown(self, boxes: Tensor) -> Tensor:
         """Returns boxes (..., 4) xyxy in input pixels as boxes in the pixels of the picture."""

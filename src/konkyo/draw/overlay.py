@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, max_pool2d
 
 from konkyo.errors import KonkyoError, unknown
 
@@ -29,6 +29,7 @@ OPACITY = 0.7
 _STRONG = 0.5  # from half of the highest value on, colour alone tells values apart; below, the picture shows through
 _PALE = 0.5  # the inner half of a diverging colour map is nearly white and would look like fog
 _FINE, _SHARE = 64 * 64, 0.99  # of maps with so many cells the highest hundredth shares the last colour
+_SMALL_PART = 0.002  # of the picture: a part that would be overlooked
 _HIGHEST_LEVEL = 254  # levels from 0 to this: an odd number of them, so that zero has its own
 
 
@@ -104,6 +105,39 @@ def boxed(
         if grown or ink == colour:
             draw.rectangle((x1 - grown, y1 - grown, x2 + grown, y2 + grown), outline=ink, width=thick)
     return framed
+
+
+def outlined(image: Image.Image, part: Map, *, width: int | None = None) -> Image.Image:
+    """Draws the outline of a part of the picture on it, in white between dark lines; a small part gets a ring as well.
+
+    `part` (h, w) lies over the whole picture: it is where it reaches half of its highest value. `width` of the white
+    line in pixels (None: by the picture's size).
+    """
+    line = width or max(1, round(max(image.size) / 250))
+    values = _values(part)
+    tall, wide = image.height, image.width
+    mode = "bilinear" if values.shape[0] < tall or values.shape[1] < wide else "area"
+    enlarged = interpolate(values[None, None].float(), size=(tall, wide), mode=mode)[0, 0]
+    inside = enlarged >= values.max() / 2
+    edge, framed = (line + 1) // 2, image.copy()
+    for ink, outer, inner in (("black", line + edge, edge), ("white", line, 0)):
+        ring = _grown(inside, outer) & ~_grown(inside, -inner)
+        framed.paste(ink, mask=Image.fromarray((ring.numpy() * 255).astype(np.uint8)))
+    rows, columns = inside.nonzero().unbind(1)
+    if len(rows) and inside.float().mean() < _SMALL_PART:
+        x, y, reach = columns.float().mean().item(), rows.float().mean().item(), max(6, 5 * line, max(image.size) / 25)
+        draw = ImageDraw.Draw(framed)
+        for ink, thick in (("black", line + 2 * ((line + 1) // 2)), ("white", line)):
+            grown = reach + (thick - line) // 2
+            draw.ellipse((x - grown, y - grown, x + grown, y + grown), outline=ink, width=thick)
+    return framed
+
+
+def _grown(inside: Tensor, reach: int) -> Tensor:
+    """Returns a part (h, w) bool with so many pixels more on every side, or fewer; the picture's border is no side."""
+    sign = 1 if reach >= 0 else -1
+    pooled: Tensor = sign * max_pool2d(sign * inside.float()[None, None], 2 * abs(reach) + 1, 1, abs(reach))
+    return pooled[0, 0] > 0.5
 
 
 def is_signed(map_: Map, limits: Limits | None = None) -> bool:

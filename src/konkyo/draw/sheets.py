@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from konkyo.draw.overlay import OPACITY, Limits, Map, boxed, is_signed, overlay
+from konkyo.draw.overlay import OPACITY, Limits, Map, boxed, is_signed, outlined, overlay
 from konkyo.draw.text import Font, clean, complete, elided, text_lines
 from konkyo.engine.path import PathTrace
 from konkyo.errors import KonkyoError
@@ -61,6 +61,8 @@ class Row:
     cells: Sequence[Cell] = field(default=())
     box: Sequence[float] | None = None
     """xyxy in pixels of the image: what the row is about, drawn in its picture and in every cell."""
+    part: Map | None = None
+    """(h, w) over the image: the region that the row is about, whose outline is drawn in the same places."""
     asked: str = ""
     """What the model says of the target, where it decided something else."""
     decided: str = ""
@@ -371,6 +373,8 @@ def _beside(strips: Sequence[Image.Image]) -> Image.Image:
 
 def _with_box(row: Row, picture: Image.Image) -> Image.Image:
     """Returns the row's picture, at whatever size, with its box."""
+    if row.part is not None:
+        picture = outlined(picture, row.part, width=max(1, round(max(picture.size) / 200)))
     if row.box is None:
         return picture
     across, down = picture.width / row.image.width, picture.height / row.image.height

@@ -13,6 +13,8 @@ from konkyo.engine.layer import Layer
 from konkyo.engine.places import Places
 from konkyo.engine.run import Call, Run
 
+_LINEAR = ("Linear", "Conv1D")
+"""The classes of linear layers; transformers calls that of GPT-2 "Conv1D"."""
 _TOGETHER = 8
 """At most so many branches make one layer together."""
 
@@ -20,8 +22,8 @@ _TOGETHER = 8
 class Choice:
     """This chooses the automatic layer from what a run noted."""
 
-    def __init__(self, run: Run, instances: bool) -> None:
-        self.run, self.instances = run, instances
+    def __init__(self, run: Run, instances: bool, within: str = "") -> None:
+        self.run, self.instances, self.within = run, instances, within
         nodes = {edge.node: call for call, noted in run.outputs.items() for edge in noted.edges}
         assert run.image_node is not None
         self.graph = Graph(run.output, run.image_node, nodes)
@@ -34,12 +36,13 @@ class Choice:
     def cut(self) -> tuple[list[Call], bool]:
         """Returns the calls that make the automatic layer, and whether everything passes them."""
         usable = [call for call in self.run.order if (place := self.places.place(call)) is not None and place.sure]
+        usable = [call for call in usable if f"{call[0]}.".startswith(f"{self.within}." if self.within else "")]
         if self.used.isdisjoint(usable):  # nothing flows back to the image: only the order of the modules is known
             before = [call for call in usable if self.run.order.index(call) < self.run.head]
             return (before or usable)[-1:], True
         features = [call for call in usable if call in self.used and (call in self.weighted or call in self.ends)]
         # A Linear on a grid (query, key, value) only projects what another module put out.
-        for some in ([call for call in features if self.run.outputs[call].kind != "Linear"], features):
+        for some in ([call for call in features if self.run.outputs[call].kind not in _LINEAR], features):
             calls, whole = self._of_features(some) if some else ([], False)
             if calls:
                 return calls, whole

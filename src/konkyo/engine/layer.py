@@ -52,7 +52,7 @@ class Layer:
         raw = raw.movedim(self.batch_axis, 0)
         if self.tokens is not None:
             end = self.prefix + math.prod(self._laid)  # what follows are no places (a detector's queries)
-            raw = raw[:, self.prefix : end].reshape(len(raw), *self._laid, -1)
+            raw = raw[:, self.prefix : end].reshape(raw.shape[0], *self._laid, -1)  # `len` would fix it in exports
         grid = raw.movedim(self.channel_axis, 1)
         if self.stacked:
             grid = grid.reshape(-1, self.stacked, *grid.shape[1:]).movedim(1, 2)
@@ -70,9 +70,10 @@ class Layer:
         out = grid.movedim(1, self.channel_axis)
         if self.tokens is not None:
             raw = raw.movedim(self.batch_axis, 0)
-            before, _, after = raw.repeat(len(grid) // len(raw), 1, 1).tensor_split(
-                (self.prefix, self.prefix + math.prod(self._laid)), dim=1
+            of_all = (
+                raw.expand(grid.shape[0], -1, -1) if raw.shape[0] == 1 else raw.repeat(grid.shape[0] // len(raw), 1, 1)
             )
+            before, _, after = of_all.tensor_split((self.prefix, self.prefix + math.prod(self._laid)), dim=1)
             out = torch.cat([before, out.flatten(1, len(self._laid)), after], dim=1)
         return out.movedim(0, self.batch_axis)
 
@@ -93,8 +94,12 @@ def main_tensor(output: Any) -> Tensor | None:
 
 
 def maps_in(output: Any) -> list[Tensor]:
-    """Returns a pyramid's levels: the floating (N, C, *grid) in a module's output, however nested, in its order."""
-    return [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point() and t.ndim >= 3]
+    """Returns a pyramid's levels: the floating (N, C, *grid) in a module's output, however nested, in its order.
+
+    What it holds twice, as the last hidden state of a list of all, is one level.
+    """
+    maps = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point() and t.ndim >= 3]
+    return list({id(t): t for t in maps}.values())
 
 
 def tensors_of(output: Any, layer: Layer) -> list[Tensor]:

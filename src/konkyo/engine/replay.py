@@ -157,8 +157,11 @@ def _expanded(leaf: Any, size: int, batch_axis: int) -> Any:
 
 @contextmanager
 def _stubbed(module: nn.Module, answers: Sequence[Any]) -> Iterator[None]:
-    """Within the context the module's first calls return `answers`, in order, without running; later calls run it."""
-    left = list(answers)
+    """Within the context the module's first calls return `answers`, in order, without running; later calls run it.
+
+    They return copies of lists and records, which networks write to (those of transformers do); of tensors, themselves.
+    """
+    left = [tree_map(lambda leaf: leaf, answer) for answer in answers]
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         return left.pop(0) if left else stub.run(*args, **kwargs)

@@ -12,8 +12,9 @@ from konkyo.errors import KonkyoError, unknown
 from konkyo.metrics import METRICS, Metric
 from konkyo.utils.registry import check_options
 
-Region: TypeAlias = Literal["box", "mask", "evidence"]
-"""What of an object a map is held against: its box, its outline, or the part that alone decides its class."""
+Region: TypeAlias = Literal["box", "mask", "evidence", "explained"]
+"""What a map is held against: an object's box, its outline, the part that alone decides its class, or the region of a
+dense output that is explained itself."""
 Budget: TypeAlias = Literal["box", "image"]
 """How many pixels are changed: as many as the object's box has, or the image."""
 
@@ -43,8 +44,8 @@ class Column:
 def column(text: str) -> Column:
     """Reads the column NAME, NAME@REGION or NAME@REGION(option=value,...). KonkyoError with what is on offer otherwise.
 
-    `REGION`: mask (what a metric of objects looks at by default), box or evidence. Besides its metric's, a column of
-    deletion or insertion has the option budget=box or image (default: box in the protocols of detectors).
+    `REGION`: mask (what a metric of objects looks at by default), box, evidence or explained. Besides its metric's, a
+    column of deletion or insertion has the option budget=box or image (default: box in the protocols of detectors).
 
     >>> column("ebpg@box").name, column("deletion(protocol=seed)").budget
     ('ebpg@box', 'box')

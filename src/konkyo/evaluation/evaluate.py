@@ -27,6 +27,7 @@ from konkyo.evaluation.result import Evaluation, Row
 from konkyo.explanation.explain import Which, explain, explanations
 from konkyo.explanation.inputs import known_classes
 from konkyo.explanation.result import Explanation
+from konkyo.explanation.run import Where
 from konkyo.methods.base import Method, find
 from konkyo.metrics.base import Explain, Score
 from konkyo.metrics.variants import absent
@@ -94,6 +95,7 @@ class _Plan:
     matching: Matching
     seed: int
     precision: Precision | None
+    layer: Where
     options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -124,6 +126,7 @@ class _Plan:
             "matching": str(self.matching),
             "seed": self.seed,
             "precision": self.precision,
+            "layer": None if self.layer is None else str(self.layer),
             "options": {name: repr(value) for name, value in self.options.items()},
         }
 
@@ -139,6 +142,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     precision: Precision | None = None,
+    layer: Where = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -154,15 +158,18 @@ def evaluate(
     scored by the class's probability; of a detector by the largest probability of the class among all candidates that
     overlap the object (IoU > 0.5).
 
-    `limit` and `seed`: so many samples, drawn by the seed, which also decides noise and ties. `options`: the methods'
-    own. `out`: a folder where every sample's values are kept as soon as they are known, and where an interrupted run
-    goes on; the result is `save`d there too. KonkyoError: another run's folder, or an unknown name.
+    The question of a sample is put to the model, whose answer is explained.
+
+    `layer`: where methods that read a layer do it, as in `explain`. `limit` and `seed`: so many samples, drawn by the
+    seed, which also decides noise and ties. `options`: the methods' own. `out`: a folder where every sample's values
+    are kept as soon as they are known, and where an interrupted run goes on; the result is `save`d there too.
+    KonkyoError: another run's folder, or an unknown name.
     """
     adapted = None if model is None else as_model(model)
     _check(adapted, methods, metrics, explained)
     columns = _columns(adapted, metrics)
     chosen = tuple(m if isinstance(m, Maps) else find(m) for m in methods)
-    plan = _Plan(adapted, chosen, columns, explained, matching, seed, precision, options)
+    plan = _Plan(adapted, chosen, columns, explained, matching, seed, precision, layer, options)
     source = samples(data, limit=limit, seed=seed)
     settings = plan.settings(source.source or type(data).__name__, len(source))
     parts = list[_Part]()
@@ -291,7 +298,8 @@ def _measured(plan: _Plan, sample: Sample, index: int) -> _Part:
     """Returns the statistics of every method and column for the rows of one sample."""
     if plan.model is not None:
         with (session := untouched(plan.model.module, plan.seed)), session:  # twice: see `Session`
-            return _explained(plan, _opened(plan, plan.model, sample), index)
+            model = plan.model.prompted(question=sample.question)
+            return _explained(plan, _opened(plan, model, sample), index)
     things = tuple(thing for thing in sample.annotations if not thing.crowd)
     truth = Truth(tuple((i,) for i in range(len(things))), things, (sample.image.height, sample.image.width))
     part = _Part(sample.name, [(thing.label or "", math.nan, thing.label or "", "") for thing in things])
@@ -332,10 +340,12 @@ class _MeasuredRows:
 
 def _opened(plan: _Plan, model: Model, sample: Sample) -> _View:
     """Returns the sample with the network's output. KonkyoError: the model does not say how to prepare pictures."""
-    if model.preprocess is None:
+    preprocess = model.preprocess
+    if preprocess is None:
         raise KonkyoError(f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)")
-    images = model.prepared(model.preprocess(sample.image)[None])
-    return _View(model, model.preprocess, sample, images, Pass(model, images, precision=plan.precision).output.detach())
+    images = model.prepared(preprocess(sample.image)[None])
+    model = model.settled(images, model.task.measured(sample, plan.explained, plan.matching))
+    return _View(model, preprocess, sample, images, Pass(model, images, precision=plan.precision).output.detach())
 
 
 def _explained(plan: _Plan, view: _View, index: int) -> _Part:
@@ -379,7 +389,7 @@ def _results(
         if m is not group[0]:
             continue
         options = {k: v for k, v in plan.options.items() if any(k in n.options for n in group)}
-        settings = {"seed": plan.seed, "precision": plan.precision, "options": options}
+        settings = {"seed": plan.seed, "precision": plan.precision, "layer": plan.layer, "options": options}
         target = Each(*requests[m.name])
         for name, result in explanations(view.model, view.sample.image, group, target=target, **settings).items():
             if isinstance(result, Explanation):
@@ -410,8 +420,26 @@ def _shared_inputs(plan: _Plan, view: _View, rows: _MeasuredRows, part: _Part) -
         "images": images.expand(len(targets), *images.shape[1:]),
         "score": _scorer(model, scores, plan.precision),
         "area": _areas(boxes, images.shape[2:]),
+        **_parts(view, targets, rows.truth.size),
         "pixels": images.new_tensor([model.black, view.preprocess.white]),
     }
+
+
+def _parts(view: _View, targets: Sequence[Target], size: tuple[int, int]) -> dict[str, Tensor]:
+    """Returns the regions of dense outputs that are explained, on the input (R, H, W) and on the picture (R, *size).
+
+    Nothing where a target has none; a region is where it covers at least half as much as where it covers most.
+    """
+    parts = [as_target(target).part() for target in targets]
+    if any(part is None for part in parts):
+        return {}
+    height, width = view.images.shape[2:]
+    weights = torch.stack([part.at((height, width)) for part in parts if part is not None])
+    inside = weights >= weights.flatten(1).amax(1)[:, None, None] / 2
+    x0, y0, x1, y1 = view.preprocess.frame(view.sample.image).region
+    shown = inside[:, round(y0 * height) : round(y1 * height), round(x0 * width) : round(x1 * width)]
+    seen = torch.nn.functional.interpolate(shown[:, None].float(), size=size, mode="nearest")[:, 0] > 0
+    return {"part": inside.to(view.images.device), "explained": seen}
 
 
 def _true_labels(view: _View, rows: _MeasuredRows, decided: Sequence[str]) -> list[str]:
@@ -482,7 +510,10 @@ def _measure(plan: _Plan, part: _Part, method: str, offers: Mapping[str, Any], t
         if "images" not in needs:  # over the picture, so that maps of all grids are measured at one size
             values["maps"] = resize(offers.get("seen", maps).float(), truth.size)
             values |= {n: v.to(maps.device) for n, v in truth.objects().items()}
-            if c.region is not None:
+            if c.region == "explained":
+                masks = offers.get("explained", torch.zeros(len(maps), *truth.size, dtype=torch.bool))
+                values |= {"masks": masks.to(maps.device), "others": torch.zeros_like(masks, device=maps.device)}
+            elif c.region is not None:
                 values |= {n: v.to(maps.device) for n, v in truth.masks(c.region).items()}
         values["budget"] = offers.get("area") if c.budget == "box" else None
         if "raw" in needs:  # attributions in units of what the method explains, which need not be the probability
@@ -494,7 +525,8 @@ def _measure(plan: _Plan, part: _Part, method: str, offers: Mapping[str, Any], t
             options.setdefault("holds_input", offers.get("holds_input", True))
         arguments = {n: values[n] for n in needs if n != "maps" and values.get(n) is not None}
         statistic = c.metric.statistic(values["maps"], **arguments, **options).double()
-        left_out = blank if c.region is None else blank | truth.unknown(c.region).to(blank.device)
+        told = c.region in (None, "explained")
+        left_out = blank if told else blank | truth.unknown(c.region).to(blank.device)  # type: ignore[arg-type]
         statistic = statistic.masked_fill(left_out.view(-1, *[1] * (statistic.ndim - 1)), math.nan)
         part.statistics.setdefault(method, {})[c.name] = statistic.tolist()
 
@@ -551,7 +583,14 @@ def _explainer(plan: _Plan, model: Model, method: Method, targets: Sequence[Any]
         aims = [targets[row] for row in rows.tolist()]
         with silenced():  # blank maps of variants are no news
             explanation = explain(
-                model, variants, method=method, target=aims, seed=plan.seed, precision=plan.precision, **options
+                model,
+                variants,
+                method=method,
+                target=aims,
+                seed=plan.seed,
+                precision=plan.precision,
+                layer=plan.layer,
+                **options,
             )
         return explanation.maps
 

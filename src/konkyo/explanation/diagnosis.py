@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 Kind: TypeAlias = Literal[
-    "ok", "not finite", "zero gradient", "saturated", "incomplete", "all negative", "constant", "not a cut", "moved"
+    "ok",
+    "not finite",
+    "zero gradient",
+    "saturated",
+    "incomplete",
+    "all negative",
+    "constant",
+    "not a cut",
+    "moved",
+    "is output",
+    "from the text",
 ]
 
 
@@ -32,6 +42,10 @@ class Diagnosis:
 OK = Diagnosis("ok")
 AROUND = 0.05
 """So much of the image's gradient may go around the automatic layer before its map is doubted."""
+SAME = 0.99
+"""A map that correlates more with the output than this repeats it."""
+FROM_THE_TEXT = 0.05
+"""An answer of whose score the image makes less than this share is taken to come from the text."""
 SATURATED = 1e-4
 """A softmax probability so near to 0 or 1 has a gradient below a ten-thousandth of its logit's."""
 
@@ -153,6 +167,25 @@ def judge_cut(known: Sequence[Diagnosis], layer: str, shares: Sequence[float]) -
     )
 
 
+def judge_output(known: Sequence[Diagnosis], layer: str, likeness: Sequence[float]) -> tuple[Diagnosis, ...]:
+    """Returns the diagnoses of maps that repeat a dense output.
+
+    `likeness`: the correlation of every row's map with the channel of the output that is explained; NaN where there is
+    none.
+    """
+    return tuple(
+        Diagnosis(
+            "is output",
+            f"the map is the prediction itself: it correlates by {alike:.3f} with the output that is explained, as at "
+            f"a layer that the output is read from place by place, as {layer!r}. An earlier layer says what the "
+            "prediction rests on: layer=None, or one that `konkyo layers` lists before it",
+        )
+        if diagnosis.ok and alike > SAME
+        else diagnosis
+        for diagnosis, alike in zip(known, likeness, strict=True)
+    )
+
+
 def judge_places(known: Sequence[Diagnosis], layers: Sequence[str]) -> tuple[Diagnosis, ...]:
     """Returns the diagnoses of maps of layers whose cells are not at their own places of the image."""
     moved = Diagnosis(
@@ -161,3 +194,21 @@ def judge_places(known: Sequence[Diagnosis], layers: Sequence[str]) -> tuple[Dia
         "turns, mirrors or mixes it before, so the map does not lie on the picture; layer=None takes one that does",
     )
     return tuple(moved if diagnosis.ok else diagnosis for diagnosis in known)
+
+
+def judge_text(known: Sequence[Diagnosis], scores: Tensor, without: Tensor) -> tuple[Diagnosis, ...]:
+    """Returns the diagnoses of answers that a network would give to a blank image, too.
+
+    `scores` (R,) are those of the image, `without` (R,) those of the blank one. One transfer from the device.
+    """
+    pairs = torch.stack([scores, without.to(scores)], 1).tolist()
+    return tuple(
+        Diagnosis(
+            "from the text",
+            f"a blank image has the score {blank:.3g}, and this one {own:.3g}: the words before it make the answer, so "
+            'the map shows what hardly mattered; a contrast may tell more: ContrastTarget(Answer("yes"), Answer("no"))',
+        )
+        if diagnosis.ok and own - blank < FROM_THE_TEXT * abs(own)
+        else diagnosis
+        for diagnosis, (own, blank) in zip(known, pairs, strict=True)
+    )

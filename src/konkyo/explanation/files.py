@@ -23,6 +23,7 @@ from konkyo.explanation.stored import require_file, require_fitting
 from konkyo.targets.base import Target
 from konkyo.tasks import TASKS
 from konkyo.tasks.decision import Decision
+from konkyo.tasks.responses import Passage
 from konkyo.utils.files import parse_json, replacing
 
 if TYPE_CHECKING:
@@ -42,9 +43,11 @@ def description(result: Explanation) -> dict[str, Any]:
         "labels": list(result.labels),
         "targets": [_target_to_json(t) for t in result.targets],
         "diagnosis": [{"kind": d.kind, "message": d.message} for d in result.diagnosis],
+        "questions": list(result.questions),
         "decisions": [None if d is None else asdict(d) for d in result.decisions],
         "names": list(result.names),
         "true_labels": list(result.true_labels),
+        "passages": [None if p is None else asdict(p) for p in result.passages],
         "assumptions": list(result.assumptions),
         "places": list(result.places),
         "coordinates": [asdict(where) for where in result.coordinates],
@@ -92,8 +95,10 @@ def load(kind: type[Explanation], path: Path) -> Explanation:
         trace = {f.name: tensors.pop(f"path.{f.name}") for f in fields(PathTrace) if f"path.{f.name}" in tensors}
         values["path"] = PathTrace(**trace) if trace else None
         values["targets"] = tuple(_target_from_json(t) for t in values["targets"])
+        values["questions"] = tuple(values.get("questions", ()))
         values["diagnosis"] = tuple(Diagnosis(**d) for d in values["diagnosis"])
         values["decisions"] = tuple(None if d is None else Decision(**d) for d in values.get("decisions", ()))
+        values["passages"] = tuple(None if p is None else Passage.restored(p) for p in values.get("passages", ()))
         values["coordinates"] = tuple(coordinates_of(where) for where in values.get("coordinates", ()))
         values |= {
             name: tuple(values.get(name, ())) for name in ("labels", "names", "true_labels", "assumptions", "places")

@@ -17,10 +17,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from konkyo.data import huggingface
 from konkyo.data.arrays import pictures_of_array, pictures_of_tensor, read_array
 from konkyo.data.axes import Coordinates
 from konkyo.data.images import find_images, open_image, require_local, upright
 from konkyo.data.samples import Sample
+from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError, warn
 from konkyo.models import Frame, Model
 from konkyo.models.readers import Reading
@@ -67,21 +69,29 @@ class Prepared:
     """What every image is called, "" where that is not known; empty where no name is known."""
     labels: tuple[str | None, ...] = ()
     """The class of the model that every image really has; None where that is not known."""
+    questions: tuple[str | None, ...] = ()
+    """What samples ask about their images; empty where none asks."""
     places: tuple[str, ...] = ()
     """What the places of an image are called."""
     coordinates: tuple[Coordinates, ...] = ()
     """Where the cells of every image lie in the world; empty for pictures."""
 
 
-def prepare(model: Model, images: Images, *, bgr: bool = False, told: bool = True) -> Prepared:
+def prepare(
+    model: Model, images: Images, *, bgr: bool = False, column: str | None = None, told: bool = True
+) -> Prepared:
     """Returns images in any form as the network takes them.
 
     Floating tensors are taken as prepared; all else are pictures, which the model's preprocessing prepares. `bgr` is of
-    arrays and uint8 tensors. `told`: the preprocessing was given with the model, not read off a module. KonkyoError:
-    something else, or pictures of other sizes.
+    arrays and uint8 tensors, `column` of a `datasets.Dataset`: where its pictures are. `told`: the preprocessing was
+    given with the model, not read off a module. KonkyoError: something else, or pictures of other sizes.
     """
     reader = _Reader(model, bgr)
-    parts = reader.read(images)
+    table = huggingface.is_table(images)
+    if column is not None and not table:
+        raise KonkyoError(f"column= is said of a datasets.Dataset; got {type(images).__name__}")
+    rows = huggingface.streamed(images, column) if table and not huggingface.holds_prepared(images) else images
+    parts = reader.read(rows)
     if not parts:
         raise KonkyoError("no images: an empty list came")
     if bgr and not reader.arrays:
@@ -94,6 +104,9 @@ def prepare(model: Model, images: Images, *, bgr: bool = False, told: bool = Tru
         prepared = prepared if told else replace(prepared, notes=(*prepared.notes, _READ_OFF))
     names = tuple(name for part in parts for name in part.names)
     labels, notes = known_classes(model, [label for part in parts for label in part.labels])
+    questions = tuple(part.question for part in parts)
+    if any(questions):
+        prepared = replace(prepared, questions=questions)
     if len(names) != len(prepared.images):  # of one tensor (C, H, W) that was taken for something else
         return prepared
     return replace(prepared, names=names if any(names) else (), labels=labels, notes=(*prepared.notes, *notes))
@@ -118,11 +131,17 @@ def _prepared(model: Model, parts: Sequence[Any], coordinates: Sequence[Coordina
     return Prepared(
         tensor,
         shown,
-        (Frame(),) * len(tensor),
+        (_whole(tensor),) * len(tensor),
         notes,
         places=places,
         coordinates=() if pictures else tuple(where),
     )
+
+
+def _whole(images: Tensor) -> Frame:
+    """Returns the frame of prepared images (N, C, *size), which are their own pictures."""
+    size = tuple(images.shape[2:])
+    return Frame(size=(size[0], size[1]) if len(size) == 2 else None)
 
 
 def _lacks_batch(model: Model, tensor: Tensor, count: int) -> bool:
@@ -158,7 +177,7 @@ def _of_pictures(model: Model, parts: Sequence[Any]) -> Prepared:
             batch = part.detach()[None] if part.ndim == 3 else part.detach()
             images += list(batch.cpu().float())
             shown += [_picture(colours) for colours in preprocess.undo(batch.float())]
-            frames += [Frame()] * len(batch)
+            frames += [_whole(batch)] * len(batch)
             continue
         notes += [f"image {len(images)}: {note}" for note in part.info.get("konkyo", ())]
         images.append(preprocess(part))
@@ -175,6 +194,14 @@ def _picture(colours: Tensor) -> Image.Image:
     """Returns colours (1 or 3, H, W) in [0, 1] as a picture."""
     pixels = (colours.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(pixels)
+
+
+def outputs_of(model: Model, images: Any, *, seed: int = 0) -> Tensor:
+    """Returns the model's outputs (M, ...) for images in any form, without a graph. KonkyoError: as of `prepare`."""
+    prepared = prepare(model, images)
+    session = untouched(model.module, seed)
+    with session, session, torch.no_grad():
+        return model(prepared.images).detach()
 
 
 def known_classes(model: Model, labels: Sequence[str | None]) -> tuple[tuple[str | None, ...], tuple[str, ...]]:
@@ -230,6 +257,7 @@ class _Part:
     image: Image.Image | Tensor
     names: tuple[str, ...]
     labels: tuple[str | None, ...]
+    question: str | None = None
     coordinates: Coordinates | None = None
     notes: tuple[str, ...] = ()
 
@@ -282,7 +310,7 @@ class _Reader:
             raise KonkyoError(f"{_TAKEN}; got {type(image).__name__}")
         self._require_preprocess()
         if isinstance(image, Sample):
-            return [_part(image.image, image.name, image.label)]
+            return [replace(_part(image.image, image.name, image.label), question=image.question)]
         if isinstance(image, Image.Image):
             return [_part(upright(image), Path(str(getattr(image, "filename", ""))).name)]
         if isinstance(image, (str, os.PathLike)):
@@ -320,7 +348,7 @@ class _Reader:
                 "konkyo.Volumes(...) for volumes"
             )
         readings = self.model.reader.read(source)
-        return [_Part(r.values[None], (r.name,), (None,), r.coordinates, _noted(r)) for r in readings]
+        return [_Part(r.values[None], (r.name,), (None,), None, r.coordinates, _noted(r)) for r in readings]
 
     def _require_preprocess(self) -> None:
         """Raises KonkyoError where the model does not say how pictures are prepared."""
@@ -358,6 +386,11 @@ class _Reader:
             return self.read(images)
         others = [key for key in values if key != name and key not in _IGNORED]
         if others:
+            if self.model.prompts is not None:
+                raise KonkyoError(
+                    f"pixel_values with other inputs, {', '.join(others)}: give values['pixel_values'] alone, and the "
+                    f"text as {self.model.prompts.noun}="
+                )
             raise KonkyoError(
                 f"pixel_values with other inputs, {', '.join(others)}: give values['pixel_values'], and say how the "
                 "network is run: konkyo.Model(module, call=lambda module, images: module(pixel_values=images, ...))"

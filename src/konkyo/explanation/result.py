@@ -19,8 +19,9 @@ from konkyo.explanation import display, exports, files, places
 from konkyo.explanation.diagnosis import Diagnosis
 from konkyo.explanation.exports import THRESHOLD
 from konkyo.explanation.rows import TENSORS, Rows, numbers_of, row_number, selected
-from konkyo.targets.base import Target
+from konkyo.targets.base import Target, as_target
 from konkyo.tasks.decision import Decision
+from konkyo.tasks.responses import Passage
 from konkyo.utils.tensors import min_max, resize
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Explanation:
     """Whether each row's map is meaningful, and what would help."""
     decisions: tuple[Decision | None, ...] = ()
     """What the model itself decided, a row each, beside the asked target; None where that is of no classes."""
+    questions: tuple[str | None, ...] = ()
+    """What the model was asked about the image of every row; empty of models that read no question."""
     boxes: Tensor | None = None
     """(R, 4) xyxy pixels where a row explains a detection."""
     path: PathTrace | None = None
@@ -71,6 +74,8 @@ class Explanation:
     """What the image of every row is called, its file's name as a rule; empty where nothing is known of names."""
     true_labels: tuple[str | None, ...] = ()
     """The class that the image of every row really has, as its data set says; empty where nothing is known of it."""
+    passages: tuple[Passage | None, ...] = ()
+    """The words that every row explains, in the answer that they are of; empty where none is in words."""
     assumptions: tuple[str, ...] = ()
     """What was not told but assumed: a sentence each, which says how to tell it."""
     images: tuple[Image.Image, ...] | Tensor | None = None
@@ -156,6 +161,25 @@ class Explanation:
             return Image.fromarray(pixels)
         return self.images[index]
 
+    def part(self, row: int) -> Tensor | None:
+        """Returns the region of the picture whose output a row explains, weights (h, w) from 0 to 1.
+
+        None: the row is of no dense output, or of all of it.
+        """
+        target = self.targets[row]
+        region = None if isinstance(target, str) else as_target(target).part()
+        if region is None or region.weights.ndim != 2:
+            return None
+        weights = region.weights
+        if self.regions is None:
+            return weights
+        left, top, right, bottom = self.regions[row].tolist()
+        tall, wide = (4 * side for side in weights.shape)  # of a picture with a border, without the border
+        cut = region.at((tall, wide))[
+            round(top * tall) : round(bottom * tall), round(left * wide) : round(right * wide)
+        ]
+        return cut if cut.numel() else None
+
     def over_time(self, row: int = 0) -> list[tuple[float, float, float]]:
         """Returns (from, to, evidence) of every cell of time of a video's, signal's or spectrogram's map.
 
@@ -189,7 +213,7 @@ class Explanation:
         Of a video it is a strip of frames over the curve of evidence, of a volume slices in three planes, of a signal
         its curves coloured; `limits` and `cmap` are the style of these.
         """
-        from konkyo.draw.overlay import OPACITY, boxed, overlay  # pictures are drawn only when asked for
+        from konkyo.draw.overlay import OPACITY, boxed, outlined, overlay  # pictures are drawn only when asked for
         from konkyo.metrics.wsol import boxes_of
 
         row = row_number(self, row)
@@ -203,6 +227,8 @@ class Explanation:
             for box in boxes_of(self.at((picture.height, picture.width))[row], outline)[:1].tolist():
                 overlaid = boxed(overlaid, box)
         overlaid = overlaid if self.boxes is None else boxed(overlaid, self.boxes[row].tolist())
+        part = self.part(row)
+        overlaid = overlaid if part is None else outlined(overlaid, part)
         return display.captioned(self, row, overlaid, caption) if caption else overlaid
 
     def sheet(

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from konkyo.engine.forward import Pass, Precision
+from konkyo.engine.forward import Pass, Precision, at_least_float32
 from konkyo.engine.integration import Pyramid
 from konkyo.engine.layer import INPUT, Layer
 from konkyo.engine.path import PathTrace
@@ -18,7 +18,7 @@ from konkyo.engine.probe import Probe, largest_gradient, missing_share
 from konkyo.engine.trace import share_around
 from konkyo.engine.variants import Budget
 from konkyo.errors import KonkyoError, unknown
-from konkyo.explanation.diagnosis import Diagnosis, diagnose, judge_cut, judge_places
+from konkyo.explanation.diagnosis import Diagnosis, diagnose, judge_cut, judge_output, judge_places, judge_text
 from konkyo.explanation.inputs import Prepared
 from konkyo.explanation.result import Explanation
 from konkyo.methods.base import SCORE_OPTION, Method
@@ -26,7 +26,7 @@ from konkyo.models import Frame, Model
 from konkyo.models.blackbox import BlackBox
 from konkyo.models.layers import traced_size
 from konkyo.targets.base import Target, as_target
-from konkyo.targets.classes import Magnitude, TopK
+from konkyo.targets.classes import Against, Magnitude, TopK
 from konkyo.tasks.base import Task
 from konkyo.tasks.decision import Decision
 from konkyo.utils.progress import Progress
@@ -47,8 +47,9 @@ class Request:
     budget: int | None = None
     progress: Progress | None = None
     bgr: bool = False
+    column: str | None = None
     true_labels: Sequence[Any] | None = None
-    question: str | Sequence[str] | None = None
+    question: str | Sequence[str | None] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -158,17 +159,25 @@ def explanation_of(run: Run) -> Explanation:
         options=_options_used(run),
         seed=run.request.seed,
         diagnosis=_diagnose(run, rows, maps),
+        questions=_questions(model, len(rows.images)),
         decisions=_decisions(run, rows),
         boxes=_boxes(model.task, rows, frames, maps.scores),
         regions=maps.scores.new_tensor([frames[image].region for image in rows.images]) if bordered else None,
         path=None if maps.path is None else _path(maps.path, [frames[image] for image in rows.images]),
         names=tuple(run.prepared.names[image] for image in rows.images) if run.prepared.names else (),
         true_labels=tuple(run.prepared.labels[image] for image in rows.images) if run.prepared.labels else (),
+        passages=model.task.passages(rows.targets),
         assumptions=(*run.prepared.notes, *_assumptions(run, rows)),
         images=run.prepared.pictures,
         places=places if len(places) == maps.signed.ndim - 1 else (),
         coordinates=tuple(run.prepared.coordinates[image] for image in rows.images) if run.prepared.coordinates else (),
     )
+
+
+def _questions(model: Model, rows: int) -> tuple[str | None, ...]:
+    """Returns the question that the model is asked, a row each; nothing where it reads none."""
+    prompts = model.prompts
+    return (prompts.value,) * rows if prompts is not None and prompts.noun == "question" else ()
 
 
 def _rows(run: Run) -> _Rows:
@@ -338,23 +347,63 @@ def _diagnose(run: Run, rows: _Rows, maps: _Maps) -> tuple[Diagnosis, ...]:
         absent=absent,
         way_out=way_out,
     )
+    return _judge_text(run, rows, maps.scores, _judge_layers(run, rows, maps.signed, diagnosis))
+
+
+def _judge_layers(run: Run, rows: _Rows, signed: Tensor, diagnosis: tuple[Diagnosis, ...]) -> tuple[Diagnosis, ...]:
+    """Returns the diagnoses with what is wrong with the layers."""
     shape = tuple(run.prepared.images.shape[1:])
     if not rows.targets or not run.method.needs_layer() or run.method.layer == INPUT:
         return diagnosis
+    names = "+".join(layer.name for layer in run.layers)
+    output = run.pass_.output.detach()
+    if output.ndim == run.prepared.images.ndim:
+        diagnosis = judge_output(diagnosis, names, _likeness_to_output(rows, signed, output))
     if not _is_automatic(run):
         named = () if run.model.task.layers(shape) or run.request.layer is None else run.layers
         moved = [layer.name for layer in named if run.model.moved(layer, shape)]
         return judge_places(diagnosis, moved) if moved else diagnosis
-    if run.model.trace(shape).whole:
+    trace = run.model.trace(shape)
+    if trace.whole and [layer.name for layer in trace.cut] == [layer.name for layer in run.layers]:
         return diagnosis
-    names = "+".join(layer.name for layer in run.layers)
     return judge_cut(diagnosis, names, _shares_around(run, rows.targets, rows.images))
 
 
+def _likeness_to_output(rows: _Rows, signed: Tensor, output: Tensor) -> list[float]:
+    """Returns the correlation of every row's map (R, *grid) with the channel of a dense output that it is about.
+
+    NaN: it is about no channel, or one of the two is constant.
+    """
+    likeness = []
+    for target, image, map_ in zip(rows.targets, rows.images, signed, strict=True):
+        channel = as_target(target).channel
+        if channel is None or min(output.shape[2:]) < 2:
+            likeness.append(map_.new_full((), torch.nan))
+            continue
+        own = resize(output[image : image + 1, channel].float(), tuple(map_.shape))
+        likeness.append(torch.corrcoef(torch.stack([map_.flatten(), own.flatten().to(map_)]))[0, 1])
+    values: list[float] = torch.stack(likeness).tolist() if likeness else []
+    return values
+
+
+def _judge_text(run: Run, rows: _Rows, scores: Tensor, diagnosis: tuple[Diagnosis, ...]) -> tuple[Diagnosis, ...]:
+    """Returns the diagnoses with what a text alone decides, where the network reads one: one more forward."""
+    judged = [d.ok and not isinstance(t, Against) for d, t in zip(diagnosis, rows.targets, strict=True)]
+    blank = run.model.task.without_content(run.pass_.images) if any(judged) else None
+    if blank is None:
+        return diagnosis
+    with run.pass_.forwards(), torch.no_grad():
+        output = at_least_float32(run.model(blank))
+    parts = [target(output[i : i + 1])[0] for target, i in zip(rows.targets, rows.images, strict=True)]
+    told = judge_text(diagnosis, scores, torch.stack(parts))
+    return tuple(new if judge else old for judge, new, old in zip(judged, told, diagnosis, strict=True))
+
+
 def _is_automatic(run: Run) -> bool:
-    """Tells whether a trace has chosen the layer."""
+    """Tells whether a trace has chosen the layer, or the adapter of a network whose output is looked at as a whole."""
     chosen = run.request.layer is None and run.method.layer is None and run.method.needs_layer()
-    return chosen and not run.model.task.layers(tuple(run.prepared.images.shape[1:]))
+    named = bool(run.model.task.layers(tuple(run.prepared.images.shape[1:])))
+    return chosen and not (named and run.model.task.instances)
 
 
 def _shares_around(run: Run, targets: Sequence[Target], images: Sequence[int]) -> list[float]:

@@ -93,6 +93,7 @@ def rows_of(
                 truth=truth_in_words(one, row),
                 brightness=one.brightness(row, brightness),
                 box=None if one.images is None else box_of(one, row),
+                part=one.part(row),
             )
         )
     return rows

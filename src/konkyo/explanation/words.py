@@ -42,7 +42,8 @@ def image_name(result: Explanation, row: int) -> str:
 def score_in_words(result: Explanation, row: int, *, place: bool = True) -> str:
     """What a row explains, with its score: "cat (logit 3.55)", "x1 of cat (probability 0.70) at 257,231,565,477".
 
-    What is not the model's decision is said to be asked for: "asked: dog (logit 1.20, P 0.02, rank 2)".
+    What is not the model's decision is said to be asked for: "asked: dog (logit 1.20, P 0.02, rank 2)". A question to
+    the model stands before its answer: "how many cats ? 2 (logit 3.55)".
     """
     score, box, target = result.scores[row].item(), box_of(result, row), target_of(result, row)
     label = result.labels[row]
@@ -50,6 +51,8 @@ def score_in_words(result: Explanation, row: int, *, place: bool = True) -> str:
     if said := of_the_asked(result, row):
         words = f"asked: {words}"
         words = f"{words.removesuffix(')')}, {said})" if place else words  # in a sheet it has a line of its own
+    if question := result.questions[row] if result.questions else None:
+        words = f"{question} {words}"
     return words + (f" at {','.join(str(round(side)) for side in box)}" if place and box is not None else "")
 
 

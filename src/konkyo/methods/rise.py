@@ -166,10 +166,40 @@ def occlusion(
     one more, 730 for 224 x 224 pixels. Under a budget windows far apart come first; pixels that none of them
     covered get 0. Evidence larger than the window, or there twice, is missed: hiding a part of it changes nothing.
     """
+    drops, ran, hidden = _drops_of_windows(inputs, rescore, window, stride, baseline)
+    return safe_divide(_blend(drops, hidden), _blend(ran.to(drops), hidden))
+
+
+@method(layer="input")
+def sbsm(
+    inputs: Tensor,
+    rescore: Rescore,
+    *,
+    window: int | tuple[int, ...] = 24,
+    stride: int | tuple[int, ...] = 8,
+    baseline: float = 0.0,
+) -> Tensor:
+    """SBSM (Dong et al., 2019) shows how far the similarity to a reference falls when a square of the image is hidden.
+
+    map = mean over the windows that cover a pixel of max(0, score(x) - score(x with the window set to `baseline`)). It
+    is `occlusion` of which only what supports the likeness is kept, window by window; the score is that of
+    `konkyo.Similarity`, whose "distance" is the paper's. Windows, `baseline` and cost as in `occlusion`.
+    """
+    drops, ran, hidden = _drops_of_windows(inputs, rescore, window, stride, baseline)
+    return safe_divide(_blend(drops.clamp_min(0), hidden), _blend(ran.to(drops), hidden))
+
+
+def _drops_of_windows(
+    inputs: Tensor, rescore: Rescore, window: int | tuple[int, ...], stride: int | tuple[int, ...], baseline: float
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """Returns how far the score falls when each window is hidden, and what says which pixels that is.
+
+    -> drops (N, windows), 0 where a window did not run; which ones ran (N, windows); indices -> (v, *size) bool.
+    """
     size = inputs.shape[2:]
     windows, strides = per_place("window", window, size), per_place("stride", stride, size)
     if not all(1 <= step <= wide for step, wide in zip(strides, windows, strict=True)):
-        raise KonkyoError(f"occlusion needs 1 <= stride <= window; got {stride}, {window}")
+        raise KonkyoError(f"windows need 1 <= stride <= window; got {stride}, {window}")
     counts = [1 + math.ceil(max(0, n - wide) / step) for n, wide, step in zip(size, windows, strides, strict=True)]
     steps = torch.cartesian_prod(*map(torch.arange, counts)).view(-1, len(size))
     corners = torch.cat([steps * torch.tensor(strides), torch.tensor([size])]).to(
@@ -192,7 +222,7 @@ def occlusion(
     scores = rescore(len(corners), inputs=occluded, priority=order)
     ran = scores[:, :-1] != -torch.inf
     drops = torch.where(ran, scores[:, -1:] - scores[:, :-1], 0.0)
-    return safe_divide(_blend(drops, hidden), _blend(ran.to(drops), hidden))
+    return drops, ran, hidden
 
 
 @method(score="probability")

@@ -44,6 +44,7 @@ ON_OFFER: dict[str, str] = {
     "score": "(variants (V, C, H, W), rows (V,)) -> the explained scores (V,)",
     "explain": "(variants (V, C, H, W), rows (V,)) -> maps (V, h, w) for the rows' targets",
     "budget": "(R,) int64, how many pixels may be changed: those of the image unless given",
+    "part": "(R, H, W) bool, the part of the images whose output is explained, of dense outputs",
     "pixels": "(2, C) a black and a white pixel as prepared for the network",
 }
 """What a metric may name as positional parameters."""

@@ -13,6 +13,7 @@ from konkyo.metrics.variants import absent, filler, maps_of, over_variants, pear
 from konkyo.utils.tensors import min_max
 
 Protocol = Literal["rise", "odam", "seed"]
+Where = Literal["image", "context"]
 
 
 @metric(better="lower", summary=auc)
@@ -22,8 +23,10 @@ def deletion(
     score: Score,
     budget: Tensor | None = None,
     pixels: Tensor | None = None,
+    part: Tensor | None = None,
     *,
     protocol: Protocol = "rise",
+    where: Where = "image",
     steps: int = 100,
     substrate: Literal["zero", "blur", "black", "noise", None] = None,
     every: int | None = None,
@@ -44,16 +47,20 @@ def deletion(
       must not be 0. Step t has taken t max(1, floor(budget / steps)) pixels.
     - "seed" (Nakai et al., 2025): as "odam", every step scored.
 
+    `where` "context" takes nothing away from the `part` whose output is explained, the region of a segmentation: what
+    is measured is whether the map knows the context that counts. NaN where there is none.
+
     `substrate`: "zero" is 0 of the prepared image, "blur" RISE's 11 x 11 pixels, "black", or "noise", uniform between
     black and white, one image for all maps and steps. `normalise` divides by the score of the image itself, NaN where
     it is 0. Cost: a forward per point.
     """
     hidden = filler(substrate or ("zero" if protocol == "rise" else "noise"), images, pixels, seed)
+    fixed, order, budget = _where(maps, budget, part, where)
     counts = _counts(maps, budget, protocol, steps, every)
-    rank = ranks(maps, seed)
+    rank = ranks(order, seed)
 
     def without(rows: Tensor, point: Tensor) -> Tensor:
-        gone = rank[rows] < per_map(counts[rows, point], rank)
+        gone = (rank[rows] < per_map(counts[rows, point], rank)) & ~fixed[rows]
         return scores_of(score, torch.where(gone[:, None], hidden(rows), images[rows]), rows)
 
     curve = _nan_where_undefined(over_variants(counts.shape[1], images, without, batch), maps, counts)
@@ -68,8 +75,10 @@ def insertion(
     score: Score,
     budget: Tensor | None = None,
     pixels: Tensor | None = None,
+    part: Tensor | None = None,
     *,
     protocol: Protocol = "rise",
+    where: Where = "image",
     steps: int = 100,
     substrate: Literal["zero", "blur", "black", "noise", None] = None,
     every: int | None = None,
@@ -84,12 +93,13 @@ def insertion(
     normalises. The first point of "odam" is 0, not measured, as in the authors' code.
     """
     hidden = filler(substrate or ("blur" if protocol == "rise" else "black"), images, pixels, seed)
+    fixed, order, budget = _where(maps, budget, part, where)
     counts = _counts(maps, budget, protocol, steps, every)
-    rank = ranks(maps, seed)
+    rank = ranks(order, seed)
     first = 1 if protocol == "odam" else 0
 
     def within(rows: Tensor, point: Tensor) -> Tensor:
-        shown = rank[rows] < per_map(counts[rows, first + point], rank)
+        shown = (rank[rows] < per_map(counts[rows, first + point], rank)) | fixed[rows]
         return scores_of(score, torch.where(shown[:, None], images[rows], hidden(rows)), rows)
 
     curve = over_variants(counts.shape[1] - first, images, within, batch)
@@ -97,6 +107,52 @@ def insertion(
     if not normalise:
         return curve
     return _divided(curve, over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch))
+
+
+@metric(better="higher", summary=auc)
+def deviation(
+    maps: Tensor,
+    images: Tensor,
+    score: Score,
+    pixels: Tensor | None = None,
+    *,
+    steps: int = 100,
+    substrate: Literal["zero", "blur", "black", "noise"] = "blur",
+    seed: int = 0,
+    batch: int = 32,
+) -> Tensor:
+    """Deviation tells how soon an estimated number moves while pixels are taken away, the map's strongest first.
+
+    |y_t - y_0| / |y_T - y_0|, y_t the score after t of T = `steps` steps of `deletion`: 0 for the whole image, 1 for
+    the bare `substrate`, more where it moves further in between. A map ranks pixels by its magnitude, as what lowers
+    the number is evidence like what raises it. -> (R, 1 + `steps`), NaN where y_T = y_0; the value is the area under
+    the curve, and high is good. Cost: a forward per point.
+    """
+    curve = deletion.function(
+        maps.abs(), images, score, None, pixels, steps=steps, substrate=substrate, seed=seed, batch=batch
+    )
+    moved = (curve - curve[:, :1]).abs()
+    return _divided(moved, moved[:, -1:])
+
+
+def _where(
+    maps: Tensor, budget: Tensor | None, part: Tensor | None, where: Where
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns the pixels that stay as they are (R, H, W), the maps by which the others are ordered, and their budget.
+
+    KonkyoError: the context of no part.
+    """
+    if where == "image":
+        return torch.zeros_like(maps, dtype=torch.bool), maps, budget
+    if part is None or part.shape != maps.shape:
+        came = None if part is None else tuple(part.shape)
+        raise KonkyoError(
+            f"where='context' needs `part`: {tuple(maps.shape)} bool, the region of a dense output that is explained; "
+            f"got {came}"
+        )
+    outside = (~part).flatten(1).sum(1)
+    budget = outside if budget is None else torch.minimum(outside, budget.to(outside))
+    return part, maps.masked_fill(part, -torch.inf), budget
 
 
 def _counts(maps: Tensor, budget: Tensor | None, protocol: Protocol, steps: int, every: int | None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -25,9 +26,11 @@ from konkyo.models.blackbox import BlackBox
 from konkyo.models.kinds import known
 from konkyo.models.layers import Layers, Traces
 from konkyo.models.outputs import Choice, base_model_features, choose, headless, select_logits
+from konkyo.models.pipelines import is_pipeline, opened
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.prompts import Prompts, Texts
 from konkyo.models.readers import Clips, Reader
+from konkyo.targets.base import fixed
 from konkyo.targets.classes import Score, Target, TopK
 from konkyo.targets.detections import Detections
 from konkyo.tasks import Classes, ClassificationTask, DetectionTask, Task
@@ -60,6 +63,8 @@ class Model:
     they look like probabilities); or detection. Without any of these, and without a `select` or `call`, a module that a
     library's adapter knows for a detector is one. `weights`: those of torchvision that the module has, as
     `ResNet50_Weights.DEFAULT`, whose preprocessing and classes are taken where none are given; nothing is loaded.
+    `processor`: what a module of transformers reads texts and pictures with; None: of the files it came from.
+    A pipeline of transformers in the place of the module has both in it.
     `axes`: what the axes of the module's input are where they are not (N, C, H, W), as in "NTCHW" (`konkyo.data.Axes`);
     None: those of the module's class, where a library's. `reader`: how files become inputs of more than pictures.
     KonkyoError: not a module, or a TorchScript module.
@@ -98,9 +103,13 @@ class Model:
         probabilities: bool | None = None,
         prompts: Prompts | None = None,
         weights: Any = None,
+        processor: Any = None,
         axes: str | Axes | None = None,
         reader: Reader | None = None,
     ) -> None:
+        if is_pipeline(module):
+            module, given = opened(module)
+            processor, classes = processor or given, classes or _facts(module).get("classes", ())
         module = _unwrapped(module)
         if weights is not None:
             described = import_module(_FACTS_OF["torchvision"]).described(weights, module)
@@ -118,12 +127,15 @@ class Model:
             )
         said = any(value is not None for value in (detector, multilabel, probabilities, task, call, prompts))
         if not said and select is select_logits:
-            facts = known(module)
+            facts, name = known(module, processor, classes=classes), name or type(module).__name__
+            module, preprocess = facts.get("module", module), preprocess or facts.get("preprocess")
             detector, task, call, prompts, multilabel = (
                 facts.get(key) for key in ("detector", "task", "call", "prompts", "multilabel")
             )
             select, classes = facts.get("select", select), classes or facts.get("classes", ())
             axes, reader = axes or facts.get("axes"), reader or facts.get("reader")
+        if preprocess is None and processor is not None:
+            preprocess = import_module(_FACTS_OF["transformers"]).preprocess_like(processor)
         if detector is not None and probabilities is not None:
             raise KonkyoError(
                 "probabilities= is about classifiers; of a detector dense_detector(activated=...) says it"
@@ -369,7 +381,21 @@ class Model:
         if not self.task.instances and (score == "similarity" or isinstance(target, Detections)):
             raise NotApplicable(f"{self.name} is no detector: it has no detections to be explained")
         classes = Classes(self.name, self.classes, self._headless(output))
-        return self.task.targets_of(target, output, classes, score=score, frames=frames)
+        targets = self.task.targets_of(target, output, classes, score=score, frames=frames)
+        return [[fixed(one, output[i : i + 1]) for one in image] for i, image in enumerate(targets)]
+
+    def settled(self, images: Tensor, request: Any) -> Model:
+        """Returns the model whose task reads the output for these prepared images; itself, as a rule.
+
+        Of a network that answers in words that is one image and its answer. OneByOne: the images need a task each.
+        """
+        run = partial(run_network, self.module, self.name, images)
+        task = self.task.settled(self.module, images, request, run)
+        if task is self.task:
+            return self
+        settled = replace(self, task=task)
+        object.__setattr__(settled, "_traces", self._traces)  # the layers are the same for all answers
+        return settled
 
     def decides(self, output: Tensor) -> bool:
         """Tells whether the output holds decisions, which are explained where no target is given."""
@@ -427,13 +453,16 @@ _FACTS_OF = {
 
 
 def as_model(model: Model | nn.Module) -> Model:
-    """Returns the model itself, or a plain nn.Module as a model; a function of images is a black box.
+    """Returns the model itself, or as a model: an nn.Module, a pipeline of transformers, or a function of images.
 
-    It is a detector where a library's adapter knows it for one. Preprocessing and class names are those that the module
-    itself tells (`pretrained_cfg` of timm, `config` of transformers); nothing is downloaded, and nothing guessed.
+    A function is a black box, and so is a session of onnxruntime. A module is a detector where a library's adapter
+    knows it for one. Preprocessing and class names are those that the module itself tells (`pretrained_cfg` of timm,
+    `config` of transformers); nothing is downloaded, and nothing guessed.
     """
     if isinstance(model, Model):
         return model
+    if is_pipeline(model):
+        return Model(model)
     if _is_session(model):
         session: Model = import_module("konkyo.models.onnx").of_session(model)
         return session

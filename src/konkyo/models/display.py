@@ -56,7 +56,7 @@ def _shape(model: Model) -> tuple[int, ...] | None:
     preprocess = model.preprocess
     if preprocess is None:
         return None
-    size = preprocess.crop if preprocess.crop is not None else preprocess.resize
+    size = preprocess.side
     if size is None or (preprocess.crop is None and not isinstance(size, (tuple, list))):
         return None
     sides = (size, size) if isinstance(size, int) else tuple(size)

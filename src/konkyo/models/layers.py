@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -114,9 +114,9 @@ class Layers:
             small = whole or math.prod(shape[1:]) <= 2 * _TRACED_SIDE**2
             with untouched(model.module, 0), outside_inference():
                 image = model.prepared(noise)
+                settings: Any = {"instances": bool(model.task.instances), "small": small, "within": model.task.within}
                 free = model.axes is not None and model.axes.places != ("row", "column")
-                instances = bool(model.task.instances)
-                known[shape] = trace(model, model.module, image, instances=instances, small=small, free=free)
+                known[shape] = trace(model, model.module, image, free=free, **settings)
         return known[shape]
 
     def automatic(self) -> tuple[Layer, ...]:

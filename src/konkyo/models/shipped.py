@@ -3,64 +3,30 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from konkyo.data.sets.questions import ANSWERS, tokens
 from konkyo.data.sets.scenes import CLASSES
 from konkyo.errors import unknown
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import build_with
 from konkyo.models.detectors.transformers import detector
+from konkyo.models.networks.captions import ScenesClip, vocabulary
+from konkyo.models.networks.captions import tokens_of as word_tokens
+from konkyo.models.networks.questions import ScenesVQA
+from konkyo.models.networks.scenes import SCENES_MEAN, SCENES_SIZE, SCENES_STD, ScenesResNet, ScenesSegmenter
 from konkyo.models.preprocess import Preprocess
+from konkyo.models.prompts import Prompts
+from konkyo.models.texts.clip import Pair
 from konkyo.models.transformers import import_transformers
-
-SHIPPED = ("scenes-classifier", "scenes-detr")
-SCENES_SIZE = 128
-SCENES_MEAN = (0.63, 0.64, 0.62)
-SCENES_STD = (0.22, 0.19, 0.21)
-
-
-class _Block(nn.Module):
-    """Two 3x3 convolutions and a way around them."""
-
-    def __init__(self, inside: int, outside: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outside)
-        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outside)
-        self.around = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
-        self.relu = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner: Tensor = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
-        result: Tensor = self.relu(inner + self.around(x))
-        return result
-
-
-class ScenesResNet(nn.Module):
-    """A small residual network: four stages, the mean over the last one's grid (of stride 8), and one linear layer.
-
-    So `head.weight[c]` applied at each cell of what `stage4` puts out is exactly the class activation map of c.
-    """
-
-    def __init__(self, classes: int = 10) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
-        self.stage1 = _Block(32, 48, 2)
-        self.stage2 = _Block(48, 80, 2)
-        self.stage3 = _Block(80, 112)
-        self.stage4 = _Block(112, 144)
-        self.head = nn.Linear(144, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns maps images (N, 3, H, W) -> logits (N, classes)."""
-        grid = self.stage4(self.stage3(self.stage2(self.stage1(self.stem(images)))))
-        logits: Tensor = self.head(grid.mean((-2, -1)))
-        return logits
+from konkyo.tasks.segmentation import SegmentationTask
 
 
 def scenes_classifier() -> nn.Module:
@@ -115,31 +81,97 @@ def scenes_detector() -> nn.Module:
     return module
 
 
+Weights: TypeAlias = "str | Path | None"
+"""What `load` takes: "default" (shipped), None (random), or a file."""
+SHIPPED: dict[str, Callable[[Weights], Model]] = {}
+"""The models by name."""
+_PREPROCESS = Preprocess(SCENES_SIZE, SCENES_SIZE, SCENES_MEAN, SCENES_STD)
+
+
+def _shipped(name: str) -> Callable[[Callable[[Weights], Model]], Callable[[Weights], Model]]:
+    """Registers what builds a model that ships."""
+
+    def register(build: Callable[[Weights], Model]) -> Callable[[Weights], Model]:
+        SHIPPED[name] = build
+        return build
+
+    return register
+
+
 @adapter("konkyo")
-def load(name: str, weights: str | Path | None) -> Model:
-    """`konkyo/scenes-classifier` or `konkyo/scenes-detr`. `weights`: "default" (shipped), None (random) or a file."""
+def load(name: str, weights: Weights) -> Model:
+    """Returns a model that ships, in eval mode.
+
+    `weights`: "default" (shipped), None (random) or a file. KonkyoError: another name.
+    """
     if name not in SHIPPED:
         raise unknown("shipped model", name, SHIPPED)
-    if name == "scenes-detr":
-        return _detector(weights)
-    module: nn.Module
-    usual = True
-    if weights is None:
-        module = ScenesResNet()
-    elif weights == "default":
-        module = scenes_classifier()
-    else:
-        module, usual = build_with(weights, lambda classes: ScenesResNet(classes or len(CLASSES)))
-    preprocess = Preprocess(SCENES_SIZE, SCENES_SIZE, SCENES_MEAN, SCENES_STD)
-    return Model(module.eval(), preprocess, CLASSES if usual else (), f"konkyo/{name}")
+    return SHIPPED[name](weights)
 
 
-def _detector(weights: str | Path | None) -> Model:
-    module = scenes_detector()
+def _built(name: str, weights: Weights, build: Callable[[int | None], nn.Module]) -> tuple[nn.Module, bool]:
+    """Returns (the network with these weights, in eval mode; whether its classes are the usual ones)."""
+    module, usual = build(None), True
     if weights == "default":
-        with as_file(files("konkyo") / "models" / "weights" / "scenes-detr.safetensors") as path:
+        with as_file(files("konkyo") / "models" / "weights" / f"{name}.safetensors") as path:
             module.load_state_dict(load_file(path))
     elif weights is not None:
-        module, _ = build_with(weights, lambda _: scenes_detector())
+        module, usual = build_with(weights, build)
+    return module.eval(), usual
+
+
+@_shipped("scenes-classifier")
+def _classifier(weights: Weights) -> Model:
+    module, usual = _built("scenes-classifier", weights, lambda classes: ScenesResNet(classes or len(CLASSES)))
+    return Model(module, _PREPROCESS, CLASSES if usual else (), "konkyo/scenes-classifier")
+
+
+@_shipped("scenes-detr")
+def _detector(weights: Weights) -> Model:
+    module, _ = _built("scenes-detr", weights, lambda _: scenes_detector())
     preprocess = Preprocess((SCENES_SIZE, SCENES_SIZE), None, (0.0,) * 3, (1.0,) * 3)
     return Model(module, preprocess, CLASSES, "konkyo/scenes-detr", detector=detector(module))
+
+
+@_shipped("scenes-segmenter")
+def _segmenter(weights: Weights) -> Model:
+    classes = ("background", *CLASSES)
+    module, usual = _built("scenes-segmenter", weights, lambda count: ScenesSegmenter(count or len(classes)))
+    preprocess = Preprocess((SCENES_SIZE, SCENES_SIZE), None, SCENES_MEAN, SCENES_STD)
+    task = SegmentationTask(layer="body")
+    return Model(module, preprocess, classes if usual else (), "konkyo/scenes-segmenter", task=task)
+
+
+@_shipped("scenes-vqa")
+def _answerer(weights: Weights) -> Model:
+    module, _ = _built("scenes-vqa", weights, lambda _: ScenesVQA())
+    return Model(module, _PREPROCESS, ANSWERS, "konkyo/scenes-vqa", prompts=Prompts("question", _asked))
+
+
+def _asked(question: str) -> dict[str, Any]:
+    """Returns how the network of questions is run with one question. KonkyoError: one that it does not know."""
+    return {"call": partial(_answered, tokens(question)[None])}
+
+
+def _answered(words: Tensor, module: nn.Module, images: Tensor) -> Any:
+    return module(images, words.to(images.device))
+
+
+@_shipped("scenes-clip")
+def _image_text(weights: Weights) -> Model:
+    module, _ = _built("scenes-clip", weights, lambda _: ScenesClip(len(vocabulary()) + 2))
+    arguments = Pair(module, _seen, partial(_read, module), sigmoid=True).arguments()
+    return Model(module, _PREPROCESS, name="konkyo/scenes-clip", **arguments)
+
+
+def _seen(module: nn.Module, images: Tensor) -> Tensor:
+    """Returns the embeddings of images (N, 128)."""
+    embeddings: Tensor = module.get_image_features(images)  # type: ignore[operator]
+    return embeddings
+
+
+def _read(module: nn.Module, texts: Sequence[str]) -> Tensor:
+    """Returns the embeddings of texts (T, 128). KonkyoError: a word that the network does not know."""
+    like = next(module.parameters())
+    embeddings: Tensor = module.get_text_features(word_tokens(texts).to(like.device))  # type: ignore[operator]
+    return embeddings

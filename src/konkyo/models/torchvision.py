@@ -1,4 +1,4 @@
-"""torchvision's models: `torchvision/NAME`, with preprocessing and class names from their weights' metadata."""
+"""torchvision's networks: `torchvision/NAME`, with preprocessing and class names from their weights' metadata."""
 
 from __future__ import annotations
 
@@ -42,16 +42,23 @@ def detector_names() -> list[str]:
     return list(torchvision.models.list_models(module=torchvision.models.detection))
 
 
+def segmenter_names() -> list[str]:
+    """Returns the names of all segmenters."""
+    return list(torchvision.models.list_models(module=torchvision.models.segmentation))
+
+
 @adapter("torchvision")
 def load(name: str, weights: str | Path | None) -> Model:
-    """Returns the classifier of pictures or videos, or the detector `name`.
+    """Returns the classifier of pictures or videos, the detector or the segmenter `name`.
 
     `weights`: "default" (downloaded once by torchvision), None or a file.
     """
     if name in detector_names():
         return _detector(name, weights)
+    if name in segmenter_names():
+        return _segmenter(name, weights)
     if name not in names() and name not in video_names():
-        raise unknown("torchvision model", name, [*names(), *detector_names(), *video_names()])
+        raise unknown("torchvision model", name, [*names(), *detector_names(), *segmenter_names(), *video_names()])
     metadata = torchvision.models.get_model_weights(name).DEFAULT
 
     def build(classes: int | None) -> nn.Module:
@@ -143,6 +150,20 @@ def _detector(name: str, weights: str | Path | None) -> Model:
     module, usual = _built(name, weights, metadata, build)
     classes = _classes(metadata.meta["categories"], module) if usual else ()
     return Model(module.eval(), OF_DETECTORS, classes, f"torchvision/{name}", detector=detector(module))
+
+
+def _segmenter(name: str, weights: str | Path | None) -> Model:
+    """Builds a segmenter; the head that only helps in training is left out where the weights come from a file."""
+    metadata = torchvision.models.get_model_weights(name).DEFAULT
+
+    def build(classes: int | None) -> nn.Module:
+        extra = {} if classes is None else {"num_classes": classes}
+        network: nn.Module = torchvision.models.get_model(name, weights=None, weights_backbone=None, **extra)
+        return network
+
+    module, usual = _built(name, weights, metadata, build)
+    classes = tuple(metadata.meta["categories"]) if usual else ()
+    return Model(module.eval(), _preprocess(metadata), classes, f"torchvision/{name}")
 
 
 def _built(

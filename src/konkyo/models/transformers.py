@@ -21,6 +21,8 @@ from konkyo.models.checkpoints import read_weights, require_inside
 from konkyo.models.kinds import Kind, kind, kinds_of, known
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.timm import preprocessing as timm_preprocessing
+from konkyo.tasks.embedding import EmbeddingTask
+from konkyo.tasks.regression import RegressionTask
 
 
 def import_transformers() -> ModuleType:
@@ -72,20 +74,28 @@ def load(name: str, weights: str | Path | None) -> Model:
             f"hf/{name} cannot be loaded{noun and ' as an ' + noun}: {reason} Give a model's id on the hub, or a "
             "folder with its config.json and weights"
         ) from error
-    arguments = chosen.describe(module.eval(), processor)
-    if arguments is None:
+    arguments = known(module.eval(), processor)
+    if not arguments:
         raise KonkyoError(f"hf/{name}: {type(module).__name__} is no {noun} that is known here")
-    usual_ones = {"preprocess": _preprocess(transformers, name, settings), "classes": _classes(config) if usual else ()}
-    return Model(module, name=f"hf/{name}", **{**usual_ones, **arguments})
+    if "preprocess" not in arguments:
+        arguments["preprocess"] = _preprocess(transformers, name, settings)
+    return Model(
+        **{"module": module, "classes": _classes(config) if usual else (), **arguments, "name": f"hf/{name}"},
+    )
 
 
 @kind("transformers", "image classifier", auto="AutoModelForImageClassification")
 def classifier(module: nn.Module, processor: Any) -> dict[str, Any] | None:
-    """Returns whether the classes of an image classifier exclude each other; None: another module."""
+    """Returns whether the classes of an image classifier exclude each other, or that it is a regressor.
+
+    None: another module.
+    """
     del processor
     if not any(base.__name__.endswith("ForImageClassification") for base in type(module).__mro__):
         return None
     config: Any = module.config
+    if config.problem_type == "regression":
+        return {"task": RegressionTask(), "classes": _classes(config, only=True)}
     return {"multilabel": config.problem_type == "multi_label_classification"}
 
 
@@ -128,14 +138,24 @@ def facts(module: Any) -> dict[str, Any]:
     processor in the files that the module came from: the network is never asked for it.
     """
     config = getattr(module, "config", None)
-    if config is None or getattr(module, "main_input_name", "") != "pixel_values":
+    if config is None or not (getattr(module, "main_input_name", "") == "pixel_values" or known(module)):
         return {}
     told: dict[str, Any] = {}
-    if known(module):
+    if (arguments := known(module)) and not isinstance(arguments.get("task"), EmbeddingTask):
         told["classes"] = _classes(config)
     if source := str(getattr(config, "_name_or_path", "") or ""):
         told["preprocess"] = _local_preprocess(source)
     return told
+
+
+@lru_cache(maxsize=64)
+def local_processor(source: str) -> Any:
+    """Returns the processor of images and text of a model in a folder or in the hub's cache; None: there is none."""
+    settings = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        return import_transformers().AutoProcessor.from_pretrained(source, **settings) if source else None
+    except Exception:  # no files, or a processor of another kind
+        return None
 
 
 @lru_cache(maxsize=64)
@@ -183,17 +203,29 @@ def _require_trained(name: str, kind: str, module: Any, missing: set[str]) -> No
         raise KonkyoError(f"hf/{name} is no trained {kind}: it lacks {len(absent)} weights ({named} ...)")
 
 
-def _classes(config: Any) -> tuple[str, ...]:
-    """Returns the names of the classes; none of invented ones, or for the two sides of a single logit."""
+def _classes(config: Any, *, only: bool = False) -> tuple[str, ...]:
+    """Returns the names of the classes; none of invented ones, or for the two sides of a single logit.
+
+    `only`: also a single name, which is that of a number.
+    """
     if set(config.id2label) != set(range(config.num_labels)):
         return ()
     names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
     invented = all(text == f"LABEL_{index}" for index, text in enumerate(names))
-    return () if invented or len(names) == 1 else names
+    return () if invented or (len(names) == 1 and not only) else names
 
 
 def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool]) -> Preprocess | None:
-    """Returns the model's own preprocessing; None where it has none, or one that a `Preprocess` cannot follow.
+    """Returns the model's own preprocessing; None where it has none, or one that a `Preprocess` cannot follow."""
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil", **settings)
+    except Exception:  # no processor, or one of another kind
+        return None
+    return preprocess_like(processor)
+
+
+def preprocess_like(processor: Any) -> Preprocess | None:
+    """Returns what an image processor does; None where a `Preprocess` cannot follow it.
 
     Processors are classes with steps of their own, of which the numbers in their config do not tell. So what was read
     from the numbers is held against the processor, on pictures of noise: two wide ones and a tall one.
@@ -201,8 +233,8 @@ def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool
     random = np.random.default_rng(0)
     sizes = ((70, 91), (71, 94), (131, 37))
     pictures = [Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    processor = getattr(processor, "image_processor", processor)
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil", **settings)
         if type(processor).__name__ == "TimmWrapperImageProcessor":
             preprocess = timm_preprocessing(processor.data_config)
         else:
@@ -212,7 +244,7 @@ def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool
             level = 1 / 255 / min(preprocess.std)
             if prepared.shape != expected.shape or float((prepared - expected).abs().mean()) >= level:
                 return None
-    except Exception:  # no processor, one of another kind, or a setting that is not known here
+    except Exception:  # a processor of another kind, or a setting that is not known here
         return None
     return preprocess
 
@@ -221,6 +253,9 @@ def _from_settings(processor: Any) -> Preprocess:
     """Returns what an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
     numbers = processor.to_dict()
     size = numbers.get("size") or {}
+    if set(size) == {"shortest_edge"} and numbers.get("size_divisor"):  # ViLT's, whose sides are at most as 800 to 1333
+        longest = int(1333 / 800 * size["shortest_edge"])
+        return replace(from_numbers(numbers), longest=longest, multiple=numbers["size_divisor"])
     if not numbers.get("do_resize") or set(size) != {"shortest_edge", "longest_edge"}:
         return from_numbers(numbers)
     limits: dict[str, Any] = {"longest": size["longest_edge"]}
@@ -255,11 +290,14 @@ def from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
     if numbers.get("do_normalize"):
         mean, std = numbers["image_mean"], numbers["image_std"]
     again = numbers["image_std"] if numbers.get("include_top") else (1.0,) * 3  # EfficientNet divides twice
+    squares = {"fit": "square", "border": 0.0, "interpolation": "gaussian"}  # of OWLv2, which ignores `resample`
+    resample = Image.Resampling(numbers.get("resample", Image.Resampling.BILINEAR)).name.lower()
+    owl = numbers.get("image_processor_type", "").startswith("Owlv2") and numbers.get("do_pad")
     return Preprocess(
         resize=resize,
         crop=crop,
         mean=tuple((offset + m) / factor for m in mean),
         std=tuple(s * a / factor for s, a in zip(std, again, strict=True)),
-        interpolation=Image.Resampling(numbers.get("resample", Image.Resampling.BILINEAR)).name.lower(),  # type: ignore[arg-type]
         centre="floor",
+        **(squares if owl else {"interpolation": resample}),
     )

@@ -29,6 +29,7 @@ from konkyo.report.classes import class_views, matrix_view
 from konkyo.report.page import LANGUAGES, ImageRow, Measure, Page
 from konkyo.report.svg import curve_view
 from konkyo.report.truth import accuracy
+from konkyo.tasks.responses import Response
 from konkyo.utils.files import plain
 
 Language: TypeAlias = Literal["auto", "en", "ja"]
@@ -259,9 +260,11 @@ def _data(page: Page) -> tuple[dict[str, Any], list[list[str]], list[list[Any]]]
     shown = [row for row in page.rows if row.picture is not None]
     pictures = Pictures(picture_side(len({id(row.picture) for row in shown})))
     side = map_side(page.rows)
-    rows, maps = [], []
+    rows, maps, answers = [], [], _answers(page)
     for row in page.rows:
         rows.append(_row(row, pictures))
+        if row.passage is not None:
+            rows[-1]["w"] = [list(answers).index(_answer_key(row)), list(row.passage.tokens)]
         maps.append(
             {
                 "m": [packed_map(m, side) for m in row.maps],
@@ -276,11 +279,22 @@ def _data(page: Page) -> tuple[dict[str, Any], list[list[str]], list[list[Any]]]
         "columns": list(dict.fromkeys(name for row in page.rows for name in row.values)),
         "block": BLOCK,
         "tables": colour_tables(),
+        "answers": [{"q": response.question, "p": response.pieces} for response in answers.values()],
         "shortlists": [{"t": dict(s.title), "rows": list(s.rows)} for s in page.shortlists],
         "reduced": side if finest > side else 0,
         "without": len(page.rows) - len(shown),
     }
     return data, pictures.blocks(), [maps[at : at + BLOCK] for at in range(0, len(maps), BLOCK)]
+
+
+def _answer_key(row: ImageRow) -> tuple[object, ...]:
+    """Returns what rows of one answer to one image have in common."""
+    return row.name, id(row.picture), None if row.passage is None else row.passage.response
+
+
+def _answers(page: Page) -> dict[tuple[object, ...], Response]:
+    """Returns the answers in words that rows are about, each once for its image."""
+    return {_answer_key(row): row.passage.response for row in page.rows if row.passage is not None}
 
 
 def _row(row: ImageRow, pictures: Pictures) -> dict[str, Any]:

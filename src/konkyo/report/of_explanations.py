@@ -55,7 +55,9 @@ def image_rows(results: list[Explanation]) -> tuple[ImageRow, ...]:
         if index not in pictures:
             source = next((result for result in results if result.images is not None), None)
             pictures[index] = None if source is None else source.picture(row)
-        rows.append(_image_row(results, row, pictures[index], image_name(first, row)))
+        question = first.questions[row] if first.questions else None
+        name = f"{image_name(first, row)}: {question}" if question else image_name(first, row)
+        rows.append(_image_row(results, row, pictures[index], name))
     return tuple(rows)
 
 
@@ -82,6 +84,7 @@ def _image_row(results: list[Explanation], row: int, picture: Image.Image | None
         maps=maps,
         true_label=truth,
         asked=first.labels[row],
+        passage=first.passages[row] if first.passages else None,
         flags=tuple(flags),
         box=_box(first, row, picture),
         **values,

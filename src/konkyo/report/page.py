@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from konkyo.evaluation.diagnose.findings import Evidence, Finding, Text
+from konkyo.tasks.responses import Passage
 
 LANGUAGES = ("en", "ja")
 FLAGS = ("wrong", "unsure", "cue", "duplicate", "label?", "doubtful map")
@@ -82,6 +83,8 @@ class ImageRow:
     asked_probability: float = math.nan
     asked_rank: int | None = None
     """By probability; 1 is the highest."""
+    passage: Passage | None = None
+    """The words that the maps explain, in the answer that they are part of; rows of one answer link to each other."""
     flags: tuple[str, ...] = ()
     """Of FLAGS, or others. "wrong" is added by itself where decision and true label differ."""
     suspicion: float = math.nan

@@ -77,7 +77,7 @@ def show(test: Samples, classes: Sequence[str], preprocess: Preprocess, out: Pat
     """
     step = -(-len(classes) // CLASSES_SHOWN)
     pictures, counts = list[TestPicture](), {label: 0 if i % step == 0 else most for i, label in enumerate(classes)}
-    side = preprocess.crop or preprocess.resize
+    side = preprocess.side
     height, width = (side, side) if isinstance(side, int) or side is None else side
     for index, label in enumerate(test.labels):
         if counts[label] < most:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
-from konkyo.targets.base import BaseTarget, as_target
+from konkyo.targets.base import BaseTarget, Outputs, as_target, bound, fixed
 from konkyo.targets.base import Target as Target
+
+if TYPE_CHECKING:
+    from konkyo.targets.regions import Mask
 
 Score: TypeAlias = Literal["logit", "probability", "sigmoid", "similarity"]
 """What is explained of a decision; the "similarity" is that of detections only."""
@@ -99,17 +103,30 @@ class Against(BaseTarget):
         """Returns the negated score of every image."""
         return -self.target(output)
 
+    def bound(self, outputs: Outputs) -> Target:
+        """Returns it with its target bound."""
+        return Against(bound(self.target, outputs))
+
+    def fixed(self, output: Tensor) -> Target:
+        """Returns it with its target fixed."""
+        return Against(fixed(self.target, output))
+
     def logit(self, output: Tensor) -> Tensor | None:
         """Returns the negated logit of every image (N,)."""
         value = as_target(self.target).logit(output)
         return None if value is None else -value
+
+    def part(self) -> Mask | None:
+        """Returns the part of the picture that the target itself is about."""
+        return as_target(self.target).part()
 
 
 @dataclass(frozen=True)
 class ContrastTarget(BaseTarget):
     """This target tells why this and not that: it is the difference of two targets. -> (N,)
 
-    For `explain` each of the two may also be a class index or name.
+    For `explain` each of the two may also be a class index or name. For a detector `this` is a class or `Detections`,
+    and the candidate of every such detection is asked for both classes.
     """
 
     this: Any
@@ -121,6 +138,22 @@ class ContrastTarget(BaseTarget):
         difference: Tensor = self.this(output) - self.that(output)
         return difference
 
+    def bound(self, outputs: Outputs) -> Target:
+        """Returns it with both targets bound."""
+        return ContrastTarget(bound(self.this, outputs), bound(self.that, outputs))
+
+    def fixed(self, output: Tensor) -> Target:
+        """Returns it with both targets fixed."""
+        return ContrastTarget(fixed(self.this, output), fixed(self.that, output))
+
+    def location(self) -> tuple[float, float, float, float] | None:
+        """Returns the box of what is preferred."""
+        return as_target(self.this).location() if callable(self.this) else None
+
+    def matched_boxes(self, output: Tensor) -> list[tuple[float, ...]]:
+        """Returns the box of the candidate that is preferred, one per image."""
+        return as_target(self.this).matched_boxes(output)
+
     def logit(self, output: Tensor) -> Tensor | None:
         """Returns the difference of the two logits (N,); of what has none, the score stands in its place."""
         pair = [(target, as_target(target).logit(output)) for target in (self.this, self.that)]
@@ -128,6 +161,10 @@ class ContrastTarget(BaseTarget):
             return None
         this, that = (target(output) if value is None else value for target, value in pair)
         return this - that
+
+    def part(self) -> Mask | None:
+        """Returns the part of the picture that the first of the two is about."""
+        return as_target(self.this).part()
 
 
 @dataclass(frozen=True, init=False)
@@ -148,6 +185,14 @@ class SumTarget(BaseTarget):
         """Returns the sum of the scores of every image."""
         return torch.stack([target(output) for target in self.targets]).sum(0)
 
+    def bound(self, outputs: Outputs) -> Target:
+        """Returns it with all targets bound."""
+        return SumTarget(*(bound(target, outputs) for target in self.targets))
+
+    def fixed(self, output: Tensor) -> Target:
+        """Returns it with all targets fixed."""
+        return SumTarget(*(fixed(target, output) for target in self.targets))
+
     def logit(self, output: Tensor) -> Tensor | None:
         """Returns the sum of the logits (N,); of what has none, the score stands in its place."""
         values = [as_target(target).logit(output) for target in self.targets]
@@ -155,30 +200,9 @@ class SumTarget(BaseTarget):
             return None
         return torch.stack([t(output) if v is None else v for t, v in zip(self.targets, values, strict=True)]).sum(0)
 
-
-@dataclass(frozen=True)
-class RegionTarget(BaseTarget):
-    """This target is the mean of a class over a part of the picture. output (N, K, H, W) -> (N,)
-
-    `region`: xyxy as shares of the picture's width and height, the cells whose centres lie in it. KonkyoError: another
-    output, no such class, or a region without a cell.
-    """
-
-    index: int
-    region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
-
-    def __call__(self, output: Tensor) -> Tensor:
-        """Returns the mean of the class's values in the region, of every image."""
-        if output.ndim != 4 or not 0 <= self.index < output.shape[1]:
-            raise KonkyoError(f"class {self.index} of an output (N, K, H, W) was expected; got {tuple(output.shape)}")
-        tall, wide = output.shape[2:]
-        left, top, right, bottom = self.region
-        rows = [y for y in range(tall) if top <= (y + 0.5) / tall <= bottom]
-        columns = [x for x in range(wide) if left <= (x + 0.5) / wide <= right]
-        if not rows or not columns:
-            raise KonkyoError(f"the region {self.region} has no cell of an output of {wide} x {tall}")
-        part = output[:, self.index, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        return part.mean((1, 2))
+    def part(self) -> Mask | None:
+        """Returns the part of the picture that the first of the targets is about."""
+        return as_target(self.targets[0]).part()
 
 
 @dataclass(frozen=True)
@@ -211,3 +235,21 @@ class Each:
         if not targets or isinstance(targets[0], (list, tuple)):
             raise KonkyoError('Each needs at least one target, as in Each("cat", "dog")')
         object.__setattr__(self, "targets", targets)
+
+
+def combination(request: Any, part: Callable[[Any], Target]) -> Target | None:
+    """Returns a combination of targets with every part as `part` makes it of what was asked; None for anything else."""
+    if isinstance(request, ContrastTarget):
+        return ContrastTarget(part(request.this), part(request.that))
+    if isinstance(request, SumTarget):
+        return SumTarget(*map(part, request.targets))
+    return Against(part(request.target)) if isinstance(request, Against) else None
+
+
+def bound_request(request: Any, outputs: Outputs) -> Any:
+    """Returns what a user asked for, a target, a list of targets or `Each`, with every target bound."""
+    if isinstance(request, Each):
+        return Each(*(bound_request(target, outputs) for target in request.targets))
+    if isinstance(request, (list, tuple)):
+        return [bound_request(entry, outputs) for entry in request]
+    return bound(request, outputs)

@@ -28,10 +28,13 @@ SPECS: dict[str, Spec] = {}
 
 
 def spec(form: str) -> Callable[[Parser], Parser]:
-    """Registers what reads targets of a form, as in "pixel:X:Y[,label=CLASS]"; its kind stands before the colon."""
+    """Registers what reads targets of a form, as in "pixel:X:Y[,label=CLASS]"; its kind stands before the colon.
+
+    A form such as "answer[:TEXT]" needs no value; the parser gets "" then.
+    """
 
     def register(parse: Parser) -> Parser:
-        SPECS[form.partition(":")[0]] = Spec(form, parse)
+        SPECS[re.split(r"[\[:]", form)[0]] = Spec(form, parse)
         return parse
 
     return register
@@ -52,6 +55,14 @@ def parse_target(text: str) -> Any:
 def class_of_text(text: str) -> int | str:
     """Returns a class as the command line names it: an index, or a name."""
     return int(text) if re.fullmatch("-?[0-9]+", text) else text
+
+
+def number_of(text: str, what: str) -> float:
+    """Returns the number that a text is; `what` it is of, for the error. KonkyoError: it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        raise KonkyoError(f"{what} is a number; got {text!r}") from None
 
 
 def with_settings(value: str, *names: str) -> tuple[str, dict[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -15,12 +15,16 @@ from konkyo.data.samples import Annotation, Sample
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ContrastTarget, Each, RegionTarget, Score, SumTarget
+from konkyo.targets.classes import Against, ContrastTarget, Each, Magnitude, Score, SumTarget
+from konkyo.targets.regions import WHOLE, RegionTarget
 from konkyo.tasks.decision import Decision
+from konkyo.tasks.responses import Passage
 from konkyo.utils.tensors import min_max
 
 Explained: TypeAlias = Literal["decision", "label"]
 """What is measured of a classifier: its decision, or the sample's own class."""
+Run: TypeAlias = Callable[[Callable[[], Any]], Any]
+"""It runs a forward of a network, with its errors wrapped, and returns what the forward returns."""
 
 SEVEN_CAMS = ("cam", "grad_cam", "grad_cam_pp", "score_cam", "eigen_cam", "ablation_cam", "layer_cam")
 """The class activation maps of the founding survey, in its order."""
@@ -85,11 +89,20 @@ class TargetRequest:
     threshold: float | None = None
     boxes: tuple[tuple[float, ...], ...] = ()
     quantity: str | None = None
+    region: str | None = None
+    mask: str | None = None
+    pixels: tuple[tuple[float, float], ...] = ()
 
     def names(self, *fields: str) -> list[str]:
         """Returns the options among these fields that were not left out, as the command line calls them."""
         words = {"classes": "--class", "against": "--not", "threshold": "--score", "boxes": "--box", "quantity": "--of"}
+        words |= {"pixels": "--pixel"}
         return [words.get(field, f"--{field}") for field in fields if getattr(self, field) not in (None, ())]
+
+    def refuse(self, whose: str, model: str, noun: str, *fields: str) -> None:
+        """Raises KonkyoError where one of these options was given; `whose` they are, and what the model is instead."""
+        if names := self.names(*fields):
+            raise KonkyoError(f"{', '.join(names)}: for {whose} only; {model} is a {noun}")
 
 
 class Task(ABC):
@@ -120,6 +133,25 @@ class Task(ABC):
         `read(module, images)` runs the module and selects the tensor that `Model.select` finds.
         """
         return read(module, images)
+
+    def settled(self, module: nn.Module, images: Tensor, request: Any, run: Run) -> Task:
+        """Returns the task that reads the output for these images, where that depends on them and on the request.
+
+        By default it is the task itself. `run` runs a forward of the network and returns what that does. OneByOne: the
+        images need a task each.
+        """
+        del module, images, request, run
+        return self
+
+    def passages(self, targets: Sequence[Target]) -> tuple[Passage | None, ...]:
+        """Returns the words that every target is about, of a network that answers in words; empty for other tasks."""
+        del targets
+        return ()
+
+    def without_content(self, images: Tensor) -> Tensor | None:
+        """Returns blank images like these (N, C, H, W), which tell what a text alone decides; None: no text is read."""
+        del images
+        return None
 
     def confidences(self, output: Tensor) -> Tensor:
         """Returns the numbers (N, ...) among which the largest is the decision."""
@@ -160,6 +192,11 @@ class Task(ABC):
         """Returns the layers that are explained by default for images (C, H, W); none: a trace finds them."""
         del shape
         return ()
+
+    @property
+    def within(self) -> str:
+        """This is the dotted name of the module that reads the images, where a trace looks for layers; "": anywhere."""
+        return ""
 
     # --- targets ------------------------------------------------------------------------------------------------------
 
@@ -219,8 +256,10 @@ class Task(ABC):
         if isinstance(target, SumTarget):
             return " + ".join(self.label(part, classes, outputs) for part in target.targets)
         if isinstance(target, RegionTarget):
-            everywhere = target.region == (0, 0, 1, 1)
-            return f"{classes.label(target.index)}, mean over {'all' if everywhere else 'a region'}"
+            where = target.where or f"mean over {'all' if target.region == WHOLE else 'a region'}"
+            return f"{classes.label(target.index)}, {where}"
+        if isinstance(target, Magnitude):
+            return "the whole output"
         return str(getattr(target, "__name__", repr(target)))
 
     def decisions_beside(
@@ -279,7 +318,7 @@ class Task(ABC):
 
     def request(self, options: TargetRequest, model: str) -> Any:
         """Returns what the command line's options ask `targets` for. KonkyoError: an option without a use here."""
-        if names := options.names("classes", "top", "against", "threshold", "boxes", "quantity"):
+        if names := options.names(*(field.name for field in fields(options))):
             raise KonkyoError(f"{', '.join(names)}: {model} is a {self.noun}, which has no use for this")
 
     def highest(self, request: Any, output: Tensor, classes: Classes) -> float:

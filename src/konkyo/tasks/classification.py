@@ -19,7 +19,6 @@ from konkyo.targets.classes import (
     ClassTarget,
     ContrastTarget,
     Each,
-    Magnitude,
     Score,
     SumTarget,
     TopK,
@@ -241,8 +240,6 @@ class ClassificationTask(Task):
 
     def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:
         """Returns the name of a target's class; of one logit "negative" or "positive" where its sides have no names."""
-        if isinstance(target, Magnitude):
-            return "the whole output"
         if not isinstance(target, ClassTarget):
             return super().label(target, classes, outputs)
         if outputs == 1 and target.index >= len(classes.names):
@@ -285,8 +282,8 @@ class ClassificationTask(Task):
 
     def request(self, options: TargetRequest, model: str) -> Any:
         """Returns what the options ask for: classes, one class and not another, or the highest ones."""
-        if names := options.names("threshold", "boxes", "quantity"):
-            raise KonkyoError(f"{', '.join(names)}: for detectors only; {model} is a {self.noun}")
+        options.refuse("detectors", model, self.noun, "threshold", "boxes", "quantity")
+        options.refuse("segmenters", model, self.noun, "region", "mask", "pixels")
         if options.against is not None and not options.classes:
             raise KonkyoError("--not goes with --class: why this class and not that")
         if not options.classes:
@@ -315,8 +312,9 @@ class ClassificationTask(Task):
 def _of_features(classes: Classes) -> str:
     """Returns that a network has no classes, and what explains it all the same."""
     return (
-        f"{classes.model} puts out features, not classes: {classes.features}. Give target=, a callable output -> (N,) "
-        "scores; methods that know no class (eigen_cam, kpca_cam, fem) need none"
+        f"{classes.model} puts out features, not classes: {classes.features}. Give target=, "
+        "konkyo.Similarity(reference image) or another callable output -> (N,) scores; methods that know no class "
+        "(eigen_cam, kpca_cam, fem) need none"
     )
 
 
@@ -332,8 +330,9 @@ def _of_shape(output: Tensor) -> str:
     if output.ndim == 4 and output.shape[2:].numel() == 1:
         return "; logits (N, K, 1, 1): select=lambda output: output.flatten(1)"
     return (
-        "; class 3 of a segmentation: target=lambda output: output[:, 3].mean((1, 2)); features of a network without a "
-        "head: eigen_cam and other methods that know no class need no target"
+        "; a segmentation: konkyo.Model(module, task=konkyo.SegmentationTask()), or the mean of class 3 alone: "
+        "target=konkyo.RegionTarget(3); features of a network without a head: eigen_cam and other methods that know "
+        "no class need no target"
     )
 
 

@@ -17,7 +17,7 @@ def augmented(preprocess: Preprocess, least: float = 0.9) -> Callable[[Image.Ima
     A part has from `least` to all of the area. Parts are from 3/4 to 4/3 times as wide as high. Draws from the global
     random state, as torchvision does.
     """
-    side = preprocess.crop or preprocess.resize
+    side = preprocess.side
     size = (side, side) if isinstance(side, int) else side
     change = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomResizedCrop(size, scale=(least, 1.0))])
     then = Preprocess(None, None, preprocess.mean, preprocess.std)

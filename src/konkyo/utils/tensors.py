@@ -163,3 +163,8 @@ def overlap(boxes: Tensor, box: Tensor) -> Tensor:
     areas = [(b[..., 2:] - b[..., :2]).clamp_min(0).prod(-1) for b in (boxes, box)]
     total = areas[0] + areas[1] - common
     return safe_divide(common, total)
+
+
+def mean_colour(images: Tensor) -> Tensor:
+    """Returns images (N, C, *size) in which every pixel has the mean colour of its image."""
+    return images.flatten(2).mean(2).view(*images.shape[:2], *[1] * (images.ndim - 2)).expand_as(images).contiguous()

@@ -16,6 +16,7 @@ from konkyo.apps.cli.options import (
     Folder,
     Format,
     Json,
+    Layers,
     Limit,
     MatchingOptions,
     MethodOptions,
@@ -55,6 +56,7 @@ def evaluate(
         bool, typer.Option("--unique", help="Detectors: only where every method's map has one highest place.")
     ] = False,
     limit: Limit = None,
+    layer: Layers = None,
     to: Folder = Path("konkyo-evaluation"),
     model_options: ModelOptions = ModelOptions(),
     method_options: MethodOptions = MethodOptions(),
@@ -87,6 +89,7 @@ def evaluate(
             matching=Matching(matching_options.score, matching_options.iou, unique),
             limit=limit,
             seed=method_options.seed,
+            layer=layer[0] if layer and len(layer) == 1 else layer or None,
             precision=precision,  # type: ignore[arg-type] # checked by the Pass
             out=to,
             progress=progress,

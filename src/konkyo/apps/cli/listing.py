@@ -75,6 +75,9 @@ def layers(
         int | None, typer.Option(min=1, help="Channels of the image; default: the model's own, or 3.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Also the modules whose output is no grid.")] = False,
+    question: Annotated[
+        str | None, typer.Option("--question", help="What a model that answers questions is asked meanwhile.")
+    ] = None,
     weights: Weights = "default",
     device: Device = None,
     as_json: Json = False,
@@ -86,15 +89,16 @@ def layers(
     else:
         shape = _of_places(setup.model, size, channels)
     with failures_of(setup.model):
-        automatic = [layer.name for layer in setup.model.automatic_layers(shape)]
-        sites = [s for s in setup.model.sites(shape) if every or s.layer is not None or s.name in automatic]
+        network = setup.model.prompted(question=question)
+        automatic = [layer.name for layer in network.automatic_layers(shape)]
+        sites = [s for s in network.sites(shape) if every or s.layer is not None or s.name in automatic]
     _print_layers(sites, automatic, as_json)
 
 
 def _of_pictures(model: Model, size: str | None, channels: int | None) -> tuple[int, ...]:
     """Returns the shape of the pictures that options mean, (C, H, W)."""
     preprocess = model.preprocess
-    side = (size_of(size) if size else None) or (preprocess and (preprocess.crop or preprocess.resize)) or 224
+    side = (size_of(size) if size else None) or (preprocess and preprocess.side) or 224
     height, width = side if isinstance(side, tuple) else (side, side)
     return channels or (len(preprocess.mean) if preprocess else 3), height, width
 
@@ -106,7 +110,7 @@ def _of_places(model: Model, size: str | None, channels: int | None) -> tuple[in
     reader, places = model.reader, model.axes.places if model.axes else ()
     sides = [int(part) for part in (size or "").lower().split("x") if part.isdigit()]
     if isinstance(reader, Clips) and not size:
-        side = reader.picture.crop or reader.picture.resize or 112
+        side = reader.picture.side or 112
         sides = [reader.frames, *(side if isinstance(side, tuple) else (side, side))]
     if not sides or (places and len(sides) != len(places)):
         said = "x".join(name.upper() for name in places) or "the size of an input"

@@ -18,6 +18,7 @@ from konkyo.apps.cli.demo import demo
 from konkyo.apps.cli.diagnose import diagnose
 from konkyo.apps.cli.evaluate import evaluate
 from konkyo.apps.cli.explain import explain
+from konkyo.apps.cli.export_cam import export_cam
 from konkyo.apps.cli.listing import layers, list_methods, list_metrics
 from konkyo.apps.cli.neighbours import nearest_images
 from konkyo.apps.cli.report import report
@@ -47,6 +48,7 @@ app.command()(sanity)
 app.command()(consistency)
 app.command()(diagnose)
 app.command()(cover)
+app.command(name="export-cam")(export_cam)
 app.command(name="neighbours")(nearest_images)
 app.add_typer(benchmark, name="benchmark")
 app.add_typer(train, name="train")

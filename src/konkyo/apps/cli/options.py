@@ -80,7 +80,9 @@ class ModelOptions:
         str | None,
         typer.Option("--texts", help="Models of images and texts: the classes, as in 'a cat;a dog'."),
     ] = None
-    template: Annotated[str, typer.Option("--template", help="What each of --texts is put into, at {}.")] = "{}"
+    template: Annotated[
+        str, typer.Option("--template", help="What each of --texts is put into, at {}; several apart by ';'.")
+    ] = "{}"
 
 
 @dataclass(frozen=True)
@@ -101,14 +103,33 @@ class TargetOptions:
     ] = None
     box: Annotated[
         list[str] | None,
-        typer.Option("--box", help="Detectors: what overlaps x1,y1,x2,y2 (in pixels) most; repeatable."),
+        typer.Option("--box", help="Detectors: what overlaps x1,y1,x2,y2 (in pixels) most; segmenters: the region."),
+    ] = None
+    region: Annotated[
+        str | None,
+        typer.Option("--region", help="Segmenters: where the class is 'predicted' (the default), or 'all'."),
+    ] = None
+    mask: Annotated[
+        Path | None,
+        typer.Option("--mask", help="Segmenters: a picture as large as the image, black outside of the region."),
+    ] = None
+    pixel: Annotated[
+        list[str] | None, typer.Option("--pixel", help="Segmenters: x,y in pixels of the image; repeatable.")
     ] = None
     target: Annotated[
         list[str] | None,
         typer.Option("--target", help="KIND:VALUE, as in class:cat or pixel:120:64; repeatable."),
     ] = None
+    reference: Annotated[
+        list[str] | None,
+        typer.Option("--reference", help="Embeddings: an image that the images are likened to; repeated: their mean."),
+    ] = None
     question: Annotated[
         str | None, typer.Option("--question", help="What a model that answers questions is asked of the images.")
+    ] = None
+    answer: Annotated[
+        str | None,
+        typer.Option("--answer", help="The text that is explained, in place of what the model answers in words."),
     ] = None
     of: Annotated[
         str | None,
@@ -197,7 +218,8 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     texts = [text.strip() for text in (options.texts or "").split(";") if text.strip()]
     weights = None if options.weights == "random" else options.weights
-    model = load(name, weights=weights, device=device, texts=texts, template=options.template)
+    templates = [template.strip() for template in options.template.split(";") if template.strip()]
+    model = load(name, weights=weights, device=device, texts=texts, template=templates)
     changes: dict[str, Any] = {}
     for side in ("resize", "crop"):
         if (text := getattr(options, side)) is not None:
@@ -233,8 +255,11 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
 
 def target_of(setup: Setup, what: TargetOptions) -> Any:
     """Returns the target that the options ask for. KonkyoError: an option that the model has no use for."""
+    from konkyo.targets.answers import in_text
     from konkyo.targets.classes import Each
+    from konkyo.targets.similarity import Similarity
     from konkyo.targets.specs import class_of_text, parse_target
+    from konkyo.tasks.answers import AnswerTask
     from konkyo.tasks.base import TargetRequest
 
     options = TargetRequest(
@@ -244,12 +269,29 @@ def target_of(setup: Setup, what: TargetOptions) -> Any:
         what.score,
         tuple(_box(text) for text in what.box or ()),
         what.of,
+        _region(what.region),
+        None if what.mask is None else str(what.mask),
+        tuple(_pixel(text) for text in what.pixel or ()),
     )
+    if what.reference:
+        names = options.names(*(field.name for field in fields(options)))
+        if names or what.target:
+            raise KonkyoError(
+                f"--reference says what is explained; {', '.join(names or ['--target'])} would say it again"
+            )
+        return Similarity(what.reference[0] if len(what.reference) == 1 else tuple(what.reference))
     if what.target:
         if names := options.names(*(field.name for field in fields(options))):
             raise KonkyoError(f"--target says what is explained; {', '.join(names)} would say it again")
         targets = [parse_target(text) for text in what.target]
+        targets = targets if what.answer is None else [in_text(target, what.answer) for target in targets]
         return targets[0] if len(targets) == 1 else Each(*targets)
+    if what.answer is not None:
+        if not isinstance(setup.model.task, AnswerTask):
+            raise KonkyoError(
+                f"--answer: {setup.model.name} does not answer in words; --class names what it chooses from"
+            )
+        options = replace(options, classes=(what.answer, *options.classes))
     return setup.model.task.request(options, setup.model.name)
 
 
@@ -258,6 +300,19 @@ def _box(text: str) -> tuple[float, ...]:
     if len(numbers) != 4 or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
         raise KonkyoError(f"--box is left,top,right,bottom in pixels, as in 20,30,80,90; got {text!r}")
     return numbers
+
+
+def _region(text: str | None) -> str | None:
+    if text not in (None, "predicted", "all"):
+        raise KonkyoError(f"--region is predicted or all; got {text!r}. --mask FILE or --box is a region of your own")
+    return text
+
+
+def _pixel(text: str) -> tuple[float, float]:
+    numbers = _numbers(text)
+    if len(numbers) != 2:
+        raise KonkyoError(f"--pixel is x,y in pixels of the image, as in 120,80; got {text!r}")
+    return numbers[0], numbers[1]
 
 
 def require_paths(names: list[str], of: str | None) -> None:

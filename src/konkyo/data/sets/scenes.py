@@ -48,6 +48,8 @@ class Scene:
     """(n, H, W) bool, visible pixels of the object."""
     evidence: Tensor
     """(n, H, W) bool, visible pixels of the part that alone decides the class; a subset of the mask."""
+    colours: tuple[str, ...]
+    """(n,), of COLOURS: the main paint of the object's body; "" where it has no clear name. Flowers have none."""
 
 
 class Scenes(torch.utils.data.Dataset[Scene]):
@@ -425,6 +427,26 @@ _PAINTS = (
     (152, 108, 192), (236, 132, 170), (244, 240, 232), (196, 204, 212), (96, 104, 124), (190, 120, 84),
     (150, 206, 196),
 )  # fmt: skip
+_NAMES = (
+    "orange", "brown", "gray", "", "gray", "", "white", "",
+    "red", "orange", "yellow", "green", "", "blue", "blue", "purple", "pink", "white", "", "gray", "brown", "",
+)  # fmt: skip
+_PAINT_NAMES = dict(zip((*_FURS, *_PAINTS), _NAMES, strict=True))
+"""What the paints are called; "" where people would not agree."""
+COLOURS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "gray", "white")
+"""The names that objects' colours can have."""
+
+
+def _colour_name(item: _Item) -> str:
+    """Returns the name of the nearest paint; "" if it has none, or one of another name is not clearly farther."""
+    if item.draw is _flower:  # the pot has one colour, the blossom another
+        return ""
+    distances = {paint: math.dist(paint, item.palette["main"]) for paint in _PAINT_NAMES}
+    nearest = min(distances, key=lambda paint: distances[paint])
+    others = [d for paint, d in distances.items() if _PAINT_NAMES[paint] != _PAINT_NAMES[nearest]]
+    return _PAINT_NAMES[nearest] if distances[nearest] < 0.6 * min(others) else ""
+
+
 _FIXED: _Palette = {
     "ink": (52, 44, 64), "white": (255, 253, 248), "pink": (250, 176, 180), "blush": (248, 158, 150),
     "rose": (226, 96, 112), "tyre": (62, 58, 74), "silver": (206, 210, 220), "yellow": (255, 210, 70),
@@ -756,12 +778,13 @@ def _render(plan: _ScenePlan, size: int) -> Scene:
     gains = rng.uniform(0.86, 1.06) * rng.normal(1, 0.025, 3)
     image = canvas.reduce(3).point(np.outer(gains, np.arange(256)).clip(0, 255).astype(np.uint8).ravel().tolist())
     grid = np.asarray(ids)[1::3, 1::3]
-    labels = {2 * number + 1: item.label for number, item in enumerate(plan.items) if item.label is not None}
+    objects = {2 * number + 1: item for number, item in enumerate(plan.items) if item.label is not None}
+    labels = {number: item.label for number, item in objects.items()}
     evidence = np.stack([grid == number + 1 for number in labels])
     masks = evidence | np.stack([grid == number for number in labels])
     boxes = np.array([[x.min(), y.min(), x.max() + 1, y.max() + 1] for y, x in map(np.nonzero, masks)], np.float32)
     truth = torch.from_numpy(boxes), torch.from_numpy(masks), torch.from_numpy(evidence)
-    return Scene(image, torch.tensor(list(labels.values())), *truth)
+    return Scene(image, torch.tensor(list(labels.values())), *truth, tuple(map(_colour_name, objects.values())))
 
 
 def _light(plan: _ScenePlan, side: int, rng: np.random.Generator) -> Image.Image:

@@ -184,7 +184,7 @@
     askedProbability: ROWS.some((row) => known(row.ap)), rank: ROWS.some((row) => row.ar),
     other: ROWS.some((row) => row.a && row.a !== row.d && row.a !== row.t), // else the asked class is in another column
     suspicion: ROWS.some((row) => known(row.s)), flags: ROWS.some((row) => row.f),
-    maps: DATA.methods.length > 0,
+    maps: DATA.methods.length > 0, answer: ROWS.some((row) => row.w),
   };
   const orders = ORDERS.filter((order) => order === "given" || (order === "wrong" && has.truth && has.decision)
     || (order === "unsure" && has.decision) || (order === "suspicious" && has.suspicion));
@@ -225,7 +225,7 @@
     const map = (row.m || []).find((entry) => entry.n === state.method) || (row.m || [])[0];
     return map ? map.k || "ok" : "";
   };
-  const haystack = (row) => (row.hay ||= [row.n, row.d, row.t, row.a, ...(row.f || []), ...(row.f || []).map((f) => WORDS.ja["flag." + f] || "")]
+  const haystack = (row) => (row.hay ||= [row.n, row.d, row.t, row.a, row.w ? DATA.answers[row.w[0]].q : "", ...(row.f || []), ...(row.f || []).map((f) => WORDS.ja["flag." + f] || "")]
     .join("\n").toLowerCase());
   const passes = (index) => {
     const row = ROWS[index];
@@ -273,6 +273,29 @@
     }
   };
 
+  // ---------------------------------------------------------------------------------------------- answers in words
+  const ANSWERS = DATA.answers || [], told = new Map(); // the rows of every answer
+  ROWS.forEach((row, index) => row.w && told.set(row.w[0], [...(told.get(row.w[0]) || []), index]));
+  const shortest = (rows) => rows.reduce((a, b) => (a === undefined || ROWS[b].w[1].length < ROWS[a].w[1].length ? b : a), undefined);
+  // The answer, of which every word that has a map is a button that shows it; that of this row is pressed.
+  const answerOf = (index) => {
+    const [number, own] = ROWS[index].w, { q, p } = ANSWERS[number], rows = told.get(number);
+    const whole = p.length > 1 ? rows.find((row) => ROWS[row].w[1].length === p.length) : undefined;
+    const places = p.map((_, token) => shortest(rows.filter((row) => row !== whole && ROWS[row].w[1].includes(token))));
+    const line = el("span", { class: "said", lang: "" });
+    for (let at = 0, end; at < p.length; at = end) {
+      for (end = at + 1; end < p.length && places[end] === places[at] && places[at] !== undefined;) end++;
+      const text = p.slice(at, end).join(""), word = text.trim(), row = places[at];
+      if (/^\s/.test(text)) line.append(" ");
+      if (row === undefined || !word) line.append(el("span", { class: own.includes(at) ? "own" : null }, word));
+      else line.append(el("button", { type: "button", class: "word" + (own.includes(at) ? " own" : ""), "aria-pressed": String(row === index),
+        "aria-label": t("answer.word", { word }), on: { click: () => open(row, false, true) } }, word));
+      if (/\s$/.test(text)) line.append(" ");
+    }
+    const all = whole === undefined ? null : el("button", { type: "button", class: "word all", "aria-pressed": String(whole === index), on: { click: () => open(whole, false, true) } }, t("answer.whole"));
+    return el("div", { class: "answer", role: "group", "aria-label": t("answer") }, q ? el("span", { class: "asks" }, q) : null, line, all);
+  };
+
   // ---------------------------------------------------------------------------------------------- the table
   const differs = (row) => row.d && row.t && row.d !== row.t;
   const COLUMNS = [
@@ -283,7 +306,9 @@
     has.decision && { id: "probability", key: "col.probability", width: "3.6rem", n: true, value: (row) => row.dp, cell: (row) => [probability(row.dp)] },
     has.truth && { id: "true", key: "col.true", width: "minmax(6rem,1.1fr)", value: (row) => row.t,
       cell: (row) => [row.t || "–", known(row.tp) && differs(row) ? el("span", { class: "small" }, "P " + probability(row.tp)) : null] },
-    has.other && has.asked && { id: "asked", key: "col.asked", width: "minmax(6rem,1.1fr)", value: (row) => row.a, cell: (row) => [row.a || "–"] },
+    has.answer && { id: "answer", key: "answer", width: "minmax(12rem,2.4fr)", value: (row) => (row.w ? ANSWERS[row.w[0]].p.join("") : ""),
+      cell: (row, index) => [row.w ? answerOf(index) : "–"] },
+    has.other && has.asked && { id: "asked", key: has.answer ? "col.words" : "col.asked", width: "minmax(6rem,1.1fr)", value: (row) => row.a, cell: (row) => [row.a || "–"] },
     has.other && has.askedProbability && { id: "asked_probability", key: "col.asked_probability", width: "4.4rem", n: true, value: (row) => row.ap, cell: (row) => [probability(row.ap)] },
     has.other && has.rank && { id: "rank", key: "col.rank", width: "3.2rem", n: true, value: (row) => row.ar, cell: (row) => [String(row.ar ?? "–")] },
     has.maps && { id: "diagnosis", key: "col.diagnosis", width: "5.6rem", value: kindOf,
@@ -319,7 +344,7 @@
       } else if (column.id === "map") {
         cell = el("td", { role: "cell", "data-column": "map", "data-name": columnName(column) }, thumb(index, mapLabel(index, state.method), () => state.method));
       } else {
-        const content = column.cell(row);
+        const content = column.cell(row, index);
         const empty = content.length === 0 || (content.length === 1 && content[0] === "–");
         cell = el("td", { role: "cell", class: [column.n ? "n" : "", empty ? "empty" : ""].join(" ").trim() || null, "data-name": columnName(column) }, ...content);
       }
@@ -521,7 +546,7 @@
       return el("li", {}, el("span", {}, name), el("span", { class: "track", "aria-hidden": "true" }, fill), el("span", { class: "n" }, probability(p)));
     }))];
   };
-  const open = (index, keep = false) => {
+  const open = (index, keep = false, word = false) => {
     const row = ROWS[index];
     if (!row) return;
     const maps = mapsOf(index), place = order.indexOf(index);
@@ -533,9 +558,10 @@
         button("previous", "←", () => step(-1), place < 1), button("next", "→", () => step(1), place < 0 || place >= order.length - 1),
         el("button", { type: "button", class: "quiet", "aria-label": t("close"), autofocus: true, on: { click: () => detail.close() } }, "✕")),
       el("div", { class: "inside" },
+        row.w ? answerOf(index) : null,
         el("dl", { class: "lead" },
           fact("decision", row.d, known(row.dp) ? "P " + probability(row.dp) : ""), fact("true", row.t, known(row.tp) ? "P " + probability(row.tp) : ""),
-          fact("asked", row.a, [known(row.ap) ? "P " + probability(row.ap) : "", row.ar ? t("rank", { rank: row.ar }) : ""].filter(Boolean).join(", ")),
+          fact(row.w ? "col.words" : "asked", row.a, [known(row.ap) ? "P " + probability(row.ap) : "", row.ar ? t("rank", { rank: row.ar }) : ""].filter(Boolean).join(", ")),
           row.f ? el("div", {}, el("dt", {}, t("col.flags")), el("dd", {}, ...flagsOf(row))) : null,
           ...Object.entries(row.v || {}).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, numeral(value))))),
         row.why ? el("p", { class: "why" }, el("strong", {}, t("why") + " "), said(row.why)) : null,
@@ -552,6 +578,7 @@
     if (!detail.open) detail.showModal();
     detail.scrollTop = 0;
     if (keep) (detail.querySelector(".top button:not([disabled])") || detail).focus();
+    if (word) (detail.querySelector(".word[aria-pressed=true]") || detail).focus();
     state.open = String(index);
     if (place >= 0) choose(place, false);
     write();

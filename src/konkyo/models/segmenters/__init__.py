@@ -1,0 +1,1 @@
+"""Segmenters: who knows those of a library, and what their output is."""
