@@ -86,7 +86,9 @@ def test_frames_and_slices_of_the_maximum_are_shown() -> None:
     assert len(set(chosen_slices(40, 17))) == len(chosen_slices(40, 17))
 
 
-@pytest.mark.parametrize("places", [("position",), ("time", "frequency"), ("frequency", "time"), ("depth", "row", "column")])
+@pytest.mark.parametrize(
+    "places", [("position",), ("time", "frequency"), ("frequency", "time"), ("depth", "row", "column")]
+)
 def test_other_places_are_drawn(places: tuple[str, ...]) -> None:
     size = (40, 20, 10)[: len(places)]
     result = explanation(places, size)
@@ -113,7 +115,9 @@ def test_a_file_with_other_coordinates_is_refused(tmp_path: Path) -> None:
         Explanation.load(result.save(tmp_path / "map.npz"))
 
 
-@pytest.mark.parametrize(("name", "places"), [("x.gif", ("depth", "row", "column")), ("x.nii", ("time", "row", "column"))])
+@pytest.mark.parametrize(
+    ("name", "places"), [("x.gif", ("depth", "row", "column")), ("x.nii", ("time", "row", "column"))]
+)
 def test_files_of_other_places_are_refused(name: str, places: tuple[str, ...], tmp_path: Path) -> None:
     with pytest.raises(KonkyoError, match="takes a map of the places"):
         explanation(places, (4, 4, 4)).save(tmp_path / name)
@@ -167,7 +171,10 @@ def test_a_series_of_slices_is_a_volume_and_a_secondary_capture(tmp_path: Path) 
     for number, slice_ in enumerate(stored):
         data = Dataset()
         data.file_meta = FileMetaDataset()
-        data.file_meta.TransferSyntaxUID, data.file_meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
+        data.file_meta.TransferSyntaxUID, data.file_meta.MediaStorageSOPClassUID = (
+            ExplicitVRLittleEndian,
+            CTImageStorage,
+        )
         data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, generate_uid()
         data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
         data.SeriesInstanceUID, data.StudyInstanceUID, data.PatientID, data.Modality = series, study, "P7", "CT"
@@ -247,7 +254,7 @@ def test_what_is_no_video_is_refused_in_words(tmp_path: Path) -> None:
     for name, words in (("list.mp4", "list of other files"), ("noise.mp4", "cannot be read"), ("none.mp4", "no video")):
         with pytest.raises(KonkyoError, match=words):
             konkyo.explain(model, tmp_path / name)
-    with pytest.raises(KonkyoError, match="reader=konkyo.Clips"):
+    with pytest.raises(KonkyoError, match=r"reader=konkyo\.Clips"):
         konkyo.explain(konkyo.Model(Bright(nn.Conv3d), axes="NCTHW"), tmp_path / "noise.mp4")
 
 

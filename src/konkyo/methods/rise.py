@@ -71,9 +71,7 @@ def per_place(name: str, value: int | tuple[int, ...], size: Sequence[int]) -> t
     """Returns an option as a number per place of images of this size. KonkyoError: other numbers, or not as many."""
     values = (value,) * len(size) if isinstance(value, int) else tuple(value)
     if len(values) != len(size) or not all(isinstance(n, int) for n in values):
-        raise KonkyoError(
-            f"{name} is a whole number, or one for each of the image's {len(size)} places; got {value!r}"
-        )
+        raise KonkyoError(f"{name} is a whole number, or one for each of the image's {len(size)} places; got {value!r}")
     return values
 
 
