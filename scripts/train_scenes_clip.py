@@ -192,9 +192,9 @@ def train(scenes: Arrays, args: argparse.Namespace) -> tuple[ScenesClip, float]:
             optimiser.step()
             schedule.step()
             total += loss.item()
-            if step % 50 == 49:
+            if step % 25 == 24:
                 spent = time.perf_counter() - start
-                print(f"epoch {epoch + 1} step {step + 1} of {steps}: loss {total / 50:.4f}, {spent:.0f} s", flush=True)
+                print(f"epoch {epoch + 1} step {step + 1} of {steps}: loss {total / 25:.4f}, {spent:.0f} s", flush=True)
                 total = 0.0
         seconds += time.perf_counter() - start
         state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
@@ -217,7 +217,7 @@ def embedded(model: ScenesClip, scenes: Sequence[Scene]) -> Tensor:
 
 
 @torch.no_grad()
-def measure(model: ScenesClip, seed: int, count: int = 500) -> dict[str, object]:
+def measure(model: ScenesClip, seed: int, count: int = 400) -> dict[str, object]:
     """The numbers of the provenance file, all from scenes of seeds that training never saw."""
     single = list(Scenes(count, seed=seed, objects=1))
     labels = torch.cat([scene.labels for scene in single])
