@@ -16,6 +16,7 @@ from konkyo.data.sets.questions import ANSWERS, LONGEST, WORDS, Questions, token
 from konkyo.evaluation.evaluate import evaluate
 from konkyo.explanation.words import score_in_words
 from konkyo.models.networks.questions import COLOURS, ScenesVQA, _places
+from konkyo.report.of_explanations import image_rows
 
 
 @pytest.fixture
@@ -226,5 +227,6 @@ def test_the_question_is_kept_with_the_maps_and_said_in_words(model, tmp_path):
     loaded = konkyo.Explanation.load(result.save(tmp_path / "maps.npz"))
     assert loaded.questions == asked
     assert score_in_words(loaded, 0).startswith(f"{asked[0]} {result.labels[0]} (logit ")
+    assert image_rows([loaded])[1].name == f"{data[1].name}: {asked[1]}"
     plain = konkyo.explain(konkyo.load("konkyo/scenes-classifier"), data[0].image)
     assert plain.questions == ()

@@ -386,6 +386,11 @@ class _Reader:
             return self.read(images)
         others = [key for key in values if key != name and key not in _IGNORED]
         if others:
+            if self.model.prompts is not None:
+                raise KonkyoError(
+                    f"pixel_values with other inputs, {', '.join(others)}: give values['pixel_values'] alone, and the "
+                    f"text as {self.model.prompts.noun}="
+                )
             raise KonkyoError(
                 f"pixel_values with other inputs, {', '.join(others)}: give values['pixel_values'], and say how the "
                 "network is run: konkyo.Model(module, call=lambda module, images: module(pixel_values=images, ...))"

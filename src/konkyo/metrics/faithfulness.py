@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.errors import KonkyoError, unknown
+from konkyo.errors import KonkyoError
 from konkyo.metrics.base import Explain, Score, auc, metric
 from konkyo.metrics.imputation import impute
 from konkyo.metrics.variants import absent, filler, maps_of, over_variants, pearson, per_map, ranks, scores_of
@@ -144,8 +144,6 @@ def _where(
     """
     if where == "image":
         return torch.zeros_like(maps, dtype=torch.bool), maps, budget
-    if where != "context":
-        raise unknown("where", where, ("image", "context"))
     if part is None or part.shape != maps.shape:
         came = None if part is None else tuple(part.shape)
         raise KonkyoError(

@@ -455,8 +455,9 @@ _FACTS_OF = {
 def as_model(model: Model | nn.Module) -> Model:
     """Returns the model itself, or as a model: an nn.Module, a pipeline of transformers, or a function of images.
 
-    A function is a black box, and so is a session of onnxruntime. A module is a detector where a library's adapter knows it for one. Preprocessing and class names are those that the module
-    itself tells (`pretrained_cfg` of timm, `config` of transformers); nothing is downloaded, and nothing guessed.
+    A function is a black box, and so is a session of onnxruntime. A module is a detector where a library's adapter
+    knows it for one. Preprocessing and class names are those that the module itself tells (`pretrained_cfg` of timm,
+    `config` of transformers); nothing is downloaded, and nothing guessed.
     """
     if isinstance(model, Model):
         return model

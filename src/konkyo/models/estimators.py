@@ -13,6 +13,9 @@ from konkyo.tasks.keypoints import KeypointTask
 _METRIC = ("GLPN", "ZoeDepth", "DepthPro")
 """The families that estimate metres; others estimate inverse depth, up to a factor and an offset."""
 
+_TAPS = "neck.reassemble_stage"
+"""Where DPT and its like put the tokens of several blocks onto grids, which is all that the rest sees of the image."""
+
 
 @kind("transformers", "depth estimator", auto="AutoModelForDepthEstimation")
 def depth(module: nn.Module, processor: Any = None) -> Arguments | None:
@@ -23,7 +26,8 @@ def depth(module: nn.Module, processor: Any = None) -> Arguments | None:
         return None
     kind_of_depth = getattr(module.config, "depth_estimation_type", None)
     metric = name.startswith(_METRIC) if kind_of_depth is None else kind_of_depth == "metric"
-    task = DepthTask(unit="m") if metric else DepthTask(inverse=True)
+    layer = _TAPS if _TAPS in dict(module.named_modules()) else ""
+    task = DepthTask(unit="m", layer=layer) if metric else DepthTask(inverse=True, layer=layer)
     return {"task": task, "select": select_depth, "classes": ()}
 
 
@@ -36,7 +40,11 @@ def keypoints(module: nn.Module, processor: Any = None) -> Arguments | None:
         return None
     names = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
     invented = all(name == f"LABEL_{index}" for index, name in enumerate(names))
-    return {"task": KeypointTask(), "select": select_heatmaps, "classes": () if invented else names}
+    end = "backbone.layernorm"
+    patch = getattr(getattr(config, "backbone_config", None), "patch_size", None)
+    known = end in dict(module.named_modules()) and isinstance(patch, (list, tuple)) and len(set(patch)) == 1
+    task = KeypointTask(end, int(patch[0])) if known else KeypointTask()  # type: ignore[index]
+    return {"task": task, "select": select_heatmaps, "classes": () if invented else names}
 
 
 def select_depth(output: Any) -> Tensor:

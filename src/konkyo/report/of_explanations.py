@@ -55,7 +55,9 @@ def image_rows(results: list[Explanation]) -> tuple[ImageRow, ...]:
         if index not in pictures:
             source = next((result for result in results if result.images is not None), None)
             pictures[index] = None if source is None else source.picture(row)
-        rows.append(_image_row(results, row, pictures[index], image_name(first, row)))
+        question = first.questions[row] if first.questions else None
+        name = f"{image_name(first, row)}: {question}" if question else image_name(first, row)
+        rows.append(_image_row(results, row, pictures[index], name))
     return tuple(rows)
 
 

@@ -42,6 +42,11 @@ class BaseTarget(ABC):
         return None
 
     @property
+    def channel(self) -> int | None:
+        """This is the channel of a dense output (N, K, *grid) that the score is read from; None where there is none."""
+        return None
+
+    @property
     def class_logit(self) -> int | None:
         """This is the class whose logit the score is; None where it is something else."""
         return None

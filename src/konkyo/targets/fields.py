@@ -66,6 +66,15 @@ class FieldTarget(BaseTarget):
         return RegionTarget(0, Mask(weights))
 
     @property
+    def channel(self) -> int:
+        """This is the only one."""
+        return 0
+
+    def part(self) -> Mask | None:
+        """Returns the region; None where it is all of the picture."""
+        return self.region.part()
+
+    @property
     def whole(self) -> bool:
         """Returns whether it is about all of the picture."""
         return self.region.region == WHOLE

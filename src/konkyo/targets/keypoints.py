@@ -11,6 +11,7 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import BaseTarget
+from konkyo.targets.specs import class_of_text, number_of, spec, with_settings
 
 Coordinate: TypeAlias = Literal["x", "y"]
 TEMPERATURE = 0.05
@@ -54,6 +55,11 @@ class Keypoint(BaseTarget):
             return heat.flatten(1).amax(1)
         return heat[:, self.place[0], self.place[1]]
 
+    @property
+    def channel(self) -> int | None:
+        """This is the joint's own, where the score is its heat."""
+        return self.joint if isinstance(self.joint, int) and self.coordinate is None else None
+
     def heat(self, output: Tensor) -> Tensor:
         """Returns the joint's heat map (N, h, w), in single precision at least."""
         if not isinstance(self.joint, int):
@@ -74,3 +80,10 @@ class Keypoint(BaseTarget):
     def in_words(self, label: str, score: float) -> str:
         """Returns the joint with its score, as in "left wrist (heat 0.83)" or "x of left wrist (cell 12.3)"."""
         return f"{label} (cell {score:.1f})" if self.coordinate else f"{label} (heat {score:.2f})"
+
+
+@spec("keypoint:NAME_OR_INDEX[,coordinate=x|y][,temperature=NUMBER]")
+def _keypoint(value: str) -> Keypoint:
+    name, settings = with_settings(value, "coordinate", "temperature")
+    temperature = number_of(settings["temperature"], "temperature") if "temperature" in settings else TEMPERATURE
+    return Keypoint(class_of_text(name), settings.get("coordinate"), temperature)  # type: ignore[arg-type]  # checked there

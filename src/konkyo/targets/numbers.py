@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import BaseTarget, Outputs
+from konkyo.targets.specs import class_of_text, number_of, spec, with_settings
 
 
 @dataclass(frozen=True)
@@ -80,3 +82,12 @@ class _Estimates:
     """These are all the numbers of a reference image, until it is known which one is asked for."""
 
     values: tuple[float, ...]
+
+
+@spec("output:NAME_OR_INDEX[,relative_to=NUMBER_OR_FILE]")
+def _output(value: str) -> Output:
+    name, settings = with_settings(value, "relative_to")
+    reference: Any = settings.get("relative_to")
+    if reference is not None and re.fullmatch(r"[-+.0-9eE]+", reference):
+        reference = number_of(reference, "relative_to")
+    return Output(class_of_text(name), relative_to=reference)

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import BaseTarget, Outputs
+from konkyo.targets.specs import number_of, spec, with_settings
 
 Kind: TypeAlias = Literal["dot", "cosine", "distance"]
 
@@ -159,3 +160,10 @@ def _name_of(reference: Any) -> str:
     if isinstance(reference, (list, tuple)):
         return f"{len(reference)} references"
     return Path(str(getattr(reference, "filename", ""))).name
+
+
+@spec("like:FILE[,kind=dot|cosine|distance][,threshold=NUMBER]")
+def _like(value: str) -> Similarity:
+    file, settings = with_settings(value, "kind", "threshold")
+    threshold = number_of(settings["threshold"], "threshold") if "threshold" in settings else None
+    return Similarity(file, settings.get("kind", "dot"), threshold)  # type: ignore[arg-type]  # it is checked there

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from konkyo.data.frame import Frame
+from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target
 from konkyo.targets.classes import Each, Score, combination
@@ -125,6 +126,13 @@ class DepthTask(_FieldTask):
 
     unit: str = ""
     inverse: bool = False
+    layer: str = ""
+    """The module whose grids all of the image passes, at the end of the backbone; "": a trace finds it."""
+
+    def layers(self, shape: Sequence[int]) -> tuple[Layer, ...]:
+        """Returns the end of the backbone with all its grids, where it is named; none: a trace finds it."""
+        del shape
+        return (Layer(self.layer, None, level=None),) if self.layer else ()
 
     @property
     def _unit(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from konkyo.data.frame import Frame
+from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target
 from konkyo.targets.classes import Each, Score, TopK, combination
@@ -24,6 +25,19 @@ class KeypointTask(Task):
     noun: ClassVar[str] = "network of keypoints"
     method: ClassVar[str] = "hires_cam"
     methods: ClassVar[tuple[str, ...]] = ("hires_cam", "grad_cam", "layer_cam", "integrated_gradients", "occlusion")
+
+    layer: str = ""
+    """The module where the backbone ends; "": a trace finds it."""
+    patch: int | None = None
+    """The side in pixels of the patches that the layer's tokens are of; None: the layer puts out a grid."""
+
+    def layers(self, shape: Sequence[int]) -> tuple[Layer, ...]:
+        """Returns the end of the backbone where it is named; none: a trace finds it."""
+        if not self.layer:
+            return ()
+        if self.patch is None:
+            return (Layer(self.layer, None),)
+        return (Layer(self.layer, None, channel_axis=-1, tokens=tuple(side // self.patch for side in shape[1:])),)
 
     def confidences(self, output: Tensor) -> Tensor:
         """Returns the highest value of every joint's heat map (N, J)."""

@@ -75,6 +75,9 @@ def layers(
         int | None, typer.Option(min=1, help="Channels of the image; default: the model's own, or 3.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Also the modules whose output is no grid.")] = False,
+    question: Annotated[
+        str | None, typer.Option("--question", help="What a model that answers questions is asked meanwhile.")
+    ] = None,
     weights: Weights = "default",
     device: Device = None,
     as_json: Json = False,
@@ -86,8 +89,9 @@ def layers(
     else:
         shape = _of_places(setup.model, size, channels)
     with failures_of(setup.model):
-        automatic = [layer.name for layer in setup.model.automatic_layers(shape)]
-        sites = [s for s in setup.model.sites(shape) if every or s.layer is not None or s.name in automatic]
+        network = setup.model.prompted(question=question)
+        automatic = [layer.name for layer in network.automatic_layers(shape)]
+        sites = [s for s in network.sites(shape) if every or s.layer is not None or s.name in automatic]
     _print_layers(sites, automatic, as_json)
 
 

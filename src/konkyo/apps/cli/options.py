@@ -120,6 +120,10 @@ class TargetOptions:
         list[str] | None,
         typer.Option("--target", help="KIND:VALUE, as in class:cat or pixel:120:64; repeatable."),
     ] = None
+    reference: Annotated[
+        list[str] | None,
+        typer.Option("--reference", help="Embeddings: an image that the images are likened to; repeated: their mean."),
+    ] = None
     question: Annotated[
         str | None, typer.Option("--question", help="What a model that answers questions is asked of the images.")
     ] = None
@@ -253,6 +257,7 @@ def target_of(setup: Setup, what: TargetOptions) -> Any:
     """Returns the target that the options ask for. KonkyoError: an option that the model has no use for."""
     from konkyo.targets.answers import in_text
     from konkyo.targets.classes import Each
+    from konkyo.targets.similarity import Similarity
     from konkyo.targets.specs import class_of_text, parse_target
     from konkyo.tasks.answers import AnswerTask
     from konkyo.tasks.base import TargetRequest
@@ -268,6 +273,13 @@ def target_of(setup: Setup, what: TargetOptions) -> Any:
         None if what.mask is None else str(what.mask),
         tuple(_pixel(text) for text in what.pixel or ()),
     )
+    if what.reference:
+        names = options.names(*(field.name for field in fields(options)))
+        if names or what.target:
+            raise KonkyoError(
+                f"--reference says what is explained; {', '.join(names or ['--target'])} would say it again"
+            )
+        return Similarity(what.reference[0] if len(what.reference) == 1 else tuple(what.reference))
     if what.target:
         if names := options.names(*(field.name for field in fields(options))):
             raise KonkyoError(f"--target says what is explained; {', '.join(names)} would say it again")

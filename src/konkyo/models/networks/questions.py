@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from konkyo.data.sets.questions import ANSWERS, WORDS
-from konkyo.models.networks.scenes import ScenesResNet
+from konkyo.models.networks.scenes import ScenesBody
 
 
 class _Modulated(nn.Module):
@@ -52,8 +52,7 @@ class ScenesVQA(nn.Module):
     def __init__(self, width: int = 96, heads: int = 3) -> None:
         super().__init__()
         self.width, self.heads = width, heads
-        self.body = ScenesResNet()
-        del self.body.head  # the body is run stage by stage
+        self.body = ScenesBody()
         bins = nn.Sequential(nn.Conv2d(3, COLOURS, 1, bias=False), nn.BatchNorm2d(COLOURS), nn.ReLU())
         self.colours = nn.Sequential(nn.AvgPool2d(2), bins, nn.AvgPool2d(4))
         self.cells = _Cells(width)
@@ -71,15 +70,14 @@ class ScenesVQA(nn.Module):
 
     def see(self, images: Tensor) -> Tensor:
         """Returns the cells (N, C + COLOURS, 8, 8), at half size, of images (N, 3, 128, 128) of the classifier."""
-        body = self.body
-        grid = body.stage4(body.stage3(body.stage2(body.stage1(body.stem(images)))))
+        _, _, grid = self.body(images)
         cells = self.cells(grid, self.colours(images))
         return torch.cat([self.reduce(cells), F.avg_pool2d(cells[:, self.width :], 2)], 1)
 
     def answer(self, cells: Tensor, tokens: Tensor) -> Tensor:
         """Returns logits (M, answers) of questions (M, words) about cells (M, C + COLOURS, 8, 8)."""
         question = self.reader(self.words(tokens))[0][:, -1]
-        grid, colours = torch.split(cells, [self.width, COLOURS], 1)
+        grid, colours = cells[:, : self.width], cells[:, self.width :]
         places = _places(grid)
         parts = self.modulation(question).chunk(4, 1)
         for block, scale, shift in zip(self.blocks, parts[:2], parts[2:], strict=True):
