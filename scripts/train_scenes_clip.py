@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from konkyo.data.sets.captions import WORDS, Caption, Facts, facts_of, near_misses, true_caption
@@ -122,8 +122,22 @@ def loss_of(logits: Tensor, truth: Tensor) -> Tensor:
     return sum((each[group].mean() for group in groups), picked)
 
 
-def embedding(tower: ImageTower, grid: Tensor) -> Tensor:
-    """The same as `tower.deep`, in less time: in the block only the class token, which alone is read, attends."""
+def told(heads: nn.Linear, features: Tensor, facts: Facts) -> Tensor:
+    """The loss of a linear layer that tells colours and sides from features (B, 128); it is dropped after the training.
+
+    Colours and sides have no direction in either tower at first, and while one has none the other learns none.
+    """
+    colours, sides = heads(features).view(len(features), len(CLASSES), -1).split((len(COLOURS), len(CLASSES)), 2)
+    named = facts.objects[..., : len(COLOURS)]
+    single = (named == 1).sum(2) == 1
+    there = facts.objects[..., -1] == 1
+    known = (facts.left != 0.5) & there[:, :, None] & there[:, None] & ~torch.eye(len(CLASSES), dtype=torch.bool)
+    loss = F.cross_entropy(colours[single], named[single].argmax(1))
+    return loss + F.binary_cross_entropy_with_logits(sides[known], facts.left[known])
+
+
+def features_of(tower: ImageTower, grid: Tensor) -> Tensor:
+    """The same as `tower.deep` before its projection, in less time: in the block only the class token, which alone is read, attends."""
     tokens, last = tower.tokens(grid), tower.block
     read, attention = tokens[:, :1], last.attention
     width = tokens.shape[2]
@@ -135,8 +149,8 @@ def embedding(tower: ImageTower, grid: Tensor) -> Tensor:
     weights = (q @ k.mT / k.shape[-1] ** 0.5).softmax(-1)
     read = read + attention.out((weights @ v).transpose(1, 2).flatten(2))
     read = read + last.mlp(last.norm2(read))
-    result: Tensor = tower.projection(tower.norm(read[:, 0]))
-    return result
+    features: Tensor = tower.norm(read[:, 0])
+    return features
 
 
 def train(scenes: Arrays, args: argparse.Namespace) -> tuple[ScenesClip, float]:
@@ -151,7 +165,8 @@ def train(scenes: Arrays, args: argparse.Namespace) -> tuple[ScenesClip, float]:
     fixed = [tower.stem, tower.stage1]
     for part in fixed:
         part.requires_grad_(False)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    heads = nn.Linear(128, len(CLASSES) * (len(COLOURS) + len(CLASSES)))
+    trained = [p for p in (*model.parameters(), *heads.parameters()) if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, weight_decay=0.03)
     steps = len(scenes["images"]) // args.batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -161,12 +176,13 @@ def train(scenes: Arrays, args: argparse.Namespace) -> tuple[ScenesClip, float]:
     if args.resume and checkpoint.exists():
         state = torch.load(checkpoint)
         model.load_state_dict(state["model"])
+        heads.load_state_dict(state["heads"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
         first, seconds = state["epoch"], state["seconds"]
     facts = Facts(*(torch.from_numpy(np.array(scenes[name])) for name in ("objects", "left")))
     for epoch in range(first, args.epochs):
-        start, total = time.perf_counter(), 0.0
+        start, total, apart = time.perf_counter(), 0.0, 0.0
         rng = random.Random(f"{args.seed} {epoch}")
         torch.manual_seed(1000 * args.seed + epoch)
         model.train()
@@ -183,21 +199,26 @@ def train(scenes: Arrays, args: argparse.Namespace) -> tuple[ScenesClip, float]:
             with torch.autocast("cpu", torch.bfloat16):
                 with torch.no_grad():
                     early = tower.stage1(tower.stem(images.contiguous(memory_format=torch.channels_last)))
-                pictured = embedding(tower, tower.stage2(early)).float()
+                features = features_of(tower, tower.stage2(early))
+                pictured, aside = tower.projection(features).float(), told(heads, features.float(), batch)
                 read = model.get_text_features(tokens_of([text.worded(rng) for text in texts])).float()
-            loss = loss_of(model.logits(pictured, read), batch.truth(texts))
+            loss = loss_of(model.logits(pictured, read), batch.truth(texts)) + aside
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             schedule.step()
             total += loss.item()
+            apart += aside.item()
             if step % 25 == 24:
                 spent = time.perf_counter() - start
-                print(f"epoch {epoch + 1} step {step + 1} of {steps}: loss {total / 25:.4f}, {spent:.0f} s", flush=True)
-                total = 0.0
+                print(
+                    f"epoch {epoch + 1} step {step + 1} of {steps}: loss {total / 25:.4f}, {apart / 25:.4f} of it told apart, {spent:.0f} s",
+                    flush=True,
+                )
+                total = apart = 0.0
         seconds += time.perf_counter() - start
-        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
+        state = {"model": model.state_dict(), "heads": heads.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
                  "epoch": epoch + 1, "seconds": seconds}  # fmt: skip
         with replacing(checkpoint) as new:
             torch.save(state, new)
