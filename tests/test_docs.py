@@ -42,7 +42,9 @@ def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
     assert any(tmp_path.iterdir())  # each page saves a picture
 
 
-@pytest.mark.parametrize("page", ["consistency.md", "training.md", "data.md", "labels.md", "vqa.md"])
+@pytest.mark.parametrize(
+    "page", ["consistency.md", "training.md", "data.md", "labels.md", "vqa.md", "images.md", "open_vocabulary.md"]
+)
 def test_the_examples_of_a_page_on_training_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_page(page)

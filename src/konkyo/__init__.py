@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from konkyo.explanation.diagnosis import Diagnosis
     from konkyo.explanation.explain import compare, explain, explanations
     from konkyo.explanation.onnx import export_cam
+    from konkyo.explanation.pairs import Pair, pair
     from konkyo.explanation.result import Explanation
     from konkyo.methods.base import Method, method, methods
     from konkyo.methods.wrappers import augmented, first_component
@@ -29,14 +30,25 @@ if TYPE_CHECKING:
     from konkyo.models.blackbox import BlackBox
     from konkyo.models.detectors import Detector
     from konkyo.models.detectors.yolo import dense_detector
+    from konkyo.models.readers import Clips, Signals, Volumes
+    from konkyo.models.siamese import siamese
     from konkyo.report.report import report
     from konkyo.targets.answers import Answer, EachToken, EachWord, Token
     from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, SumTarget, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
+    from konkyo.targets.fields import Count, Depth
+    from konkyo.targets.keypoints import Keypoint
+    from konkyo.targets.numbers import Output
     from konkyo.targets.regions import Mask, Pixel, Region, RegionTarget
+    from konkyo.targets.similarity import Similarity
     from konkyo.targets.suppression import odam_nms
+    from konkyo.targets.texts import Text
     from konkyo.tasks.base import Matching
     from konkyo.tasks.decision import Decision
+    from konkyo.tasks.embedding import EmbeddingTask
+    from konkyo.tasks.fields import CountingTask, DepthTask
+    from konkyo.tasks.keypoints import KeypointTask
+    from konkyo.tasks.regression import RegressionTask
     from konkyo.tasks.segmentation import SegmentationTask
 
 from konkyo.version import __version__ as __version__
@@ -55,11 +67,22 @@ _HOMES = {
     "konkyo.explanation.onnx": ("export_cam",),
     "konkyo.explanation.result": ("Explanation",),
     "konkyo.targets.detections": ("Detections", "InstanceTarget"),
+    "konkyo.explanation.pairs": ("Pair", "pair"),
+    "konkyo.models.siamese": ("siamese",),
+    "konkyo.targets.fields": ("Count", "Depth"),
+    "konkyo.tasks.fields": ("CountingTask", "DepthTask"),
+    "konkyo.targets.keypoints": ("Keypoint",),
+    "konkyo.targets.numbers": ("Output",),
+    "konkyo.targets.similarity": ("Similarity",),
+    "konkyo.tasks.embedding": ("EmbeddingTask",),
+    "konkyo.tasks.keypoints": ("KeypointTask",),
+    "konkyo.tasks.regression": ("RegressionTask",),
     "konkyo.engine.layer": ("Layer",),
     "konkyo.methods.base": ("Method", "method", "methods"),
     "konkyo.models": ("Model", "Preprocess", "load"),
     "konkyo.models.blackbox": ("BlackBox",),
     "konkyo.models.detectors": ("Detector",),
+    "konkyo.models.readers": ("Clips", "Signals", "Volumes"),
     "konkyo.tasks.base": ("Matching",),
     "konkyo.tasks.decision": ("Decision",),
     "konkyo.models.detectors.yolo": ("dense_detector",),
@@ -68,6 +91,7 @@ _HOMES = {
     "konkyo.report.report": ("report",),
     "konkyo.targets.suppression": ("odam_nms",),
     "konkyo.targets.answers": ("Answer", "EachToken", "EachWord", "Token"),
+    "konkyo.targets.texts": ("Text",),
     "konkyo.targets.classes": (
         "Against",
         "ClassTarget",
@@ -87,9 +111,14 @@ __all__ = [
     "Answer",
     "BlackBox",
     "ClassTarget",
+    "Clips",
     "Consistency",
     "ContrastTarget",
+    "Count",
+    "CountingTask",
     "Decision",
+    "Depth",
+    "DepthTask",
     "Detections",
     "Detector",
     "Diagnosis",
@@ -97,9 +126,12 @@ __all__ = [
     "Each",
     "EachToken",
     "EachWord",
+    "EmbeddingTask",
     "Evaluation",
     "Explanation",
     "InstanceTarget",
+    "Keypoint",
+    "KeypointTask",
     "KonkyoError",
     "KonkyoWarning",
     "Layer",
@@ -110,16 +142,23 @@ __all__ = [
     "Model",
     "Neighbours",
     "NotApplicable",
+    "Output",
+    "Pair",
     "Pixel",
     "Preprocess",
     "Region",
     "RegionTarget",
     "RegionTest",
+    "RegressionTask",
     "SegmentationTask",
+    "Signals",
+    "Similarity",
     "SumTarget",
     "Target",
+    "Text",
     "Token",
     "TopK",
+    "Volumes",
     "augmented",
     "compare",
     "consistency",
@@ -137,10 +176,12 @@ __all__ = [
     "metrics",
     "neighbours",
     "odam_nms",
+    "pair",
     "random_class",
     "randomisation",
     "region_test",
     "report",
+    "siamese",
     "stability",
     "training",
 ]

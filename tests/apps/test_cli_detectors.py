@@ -177,11 +177,20 @@ def test_what_of_a_detection(run: Run, photos: Path) -> None:
     assert told["combined"] == "class and box of red (probability 1.00) at 12,12,36,36"
 
 
+def test_a_box_is_explained_as_one_class_and_not_another(run: Run, photos: Path) -> None:
+    found = run("explain", photos / "toys.png", "--out", "o", "--class", "red", "--not", "green", "--method", "odam")
+    assert found.code == 0, found
+    (entry,) = [row for row in maps() if row["box"] == list(RED)]
+    assert entry["label"] == "red, not green"
+    assert entry["score"] == pytest.approx(20 * 250 / 255, abs=0.01)  # of two logits with one bias
+
+
 @pytest.mark.parametrize(
     ("words", "pieces"),
     [
         (["--not", "green"], ["--not", "cells is a detector"]),
-        (["--not", "green", "--class", "red"], ["--not", "cells is a detector"]),
+        (["--not", "green", "--class", "red", "--class", "blue"], ["--not", "cells is a detector"]),
+        (["--not", "gren", "--class", "red"], ["'gren'", "'green'"]),
         (["--class", "gren"], ["'gren'", "'green'"]),
         (["--class", "7"], ["class 7", "0 to 2"]),
         (["--score", "1.5"], ["threshold", "1.5"]),

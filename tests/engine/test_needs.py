@@ -37,6 +37,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "on": lambda ask, x: ask(x * 0.5).score,
     "on_grid": lambda ask, x: ask(torch.arange(17.0).to(x).expand(len(x), 17)),
     "block_gradients": lambda ask, x: ask(),
+    "reading": lambda ask, x: ask().gradient,
 }
 """How a need that is called is asked; x: the images of the rows."""
 
@@ -64,7 +65,7 @@ def amount(name: str, value: Any, x: Tensor) -> Tensor:
 
 
 def network_for(name: str) -> tuple[nn.Module, Tensor]:
-    attention = {"attentions", "attention_gradients", "readout", "on_grid", "block_gradients"}
+    attention = {"attentions", "attention_gradients", "readout", "on_grid", "block_gradients", "reading"}
     if name in attention:
         noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
         return seeded(timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=5)), noise.double()

@@ -44,6 +44,18 @@ def _llava(**values: Any) -> Any:
     return LlavaForConditionalGeneration(config)
 
 
+def _vipllava() -> Any:
+    from transformers import CLIPVisionConfig, LlamaConfig, VipLlavaConfig, VipLlavaForConditionalGeneration
+
+    config = VipLlavaConfig(
+        vision_config=CLIPVisionConfig(**_VISION),
+        text_config=LlamaConfig(**_TEXT),
+        image_token_index=IMAGE,
+        vision_feature_layers=[-2, -1],
+    )
+    return VipLlavaForConditionalGeneration(config)
+
+
 def _llava_next() -> Any:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
@@ -114,6 +126,24 @@ def _qwen3_vl() -> Any:
         **_qwen_tokens(),
     )
     return Qwen3VLForConditionalGeneration(config)
+
+
+def _qwen3_vl_moe() -> Any:
+    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+    vision = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "decoder_sparse_step": 1}
+    config = Qwen3VLMoeConfig(
+        vision_config={
+            **vision,
+            "deepstack_visual_indexes": [0, 1],
+            "num_position_embeddings": 64,
+            "initializer_range": 0.2,
+        },
+        text_config={**_TEXT, **experts, "head_dim": 16, "rope_parameters": _ROPE},
+        **_qwen_tokens(),
+    )
+    return Qwen3VLMoeForConditionalGeneration(config)
 
 
 def _qwen_tokens() -> dict[str, int]:
@@ -193,11 +223,13 @@ def _gemma3() -> Any:
 
 NETWORKS: dict[str, Callable[[], Any]] = {
     "llava": _llava,
+    "vipllava": _vipllava,
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
+    "qwen3_vl_moe": _qwen3_vl_moe,
     "idefics3": _idefics3,
     "smolvlm": _smolvlm,
     "internvl": _internvl,
@@ -304,7 +336,7 @@ def processor_of(family: str, template: bool = True) -> Any:
     place = {"internvl": "<IMG_CONTEXT>", "gemma3": "<start_of_image>"}.get(family, "<image>")
     place = "<|vision_start|><|image_pad|><|vision_end|>" if kind == "qwen" else place
     values: dict[str, Any] = {"chat_template": _TEMPLATE.replace("PLACE", place) if template else None}
-    if family == "llava":
+    if family in ("llava", "vipllava"):
         images = t.LlavaImageProcessor(size={"shortest_edge": 64}, crop_size=side)
         return t.LlavaProcessor(
             images,
@@ -341,7 +373,7 @@ def processor_of(family: str, template: bool = True) -> Any:
             **values,
         )
     if kind == "qwen":
-        patch = 16 if family == "qwen3_vl" else 14
+        patch = 16 if family.startswith("qwen3_vl") else 14
         size = {"shortest_edge": 4 * 28**2, "longest_edge": 40 * 28**2}
         images = t.Qwen2VLImageProcessor(size=size, patch_size=patch)
         videos = {
@@ -350,7 +382,8 @@ def processor_of(family: str, template: bool = True) -> Any:
             "qwen3_vl": t.Qwen3VLVideoProcessor,
         }
         cls = {"qwen2_vl": t.Qwen2VLProcessor, "qwen2_5_vl": t.Qwen2_5_VLProcessor, "qwen3_vl": t.Qwen3VLProcessor}
-        return cls[family](images, tokenizer, video_processor=videos[family](), **values)
+        kind = family.removesuffix("_moe")
+        return cls[kind](images, tokenizer, video_processor=videos[kind](), **values)
     if kind == "idefics3":
         tiles = {"size": {"longest_edge": 192}, "max_image_size": {"longest_edge": 64}}
         if family == "idefics3":

@@ -314,3 +314,44 @@ def test_road_tells_a_perfect_map_from_an_inverted_one_and_takes_maps_of_zeros()
     lost[1] = math.nan
     assert road(lost, images=images, score=score).isnan().tolist() == [False, True]
     assert road(truth[:0], images=images[:0], score=score).shape == (0,)
+
+
+# --- the context of a dense output ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", [deletion, insertion])
+def test_the_context_goes_or_comes_and_the_part_stays(metric: Any) -> None:
+    """A transcription, a pixel a step: what is deleted (or inserted) is outside of the part, highest value first."""
+    images, maps = torch.rand(2, 3, 4, 5), torch.rand(2, 4, 5)
+    part = torch.rand(2, 4, 5) > 0.6
+    weights = torch.randn(2, 3, 4, 5)
+
+    def score(variants: Tensor, rows: Tensor) -> Tensor:
+        return (variants * weights[rows]).flatten(1).sum(1)
+
+    steps = 20
+    curve = metric.statistic(
+        maps, images=images, score=score, part=part, where="context", substrate="zero", steps=steps
+    )
+    for row in range(2):
+        outside = (~part[row]).flatten().nonzero()[:, 0].tolist()
+        order = sorted(outside, key=lambda pixel: -float(maps[row].flatten()[pixel]))
+        for t in range(steps + 1):
+            count = math.floor(t / steps * len(outside) + 0.5)
+            gone = order[:count] if metric is deletion else order[count:]
+            left = images[row].flatten(1).clone()
+            left[:, gone] = 0
+            expected = float((left * weights[row].flatten(1)).sum())
+            assert float(curve[row, t]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_context_of_all_of_an_image_or_of_nothing_is_told() -> None:
+    images, maps = torch.rand(1, 3, 4, 5), torch.rand(1, 4, 5)
+    score = linear(torch.ones_like(images[:, :1]))
+    everything = torch.ones(1, 4, 5, dtype=torch.bool)
+    curve = deletion.statistic(maps, images=images[:, :1], score=score, part=everything, where="context", steps=4)
+    assert bool(curve.isnan().all())
+    with pytest.raises(KonkyoError, match="needs `part`"):
+        deletion.statistic(maps, images=images, score=score, where="context")
+    with pytest.raises(KonkyoError, match="one of 'image', 'context'"):
+        deletion.statistic(maps, images=images, score=score, part=everything, where="contxt")

@@ -193,31 +193,41 @@ def transformers_regression() -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize("build", [torchvision_backbone, timm_backbone, transformers_regression])
-def test_numbers_that_no_class_stands_for_are_explained_with_a_warning_only(build: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize("build", [torchvision_backbone, timm_backbone])
+def test_embeddings_have_no_decision_and_no_class(build: Callable[[], nn.Module]) -> None:
     network, x = build(), torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with pytest.warns(konkyo.KonkyoWarning, match="features, not classes"):
-        result = konkyo.explain(network, x, method="hires_cam")
-    assert any("features, not classes" in sentence for sentence in result.assumptions)
-    with pytest.raises(konkyo.KonkyoError, match="'positive' names none"):
+    with pytest.raises(konkyo.KonkyoError, match=r"embeddings, not classes.*konkyo\.Similarity"):
+        konkyo.explain(network, x, method="hires_cam")
+    with pytest.raises(konkyo.KonkyoError, match="'positive' names nothing"):
         konkyo.explain(network, x, target="positive")
     agnostic = konkyo.explain(network, x, method="eigen_cam")
     with torch.no_grad():
         output = network(x)
-    output = output if isinstance(output, Tensor) else output.logits
     torch.testing.assert_close(agnostic.scores, output.norm(dim=1))
     assert agnostic.labels == ("the whole output",)
     assert agnostic.assumptions == ()
-    torch.testing.assert_close(agnostic.maps, konkyo.explain(network, x, method="eigen_cam", target=0).maps)
+    for target in (konkyo.Output(0), konkyo.Similarity(torch.ones(output.shape[1]))):
+        torch.testing.assert_close(
+            agnostic.maps, konkyo.explain(network, x, method="eigen_cam", target=target).maps, rtol=0, atol=0
+        )
     own = konkyo.explain(network, x, method="hires_cam", target=lambda o: o.sum(1))
     assert own.assumptions == ()
+
+
+def test_a_regression_of_transformers_has_no_class() -> None:
+    network, x = transformers_regression(), torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(konkyo.KonkyoError, match="'positive' means nothing"):
+        konkyo.explain(network, x, target="positive")
+    result = konkyo.explain(network, x, method="hires_cam")
+    torch.testing.assert_close(result.scores, network(x).logits[:, 0].detach())
+    assert result.labels == ("the estimate",)
 
 
 def test_a_base_model_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1])
     network, x = transformers.ResNetModel(config).eval(), IMAGES[:1]
-    with pytest.raises(konkyo.KonkyoError, match="features, not classes"):
+    with pytest.raises(konkyo.KonkyoError, match="embeddings, not classes"):
         konkyo.explain(network, torch.cat([x, x], 3))
     assert konkyo.explain(network, x, method="eigen_cam").labels == ("the whole output",)
 

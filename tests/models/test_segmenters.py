@@ -109,7 +109,8 @@ def test_maps_are_those_of_gradients_by_hand(make):
     maps = [(gradient * level).sum(1).detach() for level, gradient in zip(kept["levels"], gradients, strict=True)]
     expected = sum(functional.interpolate(m[:, None], finest, mode="bilinear")[:, 0] for m in maps)
     result = konkyo.explain(network, x, target=RegionTarget(3, konkyo.Mask(region)), method="hires_cam")
-    assert result.layer.startswith(name) and result.diagnosis[0].ok, result.diagnosis
+    assert result.layer.startswith(name)
+    assert result.diagnosis[0].ok, result.diagnosis
     torch.testing.assert_close(result.signed, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -132,7 +133,8 @@ def test_queries_decide_as_the_librarys_post_processing(make):
     for row, labels in zip(output, expected, strict=True):
         assert (row.argmax(0) == labels).float().mean() > 0.999
     result = konkyo.explain(network, x, method="hires_cam")
-    assert result.layer.endswith("pixel_level_module.encoder") and len(result) == 2
+    assert result.layer.endswith("pixel_level_module.encoder")
+    assert len(result) == 2
 
 
 @pytest.mark.parametrize("make", [maskformer, mask2former], ids=lambda make: make.__name__)
@@ -154,9 +156,12 @@ def test_the_semantic_map_is_the_sum_over_queries(make):
 @pytest.mark.parametrize("name", ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"])
 def test_torchvisions_segmenters_by_name(name, tmp_path):
     model = konkyo.load(f"torchvision/{name}", weights=None)
-    assert model.classes[:2] == ("__background__", "aeroplane") and len(model.classes) == 21
-    assert model.preprocess.resize == 520 and model.preprocess.crop is None
-    assert model.task.noun == "segmenter" and model.task.background_of(model._classes) == 0
+    assert model.classes[:2] == ("__background__", "aeroplane")
+    assert len(model.classes) == 21
+    assert model.preprocess.resize == 520
+    assert model.preprocess.crop is None
+    assert model.task.noun == "segmenter"
+    assert model.task.background_of(model._classes) == 0
     # Weights of five classes from a file, with a head that only helps in training.
     make = getattr(torchvision.models.segmentation, name)
     extra = {"aux_loss": True} if name.startswith("deeplab") else {}
@@ -174,7 +179,9 @@ def test_a_segmenter_of_transformers_from_its_folder(tmp_path):
     network.save_pretrained(tmp_path)
     transformers.SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
     model = konkyo.load(f"hf/{tmp_path}")
-    assert model.classes == ("wall", "floor", "cat", "lamp", "sky") and model.task.noun == "segmenter"
-    assert model.preprocess is not None and model.preprocess.resize == (64, 64)
+    assert model.classes == ("wall", "floor", "cat", "lamp", "sky")
+    assert model.task.noun == "segmenter"
+    assert model.preprocess is not None
+    assert model.preprocess.resize == (64, 64)
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(model(x), network.eval()(x).logits)

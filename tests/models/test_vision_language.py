@@ -21,6 +21,7 @@ from konkyo.models.vision_language.families import difference, form_of
 from konkyo.utils.tensors import on_finest
 
 pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")  # that an answer comes from the text
 every_family = pytest.mark.parametrize("family", FAMILIES)
 TILED = ("llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl")
 
@@ -146,9 +147,12 @@ def test_the_map_is_gradient_times_feature_by_hand_at_the_image_positions(family
     torch.testing.assert_close(explained.signed, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-@every_family
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not family.endswith("_moe")])
 def test_gradients_at_the_picture_are_slopes(family: str) -> None:
-    """The text model's norms and softmax run in float32, so a step is a whole direction of some length."""
+    """The text model's norms and softmax run in float32, so a step is a whole direction of some length.
+
+    Experts run in single precision and jump where another one is chosen; they are left out.
+    """
     network = network_of(family).double()
     model = asked(family, network=network)
     images = model.prepared(_prepared(model))
@@ -242,11 +246,12 @@ def _held(tensor: Tensor, axis: int, index: int) -> Tensor:
 def test_a_bright_square_in_the_picture_moves_the_cells_at_its_place(family: str, corner: tuple[float, float]) -> None:
     """The picture goes through the preprocessing, so crops, borders and stretches are in it; every grid is right."""
     model = asked(family)
-    width, height = (120, 120) if family == "llava" else (240, 120)  # LLaVA's centre crop would cut it off
+    width, height = 240, 120
     dark = Image.new("RGB", (width, height), (40, 40, 40))
     bright = dark.copy()
-    x, y = int(corner[0] * width), int(corner[1] * height)
-    box = (x, y, x + width // 5, y + height // 5)
+    across = 0.25 + corner[0] / 2 if family in ("llava", "vipllava") else corner[0]  # else their crop cuts it off
+    x, y = int(across * width), int(corner[1] * height)
+    box = (x, y, x + width // 8, y + height // 5)
     ImageDraw.Draw(bright).rectangle(box, fill=(255, 255, 255))
     grids: list[Any] = []
     model.module.image_grid.register_forward_hook(lambda _m, _a, grid: grids.append(grid))
@@ -261,6 +266,7 @@ def test_a_bright_square_in_the_picture_moves_the_cells_at_its_place(family: str
         row, column = divmod(int(change.argmax()), change.shape[1])
         tall, wide = size[0] / change.shape[0], size[1] / change.shape[1]
         cell = frame.shown(torch.tensor([column * wide, row * tall, (column + 1) * wide, (row + 1) * tall]))
+        cell = cell + torch.tensor(model.preprocess.corner(bright) * 2)  # of the part that the model sees
         slack = 0.5 * max(float(cell[2] - cell[0]), float(cell[3] - cell[1])) if family.startswith("llava_") else 1.0
         assert cell[0] < box[2] + slack
         assert box[0] - slack < cell[2]
@@ -357,6 +363,10 @@ def test_a_processor_that_is_not_followed_is_refused() -> None:
     processor.image_processor.do_pan_and_scan = True
     with pytest.raises(KonkyoError, match="pan and scan"):
         described(network_of("gemma3"), processor)
+    processor = processor_of("llava")
+    processor.image_processor.do_pad = True
+    with pytest.raises(KonkyoError, match="without padding"):
+        described(network_of("llava"), processor)
     processor = processor_of("llava")
     processor.image_processor.resample = 0  # not what torchvision's backend makes of it
     processor.image_processor.image_mean = [0.1, 0.2, 0.3]

@@ -1,4 +1,4 @@
-"""Regions of dense outputs: what is averaged, where a place of the picture lies in the output, and how one is asked for."""
+"""Regions of dense outputs: what is averaged, where a place of the picture lies in an output, how one is asked for."""
 
 import pickle
 
@@ -52,10 +52,12 @@ def test_shares_of_the_output_count_cells_by_what_lies_in_them():
 def test_masks_of_equal_weights_are_equal_and_travel():
     mask = Mask(torch.rand(5, 7))
     again = pickle.loads(pickle.dumps(RegionTarget(1, mask, "margin", "pixel 1,2")))
-    assert again == RegionTarget(1, mask, "margin", "pixel 1,2") and hash(again.region) == hash(mask)
+    assert again == RegionTarget(1, mask, "margin", "pixel 1,2")
+    assert hash(again.region) == hash(mask)
     assert again != RegionTarget(1, Mask(mask.weights.flip(0)), "margin", "pixel 1,2")
     region = pickle.loads(pickle.dumps(Region("cat", within=np.eye(4, dtype=bool))))
-    assert region == Region("cat", within=torch.eye(4)) and hash(region) == hash(Region("cat", within=torch.eye(4)))
+    assert region == Region("cat", within=torch.eye(4))
+    assert hash(region) == hash(Region("cat", within=torch.eye(4)))
 
 
 def test_a_mask_lies_on_another_grid_by_area():
@@ -101,7 +103,8 @@ def test_components_are_those_of_scipy():
         part = component_of(region, number)
         assert int(part.sum()) == wanted
         inside = labels[part.numpy() > 0]
-        assert len(set(inside.tolist())) == 1 and sizes[inside[0] - 1] == wanted
+        assert len(set(inside.tolist())) == 1
+        assert sizes[inside[0] - 1] == wanted
     with pytest.raises(KonkyoError, match=f"has {count} connected parts"):
         component_of(region, count + 1)
 

@@ -98,7 +98,8 @@ def test_a_union_of_regions_is_the_mean_of_their_maps():
 
 def test_the_automatic_layer_is_the_backbones_end_and_not_the_head():
     result = konkyo.explain(model_of(), torch.randn(1, 3, 32, 48), target=RegionTarget(1))
-    assert result.layer.startswith("backbone") and result.diagnosis[0].ok
+    assert result.layer.startswith("backbone")
+    assert result.diagnosis[0].ok
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------------
@@ -113,7 +114,8 @@ def test_the_decision_is_the_most_frequent_class_that_is_no_background():
     assert result.scores.tolist() == [3.0]
     decision = result.decisions[0]
     softmax = float(torch.tensor([3.0, 0, 0, 0]).softmax(0)[0])
-    assert (decision.label, decision.rank) == ("road", 1) and abs(decision.probability - softmax) < 1e-6
+    assert (decision.label, decision.rank) == ("road", 1)
+    assert abs(decision.probability - softmax) < 1e-6
 
 
 def test_top_k_are_the_most_frequent_and_the_background_only_alone():
@@ -244,7 +246,8 @@ def test_targets_come_back_from_files(tmp_path):
     result = konkyo.explain(model, images, target=target, layer="features")
     for suffix in ("npz", "safetensors"):
         again = konkyo.Explanation.load(result.save(tmp_path / f"e.{suffix}"))
-        assert again.targets == result.targets and again.labels == result.labels
+        assert again.targets == result.targets
+        assert again.labels == result.labels
     values = json.loads(json.dumps(konkyo.SegmentationTask.saved(result.targets[0])))
     values["region"]["size"] = [4000, 6000]
     with pytest.raises(KonkyoError, match="bytes"):
@@ -306,3 +309,15 @@ def test_a_target_that_is_none_is_refused():
     for wrong in (1.5, "nothing", 7):
         with pytest.raises(KonkyoError, match=r"Region\(\.\.\.\), Pixel|unknown class|classes of given are 0 to 3"):
             konkyo.explain(model, images, target=wrong, layer="features")
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "hires_cam"])
+def test_a_map_that_is_the_output_again_is_said_to_be(method):
+    """At the head of a linear network Grad-CAM is the class's own map; a layer before it, with a ReLU, is another."""
+    model, images = model_of(), torch.randn(1, 3, 32, 48)
+    target = RegionTarget(2, Mask(torch.rand(8, 12) < 0.5))
+    with pytest.warns(konkyo.KonkyoWarning, match="what the network puts out for this class"):
+        result = konkyo.explain(model, images, target=target, layer="head", method=method)
+    assert result.diagnosis[0].kind == "is output"
+    early = konkyo.explain(model, images, target=target, layer="backbone.1", method=method)
+    assert early.diagnosis[0].ok

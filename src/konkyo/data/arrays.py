@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,18 @@ def pictures_of_tensor(tensor: Tensor, *, bgr: bool = False) -> list[Image.Image
         hint = f"; with its colours last: tensor.permute({order})" if last else ""
         raise ImageError(f"a uint8 tensor (C, H, W) or (N, C, H, W) with C 1, 3 or 4 was expected; got {shape}{hint}")
     return pictures_of_array(tensor.detach().movedim(-3, -1).cpu().numpy(), bgr=bgr)
+
+
+def read_array(path: Path) -> Tensor:
+    """Returns the floats of a .npy file as a float32 tensor. ImageError: no such file, or one of something else."""
+    try:
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ImageError(f"{path} cannot be read as an array: {str(error).splitlines()[0]}") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise ImageError(f"{path} was expected to hold numbers; got {getattr(array, 'dtype', type(array).__name__)}")
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
 
 def _grey(array: NDArray[Any]) -> Image.Image:

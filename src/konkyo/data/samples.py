@@ -126,7 +126,9 @@ class Data(Protocol):
     def __getitem__(self, index: int, /) -> Sample: ...
 
 
-def samples(source: str | Path | Data | Scenes, *, limit: int | None = None, seed: int = 0) -> Samples:
+def samples(
+    source: str | Path | Data | Scenes, *, limit: int | None = None, seed: int = 0, column: str | None = None
+) -> Samples:
     """Returns the data set that `source` names: all of it in order, or `limit` samples drawn by `seed`.
 
     - "scenes:COUNT" (1000): drawn scenes that no shipped model was trained on; `seed` decides them, too. Options:
@@ -137,6 +139,8 @@ def samples(source: str | Path | Data | Scenes, *, limit: int | None = None, see
       `konkyo.data`. Their options follow after commas, as in "folder:photos,masks=outlines".
     - The option cue=KIND:CLASS of all that have labels plants a mark in one class (`konkyo.data.marked`).
     - `Scenes`, or any sequence or torch data set of `Sample`, which is read through once for the names.
+    - A `datasets.Dataset` of Hugging Face: the pictures are those of `column`, or of the first column with some, the
+      classes those of its `ClassLabel`. Of one that is streamed the first `limit` rows are taken, and held.
 
     The samples of a limit are the first of those of a larger limit. KonkyoError: a source that cannot be read.
 
@@ -145,7 +149,13 @@ def samples(source: str | Path | Data | Scenes, *, limit: int | None = None, see
     """
     if (limit is not None and limit < 1) or seed < 0:
         raise KonkyoError(f"expected a limit of at least 1 and a seed of at least 0, got {limit} and {seed}")
-    if isinstance(source, (str, Path)):
+    from konkyo.data import huggingface  # it is made of samples
+
+    if column is not None and not huggingface.is_table(source):
+        raise KonkyoError(f"column= is said of a datasets.Dataset; got {type(source).__name__}")
+    if huggingface.is_table(source):
+        data = huggingface.samples_of(source, column, limit)
+    elif isinstance(source, (str, Path)):
         data = replace(_open_source(str(source), seed), source=str(source))
     elif isinstance(source, (Samples, Scenes)):
         data = _of_scenes(source) if isinstance(source, Scenes) else source

@@ -37,7 +37,8 @@ def reader(path: Path, file: BinaryIO) -> Callable[[Path, _Check, list[str]], Im
     return _nifti if name.endswith(SUFFIXES[2:]) else None
 
 
-def _imported(name: str, path: Path) -> Any:
+def imported(name: str, path: Path) -> Any:
+    """Returns a library that reads such files. ImageError: it is not installed, and how to install it."""
     try:
         return import_module(name)
     except ImportError:
@@ -49,8 +50,8 @@ def _imported(name: str, path: Path) -> Any:
 
 def _dicom(path: Path, check: _Check, notes: list[str]) -> Image.Image:
     """Reads a DICOM file as a viewer shows it: rescaled, by its table or first window; of frames the middle one."""
-    library = _imported("pydicom.pixels", path)
-    data = _imported("pydicom", path).dcmread(path, stop_before_pixels=True)
+    library = imported("pydicom.pixels", path)
+    data = imported("pydicom", path).dcmread(path, stop_before_pixels=True)
     if "Rows" not in data or "Columns" not in data:
         raise ImageError(f"{path} holds no picture; its DICOM kind is {data.get('Modality', 'not told')}")
     check(int(data.Columns), int(data.Rows))
@@ -109,7 +110,7 @@ def _nifti(path: Path, check: _Check, notes: list[str]) -> Image.Image:
 
     Of several volumes the first.
     """
-    library = _imported("nibabel", path)
+    library = imported("nibabel", path)
     volume = library.load(path)
     shape = (*volume.shape, 1, 1)[: max(3, len(volume.shape))]
     axes = library.io_orientation(volume.affine)  # per axis as stored: which of right, front, up; and which way

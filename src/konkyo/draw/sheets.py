@@ -119,6 +119,11 @@ def contact_sheet(
     return _stacked(strips, title, close=names)
 
 
+def drawings_below_each_other(drawings: Sequence[Image.Image], title: str = "") -> Image.Image:
+    """Draws pictures of any sizes below each other, under a title: those of videos, volumes and signals."""
+    return _stacked(drawings, title)
+
+
 def gallery(rows: Sequence[Row], *, title: str = "", colour_bar: bool = True) -> Image.Image:
     """Draws an RGB sheet of one image's detections: the image with all boxes, numbered, then each row's one cell.
 

@@ -56,12 +56,31 @@ class Block:
     """Of its attention, as in `Attentions.probabilities`."""
 
 
-class Attentions(OwnMode):
-    """This mode records the attentions of one forward; see `explicit_attention`."""
+@dataclass(eq=False)
+class Product:
+    """A product is what an attention multiplied, each (N, heads, tokens, width), and what it put out, in the graph."""
 
-    def __init__(self) -> None:
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    out: Tensor
+    weight: Tensor | None = None
+    """Of the linear layer that what it put out goes through next, (C, heads * width)."""
+    bias: Tensor | None = None
+
+
+class Attentions(OwnMode):
+    """This mode records the attentions of one forward; see `explicit_attention`.
+
+    `one_head`: the number of an attention, from 0, that is computed with all of its heads as one.
+    """
+
+    def __init__(self, one_head: int | None = None) -> None:
         """Starts with no attention recorded."""
         super().__init__()
+        self._one_head = one_head
+        self.product: Product | None = None
+        """Of the last attention; None where that is a softmax by hand."""
         self.probabilities: list[Tensor] = []
         """(N, heads, queries, keys) each, or (N * heads, queries, keys) where the network has them so, in the graph.
         At least in single precision."""
@@ -133,7 +152,10 @@ class Attentions(OwnMode):
             bound = _MULTI_HEAD.bind(*args, **kwargs)
             bound.apply_defaults()
             return self._multi_head(**bound.arguments)
+        if function is functional.linear and self.product is not None and self.product.weight is None:
+            self.product.weight, self.product.bias = args[1], kwargs.get("bias", args[2] if len(args) > 2 else None)
         if function in _SOFTMAX:
+            self.product = None
             out: Tensor = function(*args, **kwargs)
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
             square = out.ndim >= 3 and out.shape[-1] == out.shape[-2]
@@ -167,6 +189,10 @@ class Attentions(OwnMode):
         """Computes `scaled_dot_product_attention` step by step."""
         if enable_gqa:
             key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+        heads = query.shape[-3:-2]
+        if len(self.probabilities) == self._one_head:
+            query, key, value = (t.transpose(-3, -2).flatten(-2).unsqueeze(-3) for t in (query, key, value))
+            scale = None
         scores = (query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)) @ key.mT
         if is_causal:
             scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), -torch.inf)
@@ -176,7 +202,11 @@ class Attentions(OwnMode):
             scores = scores + attn_mask
         kind = torch.float32 if scores.element_size() < 4 else scores.dtype
         probabilities = functional.dropout(self._record(scores.softmax(-1, dtype=kind)), dropout_p)
-        return probabilities.to(value.dtype) @ value
+        out = probabilities.to(value.dtype) @ value
+        self.product = Product(query, key, value, out)
+        if out.shape[-3:-2] != heads:
+            out = out.squeeze(-3).reshape(*out.shape[:-3], out.shape[-2], *heads, -1).transpose(-3, -2)
+        return out
 
     def _multi_head(
         self,
@@ -222,6 +252,8 @@ class Attentions(OwnMode):
             padding = _added(key_padding_mask, q)[:, None, None]
             mask = padding if mask is None else mask + padding
         out = self._attention(q, k, v, mask, dropout_p if training else 0.0, is_causal and mask is None)
+        if self.product is not None:
+            self.product.weight, self.product.bias = out_proj_weight, out_proj_bias
         out = functional.linear(out.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias)
         if not need_weights:
             return out, None
@@ -262,13 +294,14 @@ def per_head(values: Tensor, images: int) -> Tensor:
 
 
 @contextmanager
-def explicit_attention(root: nn.Module) -> Iterator[Attentions]:
+def explicit_attention(root: nn.Module, one_head: int | None = None) -> Iterator[Attentions]:
     """Within the context a forward computes every attention step by step; run it under `no_grad`.
 
     The first attention's probabilities become the leaf of the graph: what comes before runs without one, whatever the
-    weights' `requires_grad`, and what follows is differentiable. The network's output is what it always is.
+    weights' `requires_grad`, and what follows is differentiable. The network's output is what it always is, but with
+    the attention of number `one_head` computed with all its heads as one.
     """
-    attentions = Attentions()
+    attentions = Attentions(one_head)
     with ExitStack() as undo:
         undo.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the switch in `_record` ends here
         for module in open_modules(root):

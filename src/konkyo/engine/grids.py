@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations, product
+from dataclasses import replace
+from itertools import combinations, permutations, product
 from typing import Any
 
 import torch
@@ -39,9 +40,10 @@ _WIDE = 5
 """In a grid that is as wide along an axis, the neighbours of a cell count as its place."""
 _CORNERS = (
     ((0.1, 0.42), (0.58, 0.92), (0.15, 0.45)),
-    ((0.55, 0.9), (0.12, 0.45), (0.6, 0.92)),
+    ((0.55, 0.9), (0.12, 0.45), (0.1, 0.4)),
 )
-"""Where an image is changed, as shares of its sides: in opposite corners, which do not lie like their mirror images."""
+"""Where an image is changed, as shares of its sides: in corners that do not lie like their mirror images, nor, both
+together, like each other with two axes exchanged."""
 
 
 class Change:
@@ -86,15 +88,16 @@ def is_place(own: float, mirrored: float, layer: Layer, grid: Sequence[int], lea
     return own >= mirrored - max(MIRRORED, _CHANCE / math.sqrt(math.prod(grid)))
 
 
-def owned(energies: Mapping[int, Tensor], prefix: int, grid: Sequence[int]) -> float:
+def owned(energies: Mapping[int, Tensor], layer: Layer, grid: Sequence[int]) -> float:
     """Returns the share of tokens whose gradient's energy (*size) is largest at their own place, of those on the grid.
 
-    `energies`: by the index of the token, of which `prefix` come before the grid.
+    `energies`: by the index of the token, of which `layer.prefix` come before the grid.
     """
-    hits = []
+    hits, prefix = [], layer.prefix
     for index, energy in energies.items():
         if index >= prefix and index - prefix < math.prod(grid):
-            shares = _pooled(energy, tuple(grid)).flatten()
+            shares = _pooled(energy, tuple(grid))
+            shares = (shares.permute(layer.order) if layer.order else shares).flatten()
             hits.append((shares.argmax() == index - prefix) & (shares.amax() > 0))
     asked = [index for index in energies if index >= prefix]
     return float(torch.stack(hits).sum()) / len(asked) if hits else 0.0
@@ -107,15 +110,16 @@ def spread_cells(grid: Sequence[int], mirrored: bool) -> list[tuple[int, ...]]:
     return [(grid[0] - 1 - first, *rest) for first, *rest in found] if mirrored else found
 
 
-def at_own_places(energy: Tensor, cells: Sequence[tuple[int, ...]], grid: Sequence[int]) -> float:
+def at_own_places(energy: Tensor, cells: Sequence[tuple[int, ...]], layer: Layer, grid: Sequence[int]) -> float:
     """Returns how much more energy (*size) of cells' gradient is at their places than elsewhere, of the least cell.
 
-    0 where a cell has none; NaN where there is none at all.
+    0 where a cell has none; NaN where there is none at all. Of frames that stand beside each other in a batch none is
+    the place of another.
     """
+    wide = [n >= _WIDE and not (layer.stacked and axis == 0) for axis, n in enumerate(grid)]
     shares = _pooled(energy, tuple(grid))
     places = [
-        tuple(slice(max(0, i - (n >= _WIDE)), i + 1 + (n >= _WIDE)) for i, n in zip(cell, grid, strict=True))
-        for cell in cells
+        tuple(slice(max(0, i - near), i + 1 + near) for i, near in zip(cell, wide, strict=True)) for cell in cells
     ]
     elsewhere = torch.ones_like(shares, dtype=torch.bool)
     for place in places:
@@ -140,20 +144,31 @@ class Readings:
 
     Certain sizes are the image's and what convolutions and pools of more than one place put out, and likely is what
     patch merging (a stride of 2, 4 or 8) makes of those. A network without such modules is believed as it comes.
+    `free`: the network may lay the axes of the image in any order, as those of videos and spectrograms do.
     """
 
-    def __init__(self, size: Sequence[int]) -> None:
+    def __init__(self, size: Sequence[int], free: bool = False) -> None:
         self.size = tuple(size)
+        self._orders = list(permutations(range(len(size)))) if free else [tuple(range(len(size)))]
         self._known: list[tuple[int, ...]] = []
         self._likely = {self.size}
         self._by_count: dict[int, list[tuple[int, ...]]] | None = None
 
-    def learn(self, grid: tuple[int, ...]) -> None:
-        """Notes a size of grids that the network has, whatever its strides."""
-        if grid not in self._known:
-            self._known.insert(0, grid)
-            for stride in (1, 2, 4, 8):
-                self._likely |= {tuple(n // stride for n in grid), tuple(-(-n // stride) for n in grid)}
+    def learn(self, shape: Sequence[int]) -> None:
+        """Notes the sizes of grids that a convolution or a pool puts out for one image, whatever its strides."""
+        axes = len(self.size)
+        if len(shape) == axes + 2 and shape[0] == 1:
+            laid = tuple(shape[2:])
+        elif axes == 3 and len(shape) == 4 and shape[0] == self.size[0]:  # every frame by itself
+            laid = (shape[0], *shape[2:])
+        else:
+            return
+        for order in self._orders:
+            grid = _placed(laid, order)
+            if grid not in self._known and all(n <= side for n, side in zip(grid, self.size, strict=True)):
+                self._known.append(grid)
+                for stride in (1, 2, 4, 8):
+                    self._likely |= {tuple(n // stride for n in grid), tuple(-(-n // stride) for n in grid)}
 
     def fit(self, grid: tuple[int, ...]) -> bool:
         """Tells whether this is likely a size of the network's grids."""
@@ -168,14 +183,35 @@ class Readings:
                 yield Layer(name, None), first
             if math.prod(last) > 1 and self.fit(last):
                 yield Layer(name, None, channel_axis=-1), last
+            for order in self._orders[1:]:
+                for channel_axis, laid in ((1, first), (-1, last)):
+                    grid = _placed(laid, order)
+                    if math.prod(grid) > 1 and grid in self._likely:
+                        yield Layer(name, None, channel_axis=channel_axis, order=order), grid
+        elif axes == 3 and len(shape) == 4 and shape[0] == self.size[0] > 1:
+            for channel_axis, laid in ((1, tuple(shape[2:])), (-1, tuple(shape[1:-1]))):
+                if math.prod(laid) > 1 and self.fit(grid := (shape[0], *laid)):
+                    yield Layer(name, None, channel_axis=channel_axis, stacked=shape[0]), grid
         elif len(shape) == 3 and axes > 1 and 1 in shape[:2]:
             batch_axis = 0 if shape[0] == 1 else 1
             for prefix, grid in self._of_tokens(shape[1 - batch_axis]):
-                yield Layer(name, None, channel_axis=-1, tokens=grid, prefix=prefix, batch_axis=batch_axis), grid
+                for order in self._orders:
+                    laid = () if order == self._orders[0] else order
+                    layer = Layer(name, None, channel_axis=-1, tokens=grid, prefix=prefix, batch_axis=batch_axis)
+                    yield replace(layer, order=laid), grid
+        elif axes == 3 and len(shape) == 3 and shape[0] == self.size[0] > 1:  # tokens of every frame
+            for prefix, grid in self._of_tokens(shape[1] * shape[0], shape[0]):
+                if grid[0] == shape[0]:
+                    tokens = Layer(name, None, channel_axis=-1, tokens=grid, prefix=prefix, stacked=shape[0])
+                    yield tokens, grid
 
-    def _of_tokens(self, length: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """Yields (prefix, grid) for so many tokens: sizes that are known, then those that one stride makes."""
-        counts = {prefix: length - prefix for prefix in range(MAX_PREFIX_TOKENS + 1) if length - prefix > 1}
+    def _of_tokens(self, length: int, frames: int = 1) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Yields (prefix, grid) for so many tokens: sizes that are known, then those that one stride makes.
+
+        `frames`: so many times the tokens before a grid are there.
+        """
+        prefixes = range(MAX_PREFIX_TOKENS + 1)
+        counts = {prefix: count for prefix in prefixes if (count := length - prefix * frames) > 1}
         sizes = [grid for grid in self._known if min(grid) > 1]  # of one row of tokens nothing tells that it is a row
         known = [(p, grid) for p, count in counts.items() for grid in sizes if math.prod(grid) == count]
         yield from known
@@ -193,6 +229,14 @@ class Readings:
             for grid in sorted(grids):
                 self._by_count.setdefault(math.prod(grid), []).append(grid)
         return self._by_count
+
+
+def _placed(laid: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+    """Returns the sizes of axes, laid in an order of the image's places, in the order of the places."""
+    sizes = [0] * len(order)
+    for axis, place in enumerate(order):
+        sizes[place] = laid[axis]
+    return tuple(sizes)
 
 
 class Projection:

@@ -40,6 +40,10 @@ class Layer:
     """-1: the first tensor of what the module puts out; None: all maps in it, a pyramid's levels; or one of them."""
     batch_axis: int = 0
     """Where the images are: 1 for tokens (L, N, C)."""
+    order: tuple[int, ...] = ()
+    """How the module's axes lie, if not as the image's places do: for each of them, which place of the image it is."""
+    stacked: int = 0
+    """So many frames of every image stand one after the other on the batch axis, each a grid; 0: none do."""
     part: bool = False
     """Whether it makes a layer together with others: what comes before it is no part of its gradient's way."""
 
@@ -47,22 +51,38 @@ class Layer:
         """Returns the module's output as (N, C, *grid)."""
         raw = raw.movedim(self.batch_axis, 0)
         if self.tokens is not None:
-            end = self.prefix + math.prod(self.tokens)  # what follows are no places (a detector's queries)
-            raw = raw[:, self.prefix : end].reshape(
-                raw.shape[0], *self.tokens, -1
-            )  # `len` would fix it where networks are exported
-        return raw.movedim(self.channel_axis, 1)
+            end = self.prefix + math.prod(self._laid)  # what follows are no places (a detector's queries)
+            raw = raw[:, self.prefix : end].reshape(raw.shape[0], *self._laid, -1)  # `len` would fix it in exports
+        grid = raw.movedim(self.channel_axis, 1)
+        if self.stacked:
+            grid = grid.reshape(-1, self.stacked, *grid.shape[1:]).movedim(1, 2)
+        places = [0] * len(self.order)
+        for axis, place in enumerate(self.order):
+            places[place] = 2 + axis
+        return grid.permute(0, 1, *places) if self.order else grid
 
     def unfold(self, grid: Tensor, raw: Tensor) -> Tensor:
         """Returns a grid (V, C, *grid) in the module's form; other tokens come from `raw`, its output for one image."""
+        if self.order:
+            grid = grid.permute(0, 1, *(2 + place for place in self.order))
+        if self.stacked:
+            grid = grid.movedim(2, 1).flatten(0, 1)
         out = grid.movedim(1, self.channel_axis)
         if self.tokens is not None:
             raw = raw.movedim(self.batch_axis, 0)
-            before, _, after = raw.expand(grid.shape[0], -1, -1).tensor_split(
-                (self.prefix, self.prefix + math.prod(self.tokens)), dim=1
+            of_all = (
+                raw.expand(grid.shape[0], -1, -1) if raw.shape[0] == 1 else raw.repeat(grid.shape[0] // len(raw), 1, 1)
             )
-            out = torch.cat([before, out.flatten(1, len(self.tokens)), after], dim=1)
+            before, _, after = of_all.tensor_split((self.prefix, self.prefix + math.prod(self._laid)), dim=1)
+            out = torch.cat([before, out.flatten(1, len(self._laid)), after], dim=1)
         return out.movedim(0, self.batch_axis)
+
+    @property
+    def _laid(self) -> tuple[int, ...]:
+        """These are the sizes of the grid that tokens form, in the order in which they are laid; of a single frame."""
+        tokens = self.tokens or ()
+        laid = tuple(tokens[place] for place in self.order) if self.order else tokens
+        return laid[1:] if self.stacked else laid
 
 
 def main_tensor(output: Any) -> Tensor | None:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
@@ -142,15 +142,41 @@ class Revisit(Protocol):
         """Yields the variants' activations and gradients, chunk by chunk."""
 
 
-ReadTokens: TypeAlias = Literal["mean", "head"]
-"""How a block's tokens are scored: their mean in every token's place, or as they stand."""
+ReadTokens: TypeAlias = Literal["mean", "head", "pooling"]
+"""How a block's tokens are scored: their mean in every token's place, or as they stand.
+
+"pooling": as they stand, and it is the head's own attention to them that is differentiated."""
 
 
 class BlockGradients(Protocol):
     """This is `Probe.block_gradients`, as a method's parameter."""
 
     def __call__(self, tokens: ReadTokens = ...) -> tuple[Tensor, ...]:
-        """Returns the gradient of every block's own score at its attention (N, heads, L, L)."""
+        """Returns the gradient of every block's own score at its attention (N, heads, L, L); of a pooling one row."""
+
+
+Heads: TypeAlias = Literal["model", "one"]
+"""How the attention by which the head reads is computed: as the network does, or with all its heads as one."""
+
+
+class ReadingAttention(NamedTuple):
+    """These are the parts of the attention by which the head reads the tokens, from one token of its own."""
+
+    query: Tensor
+    """(R, C): of the token that reads, after the attention's own projection of what it puts out."""
+    keys: Tensor
+    """(R, L, C): of all tokens, after the same projection."""
+    values: Tensor
+    """(R, L, C): all heads side by side."""
+    gradient: Tensor
+    """(R, C): d score / d what the reading token was given, before the projection."""
+
+
+class Reading(Protocol):
+    """This is `Probe.reading`, as a method's parameter."""
+
+    def __call__(self, heads: Heads = ...) -> ReadingAttention:
+        """Returns the parts of the attention by which the head reads."""
 
 
 OnGrid: TypeAlias = Callable[[Tensor], Tensor]

@@ -38,6 +38,11 @@ class Place:
     sure: bool
 
 
+def _unordered(noted: Output, reading: int) -> Layer:
+    """Returns a reading's layer without the order of its places."""
+    return replace(noted.readings[reading][0], order=(), tokens=None)
+
+
 _TOKENS = 12
 """So many tokens are looked at."""
 
@@ -57,7 +62,7 @@ class Places:
     def _proven(self, call: Call) -> bool:
         """Tells whether operators that leave every place where it is make this output (N, C, *grid) of the image."""
         layer, _ = self.run.outputs[call].readings[0]
-        return call in self.graph.kept and layer.tokens is None and layer.channel_axis == 1
+        return call in self.graph.kept and layer.tokens is None and layer.channel_axis == 1 and not layer.order
 
     def place(self, call: Call) -> Place | None:
         """Returns how an output is read best as a grid; None: not at all."""
@@ -85,7 +90,11 @@ class Places:
         # Of tokens those on a grid of the network's own, the fewest before it; else what follows the change best.
         known = [i for i, (layer, grid) in enumerate(noted.readings) if layer.tokens and self.run.readings.fit(grid)]
         best = next((i for i in known if likeness[i][0] >= TOKEN_PLACE), known[0] if known else None)
-        if best is None:
+        if best is not None:  # of the orders in which a network may lay these places, the likeliest
+            same = [i for i in known if _unordered(noted, i) == _unordered(noted, best)]
+            highest = max(likeness[i][0] for i in same)
+            best = best if likeness[best][0] > highest - _TIE else max(same, key=lambda i: likeness[i][0])
+        else:
             highest = max(own for own, _ in likeness)
             best = next(i for i, (own, _) in enumerate(likeness) if own > highest - _TIE or own != own)
         (layer, grid), (own, mirrored) = noted.readings[best], likeness[best]
@@ -112,7 +121,7 @@ class Places:
         best: Place | None = None
         known = [(layer, grid) for layer, grid in noted.readings if self.run.readings.fit(grid)]
         for layer, grid in known or noted.readings:
-            own = owned(energies, layer.prefix, grid)
+            own = owned(energies, layer, grid)
             if best is None or own > best.likeness:
                 best = Place(layer, grid, own, own >= OWN_TOKENS)
         return best
@@ -153,7 +162,7 @@ class Places:
                 energy = self._energy(noted, weights)
             except Exception:  # an operator without a derivative
                 return True
-            ratio = 0.0 if energy is None else at_own_places(energy, cells, place.grid)
+            ratio = 0.0 if energy is None else at_own_places(energy, cells, place.layer, place.grid)
             if ratio > 0:  # else a cell may be dead after a ReLU
                 return ratio >= OWN_CELLS
         return place.likeness == 0  # nothing of the image arrives

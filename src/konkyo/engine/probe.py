@@ -22,7 +22,18 @@ from konkyo.engine.channels import Channels
 from konkyo.engine.forward import OneByOne, Pass, Rows, distinct_views, pick, scores
 from konkyo.engine.integration import Integration, Pyramid
 from konkyo.engine.layer import INPUT, Layer
-from konkyo.engine.needs import Need, OtherScore, ReadTokens, Through, Vary, Visit, need, needs_of
+from konkyo.engine.needs import (
+    Heads,
+    Need,
+    OtherScore,
+    ReadingAttention,
+    ReadTokens,
+    Through,
+    Vary,
+    Visit,
+    need,
+    needs_of,
+)
 from konkyo.engine.ownership import ATTENTION_KERNELS, Claim
 from konkyo.engine.path import Sampling
 from konkyo.engine.session import session_of
@@ -286,6 +297,19 @@ class Probe:
         """
         return self._attention.readout()
 
+    @need(
+        **_GRADIENT,
+        cost="the attention by which the head reads one token",
+        networks=f"{_TRANSFORMERS} with a class token or an attention pooling",
+    )
+    def reading(self, heads: Heads = "model") -> ReadingAttention:
+        """Returns the parts of the attention by which the head reads the tokens, and the gradient at what it reads.
+
+        It is the last one of the network: of the last block, or the head's own. `heads="one"` computes it with all
+        heads as one, which costs another forward. NotApplicable: a head that reads several tokens.
+        """
+        return self._attention.reading(heads)
+
     @need(of_target=False, inside=True, cost="a grid of tokens")
     def on_grid(self, tokens: Tensor) -> Tensor:
         """Puts values per token (N, L) on the grid (N, *grid): class token, registers and the like are left out.
@@ -303,8 +327,10 @@ class Probe:
         """Returns d s_l / d probabilities of block l (N, heads, L, L), first block to last.
 
         s_l is the target's score of what the network puts out for the tokens of block l in place of the last block's.
-        `tokens` puts their mean in every token's place ("mean"), or the tokens as they stand ("head"). NotApplicable:
-        blocks that are no modules. Costs another forward of every image, and once back through every block.
+        `tokens` puts their mean in every token's place ("mean"), or the tokens as they stand ("head"). With "pooling"
+        the probabilities are those by which the head reads the tokens (N, heads, 1, L). NotApplicable: blocks that are
+        no modules; a head without an attention of its own. Costs another forward of every image, and once back through
+        every block.
         """
         return self._attention.block_gradients(tokens)
 

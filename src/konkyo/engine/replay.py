@@ -117,11 +117,12 @@ class Replay:
     def _run(self, values: Tensor, mode: str) -> Tensor:
         """Runs the network in this mode, the layer's output replaced by `values` -> its output."""
         if mode == "single":
-            singles = torch.split(values, 1, self._layer.batch_axis)
+            singles = torch.split(values, max(1, self._layer.stacked), self._layer.batch_axis)
             return torch.cat([self._run(value.clone(), "whole") for value in singles])
         image = self._image
         if mode == "whole":
-            image = image.expand(values.shape[self._layer.batch_axis], *image.shape[1:])
+            count = values.shape[self._layer.batch_axis] // max(1, self._layer.stacked)
+            image = image.expand(count, *image.shape[1:])
         with ExitStack() as undo:
             for module, outputs in self._stubs.items():
                 if mode != "whole":

@@ -52,7 +52,7 @@ class Output:
 class Run:
     """This runs a network and notes what its modules put out."""
 
-    def __init__(self, forward: Forward, root: nn.Module, image: Tensor) -> None:
+    def __init__(self, forward: Forward, root: nn.Module, image: Tensor, free: bool = False) -> None:
         self.forward, self.root, self.image = forward, root, image
         reached = set(open_modules(root))
         self.names = {module: name for name, module in root.named_modules() if name and module in reached}
@@ -64,7 +64,7 @@ class Run:
         self.head_input: Tensor | None = None
         self.head = 0
         """How many outputs were noted before the last module with weights ran."""
-        self.readings, self.projection = Readings(image.shape[2:]), Projection()
+        self.readings, self.projection = Readings(image.shape[2:], free), Projection()
         self.changes: list[Change] = []
 
     def first(self, most: int | None) -> None:
@@ -81,10 +81,10 @@ class Run:
             tensors = _grids(output, self.image.ndim)
             if not tensors or isinstance(module, _PASS_THROUGH):
                 return output
-            if isinstance(module, _SPATIAL) and tensors[0].ndim == self.image.ndim and len(tensors[0]) == 1:
+            if isinstance(module, _SPATIAL):
                 kernel: Any = module.kernel_size
                 if max((kernel,) if isinstance(kernel, int) else kernel) > 1:
-                    self.readings.learn(tuple(tensors[0].shape[2:]))
+                    self.readings.learn(tensors[0].shape)
             handed = [tensor.clone() for tensor in tensors]
             self._note(call, type(module).__name__, tensors, handed)
             return exchanged(output, tensors, handed)

@@ -58,20 +58,28 @@ class Trace:
 
 
 def trace(
-    forward: Forward, root: nn.Module, image: Tensor, *, instances: bool = False, small: bool = False, within: str = ""
+    forward: Forward,
+    root: nn.Module,
+    image: Tensor,
+    *,
+    instances: bool = False,
+    small: bool = False,
+    free: bool = False,
+    within: str = "",
 ) -> Trace:
     """Runs the network on an image (1, ...), and where its operators tell too little on the same with other pixels.
 
     `instances`: the output holds many decisions, each made from one of several levels. `small`: the image is small, so
-    that the whole graph may be stored, and pixels are changed in two places, one after the other.
-    `within`: the dotted name of the module in which the automatic layer is looked for; "": anywhere.
+    that the whole graph may be stored, and pixels are changed in two places, one after the other. `free`: the network
+    may lay the axes of the image in any order, of which two places tell. `within`: the dotted name of the module in
+    which the automatic layer is looked for; "": anywhere.
     """
-    run = Run(forward, root, image)
+    run = Run(forward, root, image, free)
     with SoundForward(session_of(root)):
         run.first(None if small else _GRAPH_BYTES)
         choice = Choice(run, instances, within)
         if not choice.places.certain():
-            for corner in range(2 if small else 1):
+            for corner in range(2 if small or free else 1):
                 run.again(Change(image, corner))
     return _trace(choice)
 

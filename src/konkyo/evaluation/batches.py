@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from konkyo.data.huggingface import is_table
 from konkyo.data.samples import Sample, Samples, samples
 from konkyo.data.sets.scenes import Scenes
 from konkyo.engine.capture import draw_anew
@@ -58,7 +59,7 @@ class Source:
     @staticmethod
     def of(model: Model, data: Any, limit: int | None, batch: int, seed: int) -> Source:
         """Opens data of any form, all with labels. KonkyoError: neither samples nor batches."""
-        if isinstance(data, (str, Path, Samples, Scenes)):
+        if isinstance(data, (str, Path, Samples, Scenes)) or is_table(data):
             return Source.of_samples(model, samples(data, limit=limit, seed=seed), batch)
         try:
             stream = iter(data)

@@ -340,10 +340,12 @@ class _MeasuredRows:
 
 def _opened(plan: _Plan, model: Model, sample: Sample) -> _View:
     """Returns the sample with the network's output. KonkyoError: the model does not say how to prepare pictures."""
-    if model.preprocess is None:
+    preprocess = model.preprocess
+    if preprocess is None:
         raise KonkyoError(f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)")
-    images = model.prepared(model.preprocess(sample.image)[None])
-    return _View(model, model.preprocess, sample, images, Pass(model, images, precision=plan.precision).output.detach())
+    images = model.prepared(preprocess(sample.image)[None])
+    model = model.settled(images, model.task.measured(sample, plan.explained, plan.matching))
+    return _View(model, preprocess, sample, images, Pass(model, images, precision=plan.precision).output.detach())
 
 
 def _explained(plan: _Plan, view: _View, index: int) -> _Part:

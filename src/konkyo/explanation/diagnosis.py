@@ -21,6 +21,7 @@ Kind: TypeAlias = Literal[
     "constant",
     "not a cut",
     "moved",
+    "is output",
     "from the text",
 ]
 
@@ -41,6 +42,8 @@ class Diagnosis:
 OK = Diagnosis("ok")
 AROUND = 0.05
 """So much of the image's gradient may go around the automatic layer before its map is doubted."""
+SAME = 0.99
+"""A map that correlates more with the output than this repeats it."""
 FROM_THE_TEXT = 0.05
 """An answer of whose score the image makes less than this share is taken to come from the text."""
 SATURATED = 1e-4
@@ -161,6 +164,25 @@ def judge_cut(known: Sequence[Diagnosis], layer: str, shares: Sequence[float]) -
         if diagnosis.ok and share > AROUND
         else diagnosis
         for diagnosis, share in zip(known, shares, strict=True)
+    )
+
+
+def judge_output(known: Sequence[Diagnosis], layer: str, likeness: Sequence[float]) -> tuple[Diagnosis, ...]:
+    """Returns the diagnoses of maps that repeat a dense output.
+
+    `likeness`: the correlation of every row's map with the channel of the output that is explained; NaN where there is
+    none.
+    """
+    return tuple(
+        Diagnosis(
+            "is output",
+            f"the map is the prediction itself: it correlates by {alike:.3f} with the output that is explained, as at "
+            f"a layer that the output is read from place by place, as {layer!r}. An earlier layer says what the "
+            "prediction rests on: layer=None, or one that `konkyo layers` lists before it",
+        )
+        if diagnosis.ok and alike > SAME
+        else diagnosis
+        for diagnosis, alike in zip(known, likeness, strict=True)
     )
 
 

@@ -87,13 +87,17 @@ def png_of(result: Explanation) -> bytes | None:
 
 def plot(result: Explanation, rows: Rows | None, columns: int, ax: Axes | None, style: dict[str, Any]) -> Figure:
     """Returns a figure of overlays with their scales; `Explanation.plot` says more."""
+    from konkyo.draw.clips import shared_limits
     from konkyo.draw.overlay import scale_of
     from konkyo.draw.panels import Panel, figure_of
+    from konkyo.explanation.places import is_picture
     from konkyo.explanation.sheet import maps_of
 
-    maps, panels = maps_of(result), []
+    flat = is_picture(result)
+    maps, panels = maps_of(result) if flat else result.maps, []
+    columns = columns if flat else 1
     for row in numbers_of(result, rows):
-        _, low, high = scale_of(maps[row], style.get("limits"))
+        low, high = scale_of(maps[row], style.get("limits"))[1:] if flat else shared_limits(maps[row])
         doubt = diagnosis_in_words(result, row)
         lines = [*lines_of(result, row), *([f"! {doubt}"] if doubt else [])]
         panels.append(Panel(drawn(result, row, **style), lines, (low, high) if high > low else None))
@@ -104,9 +108,10 @@ def plot(result: Explanation, rows: Rows | None, columns: int, ax: Axes | None, 
 def drawn(result: Explanation, row: int, **style: Any) -> Image.Image:
     """Returns a row's overlay, or its map alone where the picture is not known."""
     from konkyo.draw.overlay import OPACITY, overlay
+    from konkyo.explanation.places import is_picture
     from konkyo.explanation.sheet import ground_of
 
-    if result.images is not None:
+    if result.images is not None or not is_picture(result):
         return result.overlay(row, **style)
     opacity = OPACITY * result.brightness(row, style.pop("brightness", "probability"))
     return overlay(ground_of(result, row), result.maps[row], **{"opacity": opacity, **style})
@@ -118,6 +123,7 @@ def captioned(result: Explanation, row: int, picture: Image.Image, caption: str 
     `caption`: the text, or True for class, score, decision, method and diagnosis.
     """
     from konkyo.draw.text import Font, text_lines
+    from konkyo.explanation.places import is_picture
 
     if caption is True:
         lines = [*lines_of(result, row), _made_by(result)]
@@ -127,7 +133,7 @@ def captioned(result: Explanation, row: int, picture: Image.Image, caption: str 
     if picture.width < _CAPTION_WIDTH:
         times = -(-_CAPTION_WIDTH // picture.width)
         picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.BICUBIC)
-    size = max(13, round(picture.width / 40))
+    size = max(13, round(picture.width / 40)) if is_picture(result) else 14
     font, bold, edge, step = Font(size), Font(size, bold=True), size // 2, round(size * 1.35)
     texts = [
         (part, bold if number == 0 else font, "#1a1a1a" if number < 2 else "#505050")

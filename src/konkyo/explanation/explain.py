@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from itertools import combinations
 from typing import Any, TypeAlias
 
@@ -19,12 +20,13 @@ from konkyo.engine.probe import NEEDS
 from konkyo.engine.session import Session, refuse_within_forward, untouched
 from konkyo.errors import KonkyoError, NotApplicable, unknown, warn
 from konkyo.explanation.diagnosis import Diagnosis
-from konkyo.explanation.inputs import Images, Prepared, labelled, prepare
+from konkyo.explanation.inputs import Images, Prepared, labelled, outputs_of, prepare
 from konkyo.explanation.result import Explanation, joined
 from konkyo.explanation.run import Cut, Doubts, Request, Run, Where, explanation_of
 from konkyo.methods.base import METHODS, Attribution, Method, find
 from konkyo.models import Model, as_model
 from konkyo.models.blackbox import BlackBox
+from konkyo.targets.classes import bound_request
 from konkyo.tasks.base import SEVEN_CAMS
 from konkyo.utils.progress import Progress
 from konkyo.utils.tensors import Fuse
@@ -45,6 +47,7 @@ def explain(
     budget: int | None = None,
     progress: Progress | None = None,
     bgr: bool = False,
+    column: str | None = None,
     true_labels: Sequence[Any] | None = None,
     question: str | Sequence[str | None] | None = None,
     **options: Any,
@@ -52,7 +55,8 @@ def explain(
     """Returns maps of what in the images a score was decided on, one row per image and target.
 
     `images`: paths, pictures, arrays or uint8 tensors, which are prepared as the model wants, or prepared float tensors
-    (N, C, H, W); also folders, bytes, lists and loaders (`bgr`: arrays are blue, green, red, as OpenCV's).
+    (N, C, H, W); also folders, bytes, lists, loaders (`bgr`: arrays are blue, green, red, as OpenCV's) and a
+    `datasets.Dataset` of Hugging Face (`column`: where its pictures are; None: the first column with some).
     `method`: a name, a `Method`, "augmented(NAME)" or "first_component(NAME)", or an attribution object of Captum's.
     `target`: None (the model's own decision), a class index, a class name, a list with one entry per image, `TopK(k)`,
     `Each(...)`, `ContrastTarget(this, that)`, `Against(it)`, or any callable output -> (N,) scores. `layer`: None (the
@@ -82,6 +86,7 @@ def explain(
         budget=budget,
         progress=progress,
         bgr=bgr,
+        column=column,
         true_labels=true_labels,
         question=question,
         options=options,
@@ -121,8 +126,9 @@ def explanations(
     _check(chosen, request.options or ())
     adapted = as_model(model)
     refuse_within_forward(adapted.module, adapted.name)
-    prepared = prepare(adapted, images, bgr=request.bgr, told=isinstance(model, Model))
+    prepared = prepare(adapted, images, bgr=request.bgr, column=request.column, told=not isinstance(model, nn.Module))
     prepared = labelled(adapted, prepared, request.true_labels)
+    request = replace(request, target=bound_request(request.target, partial(outputs_of, adapted, seed=request.seed)))
     question = request.question if request.question is not None else prepared.questions or None
     models = _asked(adapted, question, len(prepared.images))
     session, doubts = untouched(adapted.module, request.seed), Doubts()

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from konkyo.data.axes import coordinates_of
 from konkyo.engine.path import PathTrace
 from konkyo.errors import KonkyoError
 from konkyo.explanation.diagnosis import Diagnosis
@@ -48,6 +49,8 @@ def description(result: Explanation) -> dict[str, Any]:
         "true_labels": list(result.true_labels),
         "passages": [None if p is None else asdict(p) for p in result.passages],
         "assumptions": list(result.assumptions),
+        "places": list(result.places),
+        "coordinates": [asdict(where) for where in result.coordinates],
     }
 
 
@@ -96,7 +99,10 @@ def load(kind: type[Explanation], path: Path) -> Explanation:
         values["diagnosis"] = tuple(Diagnosis(**d) for d in values["diagnosis"])
         values["decisions"] = tuple(None if d is None else Decision(**d) for d in values.get("decisions", ()))
         values["passages"] = tuple(None if p is None else Passage.restored(p) for p in values.get("passages", ()))
-        values |= {name: tuple(values.get(name, ())) for name in ("labels", "names", "true_labels", "assumptions")}
+        values["coordinates"] = tuple(coordinates_of(where) for where in values.get("coordinates", ()))
+        values |= {
+            name: tuple(values.get(name, ())) for name in ("labels", "names", "true_labels", "assumptions", "places")
+        }
         known = {f.name for f in fields(kind)}
         return kind(**{k: v for k, v in values.items() if k in known}, **tensors)
     except Exception as error:  # damaged archives fail in every possible way

@@ -17,11 +17,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from konkyo.data.arrays import pictures_of_array, pictures_of_tensor
+from konkyo.data import huggingface
+from konkyo.data.arrays import pictures_of_array, pictures_of_tensor, read_array
+from konkyo.data.axes import Coordinates
 from konkyo.data.images import find_images, open_image, require_local, upright
 from konkyo.data.samples import Sample
+from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError, warn
 from konkyo.models import Frame, Model
+from konkyo.models.readers import Reading
 from konkyo.tasks.base import plain_name
 
 Image_: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any] | Tensor | Sample"
@@ -33,14 +37,18 @@ MOST = 4096
 _TAKEN = (
     "images are a path, a folder, a pattern, bytes, a file object, a PIL picture, an array (H, W, C), a uint8 tensor "
     "(C, H, W), a prepared float tensor (N, C, H, W), a mapping with pixel_values, or a list, data set or loader of "
-    "them"
+    "them; of networks of other axes what their reader reads"
 )
+_ROWS = ("row", "column")
+_VOLUME = 'The axes of the input are read as NCDHW, a volume; of a video: konkyo.Model(module, axes="NCTHW").'
 _READ_OFF = (
     "pictures are prepared as the module itself tells; another way is told by "
     "konkyo.Model(module, preprocess=konkyo.Preprocess(...))"
 )
 _PICTURES = ("pixel_values", "image", "images", "img")
 """What images are called in mappings."""
+_PREPARED = ("pixel_values", "input_values", "pixel_values_videos")
+"""What prepared inputs are called there."""
 _IGNORED = {"labels", "label", "pixel_mask"}
 """What may stand beside pixel_values and is not the network's input."""
 
@@ -63,23 +71,34 @@ class Prepared:
     """The class of the model that every image really has; None where that is not known."""
     questions: tuple[str | None, ...] = ()
     """What samples ask about their images; empty where none asks."""
+    places: tuple[str, ...] = ()
+    """What the places of an image are called."""
+    coordinates: tuple[Coordinates, ...] = ()
+    """Where the cells of every image lie in the world; empty for pictures."""
 
 
-def prepare(model: Model, images: Images, *, bgr: bool = False, told: bool = True) -> Prepared:
+def prepare(
+    model: Model, images: Images, *, bgr: bool = False, column: str | None = None, told: bool = True
+) -> Prepared:
     """Returns images in any form as the network takes them.
 
     Floating tensors are taken as prepared; all else are pictures, which the model's preprocessing prepares. `bgr` is of
-    arrays and uint8 tensors. `told`: the preprocessing was given with the model, not read off a module. KonkyoError:
-    something else, or pictures of other sizes.
+    arrays and uint8 tensors, `column` of a `datasets.Dataset`: where its pictures are. `told`: the preprocessing was
+    given with the model, not read off a module. KonkyoError: something else, or pictures of other sizes.
     """
     reader = _Reader(model, bgr)
-    parts = reader.read(images)
+    table = huggingface.is_table(images)
+    if column is not None and not table:
+        raise KonkyoError(f"column= is said of a datasets.Dataset; got {type(images).__name__}")
+    rows = huggingface.streamed(images, column) if table and not huggingface.holds_prepared(images) else images
+    parts = reader.read(rows)
     if not parts:
         raise KonkyoError("no images: an empty list came")
     if bgr and not reader.arrays:
         raise KonkyoError("bgr=True is said of arrays and uint8 tensors; none came")
     if all(isinstance(part.image, Tensor) for part in parts):
-        prepared = _prepared(model, [part.image for part in parts])
+        prepared = _prepared(model, [part.image for part in parts], [part.coordinates for part in parts])
+        prepared = replace(prepared, notes=(*(note for part in parts for note in part.notes), *prepared.notes))
     else:
         prepared = _of_pictures(model, [part.image for part in parts])
         prepared = prepared if told else replace(prepared, notes=(*prepared.notes, _READ_OFF))
@@ -93,7 +112,7 @@ def prepare(model: Model, images: Images, *, bgr: bool = False, told: bool = Tru
     return replace(prepared, names=names if any(names) else (), labels=labels, notes=(*prepared.notes, *notes))
 
 
-def _prepared(model: Model, parts: Sequence[Any]) -> Prepared:
+def _prepared(model: Model, parts: Sequence[Any], coordinates: Sequence[Coordinates | None]) -> Prepared:
     """Returns prepared tensors as one batch."""
     tensors = [part[None] if _lacks_batch(model, part, len(parts)) else part for part in parts]
     if len({t.shape[1:] for t in tensors}) > 1:
@@ -102,8 +121,21 @@ def _prepared(model: Model, parts: Sequence[Any]) -> Prepared:
         )
     tensor = model.prepared(tensors[0] if len(tensors) == 1 else torch.cat(tensors))
     _warn_of_raw_values(model, tensors[0])
-    shown = tensor.detach() if model.preprocess is None else model.preprocess.undo(tensor.detach())
-    return Prepared(tensor, shown, (_whole(tensor),) * len(tensor))
+    undoing = model.reader or model.preprocess
+    shown = tensor.detach() if undoing is None else undoing.undo(tensor.detach())
+    places, size = model.places(tensor.shape), tuple(tensor.shape[2:])
+    counted = Coordinates(size) if model.reader is None else model.reader.coordinates(size, places)
+    where = [one or counted for one, part in zip(coordinates, tensors, strict=True) for _ in range(len(part))]
+    notes = (_VOLUME,) if model.axes is None and tensor.ndim == 5 else ()
+    pictures = places == _ROWS
+    return Prepared(
+        tensor,
+        shown,
+        (_whole(tensor),) * len(tensor),
+        notes,
+        places=places,
+        coordinates=() if pictures else tuple(where),
+    )
 
 
 def _whole(images: Tensor) -> Frame:
@@ -114,7 +146,7 @@ def _whole(images: Tensor) -> Frame:
 
 def _lacks_batch(model: Model, tensor: Tensor, count: int) -> bool:
     """Returns whether a prepared tensor is a single image (C, H, W): in a list, or where the channels are known."""
-    if tensor.ndim != 3:
+    if tensor.ndim != 3 or model.axes is not None:
         return False
     return count > 1 or (model.preprocess is not None and tensor.shape[0] == len(model.preprocess.mean))
 
@@ -162,6 +194,14 @@ def _picture(colours: Tensor) -> Image.Image:
     """Returns colours (1 or 3, H, W) in [0, 1] as a picture."""
     pixels = (colours.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(pixels)
+
+
+def outputs_of(model: Model, images: Any, *, seed: int = 0) -> Tensor:
+    """Returns the model's outputs (M, ...) for images in any form, without a graph. KonkyoError: as of `prepare`."""
+    prepared = prepare(model, images)
+    session = untouched(model.module, seed)
+    with session, session, torch.no_grad():
+        return model(prepared.images).detach()
 
 
 def known_classes(model: Model, labels: Sequence[str | None]) -> tuple[tuple[str | None, ...], tuple[str, ...]]:
@@ -218,6 +258,8 @@ class _Part:
     names: tuple[str, ...]
     labels: tuple[str | None, ...]
     question: str | None = None
+    coordinates: Coordinates | None = None
+    notes: tuple[str, ...] = ()
 
 
 def _part(image: Image.Image | Tensor, name: str = "", label: str | None = None) -> _Part:
@@ -236,7 +278,7 @@ class _Reader:
 
     def read(self, images: Any) -> list[_Part]:
         """Returns pictures and prepared tensors, in order. KonkyoError: something else, or no end of them."""
-        if _is_one(images) or isinstance(images, Mapping):
+        if _is_one(images) or isinstance(images, Mapping) or self._is_clip(images):
             return self._one(images)
         if isinstance(images, Dataset) and not isinstance(images, Iterable):
             items: Iterable[Any] = (images[index] for index in range(len(images)))  # type: ignore[arg-type]
@@ -262,6 +304,8 @@ class _Reader:
             return self._mapping(image)
         if isinstance(image, Tensor):
             return self._tensor(image)
+        if self._has_other_axes and (read := self._values_of(image)) is not None:
+            return read
         if not _is_one(image):
             raise KonkyoError(f"{_TAKEN}; got {type(image).__name__}")
         self._require_preprocess()
@@ -276,6 +320,36 @@ class _Reader:
             return list(map(_part, pictures_of_array(image, bgr=self.bgr)))
         return [_part(open_image(image))]
 
+    @property
+    def _has_other_axes(self) -> bool:
+        """Tells whether an input of the model is something else than a picture."""
+        return not self.model.takes_pictures
+
+    def _is_clip(self, images: Any) -> bool:
+        """Tells whether a list of pictures is a clip's frames."""
+        listed = isinstance(images, (list, tuple)) and len(images) > 0
+        return listed and self._has_other_axes and all(isinstance(item, Image.Image) for item in images)
+
+    def _values_of(self, source: Any) -> list[_Part] | None:
+        """Returns what a file or a value is to a network of other axes than a picture's; None: no such value."""
+        if isinstance(source, np.ndarray) and np.issubdtype(source.dtype, np.floating):
+            return self._tensor(torch.from_numpy(np.ascontiguousarray(source, dtype=np.float32)))
+        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else ""
+        if name:
+            require_local(name)
+        if name.lower().endswith(".npy"):
+            (part,) = self._tensor(read_array(Path(name)))
+            return [replace(part, names=(Path(name).name,) * len(part.names))]
+        if self.model.reader is None:
+            axes = "" if self.model.axes is None else self.model.axes.text
+            raise KonkyoError(
+                f"{self.model.name} takes inputs of the axes {axes}: give a floating tensor or array of them, a .npy "
+                "file, or say how files are read: konkyo.Model(module, reader=konkyo.Clips(...)) for videos, "
+                "konkyo.Volumes(...) for volumes"
+            )
+        readings = self.model.reader.read(source)
+        return [_Part(r.values[None], (r.name,), (None,), None, r.coordinates, _noted(r)) for r in readings]
+
     def _require_preprocess(self) -> None:
         """Raises KonkyoError where the model does not say how pictures are prepared."""
         if self.model.preprocess is None:
@@ -289,7 +363,10 @@ class _Reader:
         if type(tensor).__module__.startswith("torchvision."):  # a tv_tensor would follow through the network
             tensor = tensor.as_subclass(Tensor)
         if tensor.is_floating_point():
-            return [_part(tensor)]
+            laid = self.model.laid(tensor)
+            return [_part(tensor) if self.model.axes is None else _Part(laid, ("",) * len(laid), (None,) * len(laid))]
+        if self._has_other_axes and self.model.reader is not None:
+            return self._values_of(tensor) or []
         if tensor.ndim < 3:
             raise KonkyoError(
                 f"a tensor {tuple(tensor.shape)} of {tensor.dtype} is no image; of a pair of images and labels give "
@@ -301,14 +378,19 @@ class _Reader:
 
     def _mapping(self, values: Mapping[str, Any]) -> list[_Part]:
         """Returns the images in a mapping: prepared ones in "pixel_values", or pictures. KonkyoError: none, or more."""
-        name = next((name for name in _PICTURES if name in values), None)
+        name = next((name for name in (*_PREPARED, *_PICTURES) if name in values), None)
         if name is None:
             raise KonkyoError(f"a mapping with one of {', '.join(_PICTURES)} was expected; got {', '.join(values)}")
         images = values[name]
-        if name != _PICTURES[0]:
+        if name not in _PREPARED:
             return self.read(images)
         others = [key for key in values if key != name and key not in _IGNORED]
         if others:
+            if self.model.prompts is not None:
+                raise KonkyoError(
+                    f"pixel_values with other inputs, {', '.join(others)}: give values['pixel_values'] alone, and the "
+                    f"text as {self.model.prompts.noun}="
+                )
             raise KonkyoError(
                 f"pixel_values with other inputs, {', '.join(others)}: give values['pixel_values'], and say how the "
                 "network is run: konkyo.Model(module, call=lambda module, images: module(pixel_values=images, ...))"
@@ -322,7 +404,14 @@ class _Reader:
                 raise KonkyoError(
                     f"pixel_values are prepared images, floats (N, C, H, W); got {tuple(tensor.shape)} {tensor.dtype}"
                 )
+        if self.model.axes is not None:
+            return [part for tensor in tensors for part in self._tensor(tensor)]
         return [_part(tensor[None] if tensor.ndim == 3 else tensor) for tensor in tensors]
+
+
+def _noted(reading: Reading) -> tuple[str, ...]:
+    """Returns what was done to read an input, with its name."""
+    return tuple(f"{reading.name}: {note}" if reading.name else note for note in reading.notes)
 
 
 def _classes_of(images: Any) -> list[str]:

@@ -102,8 +102,8 @@ def _sides(model: Model, size: int | tuple[int, int] | None) -> tuple[int, int]:
     """Returns the height and width of prepared images. KonkyoError: nothing says them."""
     preprocess = model.preprocess
     if size is None and preprocess is not None:
-        size = preprocess.crop if preprocess.crop is not None else preprocess.resize
-        size = None if preprocess.crop is None and isinstance(size, int) else size
+        fixed = preprocess.crop is not None or isinstance(preprocess.resize, tuple)
+        size = preprocess.side if fixed else None
     if size is None:
         raise KonkyoError(f"the size of images for {model.name} is not fixed; give size=, as in size=224")
     sides = (size, size) if isinstance(size, int) else tuple(size)

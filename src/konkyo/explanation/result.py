@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from konkyo.data.axes import Coordinates
 from konkyo.data.images import upright
 from konkyo.engine.path import PathTrace
 from konkyo.errors import KonkyoError, unknown
-from konkyo.explanation import display, exports, files
+from konkyo.explanation import display, exports, files, places
 from konkyo.explanation.diagnosis import Diagnosis
 from konkyo.explanation.exports import THRESHOLD
 from konkyo.explanation.rows import TENSORS, Rows, numbers_of, row_number, selected
@@ -78,7 +79,11 @@ class Explanation:
     assumptions: tuple[str, ...] = ()
     """What was not told but assumed: a sentence each, which says how to tell it."""
     images: tuple[Image.Image, ...] | Tensor | None = None
-    """What the model saw: pictures, or a tensor (N, 1 or 3, H, W), drawn as it is if it lies in [0, 1]. Not saved."""
+    """What the model saw: pictures, or a tensor (N, C, *places), drawn as it is if it lies in [0, 1]. Not saved."""
+    places: tuple[str, ...] = ()
+    """What the axes of a map are, in order, as "time", "row" and "column"; () where that is not known."""
+    coordinates: tuple[Coordinates, ...] = ()
+    """Where the cells of every row's input lie in the world: seconds, millimetres; empty for pictures."""
 
     @property
     def maps(self) -> Tensor:
@@ -175,6 +180,14 @@ class Explanation:
         ]
         return cut if cut.numel() else None
 
+    def over_time(self, row: int = 0) -> list[tuple[float, float, float]]:
+        """Returns (from, to, evidence) of every cell of time of a video's, signal's or spectrogram's map.
+
+        In seconds where the input has a clock, else in frames or samples. The evidence is the map's mean over all
+        other places. KonkyoError: a map without time.
+        """
+        return places.over_time(self, row_number(self, row))
+
     def brightness(self, row: int, how: str = "probability") -> float:
         """Returns how bright a row's map is drawn, of 1: see `Decision.brightness`; "full" gives all maps 1."""
         if how not in (offer := ("probability", "full")):
@@ -197,11 +210,16 @@ class Explanation:
         `outline`: with a box around the largest part above that share of the map's range (0.2: as CAM localises).
         `brightness`: a map is as pale as its target is improbable, or "full"; an `opacity` in `style` goes before it.
         `caption`: a strip below with class, score, decision, method and diagnosis (True), or with a text of your own.
+        Of a video it is a strip of frames over the curve of evidence, of a volume slices in three planes, of a signal
+        its curves coloured; `limits` and `cmap` are the style of these.
         """
         from konkyo.draw.overlay import OPACITY, boxed, outlined, overlay  # pictures are drawn only when asked for
         from konkyo.metrics.wsol import boxes_of
 
         row = row_number(self, row)
+        if not places.is_picture(self):
+            drawing = places.overlay_of(self, row, style)
+            return display.captioned(self, row, drawing, caption) if caption else drawing
         picture = self.picture(row) if image is None else upright(image)
         map_ = self.maps[row] if self.regions is None else self.at((picture.height, picture.width))[row]
         overlaid = overlay(picture, map_, **{"opacity": OPACITY * self.brightness(row, brightness), **style})
@@ -297,8 +315,14 @@ class Explanation:
         return files.description(self)
 
     def save(self, path: str | Path) -> Path:
-        """Writes a .safetensors or .npz file, which `load` reads, or the `sheet` as .png, .jpg or .webp. -> the path"""
+        """Writes a .safetensors or .npz file, which `load` reads, or the `sheet` as .png, .jpg or .webp. -> the path
+
+        Of one row of a video also .gif and .mp4; of one of a volume .nii and .nii.gz, in the volume's own space, and
+        .dcm, a secondary capture of all slices.
+        """
         path = Path(path)
+        if (written := places.save(self, path)) is not None:
+            return written
         if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
             self.sheet(path)
             return path
@@ -320,7 +344,9 @@ def joined(parts: Sequence[Explanation]) -> Explanation:
         of_parts = [getattr(part, f.name) for part in parts]
         if f.name == "image_index":
             of_parts = [index + at for at, index in enumerate(of_parts)]
-        if f.name == "assumptions":
+        if f.name == "places":
+            values[f.name] = of_parts[0]
+        elif f.name == "assumptions":
             values[f.name] = tuple(dict.fromkeys(sentence for part in of_parts for sentence in part))
         elif all(isinstance(value, Tensor) for value in of_parts):
             values[f.name] = torch.cat(of_parts)

@@ -22,7 +22,17 @@ Rows: TypeAlias = "int | slice | str | Sequence[int] | Sequence[bool] | Tensor |
 """A row's number, a slice, a label or an image's name, a list of numbers, or a mask with a truth value per row."""
 
 TENSORS = ("signed", "scores", "image_index", "boxes", "regions")
-LISTS = ("targets", "labels", "diagnosis", "questions", "decisions", "names", "true_labels", "passages")
+LISTS = (
+    "targets",
+    "labels",
+    "diagnosis",
+    "questions",
+    "decisions",
+    "names",
+    "true_labels",
+    "passages",
+    "coordinates",
+)
 
 
 def numbers_of(result: Explanation, rows: Rows | None) -> list[int]:

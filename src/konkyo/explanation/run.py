@@ -18,7 +18,7 @@ from konkyo.engine.probe import Probe, largest_gradient, missing_share
 from konkyo.engine.trace import share_around
 from konkyo.engine.variants import Budget
 from konkyo.errors import KonkyoError, unknown
-from konkyo.explanation.diagnosis import Diagnosis, diagnose, judge_cut, judge_places, judge_text
+from konkyo.explanation.diagnosis import Diagnosis, diagnose, judge_cut, judge_output, judge_places, judge_text
 from konkyo.explanation.inputs import Prepared
 from konkyo.explanation.result import Explanation
 from konkyo.methods.base import SCORE_OPTION, Method
@@ -47,6 +47,7 @@ class Request:
     budget: int | None = None
     progress: Progress | None = None
     bgr: bool = False
+    column: str | None = None
     true_labels: Sequence[Any] | None = None
     question: str | Sequence[str | None] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -143,6 +144,7 @@ def explanation_of(run: Run) -> Explanation:
     rows = _rows(run)
     maps = _combined(model.task, run.method, rows, _part_maps(run, rows))
     outputs = output.shape[1] if output.ndim == 2 else None
+    places = run.prepared.places or run.model.places(run.prepared.images.shape)
     bordered = any(frames[image].region != (0.0, 0.0, 1.0, 1.0) for image in rows.images)
     return Explanation(
         signed=maps.signed,
@@ -167,6 +169,8 @@ def explanation_of(run: Run) -> Explanation:
         passages=model.task.passages(rows.targets),
         assumptions=(*run.prepared.notes, *_assumptions(run, rows)),
         images=run.prepared.pictures,
+        places=places if len(places) == maps.signed.ndim - 1 else (),
+        coordinates=tuple(run.prepared.coordinates[image] for image in rows.images) if run.prepared.coordinates else (),
     )
 
 
@@ -343,14 +347,18 @@ def _diagnose(run: Run, rows: _Rows, maps: _Maps) -> tuple[Diagnosis, ...]:
         absent=absent,
         way_out=way_out,
     )
-    return _judge_text(run, rows, maps.scores, _judge_layers(run, rows, diagnosis))
+    return _judge_text(run, rows, maps.scores, _judge_layers(run, rows, maps.signed, diagnosis))
 
 
-def _judge_layers(run: Run, rows: _Rows, diagnosis: tuple[Diagnosis, ...]) -> tuple[Diagnosis, ...]:
+def _judge_layers(run: Run, rows: _Rows, signed: Tensor, diagnosis: tuple[Diagnosis, ...]) -> tuple[Diagnosis, ...]:
     """Returns the diagnoses with what is wrong with the layers."""
     shape = tuple(run.prepared.images.shape[1:])
     if not rows.targets or not run.method.needs_layer() or run.method.layer == INPUT:
         return diagnosis
+    names = "+".join(layer.name for layer in run.layers)
+    output = run.pass_.output.detach()
+    if output.ndim == run.prepared.images.ndim:
+        diagnosis = judge_output(diagnosis, names, _likeness_to_output(rows, signed, output))
     if not _is_automatic(run):
         named = () if run.model.task.layers(shape) or run.request.layer is None else run.layers
         moved = [layer.name for layer in named if run.model.moved(layer, shape)]
@@ -358,8 +366,24 @@ def _judge_layers(run: Run, rows: _Rows, diagnosis: tuple[Diagnosis, ...]) -> tu
     trace = run.model.trace(shape)
     if trace.whole and [layer.name for layer in trace.cut] == [layer.name for layer in run.layers]:
         return diagnosis
-    names = "+".join(layer.name for layer in run.layers)
     return judge_cut(diagnosis, names, _shares_around(run, rows.targets, rows.images))
+
+
+def _likeness_to_output(rows: _Rows, signed: Tensor, output: Tensor) -> list[float]:
+    """Returns the correlation of every row's map (R, *grid) with the channel of a dense output that it is about.
+
+    NaN: it is about no channel, or one of the two is constant.
+    """
+    likeness = []
+    for target, image, map_ in zip(rows.targets, rows.images, signed, strict=True):
+        channel = as_target(target).channel
+        if channel is None or min(output.shape[2:]) < 2:
+            likeness.append(map_.new_full((), torch.nan))
+            continue
+        own = resize(output[image : image + 1, channel].float(), tuple(map_.shape))
+        likeness.append(torch.corrcoef(torch.stack([map_.flatten(), own.flatten().to(map_)]))[0, 1])
+    values: list[float] = torch.stack(likeness).tolist() if likeness else []
+    return values
 
 
 def _judge_text(run: Run, rows: _Rows, scores: Tensor, diagnosis: tuple[Diagnosis, ...]) -> tuple[Diagnosis, ...]:

@@ -9,13 +9,23 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from konkyo.draw.sheets import Cell, Row, contact_sheet, gallery, picture_name, save_image
+from konkyo.draw.sheets import (
+    Cell,
+    Row,
+    contact_sheet,
+    drawings_below_each_other,
+    gallery,
+    picture_name,
+    save_image,
+)
 from konkyo.errors import KonkyoError, NotApplicable
+from konkyo.explanation.places import is_picture
 from konkyo.explanation.words import (
     box_of,
     decided_in_words,
     diagnosis_in_words,
     image_name,
+    lines_of,
     of_the_asked,
     score_in_words,
     truth_in_words,
@@ -89,6 +99,12 @@ def rows_of(
     return rows
 
 
+def _said(result: Explanation, row: int) -> list[str]:
+    """Returns what is written below a row that is no picture."""
+    doubt = diagnosis_in_words(result, row, message=True)
+    return [*lines_of(result, row), *([f"! {doubt}"] if doubt else [])]
+
+
 def sheet(result: Explanation, path: str | Path | None, page: int, title: str | None, brightness: str) -> Image.Image:
     """Returns a page of the sheet; `Explanation.sheet` says more."""
     if not len(result):
@@ -96,7 +112,7 @@ def sheet(result: Explanation, path: str | Path | None, page: int, title: str | 
     pages = -(-len(result) // ROWS_OF_A_PAGE)
     if not 1 <= page <= pages:
         raise KonkyoError(f"page {page} of a sheet with {pages} page{'' if pages == 1 else 's'} ({len(result)} rows)")
-    rows = rows_of({result.method: result}, brightness=brightness)
+    rows = rows_of({result.method: result}, brightness=brightness) if is_picture(result) else []
     heading = f"{result.method} at {result.layer}" + (f" of {result.model}" if result.model else "")
     heading = heading if title is None else title
     if path is None:
@@ -109,6 +125,12 @@ def sheet(result: Explanation, path: str | Path | None, page: int, title: str | 
 
 
 def _page(result: Explanation, rows: Sequence[Row], page: int, pages: int, title: str) -> Image.Image:
+    title += f" ({page} of {pages})" if pages > 1 and title and not rows else ""
+    if not rows:
+        numbers = range((page - 1) * ROWS_OF_A_PAGE, min(page * ROWS_OF_A_PAGE, len(result)))
+        return drawings_below_each_other(
+            [result.overlay(n, caption="\n".join(_said(result, n))) for n in numbers], title
+        )
     part = rows[(page - 1) * ROWS_OF_A_PAGE : page * ROWS_OF_A_PAGE]
     title += f" ({page} of {pages})" if pages > 1 and title else ""
     of_one_image = result.images is not None and len(set(result.image_index.tolist())) == 1

@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.engine.needs import BlockGradients, OnGrid, ReadTokens
+from konkyo.engine.needs import BlockGradients, Heads, OnGrid, Reading, ReadTokens
 from konkyo.methods.base import method
+from konkyo.utils.tensors import min_max
 
 
 def follow(rows: Tensor, step: Tensor) -> Tensor:
@@ -61,8 +62,27 @@ def le_grad(block_gradients: BlockGradients, on_grid: OnGrid, *, tokens: ReadTok
     map = mean over blocks, heads and queries of ReLU(ds_l/dA_l), s_l the target's score of the tokens of block l read
     through the network's own final norm and head. `tokens`: "mean" reads their mean, as the paper and its code do.
     "head" reads those that the head does, so s_n is the score itself. (Of a class token, only its own row counts then.)
-    Early blocks' tokens were not made for the head. Where the head reads by an attention of its own (SigLIP), the paper
-    differentiates that one, this the blocks'. Cost: two forwards, and once back through every block.
+    Where the head reads by an attention of its own (SigLIP), the paper differentiates that one: "pooling" does, the
+    others differentiate the blocks' all the same. Early blocks' tokens were not made for the head. Cost: two forwards,
+    and once back through every block.
     """
     maps = [gradients.relu().mean((1, 2)) for gradients in block_gradients(tokens)]
     return on_grid(torch.stack(maps).mean(0))
+
+
+@method(rectified=True)
+def grad_eclip(reading: Reading, on_grid: OnGrid, *, heads: Heads = "model", loosened: bool = True) -> Tensor:
+    """Grad-ECLIP (Zhao et al., ICML 2024) asks of every value that the class token reads how it would raise the score.
+
+    map_i = ReLU(lambda_i sum_c dS/do_c v_ic), o what the token reads in the last attention, before its projection, and
+    v_i the value of patch i. lambda_i, in the place of the attention, is the cosine of query and key, scaled to [0, 1]
+    over the patches; both have gone through the attention's output projection, as in the authors' code. `loosened`:
+    False leaves lambda out. `heads`: "one" computes the last attention with all heads as one, as the authors do. That
+    makes another network of it, so "model" keeps the heads. Where the head reads by an attention of its own (SigLIP),
+    that one is taken. Cost: a forward with all attention explicit, and one backward.
+    """
+    query, keys, values, gradient = reading(heads)
+    evidence = on_grid(torch.einsum("nc,nlc->nl", gradient, values))
+    if not loosened:
+        return evidence
+    return min_max(on_grid(torch.cosine_similarity(query[:, None], keys, dim=2))) * evidence

@@ -24,14 +24,15 @@ def rise(
     generator: torch.Generator,
     *,
     masks: int = 4000,
-    cells: int = 7,
+    cells: int | tuple[int, ...] = 7,
     keep: float = 0.5,
     border: Border = "clamp",
 ) -> Tensor:
     """RISE (Petsiuk et al., 2018, Eq. 6) is the mean of random masks, weighted by the score of the masked image.
 
-    map = 1 / (masks * keep) sum_i score(x * M_i) M_i. A mask is a coarse grid of `cells` per side, each kept with
-    probability `keep`, enlarged bilinearly to one cell more than the image and cropped at random. All images see the
+    map = 1 / (masks * keep) sum_i score(x * M_i) M_i. A mask is a coarse grid of `cells` per side (or for every place
+    its own number: (1, 7, 7) for masks of a video that stay the same over time). Each cell is kept with probability
+    `keep`; the grid is enlarged bilinearly to one cell more than the image and cropped at random. All images see the
     same masks. `border` is how masks are enlarged in the outer half of the outermost cells: "clamp" repeats the cell,
     "mirror" goes on towards the cell before it, as the authors' code does. `score` "logit" weighs by the class's logit.
     Cost: `masks` forwards; under a budget the mean is that of the masks that ran.
@@ -47,7 +48,7 @@ def d_rise(
     generator: torch.Generator,
     *,
     masks: int = 5000,
-    cells: int = 16,
+    cells: int | tuple[int, ...] = 16,
     keep: float = 0.5,
     enlarge: Enlarging = "bilinear",
     border: Border = "clamp",
@@ -66,27 +67,38 @@ def d_rise(
     return _of_masks(inputs, rescore, mask, masks, centre=centre)
 
 
+def per_place(name: str, value: int | tuple[int, ...], size: Sequence[int]) -> tuple[int, ...]:
+    """Returns an option as a number per place of images of this size. KonkyoError: other numbers, or not as many."""
+    values = (value,) * len(size) if isinstance(value, int) else tuple(value)
+    if len(values) != len(size) or not all(isinstance(n, int) and n >= 1 for n in values):
+        raise KonkyoError(
+            f"{name} is a whole number, 1 or more, or one for each of the image's {len(size)} places; got {value!r}"
+        )
+    return values
+
+
 def _random_masks(
     inputs: Tensor,
     generator: torch.Generator,
     masks: int,
-    cells: int,
+    cells: int | tuple[int, ...],
     keep: float,
     enlarge: Enlarging,
     border: Border,
 ) -> Callable[[Tensor], Tensor]:
     """Makes RISE's masks, indices -> (v, *size): coarse grids enlarged to one cell more than the image, and cropped."""
-    if masks < 1 or cells < 1 or not 0 < keep <= 1:
-        raise KonkyoError(f"masks >= 1, cells >= 1 and 0 < keep <= 1 were expected; got {masks}, {cells}, {keep}")
     size = inputs.shape[2:]
-    stride = [-(-s // cells) for s in size]
-    open_cells = torch.rand(masks, *[cells] * len(size), generator=generator, device="cpu") < keep
+    sides = per_place("cells", cells, size)
+    if masks < 1 or not 0 < keep <= 1:
+        raise KonkyoError(f"masks >= 1, cells >= 1 and 0 < keep <= 1 were expected; got {masks}, {cells}, {keep}")
+    stride = [-(-s // n) for s, n in zip(size, sides, strict=True)]
+    open_cells = torch.rand(masks, *sides, generator=generator, device="cpu") < keep
     coarse = open_cells.to(inputs.device, torch.promote_types(inputs.dtype, torch.float32))
     moves = [torch.randint(s, (masks,), generator=generator, device="cpu").to(inputs.device) for s in stride]
 
     def mask(indices: Tensor) -> Tensor:
         """Returns the masks (v, *size) of these indices."""
-        extents = tuple((cells + 1) * s for s in stride)
+        extents = tuple((n + 1) * s for n, s in zip(sides, stride, strict=True))
         if enlarge == "nearest":
             large = torch.nn.functional.interpolate(coarse[indices, None], size=extents, mode="nearest-exact")[:, 0]
         elif border == "mirror":
@@ -136,29 +148,70 @@ def _of_masks(
 
 
 @method(layer="input", score="probability")
-def occlusion(inputs: Tensor, rescore: Rescore, *, window: int = 16, stride: int = 8, baseline: float = 0.0) -> Tensor:
+def occlusion(
+    inputs: Tensor,
+    rescore: Rescore,
+    *,
+    window: int | tuple[int, ...] = 16,
+    stride: int | tuple[int, ...] = 8,
+    baseline: float = 0.0,
+) -> Tensor:
     """Occlusion (Zeiler & Fergus, 2014) shows how far the score falls when a square that covers the pixel is hidden.
 
     map = mean over the windows that cover a pixel of score(x) - score(x with the window set to `baseline`). A window is
-    `window` pixels wide in all directions, or as the image where that is less, and moves by `stride`. The last of a row
-    is cut at the border. `baseline` is a value of the preprocessed image (0: the mean colour). `score` "logit" shows
-    how far the class's logit falls, which does not saturate where the class is certain. Cost: a forward per window and
+    `window` pixels wide in all directions, or as the image where that is less, and moves by `stride`; (4, 16, 16) is a
+    block of a video, of 4 frames. The last of a row is cut at the border. `baseline` is a value of the preprocessed
+    image (0: the mean colour). `score` "logit" shows how far the class's logit falls, which does not saturate where the
+    class is certain. Cost: a forward per window and
     one more, 730 for 224 x 224 pixels. Under a budget windows far apart come first; pixels that none of them
     covered get 0. Evidence larger than the window, or there twice, is missed: hiding a part of it changes nothing.
     """
+    drops, ran, hidden = _drops_of_windows(inputs, rescore, window, stride, baseline)
+    return safe_divide(_blend(drops, hidden), _blend(ran.to(drops), hidden))
+
+
+@method(layer="input")
+def sbsm(
+    inputs: Tensor,
+    rescore: Rescore,
+    *,
+    window: int | tuple[int, ...] = 24,
+    stride: int | tuple[int, ...] = 8,
+    baseline: float = 0.0,
+) -> Tensor:
+    """SBSM (Dong et al., 2019) shows how far the similarity to a reference falls when a square of the image is hidden.
+
+    map = mean over the windows that cover a pixel of max(0, score(x) - score(x with the window set to `baseline`)). It
+    is `occlusion` of which only what supports the likeness is kept, window by window; the score is that of
+    `konkyo.Similarity`, whose "distance" is the paper's. Windows, `baseline` and cost as in `occlusion`.
+    """
+    drops, ran, hidden = _drops_of_windows(inputs, rescore, window, stride, baseline)
+    return safe_divide(_blend(drops.clamp_min(0), hidden), _blend(ran.to(drops), hidden))
+
+
+def _drops_of_windows(
+    inputs: Tensor, rescore: Rescore, window: int | tuple[int, ...], stride: int | tuple[int, ...], baseline: float
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """Returns how far the score falls when each window is hidden, and what says which pixels that is.
+
+    -> drops (N, windows), 0 where a window did not run; which ones ran (N, windows); indices -> (v, *size) bool.
+    """
     size = inputs.shape[2:]
-    if not 1 <= stride <= window:
-        raise KonkyoError(f"occlusion needs 1 <= stride <= window; got {stride}, {window}")
-    counts = [1 + math.ceil(max(0, extent - window) / stride) for extent in size]
+    windows, strides = per_place("window", window, size), per_place("stride", stride, size)
+    if not all(step <= wide for step, wide in zip(strides, windows, strict=True)):
+        raise KonkyoError(f"windows need 1 <= stride <= window; got {stride}, {window}")
+    counts = [1 + math.ceil(max(0, n - wide) / step) for n, wide, step in zip(size, windows, strides, strict=True)]
     steps = torch.cartesian_prod(*map(torch.arange, counts)).view(-1, len(size))
-    corners = torch.cat([steps * stride, torch.tensor([size])]).to(inputs.device)  # the last window hides nothing
+    corners = torch.cat([steps * torch.tensor(strides), torch.tensor([size])]).to(
+        inputs.device
+    )  # the last window hides nothing
 
     def hidden(indices: Tensor) -> Tensor:
         inside = torch.ones(len(indices), *[1] * len(size), dtype=torch.bool, device=inputs.device)
         for axis, extent in enumerate(size):
             beyond = torch.arange(extent, device=inputs.device) - corners[indices, axis, None]
             shape = [-1, *[1] * axis, extent, *[1] * (len(size) - axis - 1)]
-            inside = inside & ((beyond >= 0) & (beyond < window)).view(shape)
+            inside = inside & ((beyond >= 0) & (beyond < windows[axis])).view(shape)
         return inside
 
     def occluded(image: int, indices: Tensor) -> Tensor:
@@ -169,7 +222,7 @@ def occlusion(inputs: Tensor, rescore: Rescore, *, window: int = 16, stride: int
     scores = rescore(len(corners), inputs=occluded, priority=order)
     ran = scores[:, :-1] != -torch.inf
     drops = torch.where(ran, scores[:, -1:] - scores[:, :-1], 0.0)
-    return safe_divide(_blend(drops, hidden), _blend(ran.to(drops), hidden))
+    return drops, ran, hidden
 
 
 @method(score="probability")

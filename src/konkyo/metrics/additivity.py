@@ -15,6 +15,7 @@ from konkyo.metrics.variants import (
     filler,
     over_variants,
     pearson,
+    per_map,
     ranks,
     scores_of,
     seeded,
@@ -59,28 +60,28 @@ def infidelity(
             f"got {samples}, {side}, {std} and {baseline}"
         )
     holds_input = kind == "square" if holds_input is None else holds_input
-    height, width = images.shape[2:]
-    attribution = resize(raw.float(), (height, width))
+    size = tuple(images.shape[2:])
+    attribution = resize(raw.float(), size)
     whole = over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch)[:, 0]
 
     def draw(sample: int) -> Tensor:
-        """Returns the perturbation of this number: noise (C, H, W), or shares of the pixels (1, H, W)."""
+        """Returns the perturbation of this number: noise (C, H, W), or shares of the pixels (1, *size)."""
         generator = seeded(seed, sample)
         if kind == "gaussian":
             channels = 1 if holds_input else images.shape[1]
-            return std * torch.randn(channels, height, width, generator=generator).to(images)
-        square = torch.zeros(1, height, width)
-        high, wide = min(side, height), min(side, width)
-        top = int(torch.randint(height - high + 1, (), generator=generator))
-        left = int(torch.randint(width - wide + 1, (), generator=generator))
-        square[:, top : top + high, left : left + wide] = 1
+            return std * torch.randn(channels, *size, generator=generator).to(images)
+        square = torch.zeros(1, *size)
+        wide = [min(side, n) for n in size]
+        starts = [int(torch.randint(n - w + 1, (), generator=generator)) for n, w in zip(size, wide, strict=True)]
+        where = [slice(at, at + w) for at, w in zip(starts, wide, strict=True)]
+        square[0][tuple(where)] = 1
         return square.to(images)
 
     def compared(rows: Tensor, perturbation: Tensor) -> Tensor:
         shares = holds_input or kind == "square"
         change = perturbation * (images[rows] - baseline) if shares else perturbation
         amount = perturbation[:, 0] if holds_input else change.sum(1)
-        predicted = (amount.to(attribution) * attribution[rows]).sum((1, 2))
+        predicted = (amount.to(attribution) * attribution[rows]).flatten(1).sum(1)
         falls = whole[rows] - scores_of(score, images[rows] - change, rows)
         return torch.stack([predicted.to(falls), falls], 1)
 
@@ -109,7 +110,7 @@ def sensitivity_n(
     """
     if not 0 < share < 1:
         raise KonkyoError(f"share is between 0 and 1; got {share}")
-    area = maps.shape[1] * maps.shape[2]
+    area = math.prod(maps.shape[1:])
     return _foretold(maps, images, score, None, max(1, round(share * area)), "zero", samples, seed, batch)
 
 
@@ -131,7 +132,7 @@ def faithfulness_correlation(
     As `sensitivity_n`, but of sets of `subset` pixels that take the `substrate`. -> (R,), NaN where either does not
     vary. So few pixels of so many hardly move a network: expect values near 0, and take more where they are all there.
     """
-    subset = min(subset, maps.shape[1] * maps.shape[2])
+    subset = min(subset, math.prod(maps.shape[1:]))
     return _foretold(maps, images, score, pixels, subset, substrate, samples, seed, batch)
 
 
@@ -152,13 +153,13 @@ def _foretold(
     hidden = filler(substrate, images, pixels, seed)
 
     def draw(sample: int) -> Tensor:
-        chosen = torch.zeros(maps.shape[1] * maps.shape[2], dtype=torch.bool)
+        chosen = torch.zeros(math.prod(maps.shape[1:]), dtype=torch.bool)
         chosen[torch.randperm(len(chosen), generator=seeded(seed, sample))[:size]] = True
         return chosen.view(maps.shape[1:]).to(maps.device)
 
     def compared(rows: Tensor, chosen: Tensor) -> Tensor:
         left = scores_of(score, torch.where(chosen[:, None], hidden(rows), images[rows]), rows)
-        return torch.stack([(maps[rows] * chosen).sum((1, 2)).to(left), -left], 1)
+        return torch.stack([(maps[rows] * chosen).flatten(1).sum(1).to(left), -left], 1)
 
     sums, falls = over_variants(samples, images, compared, batch, draw=draw, shape=(2,)).unbind(2)
     whole = over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch)
@@ -184,7 +185,7 @@ def monotonicity(
     and white, `samples` times. -> (R,), NaN where either does not vary. The paper takes each feature for a group. Cost:
     `groups` times `samples` forwards and one more.
     """
-    area = maps.shape[1] * maps.shape[2]
+    area = math.prod(maps.shape[1:])
     if not 2 <= groups <= area or samples < 1:
         raise KonkyoError(f"2 to {area} groups and a sample at least were expected; got {groups} and {samples}")
     group = ranks(maps.abs(), seed).long().mul_(groups).div_(area, rounding_mode="floor")
@@ -206,7 +207,7 @@ def _without_group(
     """
 
     def without(rows: Tensor, which: Tensor) -> Tensor:
-        inside = group[rows] == which[:, None, None]
+        inside = group[rows] == per_map(which, group)
         return scores_of(score, torch.where(inside[:, None], hidden(rows), images[rows]), rows)
 
     return over_variants(groups, images, without, batch)
@@ -232,7 +233,7 @@ def completeness_error(
     hidden = filler(baseline, images, pixels, 0)
 
     def end(rows: Tensor, which: Tensor) -> Tensor:
-        return scores_of(score, torch.where((which == 1)[:, None, None, None], hidden(rows), images[rows]), rows)
+        return scores_of(score, torch.where(per_map(which == 1, images), hidden(rows), images[rows]), rows)
 
     whole, nothing = over_variants(2, images, end, batch).unbind(1)
     added = whole - nothing

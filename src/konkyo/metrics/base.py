@@ -33,7 +33,7 @@ class Explain(Protocol):
 
 
 ON_OFFER: dict[str, str] = {
-    "maps": "(R, H, W) the maps, enlarged to the size of the images or masks",
+    "maps": "(R, H, W) the maps, enlarged to the size of images or masks; (R, T, H, W) of videos, (R, L) of signals",
     "raw": "(R, h, w) the maps as the method gave them, signed",
     "masks": "(R, H, W) bool, the object that a map is about",
     "others": "(R, H, W) bool, all other objects of the image",
@@ -93,10 +93,12 @@ class Metric:
                 raise KonkyoError(f"metric {self.name} needs {need}: {ON_OFFER[need]}")
         options = {name: value for name, value in arguments.items() if name not in ON_OFFER}
         check_options(f"metric {self.name}", options, self.options)
-        if maps.ndim != 3:
-            raise KonkyoError(f"maps are (R, H, W); got {tuple(maps.shape)}")
+        if not 2 <= maps.ndim <= 4:
+            raise KonkyoError(f"maps are (R, *places), one to three places; got {tuple(maps.shape)}")
+        if maps.ndim != 3 and "boxes" in self.needs:
+            raise KonkyoError(f"{self.name} is of boxes in pictures, maps (R, H, W); got {tuple(maps.shape)}")
         of_images = [value for n in ("images", "masks", "others") if (value := values.get(n)) is not None]
-        sizes = {tuple(value.shape[-2:]) for value in of_images}
+        sizes = {tuple(value.shape[1 - maps.ndim :]) for value in of_images}
         if len(sizes) > 1:
             raise KonkyoError(f"images and masks of {self.name} differ in size: {sorted(sizes)}")
         for need in self.needs:

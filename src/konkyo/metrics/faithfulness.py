@@ -1,14 +1,15 @@
 """This tells whether the score depends on what a map points at: pixels go or come in the order of the map."""
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from konkyo.errors import KonkyoError, unknown
+from konkyo.errors import KonkyoError
 from konkyo.metrics.base import Explain, Score, auc, metric
 from konkyo.metrics.imputation import impute
-from konkyo.metrics.variants import absent, filler, maps_of, over_variants, pearson, ranks, scores_of
+from konkyo.metrics.variants import absent, filler, maps_of, over_variants, pearson, per_map, ranks, scores_of
 from konkyo.utils.tensors import min_max
 
 Protocol = Literal["rise", "odam", "seed"]
@@ -59,7 +60,7 @@ def deletion(
     rank = ranks(order, seed)
 
     def without(rows: Tensor, point: Tensor) -> Tensor:
-        gone = (rank[rows] < counts[rows, point, None, None]) & ~fixed[rows]
+        gone = (rank[rows] < per_map(counts[rows, point], rank)) & ~fixed[rows]
         return scores_of(score, torch.where(gone[:, None], hidden(rows), images[rows]), rows)
 
     curve = _nan_where_undefined(over_variants(counts.shape[1], images, without, batch), maps, counts)
@@ -98,7 +99,7 @@ def insertion(
     first = 1 if protocol == "odam" else 0
 
     def within(rows: Tensor, point: Tensor) -> Tensor:
-        shown = (rank[rows] < counts[rows, first + point, None, None]) | fixed[rows]
+        shown = (rank[rows] < per_map(counts[rows, first + point], rank)) | fixed[rows]
         return scores_of(score, torch.where(shown[:, None], images[rows], hidden(rows)), rows)
 
     curve = over_variants(counts.shape[1] - first, images, within, batch)
@@ -106,6 +107,32 @@ def insertion(
     if not normalise:
         return curve
     return _divided(curve, over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch))
+
+
+@metric(better="higher", summary=auc)
+def deviation(
+    maps: Tensor,
+    images: Tensor,
+    score: Score,
+    pixels: Tensor | None = None,
+    *,
+    steps: int = 100,
+    substrate: Literal["zero", "blur", "black", "noise"] = "blur",
+    seed: int = 0,
+    batch: int = 32,
+) -> Tensor:
+    """Deviation tells how soon an estimated number moves while pixels are taken away, the map's strongest first.
+
+    |y_t - y_0| / |y_T - y_0|, y_t the score after t of T = `steps` steps of `deletion`: 0 for the whole image, 1 for
+    the bare `substrate`, more where it moves further in between. A map ranks pixels by its magnitude, as what lowers
+    the number is evidence like what raises it. -> (R, 1 + `steps`), NaN where y_T = y_0; the value is the area under
+    the curve, and high is good. Cost: a forward per point.
+    """
+    curve = deletion.function(
+        maps.abs(), images, score, None, pixels, steps=steps, substrate=substrate, seed=seed, batch=batch
+    )
+    moved = (curve - curve[:, :1]).abs()
+    return _divided(moved, moved[:, -1:])
 
 
 def _where(
@@ -117,8 +144,6 @@ def _where(
     """
     if where == "image":
         return torch.zeros_like(maps, dtype=torch.bool), maps, budget
-    if where != "context":
-        raise unknown("where", where, ("image", "context"))
     if part is None or part.shape != maps.shape:
         came = None if part is None else tuple(part.shape)
         raise KonkyoError(
@@ -135,7 +160,7 @@ def _counts(maps: Tensor, budget: Tensor | None, protocol: Protocol, steps: int,
     every = every or (10 if protocol == "odam" else 1)
     if steps < 1 or every < 1 or steps % every:
         raise KonkyoError(f"steps >= 1 that `every` divides were expected; got {steps} and {every}")
-    area = maps.shape[1] * maps.shape[2]
+    area = math.prod(maps.shape[1:])
     budget = torch.full((len(maps),), area, device=maps.device) if budget is None else budget.to(maps.device)
     step = torch.arange(0, steps + 1, every, device=maps.device)
     if protocol == "rise":
@@ -222,7 +247,7 @@ def _seen_through(maps: Tensor, images: Tensor, score: Score, batch: int) -> tup
     shown = min_max(maps)
 
     def half(rows: Tensor, masked: Tensor) -> Tensor:
-        factor = torch.where(masked[:, None, None] == 1, shown[rows], 1.0)
+        factor = torch.where(per_map(masked, shown) == 1, shown[rows], 1.0)
         return scores_of(score, images[rows] * factor[:, None].to(images), rows)
 
     whole, part = over_variants(2, images, half, batch).unbind(1)
@@ -251,7 +276,7 @@ def road(
     """
     if steps < 1:
         raise KonkyoError(f"road needs steps >= 1; got {steps}")
-    rank, area = ranks(maps, seed), maps.shape[1] * maps.shape[2]
+    rank, area = ranks(maps, seed), math.prod(maps.shape[1:])
 
     def filled(rows: Tensor, point: Tensor) -> Tensor:
         least, step = point // steps == 1, point % steps + 1

@@ -21,6 +21,8 @@ def impute(images: Tensor, masks: Tensor, *, noise: float = 0.01, seed: int = 0,
     image without a pixel left is filled with 0. The system is solved by conjugate gradients on a hierarchy of grids
     until the error's energy is `tolerance` squared of the start's, in 3 to 10 rounds whatever the masks.
     """
+    if images.ndim != 4:
+        raise KonkyoError(f"noisy linear imputation fills pictures (V, C, H, W); got {tuple(images.shape)}")
     if masks.dtype != torch.bool or masks.shape != (len(images), *images.shape[2:]):
         expected = (len(images), *images.shape[2:])
         raise KonkyoError(f"masks are {expected} bool; got {tuple(masks.shape)} {masks.dtype}")

@@ -5,6 +5,7 @@ broken by one random order of all pixels that depends on `seed` and the size alo
 the maps that are measured with it.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -91,7 +92,7 @@ def ebpg(maps: Tensor, masks: Tensor) -> Tensor:
 
     def part(maps: Tensor, masks: Tensor) -> Tensor:
         energy = min_max(maps)
-        return defined(safe_divide((energy * masks).sum((1, 2)), energy.sum((1, 2))), maps, masks)
+        return defined(safe_divide((energy * masks).flatten(1).sum(1), energy.flatten(1).sum(1)), maps, masks)
 
     return in_chunks(part, maps, masks)
 
@@ -115,7 +116,7 @@ def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
 
     def part(maps: Tensor, masks: Tensor) -> Tensor:
         mass = maps.relu()
-        return defined((mass * masks).sum((1, 2)) / mass.sum((1, 2)), maps, masks)
+        return defined((mass * masks).flatten(1).sum(1) / mass.flatten(1).sum(1), maps, masks)
 
     return in_chunks(part, maps, masks)
 
@@ -131,7 +132,7 @@ def odi(maps: Tensor, masks: Tensor, others: Tensor) -> Tensor:
 
     def part(maps: Tensor, masks: Tensor, others: Tensor) -> Tensor:
         energy = min_max(maps)
-        share = (energy * others).sum((1, 2)) / (energy * (masks | others)).sum((1, 2))
+        share = (energy * others).flatten(1).sum(1) / (energy * (masks | others)).flatten(1).sum(1)
         return defined(share, maps, masks, others)
 
     return in_chunks(part, maps, masks, others)
@@ -150,15 +151,15 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: float = 0.0, seed: 
     if not tolerance >= 0:
         raise KonkyoError(f"tolerance of pointing_game is a number of pixels, 0 or more; got {tolerance}")
     order = pixels_in_random_order(maps, seed)
-    ys, xs = (torch.arange(n, device=maps.device) for n in maps.shape[1:])
+    places = torch.cartesian_prod(*(torch.arange(n, device=maps.device) for n in maps.shape[1:]))
+    places = places.view(-1, maps.ndim - 1)
 
     def part(maps: Tensor, masks: Tensor) -> Tensor:
         """Tells for a chunk of maps whether the peak hits the mask. -> (n,)"""
         peak = _peaks(maps, order)
         if tolerance > 0:
-            y, x = peak // len(xs), peak % len(xs)
-            squares = (ys - y[:, None]).square()[:, :, None] + (xs - x[:, None]).square()[:, None]
-            hit = ((squares <= tolerance**2) & masks).flatten(1).any(1)
+            squares = sum((at - at[peak, None]).square() for at in places.unbind(1))
+            hit = ((squares <= tolerance**2) & masks.flatten(1)).any(1)
         else:
             hit = masks.flatten(1).gather(1, peak[:, None])[:, 0]
         return torch.where(_constant(maps), torch.nan, defined(hit.float(), maps, masks))
@@ -181,6 +182,28 @@ def relevance_rank(maps: Tensor, masks: Tensor, *, seed: int = 0) -> Tensor:
         return defined((inside.gather(1, (size - 1).clamp_min(0)) / size)[:, 0], maps, masks)
 
     return in_chunks(part, maps, masks)
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+@metric(better="higher")
+def temporal_iou(maps: Tensor, masks: Tensor, *, threshold: float = 0.5) -> Tensor:
+    """Temporal IoU compares when the map is strong with when the object is there, of maps whose first place is time.
+
+    The map's positive part is summed over all other places. Its interval is the run of times around its highest one at
+    which the sum is at least `threshold` of that. The other interval is of the times at which the mask has a cell. NaN
+    where nothing of the map is positive. -> (R,)
+    """
+    if not 0 < threshold <= 1:
+        raise KonkyoError(f"threshold of temporal_iou lies in (0, 1]; got {threshold}")
+    curve, there = maps.relu()[..., None].flatten(2).sum(2), masks[..., None].flatten(2).any(2)
+    highest, peak = curve.max(1, keepdim=True)
+    strong = curve >= threshold * highest
+    gaps = (~strong).cumsum(1)  # times of one run have as many gaps before them
+    run = strong & (gaps == gaps.gather(1, peak))
+    value = (run & there).sum(1) / (run | there).sum(1)
+    return defined(value.where(highest[:, 0] > 0, torch.nan), maps, masks)
 
 
 # --- shape of the map alone -------------------------------------------------------------------------------------------
@@ -272,13 +295,13 @@ def defined(values: Tensor, maps: Tensor, *regions: Tensor) -> Tensor:
 def histogram(levels: Tensor, masks: Tensor, count: int) -> Tensor:
     """Counts the pixels of each level outside [:, 0] and inside [:, 1] the mask. (R, H, W) ints -> (R, 2, count)"""
     rows = torch.arange(len(levels), device=levels.device, dtype=torch.int32)
-    places = levels.int() + count * masks.int() + 2 * count * rows[:, None, None]
+    places = levels.int() + count * masks.int() + 2 * count * rows.view(-1, *[1] * (levels.ndim - 1))
     return torch.bincount(places.flatten(), minlength=2 * count * len(levels)).view(-1, 2, count)
 
 
 def pixels_in_random_order(maps: Tensor, seed: int) -> Tensor:
     """Returns the indices of all pixels (H * W,) in an order that depends on the seed and their number."""
-    count = maps.shape[1] * maps.shape[2]
+    count = math.prod(maps.shape[1:])
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(maps.device)
 
 

@@ -58,7 +58,7 @@ def scores_of(score: Score, variants: Tensor, rows: Tensor) -> Tensor:
 def maps_of(explain: Explain, variants: Tensor, rows: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
     """Returns the maps (V, h, w) of variants, in 32 bits at least; enlarged to `size` where it is given."""
     maps = explain(variants, rows)
-    if maps.ndim != 3 or len(maps) != len(rows):
+    if maps.ndim != variants.ndim - 1 or len(maps) != len(rows):
         raise KonkyoError(f"explain gives one map per variant, ({len(rows)}, h, w); got {tuple(maps.shape)}")
     maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
     return resize(maps, size) if size else maps
@@ -84,6 +84,11 @@ def ranks(maps: Tensor, seed: int) -> Tensor:
     return ranking.view(maps.shape)
 
 
+def per_map(values: Tensor, maps: Tensor) -> Tensor:
+    """Shapes a value per map (V,) so that it goes with maps (V, *size)."""
+    return values.view(-1, *[1] * (maps.ndim - 1))
+
+
 def absent(maps: Tensor) -> Tensor:
     """Tells where there is no map: one of its values is no number. (R, H, W) -> (R,) bool"""
     flat = maps.flatten(1)
@@ -105,7 +110,7 @@ def filler(
     elif pixels is None:
         raise KonkyoError(f"{which} pixels need `pixels`: (2, C), a black and a white one as prepared for the network")
     else:
-        black, white = pixels.to(images)[:, None, :, None, None]
+        black, white = pixels.to(images).view(2, 1, -1, *[1] * (images.ndim - 2))
         noise = uniform(images, seed, sample)[None]
         fill = black + noise * (white - black) if which == "noise" else black
     return lambda _: fill
@@ -118,7 +123,7 @@ def uniform(images: Tensor, seed: int, sample: int) -> Tensor:
 
 
 def _rise_blur(images: Tensor) -> Tensor:
-    """Applies RISE's blur: 11 x 11, nearly a box, zeros around the image. (N, C, H, W) -> (N, C, H, W)
+    """Applies RISE's blur: 11 x 11, nearly a box, zeros around the image. (N, C, *size) -> (N, C, *size)
 
     Their kernel is a point under a Gaussian of 5 pixels that is mirrored at the borders of the 11 x 11 window.
     """
@@ -126,9 +131,11 @@ def _rise_blur(images: Tensor) -> Tensor:
     weights = torch.exp(-(reach**2) / 50)
     at = (5 + reach) % 22
     kernel = torch.zeros(11).index_add_(0, torch.where(at > 10, 21 - at, at), weights / weights.sum()).to(images)
-    flat = images.reshape(-1, 1, *images.shape[2:])
-    once = torch.nn.functional.conv2d(flat, kernel.view(1, 1, 11, 1), padding=(5, 0))
-    return torch.nn.functional.conv2d(once, kernel.view(1, 1, 1, 11), padding=(0, 5)).view(images.shape)
+    for axis in range(2, images.ndim):
+        rows = images.movedim(axis, -1)
+        smooth = torch.nn.functional.conv1d(rows.reshape(-1, 1, rows.shape[-1]), kernel.view(1, 1, 11), padding=5)
+        images = smooth.view(rows.shape).movedim(-1, axis)
+    return images
 
 
 def pearson(one: Tensor, other: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def load(
     weights: str | Path | None = "default",
     device: str | None = None,
     texts: Sequence[str] = (),
-    template: str = "{}",
+    template: str | Sequence[str] = "{}",
 ) -> Model:
     """Returns a model by name, in eval mode, with its preprocessing and class names.
 
@@ -35,7 +35,7 @@ def load(
     "FILE.py:FUNCTION", a function of yours that takes nothing and returns an nn.Module or a konkyo.Model (the file
     is run). `weights`: "default" (the library's own pretrained weights), None (random), or a file (safetensors, or
     .pth of plain tensors). `texts`: the classes of a model that compares images with texts, each put into
-    `template` at "{}", as in "a photo of {}".
+    `template` at "{}", as in "a photo of {}"; of several templates the mean is taken.
     KonkyoError: an unknown name, a library that is not installed, weights that are missing or do not fit, or texts for
     a model that reads none.
     """

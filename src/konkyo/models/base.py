@@ -14,18 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from konkyo.data.axes import Axes
 from konkyo.data.frame import Frame
 from konkyo.engine.layer import Layer
 from konkyo.engine.session import run_network
 from konkyo.engine.trace import Site, Trace
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.models import display
+from konkyo.models.axes import known_axes, likely_axes
 from konkyo.models.blackbox import BlackBox
 from konkyo.models.kinds import known
 from konkyo.models.layers import Layers, Traces
 from konkyo.models.outputs import Choice, base_model_features, choose, headless, select_logits
+from konkyo.models.pipelines import is_pipeline, opened
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.prompts import Prompts, Texts
+from konkyo.models.readers import Clips, Reader
+from konkyo.targets.base import fixed
 from konkyo.targets.classes import Score, Target, TopK
 from konkyo.targets.detections import Detections
 from konkyo.tasks import Classes, ClassificationTask, DetectionTask, Task
@@ -58,7 +63,10 @@ class Model:
     they look like probabilities); or detection. Without any of these, and without a `select` or `call`, a module that a
     library's adapter knows for a detector is one. `weights`: those of torchvision that the module has, as
     `ResNet50_Weights.DEFAULT`, whose preprocessing and classes are taken where none are given; nothing is loaded.
-    `processor`: that of transformers which a module of images and text goes with; None: of the files it came from.
+    `processor`: what a module of transformers reads texts and pictures with; None: of the files it came from.
+    A pipeline of transformers in the place of the module has both in it.
+    `axes`: what the axes of the module's input are where they are not (N, C, H, W), as in "NTCHW" (`konkyo.data.Axes`);
+    None: those of the module's class, where a library's. `reader`: how files become inputs of more than pictures.
     KonkyoError: not a module, or a TorchScript module.
     """
 
@@ -71,6 +79,10 @@ class Model:
     """How the module is run on images (M, C, H, W), where it takes more than them; None: `module(images)`."""
     task: Task
     """What the output means: classification, unless something else is said."""
+    axes: Axes | None
+    """What the axes of the module's input are; None: the usual ones."""
+    reader: Reader | None
+    """How videos, volumes or signals are read; None: inputs are pictures, or tensors."""
     prompts: Prompts | None
     """The text that the network reads beside the image; None: it reads none."""
     _traces: Traces = field(init=False, repr=False)
@@ -92,11 +104,17 @@ class Model:
         prompts: Prompts | None = None,
         weights: Any = None,
         processor: Any = None,
+        axes: str | Axes | None = None,
+        reader: Reader | None = None,
     ) -> None:
+        if is_pipeline(module):
+            module, given = opened(module)
+            processor, classes = processor or given, classes or _facts(module).get("classes", ())
         module = _unwrapped(module)
         if weights is not None:
             described = import_module(_FACTS_OF["torchvision"]).described(weights, module)
-            preprocess, classes = preprocess or described["preprocess"], classes or described["classes"]
+            preprocess, classes = preprocess or described.get("preprocess"), classes or described["classes"]
+            reader = reader or described.get("reader")
         if preprocess is not None and not isinstance(preprocess, Preprocess):
             raise KonkyoError(
                 f"preprocess is a konkyo.Preprocess(resize=..., crop=..., mean=..., std=...); got {preprocess!r}. For "
@@ -109,12 +127,15 @@ class Model:
             )
         said = any(value is not None for value in (detector, multilabel, probabilities, task, call, prompts))
         if not said and select is select_logits:
-            facts, name = known(module, processor), name or type(module).__name__
+            facts, name = known(module, processor, classes=classes), name or type(module).__name__
             module, preprocess = facts.get("module", module), preprocess or facts.get("preprocess")
             detector, task, call, prompts, multilabel = (
                 facts.get(key) for key in ("detector", "task", "call", "prompts", "multilabel")
             )
             select, classes = facts.get("select", select), classes or facts.get("classes", ())
+            axes, reader = axes or facts.get("axes"), reader or facts.get("reader")
+        if preprocess is None and processor is not None:
+            preprocess = import_module(_FACTS_OF["transformers"]).preprocess_like(processor)
         if detector is not None and probabilities is not None:
             raise KonkyoError(
                 "probabilities= is about classifiers; of a detector dense_detector(activated=...) says it"
@@ -127,6 +148,10 @@ class Model:
                 before.multilabel if multilabel is None else multilabel,
                 before.probabilities if probabilities is None else probabilities,
             )
+        axes = Axes(axes) if isinstance(axes, str) else axes or known_axes(module)
+        if preprocess is not None and axes is not None and axes.places == Clips.places:  # it prepares every frame
+            reader = replace(reader, picture=preprocess) if isinstance(reader, Clips) else Clips(picture=preprocess)
+            preprocess = None
         values: dict[str, Any] = {
             "module": module,
             "preprocess": preprocess,
@@ -135,6 +160,8 @@ class Model:
             "select": select,
             "call": call,
             "task": task,
+            "axes": axes,
+            "reader": reader,
             "prompts": prompts,
             "_traces": {},
             "_choice": {},
@@ -194,6 +221,7 @@ class Model:
 
     def _selected(self, module: nn.Module, images: Tensor) -> Tensor:
         """Returns the tensor in what the module returns that is its output (N, ...)."""
+        images = images if self.axes is None else self.axes.outside(images)
         output = module(images) if self.call is None else self.call(module, images)
         choice = choose(output, len(self.classes)) if self.select is select_logits else Choice(self.select(output))
         self._choice.update(assumed=choice.assumed, doubt=choice.doubt, features=choice.features)
@@ -228,7 +256,7 @@ class Model:
     @property
     def black(self) -> tuple[float, ...]:
         """Returns the value of a black pixel in prepared images, per channel; (0.0,) without a preprocessing."""
-        preprocess = self.preprocess
+        preprocess = self.reader.picture if isinstance(self.reader, Clips) else self.preprocess
         return (
             (0.0,)
             if preprocess is None
@@ -239,6 +267,26 @@ class Model:
         """Returns a tensor with the device and dtype of the weights, if there are any."""
         tensors = chain(self.module.parameters(), self.module.buffers())
         return next((t for t in tensors if t.is_floating_point()), None)
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Returns whether its inputs are pictures, and not videos, volumes, signals or spectrograms."""
+        return self.reader is None and (self.axes is None or self.axes.places == ("row", "column"))
+
+    def laid(self, images: Tensor) -> Tensor:
+        """Returns prepared inputs in the module's own axes as (N, C, *places), as konkyo holds them.
+
+        An input without its first axis is one of a batch of one. KonkyoError: other axes, or axes that nobody said.
+        """
+        if self.axes is None:
+            if images.ndim == 5:
+                likely_axes(self.module, images.shape)
+            return images
+        return self.axes.inside(images[None] if images.ndim == len(self.axes.text) - 1 else images)
+
+    def places(self, shape: Sequence[int]) -> tuple[str, ...]:
+        """Returns the names of the places of inputs (N, C, *places), as "time", "row" and "column"."""
+        return likely_axes(self.module, shape).places if self.axes is None else self.axes.places
 
     def prepared(self, images: Tensor) -> Tensor:
         """Returns preprocessed images with the device and dtype of the weights.
@@ -333,7 +381,8 @@ class Model:
         if not self.task.instances and (score == "similarity" or isinstance(target, Detections)):
             raise NotApplicable(f"{self.name} is no detector: it has no detections to be explained")
         classes = Classes(self.name, self.classes, self._headless(output))
-        return self.task.targets_of(target, output, classes, score=score, frames=frames)
+        targets = self.task.targets_of(target, output, classes, score=score, frames=frames)
+        return [[fixed(one, output[i : i + 1]) for one in image] for i, image in enumerate(targets)]
 
     def settled(self, images: Tensor, request: Any) -> Model:
         """Returns the model whose task reads the output for these prepared images; itself, as a rule.
@@ -404,13 +453,16 @@ _FACTS_OF = {
 
 
 def as_model(model: Model | nn.Module) -> Model:
-    """Returns the model itself, or a plain nn.Module as a model; a function of images is a black box.
+    """Returns the model itself, or as a model: an nn.Module, a pipeline of transformers, or a function of images.
 
-    It is a detector where a library's adapter knows it for one. Preprocessing and class names are those that the module
-    itself tells (`pretrained_cfg` of timm, `config` of transformers); nothing is downloaded, and nothing guessed.
+    A function is a black box, and so is a session of onnxruntime. A module is a detector where a library's adapter
+    knows it for one. Preprocessing and class names are those that the module itself tells (`pretrained_cfg` of timm,
+    `config` of transformers); nothing is downloaded, and nothing guessed.
     """
     if isinstance(model, Model):
         return model
+    if is_pipeline(model):
+        return Model(model)
     if _is_session(model):
         session: Model = import_module("konkyo.models.onnx").of_session(model)
         return session

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -17,6 +17,8 @@ where the network is run in another module around it."""
 Describe: TypeAlias = Callable[[nn.Module, Any], "Arguments | None"]
 """(module, its processor or None) -> what `Model` is to be told of it; None: a module of another kind."""
 
+ANY = "any"
+"""The library of kinds that a module's own structure tells, whoever made it; these are asked last."""
 LIBRARIES = ("open_clip", "timm", "torchvision", "transformers")
 """Libraries whose modules are known. A file that bears the name of one imports it."""
 
@@ -64,11 +66,16 @@ def _import_files(library: str) -> None:
             import_module(file.name)
 
 
-def known(module: nn.Module, processor: Any = None) -> Arguments:
-    """Returns what `Model` is to be told of a library's module; nothing of a module that no kind knows."""
-    libraries = dict.fromkeys(kind.__module__.partition(".")[0] for kind in type(module).__mro__)
-    for library in libraries:
-        for candidate in kinds_of(library) if library in LIBRARIES else ():
+def known(module: nn.Module, processor: Any = None, *, classes: Sequence[str] = ()) -> Arguments:
+    """Returns what `Model` is to be told of a module; nothing of one that no kind knows.
+
+    `classes`: the names that a user gave, which say that it has some: kinds of any library are not asked then.
+    """
+    libraries = [
+        library for kind in type(module).__mro__ if (library := kind.__module__.partition(".")[0]) in LIBRARIES
+    ]
+    for library in dict.fromkeys([*libraries, *(() if classes else (ANY,))]):
+        for candidate in kinds_of(library):
             if (arguments := candidate.describe(module, processor)) is not None:
                 return arguments
     return {}

@@ -14,6 +14,7 @@ from konkyo.engine.layer import INPUT, Layer, bind
 from konkyo.engine.session import outside_inference, untouched
 from konkyo.engine.trace import Site, Trace, trace
 from konkyo.errors import KonkyoError, unknown
+from konkyo.models.axes import known_axes
 from konkyo.tasks.classification import ClassificationTask
 
 if TYPE_CHECKING:
@@ -85,7 +86,11 @@ class Layers:
     def _known(self) -> Traces:
         """These are the traces that were made before, while the network still has the modules in them."""
         module = self.model.module
-        shared = self.model.reads_logits and type(self.model.task) is ClassificationTask
+        shared = (
+            self.model.reads_logits
+            and type(self.model.task) is ClassificationTask
+            and (self.model.axes == known_axes(module))
+        )
         traces = _TRACES.setdefault(module, {}) if shared else self.traces
         names = {name for name, _ in module.named_modules()}
         if any(site.name not in names for known in traces.values() for site in known.sites):
@@ -110,7 +115,8 @@ class Layers:
             with untouched(model.module, 0), outside_inference():
                 image = model.prepared(noise)
                 settings: Any = {"instances": bool(model.task.instances), "small": small, "within": model.task.within}
-                known[shape] = trace(model, model.module, image, **settings)
+                free = model.axes is not None and model.axes.places != ("row", "column")
+                known[shape] = trace(model, model.module, image, free=free, **settings)
         return known[shape]
 
     def automatic(self) -> tuple[Layer, ...]:

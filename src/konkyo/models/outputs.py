@@ -186,18 +186,16 @@ def select_logits(output: Any) -> Tensor:
     return choose(output).tensor
 
 
-def headless(module: nn.Module, outputs: int) -> str:
+def headless(module: nn.Module, outputs: int | None = None) -> str:
     """Returns why a network with so many outputs puts out features and no classes; "": nothing says so.
 
     Its last module is an `Identity` in the place of a head, it counts no classes itself, as timm's networks do, or it
-    is a base model or a regression of transformers.
+    is a base model of transformers. `outputs`: None, where nothing is run yet.
     """
     if getattr(module, "num_classes", None) == 0:
         return "the network says that it has 0 classes"
-    if getattr(module, "base_model", None) is module:
+    if is_base_model(module):
         return "a base model of transformers has no head"
-    if getattr(getattr(module, "config", None), "problem_type", None) == "regression":
-        return "its config says that it is a regression"
     last = module
     while children := list(last.children()):
         last = children[-1]
@@ -205,7 +203,9 @@ def headless(module: nn.Module, outputs: int) -> str:
         return ""
     leaves = [leaf for leaf in module.modules() if not any(leaf.children())]
     before = next((leaf for leaf in reversed(leaves) if not isinstance(leaf, (nn.Identity, nn.Dropout))), None)
-    if isinstance(before, nn.Linear) and before.out_features == outputs:
+    if isinstance(before, nn.Linear) and outputs in (None, before.out_features):
+        return ""
+    if outputs is None and isinstance(before, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):  # which may be a head, too
         return ""
     return "the network's last module is an Identity in the place of a head"
 
@@ -213,4 +213,9 @@ def headless(module: nn.Module, outputs: int) -> str:
 def base_model_features(module: nn.Module, outputs: int) -> str:
     """Returns why so many numbers that a user selected are features; "": nothing says so."""
     sizes: Any = getattr(getattr(module, "config", None), "hidden_size", None)
-    return headless(module, outputs) if sizes == outputs and getattr(module, "base_model", None) is module else ""
+    return headless(module, outputs) if sizes == outputs and is_base_model(module) else ""
+
+
+def is_base_model(module: nn.Module) -> bool:
+    """Tells whether a module is one of transformers without a head."""
+    return getattr(module, "base_model", None) is module and "For" not in type(module).__name__

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -18,8 +19,8 @@ from konkyo.data.frame import Frame
 from konkyo.data.images import MAX_PIXELS, upright
 from konkyo.errors import ImageError, KonkyoError, unknown
 
-Interpolation: TypeAlias = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
-Fit: TypeAlias = Literal["stretch", "cover", "contain"]
+Interpolation: TypeAlias = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", "gaussian"]
+Fit: TypeAlias = Literal["stretch", "cover", "contain", "square"]
 Centre: TypeAlias = Literal["round", "floor"]
 
 Size: TypeAlias = tuple[int, int]
@@ -52,12 +53,14 @@ class Preprocess:
 
     `resize`: the short side, (height, width), a `Resizing`, or None; `crop`: a square side, or (height, width), or
     None. One value of `mean` and `std` per channel; a single one makes a grey picture. `fit`: how a picture of another
-    shape comes to (height, width): "stretch" it, "cover" with its shape kept, or "contain" it, with a border around it.
-    The border has the grey `border` (0 black, 1 white; None: the mean colour). `centre`: whether a crop that cannot lie
-    in the middle is rounded to the even pixel ("round", as torchvision does) or up and left ("floor", as transformers
-    does).
+    shape comes to (height, width): "stretch" it, "cover" with its shape kept, "contain" it, with a border around it, or
+    "square" it by a border below or at the right, and stretch that. The border has the grey `border` (0 black, 1 white;
+    None: the mean colour). `interpolation`: a filter of Pillow's, or "gaussian", a blur before a linear zoom of
+    floating pixels, as scikit-image and OWLv2 do. `centre`: whether a crop that cannot lie in the middle is rounded to
+    the even pixel ("round", as torchvision does) or up and left ("floor", as transformers does).
     `longest`: where `resize` is the short side, how long the other may become; if it were longer, both shrink.
-    `multiple`: sides that follow from the picture's shape are cut down to multiples of it.
+    `multiple`: sides that follow from the picture's shape are cut down to multiples of it. `patches`: the picture keeps
+    its shape, as large as it can be with so many patches of `multiple` pixels, sides rounded up (SigLIP 2, NaFlex).
     """
 
     resize: int | tuple[int, int] | Resizing | None = 256
@@ -70,6 +73,7 @@ class Preprocess:
     longest: int | None = None
     multiple: int = 1
     border: float | None = None
+    patches: int | None = None
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -91,16 +95,22 @@ class Preprocess:
                 raise KonkyoError(f"{name} makes at most {MAX_PIXELS / 1e6:g} million pixels; got {size}")
         if self.border is not None and not (_is_finite(self.border) and 0 <= self.border <= 1):
             raise KonkyoError(f"border is a grey from 0 (black) to 1 (white), or None; got {self.border}")
-        limits = [self.multiple] if self.longest is None else [self.multiple, self.longest]
+        limits = [self.multiple, *(n for n in (self.longest, self.patches) if n is not None)]
         if not all(isinstance(n, Integral) and not isinstance(n, bool) and 1 <= n <= MAX_PIXELS for n in limits):
-            raise KonkyoError(f"longest and multiple must be at least 1; got {self.longest} and {self.multiple}")
+            raise KonkyoError(
+                f"longest, multiple and patches must be at least 1; got {self.longest}, {self.multiple}, {self.patches}"
+            )
         for name, choice, offer in (
-            ("interpolation", self.interpolation, tuple(_FILTERS)),
+            ("interpolation", self.interpolation, get_args(Interpolation)),
             ("fit", self.fit, get_args(Fit)),
             ("centre", self.centre, get_args(Centre)),
         ):
             if choice not in offer:
                 raise unknown(name, choice, offer)
+        if (self.fit == "square" or self.interpolation == "gaussian") and self.crop is not None:
+            raise KonkyoError('fit="square" and interpolation="gaussian" go without a crop: crop=None')
+        if self.fit == "square" and not isinstance(self.resize, tuple):
+            raise KonkyoError(f'fit="square" goes with resize=(height, width); got {self.resize!r}')
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Returns the picture, made `upright`, as the model wants it: float32 (C, height, width)."""
@@ -109,10 +119,14 @@ class Preprocess:
         width, height = self._resized(image)
         if width * height > MAX_PIXELS:
             raise ImageError(f"a picture of {image.width} x {image.height} would become {width} x {height} pixels")
-        for size in self._steps(image):
-            image = image.resize(size, _FILTERS[self.interpolation])
-        image = self._cropped(image, self._crop_box(width, height))
-        pixels = torch.from_numpy(np.array(image, dtype=np.float32)).view(image.height, image.width, -1) / 255
+        image = self._squared(image) if self.fit == "square" else image
+        if self.interpolation == "gaussian":
+            array = _zoomed(np.asarray(image, dtype=np.float32), width, height)
+        else:
+            for size in self._steps(image):
+                image = image.resize(size, _FILTERS[self.interpolation])
+            array = np.array(self._cropped(image, self._crop_box(width, height)), dtype=np.float32)
+        pixels = torch.from_numpy(array).view(*array.shape[:2], -1) / 255
         return ((pixels - torch.tensor(self.mean)) / torch.tensor(self.std)).permute(2, 0, 1).contiguous()
 
     def size(self, image: Image.Image) -> tuple[int, int]:
@@ -129,6 +143,9 @@ class Preprocess:
         """Returns where the `view` of the picture lies in the model's input."""
         image = upright(image)
         width, height = self._resized(image)
+        if self.fit == "square":
+            side = max(image.size)
+            return Frame((side / width, side / height), (0.0, 0.0), (0.0, 0.0, image.width / side, image.height / side))
         left, top, right, bottom = self._crop_box(width, height)
         across, down = image.width / width, image.height / height
         x, y = self._window(image)[:2]
@@ -147,6 +164,8 @@ class Preprocess:
 
     def _window(self, image: Image.Image) -> tuple[int, int, int, int]:
         """Returns the box of the picture's own pixels that the model sees."""
+        if self.fit == "square":
+            return 0, 0, image.width, image.height
         width, height = self._resized(image)
         left, top, right, bottom = self._crop_box(width, height)
         across, down = image.width / width, image.height / height
@@ -183,15 +202,26 @@ class Preprocess:
             return [(width, height) for height, width in self.resize.steps((image.height, image.width))]
         return [self._resized(image)]
 
+    def resized(self, image: Image.Image) -> tuple[int, int]:
+        """Returns (height, width) of what the picture becomes before the crop."""
+        return self._resized(image)[::-1]
+
+    def cropped_from(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Returns what the crop leaves of a resized picture: (top, left, bottom, right)."""
+        left, top, right, bottom = self._crop_box(width, height)
+        return top, left, bottom, right
+
     def _resized(self, image: Image.Image) -> tuple[int, int]:
         """Returns (width, height) after the resize."""
+        if self.patches is not None:
+            return _fitting(image.size, self.multiple, self.patches)
         if self.resize is None:
             return image.size
         if isinstance(self.resize, Resizing):
             return self._steps(image)[-1]
         if isinstance(self.resize, tuple):
             height, width = self.resize
-            if self.fit == "stretch":
+            if self.fit in ("stretch", "square"):
                 return width, height
             ratios = image.height / height, image.width / width
             ratio = min(ratios) if self.fit == "cover" else max(ratios)
@@ -208,8 +238,15 @@ class Preprocess:
 
     def _cropped(self, image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
         """Returns the part of the picture in the box; outside of the picture it is black, or has the mean colour."""
-        if self.fit != "contain":
-            return image.crop(box)
+        return self._on_canvas(image, box) if self.fit == "contain" else image.crop(box)
+
+    def _squared(self, image: Image.Image) -> Image.Image:
+        """Returns the picture with a border below or at the right that makes it a square."""
+        side = max(image.size)
+        return self._on_canvas(image, (0, 0, side, side))
+
+    def _on_canvas(self, image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+        """Returns what is in the box, a border where that is no part of the picture."""
         shades = self.mean if self.border is None else (self.border,) * len(self.mean)
         colour = tuple(round(255 * value) for value in shades) * (len(image.mode) // len(self.mean))
         canvas = Image.new(image.mode, (box[2] - box[0], box[3] - box[1]), colour)
@@ -222,6 +259,39 @@ class Preprocess:
         crop_height, crop_width = _pair(self.crop)
         left, top = (_margin(n, self.centre == "floor") for n in (width - crop_width, height - crop_height))
         return left, top, left + crop_width, top + crop_height
+
+
+def _fitting(size: tuple[int, int], patch: int, most: int) -> tuple[int, int]:
+    """Returns the largest (width, height) in multiples of the patch that `most` patches cover, the shape kept.
+
+    The search for the factor is that of transformers, step by step, so that it ends at the same size.
+    """
+
+    def scaled(factor: float) -> tuple[int, int]:
+        width, height = (max(1, math.ceil(side * factor / patch)) for side in size)
+        return width, height
+
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.prod(scaled(middle)) <= most else (low, middle)
+    width, height = scaled(low)
+    return width * patch, height * patch
+
+
+def _zoomed(pixels: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
+    """Returns pixels (H, W) or (H, W, C) at another size: blurred by a Gaussian of sigma (factor - 1) / 2, then linear.
+
+    A zoom that makes them larger is not blurred.
+    """
+    factors = [pixels.shape[0] / height, pixels.shape[1] / width, 1.0][: pixels.ndim]
+    from scipy import ndimage
+
+    blurred = ndimage.gaussian_filter(pixels, [max(0, (factor - 1) / 2) for factor in factors], mode="mirror")
+    zoomed: NDArray[np.float32] = ndimage.zoom(
+        blurred, [1 / factor for factor in factors], order=1, mode="mirror", grid_mode=True
+    )
+    return np.clip(zoomed, pixels.min(), pixels.max())
 
 
 def _is_finite(value: object) -> bool:

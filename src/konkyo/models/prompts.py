@@ -20,7 +20,9 @@ class Prompts:
     bind: Callable[[Any], dict[str, Any]]
     """The text -> arguments of `Model` that make it one of images alone: `call`, `classes`, `task`, ..."""
     default: Any = None
-    """The text that is taken where the user gives none; None: one has to be given."""
+    """The text that is taken where the user gives none; None: there is no such text."""
+    required: bool = True
+    """Whether the network puts out nothing without a text."""
     value: Any = None
     """The text that was given; None: none yet."""
 
@@ -30,7 +32,7 @@ class Prompts:
 
     def require(self, model: str) -> None:
         """Raises KonkyoError where no text was given."""
-        if self.value is None:
+        if self.value is None and self.required:
             example = '"is there a cat?"' if self.noun == "question" else '["a cat", "a dog"]'
             raise KonkyoError(f"{model} reads text beside the image; give {self.noun}=, as in {self.noun}={example}")
 

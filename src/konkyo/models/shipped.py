@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -17,14 +18,15 @@ from konkyo.errors import unknown
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import build_with
 from konkyo.models.detectors.transformers import detector
+from konkyo.models.networks.captions import ScenesClip, vocabulary
+from konkyo.models.networks.captions import tokens_of as word_tokens
 from konkyo.models.networks.questions import ScenesVQA
 from konkyo.models.networks.scenes import SCENES_MEAN, SCENES_SIZE, SCENES_STD, ScenesResNet, ScenesSegmenter
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.prompts import Prompts
+from konkyo.models.texts.clip import Pair
 from konkyo.models.transformers import import_transformers
 from konkyo.tasks.segmentation import SegmentationTask
-
-SHIPPED = ("scenes-classifier", "scenes-detr", "scenes-segmenter", "scenes-vqa")
 
 
 def scenes_classifier() -> nn.Module:
@@ -79,66 +81,71 @@ def scenes_detector() -> nn.Module:
     return module
 
 
+Weights: TypeAlias = "str | Path | None"
+"""What `load` takes: "default" (shipped), None (random), or a file."""
+SHIPPED: dict[str, Callable[[Weights], Model]] = {}
+"""The models by name."""
+_PREPROCESS = Preprocess(SCENES_SIZE, SCENES_SIZE, SCENES_MEAN, SCENES_STD)
+
+
+def _shipped(name: str) -> Callable[[Callable[[Weights], Model]], Callable[[Weights], Model]]:
+    """Registers what builds a model that ships."""
+
+    def register(build: Callable[[Weights], Model]) -> Callable[[Weights], Model]:
+        SHIPPED[name] = build
+        return build
+
+    return register
+
+
 @adapter("konkyo")
-def load(name: str, weights: str | Path | None) -> Model:
-    """Returns a model of SHIPPED by its name.
+def load(name: str, weights: Weights) -> Model:
+    """Returns a model that ships, in eval mode.
 
     `weights`: "default" (shipped), None (random) or a file. KonkyoError: another name.
     """
     if name not in SHIPPED:
         raise unknown("shipped model", name, SHIPPED)
-    if name == "scenes-detr":
-        return _detector(weights)
-    if name == "scenes-segmenter":
-        return _segmenter(weights)
-    if name == "scenes-vqa":
-        return _answerer(weights)
-    module: nn.Module
-    usual = True
-    if weights is None:
-        module = ScenesResNet()
-    elif weights == "default":
-        module = scenes_classifier()
-    else:
-        module, usual = build_with(weights, lambda classes: ScenesResNet(classes or len(CLASSES)))
-    preprocess = Preprocess(SCENES_SIZE, SCENES_SIZE, SCENES_MEAN, SCENES_STD)
-    return Model(module.eval(), preprocess, CLASSES if usual else (), f"konkyo/{name}")
+    return SHIPPED[name](weights)
 
 
-def _detector(weights: str | Path | None) -> Model:
-    module = scenes_detector()
+def _built(name: str, weights: Weights, build: Callable[[int | None], nn.Module]) -> tuple[nn.Module, bool]:
+    """Returns (the network with these weights, in eval mode; whether its classes are the usual ones)."""
+    module, usual = build(None), True
     if weights == "default":
-        with as_file(files("konkyo") / "models" / "weights" / "scenes-detr.safetensors") as path:
+        with as_file(files("konkyo") / "models" / "weights" / f"{name}.safetensors") as path:
             module.load_state_dict(load_file(path))
     elif weights is not None:
-        module, _ = build_with(weights, lambda _: scenes_detector())
+        module, usual = build_with(weights, build)
+    return module.eval(), usual
+
+
+@_shipped("scenes-classifier")
+def _classifier(weights: Weights) -> Model:
+    module, usual = _built("scenes-classifier", weights, lambda classes: ScenesResNet(classes or len(CLASSES)))
+    return Model(module, _PREPROCESS, CLASSES if usual else (), "konkyo/scenes-classifier")
+
+
+@_shipped("scenes-detr")
+def _detector(weights: Weights) -> Model:
+    module, _ = _built("scenes-detr", weights, lambda _: scenes_detector())
     preprocess = Preprocess((SCENES_SIZE, SCENES_SIZE), None, (0.0,) * 3, (1.0,) * 3)
     return Model(module, preprocess, CLASSES, "konkyo/scenes-detr", detector=detector(module))
 
 
-def _segmenter(weights: str | Path | None) -> Model:
-    module: nn.Module = ScenesSegmenter()
-    classes, usual = ("background", *CLASSES), True
-    if weights == "default":
-        with as_file(files("konkyo") / "models" / "weights" / "scenes-segmenter.safetensors") as path:
-            module.load_state_dict(load_file(path))
-    elif weights is not None:
-        module, usual = build_with(weights, lambda count: ScenesSegmenter(count or len(classes)))
+@_shipped("scenes-segmenter")
+def _segmenter(weights: Weights) -> Model:
+    classes = ("background", *CLASSES)
+    module, usual = _built("scenes-segmenter", weights, lambda count: ScenesSegmenter(count or len(classes)))
     preprocess = Preprocess((SCENES_SIZE, SCENES_SIZE), None, SCENES_MEAN, SCENES_STD)
     task = SegmentationTask(layer="body")
-    return Model(module.eval(), preprocess, classes if usual else (), "konkyo/scenes-segmenter", task=task)
+    return Model(module, preprocess, classes if usual else (), "konkyo/scenes-segmenter", task=task)
 
 
-def _answerer(weights: str | Path | None) -> Model:
-    module: nn.Module = ScenesVQA().eval()
-    if weights == "default":
-        with as_file(files("konkyo") / "models" / "weights" / "scenes-vqa.safetensors") as path:
-            module.load_state_dict(load_file(path))
-    elif weights is not None:
-        module, _ = build_with(weights, lambda _: ScenesVQA())
-    preprocess = Preprocess(SCENES_SIZE, SCENES_SIZE, SCENES_MEAN, SCENES_STD)
-    prompts = Prompts("question", _asked)
-    return Model(module.eval(), preprocess, ANSWERS, "konkyo/scenes-vqa", prompts=prompts)
+@_shipped("scenes-vqa")
+def _answerer(weights: Weights) -> Model:
+    module, _ = _built("scenes-vqa", weights, lambda _: ScenesVQA())
+    return Model(module, _PREPROCESS, ANSWERS, "konkyo/scenes-vqa", prompts=Prompts("question", _asked))
 
 
 def _asked(question: str) -> dict[str, Any]:
@@ -148,3 +155,23 @@ def _asked(question: str) -> dict[str, Any]:
 
 def _answered(words: Tensor, module: nn.Module, images: Tensor) -> Any:
     return module(images, words.to(images.device))
+
+
+@_shipped("scenes-clip")
+def _image_text(weights: Weights) -> Model:
+    module, _ = _built("scenes-clip", weights, lambda _: ScenesClip(len(vocabulary()) + 2))
+    arguments = Pair(module, _seen, partial(_read, module), sigmoid=True).arguments()
+    return Model(module, _PREPROCESS, name="konkyo/scenes-clip", **arguments)
+
+
+def _seen(module: nn.Module, images: Tensor) -> Tensor:
+    """Returns the embeddings of images (N, 128)."""
+    embeddings: Tensor = module.get_image_features(images)  # type: ignore[operator]
+    return embeddings
+
+
+def _read(module: nn.Module, texts: Sequence[str]) -> Tensor:
+    """Returns the embeddings of texts (T, 128). KonkyoError: a word that the network does not know."""
+    like = next(module.parameters())
+    embeddings: Tensor = module.get_text_features(word_tokens(texts).to(like.device))  # type: ignore[operator]
+    return embeddings

@@ -9,13 +9,19 @@ from typing import Any
 import torchvision
 from torch import nn
 from torchvision.models import WeightsEnum
-from torchvision.transforms._presets import ImageClassification, ObjectDetection, SemanticSegmentation
+from torchvision.transforms._presets import (
+    ImageClassification,
+    ObjectDetection,
+    SemanticSegmentation,
+    VideoClassification,
+)
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import build_with
 from konkyo.models.detectors.torchvision import detector
 from konkyo.models.preprocess import Preprocess
+from konkyo.models.readers import Clips
 
 OF_DETECTORS = Preprocess(None, None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """Detectors resize and normalise by themselves."""
@@ -24,6 +30,11 @@ OF_DETECTORS = Preprocess(None, None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 def names() -> list[str]:
     """Returns the names of all classifiers."""
     return list(torchvision.models.list_models(module=torchvision.models))
+
+
+def video_names() -> list[str]:
+    """Returns the names of all classifiers of videos."""
+    return list(torchvision.models.list_models(module=torchvision.models.video))
 
 
 def detector_names() -> list[str]:
@@ -38,7 +49,7 @@ def segmenter_names() -> list[str]:
 
 @adapter("torchvision")
 def load(name: str, weights: str | Path | None) -> Model:
-    """Returns the classifier, detector or segmenter `name`.
+    """Returns the classifier of pictures or videos, the detector or the segmenter `name`.
 
     `weights`: "default" (downloaded once by torchvision), None or a file.
     """
@@ -46,8 +57,8 @@ def load(name: str, weights: str | Path | None) -> Model:
         return _detector(name, weights)
     if name in segmenter_names():
         return _segmenter(name, weights)
-    if name not in names():
-        raise unknown("torchvision model", name, [*names(), *detector_names(), *segmenter_names()])
+    if name not in names() and name not in video_names():
+        raise unknown("torchvision model", name, [*names(), *detector_names(), *segmenter_names(), *video_names()])
     metadata = torchvision.models.get_model_weights(name).DEFAULT
 
     def build(classes: int | None) -> nn.Module:
@@ -60,7 +71,26 @@ def load(name: str, weights: str | Path | None) -> Model:
 
     module, usual = _built(name, weights, metadata, build)
     classes = tuple(metadata.meta["categories"]) if usual else ()
+    prepare = _clips(metadata)
+    if prepare is not None:
+        return Model(module.eval(), None, classes, f"torchvision/{name}", reader=prepare)
     return Model(module.eval(), _preprocess(metadata), classes, f"torchvision/{name}")
+
+
+def _clips(weights: Any) -> Clips | None:
+    """Returns how the transforms of published weights prepare the frames of clips; None: those of pictures."""
+    transform = weights.transforms()
+    if not isinstance(transform, VideoClassification):
+        return None
+    resize, crop = list(transform.resize_size), list(transform.crop_size)
+    picture = Preprocess(
+        resize=(resize[0], resize[1]) if len(resize) == 2 else resize[0],
+        crop=(crop[0], crop[-1]),
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+        interpolation=transform.interpolation.value,
+    )
+    return Clips(16, picture, smooth=False)
 
 
 def _preprocess(weights: Any) -> Preprocess:
@@ -86,6 +116,8 @@ def described(weights: Any, module: nn.Module) -> dict[str, Any]:
             "weights are a choice of torchvision's, as torchvision.models.ResNet50_Weights.DEFAULT; got "
             f"{str(weights)[:80]!r}. Weights from a file are loaded by konkyo.load(NAME, weights=FILE)"
         )
+    if (clips := _clips(weights)) is not None:
+        return {"reader": clips, "classes": tuple(weights.meta["categories"])}
     return {"preprocess": _preprocess(weights), "classes": _classes(weights.meta["categories"], module)}
 
 

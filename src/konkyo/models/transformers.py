@@ -21,6 +21,8 @@ from konkyo.models.checkpoints import read_weights, require_inside
 from konkyo.models.kinds import Kind, kind, kinds_of, known
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.timm import preprocessing as timm_preprocessing
+from konkyo.tasks.embedding import EmbeddingTask
+from konkyo.tasks.regression import RegressionTask
 
 
 def import_transformers() -> ModuleType:
@@ -84,11 +86,16 @@ def load(name: str, weights: str | Path | None) -> Model:
 
 @kind("transformers", "image classifier", auto="AutoModelForImageClassification")
 def classifier(module: nn.Module, processor: Any) -> dict[str, Any] | None:
-    """Returns whether the classes of an image classifier exclude each other; None: another module."""
+    """Returns whether the classes of an image classifier exclude each other, or that it is a regressor.
+
+    None: another module.
+    """
     del processor
     if not any(base.__name__.endswith("ForImageClassification") for base in type(module).__mro__):
         return None
     config: Any = module.config
+    if config.problem_type == "regression":
+        return {"task": RegressionTask(), "classes": _classes(config, only=True)}
     return {"multilabel": config.problem_type == "multi_label_classification"}
 
 
@@ -131,10 +138,10 @@ def facts(module: Any) -> dict[str, Any]:
     processor in the files that the module came from: the network is never asked for it.
     """
     config = getattr(module, "config", None)
-    if config is None or getattr(module, "main_input_name", "") != "pixel_values":
+    if config is None or not (getattr(module, "main_input_name", "") == "pixel_values" or known(module)):
         return {}
     told: dict[str, Any] = {}
-    if known(module):
+    if (arguments := known(module)) and not isinstance(arguments.get("task"), EmbeddingTask):
         told["classes"] = _classes(config)
     if source := str(getattr(config, "_name_or_path", "") or ""):
         told["preprocess"] = _local_preprocess(source)
@@ -196,13 +203,16 @@ def _require_trained(name: str, kind: str, module: Any, missing: set[str]) -> No
         raise KonkyoError(f"hf/{name} is no trained {kind}: it lacks {len(absent)} weights ({named} ...)")
 
 
-def _classes(config: Any) -> tuple[str, ...]:
-    """Returns the names of the classes; none of invented ones, or for the two sides of a single logit."""
+def _classes(config: Any, *, only: bool = False) -> tuple[str, ...]:
+    """Returns the names of the classes; none of invented ones, or for the two sides of a single logit.
+
+    `only`: also a single name, which is that of a number.
+    """
     if set(config.id2label) != set(range(config.num_labels)):
         return ()
     names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
     invented = all(text == f"LABEL_{index}" for index, text in enumerate(names))
-    return () if invented or len(names) == 1 else names
+    return () if invented or (len(names) == 1 and not only) else names
 
 
 def _preprocess(transformers: ModuleType, name: str, settings: Mapping[str, bool]) -> Preprocess | None:
@@ -223,6 +233,7 @@ def preprocess_like(processor: Any) -> Preprocess | None:
     random = np.random.default_rng(0)
     sizes = ((70, 91), (71, 94), (131, 37))
     pictures = [Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    processor = getattr(processor, "image_processor", processor)
     try:
         if type(processor).__name__ == "TimmWrapperImageProcessor":
             preprocess = timm_preprocessing(processor.data_config)
@@ -244,16 +255,16 @@ def _from_settings(processor: Any) -> Preprocess:
     size = numbers.get("size") or {}
     if set(size) == {"shortest_edge"} and numbers.get("size_divisor"):  # ViLT's, whose sides are at most as 800 to 1333
         longest = int(1333 / 800 * size["shortest_edge"])
-        return replace(_from_numbers(numbers), longest=longest, multiple=numbers["size_divisor"])
+        return replace(from_numbers(numbers), longest=longest, multiple=numbers["size_divisor"])
     if not numbers.get("do_resize") or set(size) != {"shortest_edge", "longest_edge"}:
-        return _from_numbers(numbers)
+        return from_numbers(numbers)
     limits: dict[str, Any] = {"longest": size["longest_edge"]}
     if type(processor).__name__.startswith("Yolos"):
         limits["multiple"] = 16  # fixed in the processor's code, whatever the patches
-    return replace(_from_numbers({**numbers, "size": {"shortest_edge": size["shortest_edge"]}}), **limits)
+    return replace(from_numbers({**numbers, "size": {"shortest_edge": size["shortest_edge"]}}), **limits)
 
 
-def _from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
+def from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
     """Returns what an image processor's settings say. KonkyoError, KeyError: something that they cannot say."""
     resize: int | tuple[int, int] | None = None
     crop: int | tuple[int, int] | None = None
@@ -274,16 +285,19 @@ def _from_numbers(numbers: Mapping[str, Any]) -> Preprocess:
             resize = size["shortest_edge"], size["shortest_edge"]
     # Pixels in [0, 1] become (255 factor p - offset - mean) / std; here as (p - mean) / std.
     factor = 255 * numbers["rescale_factor"] if numbers.get("do_rescale") else 255.0
-    offset = 1.0 if numbers.get("rescale_offset") else 0.0
+    offset = 1.0 if numbers.get("rescale_offset") or numbers.get("offset") else 0.0  # ViViT says it shortly
     mean, std = (0.0,) * 3, (1.0,) * 3
     if numbers.get("do_normalize"):
         mean, std = numbers["image_mean"], numbers["image_std"]
     again = numbers["image_std"] if numbers.get("include_top") else (1.0,) * 3  # EfficientNet divides twice
+    squares = {"fit": "square", "border": 0.0, "interpolation": "gaussian"}  # of OWLv2, which ignores `resample`
+    resample = Image.Resampling(numbers.get("resample", Image.Resampling.BILINEAR)).name.lower()
+    owl = numbers.get("image_processor_type", "").startswith("Owlv2") and numbers.get("do_pad")
     return Preprocess(
         resize=resize,
         crop=crop,
         mean=tuple((offset + m) / factor for m in mean),
         std=tuple(s * a / factor for s, a in zip(std, again, strict=True)),
-        interpolation=Image.Resampling(numbers.get("resample", Image.Resampling.BILINEAR)).name.lower(),  # type: ignore[arg-type]
         centre="floor",
+        **(squares if owl else {"interpolation": resample}),
     )

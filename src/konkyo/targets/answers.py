@@ -7,6 +7,7 @@ tokens before (teacher forcing).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -44,8 +45,8 @@ class Answer(BaseTarget):
         return _scored(output, self.columns, self.score, mean=self.mean)
 
     def in_words(self, label: str, score: float) -> str:
-        """Returns the answer with its score, as in "a cat (log-probability -1.20)"."""
-        return f"{label} ({'mean ' if self.mean else ''}{_noun(self.score)} {score:.2f})"
+        """Returns the answer with its score, as in "a cat (log P -1.20, P 0.30)"."""
+        return f"{label} ({'mean ' if self.mean else ''}{_scored_in_words(self.score, score)})"
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class Token(BaseTarget):
         return _scored(output, self.columns, self.score, mean=False)
 
     def in_words(self, label: str, score: float) -> str:
-        """Returns the token with its score, as in "umbrella (log-probability -0.32)"."""
-        return f"{label} ({_noun(self.score)} {score:.2f})"
+        """Returns the token with its score, as in "umbrella (log P -0.32, P 0.73)"."""
+        return f"{label} ({_scored_in_words(self.score, score)})"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,16 @@ class EachWord:
 
     def __post_init__(self) -> None:
         _check(self.score)
+
+
+@dataclass(frozen=True)
+class EachName:
+    """This asks for every word of the generated answer that is one of these names, as of things with known places.
+
+    Where no word is one, it asks for the whole answer.
+    """
+
+    names: tuple[str, ...]
 
 
 def in_text(request: Any, text: str) -> Any:
@@ -151,8 +162,16 @@ def _check(score: TokenScore | None) -> None:
         raise unknown("score of an answer", score, SCORES)
 
 
-def _noun(score: TokenScore | None) -> str:
-    return (score or SCORES[0]).replace("_", "-")
+def _scored_in_words(score: TokenScore | None, value: float) -> str:
+    """Returns a score in words; of a logarithm that rounds to 0 the first digits, and the probability that it is of.
+
+    >>> _scored_in_words(None, -0.3147), _scored_in_words(None, -0.000123), _scored_in_words("logit", 3.5)
+    ('log P -0.31, P 0.73', 'log P -0.00012, P 1.00', 'logit 3.50')
+    """
+    if score in ("logit", "probability"):
+        return f"{score} {value:.2f}"
+    digits = f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+    return f"log P {digits}, P {math.exp(min(value, 0.0)):.2f}"
 
 
 def _scored(output: Any, columns: tuple[int, ...], score: TokenScore | None, *, mean: bool) -> Tensor:

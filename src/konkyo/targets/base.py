@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from konkyo.targets.regions import Mask
 
 Target: TypeAlias = Callable[[Any], Tensor]
+Outputs: TypeAlias = Callable[[Any], Tensor]
+"""Images, in any form that `explain` takes, -> the network's outputs for them (M, ...)."""
 Box: TypeAlias = "tuple[float, float, float, float]"
 
 
@@ -24,9 +26,24 @@ class BaseTarget(ABC):
     def __call__(self, output: Any) -> Tensor:
         """Returns the score of every image (N,)."""
 
+    def bound(self, outputs: Outputs) -> Target:
+        """Returns the target with what it needs of other images, read from the network's outputs for these."""
+        del outputs
+        return self
+
+    def fixed(self, output: Tensor) -> Target:
+        """Returns the target as it is for one image, from its own output (1, ...): what variants must not change."""
+        del output
+        return self
+
     @property
     def class_index(self) -> int | None:
         """This is the class that the score is of; None where it is of none, or of several."""
+        return None
+
+    @property
+    def channel(self) -> int | None:
+        """This is the channel of a dense output (N, K, *grid) that the score is read from; None where there is none."""
         return None
 
     @property
@@ -74,3 +91,13 @@ class CallableTarget(BaseTarget):
 def as_target(target: Target) -> BaseTarget:
     """Returns the target itself, or a callable of the user's as a target that answers with the defaults."""
     return target if isinstance(target, BaseTarget) else CallableTarget(target)
+
+
+def bound(target: Any, outputs: Outputs) -> Any:
+    """Returns a target with what it needs of other images; what is no `BaseTarget` as it is."""
+    return target.bound(outputs) if isinstance(target, BaseTarget) else target
+
+
+def fixed(target: Any, output: Tensor) -> Any:
+    """Returns a target as it is for the image with this output (1, ...); what is no `BaseTarget` as it is."""
+    return target.fixed(output) if isinstance(target, BaseTarget) else target

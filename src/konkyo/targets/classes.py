@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
-from konkyo.targets.base import BaseTarget, as_target
+from konkyo.targets.base import BaseTarget, Outputs, as_target, bound, fixed
 from konkyo.targets.base import Target as Target
 
 if TYPE_CHECKING:
@@ -102,6 +103,14 @@ class Against(BaseTarget):
         """Returns the negated score of every image."""
         return -self.target(output)
 
+    def bound(self, outputs: Outputs) -> Target:
+        """Returns it with its target bound."""
+        return Against(bound(self.target, outputs))
+
+    def fixed(self, output: Tensor) -> Target:
+        """Returns it with its target fixed."""
+        return Against(fixed(self.target, output))
+
     def logit(self, output: Tensor) -> Tensor | None:
         """Returns the negated logit of every image (N,)."""
         value = as_target(self.target).logit(output)
@@ -116,7 +125,8 @@ class Against(BaseTarget):
 class ContrastTarget(BaseTarget):
     """This target tells why this and not that: it is the difference of two targets. -> (N,)
 
-    For `explain` each of the two may also be a class index or name.
+    For `explain` each of the two may also be a class index or name. For a detector `this` is a class or `Detections`,
+    and the candidate of every such detection is asked for both classes.
     """
 
     this: Any
@@ -127,6 +137,22 @@ class ContrastTarget(BaseTarget):
         """Returns the difference of the two scores of every image."""
         difference: Tensor = self.this(output) - self.that(output)
         return difference
+
+    def bound(self, outputs: Outputs) -> Target:
+        """Returns it with both targets bound."""
+        return ContrastTarget(bound(self.this, outputs), bound(self.that, outputs))
+
+    def fixed(self, output: Tensor) -> Target:
+        """Returns it with both targets fixed."""
+        return ContrastTarget(fixed(self.this, output), fixed(self.that, output))
+
+    def location(self) -> tuple[float, float, float, float] | None:
+        """Returns the box of what is preferred."""
+        return as_target(self.this).location() if callable(self.this) else None
+
+    def matched_boxes(self, output: Tensor) -> list[tuple[float, ...]]:
+        """Returns the box of the candidate that is preferred, one per image."""
+        return as_target(self.this).matched_boxes(output)
 
     def logit(self, output: Tensor) -> Tensor | None:
         """Returns the difference of the two logits (N,); of what has none, the score stands in its place."""
@@ -158,6 +184,14 @@ class SumTarget(BaseTarget):
     def __call__(self, output: Any) -> Tensor:
         """Returns the sum of the scores of every image."""
         return torch.stack([target(output) for target in self.targets]).sum(0)
+
+    def bound(self, outputs: Outputs) -> Target:
+        """Returns it with all targets bound."""
+        return SumTarget(*(bound(target, outputs) for target in self.targets))
+
+    def fixed(self, output: Tensor) -> Target:
+        """Returns it with all targets fixed."""
+        return SumTarget(*(fixed(target, output) for target in self.targets))
 
     def logit(self, output: Tensor) -> Tensor | None:
         """Returns the sum of the logits (N,); of what has none, the score stands in its place."""
@@ -201,3 +235,21 @@ class Each:
         if not targets or isinstance(targets[0], (list, tuple)):
             raise KonkyoError('Each needs at least one target, as in Each("cat", "dog")')
         object.__setattr__(self, "targets", targets)
+
+
+def combination(request: Any, part: Callable[[Any], Target]) -> Target | None:
+    """Returns a combination of targets with every part as `part` makes it of what was asked; None for anything else."""
+    if isinstance(request, ContrastTarget):
+        return ContrastTarget(part(request.this), part(request.that))
+    if isinstance(request, SumTarget):
+        return SumTarget(*map(part, request.targets))
+    return Against(part(request.target)) if isinstance(request, Against) else None
+
+
+def bound_request(request: Any, outputs: Outputs) -> Any:
+    """Returns what a user asked for, a target, a list of targets or `Each`, with every target bound."""
+    if isinstance(request, Each):
+        return Each(*(bound_request(target, outputs) for target in request.targets))
+    if isinstance(request, (list, tuple)):
+        return [bound_request(entry, outputs) for entry in request]
+    return bound(request, outputs)

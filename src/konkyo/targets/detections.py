@@ -178,14 +178,15 @@ class Tracked:
 class Detections:
     """This asks `explain` for what a detector keeps: a row per detection, highest score first, any number per image.
 
-    The detections have a score above `threshold` and are of `classes` (names or indices; none: all). For every one of
-    `boxes` (xyxy in pixels of the picture) it is the detection that overlaps it most, by an IoU of 0.1 or more. Of all
-    those the `top` best stay. `quantity`, `class_similarity` and `least` are those of the `InstanceTarget` that each
-    becomes; None: what the method explains. `suppressed=False` takes the candidates above the threshold as they are,
-    before the detector suppresses any. KonkyoError: a value that none of them can have.
+    The detections have a score above `threshold` (None: the detector's own, as a rule 0.5) and are of `classes` (names
+    or indices; none: all). For every one of `boxes` (xyxy in pixels of the picture) it is the detection that overlaps
+    it most, by an IoU of 0.1 or more. Of all those the `top` best stay. `quantity`, `class_similarity` and `least` are
+    those of the `InstanceTarget` that each becomes; None: what the method explains. `suppressed=False` takes the
+    candidates above the threshold as they are, before the detector suppresses any. KonkyoError: a value that none of
+    them can have.
     """
 
-    threshold: float = 0.5
+    threshold: float | None = None
     top: int | None = None
     classes: tuple[int | str, ...] = ()
     boxes: tuple[tuple[float, float, float, float], ...] = ()
@@ -196,7 +197,8 @@ class Detections:
 
     def __post_init__(self) -> None:
         """Checks the values. KonkyoError: one that is out of range or unknown."""
-        if not isinstance(self.threshold, (int, float)) or not 0 <= self.threshold < 1:
+        limit = self.threshold
+        if limit is not None and (not isinstance(limit, (int, float)) or not 0 <= limit < 1):
             raise KonkyoError(f"a threshold of scores lies in [0, 1); got {self.threshold!r}")
         if self.quantity is not None and self.quantity not in get_args(Quantity):
             raise unknown("quantity of an instance", self.quantity, get_args(Quantity))

@@ -132,6 +132,11 @@ class RegionTarget(BaseTarget):
         """This is the class itself."""
         return self.index
 
+    @property
+    def channel(self) -> int:
+        """This is the class's own."""
+        return self.index
+
     def logit(self, output: Tensor) -> Tensor:
         """Returns the mean of the class's own output over the region (N,)."""
         return replace(self, score="logit")(output)

@@ -57,6 +57,14 @@ def class_of_text(text: str) -> int | str:
     return int(text) if re.fullmatch("-?[0-9]+", text) else text
 
 
+def number_of(text: str, what: str) -> float:
+    """Returns the number that a text is; `what` it is of, for the error. KonkyoError: it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        raise KonkyoError(f"{what} is a number; got {text!r}") from None
+
+
 def with_settings(value: str, *names: str) -> tuple[str, dict[str, str]]:
     """Returns (what stands first, the settings after it), as of "road,within=all". KonkyoError: an unknown setting."""
     first, *others = value.split(",")

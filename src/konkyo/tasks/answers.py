@@ -24,10 +24,10 @@ from konkyo.data.samples import Sample
 from konkyo.engine.forward import OneByOne
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError
-from konkyo.targets.answers import Answer, EachToken, EachWord, Token, TokenScore
+from konkyo.targets.answers import Answer, EachName, EachToken, EachWord, Token, TokenScore
 from konkyo.targets.base import Target
 from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarget
-from konkyo.tasks.base import Classes, Explained, Matching, Run, TargetRequest, Task, task
+from konkyo.tasks.base import Classes, Explained, Matching, Run, TargetRequest, Task, same_class, task
 from konkyo.tasks.responses import Passage, Response
 from konkyo.utils.tensors import mean_colour
 
@@ -200,12 +200,25 @@ class AnswerTask(Task):
         return [list(self._resolved(request, score))] * len(output)
 
     def _resolved(self, request: Any, score: Score) -> list[Target]:
+        if isinstance(request, EachName):
+            response, _ = self._place(None)
+            named = [
+                word
+                for word in response.words()
+                if any(same_class(_plain(response.piece(word)), n) for n in request.names)
+            ]
+            return [self._token(word, EachWord(), score) for word in named] or [self._target(Answer(), score)]
         if isinstance(request, (EachToken, EachWord)):
-            response, first = self._place(request.text)
+            response, _ = self._place(request.text)
             numbers = [(n,) for n in range(len(response.ids))] if isinstance(request, EachToken) else response.words()
-            own = _score(request.score, score)
-            return [Token(tokens[0], request.text, own, tuple(first + n for n in tokens)) for tokens in numbers]
+            return [self._token(tokens, request, score) for tokens in numbers]
         return [self._target(request, score)]
+
+    def _token(self, tokens: Sequence[int], request: EachToken | EachWord, score: Score) -> Token:
+        """Returns the target of some tokens of an answer, which the first of them stands for."""
+        _, first = self._place(request.text)
+        columns = tuple(first + number for number in tokens)
+        return Token(tokens[0], request.text, _score(request.score, score), columns)
 
     def _target(self, request: Any, score: Score) -> Target:
         if isinstance(request, ContrastTarget):
@@ -232,13 +245,10 @@ class AnswerTask(Task):
         """Returns the response of this text (None: the generated one), and the column of its first token."""
         first = 0
         for response in self.responses:
-            if response.generated if text is None else (not response.generated and self._is(response, text)):
+            if response.generated if text is None else response.ids == self.speaker.vocabulary.ids(text):
                 return response, first
             first += len(response.ids)
         raise KonkyoError(f"the network was not asked for the answer {text!r}; konkyo.explain asks for it")
-
-    def _is(self, response: Response, text: str) -> bool:
-        return response.ids == self.speaker.vocabulary.ids(text)
 
     def passages(self, targets: Sequence[Target]) -> tuple[Passage | None, ...]:
         """Returns the part of a response that every target is about (of a contrast the first), or None."""
@@ -277,14 +287,27 @@ class AnswerTask(Task):
         return Each(*answers) if options.classes else None
 
     def measured(self, sample: Sample, explained: Explained, matching: Matching) -> Any:
-        """Returns the answer that a sample has for its label, or what the network generates."""
+        """Returns the answer that a sample has for its label, or the generated one: its words that name a thing."""
         label = super().measured(sample, explained, matching)
-        return None if label is None else Answer(label)
+        names = tuple(dict.fromkeys(a.label for a in sample.annotations if a.label is not None))
+        return Answer(label) if label is not None else EachName(names) if names else None
 
     def request_of(self, target: Target, score: Score) -> Any:
-        """Returns the target without its columns, which another image has elsewhere; the method decides its score."""
+        """Returns the target for the same text, whatever the image is; the method decides what of it is explained.
+
+        A target that stands for several tokens becomes the sum of them.
+        """
         del score
-        return replace(target, score=None, columns=()) if isinstance(target, (Answer, Token)) else target
+        passage = self._passage(target)
+        if passage is None or not isinstance(target, (Answer, Token)):
+            return target
+        said = passage.response
+        same = self.speaker.vocabulary.ids(said.text) == said.ids
+        text = said.text if same else target.text  # as it was generated, if its text would be cut into other tokens
+        if isinstance(target, Answer):
+            return replace(target, text=text, score=None, columns=())
+        tokens = [Token(number, text) for number in passage.tokens]
+        return tokens[0] if len(tokens) == 1 else SumTarget(*tokens)
 
     def perturbation_score(self, target: Target, box: Tensor) -> Target:
         """Returns the probability of a token, or the geometric mean of the probabilities of an answer's tokens."""

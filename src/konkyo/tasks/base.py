@@ -15,7 +15,7 @@ from konkyo.data.samples import Annotation, Sample
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarget
+from konkyo.targets.classes import Against, ContrastTarget, Each, Magnitude, Score, SumTarget
 from konkyo.targets.regions import WHOLE, RegionTarget
 from konkyo.tasks.decision import Decision
 from konkyo.tasks.responses import Passage
@@ -258,6 +258,8 @@ class Task(ABC):
         if isinstance(target, RegionTarget):
             where = target.where or f"mean over {'all' if target.region == WHOLE else 'a region'}"
             return f"{classes.label(target.index)}, {where}"
+        if isinstance(target, Magnitude):
+            return "the whole output"
         return str(getattr(target, "__name__", repr(target)))
 
     def decisions_beside(

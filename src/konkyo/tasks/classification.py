@@ -19,7 +19,6 @@ from konkyo.targets.classes import (
     ClassTarget,
     ContrastTarget,
     Each,
-    Magnitude,
     Score,
     SumTarget,
     TopK,
@@ -241,8 +240,6 @@ class ClassificationTask(Task):
 
     def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:
         """Returns the name of a target's class; of one logit "negative" or "positive" where its sides have no names."""
-        if isinstance(target, Magnitude):
-            return "the whole output"
         if not isinstance(target, ClassTarget):
             return super().label(target, classes, outputs)
         if outputs == 1 and target.index >= len(classes.names):
@@ -315,8 +312,9 @@ class ClassificationTask(Task):
 def _of_features(classes: Classes) -> str:
     """Returns that a network has no classes, and what explains it all the same."""
     return (
-        f"{classes.model} puts out features, not classes: {classes.features}. Give target=, a callable output -> (N,) "
-        "scores; methods that know no class (eigen_cam, kpca_cam, fem) need none"
+        f"{classes.model} puts out features, not classes: {classes.features}. Give target=, "
+        "konkyo.Similarity(reference image) or another callable output -> (N,) scores; methods that know no class "
+        "(eigen_cam, kpca_cam, fem) need none"
     )
 
 

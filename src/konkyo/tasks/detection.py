@@ -55,6 +55,8 @@ class Detector:
     patch: int | None = None
     """The side of the patches, in pixels, where that module puts out tokens: a class token, the patches row by row, and
     any others."""
+    threshold: float = 0.5
+    """The score above which detections are explained, where the user names none."""
 
 
 def best_class(output: Tensor, threshold: float, classes: int) -> list[Kept]:
@@ -123,16 +125,43 @@ class DetectionTask(Task):
     ) -> list[list[Target]]:
         """Returns the targets of every image: detections, or Targets as they come.
 
-        `request`: None, `Detections`, `TopK`, a class's index or name, or a Target. KonkyoError: an unknown class.
+        `request`: None, `Detections`, `TopK`, a class's index or name, `ContrastTarget` of two classes, or a Target.
+        KonkyoError: an unknown class.
         """
         request = _as_detections(request)
+        if isinstance(request, ContrastTarget) and not (callable(request.this) and callable(request.that)):
+            return self._contrasts(request, output, classes, frames)
         if not isinstance(request, Detections):
-            if not callable(request) or isinstance(request, (ContrastTarget, Against)):
+            if not callable(request) or (isinstance(request, Against) and not callable(request.target)):
                 raise KonkyoError(f"a target of a detector is Detections(...), a class or a callable; got {request!r}")
             return [[cast("Target", request)]] * len(output)
         if request.quantity is None:
             request = replace(request, quantity="similarity" if score == "similarity" else "probability")
         return self._detections(request, output, classes, frames)
+
+    def _contrasts(
+        self, request: ContrastTarget, output: Tensor, classes: Classes, frames: Sequence[Frame]
+    ) -> list[list[Target]]:
+        """Returns the detections of one class, each as what its candidate says of that class and not of another."""
+        this, that = _as_detections(request.this), request.that
+        if not isinstance(this, Detections) or not isinstance(that, (str, int)):
+            raise KonkyoError(f'a contrast of a detector is of two classes, as in ("left cat", "cat"); got {request!r}')
+        if this.class_similarity != "cosine":
+            raise KonkyoError('a contrast follows one candidate, whatever the class: class_similarity="cosine"')
+        this = replace(this, quantity=this.quantity or "logit")
+        label, number = classes.index(that) if isinstance(that, str) else that, self.adapter.classes
+        if not 0 <= label < number:
+            raise KonkyoError(f"class {label}: this detector's classes are 0 to {number - 1}")
+        boxes = Candidates(output, number).boxes(label)
+        images = self._detections(this, output, classes, frames)
+        return [
+            [
+                ContrastTarget(t, replace(t, label=label, box=tuple(boxes[image, t.index].tolist())))
+                for t in targets
+                if isinstance(t, InstanceTarget)
+            ]
+            for image, targets in enumerate(images)
+        ]
 
     def _detections(
         self, request: Detections, output: Tensor, classes: Classes, frames: Sequence[Frame]
@@ -150,7 +179,8 @@ class DetectionTask(Task):
                 raise KonkyoError(f"class {index}: this detector's classes are 0 to {number - 1}")
         keep = self.adapter.keep if request.suppressed else partial(best_pairs, classes=number)
         detections = list[list[Target]]()
-        for image, selection in enumerate(keep(output, request.threshold)):
+        threshold = self.adapter.threshold if request.threshold is None else request.threshold
+        for image, selection in enumerate(keep(output, threshold)):
             targets = [t for t in self._instances(request, output[image], selection) if not labels or t.label in labels]
             if request.boxes and targets:
                 boxes = output.new_tensor([target.box for target in targets])
@@ -247,34 +277,37 @@ class DetectionTask(Task):
         fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return InstanceTarget(**fields) if "likeness" in fields else None
 
-    def request(self, options: TargetRequest, model: str) -> Detections:
+    def request(self, options: TargetRequest, model: str) -> Detections | ContrastTarget:
         """Returns the detections that the options ask for."""
         options.refuse("segmenters", model, self.noun, "region", "mask", "pixels")
-        if options.against is not None:
-            raise KonkyoError(f"--not compares classes of an image; {model} is a {self.noun}, explained box by box")
         if options.quantity is not None and options.quantity not in get_args(Quantity):
             raise unknown("quantity of a detection", options.quantity, get_args(Quantity))
-        threshold = 0.5 if options.threshold is None else options.threshold
+        if options.against is not None and len(options.classes) != 1:
+            raise KonkyoError(
+                f"--not goes with one --class; {model} is a {self.noun}: boxes of this class, not of that"
+            )
         boxes: Any = options.boxes
         quantity: Any = options.quantity
-        return Detections(threshold, options.top, options.classes, boxes, quantity)
+        asked = Detections(options.threshold, options.top, options.classes, boxes, quantity)
+        return asked if options.against is None else ContrastTarget(asked, options.against)
 
     def highest(self, request: Any, output: Tensor, classes: Classes) -> float:
         """Returns the highest score of all candidates, for the classes that are asked for."""
-        asked, confidences = _as_detections(request), self.confidences(output)
+        asked, confidences = _preferred(request), self.confidences(output)
         if isinstance(asked, Detections) and asked.classes:
             confidences = confidences[..., [classes.index(c) if isinstance(c, str) else c for c in asked.classes]]
         return float(confidences.amax()) if confidences.numel() else 0.0
 
     def nothing(self, request: Any) -> str:
         """Returns which detections were asked for and are not there."""
-        request = _as_detections(request)
+        request = _preferred(request)
         if not isinstance(request, Detections):
             return "nothing detected"
         kinds = "" if not request.classes else f" of class {' or '.join(map(str, request.classes))}"
         boxes = " or ".join(",".join(f"{side:g}" for side in box) for box in request.boxes)
         where = f" that overlaps {boxes} by an IoU of {NEAR} or more" if boxes else ""
-        return f"nothing{kinds} detected with a score above {request.threshold:g}{where}"
+        threshold = self.adapter.threshold if request.threshold is None else request.threshold
+        return f"nothing{kinds} detected with a score above {threshold:g}{where}"
 
     # --- measuring ----------------------------------------------------------------------------------------------------
 
@@ -392,6 +425,11 @@ def _as_detections(request: Any) -> Any:
     if isinstance(request, str) or (isinstance(request, int) and not isinstance(request, bool)):
         return Detections(classes=(request,))
     return Detections() if request is None else request
+
+
+def _preferred(request: Any) -> Any:
+    """Returns the detections that are asked for, in a contrast those of the class that is preferred."""
+    return _as_detections(request.this if isinstance(request, ContrastTarget) else request)
 
 
 def matched(

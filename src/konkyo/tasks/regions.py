@@ -14,7 +14,7 @@ from torch import Tensor
 
 from konkyo.data.frame import Frame
 from konkyo.data.images import open_image
-from konkyo.errors import KonkyoError
+from konkyo.errors import ImageError, KonkyoError
 from konkyo.targets.regions import (
     WHOLE,
     Mask,
@@ -66,7 +66,10 @@ def region_of(
 
 def read_mask(path: str) -> Mask:
     """Returns the pixels of a picture that are not black. KonkyoError: no such picture, or an empty one."""
-    pixels = np.asarray(open_image(Path(path).expanduser()).convert("L"))
+    try:
+        pixels = np.asarray(open_image(Path(path).expanduser()).convert("L"))
+    except ImageError as error:  # which is said of the picture that is explained
+        raise KonkyoError(f"the mask cannot be read: {error}") from error
     if not pixels.any():
         raise KonkyoError(f"the mask {path} is empty: all of its pixels are black")
     return Mask(torch.from_numpy(pixels > 0))

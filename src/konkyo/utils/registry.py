@@ -43,6 +43,8 @@ def check_options(owner: str, settings: Mapping[str, Any], options: Options) -> 
             kinds = get_args(kind)
             if value is None and NoneType in kinds:
                 continue
+            if isinstance(value, (tuple, list)) and any(get_origin(k) is tuple for k in kinds):  # as in (2, 16, 16)
+                continue
             kind = next((k for k in kinds if k is not NoneType), kind)
         accepted = (int, float) if kind is float else kind
         if kind in (int, float, str, bool) and (

@@ -16,6 +16,9 @@ from konkyo.models.texts import blip, encoder_decoder, git
 from konkyo.targets.answers import Answer, EachToken
 from konkyo.tasks.answers import AnswerTask, Speaker
 
+# Networks of random weights hardly look at the image.
+pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
+
 QUESTION = "how many cat ?"
 
 

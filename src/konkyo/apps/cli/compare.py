@@ -25,7 +25,7 @@ from konkyo.apps.cli.options import (
 from konkyo.apps.cli.reports import ReportOptions, made_by, write_report
 from konkyo.apps.cli.sources import Images, TruthOptions, ordered, pictures_of
 from konkyo.apps.cli.terminal import err, out, progress
-from konkyo.errors import NotApplicable
+from konkyo.errors import KonkyoError, NotApplicable
 
 if TYPE_CHECKING:
     from konkyo.draw.sheets import Row
@@ -64,6 +64,11 @@ def compare(
 
     picture_name(to)
     setup = setup_of(model, model_options)
+    if not setup.model.takes_pictures:
+        raise KonkyoError(
+            f"a contact sheet is of pictures, and {setup.model.name} takes none: konkyo explain --method "
+            f"{method or 'grad_cam,layer_cam'} draws the maps of several methods"
+        )
     source = pictures_of(images, setup.model, truth_options)
     chosen = truth_options.wrong_only or truth_options.sort is not None  # all are explained, and the first ones shown
     files = source.files if chosen else source.files[:limit]

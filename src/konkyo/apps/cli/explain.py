@@ -145,11 +145,20 @@ def _write(result: Explanation, stem: Path, maps: str, drawing: Mapping[str, Any
                 "layer": result.layer,
                 "overlay": overlay.name,
                 "map": raw.name,
+                **_exported(result, row, stem.with_name(f"{stem.name}{number}")),
                 "row": row,
                 "diagnosis": result.diagnosis[row].kind,
                 "message": result.diagnosis[row].message,
             }
         )
+
+
+def _exported(result: Explanation, row: int, stem: Path) -> dict[str, str]:
+    """Writes what a row is beside pictures: an animation of a video, the map of a volume in its own space."""
+    from konkyo.explanation.places import export_suffix
+
+    suffix = export_suffix(result, row)
+    return {"export": result[row].save(stem.with_name(stem.name + suffix)).name} if suffix else {}
 
 
 def _write_sheet(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from konkyo.apps.cli.options import Device, Json, ModelOptions, Weights, setup_of, size_of
 from konkyo.apps.cli.terminal import print_table
+from konkyo.errors import KonkyoError
 
 if TYPE_CHECKING:
-    pass
+    from konkyo.engine.trace import Site
+    from konkyo.models import Model
 
 from konkyo.apps.cli.pictures import failures_of
 
@@ -72,19 +75,52 @@ def layers(
         int | None, typer.Option(min=1, help="Channels of the image; default: the model's own, or 3.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Also the modules whose output is no grid.")] = False,
+    question: Annotated[
+        str | None, typer.Option("--question", help="What a model that answers questions is asked meanwhile.")
+    ] = None,
     weights: Weights = "default",
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """List the layers that can be explained, and whether the output uses them; an arrow marks the automatic one."""
     setup = setup_of(model, ModelOptions(weights=weights, device=device))
-    preprocess = setup.model.preprocess
+    if setup.model.takes_pictures:
+        shape = _of_pictures(setup.model, size, channels)
+    else:
+        shape = _of_places(setup.model, size, channels)
+    with failures_of(setup.model):
+        network = setup.model.prompted(question=question)
+        automatic = [layer.name for layer in network.automatic_layers(shape)]
+        sites = [s for s in network.sites(shape) if every or s.layer is not None or s.name in automatic]
+    _print_layers(sites, automatic, as_json)
+
+
+def _of_pictures(model: Model, size: str | None, channels: int | None) -> tuple[int, ...]:
+    """Returns the shape of the pictures that options mean, (C, H, W)."""
+    preprocess = model.preprocess
     side = (size_of(size) if size else None) or (preprocess and preprocess.side) or 224
     height, width = side if isinstance(side, tuple) else (side, side)
-    shape = (channels or (len(preprocess.mean) if preprocess else 3), height, width)
-    with failures_of(setup.model):
-        automatic = [layer.name for layer in setup.model.automatic_layers(shape)]
-        sites = [s for s in setup.model.sites(shape) if every or s.layer is not None or s.name in automatic]
+    return channels or (len(preprocess.mean) if preprocess else 3), height, width
+
+
+def _of_places(model: Model, size: str | None, channels: int | None) -> tuple[int, ...]:
+    """Returns the shape of the inputs (C, *places) that options mean, of a network of other inputs than pictures."""
+    from konkyo.models.readers import Clips
+
+    reader, places = model.reader, model.axes.places if model.axes else ()
+    sides = [int(part) for part in (size or "").lower().split("x") if part.isdigit()]
+    if isinstance(reader, Clips) and not size:
+        side = reader.picture.side or 112
+        sides = [reader.frames, *(side if isinstance(side, tuple) else (side, side))]
+    if not sides or (places and len(sides) != len(places)):
+        said = "x".join(name.upper() for name in places) or "the size of an input"
+        raise KonkyoError(f"--size says how large an input of {model.name} is: {said}, as in 16x112x112; got {size!r}")
+    usual = 3 if places == Clips.places else 1
+    return (channels or usual, *sides)
+
+
+def _print_layers(sites: Sequence[Site], automatic: Sequence[str], as_json: bool) -> None:
+    """Prints layers as a table, or as JSON."""
     if as_json:
         listed = [
             {"name": s.name, "kind": s.kind, "shape": s.shape, "grid": s.grid, "used": s.used, "place": s.place}

@@ -217,7 +217,7 @@ def _files_of(entry: Any) -> list[str]:
     """The names of the pictures and maps that an entry lists, all of which lie in the folder itself."""
     if not isinstance(entry, Mapping):
         return []
-    parts = (m.get(k) for m in _maps_of(entry) for k in ("overlay", "map"))
+    parts = (m.get(k) for m in _maps_of(entry) for k in ("overlay", "map", "export"))
     names = [entry.get("sheet"), *entry.get("paths", ()), *parts]
     return [name for name in names if isinstance(name, str) and name == Path(name).name and name not in ("", "..")]
 

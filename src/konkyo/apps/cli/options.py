@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,7 +80,9 @@ class ModelOptions:
         str | None,
         typer.Option("--texts", help="Models of images and texts: the classes, as in 'a cat;a dog'."),
     ] = None
-    template: Annotated[str, typer.Option("--template", help="What each of --texts is put into, at {}.")] = "{}"
+    template: Annotated[
+        str, typer.Option("--template", help="What each of --texts is put into, at {}; several apart by ';'.")
+    ] = "{}"
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,10 @@ class TargetOptions:
     target: Annotated[
         list[str] | None,
         typer.Option("--target", help="KIND:VALUE, as in class:cat or pixel:120:64; repeatable."),
+    ] = None
+    reference: Annotated[
+        list[str] | None,
+        typer.Option("--reference", help="Embeddings: an image that the images are likened to; repeated: their mean."),
     ] = None
     question: Annotated[
         str | None, typer.Option("--question", help="What a model that answers questions is asked of the images.")
@@ -210,7 +218,8 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     texts = [text.strip() for text in (options.texts or "").split(";") if text.strip()]
     weights = None if options.weights == "random" else options.weights
-    model = load(name, weights=weights, device=device, texts=texts, template=options.template)
+    templates = [template.strip() for template in options.template.split(";") if template.strip()]
+    model = load(name, weights=weights, device=device, texts=texts, template=templates)
     changes: dict[str, Any] = {}
     for side in ("resize", "crop"):
         if (text := getattr(options, side)) is not None:
@@ -221,11 +230,13 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
     if options.interpolation is not None:
         changes["interpolation"] = options.interpolation.lower()
     usual = Preprocess(**model.task.preprocessing)
-    if model.preprocess is None and not set(PREPARATION) <= set(changes):
+    if not model.takes_pictures and changes:
+        model = _with_frames(model, changes)
+    if model.takes_pictures and model.preprocess is None and not set(PREPARATION) <= set(changes):
         missing = ", ".join(f"{key} {getattr(usual, key)}" for key in PREPARATION if key not in changes)
         note = f"note: {name} does not say how to prepare pictures; taken as usual: {missing}"
         err.print(escape(note), soft_wrap=True, highlight=False)
-    if changes or model.preprocess is None:
+    if model.takes_pictures and (changes or model.preprocess is None):
         model = replace(model, preprocess=replace(model.preprocess or usual, **changes))
     if options.labels is not None:
         model = replace(model, classes=_labels(options.labels))
@@ -234,6 +245,7 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
         "weights": options.weights,
         "labels": None if options.labels is None else hashlib.sha256(repr(model.classes).encode()).hexdigest()[:16],
         "preprocess": repr(model.preprocess),
+        **({} if model.takes_pictures else {"reader": repr(model.reader)}),
         "device": device,
         **({"texts": texts, "template": options.template} if texts else {}),
         "versions": {"konkyo": konkyo.__version__, "torch": torch.__version__},
@@ -245,6 +257,7 @@ def target_of(setup: Setup, what: TargetOptions) -> Any:
     """Returns the target that the options ask for. KonkyoError: an option that the model has no use for."""
     from konkyo.targets.answers import in_text
     from konkyo.targets.classes import Each
+    from konkyo.targets.similarity import Similarity
     from konkyo.targets.specs import class_of_text, parse_target
     from konkyo.tasks.answers import AnswerTask
     from konkyo.tasks.base import TargetRequest
@@ -260,6 +273,13 @@ def target_of(setup: Setup, what: TargetOptions) -> Any:
         None if what.mask is None else str(what.mask),
         tuple(_pixel(text) for text in what.pixel or ()),
     )
+    if what.reference:
+        names = options.names(*(field.name for field in fields(options)))
+        if names or what.target:
+            raise KonkyoError(
+                f"--reference says what is explained; {', '.join(names or ['--target'])} would say it again"
+            )
+        return Similarity(what.reference[0] if len(what.reference) == 1 else tuple(what.reference))
     if what.target:
         if names := options.names(*(field.name for field in fields(options))):
             raise KonkyoError(f"--target says what is explained; {', '.join(names)} would say it again")
@@ -335,8 +355,19 @@ def request_of(
     }
 
 
+def _with_frames(model: Model, changes: Mapping[str, Any]) -> Model:
+    """Returns a model of videos whose frames are prepared in another way. KonkyoError: one of something else."""
+    from konkyo.models.readers import Clips
+
+    if not isinstance(model.reader, Clips):
+        raise KonkyoError(f"{', '.join(changes)}: {model.name} takes no pictures, and says itself how files are read")
+    return replace(model, reader=replace(model.reader, picture=replace(model.reader.picture, **changes)))
+
+
 def _value(text: str) -> Any:
     try:
+        if re.fullmatch(r"\d+(,\d+)+", text):  # a number for every place, as in window=2,16,16
+            return tuple(int(part) for part in text.split(","))
         return parse_json(text.lower() if text in ("True", "False") else text)
     except ValueError:
         return text

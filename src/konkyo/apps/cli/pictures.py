@@ -86,6 +86,8 @@ def explained(
     from konkyo.data.samples import Sample
 
     known = source or Pictures([], {})
+    if not model.takes_pictures:
+        return [_explained_input(model, file, names, request, known) for file in files]
     pictures: dict[Path, Sample] = {}
     outcomes: dict[Path, Outcome] = {}
     for file in files:
@@ -100,6 +102,21 @@ def explained(
     for group in groups.values():
         outcomes |= _explained_together(model, {file: pictures[file] for file in group}, names, request)
     return [outcomes[file] for file in files]
+
+
+def _explained_input(
+    model: Model, file: Path, names: list[str], request: Mapping[str, Any], known: Pictures
+) -> Outcome:
+    """Returns what the methods give for a video, a volume or an array."""
+    from konkyo.explanation.explain import explanations
+
+    name, label = known.names.get(file, file.name), known.labels.get(file)
+    try:
+        with failures_of(model):
+            results = explanations(model, str(file), names, true_labels=None if label is None else [label], **request)
+    except ImageError as error:
+        return Outcome(error=error)
+    return Outcome(dict(results), name=name, true_label=label)
 
 
 def _explained_together(

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
@@ -74,7 +75,10 @@ def pictures_of(images: Sequence[str] | None, model: Model, options: TruthOption
         raise KonkyoError("images are named, or a data set is given with --data; both came")
     if not images and options.data is None:
         raise typer.BadParameter("images, or a data set with --data folder:DIR, are missing")
-    pictures = _named(images or ()) if options.data is None else _of_data(options.data, model, options)
+    if options.data is None and not model.takes_pictures:
+        pictures = _inputs(images or ())
+    else:
+        pictures = _named(images or ()) if options.data is None else _of_data(options.data, model, options)
     if options.true_labels == NO_LABELS:
         pictures = Pictures(pictures.files, pictures.names)
     elif options.true_labels is not None:
@@ -103,6 +107,28 @@ def _named(images: Sequence[str]) -> Pictures:
     files = find_images(images)
     folders = [Path(image) for image in images if Path(image).is_dir()]
     return Pictures(files, {file: _relative(file, folders) for file in files})
+
+
+def _inputs(images: Sequence[str]) -> Pictures:
+    """Returns the videos, volumes and arrays that paths, folders and globs name, for networks of other than pictures.
+
+    A folder that holds none of these is an input itself: frames of a video, or slices of a volume.
+    """
+    from konkyo.data import videos, volumes
+
+    suffixes = (*videos.SUFFIXES, *volumes.NIFTI, ".npy")
+    files: list[Path] = []
+    for image in images:
+        path = Path(image)
+        matches = [path] if path.exists() else sorted(map(Path, glob(image, recursive=True)))  # noqa: PTH207 - absolute patterns
+        if not matches:
+            raise KonkyoError(f"there is no file and no folder {image!r}")
+        for match in matches:
+            inside = match.iterdir() if match.is_dir() else ()
+            files += sorted(f for f in inside if f.name.lower().endswith(suffixes)) or [match]
+    folders = [Path(image) for image in images if Path(image).is_dir()]
+    names = {file: _relative(file, [folder for folder in folders if folder != file]) for file in files}
+    return Pictures(list(dict.fromkeys(files)), names)
 
 
 def _relative(file: Path, folders: Sequence[Path]) -> str:

@@ -1,1 +1,1 @@
-"""Networks that read images and text, and answer in words: a file per architecture."""
+"""Networks that read images and text: an answer in words, or classes that are texts. A file per architecture."""

@@ -42,7 +42,7 @@ def answering(
     tokenizer, arguments = read(module, processor)
     task = AnswerTask(speaker_of(module, tokenizer))
     usual = None if asks else ""
-    return {**arguments, "task": task, "prompts": Prompts("question", partial(asked, task), usual, usual)}
+    return {**arguments, "task": task, "prompts": Prompts("question", partial(asked, task), usual, value=usual)}
 
 
 def asked(task: AnswerTask, question: str) -> Arguments:

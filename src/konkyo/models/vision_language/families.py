@@ -97,16 +97,11 @@ _SPLIT: dict[type[Form], dict[str, Any]] = {Stretched: {"crop_to_patches": True}
 @family("llava", "vipllava")
 def _llava(config: Any, processor: Any) -> tuple[Form, dict[str, Any]]:
     side, cells = _square(config.vision_config)
-    prefix = (
-        int(config.vision_feature_select_strategy == "full")
-        if config.vision_config.model_type == "clip_vision_model"
-        else 0
-    )
-    arguments: dict[str, Any] = {"resize": side, "crop": side}
+    keeps = getattr(config, "vision_feature_select_strategy", "default") == "full"
+    prefix = int(keeps and config.vision_config.model_type == "clip_vision_model")
     if getattr(processor, "do_pad", False):
-        arguments = {"resize": (side, side), "fit": "contain"}
-    elif not processor.do_center_crop:
-        arguments = {"resize": (side, side)}
+        raise KonkyoError("a processor without padding (do_pad=False) was expected: pictures are cropped to a square")
+    arguments = {"resize": side, "crop": side} if processor.do_center_crop else {"resize": (side, side)}
     return Whole((side, side), (cells, cells), prefix), arguments
 
 

@@ -1,0 +1,1 @@
+"""Networks of videos and of sound, by library."""
