@@ -95,6 +95,8 @@ def of_priors(model: Model, data: Samples) -> str:
             (thing,) = sample.annotations
             single.append(math.nan if thing.evidence is None else float(thing.evidence.float().mean()))
             union.append(math.nan if thing.mask is None else float(thing.mask.float().mean()))
+        if not answers:
+            continue
         most = max(answers.count(answer) for answer in set(answers)) / len(answers)
         shares = [
             float(torch.tensor(values, dtype=torch.float64).nanmean()) for values in (right, blind, single, union)
