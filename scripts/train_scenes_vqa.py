@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from konkyo.data.sets.questions import ANSWERS, KINDS, LONGEST, Questions, tokens
+from konkyo.data.sets.questions import ANSWERED, ANSWERS, KINDS, LONGEST, Questions, tokens
 from konkyo.data.sets.scenes import COLOURS
 from konkyo.models.networks.questions import ScenesVQA
 from konkyo.models.networks.scenes import SCENES_MEAN, SCENES_SIZE, SCENES_STD
@@ -84,7 +84,7 @@ def main() -> None:
 
 def draw(settings: Mapping[str, Any], index: int) -> dict[str, np.ndarray]:
     """A scene's image (H, W, 3), its questions' tokens (SLOTS, words) and answers (SLOTS,), -1 where there is none."""
-    scenes = Questions(settings["scenes"], seed=settings["seed"], size=settings["size"], each=2)
+    scenes = Questions(settings["scenes"], seed=settings["seed"], size=settings["size"], kinds=tuple(KINDS), each=2)
     scene, questions = scenes[index]
     words, answers = np.zeros((SLOTS, LONGEST), np.int64), np.full(SLOTS, -1)
     for slot, question in enumerate(questions):
@@ -167,7 +167,7 @@ def train(scenes: Mapping[str, np.ndarray], args: argparse.Namespace) -> tuple[S
                  "epoch": epoch + 1, "seconds": seconds, "rng": torch.get_rng_state()}  # fmt: skip
         with replacing(checkpoint) as new:
             torch.save(state, new)
-        right, _ = correct(model.eval(), Questions(200, seed=args.seed + UNSEEN - 1))
+        right, _ = correct(model.eval(), Questions(200, seed=args.seed + UNSEEN - 1, kinds=tuple(KINDS)))
         quick = ", ".join(f"{kind} {np.mean(values):.3f}" for kind, values in right.items())
         print(f"epoch {epoch + 1} of {args.epochs}: loss {total / steps:.4f}, {quick}, {seconds:.0f} s", flush=True)
     return model.eval(), seconds
@@ -189,12 +189,13 @@ def correct(model: ScenesVQA, scenes: Questions) -> tuple[dict[str, list[bool]],
 
 def measured(model: ScenesVQA, seed: int) -> dict[str, object]:
     """The numbers of the provenance file, from scenes of a seed that training never saw."""
-    right, truth = correct(model, Questions(2000, seed=seed))
-    everything = [value for values in right.values() for value in values]
+    right, truth = correct(model, Questions(2000, seed=seed, kinds=tuple(KINDS)))
+    everything = [value for kind in ANSWERED for value in right[kind]]
     return {
         "unseen_scenes": {
             "scenes": 2000,
             "seed": seed,
+            "kinds_that_ship": list(ANSWERED),
             "questions": len(everything),
             "accuracy": round(float(np.mean(everything)), 4),
             "kinds": {
