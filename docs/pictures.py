@@ -17,6 +17,7 @@ import warnings
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import wrap
 from typing import Any
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
@@ -26,7 +27,7 @@ from konkyo.draw.sheets import save_image
 
 FOLDER = Path(__file__).resolve().parent / "assets" / "methods"
 SEED, INDEX, SIDE, GAP = 2033, 0, 200, 6
-VQA = {"exist": 0, "count": 0, "objects": 0, "colour": 0, "side": 0, "relation": 0}
+VQA = {"exist": 0, "count": 0, "objects": 0, "side": 0, "relation": 2}
 """Of every kind of question, which of the samples is drawn."""
 
 
@@ -70,7 +71,7 @@ def vqa() -> None:
     warnings.simplefilter("ignore", konkyo.KonkyoWarning)
     model, methods = konkyo.load("konkyo/scenes-vqa"), ("grad_cam", "hires_cam", "occlusion", "integrated_gradients")
     columns = [konkyo.data.samples.samples(f"questions:40,size=256,kinds={kind}")[VQA[kind]] for kind in VQA]
-    side, top, font = 170, 34, ImageFont.load_default(13)
+    side, top, font = 170, 50, ImageFont.load_default(13)
     sheet = Image.new("RGB", ((side + GAP) * len(columns) + 20, top + (side + GAP) * (1 + len(methods))), "white")
     pen = ImageDraw.Draw(sheet)
     for column, sample in enumerate(columns):
@@ -82,7 +83,7 @@ def vqa() -> None:
             shown.paste(colour, mask=ImageChops.subtract(area.filter(ImageFilter.MaxFilter(5)), area))
         found = konkyo.explanations(model, sample.image, methods, question=sample.question, layer="cells")
         label = found[methods[0]].labels[0]
-        pen.text((x, 0), f"{sample.question.removesuffix(' ?')}?\n{label}", "black", font)
+        pen.text((x, 0), "\n".join([*wrap(sample.question.replace(" ?", "?"), 26), label]), "black", font)
         for row, picture in enumerate((shown, *(found[method].overlay(0) for method in methods))):
             sheet.paste(picture.convert("RGB").resize((side, side)), (x, top + row * (side + GAP)))
     for row, method in enumerate(methods, 1):
