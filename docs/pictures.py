@@ -3,6 +3,7 @@
 python docs/pictures.py [NAME ...]
 python docs/pictures.py segmentation   (docs/assets/segmentation.webp: a class, a contrast and a pixel, three methods)
 python docs/pictures.py vqa            (docs/assets/vqa.png: a question of every kind, four methods)
+python docs/pictures.py answers        (docs/assets/answers.webp: maps of words, by examples/caption_scenes.py)
 python docs/pictures.py checkpoints    (docs/assets/checkpoints.webp, by the code of docs/cookbook/checkpoints.md)
 """
 
@@ -12,6 +13,7 @@ import os
 import re
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -111,5 +113,29 @@ def segmentation() -> None:
     save_image(sheet, FOLDER.parent / "segmentation.webp")
 
 
+def answers() -> None:
+    """Two scenes with two objects: the scene, and the map of every word of its caption, by two methods."""
+    warnings.simplefilter("ignore", konkyo.KonkyoWarning)
+    sys.path.insert(0, str(FOLDER.parents[2] / "examples"))
+    model = import_module("caption_scenes").build()
+    side, top, font, methods = 150, 24, ImageFont.load_default(14), ("grad_cam", "occlusion")
+    rows = []
+    for scene in konkyo.data.scenes.Scenes(2, seed=SEED, size=256, objects=2):
+        results = konkyo.compare(model, scene.image, methods, target=konkyo.EachWord())
+        for name, result in results.items():
+            rows.append(
+                [(name, scene.image), *((result.labels[row], result.overlay(row)) for row in range(len(result)))]
+            )
+    sheet = Image.new("RGB", ((side + GAP) * max(map(len, rows)) - GAP, (side + top + GAP) * len(rows)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for y, cells in enumerate(rows):
+        for x, (label, picture) in enumerate(cells):
+            at = x * (side + GAP), y * (side + top + GAP)
+            pen.text((at[0] + 2, at[1] + 2), label, "black", font)
+            sheet.paste(picture.convert("RGB").resize((side, side)), (at[0], at[1] + top))
+    save_image(sheet, FOLDER.parent / "answers.webp")
+
+
 if __name__ == "__main__":
-    {("checkpoints",): checkpoints, ("segmentation",): segmentation, ("vqa",): vqa}.get(tuple(sys.argv[1:]), main)()
+    pages = {f.__name__: f for f in (answers, checkpoints, segmentation, vqa)}
+    (pages.get(sys.argv[1], main) if len(sys.argv) == 2 else main)()
