@@ -67,7 +67,7 @@ def test_pictures_are_prepared_as_the_library_does(mode: str, size: tuple[int, i
 def test_what_is_missing_is_told() -> None:
     module = network()
     assert konkyo.Model(module).preprocess is None
-    with pytest.raises(KonkyoError, match="processor=open_clip.get_tokenizer"):
+    with pytest.raises(KonkyoError, match=r"processor=open_clip\.get_tokenizer"):
         konkyo.Model(module).prompted(texts=TEXTS)
     with pytest.raises(KonkyoError, match="up to 16 tokens; longer is 'cat cat"):
         konkyo.Model(module, processor=words()).prompted(texts=["cat " * 15 + "cat"])
