@@ -43,7 +43,11 @@ def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    "page", ["consistency.md", "training.md", "data.md", "labels.md", "vqa.md", "images.md", "open_vocabulary.md"]
+    "page",
+    [
+        *("consistency.md", "training.md", "data.md", "labels.md", "vqa.md", "images.md", "open_vocabulary.md"),
+        *("embeddings.md", "numbers.md"),
+    ],
 )
 def test_the_examples_of_a_page_on_training_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
