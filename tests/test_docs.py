@@ -45,15 +45,8 @@ def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     "page",
     [
-        "consistency.md",
-        "training.md",
-        "data.md",
-        "labels.md",
-        "vqa.md",
-        "zero_shot.md",
-        "images.md",
-        "open_vocabulary.md",
-        "video.md",
+        *("consistency.md", "training.md", "data.md", "labels.md", "images.md", "embeddings.md", "numbers.md"),
+        *("vqa.md", "zero_shot.md", "open_vocabulary.md", "video.md", "blackbox.md"),
     ],
 )
 def test_the_examples_of_a_page_on_training_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
