@@ -1,4 +1,4 @@
-"""Measures where the evidence for the likeness of two scenes lies that share one object: the table of docs/embeddings.md.
+"""Measures where the evidence for the likeness of two scenes lies that share one object: in docs/embeddings.md.
 
 python scripts/measure_similarity.py [PAIRS]
 """
