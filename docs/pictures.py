@@ -1,8 +1,10 @@
 """Draws docs/assets/methods/NAME.jpg: every method on one scene, for both of its objects, with the models that ship.
 
 python docs/pictures.py [NAME ...]
+python docs/pictures.py segmentation   (docs/assets/segmentation.webp: a class, a contrast and a pixel, three methods)
 python docs/pictures.py vqa            (docs/assets/vqa.png: a question of every kind, four methods)
 python docs/pictures.py zero_shot      (docs/assets/zero_shot.jpg: five scenes, five maps of konkyo/scenes-clip)
+python docs/pictures.py answers        (docs/assets/answers.webp: maps of words, by examples/caption_scenes.py)
 python docs/pictures.py checkpoints    (docs/assets/checkpoints.webp, by the code of docs/cookbook/checkpoints.md)
 """
 
@@ -12,6 +14,7 @@ import os
 import re
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -119,5 +122,51 @@ def zero_shot() -> None:
     save_image(sheet, FOLDER.parent / "zero_shot.jpg")
 
 
+def segmentation() -> None:
+    """A row per method: a cat and a rabbit, why each, why cat and not rabbit, and why a pixel of the cat's body."""
+    warnings.simplefilter("ignore", konkyo.KonkyoWarning)
+    model, methods = konkyo.load("konkyo/scenes-segmenter"), ("grad_cam", "layer_cam", "hires_cam")
+    scene = konkyo.data.scenes.Scenes(28, seed=77, size=256, objects=2)[27]
+    target = konkyo.Each("cat", "rabbit", konkyo.ContrastTarget("cat", "rabbit"), konkyo.Pixel(80, 118))
+    found = konkyo.compare(model, scene.image, methods, target=target)
+    side, top, font = 190, 20, ImageFont.load_default(14)
+    sheet = Image.new("RGB", ((side + GAP) * 4 + 20, top + (side + GAP) * len(methods)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, label in enumerate(("cat", "rabbit", "cat, not rabbit", "pixel 80,118")):
+        pen.text((20 + column * (side + GAP), 0), label, "black", font)
+        for row, method in enumerate(methods):
+            drawn = found[method].overlay(column, brightness="full").convert("RGB").resize((side, side))
+            sheet.paste(drawn, (20 + column * (side + GAP), top + row * (side + GAP)))
+    for row, method in enumerate(methods):
+        name = Image.new("RGB", (side, 18), "white")
+        ImageDraw.Draw(name).text((4, 0), method, "black", font)
+        sheet.paste(name.rotate(90, expand=True), (0, top + row * (side + GAP)))
+    save_image(sheet, FOLDER.parent / "segmentation.webp")
+
+
+def answers() -> None:
+    """Two scenes with two objects: the scene, and the map of every word of its caption, by two methods."""
+    warnings.simplefilter("ignore", konkyo.KonkyoWarning)
+    sys.path.insert(0, str(FOLDER.parents[2] / "examples"))
+    model = import_module("caption_scenes").build()
+    side, top, font, methods = 150, 24, ImageFont.load_default(14), ("grad_cam", "occlusion")
+    rows = []
+    for scene in konkyo.data.scenes.Scenes(2, seed=SEED, size=256, objects=2):
+        results = konkyo.compare(model, scene.image, methods, target=konkyo.EachWord())
+        for name, result in results.items():
+            rows.append(
+                [(name, scene.image), *((result.labels[row], result.overlay(row)) for row in range(len(result)))]
+            )
+    sheet = Image.new("RGB", ((side + GAP) * max(map(len, rows)) - GAP, (side + top + GAP) * len(rows)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for y, cells in enumerate(rows):
+        for x, (label, picture) in enumerate(cells):
+            at = x * (side + GAP), y * (side + top + GAP)
+            pen.text((at[0] + 2, at[1] + 2), label, "black", font)
+            sheet.paste(picture.convert("RGB").resize((side, side)), (at[0], at[1] + top))
+    save_image(sheet, FOLDER.parent / "answers.webp")
+
+
 if __name__ == "__main__":
-    {("checkpoints",): checkpoints, ("vqa",): vqa, ("zero_shot",): zero_shot}.get(tuple(sys.argv[1:]), main)()
+    pages = {f.__name__: f for f in (answers, checkpoints, segmentation, vqa, zero_shot)}
+    (pages.get(sys.argv[1], main) if len(sys.argv) == 2 else main)()

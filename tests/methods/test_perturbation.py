@@ -592,7 +592,7 @@ def test_signals_and_volumes(dimensions: int, method: str) -> None:
         ("opti_cam", {"rate": 0.0}, "rate"),
         ("opti_cam", {"objective": "lower"}, "'maximise', 'keep'"),
         ("occlusion", {"window": 4, "stride": 5}, "stride <= window"),
-        ("occlusion", {"stride": 0}, "1 <= stride"),
+        ("occlusion", {"stride": 0}, "stride is a whole number, 1 or more"),
         ("rise", {"masks": 0}, "masks"),
     ],
 )
