@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from konkyo.targets.fields import Count, Depth
     from konkyo.targets.keypoints import Keypoint
     from konkyo.targets.numbers import Output
+    from konkyo.targets.queries import Instance
     from konkyo.targets.regions import Mask, Pixel, Region, RegionTarget
     from konkyo.targets.similarity import Similarity
     from konkyo.targets.suppression import odam_nms
@@ -103,6 +104,7 @@ _HOMES = {
         "Target",
         "TopK",
     ),
+    "konkyo.targets.queries": ("Instance",),
     "konkyo.targets.regions": ("Mask", "Pixel", "Region", "RegionTarget"),
     "konkyo.tasks.segmentation": ("SegmentationTask",),
 }
@@ -131,6 +133,7 @@ __all__ = [
     "EmbeddingTask",
     "Evaluation",
     "Explanation",
+    "Instance",
     "InstanceTarget",
     "Keypoint",
     "KeypointTask",

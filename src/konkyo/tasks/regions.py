@@ -77,7 +77,7 @@ def read_mask(path: str) -> Mask:
 
 def saved_region(target: RegionTarget) -> dict[str, Any]:
     """Returns a target of a region as plain JSON values."""
-    region: Any = list(target.region) if not isinstance(target.region, Mask) else _packed(target.region)
+    region: Any = list(target.region) if not isinstance(target.region, Mask) else packed(target.region)
     return {"index": target.index, "region": region, "score": target.score, "where": target.where}
 
 
@@ -86,17 +86,18 @@ def restored_region(values: Mapping[str, Any]) -> RegionTarget | None:
     if values.keys() != {"index", "region", "score", "where"}:
         return None
     region = values["region"]
-    place: Any = _unpacked(region) if isinstance(region, Mapping) else tuple(map(float, region))
+    place: Any = unpacked(region) if isinstance(region, Mapping) else tuple(map(float, region))
     return RegionTarget(values["index"], place, values["score"], str(values["where"]))
 
 
-def _packed(mask: Mask) -> dict[str, Any]:
+def packed(mask: Mask) -> dict[str, Any]:
+    """Returns a mask as plain JSON values."""
     data = zlib.compress(mask.weights.numpy().astype("<f4").tobytes(), 6)
     return {"size": list(mask.weights.shape), "weights": base64.b64encode(data).decode("ascii")}
 
 
-def _unpacked(values: Mapping[str, Any]) -> Mask:
-    """Returns the mask. KonkyoError: values that hold none."""
+def unpacked(values: Mapping[str, Any]) -> Mask:
+    """Returns the mask that `packed` gave these values for. KonkyoError: values that hold none."""
     size: Sequence[int] = values["size"]
     cells = int(np.prod([int(side) for side in size], dtype=np.float64))
     if not size or min(size) < 1 or cells > _MOST_CELLS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from konkyo.engine.forward import at_least_float32
 from konkyo.models.kinds import kind
+from konkyo.tasks.queries import QueryTask, Size
 from konkyo.tasks.segmentation import SegmentationTask
 
-Size: TypeAlias = "tuple[int, int]"
 _ENDS = ("backbone", "pixel_level_module.encoder", "conv_encoder")
 """How the names of modules end that put out the maps of all stages which a head reads."""
 
@@ -50,7 +50,8 @@ def describe_queries(module: nn.Module, processor: Any) -> dict[str, Any] | None
     family = next((family for name, family in _QUERIES.items() if _is_a(module, name)), None)
     if family is None:
         return None
-    task = SegmentationTask(probabilities=True, layer=_layer(module))
+    number: Any = module.config.num_labels
+    task = QueryTask(probabilities=True, layer=_layer(module), read=queries, number=number, enlarged=family.enlarged)
     return {"task": task, "call": partial(semantic_map, enlarged=family.enlarged)}
 
 
