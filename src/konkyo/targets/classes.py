@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -244,6 +244,24 @@ def combination(request: Any, part: Callable[[Any], Target]) -> Target | None:
     if isinstance(request, SumTarget):
         return SumTarget(*map(part, request.targets))
     return Against(part(request.target)) if isinstance(request, Against) else None
+
+
+def leaves(request: Any) -> Iterator[Any]:
+    """Yields what a request is made of: a list of requests, `Each`, or a combination; else the request itself."""
+    parts: Sequence[Any]
+    if isinstance(request, (Each, SumTarget)):
+        parts = request.targets
+    elif isinstance(request, ContrastTarget):
+        parts = (request.this, request.that)
+    elif isinstance(request, Against):
+        parts = (request.target,)
+    elif isinstance(request, (list, tuple)):
+        parts = request
+    else:
+        yield request
+        return
+    for part in parts:
+        yield from leaves(part)
 
 
 def bound_request(request: Any, outputs: Outputs) -> Any:

@@ -12,9 +12,10 @@ from torch import Tensor
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import BaseTarget
 from konkyo.targets.candidates import Candidates
+from konkyo.targets.regions import Mask
 from konkyo.utils.tensors import overlap
 
-Quantity: TypeAlias = Literal["probability", "logit", "x1", "y1", "x2", "y2", "similarity", "combined"]
+Quantity: TypeAlias = Literal["probability", "logit", "x1", "y1", "x2", "y2", "similarity", "combined", "mask"]
 ClassSimilarity: TypeAlias = Literal["cosine", "probability", "difference", "same"]
 SIDES_OF_BOX: tuple[Quantity, ...] = ("x1", "y1", "x2", "y2")
 NEAR = 0.1
@@ -49,9 +50,10 @@ class InstanceTarget(BaseTarget):
     `quantity` is the "probability" of the class `label`, its "logit", a side of the box in input pixels, or the
     "similarity" itself. The logit is the log-odds log(p / (1 - p)), up to what single precision can tell from
     certainty, about 16; beyond it the gradient is 0. "combined" is for `explain`: of the scaled maps of probability and
-    sides it takes the largest at every place. Where no candidate is more similar than `least`, the instance is absent,
-    and the score is 0 with gradient 0. `class_similarity`: "cosine" of the class probabilities, "probability" of the
-    class, "difference" 1 - |p_t - p_j|, or "same": the probability where the class is the candidate's best.
+    sides it takes the largest at every place. "mask" is for `explain` as well: see `MaskTarget`. Where no candidate is
+    more similar than `least`, the instance is absent, and the score is 0 with gradient 0. `class_similarity`: "cosine"
+    of the class probabilities, "probability" of the class, "difference" 1 - |p_t - p_j|, or "same": the probability
+    where the class is the candidate's best.
     """
 
     label: int
@@ -77,6 +79,8 @@ class InstanceTarget(BaseTarget):
         """
         if self.quantity == "combined":
             raise KonkyoError("a combination has maps, not a score of its own; give `explain` the detection")
+        if self.quantity == "mask":
+            raise KonkyoError("candidates hold no masks; give `explain` the detection, which reads its mask")
         candidates = Candidates(output, len(self.likeness))
         match = self.match(output)
         rows = torch.arange(len(output), device=output.device)
@@ -149,6 +153,58 @@ class InstanceTarget(BaseTarget):
         else:
             alike = torch.where(probabilities.argmax(2) == self.label, named, 0.0)
         return alike * overlap(candidates.boxes(self.label), probabilities.new_tensor(self.box))
+
+
+@dataclass(frozen=True)
+class MaskTarget(BaseTarget):
+    """This target is the mask of one detection: the mean of its logits over M. Masks (N, D, m, m) -> (N,).
+
+    M is where the mask is above 0.5 in the detection's box on its own image. Box and M stay the same on all other
+    images, and no gradient goes through the choice of them.
+    """
+
+    instance: InstanceTarget
+    number: int
+    """Which of the D masks it is."""
+    cells: Mask
+    """M on the grid of the box (m, m)."""
+    outline: Mask
+    """M in the network's input (H, W)."""
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """Returns the mean logit of the mask over M, of every image. KonkyoError: an output without this mask."""
+        weights = self.cells.weights.to(output.device)
+        if output.ndim != 4 or self.number >= output.shape[1] or output.shape[2:] != weights.shape:
+            raise KonkyoError(
+                f"mask {self.number} of masks (N, D, {weights.shape[0]}, {weights.shape[1]}) was expected; got "
+                f"{tuple(output.shape)}"
+            )
+        return (output[:, self.number] * weights).flatten(1).sum(1) / weights.sum()
+
+    @property
+    def class_index(self) -> int:
+        """This is the class of the detection."""
+        return self.instance.label
+
+    def location(self) -> tuple[float, float, float, float]:
+        """Returns the detection's box."""
+        return self.instance.box
+
+    def matched_boxes(self, output: Tensor) -> list[tuple[float, ...]]:
+        """Returns the detection's box, which is the same on all images."""
+        return [self.instance.box] * len(output)
+
+    def part(self) -> Mask:
+        """Returns the mask in the picture."""
+        return self.outline
+
+    def details(self) -> dict[str, Any]:
+        """Returns those of the detection, and the share of the picture that the mask covers."""
+        return {**self.instance.details(), "region": round(self.outline.share, 6)}
+
+    def in_words(self, label: str, score: float) -> str:
+        """Returns the class with the score, as in "mask of cat (mean logit 2.31)"."""
+        return f"mask of {label.removesuffix(', mask')} (mean logit {score:.2f})"
 
 
 @dataclass(frozen=True)

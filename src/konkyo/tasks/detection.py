@@ -19,7 +19,7 @@ from konkyo.targets.base import Target, as_target
 from konkyo.targets.candidates import Candidates
 from konkyo.targets.classes import Against, ContrastTarget, Score, TopK
 from konkyo.targets.detections import NEAR, SIDES_OF_BOX, Detections, InstanceTarget, Quantity, Tracked
-from konkyo.tasks.base import Classes, Explained, Matching, TargetRequest, Task, same_class, task
+from konkyo.tasks.base import Classes, Explained, Matching, Run, TargetRequest, Task, same_class, task
 from konkyo.tasks.decision import Decision, decisions_of_classes
 from konkyo.utils.tensors import overlap
 
@@ -57,6 +57,9 @@ class Detector:
     any others."""
     threshold: float = 0.5
     """The score above which detections are explained, where the user names none."""
+    masks: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor] | None = None
+    """(network, images (N, 3, H, W), boxes (D, 4) in their pixels, classes (D,)) -> logits of the masks (N, D, m, m) in
+    these boxes; None: it has no masks."""
 
 
 def best_class(output: Tensor, threshold: float, classes: int) -> list[Kept]:
@@ -102,6 +105,12 @@ class DetectionTask(Task):
     def confidences(self, output: Tensor) -> Tensor:
         """Returns the class probabilities of all candidates (N, Q, K)."""
         return Candidates(output, self.adapter.classes).probabilities
+
+    def settled(self, module: nn.Module, images: Tensor, request: Any, run: Run) -> Task:
+        """Returns what reads the masks of the detections that are asked for, where it is their masks; else itself."""
+        from konkyo.tasks.masks import masks_of
+
+        return masks_of(self, module, images, request, run) or self
 
     def layers(self, shape: Sequence[int]) -> tuple[Layer, ...]:
         """Returns the end of the backbone, where the adapter names it; none where it names none."""

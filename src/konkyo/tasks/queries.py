@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -13,7 +13,7 @@ from konkyo.data.frame import Frame
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarget, combination
+from konkyo.targets.classes import Score, combination, leaves
 from konkyo.targets.queries import Instance, Queries, QueryTarget, enlarged, pack_queries
 from konkyo.targets.regions import Mask
 from konkyo.tasks.base import Classes, Run, Task, task
@@ -43,7 +43,7 @@ class QueryTask(SegmentationTask):
     def settled(self, module: nn.Module, images: Tensor, request: Any, run: Run) -> Task:
         """Returns what reads the queries one by one, where an instance is asked for."""
         del module, run
-        if self.read is None or not any(isinstance(leaf, (Instance, QueryTarget)) for leaf in _leaves(request)):
+        if self.read is None or not any(isinstance(leaf, (Instance, QueryTarget)) for leaf in leaves(request)):
             return self
         height, width = images.shape[2:]
         size = None if self.enlarged is None else self.enlarged((height, width))
@@ -144,7 +144,7 @@ class InstanceSegmentationTask(Task):
             f"query {part.index} has a score of {part.probability:.2g} for {classes.label(part.label)}: below "
             f"{_CERTAIN}, at which the library's post-processing takes a query for an instance"
             for target in targets
-            for part in _leaves(target)
+            for part in leaves(target)
             if isinstance(part, QueryTarget) and part.probability < _CERTAIN
         )
 
@@ -188,20 +188,3 @@ class InstanceSegmentationTask(Task):
             return None
         likeness = tuple(map(float, values["likeness_of_query"]))
         return QueryTarget(mask=unpacked(values["mask"]), likeness=likeness, **values["instance"])
-
-
-def _leaves(request: Any) -> Iterator[Any]:
-    """Yields what a request, a list of such or a combination is made of."""
-    parts: Sequence[Any] = ()
-    if isinstance(request, (Each, SumTarget)):
-        parts = request.targets
-    elif isinstance(request, (list, tuple)):
-        parts = request
-    elif isinstance(request, ContrastTarget):
-        parts = (request.this, request.that)
-    elif isinstance(request, Against):
-        parts = (request.target,)
-    else:
-        yield request
-    for part in parts:
-        yield from _leaves(part)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.fcos import FCOSClassificationHead
 from torchvision.models.detection.image_list import ImageList
@@ -60,7 +60,8 @@ def detector(module: nn.Module) -> Detector | None:
             classes, propose, limits, most_of = columns - 1, _propose_ssd, module, "label"
         case _:
             return None
-    return Detector(classes, propose, partial(_keep, limits, classes, most_of), "backbone")
+    masks = _masks if isinstance(module, MaskRCNN) else None
+    return Detector(classes, propose, partial(_keep, limits, classes, most_of), "backbone", masks=masks)
 
 
 # --- proposing -------------------------------------------------------------------------------------------------------
@@ -103,6 +104,17 @@ def _propose_rcnn(module: FasterRCNN, images: Tensor) -> Tensor:
     most = module.rpn.post_nms_top_n()
     images_rows = torch.split(rows, [len(r) for r in regions])
     return torch.stack([functional.pad(r, (0, 0, 0, most - len(r))) for r in images_rows])
+
+
+def _masks(module: MaskRCNN, images: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+    """Returns logits of the masks (N, D, m, m) of classes (D,) in boxes (D, 4) of every image."""
+    resized, features = _features(module, images)
+    height, width = resized.image_sizes[0]
+    scale = boxes.new_tensor([width / images.shape[3], height / images.shape[2]]).repeat(2)
+    pooled = module.roi_heads.mask_roi_pool(features, [boxes * scale] * len(images), resized.image_sizes)
+    logits: Tensor = module.roi_heads.mask_predictor(module.roi_heads.mask_head(pooled))
+    of_images = logits.reshape(len(images), len(boxes), *logits.shape[1:])
+    return of_images[:, torch.arange(len(boxes), device=logits.device), labels + 1]
 
 
 def _read(

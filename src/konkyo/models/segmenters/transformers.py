@@ -50,8 +50,10 @@ def describe_queries(module: nn.Module, processor: Any) -> dict[str, Any] | None
     family = next((family for name, family in _QUERIES.items() if _is_a(module, name)), None)
     if family is None:
         return None
-    number: Any = module.config.num_labels
-    task = QueryTask(probabilities=True, layer=_layer(module), read=queries, number=number, enlarged=family.enlarged)
+    config: Any = module.config
+    task = QueryTask(
+        probabilities=True, layer=_layer(module), read=queries, number=config.num_labels, enlarged=family.enlarged
+    )
     return {"task": task, "call": partial(semantic_map, enlarged=family.enlarged)}
 
 
