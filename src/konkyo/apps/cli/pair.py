@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
-from konkyo.apps.cli.options import Json, ModelName, ModelOptions, setup_of
+from konkyo.apps.cli.options import Json, Layers, ModelName, ModelOptions, setup_of
 from konkyo.apps.cli.terminal import out
 from konkyo.errors import KonkyoError
 
@@ -22,7 +22,7 @@ def pair(
     model: ModelName,
     method: Annotated[str, typer.Option("--method", help="What explains the likeness in each image.")] = "hires_cam",
     kind: Annotated[str, typer.Option("--kind", help="dot, cosine or distance.")] = "dot",
-    layer: Annotated[str | None, typer.Option("--layer", "-l", help="Where; the automatic layer.")] = None,
+    layer: Layers = None,
     links: Annotated[int, typer.Option("--links", min=0, help="Lines between the places that add most.")] = 5,
     place: Annotated[
         str | None, typer.Option("--place", help="x,y in the first image: also draw what it adds with the second.")
@@ -34,7 +34,10 @@ def pair(
     """Show what makes two images alike: a map of each, and lines between the places that add most."""
     from konkyo.explanation.pairs import pair as compared
 
-    result = compared(setup_of(model, model_options).model, first, second, method=method, kind=kind, layer=layer)  # type: ignore[arg-type]  # it is checked there
+    if layer and len(layer) > 1:
+        raise KonkyoError(f"a pair is explained at one layer; got {', '.join(layer)}")
+    where, network = layer[0] if layer else None, setup_of(model, model_options).model
+    result = compared(network, first, second, method=method, kind=kind, layer=where)  # type: ignore[arg-type]
     result.picture(to, links=links if result.matrix is not None else 0)
     files = [str(to)]
     if place is not None:
