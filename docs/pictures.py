@@ -1,7 +1,7 @@
 """Draws docs/assets/methods/NAME.jpg: every method on one scene, for both of its objects, with the models that ship.
 
 python docs/pictures.py [NAME ...]
-python docs/pictures.py vqa            (docs/assets/vqa.png: a question of every kind, four methods)
+python docs/pictures.py vqa            (docs/assets/vqa.webp: a question of every kind, four methods)
 python docs/pictures.py checkpoints    (docs/assets/checkpoints.webp, by the code of docs/cookbook/checkpoints.md)
 """
 
@@ -86,7 +86,7 @@ def vqa() -> None:
         name = Image.new("RGB", (side, 18), "white")
         ImageDraw.Draw(name).text((4, 0), method, "black", font)
         sheet.paste(name.rotate(90, expand=True), (0, top + row * (side + GAP)))
-    save_image(sheet, FOLDER.parent / "vqa.png")
+    save_image(sheet, FOLDER.parent / "vqa.webp")
 
 
 if __name__ == "__main__":
