@@ -1,7 +1,10 @@
 """Draws docs/assets/methods/NAME.jpg: every method on one scene, for both of its objects, with the models that ship.
 
 python docs/pictures.py [NAME ...]
+python docs/pictures.py segmentation   (docs/assets/segmentation.webp: a class, a contrast and a pixel, three methods)
 python docs/pictures.py vqa            (docs/assets/vqa.webp: a question of every kind, four methods)
+python docs/pictures.py answers        (docs/assets/answers.webp: maps of words, by examples/caption_scenes.py)
+python docs/pictures.py zero_shot      (docs/assets/zero_shot.jpg: five scenes, five maps of konkyo/scenes-clip)
 python docs/pictures.py checkpoints    (docs/assets/checkpoints.webp, by the code of docs/cookbook/checkpoints.md)
 """
 
@@ -11,6 +14,7 @@ import os
 import re
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import wrap
@@ -89,5 +93,81 @@ def vqa() -> None:
     save_image(sheet, FOLDER.parent / "vqa.webp")
 
 
+def segmentation() -> None:
+    """A row per method: a cat and a rabbit, why each, why cat and not rabbit, and why a pixel of the cat's body."""
+    warnings.simplefilter("ignore", konkyo.KonkyoWarning)
+    model, methods = konkyo.load("konkyo/scenes-segmenter"), ("grad_cam", "layer_cam", "hires_cam")
+    scene = konkyo.data.scenes.Scenes(28, seed=77, size=256, objects=2)[27]
+    target = konkyo.Each("cat", "rabbit", konkyo.ContrastTarget("cat", "rabbit"), konkyo.Pixel(80, 118))
+    found = konkyo.compare(model, scene.image, methods, target=target)
+    side, top, font = 190, 20, ImageFont.load_default(14)
+    sheet = Image.new("RGB", ((side + GAP) * 4 + 20, top + (side + GAP) * len(methods)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, label in enumerate(("cat", "rabbit", "cat, not rabbit", "pixel 80,118")):
+        pen.text((20 + column * (side + GAP), 0), label, "black", font)
+        for row, method in enumerate(methods):
+            drawn = found[method].overlay(column, brightness="full").convert("RGB").resize((side, side))
+            sheet.paste(drawn, (20 + column * (side + GAP), top + row * (side + GAP)))
+    for row, method in enumerate(methods):
+        name = Image.new("RGB", (side, 18), "white")
+        ImageDraw.Draw(name).text((4, 0), method, "black", font)
+        sheet.paste(name.rotate(90, expand=True), (0, top + row * (side + GAP)))
+    save_image(sheet, FOLDER.parent / "segmentation.webp")
+
+
+def answers() -> None:
+    """Two scenes with two objects: the scene, and the map of every word of its caption, by two methods."""
+    warnings.simplefilter("ignore", konkyo.KonkyoWarning)
+    sys.path.insert(0, str(FOLDER.parents[2] / "examples"))
+    model = import_module("caption_scenes").build()
+    side, top, font, methods = 150, 24, ImageFont.load_default(14), ("grad_cam", "occlusion")
+    rows = []
+    for scene in konkyo.data.scenes.Scenes(2, seed=SEED, size=256, objects=2):
+        results = konkyo.compare(model, scene.image, methods, target=konkyo.EachWord())
+        for name, result in results.items():
+            rows.append(
+                [(name, scene.image), *((result.labels[row], result.overlay(row)) for row in range(len(result)))]
+            )
+    sheet = Image.new("RGB", ((side + GAP) * max(map(len, rows)) - GAP, (side + top + GAP) * len(rows)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for y, cells in enumerate(rows):
+        for x, (label, picture) in enumerate(cells):
+            at = x * (side + GAP), y * (side + top + GAP)
+            pen.text((at[0] + 2, at[1] + 2), label, "black", font)
+            sheet.paste(picture.convert("RGB").resize((side, side)), (at[0], at[1] + top))
+    save_image(sheet, FOLDER.parent / "answers.webp")
+
+
+def zero_shot() -> None:
+    """A row per scene: the scene with its evidence outlined, then maps of its class and of class against twin."""
+    warnings.simplefilter("ignore", konkyo.KonkyoWarning)
+    names = konkyo.data.scenes.CLASSES
+    model = konkyo.load("konkyo/scenes-clip", texts=names, template="a photo of a {}")
+    columns = ("grad_eclip", "grad_eclip", "le_grad", "attention_rollout", "grad_cam")
+    scenes = {int(scene.labels[0]): scene for scene in konkyo.data.scenes.Scenes(60, seed=SEED, size=256, objects=1)}
+    side, top, font = 170, 34, ImageFont.load_default(13)
+    sheet = Image.new("RGB", ((side + GAP) * (1 + len(columns)), top + (side + GAP) * 5), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((0, 0), "a scene\nand its evidence", "black", font)
+    for column, name in enumerate(columns):
+        words = "its class" if column == 0 else "any target" if name == "attention_rollout" else "class, not twin"
+        pen.text(((column + 1) * (side + GAP), 0), f"{name}\n{words}", "black", font)
+    for row, label in enumerate((0, 1, 2, 7, 9)):
+        scene = scenes[label]
+        twins = konkyo.ContrastTarget(names[label], names[label ^ 1])
+        area = Image.fromarray(scene.evidence[0].numpy()).convert("L")
+        shown = scene.image.copy()
+        shown.paste((255, 0, 140), mask=ImageChops.subtract(area.filter(ImageFilter.MaxFilter(5)), area))
+        cells = [shown]
+        for column, name in enumerate(columns):
+            target = names[label] if column == 0 else twins
+            cells.append(konkyo.explain(model, scene.image, method=name, target=target).overlay(0))
+        for column, picture in enumerate(cells):
+            place = (column * (side + GAP), top + row * (side + GAP))
+            sheet.paste(picture.convert("RGB").resize((side, side)), place)
+    save_image(sheet, FOLDER.parent / "zero_shot.jpg")
+
+
 if __name__ == "__main__":
-    {("checkpoints",): checkpoints, ("vqa",): vqa}.get(tuple(sys.argv[1:]), main)()
+    pages = {f.__name__: f for f in (answers, checkpoints, segmentation, vqa, zero_shot)}
+    (pages.get(sys.argv[1], main) if len(sys.argv) == 2 else main)()

@@ -413,7 +413,8 @@ def test_the_part_before_the_layer_runs_without_a_graph() -> None:
     model = konkyo.Model(network)
     layer = model.layer("stage2", x.shape[1:])
     Pass(model, x, [layer], differentiable=[layer])
-    assert required == {"stem": False, "stage1": False, "stage2": False, "stage3": True}
+    # Hooks on the layer itself see what it hands on, as those of transformers that collect hidden states must.
+    assert required == {"stem": False, "stage1": False, "stage2": True, "stage3": True}
 
 
 def test_replay_runs_only_what_follows() -> None:

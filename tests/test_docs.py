@@ -18,7 +18,7 @@ from helpers.paths import DOCS, EXAMPLES, ROOT
 
 
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
-@pytest.mark.parametrize("page", ["index.md", "extending.md", "notebook.md"])
+@pytest.mark.parametrize("page", ["index.md", "extending.md", "notebook.md", "segmentation.md", "answers.md"])
 def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from konkyo.data import sets
     from konkyo.data.samples import LAYOUTS
@@ -43,11 +43,23 @@ def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    "page", ["consistency.md", "training.md", "data.md", "labels.md", "vqa.md", "images.md", "open_vocabulary.md"]
+    "page",
+    [
+        *("consistency.md", "training.md", "data.md", "labels.md", "images.md", "embeddings.md", "numbers.md"),
+        *("vqa.md", "zero_shot.md", "open_vocabulary.md", "video.md", "blackbox.md"),
+    ],
 )
 def test_the_examples_of_a_page_on_training_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_page(page)
+
+
+@pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
+def test_the_examples_of_the_page_on_image_text_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    run_page("vlm.md")
+    assert (tmp_path / "yes.png").is_file()
 
 
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from konkyo.models import Model, Preprocess, load
     from konkyo.models.blackbox import BlackBox
     from konkyo.models.detectors import Detector
+    from konkyo.models.detectors.open_vocabulary import image_guided_detector
     from konkyo.models.detectors.yolo import dense_detector
     from konkyo.models.readers import Clips, Signals, Volumes
     from konkyo.models.siamese import siamese
@@ -85,6 +86,7 @@ _HOMES = {
     "konkyo.models.readers": ("Clips", "Signals", "Volumes"),
     "konkyo.tasks.base": ("Matching",),
     "konkyo.tasks.decision": ("Decision",),
+    "konkyo.models.detectors.open_vocabulary": ("image_guided_detector",),
     "konkyo.models.detectors.yolo": ("dense_detector",),
     "konkyo.methods.wrappers": ("augmented", "first_component"),
     "konkyo.evaluation.sanity": ("random_class", "randomisation", "stability"),
@@ -170,6 +172,7 @@ __all__ = [
     "explanations",
     "export_cam",
     "first_component",
+    "image_guided_detector",
     "load",
     "method",
     "methods",

@@ -580,3 +580,25 @@ def test_names_that_cannot_be_saved(tmp_path):
     with pytest.raises(KonkyoError, match="cannot be written"):
         save_image(Image.new("RGB", (17000, 1)), tmp_path / "a.webp")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_is_outlined_and_a_small_one_ringed() -> None:
+    """The white line lies just outside of the part; of a part of one pixel a ring tells where it is."""
+    from konkyo.draw.overlay import outlined
+
+    part = torch.zeros(50, 50)
+    part[10:30, 20:40] = 1
+    drawn = np.asarray(outlined(Image.new("RGB", (50, 50), "green"), part, width=1)).astype(int)
+    white = (drawn == 255).all(2)
+    expected = np.zeros((50, 50), bool)
+    expected[9:31, 19:41] = True
+    expected[10:30, 20:40] = False
+    assert (white == expected).all()
+    assert (drawn[15:25, 25:35] == [0, 128, 0]).all()
+    assert (drawn[:5] == [0, 128, 0]).all()
+    small = torch.zeros(100, 100)
+    small[40, 60] = 1
+    ringed = np.asarray(outlined(Image.new("RGB", (100, 100), "green"), small)).astype(int)
+    rows, columns = np.nonzero((ringed == 255).all(2))
+    assert rows.min() < 36 < 44 < rows.max()
+    assert columns.min() < 56 < 64 < columns.max()

@@ -82,6 +82,13 @@ def test_a_contrast_is_of_two_texts_for_one_candidate(name: str) -> None:
         torch.testing.assert_close(result.signed[row], expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
+def test_a_class_is_not_compared_with_itself() -> None:
+    model, images = model_of("Owlv2"), pictures("Owlv2", 1)
+    every = konkyo.Detections(0.0, suppressed=False)
+    result = konkyo.explain(model, images, method="odam", target=konkyo.ContrastTarget(every, "cat"))
+    assert set(result.labels) == {"red remote, not cat", "left dog, not cat"}
+
+
 def test_a_contrast_that_follows_no_single_candidate_is_refused() -> None:
     model, images = model_of("OwlViT"), pictures("OwlViT", 1)
     for target, message in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -193,3 +194,28 @@ def test_two_photographs_of_a_breed_are_alike_in_the_animals() -> None:
     assert float(dogs.matrix.sum()) == pytest.approx(dogs.cosine, abs=1e-4)
     head = dogs.b.maps[0, 2:5, 2:5].sum() / dogs.b.maps[0].relu().sum()  # nine of 49 cells
     assert float(head) > 0.5
+
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["distance", "cosine"])
+def test_sbsm_is_the_mean_fall_of_the_windows_that_cover_a_pixel(kind: Any) -> None:
+    """Dong et al.: K_i = max(0, d(q, r without window i) - d(q, r)), averaged over the windows that cover the pixel."""
+    network, x, query = seeded(WithHead()), noise(1, 32), noise(1, 32, seed=4)
+    result = konkyo.explain(network, x, method="sbsm", target=konkyo.Similarity(query, kind), window=12, stride=10)
+    g = vectors(network, query)[0]
+
+    def near(image: Tensor) -> float:
+        f = vectors(network, image)[0]
+        return float(torch.cosine_similarity(f, g, dim=0) if kind == "cosine" else -(f - g).pow(2).sum().sqrt())
+
+    total, count = torch.zeros(2, 32, 32, dtype=torch.double)
+    for top in (0, 10, 20):
+        for left in (0, 10, 20):
+            hidden = x.clone()
+            hidden[0, :, top : top + 12, left : left + 12] = 0
+            total[top : top + 12, left : left + 12] += max(0.0, near(x) - near(hidden))
+            count[top : top + 12, left : left + 12] += 1
+    torch.testing.assert_close(result.maps[0].double(), total / count, rtol=1e-4, atol=1e-7)
+    assert float(result.maps.amax()) > 0

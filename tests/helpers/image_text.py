@@ -146,6 +146,31 @@ def _qwen3_vl_moe() -> Any:
     return Qwen3VLMoeForConditionalGeneration(config)
 
 
+def _qwen3_5() -> Any:
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
+    linear = {
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    }
+    rope = {**_ROPE, "mrope_interleaved": True, "partial_rotary_factor": 1.0}
+    config = Qwen3_5Config(
+        vision_config={**vision, "num_position_embeddings": 64, "initializer_range": 0.2},
+        text_config={
+            **_TEXT,
+            **linear,
+            "head_dim": 16,
+            "rope_parameters": rope,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+        **{name: value for name, value in _qwen_tokens().items() if name not in ("bos_token_id", "eos_token_id")},
+    )
+    return Qwen3_5ForConditionalGeneration(config)
+
+
 def _qwen_tokens() -> dict[str, int]:
     return {
         "image_token_id": IMAGE,
@@ -181,6 +206,19 @@ def _smolvlm() -> Any:
         pad_token_id=0,
     )
     return SmolVLMForConditionalGeneration(config)
+
+
+def _aya_vision() -> Any:
+    from transformers import AyaVisionConfig, AyaVisionForConditionalGeneration, Cohere2Config, SiglipVisionConfig
+
+    config = AyaVisionConfig(
+        vision_config=SiglipVisionConfig(**_VISION, vision_use_head=False),
+        text_config=Cohere2Config(**_TEXT),
+        image_token_index=IMAGE,
+        downsample_factor=2,
+        adapter_layer_norm_eps=1e-6,
+    )
+    return AyaVisionForConditionalGeneration(config)
 
 
 def _internvl() -> Any:
@@ -230,9 +268,11 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
     "qwen3_vl_moe": _qwen3_vl_moe,
+    "qwen3_5": _qwen3_5,
     "idefics3": _idefics3,
     "smolvlm": _smolvlm,
     "internvl": _internvl,
+    "aya_vision": _aya_vision,
     "paligemma": _paligemma,
     "gemma3": _gemma3,
 }
@@ -277,6 +317,7 @@ _SPECIAL = {
     "qwen": ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"),
     "idefics3": ("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>"),
     "internvl": ("<IMG_CONTEXT>", "<img>", "</img>", "<video>"),
+    "aya_vision": ("<|IMG_PATCH|>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "TILE_GLOBAL", "<image>"),
     "gemma3": ("<image_soft_token>", "<start_of_image>", "<end_of_image>"),
 }
 """The special tokens of families, from the id `IMAGE` on."""
@@ -314,6 +355,7 @@ def tokenizer_of(kind: str) -> Any:
             "global_image_token": 103,
         },
         "internvl": {"context_image_token": 100, "start_image_token": 101, "end_image_token": 102, "video_token": 103},
+        "aya_vision": {},
         "gemma3": {"image_token": 100, "boi_token": 101, "eoi_token": 102},
     }[kind]
     return PreTrainedTokenizerFast(
@@ -373,7 +415,7 @@ def processor_of(family: str, template: bool = True) -> Any:
             **values,
         )
     if kind == "qwen":
-        patch = 16 if family.startswith("qwen3_vl") else 14
+        patch = 16 if family.startswith("qwen3") else 14
         size = {"shortest_edge": 4 * 28**2, "longest_edge": 40 * 28**2}
         images = t.Qwen2VLImageProcessor(size=size, patch_size=patch)
         videos = {
@@ -382,7 +424,7 @@ def processor_of(family: str, template: bool = True) -> Any:
             "qwen3_vl": t.Qwen3VLVideoProcessor,
         }
         cls = {"qwen2_vl": t.Qwen2VLProcessor, "qwen2_5_vl": t.Qwen2_5_VLProcessor, "qwen3_vl": t.Qwen3VLProcessor}
-        kind = family.removesuffix("_moe")
+        kind = {"qwen3_vl_moe": "qwen3_vl", "qwen3_5": "qwen3_vl"}.get(family, family)
         return cls[kind](images, tokenizer, video_processor=videos[kind](), **values)
     if kind == "idefics3":
         tiles = {"size": {"longest_edge": 192}, "max_image_size": {"longest_edge": 64}}
@@ -392,6 +434,9 @@ def processor_of(family: str, template: bool = True) -> Any:
         return t.SmolVLMProcessor(
             t.SmolVLMImageProcessor(**tiles), tokenizer, video_processor=videos, image_seq_len=4, **values
         )
+    if family == "aya_vision":
+        images = t.GotOcr2ImageProcessor(size=side, max_patches=6)
+        return t.AyaVisionProcessor(images, tokenizer, patch_size=16, img_size=64, downsample_factor=2, **values)
     if family == "internvl":
         images = t.GotOcr2ImageProcessor(size=side, max_patches=6)
         return t.InternVLProcessor(images, tokenizer, t.InternVLVideoProcessor(size=side), image_seq_length=4, **values)

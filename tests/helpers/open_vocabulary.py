@@ -39,12 +39,14 @@ NAMES = ("GroundingDino", "MMGroundingDino", "OwlViT", "Owlv2", "OmDetTurbo")
 SIZES = dict.fromkeys(NAMES, (96, 128)) | dict.fromkeys(("OwlViT", "Owlv2"), (96, 96))
 
 
-def network(name: str, seed: int = 0) -> nn.Module:
-    """A network whose scores differ between texts, places and images."""
+def network(name: str, seed: int = 0, *, usual: bool = False) -> nn.Module:
+    """A network whose scores differ between texts, places and images; or with the library's usual random weights."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         module = getattr(T, f"{name}ForObjectDetection")(_config(name))
-        for key, part in module.named_modules():  # fresh ones are nearly blind, and their box heads are zero
+        for key, part in (
+            () if usual else module.named_modules()
+        ):  # fresh ones are nearly blind, and their box heads are zero
             if isinstance(part, (nn.Linear, nn.Conv2d)) and "sampling_offsets" not in key:
                 nn.init.kaiming_normal_(part.weight)
             if isinstance(part, nn.BatchNorm2d):

@@ -86,7 +86,7 @@ def small_vgg() -> nn.Module:
 
 
 MIXED = "with random weights every cell depends on all of a picture of this size alike"
-LIMITS = {"fcn_resnet50": MIXED, "deeplabv3_mobilenet_v3_large": MIXED}
+LIMITS = {"fcn_resnet50": MIXED, "deeplabv3_mobilenet_v3_large": MIXED, "lraspp_mobilenet_v3_large": MIXED}
 SWIN = {
     **{"patch_size": [4, 4], "embed_dim": 12, "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2]},
     **{"window_size": [3, 3], "num_classes": 5},

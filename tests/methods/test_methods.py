@@ -46,7 +46,18 @@ def test_method_at_an_earlier_layer(method: str, layer: str) -> None:
 
 def test_every_method_has_a_reference() -> None:
     """Each is named in one of the files that hold methods to their formulas, in whatever folder."""
-    names = ("methods", "gradient", "perturbation", "rules", "attention", "odam", "path", "d_rise")
+    names = (
+        "methods",
+        "gradient",
+        "perturbation",
+        "rules",
+        "attention",
+        "odam",
+        "path",
+        "d_rise",
+        "grad_eclip",
+        "pairs",
+    )
     files = ["formulas.py", *(f"test_{name}.py" for name in names)]
     texts = "".join(next(TESTS.rglob(file)).read_text(encoding="utf-8") for file in files)
     assert [m for m in konkyo.methods() if not re.search(rf'"{m}"|def {m}\b', texts)] == []

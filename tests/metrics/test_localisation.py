@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from konkyo import KonkyoError
+from konkyo import KonkyoError, metrics
 from konkyo.metrics.base import METRICS, Metric
 from konkyo.metrics.instances import same_object, separation
 from konkyo.metrics.localisation import (
@@ -316,3 +316,51 @@ def test_all_are_registered_with_a_direction() -> None:
         assert METRICS[metric.name] is metric
         assert metric.better == ("lower" if metric in (odi, compactness, complexity) else "higher")
         assert metric.description.endswith(".") or ":" in metric.description
+
+
+def test_temporal_iou_of_a_run_of_frames() -> None:
+    maps, masks = torch.zeros(3, 10, 4, 4), torch.zeros(3, 10, 4, 4, dtype=torch.bool)
+    masks[:, 3:7, 1, 1] = True
+    maps[0, 3:7, 2, 2] = 1.0  # where it lies does not matter
+    maps[1, 5:9, 0, 0] = 1.0
+    maps[1, 1, 0, 0] = 0.9  # another run does not count
+    assert metrics.temporal_iou(maps, masks=masks).tolist()[:2] == pytest.approx([1.0, 2 / 6])
+    assert metrics.temporal_iou(maps, masks=masks)[2].isnan()
+    assert metrics.temporal_iou(maps[:, :, 0, 0], masks=masks[:, :, 1, 1])[1] == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize("places", [(7,), (3, 4, 5)])
+def test_metrics_of_maps_of_other_places_are_those_of_the_same_cells_as_a_picture(places: tuple[int, ...]) -> None:
+    """The same cells in another form have the same values."""
+    cells = math.prod(places)
+    maps, masks = torch.rand(4, *places), torch.rand(4, *places) > 0.6
+    flat_maps, flat_masks = maps.reshape(4, cells, 1), masks.reshape(4, cells, 1)
+    for name in ("ebpg", "ebpg_lift", "relevance_mass", "iou", "best_iou", "vea", "pointing_game", "relevance_rank"):
+        metric = getattr(metrics, name)
+        torch.testing.assert_close(metric(maps, masks=masks), metric(flat_maps, masks=flat_masks), equal_nan=True)
+    for name in ("sparseness", "complexity"):
+        torch.testing.assert_close(getattr(metrics, name)(maps), getattr(metrics, name)(flat_maps))
+    images = torch.rand(4, 2, *places)
+
+    def score(variants: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        weights = torch.linspace(0, 1, cells)
+        return (variants.flatten(2).sum(1) * weights).sum(1)
+
+    flat_images = images.reshape(4, 2, cells, 1)
+    options = {"deletion": {"steps": 5}, "insertion": {"steps": 5, "substrate": "zero"}, "average_drop": {}}
+    for name, more in options.items():
+        metric = getattr(metrics, name)
+        torch.testing.assert_close(
+            metric(maps, images=images, score=score, **more),
+            metric(flat_maps, images=flat_images, score=score, **more),
+        )
+
+
+def test_a_peak_may_lie_so_far_outside_in_three_dimensions() -> None:
+    maps, masks = torch.zeros(1, 5, 6, 7), torch.zeros(1, 5, 6, 7, dtype=torch.bool)
+    maps[0, 2, 3, 4] = 1
+    masks[0, 3, 1, 2] = True  # sqrt(1 + 4 + 4) away
+    assert metrics.pointing_game(maps, masks=masks, tolerance=2.9).tolist() == [0.0]
+    assert metrics.pointing_game(maps, masks=masks, tolerance=3.0).tolist() == [1.0]
+    with pytest.raises(KonkyoError, match="boxes in pictures"):
+        metrics.compactness(maps, boxes=torch.tensor([[0.0, 0.0, 1.0, 1.0]]))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torchvision.ops import box_convert
 
 import konkyo
 from helpers.detectors_of_transformers import leaves_at
 from helpers.open_vocabulary import NAMES, QUERIES, SIZES, network, pictures, processor, tokenizer
 from konkyo.errors import KonkyoError
 from konkyo.models.detectors import Detector
+from konkyo.models.detectors.open_vocabulary import image_guided_detector
 from konkyo.models.prompts import Texts
 from konkyo.models.transformers import _from_settings
 from konkyo.targets.candidates import Candidates
@@ -207,6 +211,68 @@ def test_candidates_have_probabilities_of_all_texts() -> None:
     found = detector_of(module, tokenizer("OwlViT"), TEXTS)
     output = found.propose(module, pictures("OwlViT"))
     assert Candidates(output, 3).probabilities.shape == (2, 36, 3)
+
+
+@EVERY
+def test_the_cells_of_the_layer_are_places_of_the_image(name: str) -> None:
+    """What a cell says depends most on the pixels at its place."""
+    module, images = network(name, usual=True).requires_grad_(False), pictures(name, 1).requires_grad_()
+    found = detector_of(module, tokenizer(name), TEXTS)
+    levels: list[Tensor] = []
+    handle = module.get_submodule(str(found.layer)).register_forward_hook(
+        lambda _module, _inputs, output: levels.extend(t for t in tree_leaves(output) if t.is_floating_point())
+    )
+    with handle:
+        found.propose(module, images)
+    grids = [level[:, 1:].mT.unflatten(2, (6, 6)) if level.ndim == 3 else level for level in levels]
+    near = []
+    for grid in grids:
+        directions = torch.randn(8, grid.shape[1], generator=torch.Generator().manual_seed(0))
+        tall, wide = grid.shape[2:]
+        for y, x in itertools.product(range(0, tall, 2), range(0, wide, 2)):
+            said = directions @ grid[0, :, y, x]
+            (gradients,) = torch.autograd.grad(said, images, torch.eye(8), retain_graph=True, is_grads_batched=True)
+            energy = nn.functional.adaptive_avg_pool2d(gradients.square().sum((0, 2)), (tall, wide))[0]
+            at = divmod(int(energy.argmax()), wide)
+            near.append(max(abs(at[0] - y), abs(at[1] - x)) <= 1)
+    assert sum(near) >= 0.8 * len(near)
+
+
+@pytest.mark.parametrize("name", ["OwlViT", "Owlv2"])
+def test_an_image_is_found_as_the_library_finds_it(name: str) -> None:
+    module, images = network(name), pictures(name)
+    query = pictures(name, 1, seed=8)[0]
+    found = image_guided_detector(module, query)
+    with torch.no_grad():
+        output = found.propose(module, images)
+        own = module.image_guided_detection(images, query.expand(2, -1, -1, -1), return_dict=True)
+    torch.testing.assert_close(output[..., 4:], own.logits.sigmoid())
+    torch.testing.assert_close(output[..., :4] / 96, box_convert(own.target_pred_boxes, "cxcywh", "xyxy"))
+    sizes = torch.tensor([SIZES[name]] * 2)
+    least = float(output[..., 4].median())
+    expected = processor(name).post_process_image_guided_detection(own, least, 0.3, sizes)
+    for kept, theirs, image in zip(found.keep(output, least), expected, output, strict=True):
+        boxes = image[kept.index, :4]
+        # The library orders them by patch, and leaves out those of a tenth of the highest score.
+        for box in theirs["boxes"]:
+            assert (boxes - box).abs().amax(1).amin() < 1e-3
+        assert len(theirs["boxes"]) <= len(boxes)
+    model = konkyo.Model(module, detector=found, classes=["this"])
+    result = konkyo.explain(model, images, method="odam", target=konkyo.Detections(0.0, top=1))
+    assert result.labels == ("this",) * 2
+    with leaves_at(module, str(found.layer)) as leaves:  # once for the query, once for the image
+        output = found.propose(module, images)
+    target = result.targets[0]
+    gradient = torch.autograd.grad(output[0, target.index, 4], leaves[-1])[0][0, 1:]  # type: ignore[attr-defined]
+    activations, weights = leaves[-1].detach()[0, 1:], gradient
+    torch.testing.assert_close(result.signed[0].flatten(), (activations * weights).sum(1), rtol=1e-3, atol=1e-6)
+
+
+def test_only_owl_is_guided_by_an_image() -> None:
+    with pytest.raises(KonkyoError, match="an OWL-ViT or OWLv2 of transformers was expected; got Linear"):
+        image_guided_detector(nn.Linear(1, 1), torch.zeros(3, 96, 96))
+    with pytest.raises(KonkyoError, match=r"a prepared image \(3, H, W\) was expected; got \(1, 3, 96, 96\)"):
+        image_guided_detector(network("OwlViT"), torch.zeros(1, 3, 96, 96))
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------

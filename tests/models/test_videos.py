@@ -319,3 +319,14 @@ def test_signals_have_a_map_of_positions(channels: int) -> None:
     result = konkyo.explain(module.eval(), torch.randn(2, channels, 40), target=1, method="hires_cam")
     assert result.places == ("position",)
     assert tuple(result.maps.shape) == (2, 40)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_order_of_tokens_is_seen_where_all_sides_are_equal(seed: int) -> None:
+    torch.manual_seed(seed)
+    config = transformers.TimesformerConfig(image_size=32, patch_size=8, num_frames=4, **SMALL)
+    model = konkyo.Model(transformers.TimesformerForVideoClassification(config).eval())
+    assert [layer.order for layer in model.automatic_layers((3, 4, 32, 32))] == [(1, 2, 0)]
+    square = transformers.ASTConfig(num_mel_bins=64, max_length=64, patch_size=16, **SMALL)
+    model = konkyo.Model(transformers.ASTForAudioClassification(square).eval())
+    assert [layer.order for layer in model.automatic_layers((1, 64, 64))] == [(1, 0)]

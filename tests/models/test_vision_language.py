@@ -16,6 +16,7 @@ from helpers.image_text import FAMILIES, IMAGE, QUESTION, asked, network_of, pic
 from konkyo.engine.replay import Replay
 from konkyo.engine.trace import share_around
 from konkyo.errors import KonkyoError
+from konkyo.models.preprocess import preprocess_of
 from konkyo.models.vision_language.adapter import described
 from konkyo.models.vision_language.families import difference, form_of
 from konkyo.utils.tensors import on_finest
@@ -23,7 +24,7 @@ from konkyo.utils.tensors import on_finest
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")  # that an answer comes from the text
 every_family = pytest.mark.parametrize("family", FAMILIES)
-TILED = ("llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl")
+TILED = ("llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl", "aya_vision")
 
 
 def _prepared(model: Any, picture: Any = None) -> Tensor:
@@ -164,11 +165,11 @@ def test_gradients_at_the_picture_are_slopes(family: str) -> None:
     leaf = images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(score(leaf), leaf)
     assert gradient.shape == images.shape
-    direction = gradient / gradient.norm() * images.norm() * 0.001
+    direction = gradient / gradient.norm() * images.norm() * 0.0003
     with torch.no_grad():
         ahead, back, far, behind = (float(score(images + step * direction)) for step in (0.5, -0.5, 1.0, -1.0))
     slope = (8 * (ahead - back) - (far - behind)) / 6
-    assert slope == pytest.approx(float((gradient * direction).sum()), rel=5e-3)
+    assert slope == pytest.approx(float((gradient * direction).sum()), rel=1e-2)
 
 
 @every_family
@@ -332,6 +333,40 @@ def test_llava_s_features_may_be_of_any_block_with_the_class_token_or_without(st
     layout = model.module.form.layout((64, 64))
     assert layout.count == 16 + (strategy == "full")
     assert model.module.read(model.module.look(images), _prompt(model, images), ()).shape == (1, 1, 160)
+
+
+@every_family
+def test_networks_of_half_precision_are_explained(family: str) -> None:
+    model = asked(family, network=network_of(family).bfloat16())
+    explained = konkyo.explain(model, picture_of(), method="hires_cam", target="yes")
+    assert explained.signed.isfinite().all()
+    assert explained.signed.any()
+    with torch.no_grad():  # a grey picture is one of zeros, which Idefics3 takes for padding
+        assert model.module.look(torch.zeros_like(model.prepared(_prepared(model)))).count
+
+
+def test_blocks_of_a_tower_are_layers_where_they_are_grids_of_one_picture() -> None:
+    llava, qwen = asked("llava"), asked("qwen2_5_vl")
+    block = "network.model.vision_tower.encoder.layers.0"
+    explained = konkyo.explain(llava, picture_of(), method="hires_cam", layer=block, target="yes")
+    images = _prepared(llava)
+    ids = llava.task.speaker.vocabulary.ids("yes")
+    kept: list[Tensor] = []
+    handle = llava.module.get_submodule(block).register_forward_hook(lambda _m, _a, out: kept.append(out))
+    score, _ = _score_of_library(llava, images, ids)
+    handle.remove()
+    (gradient,) = torch.autograd.grad(score, kept[0])
+    evidence = (gradient * kept[0])[0, 1:].sum(-1).reshape(1, 4, 4).detach()  # after the class token
+    assert explained.layer == block
+    torch.testing.assert_close(explained.signed, evidence, rtol=1e-3, atol=1e-5)
+    with pytest.raises(KonkyoError, match="no feature grid"):
+        konkyo.explain(qwen, picture_of(), layer="network.model.visual.blocks.0", target="yes")
+
+
+@every_family
+def test_a_preprocessing_is_read_again_from_settings(family: str) -> None:
+    _, preprocess = form_of(network_of(family).config, processor_of(family).image_processor)
+    assert preprocess_of(repr(preprocess)) == preprocess
 
 
 def test_qwen_vl_forgets_where_the_last_prompt_ended() -> None:

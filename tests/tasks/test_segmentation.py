@@ -12,7 +12,7 @@ import konkyo
 from konkyo import Against, ContrastTarget, Each, KonkyoError, Mask, Pixel, Region, RegionTarget, SumTarget, TopK
 from konkyo.tasks.base import TargetRequest
 
-pytestmark = pytest.mark.filterwarnings("ignore:grad_cam:konkyo.KonkyoWarning")  # of outputs that are constant
+pytestmark = pytest.mark.filterwarnings("ignore:(grad|hires)_cam:konkyo.KonkyoWarning")  # of outputs like these
 NAMES = ("background", "road", "tree", "sky")
 
 
@@ -97,7 +97,10 @@ def test_a_union_of_regions_is_the_mean_of_their_maps():
 
 
 def test_the_automatic_layer_is_the_backbones_end_and_not_the_head():
-    result = konkyo.explain(model_of(), torch.randn(1, 3, 32, 48), target=RegionTarget(1))
+    network = Linear()
+    network.head = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Upsample(scale_factor=4))
+    model = konkyo.Model(network.eval(), task=konkyo.SegmentationTask())
+    result = konkyo.explain(model, torch.randn(1, 3, 32, 48), target=RegionTarget(1), method="hires_cam")
     assert result.layer.startswith("backbone")
     assert result.diagnosis[0].ok
 
@@ -203,7 +206,7 @@ def test_images_of_a_batch_have_their_own_regions():
 def test_the_region_stays_the_same_when_the_image_changes():
     """Occluding everything changes what is predicted, not the region whose score is asked for."""
     output = one_hot(LABELS) + 0.1
-    model, images = given(output)
+    model, _ = given(output)
     target = model.targets("road", output)[0][0]
     changed = output.flip(3)
     inside = torch.tensor(LABELS) == 1
@@ -316,7 +319,7 @@ def test_a_map_that_is_the_output_again_is_said_to_be(method):
     """At the head of a linear network Grad-CAM is the class's own map; a layer before it, with a ReLU, is another."""
     model, images = model_of(), torch.randn(1, 3, 32, 48)
     target = RegionTarget(2, Mask(torch.rand(8, 12) < 0.5))
-    with pytest.warns(konkyo.KonkyoWarning, match="what the network puts out for this class"):
+    with pytest.warns(konkyo.KonkyoWarning, match="the map is the prediction itself"):
         result = konkyo.explain(model, images, target=target, layer="head", method=method)
     assert result.diagnosis[0].kind == "is output"
     early = konkyo.explain(model, images, target=target, layer="backbone.1", method=method)

@@ -10,6 +10,7 @@ from konkyo.data.sets import scenes
 from konkyo.utils.lazy import lazy
 
 if TYPE_CHECKING:
+    from konkyo.data.axes import Axes, Coordinates
     from konkyo.data.cues import Cue, marked
     from konkyo.data.images import find_images, open_image
     from konkyo.data.samples import Sample, Samples
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from konkyo.data.splits import Examples, Splits
 
 __all__ = [
+    "Axes",
+    "Coordinates",
     "Cue",
     "Examples",
     "Lesions",
@@ -37,6 +40,7 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
+        "konkyo.data.axes": ("Axes", "Coordinates"),
         "konkyo.data.cues": ("Cue", "marked"),
         "konkyo.data.images": ("find_images", "open_image"),
         "konkyo.data.samples": ("Sample", "Samples"),

@@ -66,7 +66,7 @@ def read_video(path: str | Path, wanted: int) -> Frames:
         count = _count(library, path)
         numbers = spread(count, wanted)
         return _decoded(library, path, numbers, count)
-    except OSError as error:  # PyAV's errors of formats are such
+    except (OSError, library.FFmpegError) as error:
         raise ImageError(f"{path} cannot be read as a video: {error}") from error
 
 

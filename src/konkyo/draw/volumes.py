@@ -68,7 +68,7 @@ def _row(
 ) -> Image.Image:
     """Draws the slices of one plane beside each other, with the scale bar in the first."""
     width, height = cells[0].size
-    step = max(width, 118) + _GAP
+    step = max(width, 132) + _GAP
     row = Image.new("RGB", (_GAP + len(cells) * step, height + 2 * _LINE + _GAP), "white")
     draw, font, bold = ImageDraw.Draw(row), Font(12), Font(12, bold=True)
     bold.draw(draw, (_GAP, 2), name, "#1a1a1a")

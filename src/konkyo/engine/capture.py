@@ -77,8 +77,9 @@ def capture(layers: Sequence[Layer], *, leaves: Sequence[Layer] = ()) -> Iterato
     with ExitStack() as undo:
         undo.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the hook's switch ends here
         for layer in layers:
+            # First, so that other hooks see what is handed on: those of transformers collect hidden states.
             if layer.module is not None:
-                undo.callback(hook_after(layer.module, hook(layer)).remove)
+                undo.callback(hook_after(layer.module, hook(layer), prepend=True).remove)
         yield captured
 
 

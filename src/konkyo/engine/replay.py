@@ -184,7 +184,7 @@ def _replaced(module: nn.Module, layer: Layer, values: Tensor) -> Iterator[None]
         calls += 1
         return exchanged(output, tensors_of(output, layer), [values]) if calls == layer.call + 1 else output
 
-    handle = hook_after(module, hook)
+    handle = hook_after(module, hook, prepend=True)
     try:
         yield
     finally:

@@ -121,7 +121,7 @@ def share_around(forward: Forward, score: Callable[[Tensor], Tensor], image: Ten
         with torch.enable_grad(), SoundForward(), ExitStack() as undo:
             for layer in held:
                 if layer.module is not None:
-                    undo.callback(hook_after(layer.module, _holding(layer)).remove)
+                    undo.callback(hook_after(layer.module, _holding(layer), prepend=True).remove)
             leaf = image.detach().clone().requires_grad_()
             value = score(forward(leaf.clone())).sum()
             if not value.requires_grad:

@@ -142,6 +142,12 @@ def logits_of(model: Model, images: Tensor, precision: Precision | None = None) 
     return class_outputs(model, Pass(model, images, precision=precision).output)
 
 
+def require_no_question(model: Model) -> None:
+    """Raises KonkyoError for a network whose classes are answers, which are of questions and not of images."""
+    if model.prompts is not None and model.prompts.noun == "question":
+        raise KonkyoError(f"{model.name} answers questions; the classes of images are asked for here")
+
+
 def class_outputs(model: Model, output: Tensor) -> Tensor:
     """Returns an output as logits (N, K), detached. KonkyoError: the network is no classifier."""
     output = output.detach()

@@ -372,7 +372,8 @@ def _judge_layers(run: Run, rows: _Rows, signed: Tensor, diagnosis: tuple[Diagno
 def _likeness_to_output(rows: _Rows, signed: Tensor, output: Tensor) -> list[float]:
     """Returns the correlation of every row's map (R, *grid) with the channel of a dense output that it is about.
 
-    NaN: it is about no channel, or one of the two is constant.
+    With all of it or, where that is more, with what it has in the explained region. NaN: it is about no channel, or one
+    of the two is constant.
     """
     likeness = []
     for target, image, map_ in zip(rows.targets, rows.images, signed, strict=True):
@@ -380,8 +381,11 @@ def _likeness_to_output(rows: _Rows, signed: Tensor, output: Tensor) -> list[flo
         if channel is None or min(output.shape[2:]) < 2:
             likeness.append(map_.new_full((), torch.nan))
             continue
-        own = resize(output[image : image + 1, channel].float(), tuple(map_.shape))
-        likeness.append(torch.corrcoef(torch.stack([map_.flatten(), own.flatten().to(map_)]))[0, 1])
+        own = output[image, channel].float()
+        part = as_target(target).part()
+        inside = own if part is None else own * part.at(tuple(own.shape)).to(own)
+        both = resize(torch.stack([own, inside]), tuple(map_.shape)).flatten(1).to(map_)
+        likeness.append(torch.corrcoef(torch.cat([map_.flatten()[None], both]))[0, 1:].nan_to_num(-1).amax())
     values: list[float] = torch.stack(likeness).tolist() if likeness else []
     return values
 
@@ -403,7 +407,8 @@ def _is_automatic(run: Run) -> bool:
     """Tells whether a trace has chosen the layer, or the adapter of a network whose output is looked at as a whole."""
     chosen = run.request.layer is None and run.method.layer is None and run.method.needs_layer()
     named = bool(run.model.task.layers(tuple(run.prepared.images.shape[1:])))
-    return chosen and not (named and run.model.task.instances)
+    dense = run.pass_.output.ndim == run.pass_.images.ndim
+    return chosen and (dense or not named)
 
 
 def _shares_around(run: Run, targets: Sequence[Target], images: Sequence[int]) -> list[float]:

@@ -70,10 +70,8 @@ def d_rise(
 def per_place(name: str, value: int | tuple[int, ...], size: Sequence[int]) -> tuple[int, ...]:
     """Returns an option as a number per place of images of this size. KonkyoError: other numbers, or not as many."""
     values = (value,) * len(size) if isinstance(value, int) else tuple(value)
-    if len(values) != len(size) or not all(isinstance(n, int) and n >= 1 for n in values):
-        raise KonkyoError(
-            f"{name} is a whole number, 1 or more, or one for each of the image's {len(size)} places; got {value!r}"
-        )
+    if len(values) != len(size) or not all(isinstance(n, int) for n in values):
+        raise KonkyoError(f"{name} is a whole number, or one for each of the image's {len(size)} places; got {value!r}")
     return values
 
 
@@ -89,7 +87,7 @@ def _random_masks(
     """Makes RISE's masks, indices -> (v, *size): coarse grids enlarged to one cell more than the image, and cropped."""
     size = inputs.shape[2:]
     sides = per_place("cells", cells, size)
-    if masks < 1 or not 0 < keep <= 1:
+    if masks < 1 or min(sides) < 1 or not 0 < keep <= 1:
         raise KonkyoError(f"masks >= 1, cells >= 1 and 0 < keep <= 1 were expected; got {masks}, {cells}, {keep}")
     stride = [-(-s // n) for s, n in zip(size, sides, strict=True)]
     open_cells = torch.rand(masks, *sides, generator=generator, device="cpu") < keep
@@ -198,7 +196,7 @@ def _drops_of_windows(
     """
     size = inputs.shape[2:]
     windows, strides = per_place("window", window, size), per_place("stride", stride, size)
-    if not all(step <= wide for step, wide in zip(strides, windows, strict=True)):
+    if not all(1 <= step <= wide for step, wide in zip(strides, windows, strict=True)):
         raise KonkyoError(f"windows need 1 <= stride <= window; got {stride}, {window}")
     counts = [1 + math.ceil(max(0, n - wide) / step) for n, wide, step in zip(size, windows, strides, strict=True)]
     steps = torch.cartesian_prod(*map(torch.arange, counts)).view(-1, len(size))

@@ -6,6 +6,7 @@ import ast
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from importlib import import_module
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -329,5 +330,6 @@ def _value_of(node: ast.expr) -> Any:
     """Returns a value in the text of a preprocessing: plain, or a resizing of plain values."""
     if not isinstance(node, ast.Call):
         return ast.literal_eval(node)
+    import_module("konkyo.models.vision_language.sizes")  # registers its resizings
     rule = _RESIZINGS[node.func.id if isinstance(node.func, ast.Name) else ""]
     return rule(**{str(word.arg): ast.literal_eval(word.value) for word in node.keywords})

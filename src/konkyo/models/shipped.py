@@ -152,8 +152,8 @@ def _asked(question: str) -> dict[str, Any]:
     """Returns how the network of questions is run with one question. KonkyoError: one that it does not answer."""
     if kind_of(question) not in ANSWERED:
         raise KonkyoError(
-            f"konkyo/scenes-vqa does not answer {question!r}: it was wrong too often about colours. It answers questions "
-            f"of the kinds {', '.join(ANSWERED)}"
+            f"konkyo/scenes-vqa does not answer {question!r}: it was wrong too often about colours. It answers "
+            f"questions of the kinds {', '.join(ANSWERED)}"
         )
     return {"call": partial(_answered, tokens(question)[None])}
 

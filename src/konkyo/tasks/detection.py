@@ -142,7 +142,10 @@ class DetectionTask(Task):
     def _contrasts(
         self, request: ContrastTarget, output: Tensor, classes: Classes, frames: Sequence[Frame]
     ) -> list[list[Target]]:
-        """Returns the detections of one class, each as what its candidate says of that class and not of another."""
+        """Returns the detections of one class, each as what its candidate says of that class and not of another.
+
+        Of a request for all classes those of the other class itself are left out.
+        """
         this, that = _as_detections(request.this), request.that
         if not isinstance(this, Detections) or not isinstance(that, (str, int)):
             raise KonkyoError(f'a contrast of a detector is of two classes, as in ("left cat", "cat"); got {request!r}')
@@ -158,7 +161,7 @@ class DetectionTask(Task):
             [
                 ContrastTarget(t, replace(t, label=label, box=tuple(boxes[image, t.index].tolist())))
                 for t in targets
-                if isinstance(t, InstanceTarget)
+                if isinstance(t, InstanceTarget) and t.label != label
             ]
             for image, targets in enumerate(images)
         ]

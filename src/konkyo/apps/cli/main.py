@@ -21,6 +21,7 @@ from konkyo.apps.cli.explain import explain
 from konkyo.apps.cli.export_cam import export_cam
 from konkyo.apps.cli.listing import layers, list_methods, list_metrics
 from konkyo.apps.cli.neighbours import nearest_images
+from konkyo.apps.cli.pair import pair
 from konkyo.apps.cli.report import report
 from konkyo.apps.cli.sanity import sanity
 from konkyo.apps.cli.terminal import err, out
@@ -50,6 +51,7 @@ app.command()(diagnose)
 app.command()(cover)
 app.command(name="export-cam")(export_cam)
 app.command(name="neighbours")(nearest_images)
+app.command()(pair)
 app.add_typer(benchmark, name="benchmark")
 app.add_typer(train, name="train")
 app.add_typer(report, name="report")

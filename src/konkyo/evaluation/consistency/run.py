@@ -14,7 +14,7 @@ from konkyo.data.samples import Data, Samples
 from konkyo.data.sets.scenes import Scenes
 from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError, silenced, unknown
-from konkyo.evaluation.batches import Batches, Source, floating, logits_of, untrained
+from konkyo.evaluation.batches import Batches, Source, floating, logits_of, require_no_question, untrained
 from konkyo.evaluation.consistency.result import Baseline, Consistency
 from konkyo.evaluation.consistency.statistics import ExplainedClass, measure
 from konkyo.explanation.explain import Which, explain
@@ -102,6 +102,7 @@ def _check(adapted: Model, target: ExplainedClass, distance: Distance, batch: in
     """Raises KonkyoError where the arguments of `consistency` cannot be right."""
     if not isinstance(adapted.task, ClassificationTask):
         raise KonkyoError(f"{adapted.name} is a {adapted.task.noun}; consistency is measured of a classifier's maps")
+    require_no_question(adapted)
     if target not in ("label", "decision"):
         raise KonkyoError(f"target is 'label' or 'decision'; got {target!r}")
     if distance not in DISTANCES:

@@ -18,6 +18,7 @@ import konkyo.evaluation.diagnose as questions_package
 from konkyo.data.samples import Data, Samples, samples
 from konkyo.data.sets.scenes import Scenes
 from konkyo.errors import KonkyoError, NotApplicable, silenced, unknown
+from konkyo.evaluation.batches import require_no_question
 from konkyo.evaluation.consistency import Consistency, measure
 from konkyo.evaluation.diagnose.backbone import nearest_training
 from konkyo.evaluation.diagnose.collected import ORDER, QUESTIONS, Collected, CueRule, Question, Settings, collect
@@ -131,6 +132,7 @@ def _check(model: Model, settings: Settings, limit: int | None) -> None:
     """Raises KonkyoError where the arguments cannot be right."""
     if not isinstance(model.task, ClassificationTask):
         raise KonkyoError(f"{model.name} is a {model.task.noun}; a classifier is diagnosed")
+    require_no_question(model)
     if not isinstance(settings.alpha, (int, float)) or not 0 < settings.alpha < 1:
         raise KonkyoError(f"alpha lies between 0 and 1; got {settings.alpha!r}")
     numbers = {"batch": settings.batch, "resamples": settings.resamples, "budget": settings.budget, "limit": limit or 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -147,6 +148,31 @@ def _embedded_texts(tokens: dict[str, Tensor], network: Any) -> Tensor:
     inputs = {name: ids.to(network.device) for name, ids in tokens.items()}
     embeddings: Tensor = network.base_model.get_text_features(**inputs, return_dict=True).pooler_output
     return functional.normalize(embeddings, dim=-1)
+
+
+def image_guided_detector(module: nn.Module, query: Tensor) -> Detector:
+    """Makes a detector of what a prepared image (3, H, W) shows of an OWL-ViT or OWLv2; it is its one class.
+
+    As `image_guided_detection` of the library takes it, the query is the embedding of one box of that image: the most
+    unusual of the largest ones (OWL-ViT), or the surest object (OWLv2). KonkyoError: another module or image.
+    """
+    kinds = {base.__name__ for base in type(module).__mro__}
+    if not kinds & {"OwlViTForObjectDetection", "Owlv2ForObjectDetection"}:
+        raise KonkyoError(f"an OWL-ViT or OWLv2 of transformers was expected; got {type(module).__name__}")
+    if query.ndim != 3 or not query.is_floating_point():
+        raise KonkyoError(f"a prepared image (3, H, W) was expected; got {tuple(query.shape)} {query.dtype}")
+    guided = _owl_detector(module, partial(_embedded_image, query), 1)
+    return replace(guided, keep=partial(_best_apart, classes=1, iou=0.3), threshold=0.6)
+
+
+def _embedded_image(query: Tensor, network: Any) -> Tensor:
+    """Returns the embedding (1, D) of what an image shows."""
+    weights = next(network.parameters())
+    features = network.image_embedder(pixel_values=query[None].to(weights.device, weights.dtype))[0]
+    embedding: Tensor | None = network.embed_image_query(features.flatten(1, 2), features)[0]
+    if embedding is None:
+        raise KonkyoError(f"{type(network).__name__} finds no object in the query image")
+    return embedding.flatten(0, -2)
 
 
 def _owl_detector(module: Any, queries: Callable[[Any], Tensor], count: int) -> Detector:

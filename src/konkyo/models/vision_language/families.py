@@ -121,7 +121,7 @@ def _gemma3(config: Any, processor: Any) -> tuple[Form, dict[str, Any]]:
     return Whole((side, side), (cells, cells)), {"resize": (side, side)}
 
 
-@family("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+@family("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 def _qwen(config: Any, processor: Any) -> tuple[Form, dict[str, Any]]:
     vision = config.vision_config
     patch, merge = vision.patch_size, vision.spatial_merge_size
@@ -137,13 +137,14 @@ def _idefics3(config: Any, processor: Any) -> tuple[Form, dict[str, Any]]:
     return Tiled(side, cells // config.scale_factor, *_colours(processor), filter=_filter(processor)), {"resize": rule}
 
 
-@family("internvl")
+@family("internvl", "aya_vision")
 def _internvl(config: Any, processor: Any) -> tuple[Form, dict[str, Any]]:
     side, cells = _square(config.vision_config)
+    fewer = config.downsample_factor if config.model_type == "aya_vision" else round(1 / config.downsample_ratio)
     black, white = _colours(processor)
     form = Stretched(
         side,
-        int(cells * config.downsample_ratio),
+        cells // fewer,
         black,
         white,
         filter=_filter(processor),

@@ -140,7 +140,7 @@ class Tiled(Form):
         """
         tiles = self.tiles(images)
         empty = (tiles == 0).flatten(2).all(2)
-        return {"pixel_values": tiles + 1e-9 * empty[:, :, None, None, None].to(tiles)}
+        return {"pixel_values": tiles + 1e-6 * empty[:, :, None, None, None].to(tiles)}
 
     def layout(self, size: Size) -> Layout:
         """Returns the grid of the tiles, put together, and that of the whole picture."""

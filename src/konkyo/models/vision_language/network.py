@@ -53,6 +53,11 @@ class ImageTextNetwork(nn.Module):
         self.image_grid = ImageGrid()
         self.form = form
         self._takes = frozenset(signature(network.forward).parameters)
+        if "mm_encoder_outputs" not in self._takes:
+            raise KonkyoError(
+                f"a {type(network).__name__} whose forward takes the image's features (mm_encoder_outputs) was "
+                "expected, as in transformers 5.24"
+            )
 
     @property
     def config(self) -> Any:
