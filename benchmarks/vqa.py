@@ -17,7 +17,7 @@ from torch import Tensor
 
 import konkyo
 from konkyo.data.samples import Samples, samples
-from konkyo.data.sets.questions import KINDS, kind_of
+from konkyo.data.sets.questions import ANSWERED, kind_of
 from konkyo.evaluation.evaluate import evaluate
 from konkyo.evaluation.result import Evaluation
 from konkyo.models import Model
@@ -67,10 +67,10 @@ def of_kinds(result: Evaluation, data: Samples) -> str:
     """Every method's share of energy in the part that the answer names, by the kind of question."""
     kinds = {name: kind_of(data[i].question or "") for i, name in enumerate(data.names)}
     rows = [kinds[row.sample] for row in result.rows]
-    lines = [f"| | {' | '.join(KINDS)} |", "|---" * (1 + len(KINDS)) + "|"]
+    lines = [f"| | {' | '.join(ANSWERED)} |", "|---" * (1 + len(ANSWERED)) + "|"]
     for method in result.methods:
         values = result.values(method, COLUMNS[0])
-        means = [values[torch.tensor([row == kind for row in rows])].nanmean() for kind in KINDS]
+        means = [values[torch.tensor([row == kind for row in rows])].nanmean() for kind in ANSWERED]
         lines.append(f"| {method} | {' | '.join(f'{float(mean):.2f}' for mean in means)} |")
     return "\n".join(lines)
 
@@ -79,7 +79,7 @@ def of_priors(model: Model, data: Samples) -> str:
     """By kind: accuracy, that on a gray image, the most frequent answer, and the shares of the image in the masks."""
     lines = ["| kind | questions | correct | on a gray image | most frequent | single | union |", "|---" * 7 + "|"]
     blank = torch.zeros(1, 3, 128, 128)
-    for kind in KINDS:
+    for kind in ANSWERED:
         right, blind, answers, single, union = [], [], [], [], []
         for sample in data:
             if kind_of(sample.question or "") != kind:
@@ -95,6 +95,8 @@ def of_priors(model: Model, data: Samples) -> str:
             (thing,) = sample.annotations
             single.append(math.nan if thing.evidence is None else float(thing.evidence.float().mean()))
             union.append(math.nan if thing.mask is None else float(thing.mask.float().mean()))
+        if not answers:
+            continue
         most = max(answers.count(answer) for answer in set(answers)) / len(answers)
         shares = [
             float(torch.tensor(values, dtype=torch.float64).nanmean()) for values in (right, blind, single, union)

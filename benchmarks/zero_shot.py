@@ -1,6 +1,6 @@
 """Measures maps of konkyo/scenes-clip against the part of the picture that tells a class from its twin.
 
-    python benchmarks/zero_shot.py [--scenes 60] [--out FOLDER]
+    python benchmarks/zero_shot.py [--scenes 60] [--columns deletion,insertion] [--methods grad_eclip] [--out FOLDER]
 
 It prints the tables of docs/zero_shot.md: what is explained is the logit of the scene's own class among ten texts, and
 then the contrast with its twin. The scenes are of seeds that the network was not trained on. An interrupted run goes on
@@ -29,7 +29,7 @@ from konkyo.tasks.texts import ZeroShotTask
 
 COLUMNS = ("ebpg@evidence", "pointing_game@evidence", "ebpg@mask", "pointing_game@mask", "deletion", "insertion")
 AT_LAYER = ("grad_cam", "layer_cam", "hires_cam", "score_cam", "eigen_cam", "random_cam")
-OTHERS = ("grad_eclip", "le_grad", "attention_rollout", "transformer_attribution", "rise", "edge_map")
+OTHERS = ("grad_eclip", "le_grad", "attention_rollout", "transformer_attribution", "edge_map")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class TwinTask(ZeroShotTask):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=60)
+    parser.add_argument("--columns", default=",".join(COLUMNS))
+    parser.add_argument("--methods", help="of those that are measured, these only")
     parser.add_argument("--weights", default="default", help="another file of weights")
     parser.add_argument("--out", type=Path, help="a folder for every value")
     args = parser.parse_args()
@@ -64,20 +66,22 @@ def main() -> None:
     )
     data = f"scenes:{args.scenes},objects=1"
     for explained, network in (("the class", model), ("the class and not its twin", of_twins)):
-        for layer, methods in (("image_tower.stage4", AT_LAYER), (None, (*AT_LAYER[:3], *OTHERS))):
+        for layer, methods in (("image_tower.stage4", AT_LAYER), (None, (*AT_LAYER[:2], *OTHERS))):
+            if args.methods:
+                methods = tuple(method for method in methods if method in args.methods.split(","))
             out = args.out and args.out / f"{'twins' if network is of_twins else 'class'}-{layer or 'automatic'}"
-            result = evaluate(network, data, methods, COLUMNS, explained="label", layer=layer, out=out)
+            result = evaluate(network, data, methods, args.columns.split(","), explained="label", layer=layer, out=out)
             print(f"\n{explained}, layer {layer or model.automatic_layers((3, 128, 128))[0].name}")
-            print(of_methods(result), flush=True)
+            print(of_methods(result, args.columns.split(",")), flush=True)
 
 
-def of_methods(result: Evaluation) -> str:
+def of_methods(result: Evaluation, columns: Sequence[str]) -> str:
     """Every method's mean with a 95 % interval, each over the maps that are not blank, and how many are."""
-    lines = [f"| | {' | '.join(COLUMNS)} | blank |", "|---" * (2 + len(COLUMNS)) + "|"]
+    lines = [f"| | {' | '.join(columns)} | blank |", "|---" * (2 + len(columns)) + "|"]
     generator = torch.Generator().manual_seed(0)
     for method in result.methods:
         cells, blank = [], 0
-        for name in COLUMNS:
+        for name in columns:
             values = result.values(method, name)
             blank = max(blank, int(values.isnan().sum()))
             values = values[~values.isnan()]

@@ -4,6 +4,7 @@ python docs/pictures.py [NAME ...]
 python docs/pictures.py segmentation   (docs/assets/segmentation.webp: a class, a contrast and a pixel, three methods)
 python docs/pictures.py vqa            (docs/assets/vqa.png: a question of every kind, four methods)
 python docs/pictures.py answers        (docs/assets/answers.webp: maps of words, by examples/caption_scenes.py)
+python docs/pictures.py zero_shot      (docs/assets/zero_shot.jpg: five scenes, five maps of konkyo/scenes-clip)
 python docs/pictures.py checkpoints    (docs/assets/checkpoints.webp, by the code of docs/cookbook/checkpoints.md)
 """
 
@@ -16,6 +17,7 @@ import warnings
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import wrap
 from typing import Any
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
@@ -25,7 +27,7 @@ from konkyo.draw.sheets import save_image
 
 FOLDER = Path(__file__).resolve().parent / "assets" / "methods"
 SEED, INDEX, SIDE, GAP = 2033, 0, 200, 6
-VQA = {"exist": 0, "count": 0, "objects": 0, "colour": 0, "side": 0, "relation": 0}
+VQA = {"exist": 0, "count": 0, "objects": 0, "side": 0, "relation": 2}
 """Of every kind of question, which of the samples is drawn."""
 
 
@@ -69,7 +71,7 @@ def vqa() -> None:
     warnings.simplefilter("ignore", konkyo.KonkyoWarning)
     model, methods = konkyo.load("konkyo/scenes-vqa"), ("grad_cam", "hires_cam", "occlusion", "integrated_gradients")
     columns = [konkyo.data.samples.samples(f"questions:40,size=256,kinds={kind}")[VQA[kind]] for kind in VQA]
-    side, top, font = 170, 34, ImageFont.load_default(13)
+    side, top, font = 170, 50, ImageFont.load_default(13)
     sheet = Image.new("RGB", ((side + GAP) * len(columns) + 20, top + (side + GAP) * (1 + len(methods))), "white")
     pen = ImageDraw.Draw(sheet)
     for column, sample in enumerate(columns):
@@ -81,7 +83,7 @@ def vqa() -> None:
             shown.paste(colour, mask=ImageChops.subtract(area.filter(ImageFilter.MaxFilter(5)), area))
         found = konkyo.explanations(model, sample.image, methods, question=sample.question, layer="cells")
         label = found[methods[0]].labels[0]
-        pen.text((x, 0), f"{sample.question.removesuffix(' ?')}?\n{label}", "black", font)
+        pen.text((x, 0), "\n".join([*wrap(sample.question.replace(" ?", "?"), 26), label]), "black", font)
         for row, picture in enumerate((shown, *(found[method].overlay(0) for method in methods))):
             sheet.paste(picture.convert("RGB").resize((side, side)), (x, top + row * (side + GAP)))
     for row, method in enumerate(methods, 1):
@@ -136,6 +138,36 @@ def answers() -> None:
     save_image(sheet, FOLDER.parent / "answers.webp")
 
 
+def zero_shot() -> None:
+    """A row per scene: the scene with its evidence outlined, then maps of its class and of class against twin."""
+    warnings.simplefilter("ignore", konkyo.KonkyoWarning)
+    names = konkyo.data.scenes.CLASSES
+    model = konkyo.load("konkyo/scenes-clip", texts=names, template="a photo of a {}")
+    columns = ("grad_eclip", "grad_eclip", "le_grad", "attention_rollout", "grad_cam")
+    scenes = {int(scene.labels[0]): scene for scene in konkyo.data.scenes.Scenes(60, seed=SEED, size=256, objects=1)}
+    side, top, font = 170, 34, ImageFont.load_default(13)
+    sheet = Image.new("RGB", ((side + GAP) * (1 + len(columns)), top + (side + GAP) * 5), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((0, 0), "a scene\nand its evidence", "black", font)
+    for column, name in enumerate(columns):
+        words = "its class" if column == 0 else "any target" if name == "attention_rollout" else "class, not twin"
+        pen.text(((column + 1) * (side + GAP), 0), f"{name}\n{words}", "black", font)
+    for row, label in enumerate((0, 1, 2, 7, 9)):
+        scene = scenes[label]
+        twins = konkyo.ContrastTarget(names[label], names[label ^ 1])
+        area = Image.fromarray(scene.evidence[0].numpy()).convert("L")
+        shown = scene.image.copy()
+        shown.paste((255, 0, 140), mask=ImageChops.subtract(area.filter(ImageFilter.MaxFilter(5)), area))
+        cells = [shown]
+        for column, name in enumerate(columns):
+            target = names[label] if column == 0 else twins
+            cells.append(konkyo.explain(model, scene.image, method=name, target=target).overlay(0))
+        for column, picture in enumerate(cells):
+            place = (column * (side + GAP), top + row * (side + GAP))
+            sheet.paste(picture.convert("RGB").resize((side, side)), place)
+    save_image(sheet, FOLDER.parent / "zero_shot.jpg")
+
+
 if __name__ == "__main__":
-    pages = {f.__name__: f for f in (answers, checkpoints, segmentation, vqa)}
+    pages = {f.__name__: f for f in (answers, checkpoints, segmentation, vqa, zero_shot)}
     (pages.get(sys.argv[1], main) if len(sys.argv) == 2 else main)()

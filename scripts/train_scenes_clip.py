@@ -2,7 +2,7 @@
 
     python scripts/train_scenes_clip.py
 
-Its image tower starts as the shipped classifier, whose stem and first stage stay as they are. The loss is SigLIP's: a
+Its image tower starts as the shipped classifier, whose first three stages stay as they are. The loss is SigLIP's: a
 sigmoid for each image and each text of the batch. Of every pair it is known whether the text is true of the image, so
 no two captions are taken for different that say the same; pairs that cannot be told do not count. With every caption
 come two that differ from it in a word. The scenes are rendered once into the cache folder, and a checkpoint is kept
@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -56,7 +55,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1.5e-3, help="the highest learning rate of the cycle")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--start", type=Path, help="weights to start from")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in the cache folder")
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
@@ -77,7 +75,7 @@ def main() -> None:
         "with_one_object": {"scenes": args.scenes // 3, "seed": args.seed},
         "with_two_or_three_objects": {"scenes": args.scenes - args.scenes // 3, "seed": args.seed + 1},
         "captions": "konkyo.data.sets.captions: drawn anew in every epoch, with two near misses each",
-        "starts_from": "konkyo/scenes-classifier, of which stem and stage1 stay as they are",
+        "starts_from": "konkyo/scenes-classifier, of which stem, stage1 and stage2 stay as they are",
         "epochs": args.epochs,
         "batch": args.batch,
         "rate": args.rate,
@@ -106,20 +104,18 @@ def captions_of(facts: Facts, rng: random.Random) -> tuple[list[Caption], list[C
 
 
 def loss_of(logits: Tensor, truth: Tensor) -> Tensor:
-    """Of logits (B, 3 B) for B captions and two near misses of each: sigmoids, and a softmax.
+    """Of logits (B, 3 B) for B captions and two near misses of each: sigmoids, and a softmax over all texts.
 
-    The own caption, its near misses, and other captions that are true or false count alike, whatever their number:
-    captions of one plain class are true of many images of a batch, those of a colour of few. The softmax is over an
-    image's own caption and all that are false.
+    Pairs that are true, those with near misses and all others count as much as each other, whatever their number.
     """
     batch = len(logits)
-    first = torch.cat([torch.eye(batch), torch.zeros(batch, 2 * batch)], 1) > 0
-    misses = torch.cat([torch.zeros(batch, batch), torch.eye(batch).repeat_interleave(2, 1)], 1) > 0
+    own = torch.cat([torch.eye(batch), torch.eye(batch).repeat_interleave(2, 1)], 1) > 0
     each = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     true, false = truth == 1, truth == 0
-    groups = (first, misses & false, true & ~first, false & ~misses)
-    picked = F.cross_entropy(logits.masked_fill(~(first | false), -torch.inf), torch.arange(batch))
-    return sum((each[group].mean() for group in groups), picked)
+    parts = [each[true].mean(), each[false & own].mean(), 3 * each[false & ~own].mean()]
+    known = logits.masked_fill(truth == 0.5, -torch.inf)
+    picked = known.logsumexp(1) - known.masked_fill(~true, -torch.inf).logsumexp(1)
+    return sum(parts, torch.zeros(())) + picked.mean()
 
 
 def embedding(tower: ImageTower, grid: Tensor) -> Tensor:
@@ -144,18 +140,18 @@ def train(scenes: Arrays, args: argparse.Namespace) -> tuple[ScenesClip, float]:
     model = ScenesClip(len(vocabulary()) + 2)
     body = scenes_classifier().state_dict()
     model.image_tower.load_state_dict({k: v for k, v in body.items() if not k.startswith("head")}, strict=False)
-    if args.start:
-        model.load_state_dict(load_file(args.start))
     model.to(memory_format=torch.channels_last)
     tower = model.image_tower
-    fixed = [tower.stem, tower.stage1]
+    fixed = [tower.stem, tower.stage1, tower.stage2]
+    fresh = [tower.stage3, tower.stage4]
     for part in fixed:
         part.requires_grad_(False)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, weight_decay=0.03)
+    slow = [p for part in fresh for p in part.parameters()]
+    others = [p for p in model.parameters() if p.requires_grad and all(p is not q for q in slow)]
+    optimiser = torch.optim.AdamW([{"params": slow}, {"params": others}], weight_decay=0.03)
     steps = len(scenes["images"]) // args.batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, args.rate, total_steps=steps * args.epochs, pct_start=0.15
+        optimiser, [args.rate, args.rate], total_steps=steps * args.epochs, pct_start=0.15
     )
     checkpoint, first, seconds = args.cache / "checkpoint.pt", 0, 0.0
     if args.resume and checkpoint.exists():
@@ -182,8 +178,8 @@ def train(scenes: Arrays, args: argparse.Namespace) -> tuple[ScenesClip, float]:
             texts = [*captions, *misses]
             with torch.autocast("cpu", torch.bfloat16):
                 with torch.no_grad():
-                    early = tower.stage1(tower.stem(images.contiguous(memory_format=torch.channels_last)))
-                pictured = embedding(tower, tower.stage2(early)).float()
+                    shallow = tower.shallow(images.contiguous(memory_format=torch.channels_last))
+                pictured = embedding(tower, shallow).float()
                 read = model.get_text_features(tokens_of([text.worded(rng) for text in texts])).float()
             loss = loss_of(model.logits(pictured, read), batch.truth(texts))
             optimiser.zero_grad()
@@ -201,7 +197,7 @@ def train(scenes: Arrays, args: argparse.Namespace) -> tuple[ScenesClip, float]:
                  "epoch": epoch + 1, "seconds": seconds}  # fmt: skip
         with replacing(checkpoint) as new:
             torch.save(state, new)
-        quick = measure(model.eval(), args.seed + UNSEEN - 10, 100)
+        quick = measure(model.eval(), args.seed + UNSEEN - 10, 200)
         print(f"epoch {epoch + 1} of {args.epochs}: {json.dumps(quick)}, {seconds:.0f} s", flush=True)
     return model.eval(), seconds
 
@@ -217,7 +213,7 @@ def embedded(model: ScenesClip, scenes: Sequence[Scene]) -> Tensor:
 
 
 @torch.no_grad()
-def measure(model: ScenesClip, seed: int, count: int = 500) -> dict[str, object]:
+def measure(model: ScenesClip, seed: int, count: int = 400) -> dict[str, object]:
     """The numbers of the provenance file, all from scenes of seeds that training never saw."""
     single = list(Scenes(count, seed=seed, objects=1))
     labels = torch.cat([scene.labels for scene in single])

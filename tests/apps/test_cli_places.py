@@ -25,7 +25,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return runner("", "net.py:build", tmp_path, monkeypatch, capsys)
 
 
-
 def test_a_volume_is_explained_and_its_map_lies_in_its_space(run: Run, tmp_path: Path) -> None:
     nibabel = pytest.importorskip("nibabel")
     affine = np.diag([1.0, 2.0, 3.0, 1.0])

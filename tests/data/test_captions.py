@@ -32,8 +32,8 @@ def said(scene: Scene, caption: Caption) -> float:
         parts.append(there(caption.other, caption.other_colour))
     if caption.left:
         ways = [
-            b - a for (k, _, a), (l, _, b) in product(objects, objects) if k == caption.label and l == caption.other
-        ]  # noqa: E741
+            b - a for (k, _, a), (m, _, b) in product(objects, objects) if k == caption.label and m == caption.other
+        ]
         sides = {1 if way > GAP else -1 if way < -GAP else 0 for way in ways}
         parts.append(1.0 if sides == {1} else 0.0 if sides in ({-1}, set()) else 0.5)
     return min(parts)

@@ -654,7 +654,7 @@ def test_data_of_ones_own():
 
 def test_errors_say_what_is_on_offer(tmp_path):
     assert set(LAYOUTS) == {"coco", "voc", "folder", "chest", "brain", "sun397"}
-    assert set(DRAWN) == {"scenes", "lesions"}
+    assert set(DRAWN) == {"scenes", "lesions", "questions"}
     for source in ("coca:x", "scene:3", str(tmp_path), tmp_path, ""):
         refused(source, "scenes:COUNT", "coco:DIR", "voc:DIR", "folder:DIR")
     for source in ("scenes:many", "scenes:3,objects=1-", "scenes:3,size=big", "scenes:-1"):

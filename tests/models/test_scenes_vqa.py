@@ -186,6 +186,8 @@ def test_without_a_question_or_with_one_it_does_not_know_it_says_so(model):
         konkyo.explain(model, image)
     with pytest.raises(konkyo.KonkyoError, match="no question about drawn scenes"):
         konkyo.explain(model, image, question="is there a dog ?")
+    with pytest.raises(konkyo.KonkyoError, match="wrong too often about colours"):
+        konkyo.explain(model, image, question="what color is the cat?")
     with pytest.raises(konkyo.KonkyoError, match="reads no text"):
         konkyo.explain(konkyo.load("konkyo/scenes-classifier"), image, question="why ?")
 

@@ -206,7 +206,7 @@ def test_images_of_a_batch_have_their_own_regions():
 def test_the_region_stays_the_same_when_the_image_changes():
     """Occluding everything changes what is predicted, not the region whose score is asked for."""
     output = one_hot(LABELS) + 0.1
-    model, images = given(output)
+    model, _ = given(output)
     target = model.targets("road", output)[0][0]
     changed = output.flip(3)
     inside = torch.tensor(LABELS) == 1

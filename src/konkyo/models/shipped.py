@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from konkyo.data.sets.questions import ANSWERS, tokens
+from konkyo.data.sets.questions import ANSWERED, ANSWERS, kind_of, tokens
 from konkyo.data.sets.scenes import CLASSES
-from konkyo.errors import unknown
+from konkyo.errors import KonkyoError, unknown
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import build_with
 from konkyo.models.detectors.transformers import detector
@@ -149,7 +149,12 @@ def _answerer(weights: Weights) -> Model:
 
 
 def _asked(question: str) -> dict[str, Any]:
-    """Returns how the network of questions is run with one question. KonkyoError: one that it does not know."""
+    """Returns how the network of questions is run with one question. KonkyoError: one that it does not answer."""
+    if kind_of(question) not in ANSWERED:
+        raise KonkyoError(
+            f"konkyo/scenes-vqa does not answer {question!r}: it was wrong too often about colours. It answers questions "
+            f"of the kinds {', '.join(ANSWERED)}"
+        )
     return {"call": partial(_answered, tokens(question)[None])}
 
 

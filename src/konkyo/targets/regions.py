@@ -152,7 +152,7 @@ class RegionTarget(BaseTarget):
         return {"region": round(float(self.weights((256, 256)).mean()), 6), "score": self.score}
 
     def in_words(self, label: str, score: float) -> str:
-        """Returns the class and its region with the score, as in "cat, 4% of the picture (mean logit 3.55)"."""
+        """Returns the class and its region with the score, as in "cat, pixel 3,4 (mean logit 3.55)"."""
         name = "probability" if self.score == "sigmoid" else self.score
         return f"{label} (mean {name} {score:.2f})"
 

@@ -47,6 +47,7 @@ class SegmentationTask(Task):
     """
 
     noun: ClassVar[str] = "segmenter"
+    method: ClassVar[str] = "layer_cam"
     methods: ClassVar[tuple[str, ...]] = OF_SEGMENTERS
     columns: ClassVar[tuple[str, ...]] = (
         *("deletion(substrate=blur)", "deletion(substrate=blur,where=context)", "insertion"),
