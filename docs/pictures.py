@@ -2,7 +2,7 @@
 
 python docs/pictures.py [NAME ...]
 python docs/pictures.py segmentation   (docs/assets/segmentation.webp: a class, a contrast and a pixel, three methods)
-python docs/pictures.py vqa            (docs/assets/vqa.png: a question of every kind, four methods)
+python docs/pictures.py vqa            (docs/assets/vqa.webp: a question of every kind, four methods)
 python docs/pictures.py answers        (docs/assets/answers.webp: maps of words, by examples/caption_scenes.py)
 python docs/pictures.py zero_shot      (docs/assets/zero_shot.jpg: five scenes, five maps of konkyo/scenes-clip)
 python docs/pictures.py checkpoints    (docs/assets/checkpoints.webp, by the code of docs/cookbook/checkpoints.md)
@@ -90,7 +90,7 @@ def vqa() -> None:
         name = Image.new("RGB", (side, 18), "white")
         ImageDraw.Draw(name).text((4, 0), method, "black", font)
         sheet.paste(name.rotate(90, expand=True), (0, top + row * (side + GAP)))
-    save_image(sheet, FOLDER.parent / "vqa.png")
+    save_image(sheet, FOLDER.parent / "vqa.webp")
 
 
 def segmentation() -> None:

@@ -611,7 +611,7 @@ class Waves(nn.Module):
 
 
 @calm
-@pytest.mark.demand(21, missing="pictures of signals and volumes (slices, montages)")
+@pytest.mark.demand(21)
 @pytest.mark.parametrize("size", [(64,), (8, 10, 12)])
 def test_signals_and_volumes(size: tuple[int, ...]) -> None:
     """Signals and volumes (ECG, CT, video)
@@ -631,8 +631,7 @@ def test_signals_and_volumes(size: tuple[int, ...]) -> None:
         assert result.maps.shape == (2, *(size if name in ("saliency", "rise") else grid))
         assert result.maps.isfinite().all()
         assert result.at(size).shape == (2, *size)
-    with pytest.raises(konkyo.KonkyoError, match="only images"):
-        found["grad_cam"].overlay(0)
+    assert min(found["grad_cam"].overlay(0).size) > 50
 
 
 @calm

@@ -18,7 +18,7 @@ from helpers.paths import DOCS, EXAMPLES, ROOT
 
 
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
-@pytest.mark.parametrize("page", ["index.md", "extending.md", "notebook.md", "segmentation.md", "answers.md"])
+@pytest.mark.parametrize("page", ["index.md", "extending.md", "notebook.md", "vqa.md", "segmentation.md", "answers.md"])
 def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from konkyo.data import sets
     from konkyo.data.samples import LAYOUTS
@@ -46,7 +46,7 @@ def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
     "page",
     [
         *("consistency.md", "training.md", "data.md", "labels.md", "images.md", "embeddings.md", "numbers.md"),
-        *("vqa.md", "zero_shot.md", "open_vocabulary.md", "video.md", "blackbox.md"),
+        *("zero_shot.md", "open_vocabulary.md", "video.md", "blackbox.md"),
     ],
 )
 def test_the_examples_of_a_page_on_training_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

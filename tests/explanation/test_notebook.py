@@ -174,8 +174,8 @@ def test_without_pictures_the_maps_alone_are_shown() -> None:
 
 
 def test_what_cannot_be_drawn_is_told() -> None:
-    signals = made(signed=torch.rand(5, 8), images=None)
-    assert "Not drawn: maps (h, w) can be drawn" in signals._repr_html_()
+    signals = made(signed=torch.rand(5, 2, 3, 4, 4), images=None)
+    assert "Not drawn: maps 2x3x4x4 have no picture" in signals._repr_html_()
     assert signals._repr_png_() is None
 
 

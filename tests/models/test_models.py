@@ -64,9 +64,9 @@ def test_a_torchvision_model_has_its_names_and_preprocessing(model: konkyo.Model
     ("name", "message"),
     [
         ("torchvision/resnet5", "did you mean 'resnet5"),
-        ("torchvision/fcn_resnet50", "unknown torchvision model"),
+        ("torchvision/fcn_resnet5", "unknown torchvision model"),
         ("torchvison/resnet50", "did you mean 'torchvision/NAME'"),
-        ("resnet50", r"hf/NAME, konkyo/NAME, timm/NAME, torchvision/NAME, trained/NAME, FILE\.py:FUNCTION"),
+        ("resnet50", r"timm/NAME, torchvision/NAME, trained/NAME, FILE\.onnx, FILE\.py:FUNCTION"),
         ("", "unknown model ''"),
         ("net.py", "'net.py' names no function in the file that builds the model: net.py:FUNCTION"),
         ("torchvision/", "unknown torchvision model ''"),

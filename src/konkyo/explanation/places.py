@@ -48,7 +48,9 @@ def overlay_of(result: Explanation, row: int, style: dict[str, Any]) -> Image.Im
         step = where.step[time] if where.step else 1.0
         sound, strong = (values.mean(0), map_) if time == 1 else (values.mean(0).T, map_.T)
         return signals.spectrogram(sound, strong, step, where.units(time), limits)
-    raise KonkyoError(f"maps of the places {', '.join(result.places)} have no picture; `maps` are tensors")
+    grid = "x".join(map(str, result.signed.shape[1:]))
+    named = f" of the places {', '.join(result.places)}" if result.places else ""
+    raise KonkyoError(f"maps {grid}{named} have no picture; `maps` are tensors")
 
 
 def coordinates_of(result: Explanation, row: int) -> Coordinates:

@@ -16,7 +16,7 @@ from konkyo.models.base import Model, adapter
 from konkyo.models.blackbox import BlackBox, Form
 from konkyo.models.preprocess import preprocess_of
 
-CLASSES, PREPROCESS = "konkyo.classes", "konkyo.preprocess"
+CLASSES, PREPROCESS = "konkyo:classes", "konkyo:preprocess"
 """The names under which a file says its classes and how pictures are prepared."""
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 

@@ -119,7 +119,7 @@ class ZeroShotTask(ClassificationTask):
     @staticmethod
     def saved(target: Target) -> dict[str, Any] | None:
         """Returns the text's number, its score, and how the logit is made; None for another target."""
-        return asdict(target) if isinstance(target, TextOfSeveral) else ClassificationTask.saved(target)
+        return asdict(target) if isinstance(target, TextOfSeveral) else None  # a class is saved as one
 
     @staticmethod
     def restored(values: Mapping[str, Any]) -> Target | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from konkyo.apps.cli.options import Device, Json, ModelOptions, Weights, setup_of, size_of
+from konkyo.apps.cli.options import Device, Json, ModelOptions, Question, Weights, setup_of, size_of
 from konkyo.apps.cli.terminal import print_table
 from konkyo.errors import KonkyoError
 
@@ -75,9 +75,7 @@ def layers(
         int | None, typer.Option(min=1, help="Channels of the image; default: the model's own, or 3.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Also the modules whose output is no grid.")] = False,
-    question: Annotated[
-        str | None, typer.Option("--question", help="What a model that answers questions is asked meanwhile.")
-    ] = None,
+    question: Question = None,
     weights: Weights = "default",
     device: Device = None,
     as_json: Json = False,

@@ -30,6 +30,7 @@ ModelName = Annotated[
 ]
 Weights = Annotated[str, typer.Option(help="A .safetensors or .pth file, 'default' (pretrained), or 'random'.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; default: cuda where there is one.")]
+Question = Annotated[str | None, typer.Option("--question", help="What a model that answers questions is asked.")]
 Layers = Annotated[
     list[str] | None,
     typer.Option("--layer", "-l", help="Layer name, 'input', or 'stages'; repeated: fused, shallow to deep."),
@@ -124,9 +125,7 @@ class TargetOptions:
         list[str] | None,
         typer.Option("--reference", help="Embeddings: an image that the images are likened to; repeated: their mean."),
     ] = None
-    question: Annotated[
-        str | None, typer.Option("--question", help="What a model that answers questions is asked of the images.")
-    ] = None
+    question: Question = None
     answer: Annotated[
         str | None,
         typer.Option("--answer", help="The text that is explained, in place of what the model answers in words."),
