@@ -64,3 +64,42 @@ def test_what_cannot_be(konkyo: Run, scene, tmp_path):
         "for segmenters only; konkyo/scenes-classifier is a classifier",
     )
     told(konkyo(*run, *MODEL, "--mask", str(tmp_path / "none.png")), "none.png")
+
+
+NETS = """
+import torch
+import konkyo
+from helpers.segmenters import mask_rcnn, maskformer
+
+NAMES = ("wall", "floor", "car", "lamp", "sky")
+PREPROCESS = konkyo.Preprocess(resize=(80, 96), crop=None)
+
+def queries():
+    torch.manual_seed(0)
+    network = maskformer()
+    for part in network.modules():
+        if isinstance(part, (torch.nn.Conv2d, torch.nn.Embedding)):
+            torch.nn.init.normal_(part.weight)
+    return konkyo.Model(network, PREPROCESS, classes=NAMES)
+
+def boxes():
+    return konkyo.Model(mask_rcnn(), PREPROCESS, classes=NAMES[:3])
+"""
+
+
+@pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
+def test_instances(konkyo: Run, scene, tmp_path):
+    (tmp_path / "nets.py").write_text(NETS)
+    run = ("explain", str(scene[0]), "--overwrite", "--method", "layer_cam", "--json", "--model")
+    asked = ("--target", "instance:car:2", "--target", "instance:lamp,of=mask")
+    found = konkyo(*run, f"{tmp_path / 'nets.py'}:queries", *asked)
+    assert found.code == 0, found.err
+    car, lamp = found.json["images"][0]["maps"]
+    assert car["label"].startswith("car, query ")
+    assert lamp["label"].endswith(", mask")
+    assert 0 < car["region"] < 1
+    found = konkyo(*run, f"{tmp_path / 'nets.py'}:boxes", "--of", "mask", "--score", "0.05", "--top", "2")
+    assert found.code == 0, found.err
+    maps = found.json["images"][0]["maps"]
+    assert [entry["label"].endswith(", mask") for entry in maps] == [True, True]
+    assert all(0 < entry["region"] < 1 and entry["quantity"] == "mask" for entry in maps)

@@ -5,12 +5,10 @@ import json
 import pytest
 import torch
 from torch.nn import functional
-from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 import konkyo
+from helpers.segmenters import mask_rcnn
 from konkyo.targets.detections import MaskTarget
 from konkyo.tasks.masks import MaskTask, _on_picture
 
@@ -19,24 +17,7 @@ NAMES = ("cat", "dog", "lamp")
 
 @pytest.fixture(scope="module")
 def network():
-    """A Mask R-CNN of three classes that sees something, frozen and in eval mode."""
-    torch.manual_seed(3)
-    network = MaskRCNN(
-        resnet_fpn_backbone(backbone_name="resnet18", weights=None), num_classes=4, rpn_post_nms_top_n_test=20,
-        rpn_anchor_generator=AnchorGenerator(((16,), (24,), (32,), (64,), (96,)), ((0.5, 1.0, 2.0),) * 5),
-        rpn_pre_nms_top_n_test=20, box_detections_per_img=10, min_size=96, max_size=130,
-    )  # fmt: skip
-    network.roi_heads.box_predictor.cls_score.weight.data *= 3
-    for part in network.roi_heads.mask_predictor.modules():
-        if isinstance(part, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
-            torch.nn.init.normal_(part.weight, std=0.2)
-    for part in network.modules():
-        if isinstance(part, torch.nn.BatchNorm2d):
-            part.momentum = None
-    with torch.no_grad():
-        network.backbone.train()
-        network.backbone(torch.randn(4, 3, 96, 128))
-    return network.eval().requires_grad_(False)
+    return mask_rcnn()
 
 
 @pytest.fixture

@@ -140,12 +140,12 @@ class InstanceSegmentationTask(Task):
     def assumptions(self, targets: Sequence[Target], output: Tensor, classes: Classes) -> tuple[str, ...]:
         """Returns which of the instances the library's post-processing would leave out."""
         del output
+        parts = dict.fromkeys(part for target in targets for part in leaves(target) if isinstance(part, QueryTarget))
         return tuple(
             f"query {part.index} has a score of {part.probability:.2g} for {classes.label(part.label)}: below "
             f"{_CERTAIN}, at which the library's post-processing takes a query for an instance"
-            for target in targets
-            for part in leaves(target)
-            if isinstance(part, QueryTarget) and part.probability < _CERTAIN
+            for part in parts
+            if part.probability < _CERTAIN
         )
 
     def label(self, target: Target, classes: Classes, outputs: int | None = None) -> str:

@@ -132,7 +132,9 @@ class TargetOptions:
     ] = None
     of: Annotated[
         str | None,
-        typer.Option("--of", help="Detectors: probability, logit, x1, y1, x2, y2 or combined; what is explained."),
+        typer.Option(
+            "--of", help="Detectors: probability, logit, x1, y1, x2, y2, combined or mask; what is explained."
+        ),
     ] = None
 
 
