@@ -182,3 +182,10 @@ def test_metrics_take_black_boxes() -> None:
 
     values = [konkyo.metrics.deletion(result.maps, images=images, score=score(of)) for of in (box, module)]
     torch.testing.assert_close(values[0], values[1], rtol=1e-4, atol=1e-5)
+
+
+def test_bytes_are_made_of_colours_from_0_to_1() -> None:
+    box = konkyo.BlackBox(lambda images: images.mean((1, 2)), form="uint8 NHWC")
+    with pytest.raises(KonkyoError, match="mean is 0 and std is 1"):
+        konkyo.Model(box, konkyo.Preprocess())
+    assert konkyo.Model(box, konkyo.Preprocess(8, 8, (0.0,) * 3, (1.0,) * 3))(torch.ones(1, 3, 4, 4)).max() == 255

@@ -19,6 +19,7 @@ from konkyo.errors import KonkyoError
 from konkyo.models.preprocess import preprocess_of
 from konkyo.models.vision_language.adapter import described
 from konkyo.models.vision_language.families import difference, form_of
+from konkyo.models.vision_language.forms import resampled
 from konkyo.utils.tensors import on_finest
 
 pytest.importorskip("transformers")
@@ -377,6 +378,43 @@ def test_qwen_vl_forgets_where_the_last_prompt_ended() -> None:
     again = konkyo.explain(model, wide, method="hires_cam")
     assert torch.equal(first.signed, again.signed)
     assert model.module.network.model.rope_deltas is None
+
+
+def test_what_the_network_notes_on_itself_is_as_it_was_also_after_an_error() -> None:
+    model = asked("qwen2_vl")
+    core, images = model.module.network.model, _prepared(model)
+    core.rope_deltas = torch.tensor([[7]])
+    konkyo.explain(model, images, method="occlusion", window=28, stride=28)
+    assert core.rope_deltas.tolist() == [[7]]
+    with pytest.raises(KonkyoError):
+        model.module.read(model.module.look(images), _prompt(model, images)[:-1].flip(0)[:2], ())
+    assert core.rope_deltas.tolist() == [[7]]
+
+
+def test_answers_are_greedy_whatever_the_checkpoint_asks_for() -> None:
+    model = asked("llava")
+    images = _prepared(model)
+    plain = model.settled(images, None).task
+    model.module.network.generation_config.update(repetition_penalty=5.0, no_repeat_ngram_size=2, min_length=30)
+    assert model.settled(images, None).task == plain
+
+
+def test_a_network_in_training_mode_stays_so() -> None:
+    network = network_of("llava").train()
+    model = konkyo.Model(network, processor=processor_of("llava"))
+    assert network.training
+    assert all(part.training for part in network.modules())
+    assert len(konkyo.explain(model, _prepared(model), question=QUESTION)) == 1
+    assert network.training
+    assert all(part.training for part in network.modules())
+
+
+def test_white_and_black_areas_have_the_gradient_of_the_resize() -> None:
+    images = torch.full((1, 3, 90, 120), 1.0, requires_grad=True)
+    resampled(images, (60, 80), "bicubic", (0.0,) * 3, (1.0,) * 3).sum().backward()
+    other = torch.full((1, 3, 90, 120), 0.5, requires_grad=True)
+    resampled(other, (60, 80), "bicubic", (0.0,) * 3, (1.0,) * 3).sum().backward()
+    torch.testing.assert_close(images.grad, other.grad)
 
 
 def test_what_cannot_be_right_is_refused() -> None:

@@ -146,3 +146,11 @@ def test_targets_in_words():
 def test_what_cannot_be_is_said_in_words(make, message):
     with pytest.raises(KonkyoError, match=message):
         make()
+
+
+def test_a_mask_is_averaged_over_the_area_of_cells_that_do_not_fit():
+    torch.testing.assert_close(Mask(torch.tensor([1.0, 0.0, 0.0])).at((2,)), torch.tensor([2 / 3, 0.0]))
+    fine, size = torch.rand(5, 7), (3, 4)
+    steps = fine.repeat_interleave(3, 0).repeat_interleave(4, 1)  # 15 x 28 whole cells of both grids
+    expected = steps.view(3, 5, 4, 7).mean((1, 3))
+    torch.testing.assert_close(Mask(fine).at(size), expected)

@@ -1,6 +1,7 @@
 """Segmentation: what is explained of a dense output, against closed forms and transcriptions by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -324,3 +325,49 @@ def test_a_map_that_is_the_output_again_is_said_to_be(method):
     assert result.diagnosis[0].kind == "is output"
     early = konkyo.explain(model, images, target=target, layer="backbone.1", method=method)
     assert early.diagnosis[0].ok
+
+
+def one_channel(bias: float, *, squashed: bool = False) -> konkyo.Model:
+    """A segmenter of one logit per pixel, the red one's value plus a bias; or of its sigmoid."""
+
+    class Net(nn.Module):
+        def forward(self, images):
+            logit = images[:, :1] + bias
+            return logit.sigmoid() if squashed else logit
+
+    return konkyo.Model(Net(), classes=("nothing", "thing"), task=konkyo.SegmentationTask())
+
+
+def test_one_output_in_0_to_1_is_refused_until_it_is_said_what_it_is():
+    x = torch.rand(1, 3, 8, 8)
+    model = one_channel(-1.0, squashed=True)
+    output = model(x)
+    with pytest.raises(konkyo.KonkyoError, match="probabilities=True"):
+        model.targets("thing", output)
+    told = replace(one_channel(0.2), task=konkyo.SegmentationTask(probabilities=False))
+    assert told.targets("thing", told(x / 2))[0][0].index == 1
+
+
+def test_one_logit_is_perturbed_by_its_sigmoid():
+    model, x = one_channel(1.0), torch.randn(1, 3, 8, 8)
+    (target,) = model.targets(konkyo.Region("thing", within="all"), model(x))[0]
+    score = model.task.perturbation_score(target, torch.full((4,), torch.nan))(model(x))
+    torch.testing.assert_close(score, (x[:, 0] + 1).sigmoid().mean((1, 2)))
+
+
+def test_a_region_is_not_looked_for_on_a_mirrored_image():
+    model, x = model_of(), torch.randn(1, 3, 32, 48)
+    target = konkyo.Region(1, box=(0, 0, 10, 32))
+    for asked in (target, konkyo.Against(target), konkyo.SumTarget(target, target)):
+        with pytest.raises(konkyo.NotApplicable, match="flip=False"):
+            konkyo.explain(model, x, method="augmented(grad_cam)", target=asked)
+    whole = konkyo.Region(1, within="all")
+    assert len(konkyo.explain(model, x, method="augmented(grad_cam)", target=whole)) == 1
+    with pytest.raises(konkyo.KonkyoError, match="mirror image"):
+        konkyo.stability(model, x, "hires_cam", over="mirror", target=target)
+
+
+def test_shares_of_many_classes():
+    output = torch.randn(2, 9, 6, 7)
+    expected = torch.stack([(output.argmax(1) == k).flatten(1).float().mean(1) for k in range(9)], 1)
+    torch.testing.assert_close(konkyo.SegmentationTask().shares(output), expected)

@@ -195,7 +195,11 @@ def stability(
         variants = [maps(images + spread * noise) for noise in noises]
     elif over == "mirror":
         assert isinstance(images, Tensor)
-        variants = [maps(), maps(images.flip(-1)).flip(-1)]
+        arguments = {"target": target, "seed": seed} | settings
+        result = _quietly(partial(explain, adapted, images, method=method, **arguments))
+        if any(as_target(explained).of_place() for explained in result.targets if not isinstance(explained, str)):
+            raise KonkyoError("the mirror image has its regions and joints elsewhere; over='mirror' is for classes")
+        variants = [result.maps, maps(images.flip(-1)).flip(-1)]
     elif over == "layer":
         variants = [maps(layer=layer) for layer in layers]
     else:

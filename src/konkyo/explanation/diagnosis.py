@@ -199,7 +199,8 @@ def judge_places(known: Sequence[Diagnosis], layers: Sequence[str]) -> tuple[Dia
 def judge_text(known: Sequence[Diagnosis], scores: Tensor, without: Tensor) -> tuple[Diagnosis, ...]:
     """Returns the diagnoses of answers that a network would give to a blank image, too.
 
-    `scores` (R,) are those of the image, `without` (R,) those of the blank one. One transfer from the device.
+    `scores` (R,) are those of the image, `without` (R,) those of the blank one: their difference is less than 5 % of
+    the score, or of the probability. One transfer from the device.
     """
     pairs = torch.stack([scores, without.to(scores)], 1).tolist()
     return tuple(
@@ -208,7 +209,7 @@ def judge_text(known: Sequence[Diagnosis], scores: Tensor, without: Tensor) -> t
             f"a blank image has the score {blank:.3g}, and this one {own:.3g}: the words before it make the answer, so "
             'the map shows what hardly mattered; a contrast may tell more: ContrastTarget(Answer("yes"), Answer("no"))',
         )
-        if diagnosis.ok and own - blank < FROM_THE_TEXT * abs(own)
+        if diagnosis.ok and own - blank < max(FROM_THE_TEXT * abs(own), -math.log(1 - FROM_THE_TEXT))
         else diagnosis
         for diagnosis, (own, blank) in zip(known, pairs, strict=True)
     )

@@ -30,10 +30,11 @@ def augmented(method: str | Method, *, scales: Sequence[float] = _SCALES, flip: 
 
     def function(inputs: Tensor, targets: Sequence[Target], on: On, **options: Any) -> Tensor:
         """Returns the mean of the maps of all views, each turned back."""
-        known = [as_target(target) for target in targets]
-        if flip and any(target.location() is not None or target.part() is not None for target in known):
-            what = "detections and regions"
-            raise NotApplicable(f"a mirrored image has its {what} elsewhere; for those: augmented(..., flip=False)")
+        if flip and any(as_target(target).of_place() for target in targets):
+            raise NotApplicable(
+                "a mirrored image has its detections, regions and joints elsewhere; for those: augmented(..., "
+                "flip=False)"
+            )
         views = torch.cat([inputs * scale for scale in sizes])
         maps = inner(on(torch.cat([views, views.flip(-1)]) if flip else views), **options)
         if flip:

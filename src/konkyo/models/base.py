@@ -152,6 +152,8 @@ class Model:
         if preprocess is not None and axes is not None and axes.places == Clips.places:  # it prepares every frame
             reader = replace(reader, picture=preprocess) if isinstance(reader, Clips) else Clips(picture=preprocess)
             preprocess = None
+        if isinstance(module, BlackBox) and module.takes_bytes and preprocess is not None:
+            module.check(preprocess.mean, preprocess.std)
         values: dict[str, Any] = {
             "module": module,
             "preprocess": preprocess,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -49,6 +49,19 @@ class BlackBox(nn.Module):
             raise KonkyoError(f"batch is a number of images, 1 or more, or None; got {batch!r}")
         self.predict, self.form, self.batch, self.tensors = predict, form, batch, tensors
 
+    @property
+    def takes_bytes(self) -> bool:
+        """Tells whether the function takes pixels from 0 to 255, made of prepared images in [0, 1]."""
+        return self.form.startswith("uint8")
+
+    @staticmethod
+    def check(mean: Sequence[float], std: Sequence[float]) -> None:
+        """Raises KonkyoError where prepared images would be no pixels, of a function that takes bytes."""
+        if any(mean) or any(value != 1 for value in std):
+            raise KonkyoError(
+                f"bytes are made of images in [0, 1], so mean is 0 and std is 1; got {tuple(mean)} and {tuple(std)}"
+            )
+
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
         """Returns what the function puts out for prepared images (N, C, H, W), on their device: (N, ...), or by name.
 
@@ -66,7 +79,7 @@ class BlackBox(nn.Module):
     def _part(self, images: Tensor) -> Any:
         """Returns what the function gives for one batch. KonkyoError: it failed."""
         taken = images.movedim(1, -1) if self.form.endswith("NHWC") else images
-        if self.form.startswith("uint8"):
+        if self.takes_bytes:
             taken = (taken * 255).round().clamp(0, 255).to(torch.uint8)
         value: Any = taken.contiguous() if self.tensors else _array(taken.contiguous())
         try:

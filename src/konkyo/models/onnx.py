@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from konkyo.errors import KonkyoError, install_hint, unknown
+from konkyo.errors import KonkyoError, install_hint
 from konkyo.models.base import Model, adapter
 from konkyo.models.blackbox import BlackBox, Form
 from konkyo.models.preprocess import preprocess_of
@@ -90,14 +90,3 @@ def _classes(told: Mapping[str, str]) -> tuple[str, ...]:
     if CLASSES in told:
         return tuple(str(name) for name in json.loads(told[CLASSES]))
     return ()
-
-
-def output_named(name: str) -> Any:
-    """Returns what selects the output of this name, as `Model(select=...)` takes it. KonkyoError: there is none."""
-
-    def select(output: Any) -> Any:
-        if not isinstance(output, Mapping) or name not in output:
-            raise unknown("output", name, list(output) if isinstance(output, Mapping) else [])
-        return output[name]
-
-    return select

@@ -64,6 +64,10 @@ class BaseTarget(ABC):
         """Returns the part of the picture whose output is scored; None where that is all of it, or has no places."""
         return None
 
+    def of_place(self) -> bool:
+        """Tells whether the score is of a place of the picture, so that it means something else on a mirrored one."""
+        return self.location() is not None or self.part() is not None
+
     def matched_boxes(self, output: Tensor) -> list[tuple[float, ...]]:
         """Returns the box of the candidate that is scored, one per image; NaN where the score is of no candidate."""
         return [(math.nan,) * 4] * len(output)

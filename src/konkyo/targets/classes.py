@@ -116,6 +116,10 @@ class Against(BaseTarget):
         value = as_target(self.target).logit(output)
         return None if value is None else -value
 
+    def of_place(self) -> bool:
+        """Tells whether its target is of a place of the picture."""
+        return as_target(self.target).of_place()
+
     def part(self) -> Mask | None:
         """Returns the part of the picture that the target itself is about."""
         return as_target(self.target).part()
@@ -162,6 +166,10 @@ class ContrastTarget(BaseTarget):
         this, that = (target(output) if value is None else value for target, value in pair)
         return this - that
 
+    def of_place(self) -> bool:
+        """Tells whether one of the two is of a place of the picture."""
+        return any(as_target(target).of_place() for target in (self.this, self.that) if callable(target))
+
     def part(self) -> Mask | None:
         """Returns the part of the picture that the first of the two is about."""
         return as_target(self.this).part()
@@ -199,6 +207,10 @@ class SumTarget(BaseTarget):
         if all(value is None for value in values):
             return None
         return torch.stack([t(output) if v is None else v for t, v in zip(self.targets, values, strict=True)]).sum(0)
+
+    def of_place(self) -> bool:
+        """Tells whether one of the targets is of a place of the picture."""
+        return any(as_target(target).of_place() for target in self.targets)
 
     def part(self) -> Mask | None:
         """Returns the part of the picture that the first of the targets is about."""

@@ -55,6 +55,10 @@ class Keypoint(BaseTarget):
             return heat.flatten(1).amax(1)
         return heat[:, self.place[0], self.place[1]]
 
+    def of_place(self) -> bool:
+        """Returns True: the place of a joint is one of the picture."""
+        return True
+
     @property
     def channel(self) -> int | None:
         """This is the joint's own, where the score is its heat."""

@@ -57,11 +57,13 @@ class Mask:
         """Returns the weights averaged over the cells of another grid (*size)."""
         if tuple(self.weights.shape) == tuple(size):
             return self.weights
-        pools = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
-        if len(size) != self.weights.ndim or len(size) not in pools:
+        if len(size) != self.weights.ndim:
             raise KonkyoError(f"a mask of {self.weights.ndim} axes does not lie on a grid {tuple(size)}")
-        averaged: Tensor = pools[len(size)](self.weights[None, None], size)  # type: ignore[arg-type]
-        return averaged[0, 0]
+        averaged = self.weights.double()
+        for axis, (count, cells) in enumerate(zip(size, self.weights.shape, strict=True)):
+            shares = _coverage(count, cells, 1.0, 0.0, cells)
+            averaged = torch.tensordot(shares, averaged.movedim(axis, 0), 1).movedim(0, axis)
+        return averaged.clamp(0, 1).float()
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,9 @@ class RegionTarget(BaseTarget):
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         own = output[:, self.index]
         if self.score == "probability":
-            return output.softmax(1)[:, self.index]
+            # Of one logit z, which is the two channels -z and z, a softmax would be sigmoid(2 z).
+            one_logit = output.shape[1] == 2 and torch.equal(output[:, 0], -output[:, 1])
+            return own.sigmoid() if one_logit else output.softmax(1)[:, self.index]
         if self.score == "sigmoid":
             return own.sigmoid()
         if self.score == "margin":

@@ -41,7 +41,8 @@ class SegmentationTask(Task):
     """The classes of a picture's pixels: logits (N, K, H, W), or one logit (N, 1, H, W) that decides between two.
 
     With `multilabel` the classes do not exclude each other. With `probabilities` the network puts out scores of classes
-    that are explained as they are: probabilities, or the sums over queries of MaskFormer and its like. `background`:
+    that are explained as they are: probabilities, or the sums over queries of MaskFormer and its like. False: they are
+    logits, whatever they look like; None: they are logits, and a doubt is said where they do not look so. `background`:
     the class that is nothing in particular; None: the one of that name, if there is one. One logit z becomes the two
     channels -z and z.
     """
@@ -56,7 +57,7 @@ class SegmentationTask(Task):
     preprocessing: ClassVar[Mapping[str, Any]] = {"crop": None}
 
     multilabel: bool = False
-    probabilities: bool = False
+    probabilities: bool | None = None
     background: int | None = None
     layer: str = ""
     """The module whose output, with all levels of a pyramid, maps are made of by default; "" for the one that a trace
@@ -92,7 +93,7 @@ class SegmentationTask(Task):
     def holds_probabilities(self, output: Tensor, again: Callable[[], Tensor]) -> bool:
         """Tells whether an output that is read as logits holds probabilities, by its graph or its values."""
         del again
-        if self.probabilities:
+        if self.probabilities is not None:
             return False
         ending = ending_of(output)
         if ending in (Ending.LOGITS, Ending.PROBABILITIES):
@@ -108,7 +109,11 @@ class SegmentationTask(Task):
 
     def doubts(self, targets: Sequence[Target], classes: Classes, *, probabilities: bool) -> tuple[str, ...]:
         """Returns that probabilities are read as logits."""
-        if not probabilities or self.probabilities or not any(isinstance(target, RegionTarget) for target in targets):
+        if (
+            not probabilities
+            or self.probabilities is not None
+            or not any(isinstance(target, RegionTarget) for target in targets)
+        ):
             return ()
         return (
             f"{classes.model} puts out probabilities, which are explained as they are, as if they were logits; say "
@@ -123,7 +128,12 @@ class SegmentationTask(Task):
 
     def shares(self, output: Tensor) -> Tensor:
         """Returns the share of the cells in which each class is decided on (N, K)."""
-        return torch.stack([self.predicted(output, k).flatten(1).float().mean(1) for k in range(output.shape[1])], 1)
+        classes = output.shape[1]
+        if self.multilabel:
+            return torch.stack([self.predicted(output, k).flatten(1).float().mean(1) for k in range(classes)], 1)
+        decided = output.argmax(1).flatten(1)
+        counts = torch.stack([torch.bincount(labels, minlength=classes) for labels in decided])
+        return counts.float() / decided.shape[1]
 
     def _score(self, score: Score, output: Tensor) -> DenseScore:
         """Returns what is averaged over a region where a method explains a logit or a probability."""
@@ -163,6 +173,7 @@ class SegmentationTask(Task):
         images = []
         for i in range(len(output)):
             asking = _Asking(self, output[i : i + 1], classes, score, frames[i] if frames else Frame())
+            asking.check()
             several = isinstance(request, PredictedClasses)
             images.append(asking.predicted_classes(request) if several else [asking.target(request)])
         return images
@@ -302,6 +313,18 @@ class _Asking:
             )
         return cast("Target", request)
 
+    def check(self) -> None:
+        """Raises KonkyoError where one output per cell lies in [0, 1]: as a logit it decides one way."""
+        output = self.output.detach()
+        if self.task.probabilities is not None or output.shape[1] != 2 or not torch.equal(output[:, 0], -output[:, 1]):
+            return
+        low, high = torch.stack([output[:, 1].amin(), output[:, 1].amax()]).tolist()
+        if 0 <= low < high <= 1:
+            raise KonkyoError(
+                f"{self.classes.model} has one output per pixel, all in [0, 1]: probabilities, it seems. Say "
+                "konkyo.SegmentationTask(probabilities=True), or probabilities=False if they are logits"
+            )
+
     def predicted_classes(self, request: PredictedClasses) -> list[Target]:
         """Returns the classes that are predicted, that of most cells first; the background only where it is alone."""
         shares = self.task.shares(self.output)[0].tolist()
@@ -312,7 +335,12 @@ class _Asking:
 
     def _region(self, request: Region) -> RegionTarget:
         if request.label is None:
-            (first, *_) = self.predicted_classes(PredictedClasses(top=1))
+            predicted = self.predicted_classes(PredictedClasses(top=1))
+            if not predicted:
+                raise KonkyoError(
+                    "no class is predicted anywhere in the picture; name one, as in Region('road', 'all')"
+                )
+            first = predicted[0]
             assert isinstance(first, RegionTarget)
             index = first.index
         else:

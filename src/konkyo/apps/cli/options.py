@@ -215,6 +215,7 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
 
     import konkyo
     from konkyo.models import Preprocess, load
+    from konkyo.models.blackbox import BlackBox
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     texts = [text.strip() for text in (options.texts or "").split(";") if text.strip()]
@@ -230,7 +231,9 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
             changes[colours] = _numbers(text)
     if options.interpolation is not None:
         changes["interpolation"] = options.interpolation.lower()
-    usual = Preprocess(**model.task.preprocessing)
+    bytes_alone = isinstance(model.module, BlackBox) and model.module.takes_bytes
+    raw: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3} if bytes_alone else {}
+    usual = Preprocess(**{**model.task.preprocessing, **raw})
     if not model.takes_pictures and changes:
         model = _with_frames(model, changes)
     if model.takes_pictures and model.preprocess is None and not set(PREPARATION) <= set(changes):

@@ -38,8 +38,10 @@ def described(network: nn.Module, processor: Any) -> dict[str, Any] | None:
     form, preprocess = form_of(config, processor.image_processor)
     require_same(form, preprocess, processor.image_processor)
     task = AnswerTask(ImageTextSpeaker(vocabulary_of(network, processor), processor, form))
+    wrapper = ImageTextNetwork(network, form)
+    wrapper.training = network.training  # as the user left it
     return {
-        "module": ImageTextNetwork(network, form).eval(),
+        "module": wrapper,
         "preprocess": preprocess,
         "task": task,
         "prompts": Prompts("question", partial(asked, task)),

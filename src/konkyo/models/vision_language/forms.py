@@ -260,7 +260,8 @@ def resampled(images: Tensor, size: Sequence[int], how: Filter, black: Colour, w
     values = wide.detach().flatten(2)
     low = torch.minimum(values.amin(2), values.new_tensor(black))[..., None, None]
     high = torch.maximum(values.amax(2), values.new_tensor(white))[..., None, None]
-    return torch.minimum(torch.maximum(other, low), high).to(images.dtype)
+    cut = torch.minimum(torch.maximum(other, low), high)
+    return (other + (cut - other).detach()).to(images.dtype)  # a cut would have no gradient, though white can darken
 
 
 def _size(images: Tensor) -> Size:

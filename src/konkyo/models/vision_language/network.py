@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
@@ -13,6 +14,14 @@ from torch import Tensor, nn
 
 from konkyo.errors import KonkyoError
 from konkyo.models.vision_language.forms import Form, Layout
+
+_GREEDY: dict[str, Any] = {
+    **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0},
+    **{"no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "bad_words_ids": None, "min_length": 0},
+    **{"min_new_tokens": None, "sequence_bias": None, "begin_suppress_tokens": None, "forced_eos_token_id": None},
+    **{"guidance_scale": None, "renormalize_logits": False},
+}
+"""What makes the answer the highest token at every place, whatever the checkpoint's own settings ask for."""
 
 
 class ImageGrid(nn.Module):
@@ -101,16 +110,16 @@ class ImageTextNetwork(nn.Module):
         self._check(ids, answer, picture.count)
         whole = torch.cat([ids, ids.new_tensor(list(answer))]).expand(len(picture), -1)
         images = (whole == self.config.image_token_id).long()
-        output = self.network(
-            input_ids=whole,
-            attention_mask=torch.ones_like(whole),
-            mm_encoder_outputs={"image": picture.features},
-            use_cache=False,
-            return_dict=True,
-            **picture.others,
-            **self._types(images, len(ids)),
-        )
-        self._forget()
+        with self._positions():
+            output = self.network(
+                input_ids=whole,
+                attention_mask=torch.ones_like(whole),
+                mm_encoder_outputs={"image": picture.features},
+                use_cache=False,
+                return_dict=True,
+                **picture.others,
+                **self._types(images, len(ids)),
+            )
         logits: Tensor = output.logits[:, len(ids) - 1 :]
         return logits
 
@@ -120,18 +129,17 @@ class ImageTextNetwork(nn.Module):
         An image token is no answer, so none is given.
         """
         prompt = ids[None]
-        output: Tensor = self.network.generate(  # type: ignore[operator]
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
-            **self.form.inputs(images),
-            **self._types((prompt == self.config.image_token_id).long(), len(ids)),
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=longest,
-            eos_token_id=sorted(ends) or None,
-            suppress_tokens=[self.config.image_token_id],
-        )
-        self._forget()
+        with self._positions():
+            output: Tensor = self.network.generate(  # type: ignore[operator]
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                **self.form.inputs(images),
+                **self._types((prompt == self.config.image_token_id).long(), len(ids)),
+                **_GREEDY,
+                max_new_tokens=longest,
+                eos_token_id=sorted(ends) or None,
+                suppress_tokens=[self.config.image_token_id],
+            )
         answer = [int(i) for i in output[0, len(ids) :]]
         return tuple(answer[:-1] if answer and answer[-1] in ends else answer)
 
@@ -157,11 +165,19 @@ class ImageTextNetwork(nn.Module):
             return {"token_type_ids": answer.long().expand_as(images)}
         return {"token_type_ids": images}
 
-    def _forget(self) -> None:
-        """Takes back what Qwen-VL notes on itself: where the text's positions went on after the last image."""
-        core = getattr(self.network, "model", None)
-        if getattr(core, "rope_deltas", None) is not None:
-            core.rope_deltas = None  # type: ignore[union-attr]
+    @contextmanager
+    def _positions(self) -> Iterator[None]:
+        """Within the context nothing is known of earlier prompts, and what is noted of this one is taken back.
+
+        Qwen-VL notes on itself where the text's positions went on after the last image.
+        """
+        noted = vars(getattr(self.network, "model", self.network))
+        before = {name: noted[name] for name in noted.keys() & {"rope_deltas"}}
+        try:
+            noted.update(dict.fromkeys(before))
+            yield
+        finally:
+            noted.update(before)
 
 
 def _features(old: Any, pooled: Any, deep: Sequence[Any]) -> Any:
