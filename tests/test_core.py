@@ -40,7 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "var_grad": {"samples": 3},
     "smooth_grad_cam_pp": {"samples": 3},
 }
-OF_ATTENTION = {"attentions", "block_gradients"}  # test_attention.py asks the same of these
+OF_ATTENTION = {"attentions", "block_gradients", "reading"}  # test_attention.py asks the same of these
 ALL = [
     name
     for name, method in konkyo.methods().items()

@@ -16,7 +16,7 @@ class KonkyoError(Exception):
 
 
 class ImageError(KonkyoError):
-    """A file that cannot be used as an image, and why."""
+    """An image that cannot be used, or that lacks what is asked for; others can be explained all the same."""
 
 
 class NotApplicable(KonkyoError):  # noqa: N818 - it is said of a method: "cam: not applicable to this model"

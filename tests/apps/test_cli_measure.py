@@ -286,7 +286,7 @@ def test_metrics_as_json(run: Run) -> None:
     listed = strict(run("metrics", "--json").out)
     assert listed.keys() == metrics().keys()
     assert listed["deletion"]["better"] == "lower"
-    assert listed["deletion"]["needs"] == ["maps", "images", "score", "budget", "pixels"]
+    assert listed["deletion"]["needs"] == ["maps", "images", "score", "budget", "pixels", "part"]
     assert listed["deletion"]["options"]["steps"] == "100"
     for said in listed.values():
         assert said["summary"].strip()

@@ -573,7 +573,7 @@ def test_a_backbone_without_a_head_is_refused(tmp_path: Path) -> None:
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(konkyo.KonkyoError, match="type bert is none of those known here: image classifier"):
+    with pytest.raises(konkyo.KonkyoError, match="BertLMHeadModel is no writer of captions that is known here"):
         konkyo.load(f"hf/{tmp_path}", weights=None)
 
 

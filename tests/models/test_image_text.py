@@ -349,6 +349,10 @@ def test_a_folder_is_loaded_with_its_tokenizer_and_preprocessing(family: str, tm
         "siglip2": lambda: transformers.Siglip2ImageProcessor(patch_size=16, max_num_patches=16),
     }[family]()
     pictures.save_pretrained(tmp_path)
+    if family == "siglip2":  # its own class of tokenizers, Gemma's, knows no word of this small vocabulary
+        with pytest.raises(konkyo.KonkyoError, match="no token for a part of 'a photo of a cat'"):
+            konkyo.load(f"hf/{tmp_path}", texts=["cat", "dog"], template="a photo of a {}")
+        return
     loaded = konkyo.load(f"hf/{tmp_path}", texts=["cat", "dog"], template="a photo of a {}")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8))
     prepared = dict(pictures(picture, return_tensors="pt"))
@@ -359,7 +363,5 @@ def test_a_folder_is_loaded_with_its_tokenizer_and_preprocessing(family: str, tm
     result = konkyo.explain(loaded, picture, method="grad_cam", target=konkyo.Each("cat", "dog"))
     close(result.scores, expected[0], 2e-2)
     assert loaded.classes == ("cat", "dog")
-    if family == "siglip2":
-        assert prepared["spatial_shapes"].tolist() == [list(result.maps.shape[1:])]
     again = konkyo.explain(network.from_pretrained(tmp_path), picture, method="grad_cam", target="a photo of a dog")
     assert again.labels == ("a photo of a dog",)

@@ -133,7 +133,7 @@ def test_weights_of_other_networks() -> None:
     loaded = konkyo.load("torchvision/fasterrcnn_mobilenet_v3_large_320_fpn", weights=None)
     assert (detector.preprocess, detector.classes) == (loaded.preprocess, loaded.classes)
     assert as_model(network).preprocess == loaded.preprocess  # a detector resizes by itself
-    for other in (models.video.R3D_18_Weights.DEFAULT, models.optical_flow.Raft_Small_Weights.DEFAULT):
+    for other in (models.optical_flow.Raft_Large_Weights.DEFAULT, models.optical_flow.Raft_Small_Weights.DEFAULT):
         with pytest.raises(KonkyoError, match="no network of pictures"):
             konkyo.Model(nn.Identity(), weights=other)
     for other in ("DEFAULT", "weights.pth", models.ResNet18_Weights, 3):

@@ -371,3 +371,37 @@ def test_shares_of_many_classes():
     output = torch.randn(2, 9, 6, 7)
     expected = torch.stack([(output.argmax(1) == k).flatten(1).float().mean(1) for k in range(9)], 1)
     torch.testing.assert_close(konkyo.SegmentationTask().shares(output), expected)
+
+
+def test_pixels_and_masks_are_of_the_whole_picture_also_where_the_network_sees_a_crop():
+    class Red(nn.Module):
+        def forward(self, images):
+            return torch.cat([images[:, :1], 1 - images[:, :1]], 1)
+
+    preprocess = konkyo.Preprocess(64, 64, (0.0,) * 3, (1.0,) * 3)
+    task = konkyo.SegmentationTask(probabilities=True)
+    model = konkyo.Model(Red(), preprocess, ("red", "dark"), task=task)
+    picture = Image.new("RGB", (300, 150))
+    picture.paste((255, 0, 0), (200, 0, 225, 150))  # of the 75..225 that the network sees the right sixth
+    for target in (Pixel(210, 30), Region("red", box=(200, 0, 225, 150)), "red"):
+        result = konkyo.explain(model, picture, target=target, method="gradient")
+        columns = result.signed[0].abs().sum(0).nonzero()[:, 0] / 64
+        assert columns.min() > 0.8, target
+    mask = np.zeros((150, 300), dtype=bool)
+    mask[:, 200:225] = True
+    by_mask = konkyo.explain(model, picture, target=Region("red", within=mask), method="gradient")
+    by_box = konkyo.explain(model, picture, target=Region("red", box=(200, 0, 225, 150)), method="gradient")
+    torch.testing.assert_close(by_mask.signed, by_box.signed, rtol=1e-3, atol=1e-6)
+    with pytest.raises(KonkyoError, match="x from 75 to 225"):
+        konkyo.explain(model, picture, target=Pixel(5, 5))
+    with pytest.raises(KonkyoError, match="nothing in what the network sees"):
+        konkyo.explain(model, picture, target=Region("red", within=~mask & (np.arange(300) < 50)))
+    square = replace(model, preprocess=konkyo.Preprocess((64, 64), None, (0.0,) * 3, (1.0,) * 3, fit="square"))
+    assert len(konkyo.explain(square, picture, target=Pixel(210, 30), method="gradient")) == 1
+
+
+@pytest.mark.parametrize("values", [np.nan, -1.0])
+def test_masks_of_other_numbers_are_refused(values):
+    mask = np.where(np.arange(64).reshape(8, 8) > 30, 1.0, values)
+    with pytest.raises(KonkyoError, match="a mask has weights"):
+        Region("cat", within=mask)

@@ -18,6 +18,10 @@ class Frame:
     """The part of the input that shows the picture, xyxy as shares of its width and height; the rest is border."""
     size: tuple[int, int] | None = None
     """(height, width) of the input; None: it is not known."""
+    corner: tuple[int, int] = (0, 0)
+    """Where the part that the network sees begins in the whole picture, (left, top): a crop cuts the rest off."""
+    whole: tuple[int, int] | None = None
+    """(height, width) of the whole picture; None: the network sees all of it."""
 
     def shown(self, boxes: Tensor) -> Tensor:
         """Returns boxes (..., 4) xyxy in input pixels as boxes in the pixels of the picture."""

@@ -68,6 +68,7 @@ def export_cam(
     images = adapted.prepared(noise)
     index = adapted.class_index(target) if isinstance(target, str) else target
     to = Path(path)
+    to.resolve().parent.mkdir(parents=True, exist_ok=True)
     with untouched(adapted.module, 0), outside_inference(), torch.no_grad():
         network = MappedNetwork(adapted, chosen, _MAPS[method](adapted, chosen, images[:1]), index, method)
         expected = network(images)

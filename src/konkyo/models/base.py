@@ -195,6 +195,10 @@ class Model:
         Without either it is the model itself, with its usual text where it has one. KonkyoError: a text of which the
         network has no use.
         """
+        if question is not None and not isinstance(question, str):
+            raise KonkyoError(
+                f"a question is a text; got {question!r}; one per image: konkyo.explain(..., question=[...])"
+            )
         values = {
             "question": question,
             "texts": texts if texts is None or isinstance(texts, Texts) else Texts.of(texts),

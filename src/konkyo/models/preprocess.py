@@ -146,7 +146,8 @@ class Preprocess:
         width, height = self._resized(image)
         if self.fit == "square":
             side = max(image.size)
-            return Frame((side / width, side / height), (0.0, 0.0), (0.0, 0.0, image.width / side, image.height / side))
+            part = (0.0, 0.0, image.width / side, image.height / side)
+            return Frame((side / width, side / height), (0.0, 0.0), part, (height, width))
         left, top, right, bottom = self._crop_box(width, height)
         across, down = image.width / width, image.height / height
         x, y = self._window(image)[:2]
@@ -161,6 +162,8 @@ class Preprocess:
                 (min(bottom, height) - top) / tall,
             ),
             (tall, wide),
+            (x, y),
+            (image.height, image.width),
         )
 
     def _window(self, image: Image.Image) -> tuple[int, int, int, int]:
@@ -193,7 +196,9 @@ class Preprocess:
         return tuple((1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
 
     def undo(self, images: Tensor) -> Tensor:
-        """Returns preprocessed images (N, C, H, W) as colours in [0, 1]."""
+        """Returns preprocessed images (N, C, H, W) as colours in [0, 1]. KonkyoError: they have other channels."""
+        if images.ndim < 4 or (images.shape[1] not in (1, len(self.mean)) and len(self.mean) > 1):
+            raise KonkyoError(f"prepared images (N, {len(self.mean)}, H, W) were expected; got {tuple(images.shape)}")
         mean, std = (torch.tensor(v).to(images).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return (images * std + mean).clamp(0, 1)
 

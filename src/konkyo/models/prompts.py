@@ -53,9 +53,11 @@ class Texts:
         KonkyoError: no texts, one that comes twice, something else than text, or a template without "{}".
         """
         templates = (template,) if isinstance(template, str) else tuple(template)
+        if not templates or not all(isinstance(pattern, str) for pattern in templates):
+            raise KonkyoError(f'a template is a text such as "a photo of {{}}", or a list of them; got {template!r}')
         if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise KonkyoError(f'texts is a list of texts, as in ["a cat", "a dog"]; got {texts!r}')
-        if len(set(texts)) < len(texts):
+        if len({text.strip() for text in texts}) < len(texts):
             raise KonkyoError(f"every text stands once among texts; got {list(texts)}")
         for pattern in templates:
             if "{}" not in pattern:

@@ -95,7 +95,10 @@ class Clips:
         return Reading(values, name, coordinates, (frames.note,))
 
     def _prepared(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Returns pictures as the network takes them (C, T, H, W)."""
+        """Returns pictures as the network takes them (C, T, H, W). KonkyoError: frames of several sizes."""
+        if len(sizes := {picture.size for picture in pictures}) > 1:
+            listed = ", ".join(f"{width} x {height}" for width, height in sorted(sizes))
+            raise KonkyoError(f"the frames of a clip have one size; got {listed}")
         if self.smooth or self.picture.resize is None:
             return torch.stack([self.picture(picture) for picture in pictures], 1)
         pixels = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures])

@@ -24,6 +24,12 @@ UNSURE = 0.5
 def page_of_explanations(results: list[Explanation], request: Request) -> Page:
     """Returns the page of one or several methods' explanations. KonkyoError: they are not of the same rows."""
     first = results[0]
+    if first.signed.ndim != 3:
+        grid = "x".join(map(str, first.signed.shape[1:]))
+        raise KonkyoError(
+            f"a report shows maps (h, w) of pictures; these are {grid}. result.save("
+            '"map.gif") or result.overlay(0).save("map.png") draw videos, volumes and signals'
+        )
     for other in results[1:]:
         if other.labels != first.labels or other.image_index.tolist() != first.image_index.tolist():
             raise KonkyoError(

@@ -39,6 +39,8 @@ class Answer(BaseTarget):
 
     def __post_init__(self) -> None:
         _check(self.score)
+        if self.text is not None and not isinstance(self.text, str):
+            raise KonkyoError(f"an answer is a text, or None for the network's own; got {self.text!r}")
 
     def __call__(self, output: Any) -> Tensor:
         """Returns the answer's score for every image."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from konkyo.data.frame import Frame
-from konkyo.errors import KonkyoError, unknown
+from konkyo.errors import ImageError, KonkyoError, unknown
 from konkyo.targets.base import BaseTarget, Box
 from konkyo.targets.specs import class_of_text, spec, with_settings
 
@@ -272,20 +272,21 @@ def box_on_grid(box: Box, size: tuple[int, int], frame: Frame) -> Tensor:
     KonkyoError: the box lies outside of what the network sees of the picture.
     """
     tall, wide = shown_size(frame)
-    x1, y1, x2, y2 = box
+    left, top = frame.corner
+    x1, y1, x2, y2 = box[0] - left, box[1] - top, box[2] - left, box[3] - top
     slack = 0.5  # a picture's size is rounded
     if x1 >= wide + slack or y1 >= tall + slack or x2 <= 0 or y2 <= 0:
-        raise KonkyoError(
-            f"({', '.join(f'{side:g}' for side in box)}) lies outside of the picture, which is {round(wide)} x "
-            f"{round(tall)} pixels as the network sees it"
+        raise ImageError(
+            f"({', '.join(f'{side:g}' for side in box)}) lies outside of what the network sees of the picture: x from "
+            f"{left} to {left + round(wide)}, y from {top} to {top + round(tall)}, in pixels of the picture"
         )
     assert frame.size is not None
-    inside = frame.placed(torch.tensor(box, dtype=torch.float64))
+    inside = frame.placed(torch.tensor((x1, y1, x2, y2), dtype=torch.float64))
     height, width = frame.size
     sides = inside / torch.tensor([width, height, width, height]) * torch.tensor([size[1], size[0], size[1], size[0]])
     weights = _box_weights(tuple(sides.tolist()), size)
     if not bool((weights > 0).any()):
-        raise KonkyoError(f"the box {box} has no cell of an output of {size[1]} x {size[0]}")
+        raise ImageError(f"the box {box} has no cell of an output of {size[1]} x {size[0]}")
     return weights
 
 
@@ -294,17 +295,21 @@ def mask_on_grid(mask: Mask, size: tuple[int, int], frame: Frame) -> Tensor:
 
     KonkyoError: the mask is not as large as the picture.
     """
-    tall, wide = shown_size(frame)
+    tall, wide = frame.whole or shown_size(frame)
     shape = tuple(mask.weights.shape)
     if len(shape) != 2 or abs(shape[0] - tall) > 1 or abs(shape[1] - wide) > 1:
-        raise KonkyoError(
+        raise ImageError(
             f"a mask is as large as the picture, {round(wide)} x {round(tall)} pixels; got "
             f"{' x '.join(map(str, shape[::-1]))}"
         )
     assert frame.size is not None
-    rows = _coverage(size[0], frame.size[0], frame.scale[1], frame.offset[1], shape[0])
-    columns = _coverage(size[1], frame.size[1], frame.scale[0], frame.offset[0], shape[1])
-    return (rows @ mask.weights.double() @ columns.T).clamp(0, 1).float()
+    left, top = frame.corner
+    rows = _coverage(size[0], frame.size[0], frame.scale[1], frame.offset[1] + top, shape[0])
+    columns = _coverage(size[1], frame.size[1], frame.scale[0], frame.offset[0] + left, shape[1])
+    averaged = (rows @ mask.weights.double() @ columns.T).clamp(0, 1).float()
+    if not bool((averaged > 0).any()):
+        raise ImageError("the mask has nothing in what the network sees of the picture")
+    return averaged
 
 
 def component_of(region: Tensor, number: int) -> Tensor:
@@ -321,7 +326,7 @@ def component_of(region: Tensor, number: int) -> Tensor:
         labels = spread
     names, counts = torch.unique(labels[inside], return_counts=True)
     if number > len(names):
-        raise KonkyoError(f"component={number} of a region that has {len(names)} connected parts")
+        raise ImageError(f"component={number} of a region that has {len(names)} connected parts")
     name = names[counts.argsort(descending=True, stable=True)[number - 1]]
     return torch.where(labels == name, region, 0.0)
 
@@ -357,8 +362,13 @@ def _as_tensor(values: Any) -> Tensor:
         ) from error
     if tensor.ndim != 2:
         raise KonkyoError(f"a mask is (H, W), as large as the picture; got {tuple(tensor.shape)}")
-    if tensor.is_floating_point() and tensor.numel() and float(tensor.amin()) >= 0 and float(tensor.amax()) <= 1:
-        return tensor
+    if tensor.is_floating_point() and tensor.numel():
+        low, high = float(tensor.amin()), float(tensor.amax())
+        if not 0 <= low <= high <= 1 and not (low >= 0 and high <= 255):
+            raise KonkyoError(f"a mask has weights from 0 to 1, or 0 outside and more inside; got {low:g} to {high:g}")
+        return tensor if high <= 1 else tensor != 0
+    if tensor.dtype != torch.bool and tensor.numel() and int(tensor.amin()) < 0:
+        raise KonkyoError(f"a mask is 0 outside and more inside; got {int(tensor.amin())}")
     return tensor != 0
 
 

@@ -46,8 +46,12 @@ class Similarity(BaseTarget):
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise unknown("kind of similarity", self.kind, get_args(Kind))
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise KonkyoError(f"a threshold is a finite number; got {self.threshold}")
+        if self.threshold is not None and not (
+            isinstance(self.threshold, (int, float)) and math.isfinite(self.threshold)
+        ):
+            raise KonkyoError(f"a threshold is a finite number; got {self.threshold!r}")
+        if isinstance(self.reference, (list, tuple)) and not self.reference:
+            raise KonkyoError("a reference is an image, an embedding, or several of them; got an empty list")
         if (numbers := _embeddings(self.reference)) is not None:
             object.__setattr__(self, "reference", self._mean(numbers))
         elif not self.name:

@@ -30,6 +30,7 @@ from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarg
 from konkyo.tasks.base import Classes, Explained, Matching, Run, TargetRequest, Task, same_class, task
 from konkyo.tasks.responses import Passage, Response
 from konkyo.utils.tensors import mean_colour
+from konkyo.utils.tokens import require_known
 
 LONGEST = 32
 """So many tokens are generated at most, unless something else is said."""
@@ -46,6 +47,7 @@ class Vocabulary:
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Returns the ids of a text's tokens, without any at its beginning or end that stand for no text."""
+        require_known(self.tokenizer, [text])
         ids = tuple(int(i) for i in self.tokenizer(text, add_special_tokens=False).input_ids)
         if not ids:
             raise KonkyoError(f"an answer with a token or more was expected; {text!r} has none")

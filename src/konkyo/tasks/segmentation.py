@@ -14,7 +14,7 @@ from konkyo.data.frame import Frame
 from konkyo.data.samples import Sample
 from konkyo.engine.ending import Ending, ending_of
 from konkyo.engine.layer import Layer
-from konkyo.errors import KonkyoError
+from konkyo.errors import ImageError, KonkyoError
 from konkyo.targets.base import Target
 from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarget, TopK
 from konkyo.targets.regions import DenseScore, Pixel, Region, RegionTarget
@@ -337,9 +337,7 @@ class _Asking:
         if request.label is None:
             predicted = self.predicted_classes(PredictedClasses(top=1))
             if not predicted:
-                raise KonkyoError(
-                    "no class is predicted anywhere in the picture; name one, as in Region('road', 'all')"
-                )
+                raise ImageError("no class is predicted anywhere in the picture; name one, as in Region('road', 'all')")
             first = predicted[0]
             assert isinstance(first, RegionTarget)
             index = first.index
@@ -366,7 +364,7 @@ class _Asking:
             order = shares.argsort(descending=True)
             known = [f"{self.classes.label(int(k))} {float(shares[k]):.1%}" for k in order[:10] if shares[k] > 0]
             name = self.classes.label(index)
-            raise KonkyoError(
+            raise ImageError(
                 f"{name!r} is predicted nowhere in the picture; predicted are {', '.join(known)}. "
                 f'Region({name!r}, within="all") explains it over the whole picture'
             )

@@ -18,6 +18,7 @@ from konkyo.apps.cli.options import (
     ModelName,
     ModelOptions,
     TargetOptions,
+    question_of,
     request_of,
     setup_of,
     target_of,
@@ -74,8 +75,8 @@ def compare(
     files = source.files if chosen else source.files[:limit]
     target = target_of(setup, target_options)
     names, request = request_of(method or ",".join(setup.model.task.methods), method_options, target, forward_options)
-    if target_options.question is not None:
-        request["question"] = target_options.question
+    if (question := question_of(target_options.question)) is not None:
+        request["question"] = question
     manifest = Manifest(None, {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}})
     manifest.origin, manifest.made_by = source.origin, made_by(setup.model)
     page = _Page(manifest, report_options, len(files))

@@ -20,6 +20,7 @@ from konkyo.apps.cli.options import (
     ModelName,
     ModelOptions,
     TargetOptions,
+    question_of,
     request_of,
     require_paths,
     setup_of,
@@ -74,13 +75,15 @@ def explain(
     if maps not in ("npz", "safetensors"):
         raise KonkyoError(f"--maps is npz or safetensors; got {maps!r}")
     setup = setup_of(model, model_options)
+    if report_options.report is not None and not setup.model.takes_pictures:
+        raise KonkyoError(f"--report is a page of pictures; {setup.model.name} takes other inputs")
     source = pictures_of(images, setup.model, truth_options)
     files = source.files
     files = [f for f in files if to.resolve() not in f.resolve().parents] or files  # not what an earlier run wrote
     target = target_of(setup, target_options)
     names, request = request_of(method or setup.model.task.method, method_options, target, forward_options)
-    if target_options.question is not None:
-        request["question"] = target_options.question
+    if (question := question_of(target_options.question)) is not None:
+        request["question"] = question
     if path:
         require_paths(names, target_options.of)
     settings = {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}}

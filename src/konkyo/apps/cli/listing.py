@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from konkyo.apps.cli.options import Device, Json, ModelOptions, Question, Weights, setup_of, size_of
+from konkyo.apps.cli.options import Device, Json, ModelOptions, Question, Weights, question_of, setup_of, size_of
 from konkyo.apps.cli.terminal import print_table
 from konkyo.errors import KonkyoError
 
@@ -87,7 +87,7 @@ def layers(
     else:
         shape = _of_places(setup.model, size, channels)
     with failures_of(setup.model):
-        network = setup.model.prompted(question=question)
+        network = setup.model.prompted(question=question_of(question))
         automatic = [layer.name for layer in network.automatic_layers(shape)]
         sites = [s for s in network.sites(shape) if every or s.layer is not None or s.name in automatic]
     _print_layers(sites, automatic, as_json)

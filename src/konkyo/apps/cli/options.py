@@ -30,7 +30,7 @@ ModelName = Annotated[
 ]
 Weights = Annotated[str, typer.Option(help="A .safetensors or .pth file, 'default' (pretrained), or 'random'.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; default: cuda where there is one.")]
-Question = Annotated[str | None, typer.Option("--question", help="What a model that answers questions is asked.")]
+Question = Annotated[list[str] | None, typer.Option("--question", help="What a model that answers questions is asked.")]
 Layers = Annotated[
     list[str] | None,
     typer.Option("--layer", "-l", help="Layer name, 'input', or 'stages'; repeated: fused, shallow to deep."),
@@ -200,6 +200,13 @@ class Setup:
 
 
 PREPARATION = ("resize", "crop", "mean", "std")
+
+
+def question_of(questions: list[str] | None) -> str | None:
+    """Returns the question that is asked of all images. KonkyoError: several."""
+    if questions and len(questions) > 1:
+        raise KonkyoError(f"--question is one for all images; got {', '.join(map(repr, questions))}. Run once for each")
+    return questions[0] if questions else None
 
 
 def files_of(images: list[str]) -> list[Path]:

@@ -123,7 +123,7 @@ class Questions(torch.utils.data.Dataset[tuple[Scene, tuple[Question, ...]]]):
 
     >>> scene, questions = Questions(10, seed=3)[0]
     >>> questions[0].text, questions[0].answer
-    ('is there a cat ?', 'no')
+    ('is there a steamboat ?', 'no')
     """
 
     def __init__(

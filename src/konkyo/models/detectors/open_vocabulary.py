@@ -19,6 +19,7 @@ from konkyo.models.kinds import kind
 from konkyo.models.prompts import Prompts, Texts
 from konkyo.models.transformers import local_processor
 from konkyo.targets.candidates import Candidates, pack
+from konkyo.utils.tokens import require_known
 
 _Family: TypeAlias = Callable[[Any, Any, Sequence[str]], Detector]
 _FAMILIES: dict[str, _Family] = {}
@@ -59,7 +60,9 @@ def _bound(family: _Family, module: Any, processor: Any, texts: Texts) -> dict[s
     if any(len(sentences) > 1 for sentences in texts.sentences):
         raise KonkyoError(f"{type(module).__name__} reads every text once; {len(texts.sentences[0])} templates came")
     sentences = [sentence.strip() for (sentence,) in texts.sentences]
-    return {"detector": family(module, _tokenizer(module, processor), sentences), "classes": texts.names}
+    tokenizer = _tokenizer(module, processor)
+    require_known(tokenizer, sentences)
+    return {"detector": family(module, tokenizer, sentences), "classes": texts.names}
 
 
 def _tokenizer(module: Any, processor: Any) -> Any:
@@ -159,8 +162,9 @@ def image_guided_detector(module: nn.Module, query: Tensor) -> Detector:
     kinds = {base.__name__ for base in type(module).__mro__}
     if not kinds & {"OwlViTForObjectDetection", "Owlv2ForObjectDetection"}:
         raise KonkyoError(f"an OWL-ViT or OWLv2 of transformers was expected; got {type(module).__name__}")
-    if query.ndim != 3 or not query.is_floating_point():
-        raise KonkyoError(f"a prepared image (3, H, W) was expected; got {tuple(query.shape)} {query.dtype}")
+    if not isinstance(query, Tensor) or query.ndim != 3 or not query.is_floating_point():
+        came = f"{tuple(query.shape)} {query.dtype}" if isinstance(query, Tensor) else type(query).__name__
+        raise KonkyoError(f"a prepared image (3, H, W), as model.preprocess(picture) gives, was expected; got {came}")
     guided = _owl_detector(module, partial(_embedded_image, query), 1)
     return replace(guided, keep=partial(_best_apart, classes=1, iou=0.3), threshold=0.6)
 

@@ -20,6 +20,7 @@ from konkyo.models.prompts import Prompts, Texts
 from konkyo.models.transformers import import_transformers
 from konkyo.targets.texts import unit
 from konkyo.tasks.texts import ImageTextTask, ZeroShotTask
+from konkyo.utils.tokens import require_known
 
 _SOFTMAX = ("CLIPModel", "MetaClip2Model")
 _SIGMOID = ("SiglipModel", "Siglip2Model")
@@ -165,6 +166,7 @@ def _text(module: nn.Module, processor: Any, padded: bool, texts: Sequence[str])
     longer than the network reads.
     """
     tokenizer = _tokenizer(module, processor)
+    require_known(tokenizer, texts)
     limit = int(module.config.text_config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
     how = {"padding": "max_length", "max_length": limit} if padded else {"padding": True}
     tokens = tokenizer(list(texts), return_tensors="pt", **how)
