@@ -393,9 +393,10 @@ def test_pixels_and_masks_are_of_the_whole_picture_also_where_the_network_sees_a
     by_box = konkyo.explain(model, picture, target=Region("red", box=(200, 0, 225, 150)), method="gradient")
     torch.testing.assert_close(by_mask.signed, by_box.signed, rtol=1e-3, atol=1e-6)
     with pytest.raises(KonkyoError, match="x from 75 to 225"):
-        konkyo.explain(model, picture, target=Pixel(5, 5))
+        konkyo.explain(model, picture, target=Pixel(5, 5), method="gradient")
+    outside = Region("red", within=~mask & (np.arange(300) < 50))
     with pytest.raises(KonkyoError, match="nothing in what the network sees"):
-        konkyo.explain(model, picture, target=Region("red", within=~mask & (np.arange(300) < 50)))
+        konkyo.explain(model, picture, target=outside, method="gradient")
     square = replace(model, preprocess=konkyo.Preprocess((64, 64), None, (0.0,) * 3, (1.0,) * 3, fit="square"))
     assert len(konkyo.explain(square, picture, target=Pixel(210, 30), method="gradient")) == 1
 

@@ -26,6 +26,7 @@ Explained: TypeAlias = Literal["decision", "label"]
 Run: TypeAlias = Callable[[Callable[[], Any]], Any]
 """It runs a forward of a network, with its errors wrapped, and returns what the forward returns."""
 
+_LONGEST_LABEL = 80
 SEVEN_CAMS = ("cam", "grad_cam", "grad_cam_pp", "score_cam", "eigen_cam", "ablation_cam", "layer_cam")
 """The class activation maps of the founding survey, in its order."""
 
@@ -260,7 +261,8 @@ class Task(ABC):
             return f"{classes.label(target.index)}, {where}"
         if isinstance(target, Magnitude):
             return "the whole output"
-        return str(getattr(target, "__name__", repr(target)))
+        words = str(getattr(target, "__name__", repr(target)))
+        return words if len(words) <= _LONGEST_LABEL else f"{words[: _LONGEST_LABEL - 3]}..."
 
     def decisions_beside(
         self, targets: Sequence[Target], images: Sequence[int], output: Tensor, classes: Classes
