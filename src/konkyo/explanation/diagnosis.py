@@ -48,6 +48,8 @@ FROM_THE_TEXT = 0.05
 """An answer of whose score the image makes less than this share is taken to come from the text."""
 SATURATED = 1e-4
 """A softmax probability so near to 0 or 1 has a gradient below a ten-thousandth of its logit's."""
+_NATS = -math.log(1 - FROM_THE_TEXT)
+"""The same share of a probability, where the score is its logarithm."""
 
 
 def diagnose(
@@ -209,7 +211,7 @@ def judge_text(known: Sequence[Diagnosis], scores: Tensor, without: Tensor) -> t
             f"a blank image has the score {blank:.3g}, and this one {own:.3g}: the words before it make the answer, so "
             'the map shows what hardly mattered; a contrast may tell more: ContrastTarget(Answer("yes"), Answer("no"))',
         )
-        if diagnosis.ok and own - blank < max(FROM_THE_TEXT * abs(own), -math.log(1 - FROM_THE_TEXT))
+        if diagnosis.ok and own - blank < max(FROM_THE_TEXT * abs(own), _NATS if own <= 0 else 0.0)
         else diagnosis
         for diagnosis, (own, blank) in zip(known, pairs, strict=True)
     )

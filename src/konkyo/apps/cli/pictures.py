@@ -129,7 +129,9 @@ def _explained_together(
             together = explanations(model, list(pictures.values()), names, **request)
     except ImageError as error:
         if len(pictures) == 1:
-            return dict.fromkeys(pictures, Outcome(error=error))
+            (name,) = (picture.name for picture in pictures.values())
+            said = error if name in str(error) else ImageError(f"{name}: {error}")
+            return dict.fromkeys(pictures, Outcome(error=said))
         alone = (_explained_together(model, {file: picture}, names, request) for file, picture in pictures.items())
         return {file: outcome for one in alone for file, outcome in one.items()}
     return {
