@@ -115,16 +115,7 @@ class Model:
             described = import_module(_FACTS_OF["torchvision"]).described(weights, module)
             preprocess, classes = preprocess or described.get("preprocess"), classes or described["classes"]
             reader = reader or described.get("reader")
-        if preprocess is not None and not isinstance(preprocess, Preprocess):
-            raise KonkyoError(
-                f"preprocess is a konkyo.Preprocess(resize=..., crop=..., mean=..., std=...); got {preprocess!r}. For "
-                "the transforms of torchvision's weights give weights="
-            )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise KonkyoError(
-                "a TorchScript module hides its layers; give the eager module that it was made from: "
-                f"{module.original_name}"
-            )
+        _require(module, preprocess)
         said = any(value is not None for value in (detector, multilabel, probabilities, task, call, prompts))
         if not said and select is select_logits:
             facts, name = known(module, processor, classes=classes), name or type(module).__name__
@@ -501,6 +492,20 @@ def _unwrapped(module: nn.Module) -> nn.Module:
         else:
             break
     return module if isinstance(module, nn.Module) else _boxed(module)
+
+
+def _require(module: nn.Module, preprocess: object) -> None:
+    """Raises KonkyoError for a module that hides its layers, or a preprocessing of another kind."""
+    if preprocess is not None and not isinstance(preprocess, Preprocess):
+        raise KonkyoError(
+            f"preprocess is a konkyo.Preprocess(resize=..., crop=..., mean=..., std=...); got {preprocess!r}. For "
+            "the transforms of torchvision's weights give weights="
+        )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise KonkyoError(
+            "a TorchScript module hides its layers; give the eager module that it was made from: "
+            f"{module.original_name}"
+        )
 
 
 def _boxed(function: Any) -> nn.Module:
