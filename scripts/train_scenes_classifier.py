@@ -8,7 +8,6 @@ It renders the scenes once into the cache folder and keeps a checkpoint there af
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from arguments import parser_of
 from konkyo.data.sets.scenes import CLASSES, Scenes
 from konkyo.models.networks.scenes import SCENES_MEAN, SCENES_SIZE, SCENES_STD, ScenesResNet
 from konkyo.utils.files import replacing
@@ -31,20 +31,11 @@ UNSEEN = 1_000_003
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, default=WEIGHTS, help="the safetensors to write; the provenance goes beside it"
-    )
-    parser.add_argument(
-        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "konkyo-scenes", help="scenes and checkpoint"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    parser = parser_of(__doc__, WEIGHTS, "konkyo-scenes")
     parser.add_argument("--scenes", type=int, default=24_000, help="half with one object, half with one to three")
     parser.add_argument("--epochs", type=int, default=7, help="two of them to warm up")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=4e-3, help="the highest learning rate of the cycle")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in the cache folder")
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from arguments import parser_of
 from konkyo.data.sets.captions import WORDS, Caption, Facts, facts_of, near_misses, true_caption
 from konkyo.data.sets.scenes import CLASSES, COLOURS, Scene, Scenes
 from konkyo.models.networks.captions import ImageTower, ScenesClip, tokens_of, vocabulary
@@ -42,20 +42,11 @@ NAMES = [f"a {name.replace('_', ' ')}" for name in CLASSES]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, default=WEIGHTS, help="the safetensors to write; the provenance goes beside it"
-    )
-    parser.add_argument(
-        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "konkyo-clip", help="scenes and checkpoint"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    parser = parser_of(__doc__, WEIGHTS, "konkyo-clip", workers=1)
     parser.add_argument("--scenes", type=int, default=20_000, help="a third with one object, the others with 2 or 3")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1.5e-3, help="the highest learning rate of the cycle")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in the cache folder")
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)

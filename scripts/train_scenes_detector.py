@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import tempfile
 import time
 from collections.abc import Mapping
 from copy import deepcopy
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_convert, box_iou, complete_box_iou_loss
 
+from arguments import parser_of
 from konkyo.data.sets.scenes import CLASSES, Scene, Scenes
 from konkyo.models.networks.scenes import SCENES_SIZE
 from konkyo.models.shipped import scenes_detector
@@ -40,22 +40,13 @@ WARM_UP = 300  # steps
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, default=WEIGHTS, help="the safetensors to write; the provenance goes beside it"
-    )
-    parser.add_argument(
-        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "konkyo-detr", help="scenes and checkpoint"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    parser = parser_of(__doc__, WEIGHTS, "konkyo-detr")
     parser.add_argument("--scenes", type=int, default=32_000, help="with one to five objects each")
     parser.add_argument("--dense", type=int, default=5, help="epochs of the first stage")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of the second stage")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--dense-rate", type=float, default=3e-3)
     parser.add_argument("--rate", type=float, default=8e-4)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in the cache folder")
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from arguments import parser_of
 from konkyo.data.sets.scenes import CLASSES, Scene, Scenes
 from konkyo.models.networks.scenes import SCENES_MEAN, SCENES_SIZE, SCENES_STD, ScenesSegmenter
 from konkyo.models.shipped import scenes_classifier
@@ -35,21 +35,12 @@ OBJECTS = (1, 4)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, default=WEIGHTS, help="the safetensors to write; the provenance goes beside it"
-    )
-    parser.add_argument(
-        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "konkyo-segmenter", help="scenes and checkpoint"
-    )
-    parser.add_argument("--seed", type=int, default=10)
+    parser = parser_of(__doc__, WEIGHTS, "konkyo-segmenter", seed=10)
     parser.add_argument("--scenes", type=int, default=16_000)
     parser.add_argument("--epochs", type=int, default=4, help="half of the first to warm up")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=3e-3, help="the highest learning rate of the cycle")
     parser.add_argument("--background", type=float, default=0.5, help="the weight of background in the cross-entropy")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in the cache folder")
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)

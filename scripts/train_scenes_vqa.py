@@ -9,7 +9,6 @@ once into the cache folder, and a checkpoint is kept there after each epoch; `--
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from arguments import parser_of
 from konkyo.data.sets.questions import ANSWERED, ANSWERS, KINDS, LONGEST, Questions, tokens
 from konkyo.data.sets.scenes import COLOURS
 from konkyo.models.networks.questions import ScenesVQA
@@ -39,21 +39,12 @@ FIRST_COLOUR = ANSWERS.index(COLOURS[0])  # only left and right come after the c
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, default=WEIGHTS, help="the safetensors to write; the provenance goes beside it"
-    )
-    parser.add_argument(
-        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "konkyo-vqa", help="scenes and checkpoint"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    parser = parser_of(__doc__, WEIGHTS, "konkyo-vqa", workers=1)
     parser.add_argument("--scenes", type=int, default=20_000, help="with one to four objects each")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=32, help="scenes in a step, each with six questions")
     parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate of the cycle")
     parser.add_argument("--body-rate", type=float, default=1e-3, help="the same for the body's last stages")
-    parser.add_argument("--workers", type=int, default=1, help="processes that render")
-    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in the cache folder")
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
