@@ -23,7 +23,7 @@ from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.models import display
 from konkyo.models.axes import known_axes, likely_axes
 from konkyo.models.blackbox import BlackBox
-from konkyo.models.kinds import known
+from konkyo.models.kinds import known, libraries_of
 from konkyo.models.layers import Layers, Traces
 from konkyo.models.outputs import Choice, base_model_features, choose, headless, select_logits
 from konkyo.models.pipelines import is_pipeline, opened
@@ -469,9 +469,8 @@ def as_model(model: Model | nn.Module) -> Model:
 
 def _facts(module: nn.Module) -> dict[str, Any]:
     """Returns what a module tells of its images and classes, as arguments of `Model`."""
-    libraries = dict.fromkeys(kind.__module__.partition(".")[0] for kind in type(module).__mro__)
     facts: dict[str, Any] = {}
-    for adapter in (_FACTS_OF[library] for library in libraries if library in _FACTS_OF):
+    for adapter in (_FACTS_OF[library] for library in libraries_of(module) if library in _FACTS_OF):
         facts |= import_module(adapter).facts(module)
     return facts
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from konkyo.models.kinds import ANY, Arguments, kind
+from konkyo.models.kinds import Arguments
 from konkyo.models.outputs import headless, is_base_model, select_logits
 from konkyo.tasks.embedding import EmbeddingTask
 
@@ -14,10 +14,8 @@ _NAMES = ("image_embeds", "pooler_output")
 """What transformers calls the one vector of an image, the one after a projection first."""
 
 
-@kind(ANY, "network of embeddings")
-def embeddings(module: nn.Module, processor: Any = None) -> Arguments | None:
+def embeddings(module: nn.Module) -> Arguments | None:
     """Returns what makes a model of a network without a head; None where nothing says that it has none."""
-    del processor
     if not headless(module):
         return None
     base = is_base_model(module) and getattr(module, "main_input_name", "") == "pixel_values"

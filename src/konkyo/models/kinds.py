@@ -17,8 +17,6 @@ where the network is run in another module around it."""
 Describe: TypeAlias = Callable[[nn.Module, Any], "Arguments | None"]
 """(module, its processor or None) -> what `Model` is to be told of it; None: a module of another kind."""
 
-ANY = "any"
-"""The library of kinds that a module's own structure tells, whoever made it; these are asked last."""
 LIBRARIES = ("open_clip", "timm", "torchvision", "transformers")
 """Libraries whose modules are known. A file that bears the name of one imports it."""
 
@@ -66,16 +64,38 @@ def _import_files(library: str) -> None:
             import_module(file.name)
 
 
+def class_names(module: nn.Module, library: str = "") -> list[str]:
+    """Returns the names of the classes that a module is of, its own first; `library`: of those defined there alone."""
+    classes = type(module).__mro__
+    return [kind.__name__ for kind in classes if not library or kind.__module__.partition(".")[0] == library]
+
+
+def is_a(module: nn.Module, name: str) -> bool:
+    """Tells whether a module is of a class of this name, or of one that is made of it."""
+    return name in class_names(module)
+
+
+def source_of(module: nn.Module) -> str:
+    """Returns the folder or id that a module of transformers was loaded from; "" where it was built from a config."""
+    return str(getattr(getattr(module, "config", None), "_name_or_path", "") or "")
+
+
+def libraries_of(module: nn.Module) -> list[str]:
+    """Returns the libraries that the classes of a module are defined in, its own first, each once."""
+    return list(dict.fromkeys(kind.__module__.partition(".")[0] for kind in type(module).__mro__))
+
+
 def known(module: nn.Module, processor: Any = None, *, classes: Sequence[str] = ()) -> Arguments:
     """Returns what `Model` is to be told of a module; nothing of one that no kind knows.
 
-    `classes`: the names that a user gave, which say that it has some: kinds of any library are not asked then.
+    `classes`: the names that a user gave, which say that it has some. Without any, a network without a head is one of
+    embeddings, whatever library it is of.
     """
-    libraries = [
-        library for kind in type(module).__mro__ if (library := kind.__module__.partition(".")[0]) in LIBRARIES
-    ]
-    for library in dict.fromkeys([*libraries, *(() if classes else (ANY,))]):
-        for candidate in kinds_of(library):
+    for library in libraries_of(module):
+        for candidate in kinds_of(library) if library in LIBRARIES else ():
             if (arguments := candidate.describe(module, processor)) is not None:
                 return arguments
-    return {}
+    if classes:
+        return {}
+    embeddings: Arguments | None = import_module("konkyo.models.embeddings").embeddings(module)
+    return embeddings or {}

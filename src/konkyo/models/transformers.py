@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from konkyo.errors import KonkyoError, install_hint
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import read_weights, require_inside
-from konkyo.models.kinds import Kind, kind, kinds_of, known
+from konkyo.models.kinds import Kind, class_names, kind, kinds_of, known, source_of
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.timm import preprocessing as timm_preprocessing
 from konkyo.tasks.embedding import EmbeddingTask
@@ -91,7 +91,7 @@ def classifier(module: nn.Module, processor: Any) -> dict[str, Any] | None:
     None: another module.
     """
     del processor
-    if not any(base.__name__.endswith("ForImageClassification") for base in type(module).__mro__):
+    if not any(name.endswith("ForImageClassification") for name in class_names(module)):
         return None
     config: Any = module.config
     if config.problem_type == "regression":
@@ -143,7 +143,7 @@ def facts(module: Any) -> dict[str, Any]:
     told: dict[str, Any] = {}
     if (arguments := known(module)) and not isinstance(arguments.get("task"), EmbeddingTask):
         told["classes"] = _classes(config)
-    if source := str(getattr(config, "_name_or_path", "") or ""):
+    if source := source_of(module):
         told["preprocess"] = _local_preprocess(source)
     return told
 

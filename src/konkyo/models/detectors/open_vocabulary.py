@@ -10,12 +10,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops import batched_nms, box_convert
 
 from konkyo.engine.forward import at_least_float32
 from konkyo.errors import KonkyoError
 from konkyo.models.detectors import Detector, Kept, best_class, best_pairs
-from konkyo.models.kinds import kind
+from konkyo.models.kinds import class_names, is_a, kind, source_of
 from konkyo.models.prompts import Prompts, Texts
 from konkyo.models.transformers import local_processor
 from konkyo.targets.candidates import Candidates, pack
@@ -39,8 +38,8 @@ def _family(*kinds: str) -> Callable[[_Family], _Family]:
 @kind("transformers", "open-vocabulary detector", auto="AutoModelForZeroShotObjectDetection", processor="AutoProcessor")
 def describe(module: nn.Module, processor: Any) -> dict[str, Any] | None:
     """Returns how a detector of transformers, or one derived from it, reads texts; None: another module."""
-    kinds = (base.__name__ for base in type(module).__mro__ if base.__module__.startswith("transformers."))
-    family = next((_FAMILIES[name] for name in kinds if name in _FAMILIES), None)
+    names = class_names(module, "transformers")
+    family = next((_FAMILIES[name] for name in names if name in _FAMILIES), None)
     if family is None:
         return None
     unbound = Detector(0, _unbound, partial(best_class, classes=0), "")
@@ -71,7 +70,7 @@ def _tokenizer(module: Any, processor: Any) -> Any:
     KonkyoError: there is none; nothing is downloaded.
     """
     if processor is None:
-        processor = local_processor(str(getattr(module.config, "_name_or_path", "") or ""))
+        processor = local_processor(source_of(module))
     tokenizer = getattr(processor, "tokenizer", processor)
     if not callable(getattr(tokenizer, "convert_tokens_to_ids", None)):
         raise KonkyoError(
@@ -84,6 +83,8 @@ def _tokenizer(module: Any, processor: Any) -> Any:
 def _in_pixels(boxes: Tensor, images: Tensor) -> Tensor:
     """Returns boxes (N, Q, 4), centre and size as shares of the image, as xyxy in its pixels."""
     height, width = images.shape[2:]
+    from torchvision.ops import box_convert  # a second to import, which networks of other kinds need not wait for
+
     corners: Tensor = box_convert(at_least_float32(boxes), "cxcywh", "xyxy")
     return corners * corners.new_tensor([width, height, width, height])
 
@@ -159,8 +160,7 @@ def image_guided_detector(module: nn.Module, query: Tensor) -> Detector:
     As `image_guided_detection` of the library takes it, the query is the embedding of one box of that image: the most
     unusual of the largest ones (OWL-ViT), or the surest object (OWLv2). KonkyoError: another module or image.
     """
-    kinds = {base.__name__ for base in type(module).__mro__}
-    if not kinds & {"OwlViTForObjectDetection", "Owlv2ForObjectDetection"}:
+    if not any(is_a(module, name) for name in ("OwlViTForObjectDetection", "Owlv2ForObjectDetection")):
         raise KonkyoError(f"an OWL-ViT or OWLv2 of transformers was expected; got {type(module).__name__}")
     if not isinstance(query, Tensor) or query.ndim != 3 or not query.is_floating_point():
         came = f"{tuple(query.shape)} {query.dtype}" if isinstance(query, Tensor) else type(query).__name__
@@ -223,6 +223,8 @@ def _omdet(module: Any, tokenizer: Any, texts: Sequence[str]) -> Detector:
 
 def _best_apart(output: Tensor, threshold: float, classes: int, iou: float = 0.5) -> list[Kept]:
     """Returns the best pairs of candidate and class, without those that overlap a better one of the class."""
+    from torchvision.ops import batched_nms
+
     kept = []
     for image, pairs in zip(Candidates(output, classes).output, best_pairs(output, threshold, classes), strict=True):
         scores = image[pairs.index, 4 + pairs.label]

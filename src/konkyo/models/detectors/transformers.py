@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from konkyo.engine.forward import at_least_float32
 from konkyo.models.detectors import Detector, Kept, best_class, best_pairs
-from konkyo.models.kinds import kind
+from konkyo.models.kinds import class_names, kind
 from konkyo.targets.candidates import pack
 
 
@@ -61,7 +61,7 @@ def detector(module: nn.Module) -> Detector | None:
 
     Candidates are the queries, and are proposed in eval mode.
     """
-    names = (base.__name__ for base in type(module).__mro__ if base.__module__.startswith("transformers."))
+    names = class_names(module, "transformers")
     family = next((_FAMILIES[name] for name in names if name in _FAMILIES), None)
     if family is None:
         return None

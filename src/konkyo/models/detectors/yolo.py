@@ -8,7 +8,6 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, box_convert
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models.detectors import Detector, Kept
@@ -53,6 +52,8 @@ def dense_detector(
             raise unknown("layer", name, (known for known, _ in module.named_modules() if known))
 
     def propose(network: nn.Module, images: Tensor) -> Tensor:
+        from torchvision.ops import box_convert  # a second to import, which other networks need not wait for
+
         output = (select or _first)(network(images))
         raw = _anchors_first(output, 4 + objectness + classes)
         corners = box_convert(raw[..., :4], boxes, "xyxy")
@@ -111,6 +112,8 @@ def _hint(predictions: Any, columns: int) -> str:
 
 def _keep(classes: int, iou: float, most: int, output: Tensor, threshold: float) -> list[Kept]:
     """Returns every candidate as its most probable class, the overlapping ones of each class suppressed."""
+    from torchvision.ops import batched_nms
+
     output = output.detach().to(torch.promote_types(output.dtype, torch.float32))
     candidates = Candidates(output, classes)
     detections = []

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from konkyo.engine.forward import at_least_float32
-from konkyo.models.kinds import kind
+from konkyo.models.kinds import class_names, kind
 from konkyo.tasks.queries import QueryTask, Size
 from konkyo.tasks.segmentation import SegmentationTask
 
@@ -65,8 +65,7 @@ def _layer(module: nn.Module) -> str:
 
 def _is_a(module: nn.Module, ending: str) -> bool:
     """Tells whether a module is of a class of transformers with such a name, or of one derived from it."""
-    kinds = (base for base in type(module).__mro__ if base.__module__.startswith("transformers."))
-    return any(base.__name__.endswith(ending) for base in kinds)
+    return any(name.endswith(ending) for name in class_names(module, "transformers"))
 
 
 def semantic_map(module: nn.Module, images: Tensor, enlarged: Callable[[Size], Size] | None = None) -> Tensor:

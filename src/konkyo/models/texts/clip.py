@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from konkyo.engine.capture import untouched
 from konkyo.errors import KonkyoError
-from konkyo.models.kinds import kind
+from konkyo.models.kinds import kind, source_of
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.prompts import Prompts, Texts
 from konkyo.models.transformers import import_transformers
@@ -196,5 +196,5 @@ def _tokenizer(module: nn.Module, processor: Any) -> Any:
 
 def _source(module: nn.Module) -> str:
     """Returns the folder or name that the module was loaded from; "" where it was built from a config."""
-    source = str(getattr(module.config, "_name_or_path", "") or "")
+    source = source_of(module)
     return source if source and (Path(source).is_dir() or "/" in source) else ""

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from konkyo.models.kinds import Arguments, kind
+from konkyo.models.kinds import Arguments, is_a, kind
 from konkyo.models.texts.processors import answering
-from konkyo.models.texts.vocabulary import ends_of, is_a, rows_of
+from konkyo.models.texts.vocabulary import ends_of, rows_of
 from konkyo.tasks.answers import Speaker, Vocabulary
 
 

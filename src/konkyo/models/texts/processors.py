@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from konkyo.errors import KonkyoError
-from konkyo.models.kinds import Arguments
+from konkyo.models.kinds import Arguments, source_of
 from konkyo.models.prompts import Prompts
 from konkyo.models.transformers import local_processor, preprocess_like
 from konkyo.tasks.answers import AnswerTask, Speaker
@@ -22,8 +22,7 @@ def read(module: nn.Module, processor: Any) -> tuple[Any, Arguments]:
     `processor`: that of transformers, or a tokenizer alone; None: it is looked for in the files that the module came
     from, and nothing is downloaded. KonkyoError: there is none.
     """
-    config: Any = module.config
-    processor = processor or local_processor(str(getattr(config, "_name_or_path", "") or ""))
+    processor = processor or local_processor(source_of(module))
     if processor is None:
         raise KonkyoError(
             f"{type(module).__name__} reads and writes text, so its tokenizer is needed: "

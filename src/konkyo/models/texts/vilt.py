@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from konkyo.engine.layer import Layer
-from konkyo.models.kinds import Arguments, kind
+from konkyo.models.kinds import Arguments, is_a, kind
 from konkyo.models.prompts import Prompts
 from konkyo.models.texts.processors import read
-from konkyo.models.texts.vocabulary import is_a, rows_of
+from konkyo.models.texts.vocabulary import rows_of
 from konkyo.tasks import ClassificationTask
 from konkyo.utils.tensors import mean_colour
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def rows_of(ids: Sequence[int], like: Tensor) -> Tensor:
@@ -19,8 +19,3 @@ def ends_of(*settings: int | Iterable[int] | None) -> frozenset[int]:
     for setting in settings:
         ends |= set() if setting is None else {setting} if isinstance(setting, int) else set(setting)
     return frozenset(ends)
-
-
-def is_a(module: nn.Module, name: str) -> bool:
-    """Tells whether a module is of a class of this name, or of one that is made of it."""
-    return any(base.__name__ == name for base in type(module).__mro__)

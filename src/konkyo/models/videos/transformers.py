@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from konkyo.models.axes import known_axes
-from konkyo.models.kinds import kind
+from konkyo.models.kinds import class_names, is_a, kind, source_of
 from konkyo.models.readers import Clips, Signals
 
 
@@ -19,10 +19,10 @@ from konkyo.models.readers import Clips, Signals
 def videos(module: nn.Module, processor: Any) -> dict[str, Any] | None:
     """Returns how clips are read for a classifier of videos; None: another module."""
     del processor
-    if not any(base.__name__.endswith("ForVideoClassification") for base in type(module).__mro__):
+    if not any(name.endswith("ForVideoClassification") for name in class_names(module)):
         return None
     config: Any = module.config
-    source = str(getattr(config, "_name_or_path", "") or "")
+    source = source_of(module)
     frames = next((n for key in ("num_frames", "frames_per_clip") if (n := getattr(config, key, None))), 16)
     # What is read for pictures alone says nothing of clips.
     return {"axes": known_axes(module), "reader": _clips(source, frames) if source else None, "preprocess": None}
@@ -32,8 +32,7 @@ def videos(module: nn.Module, processor: Any) -> dict[str, Any] | None:
 def spectrograms(module: nn.Module, processor: Any) -> dict[str, Any] | None:
     """Returns how spectrograms are read for an AST; None: another module, as one of waveforms."""
     del processor
-    names = {base.__name__ for base in type(module).__mro__}
-    if "ASTForAudioClassification" not in names:
+    if not is_a(module, "ASTForAudioClassification"):
         return None
     return {"axes": known_axes(module), "reader": Signals(), "preprocess": None}
 

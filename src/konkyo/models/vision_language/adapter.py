@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from konkyo.errors import KonkyoError
-from konkyo.models.kinds import kind
+from konkyo.models.kinds import kind, source_of
 from konkyo.models.prompts import Prompts
 from konkyo.models.texts.processors import asked
 from konkyo.models.transformers import local_processor
@@ -28,7 +28,7 @@ def described(network: nn.Module, processor: Any) -> dict[str, Any] | None:
     config = getattr(network, "config", None)
     if not is_known(config) or not type(network).__name__.endswith("ForConditionalGeneration"):
         return None
-    processor = processor or local_processor(str(getattr(config, "_name_or_path", "") or ""))
+    processor = processor or local_processor(source_of(network))
     if processor is None:
         raise KonkyoError(
             f"{type(network).__name__} reads text beside the image, with a processor: konkyo.Model(module, "
