@@ -75,6 +75,9 @@ def gaze(
     ),
     start: Annotated[int | None, typer.Option(help="The last epoch with weight 0; 2, or before the end.")] = None,
     end: Annotated[int | None, typer.Option(help="The first epoch with the whole weight; 10, or the last.")] = None,
+    ema_start: Annotated[
+        int, typer.Option(min=1, help="The first epoch that running maps take in; the study's code: --start + 1.")
+    ] = 1,
     size: Annotated[int | None, typer.Option(min=16, help="Side of the images; 224, of lesions 48.")] = None,
     augment: Annotated[bool | None, typer.Option(help="Mirror and crop at random; default: all but lesions.")] = None,
     grid: Annotated[int, typer.Option(min=2, help="Cells a side of the maps whose L is measured.")] = 14,
@@ -106,6 +109,7 @@ def gaze(
         view=view,  # type: ignore[arg-type]
         start=start,
         end=end,
+        ema_start=ema_start,
         augment=not synthetic if augment is None else augment,
         grid=grid,
         limit=limit,

@@ -53,6 +53,9 @@ class GazeStudy:
     view: View = "train"
     start: int = 2
     end: int = 10
+    ema_start: int = 1
+    """The first epoch whose maps the running maps take in. Maps are first looked at then; the study's code begins with
+    the weight: start + 1."""
     augment: bool = True
     """Mirrored at random, and parts of 0.9 to 1 of the area, as in the study."""
     grid: int = 14
@@ -72,6 +75,11 @@ class GazeStudy:
         for number in self.levels:
             if number not in LEVELS:
                 raise unknown("level", str(number), map(str, LEVELS))
+        if not 1 <= self.ema_start <= self.start + 1:
+            raise KonkyoError(
+                f"ema_start: an epoch from 1 to the first with a weight, {self.start + 1}, was expected; got "
+                f"{self.ema_start}"
+            )
         for weight in self.lambdas:
             if weight and not LambdaSchedule(weight, self.start, self.end)(self.recipe.epochs):
                 raise KonkyoError(
@@ -93,13 +101,16 @@ class GazeStudy:
 class GazeObjective(nn.Module):
     """Cross-entropy and, weighted by the schedule, the distance of maps from their class's (Eq. 11)."""
 
-    def __init__(self, gaze: ConsistencyLoss, schedule: LambdaSchedule) -> None:
+    def __init__(self, gaze: ConsistencyLoss, schedule: LambdaSchedule, begin: int = 1) -> None:
         super().__init__()
-        self.gaze, self.schedule = gaze, schedule
+        self.gaze, self.schedule, self.begin = gaze, schedule, begin
 
     def forward(self, logits: Tensor, labels: Tensor, epoch: int) -> dict[str, Tensor]:
         """As of `konkyo.training.loop.Objective`."""
         weight, entropy = self.schedule(epoch), functional.cross_entropy(logits, labels)
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        if epoch < self.begin:
+            return {"loss": entropy, "ce": entropy, "weight": torch.zeros_like(entropy), "accuracy": accuracy}
         gaze = self.gaze(logits, labels)
         # What is watched is of all processes, each of which has the same number of images.
         watched, count = self.gaze.watched, len(labels) * processes()
@@ -108,7 +119,7 @@ class GazeObjective(nn.Module):
             "ce": entropy,
             "gaze": gaze,
             "weight": torch.tensor(weight, device=entropy.device),
-            "accuracy": (logits.argmax(1) == labels).float().mean(),
+            "accuracy": accuracy,
             "used": watched.used / count,
             "skipped": watched.skipped.float(),
             "blank": watched.blank / count,
@@ -167,7 +178,7 @@ def _run(
     gaze = study.loss(network)
     fitted = fit(
         network,
-        GazeObjective(gaze, LambdaSchedule(weight, study.start, study.end)),
+        GazeObjective(gaze, LambdaSchedule(weight, study.start, study.end), study.ema_start),
         data.train,
         recipe,
         folder,
