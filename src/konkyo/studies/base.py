@@ -23,8 +23,8 @@ from konkyo.draw.sheets import save_image
 from konkyo.errors import KonkyoError
 from konkyo.metrics.distances import kappa
 from konkyo.models import Preprocess
-from konkyo.training.loop import Numbers, Recipe
-from konkyo.training.processes import first
+from konkyo.training.devices import first
+from konkyo.training.recipe import Numbers, Recipe
 from konkyo.utils.files import plain, read_json, replacing, write_text
 from konkyo.utils.ledger import differences, held
 from konkyo.utils.progress import Progress, StageProgress
@@ -153,7 +153,7 @@ def begin(
     KonkyoError: as of `open_study`; a batch or images that the processes cannot share.
     """
     settings = asdict(study)
-    settings["recipe"] = {n: value for n, value in settings["recipe"].items() if n not in ("seed", "workers")}
+    settings["recipe"] = {n: value for n, value in settings["recipe"].items() if n not in ("seed", "workers", "track")}
     sizes = {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)}
     study.recipe.check(len(parts.train), fabric.world_size)
     shown: list[TestPicture] = []

@@ -14,7 +14,8 @@ from konkyo.errors import KonkyoError
 from konkyo.evaluation.consistency import Consistency
 from konkyo.studies.base import MAPS
 from konkyo.studies.reports import read_test_maps
-from konkyo.training.loop import EPOCHS, Numbers, read_epochs
+from konkyo.training.loop import EPOCHS, read_epochs
+from konkyo.training.recipe import Numbers
 
 MEASURED: Mapping[str, str] = {
     "accuracy": "accuracy",
