@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,8 +54,6 @@ class WandB:
             import wandb  # type: ignore[import-not-found,unused-ignore]
         except ImportError as error:
             raise _missing("wandb", error) from error
-        import os
-
         known = _run_of(folder, "wandb")
         folder.mkdir(parents=True, exist_ok=True)
         self._run: Any = wandb.init(

@@ -26,8 +26,9 @@ from konkyo.training.devices import first, processes
 from konkyo.training.loop import Fitted, fit
 from konkyo.training.losses.consistency import Aim, ConsistencyLoss, LambdaSchedule
 from konkyo.training.maps import Mode, View
-from konkyo.training.recipe import Numbers, Recipe, cross_entropy
+from konkyo.training.recipe import Numbers, Recipe
 from konkyo.utils.progress import Progress, StageProgress
+from konkyo.utils.tensors import cross_entropy
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -185,7 +186,7 @@ def _run(
         data.train,
         recipe,
         folder,
-        judge=lambda network, _epoch: judged(network, data.validation, classes, study.grid, fabric.device),
+        judge=lambda network, _epoch: judged(network, data.validation, classes, study.grid, fabric),
         keep=lambda network: save_trained(folder, network, plan),
         fabric=fabric,
         progress=progress,
@@ -197,18 +198,25 @@ def _run(
 
 
 def judged(
-    network: nn.Module, batches: DataLoader[Any], classes: tuple[str, ...], grid: int, device: torch.device
+    network: nn.Module, batches: DataLoader[Any], classes: tuple[str, ...], grid: int, fabric: Fabric
 ) -> Numbers:
-    """Returns how a network decides and how consistent its maps are, as epochs.csv has it."""
-    model = Model(network, classes=classes)
-    measured = consistency(model, batches, layer=GAZE, grid=grid, resamples=0, permutations=0, baselines=False)
-    return classification_scores(network, batches, device) | {
-        "L": measured.value,
-        "rms": measured.rms,
-        "wt": measured.ratio,
-        "coverage": measured.coverage,
-        "blank": measured.blank / len(measured.images),
-    }
+    """Returns how a network decides and how consistent its maps are, as epochs.csv has it, in the first process.
+
+    All processes call this: the decisions are of all of them, the maps of the first.
+    """
+    found = classification_scores(network, batches, fabric.device, fabric)
+    with first(fabric) as mine:
+        if mine:
+            model = Model(network, classes=classes)
+            measured = consistency(model, batches, layer=GAZE, grid=grid, resamples=0, permutations=0, baselines=False)
+            found |= {
+                "L": measured.value,
+                "rms": measured.rms,
+                "wt": measured.ratio,
+                "coverage": measured.coverage,
+                "blank": measured.blank / len(measured.images),
+            }
+    return found
 
 
 def _tested(study: GazeStudy, data: StudyData, fitted: Fitted, folder: Path, seed: int) -> None:
