@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from scipy import stats
 
-from konkyo.utils.statistics import Correlation, interval_of_share
+from konkyo.utils.statistics import Correlation, interval_of_share, mean_difference, mean_ratio, paired
 
 LOADED = "import sys; {}; print(any(name.split('.')[0] == 'scipy' for name in sys.modules))"
 
@@ -43,3 +44,15 @@ def test_wilson_against_a_table() -> None:
     assert interval_of_share(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert interval_of_share(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
     assert all(map(math.isnan, interval_of_share(0, 0)))
+
+
+def test_paired_differences_are_the_paired_t_tests() -> None:
+    values, others = {0: 0.91, 1: 0.95, 2: 0.88, 5: 0.9}, {0: 0.85, 2: 0.87, 1: 0.9, 7: 0.1}
+    pairs = paired(values, others)
+    assert pairs == [(0.91, 0.85), (0.95, 0.9), (0.88, 0.87)]
+    expected = stats.ttest_rel([a for a, _ in pairs], [b for _, b in pairs]).confidence_interval(0.95)
+    difference = mean_difference(pairs)
+    assert (difference.n, difference.low, difference.high) == pytest.approx((3, expected.low, expected.high))
+    ratio = mean_ratio([*pairs, (0.0, 1.0)])  # what is not positive has no logarithm
+    logs = stats.ttest_rel([math.log(a) for a, _ in pairs], [math.log(b) for _, b in pairs]).confidence_interval(0.95)
+    assert (ratio.n, ratio.low, ratio.high) == pytest.approx((3, math.exp(logs.low), math.exp(logs.high)))

@@ -19,7 +19,7 @@ from konkyo.draw.consistency import shortened
 from konkyo.draw.overlay import SEQUENTIAL, overlay
 from konkyo.draw.sheets import to_image
 from konkyo.errors import KonkyoError
-from konkyo.studies.gaze.statistics import LineFit
+from konkyo.utils.statistics import LineFit
 
 _MARKERS = "os^DvP*X<>"  # of levels, in their order
 _GREY, _INK, _WRONG = "#606060", "#1a1a1a", "#b3261e"

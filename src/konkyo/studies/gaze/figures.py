@@ -12,13 +12,12 @@ from PIL import Image
 
 from konkyo.evaluation.result import bracketed
 from konkyo.studies.gaze import drawings
-from konkyo.studies.gaze.run import Run
-from konkyo.studies.gaze.statistics import fitted
-from konkyo.studies.reports import open_picture
+from konkyo.studies.report import open_picture
+from konkyo.utils.statistics import fitted
 from konkyo.utils.tensors import min_max
 
 if TYPE_CHECKING:
-    from konkyo.studies.gaze.result import GazeReport
+    from konkyo.studies.gaze.report import GazeReport, Run
 
 AUTOCORRELATED = (
     "Warning: epochs of one run are autocorrelated; they are no independent observations.\n"

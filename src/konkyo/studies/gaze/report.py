@@ -1,16 +1,208 @@
-"""report_gaze(): from the folder of a study of gaze consistency to its report."""
+"""The report of a study of gaze consistency: its runs, and the numbers over seeds that tables and pictures show."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from torch import Tensor
+
 from konkyo.errors import KonkyoError
-from konkyo.studies.gaze.result import GazeReport
-from konkyo.studies.gaze.run import Run, read_runs
-from konkyo.studies.reports import read_settings, read_test_pictures
-from konkyo.training.loop import EPOCHS
+from konkyo.evaluation.consistency import Consistency
+from konkyo.evaluation.result import FigureFormat, Table
+from konkyo.report.page import Page
+from konkyo.studies.base import MAPS, TestPicture
+from konkyo.studies.gaze import figures, text
+from konkyo.studies.report import read_settings, read_test_maps, read_test_pictures, save_report, study_page
+from konkyo.training.loop import EPOCHS, Numbers, read_epochs
+from konkyo.utils.files import plain
+from konkyo.utils.statistics import Correlation, Estimate, mean_difference, mean_ratio, paired
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One training: its epochs and, where it is finished, its test."""
+
+    level: int
+    strength: float
+    """lambda"""
+    seed: int
+    epochs: tuple[Numbers, ...]
+    test: Consistency | None
+    """None: not finished."""
+    maps: Tensor | None
+    """(P, h, w) raw, of the study's pictures."""
+
+    def value(self, column: str) -> float:
+        """Returns a number of the test set, named as in `text.MEASURED`; NaN of a run that is not finished."""
+        return math.nan if self.test is None else float(getattr(self.test, text.MEASURED[column]))
+
+    @property
+    def name(self) -> str:
+        """Returns the name of the run in sentences."""
+        return f"level {self.level}, λ = {self.strength:g}, seed {self.seed}"
+
+
+def read_runs(folder: Path, pictures: int) -> Iterator[Run]:
+    """The runs in the folder of a study with so many test pictures. KonkyoError: a file that cannot be read."""
+    for path in folder.glob(f"level-*/lambda_*/seed_*/{EPOCHS}"):
+        home = path.parent
+        parts = [home.parent.parent.name, home.parent.name, home.name]
+        try:
+            level, strength, seed = (float(re.split("[-_]", part, maxsplit=1)[1]) for part in parts)
+        except ValueError:
+            raise KonkyoError(f"{home}: level-NUMBER/lambda_NUMBER/seed_NUMBER was expected") from None
+        finished = (home / "test" / "consistency.json").is_file()  # written last
+        maps = read_test_maps(home, pictures) if finished and (home / MAPS).is_file() else None
+        test = Consistency.load(home / "test") if finished else None
+        yield Run(int(level), strength + 0.0, int(seed), tuple(read_epochs(path)), test, maps)
+
+
+@dataclass(frozen=True, eq=False)
+class GazeReport:
+    """The runs of a study, and what they say together."""
+
+    study: Mapping[str, Any]
+    runs: tuple[Run, ...]
+    pictures: tuple[TestPicture, ...]
+    notes: tuple[str, ...] = field(default=())
+    """The sentences about runs that are missing."""
+
+    @property
+    def levels(self) -> list[int]:
+        """Returns the levels of the runs, in their order."""
+        return sorted({run.level for run in self.runs})
+
+    @property
+    def finished(self) -> list[Run]:
+        """Returns the runs that have been tested."""
+        return [run for run in self.runs if run.test is not None]
+
+    @property
+    def burn_in(self) -> int:
+        """Returns the number of epochs that no correlation within runs counts: lambda is not yet what it will be."""
+        return int(self.study.get("end", 5))
+
+    @property
+    def distance(self) -> str:
+        """Returns the distance in which L is measured on the test set."""
+        return next((run.test.distance for run in self.runs if run.test is not None), "mse")
+
+    def of(self, level: int, strength: float) -> dict[int, Run]:
+        """Returns the finished runs of a level and a lambda, by their seeds."""
+        return {run.seed: run for run in self.finished if (run.level, run.strength) == (level, strength)}
+
+    def settings(self) -> list[tuple[int, float]]:
+        """Returns (level, lambda) of all finished runs."""
+        return sorted({(run.level, run.strength) for run in self.finished})
+
+    # --- numbers over seeds -------------------------------------------------------------------------------------------
+
+    def estimate(self, level: int, strength: float, column: str) -> Estimate:
+        """Returns the estimate of a number of the test set over seeds."""
+        return Estimate.of(run.value(column) for run in self.of(level, strength).values())
+
+    def difference(self, level: int, strength: float, column: str) -> Estimate:
+        """Returns the estimate of that number less that of lambda = 0, over seeds that have both."""
+        return mean_difference(self.pairs(level, strength, column))
+
+    def ratio(self, level: int, strength: float, column: str) -> Estimate:
+        """Returns the geometric mean of that number divided by the one of lambda = 0 of the same seed.
+
+        Numbers that are not positive have no ratio.
+        """
+        return mean_ratio(self.pairs(level, strength, column))
+
+    def pairs(self, level: int, strength: float, column: str) -> list[tuple[float, float]]:
+        """Returns (the number, that of lambda = 0) of every seed that has both."""
+        with_loss, without = (
+            {seed: run.value(column) for seed, run in self.of(level, weight).items()} for weight in (strength, 0.0)
+        )
+        return paired(with_loss, without)
+
+    def correlations(self) -> dict[str, Correlation]:
+        """kappa against L over trained models, as of `across_models`."""
+        return across_models(self.finished)
+
+    def within(self, run: Run) -> Correlation:
+        """kappa against L over the epochs of a run after the burn-in, as of `within_run`."""
+        return within_run(run, self.burn_in)
+
+    def within_runs(self, level: int, strength: float) -> list[Correlation]:
+        """Returns the correlations within the runs of a level and a lambda that have one."""
+        runs = [run for run in self.runs if (run.level, run.strength) == (level, strength)]
+        return [correlation for correlation in map(self.within, runs) if math.isfinite(correlation.pearson)]
+
+    # --- tables, text and pictures ------------------------------------------------------------------------------------
+
+    def table(self, cell: Callable[[Estimate], str] = text.mean_and_deviation) -> Table:
+        """Returns the table of the test set's numbers over seeds, a line per level and lambda."""
+        return text.test_table(self, cell)
+
+    def differences(self) -> Table:
+        """Returns the table of differences from lambda = 0 of the same seed, a line per level and other lambda."""
+        return text.differences(self)
+
+    def correlation_table(self) -> Table:
+        """Returns the table of correlations across models, a line per selection of them."""
+        return text.correlation_table(self)
+
+    def within_table(self) -> Table:
+        """Returns the table of correlations within runs, a line per level and lambda."""
+        return text.within_table(self)
+
+    def run_table(self) -> Table:
+        """Returns the table of all runs, a line each."""
+        return text.run_table(self)
+
+    def remarks(self) -> list[str]:
+        """Returns the sentences that a reader of the numbers has to know."""
+        return text.remarks(self)
+
+    def markdown(self, pictures: Iterable[str] = ()) -> str:
+        """Returns the text of the report; `pictures`: names of the files that lie beside it."""
+        return text.markdown(self, pictures)
+
+    def records(self) -> dict[str, list[dict[str, Any]]]:
+        """Returns the rows of every csv file by its name, each column -> value."""
+        return text.records(self)
+
+    def description(self) -> dict[str, Any]:
+        """Returns all numbers, as plain JSON values."""
+        return plain(  # type: ignore[no-any-return]
+            {"study": dict(self.study), "burn_in": self.burn_in, **self.records(), "remarks": self.remarks()}
+        )
+
+    def figures(self) -> dict[str, Image.Image]:
+        """Returns the pictures by file name. With several levels, maps have a picture for each."""
+        return figures.figures(self)
+
+    def page(self, pictures: Mapping[str, Image.Image] | None = None) -> Page:
+        """Returns the page of the study; `pictures`: those of `figures`, where they are drawn already."""
+        tables = {
+            "Numbers of the test set": self.table(),
+            "Differences from lambda = 0": self.differences(),
+            "kappa against L, across models": self.correlation_table(),
+            "kappa against L, within runs": self.within_table(),
+            "All runs": self.run_table(),
+        }
+        drawn = self.figures() if pictures is None else pictures
+        return study_page("Gaze consistency in training", self.study, tables, drawn, self.remarks())
+
+    def save(self, folder: str | Path, *, format: FigureFormat = "png") -> Path:
+        """Writes report.md, .html and .json, tables.tex, csv files and pictures into a folder. -> the folder
+
+        `format`: of the pictures, "png", "svg" or "pdf".
+        """
+        pictures = {str(Path(name).with_suffix(f".{format}")): picture for name, picture in self.figures().items()}
+        text, page = self.markdown(pictures), self.page(pictures)
+        return save_report(Path(folder), text, self.description(), self.records(), pictures, page)
 
 
 def report_gaze(folder: str | Path) -> GazeReport:
@@ -40,3 +232,50 @@ def _missing(study: Mapping[str, Any], runs: Sequence[Run]) -> list[str]:
         named = "; ".join(f"level {n}, λ = {w:g}, seed {s}" for n, w, s in missing[:6])
         notes.append(f"Not begun: {named}{f' and {len(missing) - 6} more' if len(missing) > 6 else ''}.")
     return notes
+
+
+def across_models(runs: Sequence[Run]) -> dict[str, Correlation]:
+    """kappa against L over trained models, a point each, by the name of the selection.
+
+    The selections are: all models, each level, those whose maps are not made to differ, those without the loss, and
+    "within λ", of what is left when the mean of every level and lambda is taken out.
+    """
+    correlations = {"all models": _kappa_against_l(runs)}
+    levels, strengths = sorted({run.level for run in runs}), {run.strength for run in runs}
+    if len(levels) > 1:
+        correlations |= {f"level {n}": _kappa_against_l([run for run in runs if run.level == n]) for n in levels}
+    if min(strengths, default=0.0) < 0 < max(strengths):
+        correlations["λ ≥ 0"] = _kappa_against_l([run for run in runs if run.strength >= 0])
+    if 0 in strengths and len(strengths) > 1:
+        correlations["λ = 0"] = _kappa_against_l([run for run in runs if run.strength == 0])
+    settings = sorted({(run.level, run.strength) for run in runs})
+    groups = [_centred(run for run in runs if (run.level, run.strength) == setting) for setting in settings]
+    groups = [group for group in groups if len(group) > 1]
+    if len(groups) > 1:
+        x, y = ([point[i] for group in groups for point in group] for i in (0, 1))
+        correlations["within λ"] = Correlation.of(x, y, held=len(groups) - 1)
+    return correlations
+
+
+def within_run(run: Run, burn_in: int) -> Correlation:
+    """kappa against L over the validation epochs of a run after `burn_in`.
+
+    It has no intervals: epochs are not independent.
+    """
+    late = [row for row in run.epochs if row["epoch"] > burn_in]
+    x, y = ([row.get(column, math.nan) for row in late] for column in ("valid_L", "valid_kappa"))
+    over_epochs, nan = Correlation.of(x, y), math.nan
+    return Correlation(over_epochs.n, over_epochs.pearson, nan, nan, over_epochs.spearman, nan, nan)
+
+
+def _kappa_against_l(runs: Iterable[Run]) -> Correlation:
+    pairs = [(run.value("L"), run.value("kappa")) for run in runs]
+    return Correlation.of([x for x, _ in pairs], [y for _, y in pairs])
+
+
+def _centred(runs: Iterable[Run]) -> list[tuple[float, float]]:
+    """Returns (L, kappa) of runs, less their means."""
+    pairs = [(run.value("L"), run.value("kappa")) for run in runs]
+    known = [pair for pair in pairs if all(map(math.isfinite, pair))]
+    middle = [statistics.fmean(column) for column in zip(*known, strict=True)]
+    return [(x - middle[0], y - middle[1]) for x, y in known]

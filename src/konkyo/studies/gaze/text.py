@@ -11,13 +11,21 @@ from konkyo.evaluation.consistency import NOT_CORRECTNESS, PLACELESS
 from konkyo.evaluation.result import Table, bracketed, number
 from konkyo.evaluation.result import markdown as markdown_table
 from konkyo.studies.gaze.figures import AUTOCORRELATED, MEAN_MAPS_SHOWN
-from konkyo.studies.gaze.run import MEASURED
 from konkyo.training.losses.consistency import LambdaSchedule
 from konkyo.utils.statistics import Estimate
 
 if TYPE_CHECKING:
-    from konkyo.studies.gaze.result import GazeReport
+    from konkyo.studies.gaze.report import GazeReport
 
+MEASURED: Mapping[str, str] = {
+    "accuracy": "accuracy",
+    "kappa": "kappa",
+    "L": "value",
+    "rms": "rms",
+    "wt": "ratio",
+    "coverage": "coverage",
+}
+"""What the tables have of the test set: column -> field of `Consistency`."""
 TITLES: Mapping[str, str] = {
     "accuracy": "accuracy",
     "kappa": "κ",
