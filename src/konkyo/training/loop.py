@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, ReduceLROnPlateau
 
-from konkyo.errors import KonkyoError, unknown
+from konkyo.errors import Diverged, KonkyoError, unknown
 from konkyo.training.processes import first, over_processes
 from konkyo.utils.files import csv_of, replacing, write_text
 from konkyo.utils.ledger import differences
@@ -185,7 +185,7 @@ def fit(
                     sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach() * len(labels)
             means = {name: float(over_processes(total / count)) / fabric.world_size for name, total in sums.items()}
             if not math.isfinite(means["loss"]):
-                raise KonkyoError(
+                raise Diverged(
                     f"the loss is {means['loss']} in epoch {epoch}: lower the rate ({max(rates):g}), or the weight of "
                     "a part of it. The epochs before are kept"
                 )
