@@ -36,7 +36,8 @@ from konkyo.studies.vib import study as vib_study
 from konkyo.studies.vib.report import report_vib
 from konkyo.studies.vib.study import CAM, KINDS, VIBStudy, runs_of, train_vib
 from konkyo.training.devices import fabric_of
-from konkyo.training.loop import Recipe, read_epochs
+from konkyo.training.loop import read_epochs
+from konkyo.training.recipe import Recipe
 
 FABRIC = fabric_of(accelerator="cpu")
 NETS = """

@@ -23,8 +23,9 @@ from konkyo.draw.sheets import save_image
 from konkyo.errors import Diverged, KonkyoError
 from konkyo.metrics.distances import kappa
 from konkyo.models import Preprocess, load
-from konkyo.training.loop import EPOCHS, Numbers, Recipe, read_epochs
-from konkyo.training.processes import first
+from konkyo.training.devices import first
+from konkyo.training.loop import EPOCHS, read_epochs
+from konkyo.training.recipe import Numbers, Recipe
 from konkyo.utils.files import plain, read_json, replacing, write_text
 from konkyo.utils.ledger import differences, held
 from konkyo.utils.progress import Progress, StageProgress
@@ -189,7 +190,7 @@ def opened(
 def _settings(study: Study) -> dict[str, Any]:
     """Returns the settings of a study as study.json holds them."""
     settings = asdict(study)
-    settings["recipe"] = {n: value for n, value in settings["recipe"].items() if n not in ("seed", "workers")}
+    settings["recipe"] = {n: value for n, value in settings["recipe"].items() if n not in ("seed", "workers", "track")}
     return settings
 
 

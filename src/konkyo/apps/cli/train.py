@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +20,8 @@ from konkyo.errors import KonkyoError
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from konkyo.training.recipe import Recipe
+
 train = typer.Typer(help="Train networks to look at the right place.", no_args_is_help=True)
 
 
@@ -28,8 +30,6 @@ def _train() -> None:
     """Train networks to look at the right place."""
 
 
-Epochs = Annotated[int, typer.Option(min=1)]
-Batch = Annotated[int, typer.Option(min=1, help="Images a step, over all devices.")]
 Pictures = Annotated[int | None, typer.Option(min=1, help="So many pictures of the data, drawn by seed 0; all.")]
 Seeds = Annotated[str, typer.Option(help="So many seeds, from 0; or the seeds themselves, as in 7,8,9 or (one) 7,.")]
 
@@ -38,7 +38,6 @@ Seeds = Annotated[str, typer.Option(help="So many seeds, from 0; or the seeds th
 class Machine:
     """What a training runs on."""
 
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0
     devices: Annotated[int, typer.Option(min=1, help="Devices on each node.")] = 1
     nodes: Annotated[int, typer.Option(min=1, help="Nodes; start the same command on each.")] = 1
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto"
@@ -49,6 +48,50 @@ class Machine:
         from konkyo.training.devices import fabric_of
 
         return fabric_of(self.devices, self.nodes, accelerator=self.accelerator, precision=self.precision)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained; what is None is the command's own."""
+
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="gaze: 20; vib: 100. More than before go on, unless rates depend on them.")
+    ] = None
+    batch: Annotated[int | None, typer.Option(min=1, help="Images, over all devices. gaze: 32; vib: 256.")] = None
+    rate: Annotated[
+        float | None, typer.Option(help="Learning rate. gaze: 1e-4, of lesions 1e-3; vib: 0.1, pretrained 0.01.")
+    ] = None
+    optimiser: Annotated[str | None, typer.Option(help="adam, adamw or sgd. gaze: adam; vib: sgd.")] = None
+    momentum: Annotated[float | None, typer.Option(help="Of sgd; 0.9.")] = None
+    weight_decay: Annotated[float | None, typer.Option(help="gaze: 0; vib: 1e-4.")] = None
+    schedule: Annotated[
+        str | None, typer.Option(help="plateau, cosine, steps, poly or constant. gaze: plateau; vib: steps.")
+    ] = None
+    warmup: Annotated[int, typer.Option(min=0, help="Epochs in which the rate rises from step to step.")] = 0
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches a step.")] = 1
+    clip: Annotated[float | None, typer.Option(help="Highest norm of the gradient; any.")] = None
+    ema: Annotated[float, typer.Option(help="Decay a step of mean weights, which are judged and kept; 0: none.")] = 0.0
+    class_weights: Annotated[str, typer.Option(help="In the cross-entropy: none, or balanced.")] = "none"
+    sampling: Annotated[str, typer.Option(help="shuffled, or balanced: some classes, alike many images of each.")] = (
+        "shuffled"
+    )
+    per_class: Annotated[int, typer.Option(min=1, help="Images of a class in a balanced batch.")] = 4
+    keep: Annotated[str, typer.Option(help="Weights of the last epoch, or of the best by --watch.")] = "last"
+    watch: Annotated[
+        str, typer.Option(help="loss, accuracy, kappa; another validation number after - (less is better) or +.")
+    ] = "loss"
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="End after so many epochs that are not better by --watch; never.")
+    ] = None
+    track: Annotated[str, typer.Option(help="Numbers also go to tensorboard, wandb or mlflow.")] = ""
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0
+
+    def recipe(self, usual: Recipe) -> Recipe:
+        """The command's usual recipe with what is given. KonkyoError: as of `Recipe`."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if "rate" in given:
+            given["learning_rate"] = given.pop("rate")
+        return replace(usual, **given)
 
 
 @train.command()
@@ -81,10 +124,8 @@ def gaze(
     size: Annotated[int | None, typer.Option(min=16, help="Side of the images; 224, of lesions 48.")] = None,
     augment: Annotated[bool | None, typer.Option(help="Mirror and crop at random; default: all but lesions.")] = None,
     grid: Annotated[int, typer.Option(min=2, help="Cells a side of the maps whose L is measured.")] = 14,
-    epochs: Epochs = 20,
-    batch: Batch = 32,
-    rate: Annotated[float | None, typer.Option(help="Learning rate; 1e-4, of lesions 1e-3.")] = None,
     limit: Pictures = None,
+    training: Training = Training(),
     machine: Machine = Machine(),
     to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
         "konkyo-gaze"
@@ -92,10 +133,11 @@ def gaze(
 ) -> None:
     """Train the networks of the study of gaze consistency with several weights of its loss, from paired seeds."""
     from konkyo.studies.gaze.study import GazeStudy, train_gaze
-    from konkyo.training.loop import Recipe
+    from konkyo.training.recipe import Recipe
 
     synthetic = data.partition(":")[0] == "lesions"
-    end = min(10, epochs) if end is None else end
+    recipe = training.recipe(Recipe(learning_rate=1e-3 if synthetic else 1e-4))
+    end = min(10, recipe.epochs) if end is None else end
     start = min(2, end - 1) if start is None else start
     study = GazeStudy(
         data,
@@ -113,7 +155,7 @@ def gaze(
         augment=not synthetic if augment is None else augment,
         grid=grid,
         limit=limit,
-        recipe=Recipe(epochs, batch, (1e-3 if synthetic else 1e-4) if rate is None else rate, workers=machine.workers),
+        recipe=recipe,
     )
     fabric = machine.fabric()
     with _training("gaze", to, fabric) as progress:
@@ -147,12 +189,8 @@ def vib(
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the backbone's own weights.")] = False,
     size: Annotated[int | None, typer.Option(min=16, help="Side of the images; 224, of scenes 128.")] = None,
     augment: Annotated[bool, typer.Option(help="Mirror and crop at random.")] = True,
-    epochs: Epochs = 100,
-    batch: Batch = 256,
-    rate: Annotated[float | None, typer.Option(help="Learning rate; 0.1, pretrained 0.01.")] = None,
-    schedule: Annotated[str, typer.Option(help="steps, cosine, plateau or constant.")] = "steps",
-    optimiser: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
     limit: Pictures = None,
+    training: Training = Training(),
     machine: Machine = Machine(),
     to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
         "konkyo-vib"
@@ -161,7 +199,7 @@ def vib(
     """Train a network with a variational information bottleneck for every beta, and what it is compared with."""
     from konkyo.models.networks.vib import Noise
     from konkyo.studies.vib.study import VIBStudy, train_vib
-    from konkyo.training.loop import Recipe
+    from konkyo.training.recipe import Recipe
 
     synthetic = data.partition(":")[0] == "scenes"
     if synthetic and "objects=" not in data:  # a scene with several has no class
@@ -182,14 +220,8 @@ def vib(
         second=second,
         second_rate=second_rate,
         limit=limit,
-        recipe=Recipe(
-            epochs,
-            batch,
-            (0.01 if pretrained else 0.1) if rate is None else rate,
-            optimiser,  # type: ignore[arg-type]
-            weight_decay=1e-4,
-            schedule=schedule,  # type: ignore[arg-type]
-            workers=machine.workers,
+        recipe=training.recipe(
+            Recipe(100, 256, 0.01 if pretrained else 0.1, "sgd", weight_decay=1e-4, schedule="steps")
         ),
     )
     fabric = machine.fabric()

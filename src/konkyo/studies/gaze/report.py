@@ -20,7 +20,8 @@ from konkyo.report.page import Page
 from konkyo.studies.base import MAPS, TestPicture
 from konkyo.studies.gaze import figures, text
 from konkyo.studies.report import read_settings, read_test_maps, read_test_pictures, save_report, study_page
-from konkyo.training.loop import EPOCHS, Numbers, read_epochs
+from konkyo.training.loop import EPOCHS, read_epochs
+from konkyo.training.recipe import Numbers
 from konkyo.utils.files import plain
 from konkyo.utils.statistics import Correlation, Estimate, mean_difference, mean_ratio, paired
 

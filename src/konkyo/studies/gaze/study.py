@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from konkyo.data.splits import Splits, splits
@@ -34,11 +33,12 @@ from konkyo.studies.base import (
     walk,
     write_maps,
 )
-from konkyo.training.loop import EPOCHS, Fitted, Numbers, Recipe, fit, read_epochs
+from konkyo.training.augmentation import augmented
+from konkyo.training.devices import first, processes
+from konkyo.training.loop import EPOCHS, Fitted, fit, read_epochs
 from konkyo.training.losses.consistency import Aim, ConsistencyLoss, LambdaSchedule
 from konkyo.training.maps import Mode, View
-from konkyo.training.processes import first, processes
-from konkyo.training.transforms import augmented
+from konkyo.training.recipe import Numbers, Recipe, cross_entropy
 from konkyo.utils.progress import Progress, StageProgress
 
 if TYPE_CHECKING:
@@ -214,13 +214,16 @@ class GazeStudy:
 class GazeObjective(nn.Module):
     """Cross-entropy and, weighted by the schedule, the distance of maps from their class's (Eq. 11)."""
 
-    def __init__(self, gaze: ConsistencyLoss, schedule: LambdaSchedule, begin: int = 1) -> None:
+    def __init__(
+        self, gaze: ConsistencyLoss, schedule: LambdaSchedule, begin: int = 1, weights: Tensor | None = None
+    ) -> None:
+        """`weights`: of the classes in the cross-entropy (`Recipe.weights_of`)."""
         super().__init__()
-        self.gaze, self.schedule, self.begin = gaze, schedule, begin
+        self.gaze, self.schedule, self.begin, self.weights = gaze, schedule, begin, weights
 
     def forward(self, logits: Tensor, labels: Tensor, epoch: int) -> dict[str, Tensor]:
         """As of `konkyo.training.loop.Objective`."""
-        weight, entropy = self.schedule(epoch), functional.cross_entropy(logits, labels)
+        weight, entropy = self.schedule(epoch), cross_entropy(logits, labels, self.weights)
         accuracy = (logits.argmax(1) == labels).float().mean()
         if epoch < self.begin:
             return {"loss": entropy, "ce": entropy, "weight": torch.zeros_like(entropy), "accuracy": accuracy}
@@ -293,7 +296,7 @@ def _run(
     seed, classes = key.drawn, data.parts.classes
     recipe, plan = replace(study.recipe, seed=seed), study.plan(key.level, key.strength, seed, classes)
     network = study.begun(plan, seed)
-    gaze = study.loss(network)
+    gaze, weights = study.loss(network), recipe.weights_of(data.train.labels, len(classes))
     schedule = LambdaSchedule(key.strength, study.start, study.end)
 
     def judge(network: nn.Module, _epoch: int) -> Numbers:
@@ -308,7 +311,7 @@ def _run(
 
     fitted = fit(
         network,
-        GazeObjective(gaze, schedule, study.ema_start),
+        GazeObjective(gaze, schedule, study.ema_start, weights),
         data.train,
         recipe,
         folder,

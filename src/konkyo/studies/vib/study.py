@@ -27,9 +27,10 @@ from konkyo.models.networks.recam import ReCAM, recam_loss
 from konkyo.models.networks.vib import Noise, Reduction, VIBClassifier, VIBLoss, kl_divergence
 from konkyo.models.trained import Plan, initialised, save_trained
 from konkyo.studies.base import StudyData, alone, batches, begin, classification_scores, walk, write_maps
-from konkyo.training.loop import Numbers, Recipe, fit
-from konkyo.training.processes import first
-from konkyo.training.transforms import augmented
+from konkyo.training.augmentation import augmented
+from konkyo.training.devices import first
+from konkyo.training.loop import fit
+from konkyo.training.recipe import Numbers, Recipe
 from konkyo.utils.files import plain, write_text
 from konkyo.utils.progress import Progress, StageProgress
 
