@@ -42,6 +42,21 @@ class Estimate:
         reach = t_quantile((1 + CENTRAL) / 2, len(known) - 1) * sd / math.sqrt(len(known))
         return cls(len(known), mean, sd, mean - reach, mean + reach)
 
+    @classmethod
+    def of_groups(cls, groups: Iterable[Sequence[float]]) -> Estimate:
+        """Makes the estimate of values whose groups are independent, and not the values within one (splits of data).
+
+        It is the mean of the groups' means, with the interval of Student's t over these means: whatever differs from
+        group to group is in it. Of a single group it is the estimate of its values.
+        """
+        known = [[value for value in group if math.isfinite(value)] for group in groups]
+        known = [group for group in known if group]
+        within = cls.of(value for group in known for value in group)
+        if len(known) < 2:
+            return within
+        over = cls.of(statistics.fmean(group) for group in known)
+        return cls(within.n, over.mean, within.sd, over.low, over.high)
+
     def through(self, function: Callable[[float], float]) -> Estimate:
         """Puts the estimate on another scale: mean and interval go through `function`, the deviation becomes NaN."""
         return Estimate(self.n, function(self.mean), math.nan, function(self.low), function(self.high))
@@ -84,24 +99,13 @@ class Correlation:
         return cls(len(pairs), r, *ends, rho, *_fisher(rho, 1 + rho**2 / 2, free))
 
 
-def paired(values: Mapping[Key, float], others: Mapping[Key, float]) -> list[tuple[float, float]]:
+def paired(values: Mapping[Key, float], others: Mapping[Key, float]) -> dict[Key, tuple[float, float]]:
     """Returns (value, other) of every key that both have, such as seeds, in the order of `values`.
 
     >>> paired({0: 2.0, 1: 3.0}, {1: 1.0, 2: 5.0})
-    [(3.0, 1.0)]
+    {1: (3.0, 1.0)}
     """
-    return [(value, others[key]) for key, value in values.items() if key in others]
-
-
-def mean_difference(pairs: Iterable[tuple[float, float]]) -> Estimate:
-    """Returns the mean of value - other over pairs, with the interval of Student's t (the paired t-test's)."""
-    return Estimate.of(value - other for value, other in pairs)
-
-
-def mean_ratio(pairs: Iterable[tuple[float, float]]) -> Estimate:
-    """Returns the geometric mean of value / other over the pairs of positive numbers, by the interval of their logs."""
-    logs = [math.log(value / other) for value, other in pairs if value > 0 and other > 0]
-    return Estimate.of(logs).through(math.exp)
+    return {key: (value, others[key]) for key, value in values.items() if key in others}
 
 
 @dataclass(frozen=True)
