@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from konkyo.apps.cli.evaluate import split
 from konkyo.apps.cli.groups import with_groups
-from konkyo.apps.cli.terminal import Bar, out, progress_bar
+from konkyo.apps.cli.terminal import Bar, err, out, progress_bar
 from konkyo.errors import KonkyoError
 
 if TYPE_CHECKING:
@@ -101,10 +101,20 @@ def gaze(
         str, typer.Option("--data", "-d", help="chest:DIR, brain:DIR, folder:DIR or lesions:COUNT, with options.")
     ] = "lesions:1000",
     level: Annotated[str, typer.Option(help="Of the study's five networks; several as in 1,2,3 or 1..5.")] = "2",
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Another network in their place, as --model of `konkyo explain`, or FILE.py:NAME."),
+    ] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the backbone's own weights.")] = False,
+    layer: Annotated[str | None, typer.Option(help="Whose maps are trained and measured; default: the last.")] = None,
+    method: Annotated[str, typer.Option(help="Of these maps; any that the loss can differentiate.")] = "grad_cam",
     lambdas: Annotated[
         str, typer.Option(help="Weights of the loss, in units of --distance; negative ones make maps differ.")
     ] = "0,3",
     seeds: Seeds = "3",
+    splits: Annotated[
+        str, typer.Option(help="So many drawings of the parts, or their numbers, as in 1,4 or (one) 1,.")
+    ] = "1",
     distance: Annotated[
         str,
         typer.Option(help="mse (the paper's formula), l2_over_hw (the study's code), pearson, cosine or js."),
@@ -121,10 +131,16 @@ def gaze(
     ema_start: Annotated[
         int, typer.Option(min=1, help="The first epoch that running maps take in; the study's code: --start + 1.")
     ] = 1,
-    size: Annotated[int | None, typer.Option(min=16, help="Side of the images; 224, of lesions 48.")] = None,
+    least: Annotated[
+        int, typer.Option(min=1, help="Correctly decided images of a class in a batch, for its part in the loss.")
+    ] = 2,
+    size: Annotated[
+        int | None, typer.Option(min=16, help="Side of the images; 224, of lesions 48, of a backbone its own.")
+    ] = None,
     augment: Annotated[bool | None, typer.Option(help="Mirror and crop at random; default: all but lesions.")] = None,
     grid: Annotated[int, typer.Option(min=2, help="Cells a side of the maps whose L is measured.")] = 14,
     limit: Pictures = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Try again what diverged before.")] = False,
     training: Training = Training(),
     machine: Machine = Machine(),
     to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
@@ -144,7 +160,7 @@ def gaze(
         _whole("--level", level),
         tuple(_numbers("--lambdas", lambdas)),
         seeds_of(seeds),
-        size=size or (48 if synthetic else 224),
+        size=size or (None if backbone else 48 if synthetic else 224),
         distance=distance,  # type: ignore[arg-type] # checked by the loss
         aim=aim,  # type: ignore[arg-type]
         mode=mode,  # type: ignore[arg-type]
@@ -156,10 +172,19 @@ def gaze(
         grid=grid,
         limit=limit,
         recipe=recipe,
+        backbone=backbone,
+        pretrained=pretrained,
+        layer=layer,
+        method=method,
+        least=least,
+        splits=seeds_of(splits, "--splits"),
     )
     fabric = machine.fabric()
     with _training("gaze", to, fabric) as progress:
-        train_gaze(study, to, fabric=fabric, progress=progress)
+        diverged = train_gaze(study, to, fabric=fabric, progress=progress, retry=retry, tell=_tell)
+    if diverged:
+        _tell(f"diverged, and left out: {'; '.join(diverged)}. --retry tries them again")
+        raise typer.Exit(3)
 
 
 @train.command()
@@ -229,9 +254,14 @@ def vib(
         train_vib(study, to, fabric=fabric, progress=progress)
 
 
-def seeds_of(text: str) -> tuple[int, ...]:
+def _tell(sentence: str) -> None:
+    """Says at once, on standard error, what a training is found to be."""
+    err.print(f"[bold]{escape(sentence)}[/]", soft_wrap=True, highlight=False)
+
+
+def seeds_of(text: str, option: str = "--seeds") -> tuple[int, ...]:
     """Returns the seeds that "3" (0, 1, 2) or "7,8" mean. KonkyoError: neither."""
-    numbers = _whole("--seeds", text)
+    numbers = _whole(option, text)
     return numbers if "," in text else tuple(range(numbers[0]))
 
 

@@ -17,7 +17,7 @@ from konkyo.errors import KonkyoError
 from konkyo.evaluation.result import Table, markdown
 from konkyo.report.page import Page
 from konkyo.studies.base import TestPicture
-from konkyo.studies.reports import (
+from konkyo.studies.report import (
     open_picture,
     read_settings,
     read_test_maps,
