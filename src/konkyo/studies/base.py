@@ -159,7 +159,8 @@ def begin(
     shown: list[TestPicture] = []
     with first(fabric) as mine:
         if mine:
-            open_study(out, {"kind": kind, **settings, "classes": list(parts.classes), "sizes": sizes})
+            grouping = {"grouping": asdict(parts.grouping) | {"remark": parts.grouping.remark}}
+            open_study(out, {"kind": kind, **settings, "classes": list(parts.classes), "sizes": sizes, **grouping})
             shown = show(parts.test, parts.classes, study.preprocess, out)
     train = Examples(parts.train, prepare, parts.classes, cache=CACHE)
     validation = Examples(parts.validation, study.preprocess, parts.classes, cache=CACHE)

@@ -51,6 +51,23 @@ class Machine:
         return fabric_of(self.devices, self.nodes, accelerator=self.accelerator, precision=self.precision)
 
 
+@dataclass(frozen=True)
+class PartOptions:
+    """What stays together when data are divided into training, validation and test parts."""
+
+    copies: Annotated[
+        str,
+        typer.Option(help="Copies stay in one part: identical pictures, alike or alike:BITS (of 64) too, or ignored."),
+    ] = "identical"
+    groups: Annotated[
+        Path | None, typer.Option(help="A csv file with the columns name and group, as of patients: none is divided.")
+    ] = None
+
+    def settings(self) -> dict[str, str]:
+        """As of a study."""
+        return {"copies": self.copies, "groups": "" if self.groups is None else str(self.groups)}
+
+
 @train.command()
 @with_groups
 def gaze(
@@ -85,6 +102,7 @@ def gaze(
     batch: Batch = 32,
     rate: Annotated[float | None, typer.Option(help="Learning rate; 1e-4, of lesions 1e-3.")] = None,
     limit: Pictures = None,
+    part_options: PartOptions = PartOptions(),
     machine: Machine = Machine(),
     to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
         "konkyo-gaze"
@@ -113,6 +131,7 @@ def gaze(
         augment=not synthetic if augment is None else augment,
         grid=grid,
         limit=limit,
+        **part_options.settings(),
         recipe=Recipe(epochs, batch, (1e-3 if synthetic else 1e-4) if rate is None else rate, workers=machine.workers),
     )
     fabric = machine.fabric()
@@ -153,6 +172,7 @@ def vib(
     schedule: Annotated[str, typer.Option(help="steps, cosine, plateau or constant.")] = "steps",
     optimiser: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
     limit: Pictures = None,
+    part_options: PartOptions = PartOptions(),
     machine: Machine = Machine(),
     to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
         "konkyo-vib"
@@ -182,6 +202,7 @@ def vib(
         second=second,
         second_rate=second_rate,
         limit=limit,
+        **part_options.settings(),
         recipe=Recipe(
             epochs,
             batch,
@@ -236,6 +257,10 @@ def _training(kind: str, to: Path, fabric: Fabric) -> Iterator[Bar]:
     with progress_bar("preparing", "whole epochs are kept", shown=fabric.is_global_zero) as progress:
         yield progress
     if fabric.is_global_zero:
+        from konkyo.studies.reports import grouping_remarks, read_settings
+
+        for remark in grouping_remarks(read_settings(to, kind)):
+            out.print(escape(remark), highlight=False, soft_wrap=True)
         where = escape(str(to))
         text = f"networks, epochs and maps in {where}; tables and figures: konkyo report {kind} {where}"
         out.print(text, highlight=False, soft_wrap=True)

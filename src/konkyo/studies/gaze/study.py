@@ -62,6 +62,10 @@ class GazeStudy:
     """Cells a side of the maps whose L is measured; the loss is of the layer's own."""
     limit: int | None = None
     split_seed: int = 0
+    copies: str = "identical"
+    """As of `konkyo.data.splits.splits`; no copy of a picture lies in another part."""
+    groups: str = ""
+    """A csv file of groups, of which none lies in two parts."""
     recipe: Recipe = field(default_factory=Recipe)
     """Its seed is replaced by each of `seeds`."""
 
@@ -134,7 +138,7 @@ def train_gaze(study: GazeStudy, out: str | Path, *, fabric: Fabric, progress: S
     done again, so an interrupted study goes on. KonkyoError: another study's folder; data without classes.
     """
     out = Path(out)
-    parts = splits(study.data, seed=study.split_seed, limit=study.limit)
+    parts = splits(study.data, seed=study.split_seed, limit=study.limit, copies=study.copies, groups=study.groups)
     with torch.random.fork_rng([]):
         for number in study.levels:  # what cannot be trained is told before anything is written
             study.loss(gaze_network(number, len(parts.classes))).close()

@@ -12,6 +12,7 @@ from konkyo.evaluation.result import Table, bracketed, number
 from konkyo.evaluation.result import markdown as markdown_table
 from konkyo.studies.gaze.figures import AUTOCORRELATED, MEAN_MAPS_SHOWN
 from konkyo.studies.gaze.run import MEASURED
+from konkyo.studies.reports import grouping_remarks
 from konkyo.training.losses.consistency import LambdaSchedule
 from konkyo.utils.statistics import Estimate
 
@@ -140,7 +141,7 @@ def remarks(report: GazeReport) -> list[str]:
             "weights, and λ changes κ and L at once: 'within λ' is what is left when λ is held; it is led by the "
             "λ whose models differ most."
         )
-    return [*lines, NOT_CORRECTNESS]
+    return [*lines, *grouping_remarks(report.study), NOT_CORRECTNESS]
 
 
 def _on_seeds(report: GazeReport) -> list[str]:
