@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from konkyo.data.samples import Samples
-from konkyo.data.splits import Examples, Splits
+from konkyo.data.splits import Examples, Grouping, Splits
 from konkyo.draw.sheets import save_image
 from konkyo.errors import Diverged, KonkyoError
 from konkyo.metrics.distances import kappa
@@ -173,7 +173,10 @@ def begin(
     shown: list[TestPicture] = []
     with first(fabric) as mine:
         if mine:
-            open_study(out, {"kind": kind, **settings, "classes": list(parts.classes), "sizes": sizes}, usual)
+            grouping = asdict(parts.grouping) | {"remark": parts.grouping.remark}
+            ungrouped = {"grouping": asdict(Grouping()) | {"copies": parts.grouping.copies, "remark": ""}}
+            now = {"kind": kind, **settings, "classes": list(parts.classes), "sizes": sizes, "grouping": grouping}
+            open_study(out, now, usual | ungrouped)
             shown = show(parts.test, parts.classes, study.preprocess, out)
     return opened(study, parts, prepare, shown)
 
