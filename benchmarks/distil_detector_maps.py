@@ -1,8 +1,9 @@
 """What a detector's student gains from its teacher's maps: ODAM's, IG-ODAM's, those of other detections, or none.
 
-    python benchmarks/distil_detector_maps.py --out FOLDER --pilot   # weights, on a seed and scenes of its own
-    python benchmarks/distil_detector_maps.py --out FOLDER [--seeds 1,2,3,4,5] [--weights odam=15,ig_odam=15,...]
-    python benchmarks/distil_detector_maps.py --out FOLDER --report  # Markdown of what the folder holds
+    python benchmarks/distil_detector_maps.py --out FOLDER --pilot         # weights, on a seed and scenes of its own
+    python benchmarks/distil_detector_maps.py --out FOLDER [--seeds 1,2,3] [--weights odam=3,ig_odam=3,outputs=3]
+    python benchmarks/distil_detector_maps.py --out FOLDER --report        # Markdown of what the folder holds
+    python benchmarks/distil_detector_maps.py --out FOLDER --sheet PICTURE # maps of the first seed's students
 
 The teacher is `konkyo/scenes-detr`; the student is its copy without most weights of the backbone's convolutions, which
 is trained again with few labelled scenes. All arms of a seed begin with the same weights and meet the same batches;
@@ -16,20 +17,20 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torchvision.ops import box_convert, box_iou
 
 import konkyo
 from konkyo.data import Scenes
-from konkyo.data.sets.scenes import Scene
+from konkyo.data.sets.scenes import CLASSES, Scene
 from konkyo.errors import KonkyoError, unknown
 from konkyo.metrics.distances import blank
 from konkyo.models import Model, as_model
@@ -43,8 +44,12 @@ OBJECTS = (1, 3)
 BATCH, RATE, CLIP = 8, 5e-4, 1.0
 CHUNK = 20  # unseen scenes in a forward
 PILOT_SEED, UNSEEN, VALIDATION = 0, 9_001, 9_002  # seeds of scenes; training scenes are of 10_000 + seed
+REFERENCES = ("teacher", "pruned")
+"""What is measured without training."""
 ARMS = ("none", "odam", "ig_odam", "others", "outputs")
 NAMES = {
+    "teacher": "(the teacher itself)",
+    "pruned": "(the student before training)",
     "none": "its own loss alone",
     "odam": "+ teacher's ODAM maps",
     "ig_odam": "+ teacher's IG-ODAM maps",
@@ -270,9 +275,10 @@ def go(run: Run, teacher: Model, unseen: Part, settings: Settings, folder: Path)
     """Trains and measures a student, or reads what it was measured as."""
     path = folder / f"{run.name}.json"
     if not path.exists():
-        part = part_of(teacher, settings.scenes, 10_000 + run.seed, settings, folder)
-        student = pruned(teacher, settings.pruned)
-        training = trained(student, part, run.arm, run.weight, settings, run.seed)
+        student, training = teacher if run.arm == "teacher" else pruned(teacher, settings.pruned), dict[str, float]()
+        if run.arm not in REFERENCES:
+            part = part_of(teacher, settings.scenes, 10_000 + run.seed, settings, folder)
+            training = trained(student, part, run.arm, run.weight, settings, run.seed)
         columns, maps = measured(student, unseen)
         with replacing(path.with_suffix(".safetensors")) as new:
             save_file({"maps": maps.contiguous()}, new)
@@ -294,11 +300,13 @@ def pilot(teacher: Model, settings: Settings, folder: Path, grid: Sequence[float
 def experiment(
     teacher: Model, settings: Settings, folder: Path, seeds: Sequence[int], weights: Mapping[str, float]
 ) -> None:
-    """Runs every arm of every seed, seed by seed."""
+    """Runs every arm of every seed, seed by seed, and measures what was not trained."""
     unseen = part_of(teacher, settings.unseen, UNSEEN, settings, folder)
     for seed in seeds:
         for arm in ARMS:
             go(Run(arm, weights[arm], seed, UNSEEN), teacher, unseen, settings, folder)
+    for arm in REFERENCES:
+        go(Run(arm, 0.0, 0, UNSEEN), teacher, unseen, settings, folder)
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -306,29 +314,68 @@ def experiment(
 
 def report(folder: Path, unseen: int = UNSEEN) -> str:
     """The Markdown tables of a folder: means and deviations of arms, and paired differences with their intervals."""
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"run-{unseen}-*.json"))]
-    if not runs:
+    of = {(run.arm, run.weight, run.seed): values for run, values in runs_of(folder, unseen)}
+    if not of:
         raise KonkyoError(f"{folder} holds no runs on the scenes of seed {unseen}")
-    arms = sorted({(ARMS.index(run["arm"]), run["weight"]) for run in runs})
-    of = {(ARMS.index(r["arm"]), r["weight"], r["seed"]): r for r in runs}
+    students = sorted({key[:2] for key in of}, key=lambda key: (list(NAMES).index(key[0]), key[1]))
     lines = [f"| student | weight | seeds | {' | '.join(COLUMNS.values())} |", "|---" * (3 + len(COLUMNS)) + "|"]
-    for index, weight in arms:
-        mine = [run for (i, w, _), run in of.items() if (i, w) == (index, weight)]
-        estimates = [Estimate.of(run[column] for run in mine) for column in COLUMNS]
+    for arm, weight in students:
+        mine = [values for key, values in of.items() if key[:2] == (arm, weight)]
+        estimates = [Estimate.of(values[column] for values in mine) for column in COLUMNS]
         cells = [f"{e.mean:.3f}" + (f" ± {e.sd:.3f}" if e.n > 1 else "") for e in estimates]
-        lines.append(f"| {NAMES[ARMS[index]]} | {weight:g} | {len(mine)} | {' | '.join(cells)} |")
-    if unseen != UNSEEN:
-        return "\n".join(lines)
+        lines.append(f"| {NAMES[arm]} | {weight:g} | {len(mine)} | {' | '.join(cells)} |")
     lines += ["", f"| difference | seeds | {' | '.join(COLUMNS.values())} |", "|---" * (2 + len(COLUMNS)) + "|"]
-    of_arm = {(run["arm"], run["seed"]): run for run in runs}
     for one, other in PAIRS:
-        seeds = sorted(seed for arm, seed in of_arm if arm == one and (other, seed) in of_arm)
-        cells = []
-        for column in COLUMNS:
-            e = Estimate.of(of_arm[one, s][column] - of_arm[other, s][column] for s in seeds)
-            cells.append(f"{e.mean:+.3f} [{e.low:+.3f}, {e.high:+.3f}]" if e.n > 1 else f"{e.mean:+.3f}")
-        lines.append(f"| {one} - {other} | {len(seeds)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        pairs = [(a, b) for a in students for b in students if (a[0], b[0]) == (one, other)]
+        for a, b in [pair for pair in pairs if {one, other} != {"ig_odam", "others"} or pair[0][1] == pair[1][1]]:
+            seeds = sorted(key[2] for key in of if key[:2] == a and (*b, key[2]) in of)
+            estimates = [Estimate.of(of[(*a, s)][column] - of[(*b, s)][column] for s in seeds) for column in COLUMNS]
+            cells = [f"{e.mean:+.3f}" + (f" [{e.low:+.3f}, {e.high:+.3f}]" if e.n > 1 else "") for e in estimates]
+            lines.append(f"| {one} {a[1]:g} - {other} {b[1]:g} | {len(seeds)} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *costs(folder, of)])
+
+
+def runs_of(folder: Path, unseen: int) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Yields the finished runs on these scenes with what they were measured as."""
+    for path in sorted(folder.glob(f"run-{unseen}-*.json")):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        yield Run(values["arm"], values["weight"], values["seed"], values["unseen"]), values
+
+
+def costs(folder: Path, of: Mapping[tuple[str, float, int], dict[str, Any]]) -> Iterator[str]:
+    """Yields what training costs beside the student's own loss, in CPU time, and what the teacher's maps cost."""
+    alone = {seed: values["training"]["cpu_seconds"] for (arm, _, seed), values in of.items() if arm == "none"}
+    for arm in ARMS[1:]:
+        ratios = [
+            values["training"]["cpu_seconds"] / alone[seed]
+            for (name, _, seed), values in of.items()
+            if name == arm and seed in alone
+        ]
+        if ratios:
+            yield f"- {NAMES[arm]}: {sum(ratios) / len(ratios):.2f} of the CPU time of the loss alone"
+    for path in sorted(folder.glob("teacher-*.json")):
+        said = json.loads(path.read_text(encoding="utf-8"))
+        yield f"- {path.stem}: {said['maps']} maps in {said['cpu_seconds']:.1f} s of CPU time"
+
+
+def sheet(folder: Path, settings: Settings, seed: int, count: int, to: Path) -> None:
+    """Draws maps of the first detections on unseen scenes: the teacher's, and those of a seed's students."""
+    from konkyo.draw.sheets import Cell, Row, contact_sheet
+
+    part = part_of(konkyo.load("konkyo/scenes-detr"), settings.unseen, UNSEEN, settings, folder)
+    columns = {"teacher: ODAM": part.odam.maps, f"teacher: IG-ODAM, {settings.nodes}": part.ig_odam.maps}
+    for run, _ in sorted(runs_of(folder, UNSEEN), key=lambda pair: list(NAMES).index(pair[0].arm)):
+        if run.seed == seed:
+            maps = load_file(folder / f"{run.name}.safetensors")["maps"]
+            columns[f"student: {NAMES[run.arm]}"] = maps
+    assert part.odam.boxes is not None
+    rows = []
+    for r in range(min(count, len(part.odam.maps))):
+        image, cells = int(part.odam.image_index[r]), [Cell(maps[r]) for maps in columns.values()]
+        label = CLASSES[part.odam.targets[r].label]
+        rows.append(Row(part.scenes[image].image, f"scene {image}", label, cells, part.odam.boxes[r].tolist()))
+    with replacing(to) as new:
+        contact_sheet(rows, list(columns)).save(new)
 
 
 def weights_of(text: str) -> dict[str, float]:
@@ -348,6 +395,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pilot", action="store_true")
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--sheet", type=Path, help="draws maps of the first seed's students into this picture")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--weights", default="")
     parser.add_argument("--grid", default="3,15", help="weights of the pilot")
@@ -358,6 +406,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(report(options.out))
         return
     settings = Settings(**{name: getattr(options, name) for name in asdict(Settings())})
+    if options.sheet:
+        sheet(options.out, settings, int(options.seeds.split(",")[0]), 4, options.sheet)
+        return
     settled(options.out, settings)
     teacher = konkyo.load("konkyo/scenes-detr")
     if options.pilot:

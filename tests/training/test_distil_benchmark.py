@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from PIL import Image
 
 import konkyo
 from helpers.paths import ROOT
@@ -42,6 +43,9 @@ def test_arms_are_paired_and_a_folder_resumes(
     none = ["--weights", "odam=0,ig_odam=0,outputs=0"]
     script.main(["--out", str(tmp_path), "--seeds", "1", *TINY, *none])
     first = runs(tmp_path)
+    references = {run["arm"]: first.pop(name) for name, run in list(first.items()) if run["arm"] in script.REFERENCES}
+    assert references["teacher"]["probability"] > references["pruned"]["probability"]
+    assert references["teacher"]["to_odam"] == pytest.approx(0, abs=1e-4)
     assert sorted(run["arm"] for run in first.values()) == sorted(script.ARMS)
     own = next(run for run in first.values() if run["arm"] == "none")
     for run in first.values():  # without a weight, an arm is the student that has none
@@ -63,6 +67,9 @@ def test_arms_are_paired_and_a_folder_resumes(
     assert [again[column] for column in COLUMNS] == [before[column] for column in COLUMNS]
     assert path.with_suffix(".safetensors").read_bytes() == maps
     assert {p: p.stat().st_mtime_ns for p in others} == others  # nothing else is made again
+    script.main(["--out", str(tmp_path), *TINY, "--sheet", str(tmp_path / "maps.png")])
+    with Image.open(tmp_path / "maps.png") as picture:
+        assert picture.width > 500
     capsys.readouterr()
     with pytest.raises(konkyo.KonkyoError, match="holds runs with"):
         script.main(["--out", str(tmp_path), *TINY, "--steps", "2"])
@@ -89,12 +96,19 @@ def test_maps_of_other_detections_are_of_other_images(script: ModuleType) -> Non
 def test_the_report_has_paired_differences_with_student_t_intervals(script: ModuleType, tmp_path: Path) -> None:
     for seed, (alone, taught) in enumerate(((10.0, 11.0), (20.0, 23.0), (30.0, 32.0)), 1):
         for arm, weight, value in (("none", 0, alone), ("ig_odam", 5, taught)):
-            run = {"arm": arm, "weight": weight, "seed": seed, "unseen": 9001} | dict.fromkeys(COLUMNS, value)
+            run = {
+                "arm": arm,
+                "weight": weight,
+                "seed": seed,
+                "unseen": 9001,
+                "training": {"cpu_seconds": 2 + weight},
+            } | dict.fromkeys(COLUMNS, value)
             (tmp_path / f"run-9001-seed{seed}-{arm}-{weight}.json").write_text(json.dumps(run), encoding="utf-8")
     report = script.report(tmp_path)
     # differences 1, 3, 2: mean 2, sd 1, t(.975, 2) = 4.302653, so 2 -+ 4.302653 / sqrt(3)
     assert report.count("+2.000 [-0.484, +4.484]") == len(COLUMNS)
-    assert "| ig_odam - none | 3 |" in report
+    assert "| ig_odam 5 - none 0 | 3 |" in report
     assert "| 20.000 ± 10.000 |" in report
+    assert "IG-ODAM maps: 3.50 of the CPU time" in report
     with pytest.raises(konkyo.KonkyoError, match="holds no runs"):
         script.report(tmp_path / "nothing")
