@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import runpy
 
 import pytest
@@ -19,7 +20,13 @@ from konkyo.engine.layer import Layer
 from konkyo.metrics.distances import Distance, on_grid
 from konkyo.targets.detections import InstanceTarget
 from konkyo.training.losses.consistency import LOSSES
-from konkyo.training.losses.distillation import InstanceMaps, attention_transfer, map_distillation, odam_maps
+from konkyo.training.losses.distillation import (
+    InstanceMaps,
+    attention_transfer,
+    instance_distillation,
+    map_distillation,
+    odam_maps,
+)
 from konkyo.training.maps import TrainingMaps
 
 ALL = konkyo.Detections(threshold=0.0, top=4)
@@ -281,6 +288,65 @@ def test_wrong_asking() -> None:
         own(model(images), [], [])
     with pytest.raises(konkyo.KonkyoError, match="is the image itself"):
         InstanceMaps(model, images.shape[1:], layer="input")
+
+
+# --- outputs ----------------------------------------------------------------------------------------------------------
+
+
+def giou_by_hand(a: list[float], b: list[float]) -> float:
+    """Intersection over union, less the share of the hull that neither box covers."""
+    both = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both
+    hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
+    return both / union - (hull - union) / hull
+
+
+def detection(box: tuple[float, ...], likeness: tuple[float, ...]) -> InstanceTarget:
+    return InstanceTarget(max(range(len(likeness)), key=likeness.__getitem__), box, likeness, index=99)
+
+
+BOXES = [[[2.0, 3, 9, 12], [20, 4, 30, 17], [1, 1, 4, 4]], [[5.0, 5, 15, 20], [22, 2, 30, 9], [10, 3, 20, 20]]]
+SHARES = [[[0.7, 0.2], [0.1, 0.8], [0.6, 0.3]], [[0.4, 0.5], [0.9, 0.3], [0.2, 0.6]]]
+
+
+def test_the_distance_of_outputs_is_that_of_a_transcription_in_loops() -> None:
+    output = torch.cat([torch.tensor(BOXES), torch.tensor(SHARES)], 2).double()
+    targets = [
+        detection((1.0, 2, 8, 13), (0.9, 0.05)),
+        detection((4.0, 6, 14, 19), (0.1, 0.95)),
+        detection((21.0, 5, 31, 16), (0.02, 0.85)),
+        detection((50.0, 50, 60, 60), (0.9, 0.1)),  # nothing is like it
+    ]
+    found = instance_distillation(output, targets, [0, 1, 0, 1], (24, 32))
+    total = 0.0
+    for target, row, candidate in zip(targets[:3], (0, 1, 0), (0, 0, 1), strict=True):
+        box, shares = BOXES[row][candidate], SHARES[row][candidate]
+        for aim, said in zip(target.likeness, shares, strict=True):
+            total -= aim * math.log(said) + (1 - aim) * math.log(1 - said)
+        for aim, side, length in zip(target.box, box, (32, 24, 32, 24), strict=True):
+            total += 5 * abs(aim - side) / length
+        total += 2 * (1 - giou_by_hand(list(target.box), box))
+    assert found.item() == pytest.approx(total / 3, rel=1e-6)
+
+
+def test_gradients_of_the_distance_of_outputs() -> None:
+    output = torch.cat([torch.tensor(BOXES), torch.tensor(SHARES)], 2).double()
+    targets = [detection((1.0, 2, 8, 13), (0.9, 0.05)), detection((4.0, 6, 14, 19), (0.1, 0.95))]
+    checked(lambda at: instance_distillation(at, targets, [0, 1], (24, 32)), output)
+    output.requires_grad_()
+    absent = instance_distillation(output, [detection((50.0, 50, 60, 60), (0.9, 0.1))], [0], (24, 32))
+    absent.backward()
+    assert absent.item() == 0
+    assert output.grad is not None
+    assert not output.grad.any()
+    assert instance_distillation(output, [], [], (24, 32)).item() == 0
+
+
+def test_outputs_that_cannot_be_compared() -> None:
+    target = detection((1.0, 2, 8, 13), (0.9, 0.05))
+    for rows in ([], [2], [-1], [0, 1]):
+        with pytest.raises(konkyo.KonkyoError, match="a row for each of 1 targets, images from 0 to 1"):
+            instance_distillation(torch.rand(2, 3, 6), [target], rows, (24, 32))
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------

@@ -29,7 +29,13 @@ if TYPE_CHECKING:
     from konkyo.training.augmentation import keep_salient_cutout, keep_salient_paste, saliency_mix
     from konkyo.training.loop import Fitted, Objective, fit
     from konkyo.training.losses.consistency import ConsistencyLoss, LambdaSchedule
-    from konkyo.training.losses.distillation import InstanceMaps, attention_transfer, map_distillation, odam_maps
+    from konkyo.training.losses.distillation import (
+        InstanceMaps,
+        attention_transfer,
+        instance_distillation,
+        map_distillation,
+        odam_maps,
+    )
     from konkyo.training.losses.reasons import outside_energy, right_reasons
     from konkyo.training.maps import TrainingMaps
     from konkyo.training.recipe import Recipe
@@ -60,6 +66,7 @@ __all__ = [
     "features_of",
     "fit",
     "gaze_network",
+    "instance_distillation",
     "keep_salient_cutout",
     "keep_salient_paste",
     "kl_divergence",
@@ -117,6 +124,7 @@ __getattr__, __dir__ = lazy(
         "konkyo.training.losses.distillation": (
             "InstanceMaps",
             "attention_transfer",
+            "instance_distillation",
             "map_distillation",
             "odam_maps",
         ),

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import generalized_box_iou_loss
 
 from konkyo.engine.capture import Watch, untouched
 from konkyo.engine.forward import Pass, at_least_float32, of_rows, pick, rounds, scores
@@ -14,7 +15,9 @@ from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError, unknown
 from konkyo.metrics.distances import Distance, blank, distances, on_grid
 from konkyo.models import Model, as_model
+from konkyo.targets.candidates import Candidates
 from konkyo.targets.classes import Target
+from konkyo.targets.detections import InstanceTarget
 from konkyo.training.losses.consistency import LOSSES
 from konkyo.utils.tensors import min_max, on_finest
 
@@ -139,6 +142,38 @@ def _odam(layers: Sequence[Layer], raws: Sequence[Tensor], scores: Tensor, rows:
         weights = of_rows(at, [layer.fold(column[i]) for column in slopes]) if at else grids[:0]
         signed.append((at_least_float32(weights) * at_least_float32(pick(grids, at) if at else grids[:0])).sum(1))
     return on_finest(signed).sum(0).relu()
+
+
+def instance_distillation(
+    output: Tensor, targets: Sequence[InstanceTarget], rows: Sequence[int], size: tuple[int, int]
+) -> Tensor:
+    """Measures how far a student's candidates are from a teacher's detections, without a map. -> ()
+
+    `output` (N, Q, 4 B + K) are the student's candidates, with a graph; `targets[r]` is a detection of the teacher in
+    image `rows[r]`. It is compared with the candidate that is most like it, by the terms and weights of DETR (Carion et
+    al., 2020), the teacher's probabilities in place of labels: the binary cross entropies of the class probabilities,
+    summed over classes, + 5 times the differences of the four sides of the boxes as shares of `size` (height, width),
+    summed, + 2 (1 - GIoU). The result is the mean over detections that some candidate is like; 0 where there is none.
+    KonkyoError: not a row per target, no such image.
+    """
+    if len(targets) != len(rows) or not all(0 <= row < len(output) for row in rows):
+        raise KonkyoError(
+            f"a row for each of {len(targets)} targets, images from 0 to {len(output) - 1}, was expected; got "
+            f"rows {list(rows)}"
+        )
+    with torch.autocast(output.device.type, enabled=False):
+        output, terms = at_least_float32(output), list[Tensor]()
+        for target, row in zip(targets, rows, strict=True):
+            image = output[row : row + 1]
+            match, candidates = target.match(image), Candidates(image, len(target.likeness))
+            if not match.found[0]:
+                continue
+            box, said = candidates.boxes(target.label)[0, match.index], candidates.probabilities[0, match.index]
+            aim, lengths = box.new_tensor([target.box]), box.new_tensor([size[1], size[0]] * 2)
+            naming = nn.functional.binary_cross_entropy(said, said.new_tensor([target.likeness]), reduction="sum")
+            sides = ((box - aim).abs() / lengths).sum()
+            terms.append(naming + 5 * sides + 2 * generalized_box_iou_loss(box, aim, reduction="sum"))
+        return torch.stack(terms).mean() if terms else 0 * output.sum()
 
 
 class InstanceMaps:
