@@ -36,7 +36,11 @@ if TYPE_CHECKING:
         map_distillation,
         odam_maps,
     )
+    from konkyo.training.losses.decomposition import Decomposition, cdep, contextual_decomposition
+    from konkyo.training.losses.distillation import InstanceMaps, attention_transfer, map_distillation, odam_maps
     from konkyo.training.losses.reasons import outside_energy, right_reasons
+    from konkyo.training.losses.saliency import redrawn, saliency_guided
+    from konkyo.training.losses.views import Views, aligned, attention_consistency, random_views
     from konkyo.training.maps import TrainingMaps
     from konkyo.training.recipe import Recipe
     from konkyo.training.trackers import Tracker
@@ -46,6 +50,7 @@ __all__ = [
     "AttentionBranchOutput",
     "Backbone",
     "ConsistencyLoss",
+    "Decomposition",
     "Fitted",
     "InstanceMaps",
     "LambdaSchedule",
@@ -60,9 +65,14 @@ __all__ = [
     "VIBHead",
     "VIBLoss",
     "VIBOutput",
+    "Views",
+    "aligned",
     "attention_branch_loss",
+    "attention_consistency",
     "attention_transfer",
+    "cdep",
     "channel_attention",
+    "contextual_decomposition",
     "features_of",
     "fit",
     "gaze_network",
@@ -74,8 +84,11 @@ __all__ = [
     "map_distillation",
     "odam_maps",
     "outside_energy",
+    "random_views",
     "recam_loss",
+    "redrawn",
     "right_reasons",
+    "saliency_guided",
     "saliency_mix",
 ]
 
@@ -121,6 +134,11 @@ __getattr__, __dir__ = lazy(
             "ConsistencyLoss",
             "LambdaSchedule",
         ),
+        "konkyo.training.losses.decomposition": (
+            "Decomposition",
+            "cdep",
+            "contextual_decomposition",
+        ),
         "konkyo.training.losses.distillation": (
             "InstanceMaps",
             "attention_transfer",
@@ -131,6 +149,16 @@ __getattr__, __dir__ = lazy(
         "konkyo.training.losses.reasons": (
             "outside_energy",
             "right_reasons",
+        ),
+        "konkyo.training.losses.saliency": (
+            "redrawn",
+            "saliency_guided",
+        ),
+        "konkyo.training.losses.views": (
+            "Views",
+            "aligned",
+            "attention_consistency",
+            "random_views",
         ),
         "konkyo.training.maps": ("TrainingMaps",),
         "konkyo.training.recipe": ("Recipe",),
