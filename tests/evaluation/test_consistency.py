@@ -252,10 +252,10 @@ def test_equations_9_and_10() -> None:
     predictions = torch.where(torch.arange(40) % 2 == 0, labels, predictions)
     found = measure(maps, labels, predictions, classes="abcde", grid=8, **CHEAP)
     expected = _literal(maps.numpy(), labels.tolist(), predictions.tolist(), 5)
-    assert found.value == pytest.approx(expected, rel=1e-5)
-    assert found.rms == pytest.approx(math.sqrt(expected), rel=1e-5)
+    assert found.plain == pytest.approx(expected, rel=1e-5)
+    assert found.rms == pytest.approx(math.sqrt(found.distances["mse"]))
     used = [i for i in found.images if i.used]
-    assert found.value == pytest.approx(np.mean([i.deviation for i in used]))
+    assert found.plain == pytest.approx(np.mean([i.deviation for i in used]))
     by_class = [c for c in found.of_class if c.used]
     assert found.value == pytest.approx(sum(c.value * c.used for c in by_class) / len(used))
     assert found.macro == pytest.approx(np.mean([c.value for c in by_class]))
@@ -276,7 +276,7 @@ def test_maps_are_brought_to_the_grid_before_they_are_scaled() -> None:
     maps, labels = some(12, 28), drawn(12, 2, 3)
     found = measure(maps, labels, labels, classes=ABC, grid=7, **CHEAP)
     expected = _literal(maps.view(12, 7, 4, 7, 4).mean((2, 4)).numpy(), labels.tolist(), labels.tolist(), 2)
-    assert found.value == pytest.approx(expected, rel=1e-5)
+    assert found.plain == pytest.approx(expected, rel=1e-5)
     assert found.maps.amax((1, 2)).tolist() == [1] * 12
 
 
@@ -286,9 +286,10 @@ def test_the_largest_values() -> None:
     maps = torch.cat([half, 1 - half] * 4)
     labels = torch.zeros(8, dtype=torch.int64)
     found = measure(maps, labels, labels, classes=ABC, grid=8, **CHEAP)
-    assert found.value == pytest.approx(0.25)
-    assert found.rms == pytest.approx(0.5)
-    assert found.distances["l2_over_hw"] == pytest.approx(0.5 / 8)
+    assert found.plain == pytest.approx(0.25)
+    assert found.value == pytest.approx(0.25 * 8 / 7)
+    assert found.rms == pytest.approx(0.5 * math.sqrt(8 / 7))
+    assert found.distances["l2_over_hw"] == pytest.approx(0.5 / 8 * math.sqrt(8 / 7))
 
 
 def test_blank_maps_are_counted_and_never_measured() -> None:
@@ -330,14 +331,14 @@ def test_which_images_are_measured() -> None:
     assert [i.used for i in right.images] == [True] * 4 + [False] * 2 + [True] * 4 + [False] * 2
     every = measure(maps, labels, predictions, classes=ABC, only_correct=False, **CHEAP)
     assert every.labels.tolist() == labels.tolist()
-    assert every.value == pytest.approx(_literal(_averaged(maps), labels.tolist(), labels.tolist(), 2), rel=1e-5)
+    assert every.plain == pytest.approx(_literal(_averaged(maps), labels.tolist(), labels.tolist(), 2), rel=1e-5)
     told = measure(maps, labels, predictions, classes=ABC, only_correct=False, target="decision", **CHEAP)
     assert told.labels.tolist() == predictions.tolist()
     wrong = [4, 5, 10, 11]
     for found, of in ((right, labels), (told, predictions)):
         assert found.wrong_count == 4
         own = of[wrong].tolist()
-        assert found.wrong == pytest.approx(_literal(_averaged(maps[wrong]), own, own, 2), rel=1e-5)
+        assert found.wrong == pytest.approx(2 * _literal(_averaged(maps[wrong]), own, own, 2), rel=1e-5)  # n / (n - 1)
 
 
 def _averaged(maps: Tensor) -> np.ndarray:

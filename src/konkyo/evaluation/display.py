@@ -82,14 +82,13 @@ def plot_of_evaluation(result: Evaluation, metric: str | None) -> Figure:
 
 def words_of_consistency(result: Consistency) -> str:
     """Returns the consistency in a line."""
-    from konkyo.evaluation.result import bracketed, number
+    from konkyo.evaluation.result import bracketed
 
     used = sum(c.used for c in result.of_class)
     interval = bracketed(result.value, result.low, result.high)
+    ratio = bracketed(result.ratio, result.ratio_low, result.ratio_high)
     measured = sum(c.used > 0 for c in result.of_class)
-    return (
-        f"Consistency(L {interval} in {result.distance}, W / T {number(result.ratio)}; {used} maps, {measured} classes)"
-    )
+    return f"Consistency(L {interval} in {result.distance}, W / T {ratio}; {used} maps, {measured} classes)"
 
 
 def html_of_consistency(result: Consistency) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.evaluation import display
+from konkyo.evaluation.consistency.estimates import corrected_distances
 from konkyo.evaluation.result import FigureFormat, Table, bracketed, latex, markdown, number
 from konkyo.metrics.distances import Distance, distances
 from konkyo.utils.files import csv_text, plain, read_json, replacing, write_text
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 PLACELESS = 0.85
 """From this W / T on, classes hardly say where to look: 0.92 is measured for objects anywhere, 0.44 for fixed ones."""
+FEW = 10
+"""Of fewer maps in a class, the interval of its L is rough."""
 NOT_CORRECTNESS = (
     "Consistency is not correctness: maps can agree on the wrong place. `konkyo evaluate` measures whether they are "
     "right."
@@ -51,7 +54,7 @@ class ImageResult:
     used: bool
     """Whether the map is in the class's mean."""
     deviation: float
-    """Its distance from the mean map of the class that it explains; NaN where it is not used."""
+    """Its distance from the mean map of the class that it explains (Eq. 9); NaN where it is not used."""
 
     @property
     def correct(self) -> bool:
@@ -72,14 +75,16 @@ class ClassResult:
     blank: int
     """Maps left out because they show nothing."""
     value: float
-    """L of the class: the mean deviation, in the chosen distance."""
+    """L of the class in the chosen distance, corrected for the number of its maps."""
     low: float
-    """Of the 95 % interval."""
+    """Of the 95 % interval of `value`."""
     high: float
     rms: float
-    """The root of the mean squared difference from the mean map, whatever the distance; at most 0.5."""
+    """The root of `within`, whatever the distance."""
     within: float
     """The variance of its maps (divided by their number less one), the mean over cells."""
+    plain: float = math.nan
+    """L as defined (Eq. 10): the mean deviation, which falls with the number of maps."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +110,15 @@ class Consistency:
     images: tuple[ImageResult, ...]
     of_class: tuple[ClassResult, ...]
     value: float
-    """L (Eq. 10): the mean deviation over all maps that are used."""
+    """L, corrected for the number of maps: what a new image's map is expected to be away from the population's mean
+    map. It compares over numbers of images, as `plain` (Eq. 10) does not."""
     low: float
-    """Of the 95 % interval: 2.5 % of resampled values are lower."""
+    """Of the 95 % interval of `value`, by resampling images."""
     high: float
     macro: float
     """The mean of the classes' L, each class counting the same."""
     rms: float
-    """The root of the mean squared difference, whatever the distance."""
+    """The root of L in "mse", whatever the distance."""
     within: float
     """W: variance within classes, the mean over cells."""
     total: float
@@ -143,6 +149,15 @@ class Consistency:
     labels: Tensor
     """(n,) the class that each of them explains."""
     notes: tuple[str, ...] = field(default=())
+    plain: float = math.nan
+    """L as defined (Eq. 10): the mean deviation over all maps that are used. With n maps a class it is about
+    (n - 1) / n of `value`. Published numbers are of it."""
+    within_low: float = math.nan
+    """Of the 95 % interval of W, by resampling images."""
+    within_high: float = math.nan
+    ratio_low: float = math.nan
+    """Of the 95 % interval of W / T."""
+    ratio_high: float = math.nan
 
     @property
     def ratio(self) -> float:
@@ -207,14 +222,18 @@ class Consistency:
 
     def table(self) -> Table:
         """The table has a line per class that has images, and one for all."""
-        head = ["class", "images", "correct", "used", "blank", "L [95 %]", "RMS", "W"]
+        head = ["class", "images", "correct", "used", "blank", "L [95 %]", "L (Eq. 10)", "RMS", "W"]
         lines = [
-            [c.name, *map(str, (c.total, c.correct, c.used, c.blank)), *_cells(c.value, c.low, c.high, c.rms, c.within)]
+            [
+                c.name,
+                *map(str, (c.total, c.correct, c.used, c.blank)),
+                *_cells(c.value, c.low, c.high, c.plain, c.rms, c.within),
+            ]
             for c in self.of_class
             if c.total or c.used
         ]
         sums = [sum(getattr(c, name) for c in self.of_class) for name in ("total", "correct", "used", "blank")]
-        overall = _cells(self.value, self.low, self.high, self.rms, self.within)
+        overall = _cells(self.value, self.low, self.high, self.plain, self.rms, self.within)
         return head, [*lines, ["all", *map(str, sums), *overall]]
 
     def summary(self) -> Table:
@@ -222,7 +241,9 @@ class Consistency:
         rows = [
             [f"L ({self.distance})", bracketed(self.value, self.low, self.high)],
             ["L, the mean of classes", number(self.macro)],
-            ["W / T", number(self.ratio)],
+            ["L as defined (Eq. 10)", number(self.plain)],
+            ["W", bracketed(self.within, self.within_low, self.within_high)],
+            ["W / T", bracketed(self.ratio, self.ratio_low, self.ratio_high)],
             ["W / T of shuffled labels", f"{number(self.shuffled)} (p = {number(self.p)})"],
             ["coverage", number(self.coverage)],
             ["accuracy", number(self.accuracy)],
@@ -241,6 +262,11 @@ class Consistency:
         lines = [f"Maps: {used} of {total} images are used; {self.blank} are blank and left out."]
         if alone := [c.name for c in self.of_class if c.total and not c.used]:
             lines.append(f"Classes with fewer than two maps, not measured: {', '.join(alone[:10])}.")
+        if few := [f"{c.name} ({c.used})" for c in self.of_class if 0 < c.used < FEW]:
+            lines.append(
+                f"Fewer than {FEW} maps: {', '.join(few[:10])}. Intervals of so few are wide and rough: see "
+                "docs/consistency.md."
+            )
         if self.ratio > PLACELESS:
             lines.append(
                 f"W / T is {self.ratio:.2f}, above {PLACELESS}: maps of one class are hardly more alike than maps of "
@@ -345,6 +371,8 @@ class Consistency:
             values["of_class"] = tuple(ClassResult(**_known(c)) for c in values["of_class"])
             values["baselines"] = {name: Baseline(**_known(b)) for name, b in values["baselines"].items()}
             values["distances"] = _known(values["distances"])
+            if "plain" not in values:
+                values = _of_older(values, tensors)
             values |= {name: tuple(values[name]) for name in ("classes", "notes")}
             return cls(**values, **tensors)
         except Exception as error:  # damaged files fail in every possible way
@@ -352,6 +380,23 @@ class Consistency:
 
 
 _OF_IMAGES = ["image", "label", "prediction", "correct", "blank", "used", "deviation"]
+
+
+def _of_older(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Returns the values of a folder from before L was corrected: its L is `plain`, and `value` is computed.
+
+    The intervals were of another number, and too short: they are not known. The other L of such a folder (by other
+    distances, of baselines, of wrong decisions) stay as they were.
+    """
+    maps, of, kinds = tensors["maps"].double(), tensors["labels"], len(values["classes"])
+    corrected = corrected_distances(maps, of, kinds, values["distance"])
+    by_class = [corrected[of == index] for index in range(kinds)]
+    of_class = tuple(
+        replace(c, plain=c.value, value=float(v.mean()), low=math.nan, high=math.nan)
+        for c, v in zip(values["of_class"], by_class, strict=True)
+    )
+    means = {"value": float(corrected.mean()), "macro": float(torch.tensor([c.value for c in of_class]).nanmean())}
+    return {**values, "plain": values["value"], "of_class": of_class, **means, "low": math.nan, "high": math.nan}
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

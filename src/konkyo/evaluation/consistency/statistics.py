@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
+from konkyo.evaluation.consistency.estimates import corrected_distances, interval, resampled
 from konkyo.evaluation.consistency.result import Baseline, ClassResult, Consistency, ImageResult
 from konkyo.metrics.distances import (
     DISTANCES,
@@ -29,7 +30,6 @@ ExplainedClass: TypeAlias = Literal["label", "decision"]
 """The class that the map of a wrongly decided image is of."""
 
 _SHUFFLES = 20  # of labels, for the baseline of a distance that has to be computed again for each
-_CHUNK = 4_000_000  # random numbers that are held at once
 _SIGMA = 0.25  # of the Gaussian in the centre, as a share of the side
 
 
@@ -54,13 +54,18 @@ def measure(
 
     Maps are brought to `grid` x `grid` cells as they are, and scaled to [0, 1] then. The mean map of a class is that of
     all its maps which are used. Used are maps of images that are decided correctly (D_c+; `only_correct=False`: of
-    all), that are not blank, in classes with two or more of them. L is the mean distance of these from the mean map.
-    `labels`, `predictions`: (N,) int64. `target`: the class that the map of a wrongly decided image is of.
+    all), that are not blank, in classes with two or more of them. `labels`, `predictions`: (N,) int64. `target`: the
+    class that the map of a wrongly decided image is of.
 
-    Intervals: `resamples` draws of as many images within each class, whose deviations from the mean map of all are
-    averaged anew. The mean map stays; with few maps that is too short, see docs/consistency.md. `permutations` of
-    the labels give the W that labels without meaning would have. Both may be 0, and nothing else costs more than the
-    distances themselves. KonkyoError: what does not fit together.
+    L as defined (Eq. 10, `plain`) is the mean distance of these maps from their mean map, and falls with the number of
+    maps. `value` and every other L of the result is corrected: in the mean map that it is compared with, a map counts
+    about half (`estimates.corrected_distances`). So it estimates the distance of a new image's map from the mean map of
+    all images that could have been, and compares over numbers of images.
+
+    Intervals: `resamples` times the images are drawn anew within each class, with mean maps and distances of their own
+    (`estimates.resampled`, `estimates.interval`). `permutations` of the labels give the W that labels without meaning
+    would have. Both may be 0, and nothing else costs more than the distances themselves. KonkyoError: what does not fit
+    together.
     """
     _check(len(maps), len(classes), labels, predictions, names, distance, target)
     selection = _selection(
@@ -68,11 +73,11 @@ def measure(
     )
     used, of = selection.used_maps, selection.used_of
     mean, deviation, counts = class_means(used, of, len(classes))
-    by_distance = {name: distances(used, mean[of], name) for name in DISTANCES}
-    deviations = by_distance[distance]
-    intervals = _intervals(deviations, of, len(classes), resamples, seed)
-    class_results = _class_results(selection, classes, counts, deviations, by_distance["mse"], intervals)
+    by_distance = {name: corrected_distances(used, of, len(classes), name) for name in DISTANCES}
+    deviations, corrected = distances(used, mean[of], distance), by_distance[distance]
     within, total, shuffled, p = _variances(used, of, permutations, seed)
+    intervals = _intervals(used, of, len(classes), distance, corrected, (within, total), resamples, seed)
+    class_results = _class_results(selection, classes, counts, by_distance, deviations, distance, intervals)
     wrong = _wrong_deviations(selection, distance)
     unused = (counts == 0)[:, None, None]
     return Consistency(
@@ -82,10 +87,10 @@ def measure(
         grid=grid,
         images=_image_results(selection, names, deviations),
         of_class=class_results,
-        value=_mean(deviations),
-        low=intervals.low,
-        high=intervals.high,
-        macro=float(_class_values(deviations, of, len(classes)).nanmean()),
+        value=_mean(corrected),
+        low=intervals.value[0],
+        high=intervals.value[1],
+        macro=float(_class_values(corrected, of, len(classes)).nanmean()),
         rms=math.sqrt(_mean(by_distance["mse"])),
         within=within,
         total=total,
@@ -103,6 +108,11 @@ def measure(
         deviation=deviation.float().masked_fill(unused, math.nan),
         maps=selection.maps[selection.used],
         labels=of,
+        plain=_mean(deviations),
+        within_low=intervals.within[0],
+        within_high=intervals.within[1],
+        ratio_low=intervals.ratio[0],
+        ratio_high=intervals.ratio[1],
     )
 
 
@@ -209,26 +219,32 @@ def _class_results(
     selection: _Selection,
     classes: Sequence[str],
     counts: Tensor,
+    corrected: Mapping[Distance, Tensor],
     deviations: Tensor,
-    squares: Tensor,
+    distance: Distance,
     intervals: _Intervals,
 ) -> tuple[ClassResult, ...]:
-    """A result per class, of `counts` (K,) used maps; `deviations` and `squares` (n,) are those of the used maps."""
+    """A result per class, of `counts` (K,) used maps; `corrected` distances and `deviations` (n,) are those of them."""
     kinds, of = len(classes), selection.used_of
     totals = torch.bincount(selection.labels, minlength=kinds)
     correct = torch.bincount(selection.labels[selection.correct], minlength=kinds)
     left_out = torch.bincount(selection.of[selection.eligible & selection.blank], minlength=kinds)
-    values, mean_squares = _class_values(deviations, of, kinds), _class_values(squares, of, kinds)
-    variances = mean_squares * counts / (counts - 1)
-    columns = (totals, correct, counts, left_out, values, intervals.lows, intervals.highs)
-    rows = zip(classes, *(c.tolist() for c in (*columns, mean_squares.sqrt(), variances)), strict=True)
-    return tuple(ClassResult(*row) for row in rows)
+    values, variances, plain = (
+        _class_values(v, of, kinds).tolist() for v in (corrected[distance], corrected["mse"], deviations)
+    )
+    rows = zip(totals.tolist(), correct.tolist(), counts.tolist(), left_out.tolist(), strict=True)
+    return tuple(
+        ClassResult(
+            classes[i], *row, values[i], *intervals.of_class[i], math.sqrt(variances[i]), variances[i], plain[i]
+        )
+        for i, row in enumerate(rows)
+    )
 
 
 def _wrong_deviations(selection: _Selection, distance: Distance) -> Tensor:
-    """Returns the distances of wrongly decided images' maps from their own mean maps. -> (m,)"""
+    """Returns the corrected distances of wrongly decided images' maps from their own mean maps. -> (m,)"""
     wrong = _in_company(selection.of, ~selection.correct & ~selection.blank, selection.classes)
-    return _deviations(selection.maps[wrong].double(), selection.of[wrong], selection.classes, distance)
+    return corrected_distances(selection.maps[wrong].double(), selection.of[wrong], selection.classes, distance)
 
 
 def _agreement(selection: _Selection) -> float:
@@ -236,11 +252,6 @@ def _agreement(selection: _Selection) -> float:
     kinds = selection.classes
     confusion = torch.bincount(selection.labels * kinds + selection.predictions, minlength=kinds * kinds)
     return float(kappa(confusion.view(kinds, kinds)))
-
-
-def _deviations(maps: Tensor, of: Tensor, classes: int, distance: Distance) -> Tensor:
-    """Returns the distance of every map from the mean map of its class. -> (n,)"""
-    return distances(maps, class_means(maps, of, classes)[0][of], distance)
 
 
 def _class_values(values: Tensor, of: Tensor, classes: int) -> Tensor:
@@ -260,34 +271,46 @@ def _generator(seed: int, use: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 0x9E3779B1 + use) % 2**63)
 
 
+_Ends: TypeAlias = tuple[float, float]
+_UNKNOWN: _Ends = (math.nan, math.nan)
+
+
 @dataclass(frozen=True, eq=False)
 class _Intervals:
-    """The middle 95 % of means, of every class and of all."""
+    """The 95 % intervals: lower and upper ends."""
 
-    lows: Tensor
-    """(K,)"""
-    highs: Tensor
-    low: float
-    high: float
+    of_class: Sequence[_Ends]
+    """Of every class's L."""
+    value: _Ends = _UNKNOWN
+    within: _Ends = _UNKNOWN
+    ratio: _Ends = _UNKNOWN
 
 
-def _intervals(values: Tensor, of: Tensor, classes: int, resamples: int, seed: int) -> _Intervals:
-    """Returns the intervals by resampling the values within each class, so that classes keep their sizes."""
-    bounds = torch.full((2, classes), math.nan, dtype=torch.float64)
-    if not resamples or not len(values):
-        return _Intervals(bounds[0], bounds[1], math.nan, math.nan)
-    shares, generator = torch.tensor([0.025, 0.975], dtype=torch.float64), _generator(seed, 0)
-    sums = values.new_zeros(resamples)
-    for index in torch.unique(of).tolist():
-        of_class = values[of == index]
-        count = len(of_class)
-        chunk = max(1, _CHUNK // count)
-        times = [min(chunk, resamples - start) for start in range(0, resamples, chunk)]
-        resampled = torch.cat([of_class[torch.randint(count, (t, count), generator=generator)].sum(1) for t in times])
-        bounds[:, index] = (resampled / count).quantile(shares)
-        sums += resampled
-    low, high = (sums / len(values)).quantile(shares).tolist()
-    return _Intervals(bounds[0], bounds[1], low, high)
+def _intervals(
+    maps: Tensor,
+    of: Tensor,
+    classes: int,
+    distance: Distance,
+    corrected: Tensor,
+    variances: _Ends,
+    resamples: int,
+    seed: int,
+) -> _Intervals:
+    """Returns the intervals of L, W and W / T; `corrected` (n,) distances, `variances` W and T of the maps."""
+    if not resamples or not len(maps):
+        return _Intervals([_UNKNOWN] * classes)
+    drawn = resampled(maps, of, classes, distance, resamples, _generator(seed, 0))
+    counts, values = torch.bincount(of, minlength=classes).tolist(), _class_values(corrected, of, classes).tolist()
+    of_class = [interval(values[i], drawn.of_class[:, i], counts[i]) for i in range(classes)]
+    images, kinds = len(maps), sum(count > 0 for count in counts)
+    within, total = variances
+    ratio = within / total if total > 0 and kinds > 1 else math.nan
+    return _Intervals(
+        of_class,
+        interval(_mean(corrected), drawn.value, images, kinds),
+        interval(within, drawn.within, images, kinds),
+        interval(ratio, drawn.ratio, images, kinds),
+    )
 
 
 def _variances(maps: Tensor, of: Tensor, permutations: int, seed: int) -> tuple[float, float, float, float]:
@@ -311,7 +334,7 @@ def _baselines(
     baselines, generator = dict[str, Baseline](), _generator(seed, 2)
     if times := min(permutations, _SHUFFLES):
         orders = (torch.randperm(len(of), generator=generator) for _ in range(times))
-        values = [_mean(_deviations(maps, of[order], classes, distance)) for order in orders]
+        values = [_mean(corrected_distances(maps, of[order], classes, distance)) for order in orders]
         baselines["shuffled labels"] = Baseline(sum(values) / times, shuffled)
     grid = maps.shape[1]
     steps = (torch.arange(grid, dtype=maps.dtype) + 0.5) / grid - 0.5
