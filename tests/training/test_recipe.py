@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +28,6 @@ from konkyo.training.loop import EPOCHS, Fitted, fit, read_epochs
 from konkyo.training.recipe import Numbers, Recipe
 from konkyo.utils.tensors import cross_entropy
 
-FABRIC = fabric_of(accelerator="cpu")
 ALONE: Any = SimpleNamespace(world_size=1, global_rank=0, to_device=lambda tensor: tensor)
 
 
@@ -90,7 +93,7 @@ def trained(
         folder,
         judge=judged,
         keep=keep,
-        fabric=FABRIC,
+        fabric=fabric_of(accelerator="cpu"),
     )
 
 
@@ -406,6 +409,72 @@ def test_processes_that_read_stay_and_read_the_same() -> None:
     assert same(found[0], found[1])  # images, and that the one process has seen each once an epoch
     assert torch.cat(found[1][2][1::2]).tolist() == [3] * 8
     assert not torch.equal(found[1][0][0], found[1][1][0])
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+TWO = """
+import json, sys
+from pathlib import Path
+import torch
+from torch.utils.data import DataLoader
+from konkyo import KonkyoError
+from konkyo.studies.base import classification_scores
+from konkyo.training.devices import fabric_of, over_batches
+from konkyo.training.recipe import Recipe
+sys.path[:0] = [sys.argv[2], sys.argv[3]]
+from test_recipe import Drawn, Entropy, fit, network
+
+def measured(fabric, out):
+    generator = torch.Generator().manual_seed(2)
+    data = [(torch.randn(10, dtype=torch.float64, generator=generator), i % 3) for i in range(50)]
+    batches, net = DataLoader(data, 8), network().eval()
+    judge = lambda net, _: classification_scores(net, batches, fabric.device, fabric)
+    found = {"scores": judge(net, 0), "sizes": over_batches(lambda b: float(b[0].sum()), batches, fabric)}
+    recipe = Recipe(2, 4, 0.1, "sgd", accumulate=2, clip=0.2, ema=0.5, sampling="balanced", keep="best")
+    fitted = fit(network(), Entropy(), Drawn(), recipe, out, judge=judge, keep=lambda _: None, fabric=fabric)
+    found["epochs"], found["weights"] = fitted.epochs, [p.tolist() for p in fitted.network.parameters()]
+    def fails(batch):
+        if fabric.global_rank == 1 and batch[1][0] == 2:
+            raise ValueError("a batch of one process")
+    try:
+        over_batches(fails, batches, fabric)
+    except KonkyoError as error:
+        found["error"] = str(error)
+    return found
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    fabric, out = fabric_of(2, accelerator="cpu"), Path(sys.argv[1])
+    (out / f"{fabric.global_rank}.json").write_text(json.dumps(measured(fabric, out / "run")))
+"""
+
+
+def test_two_processes_measure_the_numbers_of_one(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(TWO)
+    here = Path(__file__).parent
+    command = [sys.executable, "-W", "ignore", "two.py", str(tmp_path), str(here), str(here.parent)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    space: dict[str, Any] = {"__name__": "one"}
+    before, sys.argv = sys.argv, command[3:]
+    path = list(sys.path)
+    try:
+        exec(TWO, space)
+    finally:
+        sys.argv, sys.path[:] = before, path
+    alone = json.loads(json.dumps(space["measured"](fabric_of(accelerator="cpu"), tmp_path / "alone")))
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found["scores"] == alone["scores"]  # every bit of them
+        assert found["sizes"] == alone["sizes"]
+        assert found["error"] == "process 1 stopped: ValueError: a batch of one process"
+        for one, other in zip(found["weights"], alone["weights"], strict=True):
+            torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-5, atol=1e-7)
+        for one, other in zip(found["epochs"], alone["epochs"], strict=True):
+            assert one == pytest.approx(other, rel=1e-6)
+    assert "error" not in alone
 
 
 # --- what makes no sense ----------------------------------------------------------------------------------------------

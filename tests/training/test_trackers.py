@@ -1,4 +1,4 @@
-"""Where the numbers of a training go: what each library is asked for, and that a training that goes on keeps its run."""
+"""Where a training's numbers go: what each library is asked for, and that a training that goes on keeps its run."""
 
 from __future__ import annotations
 

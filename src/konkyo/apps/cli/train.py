@@ -54,9 +54,7 @@ class Machine:
 class Training:
     """How a network is trained; what is None is the command's own."""
 
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="gaze: 20; vib: 100. More than before go on, unless rates depend on them.")
-    ] = None
+    epochs: Annotated[int | None, typer.Option(min=1, help="gaze: 20; vib: 100.")] = None
     batch: Annotated[int | None, typer.Option(min=1, help="Images, over all devices. gaze: 32; vib: 256.")] = None
     rate: Annotated[
         float | None, typer.Option(help="Learning rate. gaze: 1e-4, of lesions 1e-3; vib: 0.1, pretrained 0.01.")
