@@ -6,12 +6,12 @@ import json
 import logging
 import math
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -72,9 +72,7 @@ def export_cam(
     with untouched(adapted.module, 0), outside_inference(), torch.no_grad():
         network = MappedNetwork(adapted, chosen, _MAPS[method](adapted, chosen, images[:1]), index, method)
         expected = network(images)
-        descriptor, name = tempfile.mkstemp(suffix=".onnx", dir=to.resolve().parent)
-        os.close(descriptor)
-        temporary = Path(name)
+        temporary = to.resolve().with_name(f".{to.name}.{os.getpid()}-{get_ident()}.onnx")
         try:
             _export(network, images[:2], temporary, adapted)
             _check(runtime, temporary, images, expected)

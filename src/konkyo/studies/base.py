@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from konkyo.draw.sheets import save_image
 from konkyo.errors import Diverged, KonkyoError
 from konkyo.metrics.distances import kappa
 from konkyo.models import Preprocess, load
-from konkyo.training.devices import first
+from konkyo.training.devices import first, over_batches
 from konkyo.training.loop import EPOCHS, read_epochs
 from konkyo.training.recipe import Numbers, Recipe
 from konkyo.utils.files import plain, read_json, replacing, write_text
@@ -196,7 +196,8 @@ def _settings(study: Study) -> dict[str, Any]:
 
 def batches(examples: Examples, recipe: Recipe) -> DataLoader[tuple[Tensor, int]]:
     """For evaluation."""
-    return DataLoader(examples, min(recipe.batch, 64), num_workers=recipe.workers)
+    workers = recipe.workers
+    return DataLoader(examples, min(recipe.batch, 64), num_workers=workers, persistent_workers=workers > 0)
 
 
 def walk(runs: Mapping[str, Callable[[Progress], None]], epochs: int, progress: StageProgress | None) -> None:
@@ -276,14 +277,14 @@ def usual_preprocess(backbone: str, size: int | None) -> Preprocess:
 
 @torch.no_grad()
 def classification_scores(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+    network: nn.Module, batches: DataLoader[Any], device: torch.device, fabric: Fabric | None = None
 ) -> Numbers:
-    """Cross-entropy ("loss"), accuracy and Cohen's kappa of a network in eval mode that puts out logits (N, K)."""
-    logits, labels = list[Tensor](), list[Tensor]()
-    for images, label in batches:
-        logits.append(network(images.to(device)).float().cpu())
-        labels.append(label)
-    scores, label = torch.cat(logits), torch.cat(labels)
+    """Cross-entropy ("loss"), accuracy and Cohen's kappa of a network in eval mode that puts out logits (N, K).
+
+    With `fabric` all its processes call this, and each computes a part of the logits.
+    """
+    found = over_batches(lambda batch: (network(batch[0].to(device)).float().cpu(), batch[1]), batches, fabric)
+    scores, label = (torch.cat(parts) for parts in zip(*found, strict=True))
     kinds = scores.shape[1]
     decision = scores.argmax(1)
     confusion = torch.bincount(label * kinds + decision, minlength=kinds**2).view(kinds, kinds)

@@ -58,7 +58,7 @@ class Batches:
                 )
         self._shares = list[list[Place]]()
         self._loader: torch.utils.data.DataLoader[tuple[Tensor, int]] | None = torch.utils.data.DataLoader(
-            _Drawn(data, recipe.seed),  # type: ignore[arg-type] # indexed by places
+            _Drawn(data, recipe.seed),
             batch_sampler=_Current(self._shares),
             num_workers=recipe.workers,
             persistent_workers=recipe.workers > 0,

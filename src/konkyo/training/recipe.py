@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, PolynomialLR, ReduceLROnPlateau
 
@@ -56,7 +55,7 @@ class Recipe:
     """In the first so many epochs every step has a larger part of the schedule's rate than the one before: (steps so
     far) / (steps of these epochs), as of Goyal et al., 2017. The schedule itself begins with the first epoch."""
     accumulate: int = 1
-    """Batches a step: the gradient is that of the mean over all their images, also of what is left at an epoch's end."""
+    """Batches a step: its gradient is of the mean over all their images, also of those left at an epoch's end."""
     clip: float | None = None
     """The highest norm of the gradient of all that is trained (Pascanu et al., 2013)."""
     ema: float = 0.0
@@ -213,14 +212,3 @@ _BEFORE = {
     "per_class": 4, "keep": "last", "watch": "loss", "patience": None, "track": "",
 }  # fmt: skip
 """What a checkpoint means that is older than these fields."""
-
-
-def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Returns the mean over the images of (weight of the label) * cross-entropy, of logits (N, K) and classes (N,).
-
-    The weights (K,) are those of `Recipe.weights_of`. The sum is divided by the number of images and not, as PyTorch's,
-    by the batch's sum of weights: so an image weighs the same in every batch, on every device, and in accumulated ones.
-    """
-    if weights is None:
-        return functional.cross_entropy(logits, labels)
-    return (functional.cross_entropy(logits, labels, reduction="none") * weights.to(logits)[labels]).mean()

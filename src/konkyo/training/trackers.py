@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +31,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise _missing("tensorboard", error) from error
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
         self._writer.add_text("recipe", "\n".join(f"    {name}: {value}" for name, value in settings.items()))
 
     def log(self, numbers: Mapping[str, float], step: int, /) -> None:
@@ -53,8 +54,6 @@ class WandB:
             import wandb  # type: ignore[import-not-found,unused-ignore]
         except ImportError as error:
             raise _missing("wandb", error) from error
-        import os
-
         known = _run_of(folder, "wandb")
         folder.mkdir(parents=True, exist_ok=True)
         self._run: Any = wandb.init(
@@ -102,7 +101,11 @@ class MLflow:
         self._mlflow.end_run()
 
 
-TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "mlflow": MLflow,
+}
 
 
 def tracker_of(name: str, folder: Path, settings: Mapping[str, Any]) -> Tracker:

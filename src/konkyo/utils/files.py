@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,17 +20,38 @@ from konkyo.errors import KonkyoError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path` to write to, which becomes `path` at the end, or goes if anything fails."""
+    """Yields a temporary name beside `path` to write to, which becomes `path` at the end, or goes if anything fails.
+
+    The file has the permissions of the user's umask, also where a library writes one that only its owner may read, as
+    safetensors does. KonkyoError: it cannot be written, also where a library tells that in an error of its own.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        temporary.chmod(mode)
         temporary.replace(path)
     except OSError as error:
         raise KonkyoError(f"{path} cannot be written: {error.strerror or error}") from error
+    except Exception as error:
+        if (reason := _unwritten(error)) is None:
+            raise
+        raise KonkyoError(f"{path} cannot be written: {reason}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _unwritten(error: Exception) -> str | None:
+    """Returns why a library could not write a file; None if the error is of something else."""
+    lines = str(error).splitlines() or [""]
+    if type(error).__name__ == "SafetensorError" and "I/O error" in lines[0]:
+        return lines[0].rpartition("I/O error: ")[2]
+    if isinstance(error, RuntimeError) and ("inline_container" in lines[0] or "PytorchStreamWriter" in lines[0]):
+        return "not all of it was taken; the disk may be full"  # torch.save does not tell what the system said
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Small sums over grids that methods share; dimension-generic: (N, C, *grid) with one, two or three grid axes."""
+"""Small sums that parts share, most over grids; dimension-generic: (N, C, *grid) with one, two or three grid axes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from konkyo.errors import KonkyoError, unknown
 
@@ -168,3 +169,14 @@ def overlap(boxes: Tensor, box: Tensor) -> Tensor:
 def mean_colour(images: Tensor) -> Tensor:
     """Returns images (N, C, *size) in which every pixel has the mean colour of its image."""
     return images.flatten(2).mean(2).view(*images.shape[:2], *[1] * (images.ndim - 2)).expand_as(images).contiguous()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Returns the mean over the images of (weight of the label) * cross-entropy, of logits (N, K) and classes (N,).
+
+    `weights` (K,) are of the classes. The sum is divided by the number of images and not, as PyTorch's,
+    by the batch's sum of weights: so an image weighs the same in every batch, on every device, and in accumulated ones.
+    """
+    if weights is None:
+        return functional.cross_entropy(logits, labels)
+    return (functional.cross_entropy(logits, labels, reduction="none") * weights.to(logits)[labels]).mean()

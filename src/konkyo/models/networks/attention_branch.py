@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from konkyo.engine.capture import untouched
 from konkyo.errors import KonkyoError
 from konkyo.models import Model
 from konkyo.models.networks.backbone import Backbone, as_backbone, fitting
-from konkyo.utils.tensors import grid_mean
+from konkyo.utils.tensors import cross_entropy, grid_mean
 
 
 class AttentionBranchOutput(NamedTuple):
@@ -108,11 +107,13 @@ class AttentionBranchNetwork(nn.Module):
         return scores, attention
 
 
-def attention_branch_loss(output: AttentionBranchOutput | Tensor, labels: Tensor) -> dict[str, Tensor]:
+def attention_branch_loss(
+    output: AttentionBranchOutput | Tensor, labels: Tensor, *, weights: Tensor | None = None
+) -> dict[str, Tensor]:
     """Returns the "loss", the sum of both branches' cross-entropies, and these, without a graph; scalars, in nats.
 
     "ce" is the perception branch's, "branch" the attention branch's. `labels`: (N,) classes, or (N, K) probabilities.
-    KonkyoError: the output of a network in eval mode.
+    `weights` (K,): of the classes. KonkyoError: the output of a network in eval mode.
     """
     if not isinstance(output, AttentionBranchOutput):
         raise KonkyoError(
@@ -120,5 +121,5 @@ def attention_branch_loss(output: AttentionBranchOutput | Tensor, labels: Tensor
             f"network puts out logits for any loss; got {type(output).__name__}"
         )
     dtype = torch.promote_types(output.logits.dtype, torch.float32)
-    decided, branch = (functional.cross_entropy(t.to(dtype), labels) for t in (output.logits, output.branch))
+    decided, branch = (cross_entropy(t.to(dtype), labels, weights) for t in (output.logits, output.branch))
     return {"loss": decided + branch, "ce": decided.detach(), "branch": branch.detach()}

@@ -14,7 +14,7 @@ from konkyo.engine.capture import untouched
 from konkyo.errors import KonkyoError
 from konkyo.models import Model
 from konkyo.models.networks.backbone import Pooled, as_backbone, fitting
-from konkyo.utils.tensors import grid_mean
+from konkyo.utils.tensors import cross_entropy, grid_mean
 
 SMALL = 1e-5
 """Added to the largest value of a map that is divided by it."""
@@ -92,14 +92,17 @@ class ReCAM(nn.Module):
         return Pooled(self.backbone, head).train(self.training)
 
 
-def recam_loss(output: ReCAMOutput | Tensor, labels: Tensor, *, weight: float = 1.0) -> dict[str, Tensor]:
+def recam_loss(
+    output: ReCAMOutput | Tensor, labels: Tensor, *, weight: float = 1.0, weights: Tensor | None = None
+) -> dict[str, Tensor]:
     """The "loss" L = L_1 + weight L_2 of a ReCAM network's output in training, and its terms, without a graph; scalars.
 
     With A_k = ReLU(w_k . f), M_k = A_k / (max A_k + 1e-5) and f_k = mean(M_k f) over the grid, for every class k that
     is there. L_2 ("reactivation") is the softmax cross-entropy of w' f_k with target k, a mean over an image's classes
     and over images. M_k is not detached. As w'_j . f_k is the mean of M_k (w'_j . f), no masked features are made.
 
-    `labels` (N,) of integers: one class per image, and L_1 ("classification") is the softmax cross-entropy. (N, K) of
+    `labels` (N,) of integers: one class per image, and L_1 ("classification") is the softmax cross-entropy, with
+    `weights` (K,) of the classes. (N, K) of
     zeros and ones: any number of classes, and L_1 is the mean binary cross-entropy (the paper's). "blank": the share of
     classes that are there whose A_k is 0 everywhere, of which L_2 learns nothing. KonkyoError: the output of a network
     in eval mode, labels of another form.
@@ -113,7 +116,7 @@ def recam_loss(output: ReCAMOutput | Tensor, labels: Tensor, *, weight: float = 
     logits, maps, others = (t.to(dtype) for t in output)
     count, classes = logits.shape
     if labels.shape == (count,) and not labels.is_floating_point():
-        first = functional.cross_entropy(logits, labels)
+        first = cross_entropy(logits, labels, weights)
         image, label = torch.arange(count, device=logits.device), labels
     elif labels.shape == (count, classes):
         first = functional.multilabel_soft_margin_loss(logits, labels.to(dtype))

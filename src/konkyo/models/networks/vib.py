@@ -19,7 +19,7 @@ from konkyo.engine.forward import at_least_float32
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models import Model
 from konkyo.models.networks.backbone import as_backbone, fitting
-from konkyo.utils.tensors import grid_mean
+from konkyo.utils.tensors import cross_entropy, grid_mean
 
 Source: TypeAlias = Literal["attention", "linear", "fc", "constant"]
 Variant: TypeAlias = Literal["affine", "plain"]
@@ -215,13 +215,15 @@ class VIBLoss:
         if self.reduction not in REDUCTIONS:
             raise unknown("reduction", self.reduction, REDUCTIONS)
 
-    def __call__(self, output: VIBOutput | Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def __call__(
+        self, output: VIBOutput | Tensor, labels: Tensor, *, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Returns the "loss", and what it is made of, without a graph; scalars, in nats but for "bits".
 
         "ce": the cross-entropy. "kl", "bits": the divergence summed over channels, a mean over images: an upper bound
         of the information that the code has of the image. "information": log K - ce, a lower bound of what it has of
         the class, when all K are as frequent. "mean", "std": the code's, on average. `labels`: (N,) classes, or (N, K)
-        probabilities. KonkyoError: the output of a network in eval mode.
+        probabilities. `weights` (K,): of the classes. KonkyoError: the output of a network in eval mode.
         """
         if not isinstance(output, VIBOutput):
             raise KonkyoError(
@@ -231,7 +233,7 @@ class VIBLoss:
         logits = at_least_float32(output.logits)
         samples, _, classes = logits.shape
         repeated = labels.repeat(samples, *[1] * (labels.ndim - 1))
-        ce, kl = functional.cross_entropy(logits.flatten(0, 1), repeated), output.kl.mean()
+        ce, kl = cross_entropy(logits.flatten(0, 1), repeated, weights), output.kl.mean()
         terms = {
             "ce": ce,
             "kl": kl,

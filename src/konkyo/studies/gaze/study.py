@@ -38,8 +38,9 @@ from konkyo.training.devices import first, processes
 from konkyo.training.loop import EPOCHS, Fitted, fit, read_epochs
 from konkyo.training.losses.consistency import Aim, ConsistencyLoss, LambdaSchedule
 from konkyo.training.maps import Mode, View
-from konkyo.training.recipe import Numbers, Recipe, cross_entropy
+from konkyo.training.recipe import Numbers, Recipe
 from konkyo.utils.progress import Progress, StageProgress
+from konkyo.utils.tensors import cross_entropy
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -300,7 +301,7 @@ def _run(
     schedule = LambdaSchedule(key.strength, study.start, study.end)
 
     def judge(network: nn.Module, _epoch: int) -> Numbers:
-        return judged(network, data.validation, study, classes, fabric.device)
+        return judged(network, data.validation, study, classes, fabric)
 
     def after(epoch: int, of: int | None) -> None:
         if fabric.is_global_zero and key.strength and epoch == study.start + 1:
@@ -346,32 +347,29 @@ def seldom_used(share: float, batch: int) -> str:
 
 
 def judged(
-    network: nn.Module, batches: DataLoader[Any], study: GazeStudy, classes: tuple[str, ...], device: torch.device
+    network: nn.Module, batches: DataLoader[Any], study: GazeStudy, classes: tuple[str, ...], fabric: Fabric
 ) -> Numbers:
-    """Returns how a network decides and how consistent its maps are, as epochs.csv has it.
+    """Returns how a network decides and how consistent its maps are, as epochs.csv has it, in the first process.
 
-    Diverged: its outputs are no finite numbers.
+    All processes call this: the decisions are of all of them, the maps of the first. Diverged: its outputs are no
+    finite numbers.
     """
-    scores = classification_scores(network, batches, device)
-    if not math.isfinite(scores["loss"]):
-        raise Diverged(f"the loss in validation is {scores['loss']}: lower the rate, or the weight of the loss on maps")
-    measured = consistency(
-        Model(network, classes=classes),
-        batches,
-        method=study.method,
-        layer=study.place,
-        grid=study.grid,
-        resamples=0,
-        permutations=0,
-        baselines=False,
-    )
-    return scores | {
-        "L": measured.value,
-        "rms": measured.rms,
-        "wt": measured.ratio,
-        "coverage": measured.coverage,
-        "blank": measured.blank / len(measured.images),
-    }
+    found = classification_scores(network, batches, fabric.device, fabric)
+    if not math.isfinite(found["loss"]):
+        raise Diverged(f"the loss in validation is {found['loss']}: lower the rate, or the weight of the loss on maps")
+    with first(fabric) as mine:
+        if mine:
+            how: dict[str, Any] = {"method": study.method, "layer": study.place, "grid": study.grid}
+            how |= {"resamples": 0, "permutations": 0, "baselines": False}
+            measured = consistency(Model(network, classes=classes), batches, **how)
+            found |= {
+                "L": measured.value,
+                "rms": measured.rms,
+                "wt": measured.ratio,
+                "coverage": measured.coverage,
+                "blank": measured.blank / len(measured.images),
+            }
+    return found
 
 
 def _tested(study: GazeStudy, data: StudyData, fitted: Fitted, folder: Path, seed: int) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from konkyo.data.splits import Examples, splits
@@ -33,13 +32,14 @@ from konkyo.training.loop import fit
 from konkyo.training.recipe import Numbers, Recipe
 from konkyo.utils.files import plain, write_text
 from konkyo.utils.progress import Progress, StageProgress
+from konkyo.utils.tensors import cross_entropy
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 NetworkKind: TypeAlias = Literal["plain", "vib", "recam", "attention_branch"]
 KINDS: tuple[NetworkKind, ...] = ("plain", "vib", "recam", "attention_branch")
-Loss: TypeAlias = Callable[[Any, Tensor], dict[str, Tensor]]
+Loss: TypeAlias = Callable[..., dict[str, Tensor]]
 """Of what a network puts out in training, and labels: "loss", and what it is made of."""
 CAM = replace(find("cam"), rectified=True)
 """max(0, sum_k w_k A_k): where features speak for the class. What is shown is what is measured."""
@@ -130,13 +130,14 @@ class VIBStudy:
 class StepLoss(nn.Module):
     """A loss of an output and labels, as an objective."""
 
-    def __init__(self, loss: Loss) -> None:
+    def __init__(self, loss: Loss, weights: Tensor | None = None) -> None:
+        """`weights`: of the classes in the cross-entropy (`Recipe.weights_of`)."""
         super().__init__()
-        self.loss = loss
+        self.loss, self.weights = loss, weights
 
     def forward(self, output: Any, labels: Tensor, _epoch: int) -> dict[str, Tensor]:
         """As of `konkyo.training.loop.Objective`."""
-        return self.loss(output, labels)
+        return self.loss(output, labels, weights=self.weights)
 
 
 def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: StageProgress | None = None) -> None:
@@ -176,17 +177,17 @@ def _run(
         return
     recipe, plan = replace(study.recipe, seed=seed), study.plan(kind, beta, seed, data.parts.classes)
     network = study.begun(plan, seed)
-    train = data.train
+    train, weights = data.train, recipe.weights_of(data.train.labels, len(data.parts.classes))
 
     def judge(network: nn.Module, _epoch: int) -> Numbers:
-        return classification_scores(network, data.validation, fabric.device)
+        return classification_scores(network, data.validation, fabric.device, fabric)
 
     def keep(network: nn.Module) -> None:
         save_trained(folder, network, plan)
 
     how: dict[str, Any] = {"judge": judge, "keep": keep, "fabric": fabric}
     if isinstance(network, ReCAM):
-        stage, second = StepLoss(lambda o, y: recam_loss(o, y, weight=0.0)), StepLoss(recam_loss)
+        stage, second = StepLoss(partial(recam_loss, weight=0.0), weights), StepLoss(recam_loss, weights)
         # Without w', of which nothing is asked yet: weight decay alone would change it.
         groups = [{"params": [*network.backbone.parameters(), *network.first.parameters()]}]
         fit(network, stage, train, recipe, folder / "first", groups=groups, progress=progress, **how)
@@ -194,15 +195,15 @@ def _run(
         fit(network, second, train, recipe, folder, groups=network.groups(study.second_rate), **how)
     else:
         loss = VIBLoss(beta, study.reduction) if kind == "vib" else _LOSSES[kind]
-        fit(network, StepLoss(loss), train, recipe, folder, groups=_groups(network), progress=progress, **how)
+        fit(network, StepLoss(loss, weights), train, recipe, folder, groups=_groups(network), progress=progress, **how)
     with first(fabric) as mine, warnings.catch_warnings():
         warnings.simplefilter("ignore", KonkyoWarning)  # of blank maps, which are counted, and shown as such
         if mine:
             _tested(study, data, network.eval(), folder, fabric.device)
 
 
-def _entropy(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    return {"loss": functional.cross_entropy(logits, labels)}
+def _entropy(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> dict[str, Tensor]:
+    return {"loss": cross_entropy(logits, labels, weights)}
 
 
 _LOSSES: dict[str, Loss] = {"plain": _entropy, "attention_branch": attention_branch_loss}
