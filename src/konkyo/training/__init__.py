@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from konkyo.training.losses.distillation import InstanceMaps, attention_transfer, map_distillation, odam_maps
     from konkyo.training.losses.reasons import outside_energy, right_reasons
     from konkyo.training.maps import TrainingMaps
+    from konkyo.training.sampling import ClassBalancedSampler
 
 __all__ = [
     "AttentionBranchNetwork",
     "AttentionBranchOutput",
     "Backbone",
+    "ClassBalancedSampler",
     "ConsistencyLoss",
     "Fitted",
     "InstanceMaps",
@@ -123,5 +125,6 @@ __getattr__, __dir__ = lazy(
             "right_reasons",
         ),
         "konkyo.training.maps": ("TrainingMaps",),
+        "konkyo.training.sampling": ("ClassBalancedSampler",),
     },
 )
