@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from konkyo.training.losses.reasons import outside_energy, right_reasons
     from konkyo.training.maps import TrainingMaps
     from konkyo.training.recipe import Recipe
+    from konkyo.training.sampling import ClassBalancedSampler
     from konkyo.training.trackers import Tracker
 
 __all__ = [
     "AttentionBranchNetwork",
     "AttentionBranchOutput",
     "Backbone",
+    "ClassBalancedSampler",
     "ConsistencyLoss",
     "Fitted",
     "InstanceMaps",
@@ -127,5 +129,6 @@ __getattr__, __dir__ = lazy(
         "konkyo.training.maps": ("TrainingMaps",),
         "konkyo.training.recipe": ("Recipe",),
         "konkyo.training.trackers": ("Tracker",),
+        "konkyo.training.sampling": ("ClassBalancedSampler",),
     },
 )
