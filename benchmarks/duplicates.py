@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from konkyo.data.hashes import Hashes, is_grey, near_pairs
 from konkyo.data.images import find_images, open_image
 from konkyo.evaluation.diagnose.duplicates import LIMIT, LIMIT_GREY
-from konkyo.evaluation.diagnose.hashes import Hashes, is_grey, near_pairs
 
 LONGEST = 512
 """Pictures are made that long at most before they are changed, to save time."""

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from konkyo.data import scans
+from konkyo.data.windows import Window, no_own_window, no_window, require_finite, to_bytes, window_of, windowed
 from konkyo.errors import ImageError, KonkyoError
 from konkyo.utils.files import read_text
 
@@ -32,7 +33,7 @@ _WARNINGS = threading.Lock()
 """Warning filters belong to the whole process: two threads that change them would leave them changed."""
 
 
-def open_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
+def open_image(source: str | Path | bytes | BinaryIO, window: str | Window | None = None) -> Image.Image:
     """Reads the image as an upright RGB picture; `info["konkyo"]` is a tuple of notes on what was done to it.
 
     The source is a path, the bytes of a file, or a file opened in binary mode (read from where it stands, and left
@@ -40,15 +41,20 @@ def open_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
     values of more than 8 bits and floats are rescaled from the range they occupy to 0..255. Colour profiles are not
     applied. DICOM is shown through its own window, of its frames and of a NIfTI volume the middle
     (`konkyo.data.scans`). ImageError, in one line: not an image, damaged, more than MAX_PIXELS, or not to be read.
+
+    `window`: (low, high), "LOW..HIGH" or "file". Grey values of more than 8 bits, floats, DICOM (rescaled) and NIfTI
+    are scaled from low to high instead, equally in all files, or by the window that DICOM and NIfTI name themselves.
+    KonkyoError: no window; ImageError: a picture of 8 bits or in colours, or a file without a window of its own.
     """
+    window = window_of(window)
     if not isinstance(source, (str, Path)):
         data = _contents(source)
         with _reading(_NAMELESS):
-            return _decode(_NAMELESS, io.BytesIO(data))
+            return _decode(_NAMELESS, io.BytesIO(data), None, window)
     path = Path(source)
     _require_file(path)
     with _reading(str(path)), path.open("rb") as file:
-        return _decode(str(path), file, path)
+        return _decode(str(path), file, path, window)
 
 
 def upright(picture: Image.Image) -> Image.Image:
@@ -167,22 +173,22 @@ def _check_size(name: str, width: int, height: int) -> None:
         raise ImageError(f"{name} ({width} x {height}) {_TOO_LARGE.format(MAX_PIXELS / 1e6)}")
 
 
-def _decode(name: str, file: BinaryIO, path: Path | None = None) -> Image.Image:
+def _decode(name: str, file: BinaryIO, path: Path | None, window: Window | None) -> Image.Image:
     """Reads an open file as an upright RGB picture with notes. ImageError: too many pixels."""
     notes: list[str] = []
     read = scans.reader(Path(name), file)
     if read is not None:
         if path is None:
             raise ImageError(f"{name} is a scan, of which the libraries read files only; give the path of a file")
-        picture = _rgb(name, read(path, partial(_check_size, name), notes), notes)
+        picture = _rgb(name, read(path, partial(_check_size, name), notes, window), notes)
         picture.info = {"konkyo": tuple(notes)}
         return picture
     with Image.open(file, formats=_formats()) as image:
         _check_size(name, image.width, image.height)
-        return _finished(name, image, notes)
+        return _finished(name, image, notes, window)
 
 
-def _finished(name: str, image: Image.Image, notes: list[str]) -> Image.Image:
+def _finished(name: str, image: Image.Image, notes: list[str], window: Window | None = None) -> Image.Image:
     """Returns an opened picture upright and in RGB, with notes."""
     # of a PSD the frames are layers; of a closed file the others cannot be counted
     frames = 1 if image.format == "PSD" or getattr(image, "fp", None) is None else getattr(image, "n_frames", 1)
@@ -197,7 +203,7 @@ def _finished(name: str, image: Image.Image, notes: list[str]) -> Image.Image:
         turned = ImageOps.exif_transpose(image)
         notes.append(f"turned upright (EXIF orientation {orientation})")
     earlier = image.info.get("konkyo", ())
-    picture = _rgb(name, turned, notes)
+    picture = _rgb(name, turned, notes, window)
     picture.info = {"konkyo": (*earlier, *notes)}
     return picture
 
@@ -211,10 +217,12 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in range(2, 9) else 1
 
 
-def _rgb(name: str, image: Image.Image, notes: list[str]) -> Image.Image:
+def _rgb(name: str, image: Image.Image, notes: list[str], window: Window | None = None) -> Image.Image:
     """Converts any mode to RGB, and adds to the notes what that took."""
     if image.mode == "F" or image.mode.startswith("I"):
-        return _rescaled(name, image, notes).convert("RGB")
+        return _rescaled(name, image, notes, window).convert("RGB")
+    if window is not None:
+        raise no_window(name, "is a picture of 8 bits, or in colours")
     if not image.has_transparency_data:
         if image.mode == "CMYK":
             notes.append("CMYK, converted without its colour profile")
@@ -226,16 +234,18 @@ def _rgb(name: str, image: Image.Image, notes: list[str]) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
 
 
-def _rescaled(name: str, image: Image.Image, notes: list[str]) -> Image.Image:
-    """Scales grey values of any range to 8 bits: the lowest becomes 0, the highest 255."""
+def _rescaled(name: str, image: Image.Image, notes: list[str], window: Window | None = None) -> Image.Image:
+    """Scales grey values of any range to 8 bits: the lowest becomes 0, the highest 255; or those of the window."""
     values = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise ImageError(f"{name} holds NaN or infinite values; replace them, then save it again")
+    if window == "file":
+        raise no_own_window(name, "DICOM and NIfTI can")
+    if window is not None:
+        return Image.fromarray(windowed(name, values, window, notes))
+    require_finite(name, values)
     low, high = float(values.min()), float(values.max())
     kind = "float" if image.mode == "F" else "16-bit" if low >= -(2**15) and high < 2**16 else "32-bit"
     notes.append(f"{kind} rescaled from {low:g}..{high:g}")
-    scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
-    return Image.fromarray(scaled.round().astype(np.uint8))
+    return Image.fromarray(to_bytes(values, low, high))
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------

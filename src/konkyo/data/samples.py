@@ -98,6 +98,8 @@ class Samples(torch.utils.data.Dataset[Sample]):
     """Which of PARTS the samples belong to, in order, where the data set says so; else empty."""
     files: tuple[Path, ...] = field(default=(), repr=False)
     """Of the samples' pictures, in order, where each has a file of its own; else empty."""
+    window: str = ""
+    """Through which grey values of more than 8 bits are seen (`konkyo.data.images.open_image`); else by their range."""
 
     def __post_init__(self) -> None:
         if len(set(self.names)) < len(self.names):
@@ -137,6 +139,8 @@ def samples(
     - "lesions:COUNT" (600): drawn scans with one lesion; `seed` decides them, too. Options: places=fixed, size=48.
     - "coco:DIR", "voc:DIR", "folder:DIR", "chest:DIR", "brain:DIR", "sun397:DIR": see the functions of these names in
       `konkyo.data`. Their options follow after commas, as in "folder:photos,masks=outlines".
+    - The option window=LOW..HIGH (or file) of folder, chest, brain and coco scales grey values of more than 8 bits
+      equally in all pictures (`konkyo.data.images.open_image`).
     - The option cue=KIND:CLASS of all that have labels plants a mark in one class (`konkyo.data.marked`).
     - `Scenes`, or any sequence or torch data set of `Sample`, which is read through once for the names.
     - A `datasets.Dataset` of Hugging Face: the pictures are those of `column`, or of the first column with some, the
@@ -303,13 +307,13 @@ _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTA
 """What undoes the EXIF orientations from 2 to 8."""
 
 
-def open_annotated(path: Path, size: tuple[int, int] | None) -> Image.Image:
+def open_annotated(path: Path, size: tuple[int, int] | None, window: str = "") -> Image.Image:
     """Opens the picture as its annotations see it; `size` is the (width, height) that they name.
 
     That is as it is stored, without its EXIF orientation, as readers of COCO and VOC take it, if it has that size, else
     upright. ImageError: a picture that has another size either way, or cannot be read.
     """
-    upright = stored = open_image(path)
+    upright = stored = open_image(path, window)
     notes = [note for note in upright.info["konkyo"] if not note.startswith("turned upright")]
     if len(notes) < len(upright.info["konkyo"]):
         with Image.open(path) as file:

@@ -62,11 +62,13 @@ class PicturesSeen:
 
     preprocess: Preprocess | None
     missing: list[str] = field(default_factory=list)
+    window: str = ""
+    """As of `konkyo.data.images.open_image`."""
 
     def open(self, file: Path) -> Image.Image | None:
         """Returns the part of the picture that the model sees; None where the file cannot be read."""
         try:
-            picture = open_image(file)
+            picture = open_image(file, self.window)
         except ImageError:
             self.missing.append(file.name)
             return None
@@ -127,7 +129,7 @@ def page_of_manifest(folder: Path, _request: Request) -> Page:
         raise KonkyoError(f"{folder / MANIFEST} is no manifest of konkyo")
     settings, entries = document["settings"], [e for e in document["images"] if _has_maps(e)]
     shown = {id(entry) for entry in entries}
-    seen = PicturesSeen(preprocess_of(settings.get("preprocess")))
+    seen = PicturesSeen(preprocess_of(settings.get("preprocess")), window=str(settings.get("window") or ""))
     rows = CollectedRows(len(entries))
     for entry in entries:
         picture = seen.open(Path(str(entry["file"])))

@@ -173,7 +173,10 @@ def begin(
     shown: list[TestPicture] = []
     with first(fabric) as mine:
         if mine:
-            open_study(out, {"kind": kind, **settings, "classes": list(parts.classes), "sizes": sizes}, usual)
+            grouping = {"grouping": asdict(parts.grouping) | {"remark": parts.grouping.remark}}
+            usual |= {"copies": "ignored", "groups": "", **grouping}  # as it was before studies knew of copies
+            now = {"kind": kind, **settings, "classes": list(parts.classes), "sizes": sizes, **grouping}
+            open_study(out, now, usual)
             shown = show(parts.test, parts.classes, study.preprocess, out)
     return opened(study, parts, prepare, shown)
 

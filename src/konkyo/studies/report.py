@@ -41,6 +41,13 @@ def read_settings(folder: Path, kind: str) -> dict[str, Any]:
     return settings
 
 
+def grouping_remarks(settings: Mapping[str, Any]) -> list[str]:
+    """Returns the sentences on copies and groups in the data of a study; none where there are none."""
+    grouping = settings.get("grouping")
+    remark = grouping.get("remark") if isinstance(grouping, dict) else None
+    return [remark] if isinstance(remark, str) and remark else []
+
+
 def read_test_pictures(folder: Path) -> list[TestPicture]:
     """Returns the test pictures of a study, with the paths of their files; none where the study has no index of them.
 

@@ -77,7 +77,8 @@ def compare(
     names, request = request_of(method or ",".join(setup.model.task.methods), method_options, target, forward_options)
     if (question := question_of(target_options.question)) is not None:
         request["question"] = question
-    manifest = Manifest(None, {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}})
+    settings = {**setup.settings, "methods": names, **{k: repr(v) for k, v in request.items()}}
+    manifest = Manifest(None, settings | ({"window": source.window} if source.window else {}))
     manifest.origin, manifest.made_by = source.origin, made_by(setup.model)
     page = _Page(manifest, report_options, len(files))
     shown: list[tuple[dict[str, Any], list[Row]]] = []

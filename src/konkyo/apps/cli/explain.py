@@ -92,6 +92,7 @@ def explain(
     settings |= {"maps": maps, "colours": cmap, "paths": path, **asdict(drawing_options)}
     settings |= {"caption": True} if caption else {}
     settings |= {"wrong_only": True} if truth_options.wrong_only else {}
+    settings |= {"window": source.window} if source.window else {}
     drawing = {"cmap": cmap, "caption": caption, "brightness": drawing_options.brightness}
     with Manifest(to, settings, resume=resume, overwrite=overwrite, order=truth_options.sort) as manifest:
         manifest.origin, manifest.made_by = source.origin, made_by(setup.model)

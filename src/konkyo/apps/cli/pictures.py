@@ -92,7 +92,8 @@ def explained(
     outcomes: dict[Path, Outcome] = {}
     for file in files:
         try:
-            pictures[file] = Sample(known.names.get(file, file.name), open_image(file), known.labels.get(file))
+            image = open_image(file, known.window)
+            pictures[file] = Sample(known.names.get(file, file.name), image, known.labels.get(file))
         except ImageError as error:
             outcomes[file] = Outcome(error=error)
     groups: dict[object, list[Path]] = {}

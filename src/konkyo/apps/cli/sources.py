@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
@@ -47,6 +47,13 @@ class TruthOptions:
     ] = None
     wrong_only: Annotated[bool, typer.Option("--wrong-only", help="Only images that are decided wrongly.")] = False
     sort: Annotated[str | None, typer.Option("--sort", help=f"{', '.join(ORDERS)}; default: as they are given.")] = None
+    window: Annotated[
+        str | None,
+        typer.Option(
+            "--window",
+            help="Black and white of 16-bit pictures and scans: LOW..HIGH in the file's units, or file; else by range.",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.sort is not None and self.sort not in ORDERS:
@@ -64,6 +71,8 @@ class Pictures:
     """The class of the model that a picture really shows, where that is known."""
     origin: str = ""
     """Where the labels come from, in words; "" where nothing is to be said."""
+    window: str = ""
+    """As of `konkyo.data.images.open_image`."""
 
 
 def pictures_of(images: Sequence[str] | None, model: Model, options: TruthOptions) -> Pictures:
@@ -85,6 +94,7 @@ def pictures_of(images: Sequence[str] | None, model: Model, options: TruthOption
         pictures = _of_table(pictures, Path(options.true_labels), model)
     elif options.data is None:
         pictures = _of_folders(pictures, images or (), model)
+    pictures = replace(pictures, window=_window(options, model))
     if not pictures.labels and (options.wrong_only or options.sort == "wrong-first"):
         option = "--wrong-only" if options.wrong_only else "--sort wrong-first"
         reason = f" ({pictures.origin})" if pictures.origin else ""
@@ -98,6 +108,21 @@ def pictures_of(images: Sequence[str] | None, model: Model, options: TruthOption
             "of each, --data folder:DIR, or folders called like the model's classes"
         )
     return pictures
+
+
+def _window(options: TruthOptions, model: Model) -> str:
+    """Returns the window that --window says, or else the data set. KonkyoError: both do, or a model of no pictures."""
+    from konkyo.data.samples import samples
+    from konkyo.data.windows import window_of
+
+    if options.window is None:
+        return "" if options.data is None else samples(options.data).window
+    if not model.takes_pictures:
+        raise KonkyoError(f"--window is of pictures; {model.name} takes other inputs, with their own values")
+    if options.data is not None and samples(options.data).window:
+        raise KonkyoError("--window and the option window= of --data say the same; leave one of them out")
+    window_of(options.window)
+    return options.window
 
 
 def _named(images: Sequence[str]) -> Pictures:

@@ -94,6 +94,23 @@ class Training:
         return replace(usual, **given)
 
 
+@dataclass(frozen=True)
+class PartOptions:
+    """What stays together when data are divided into training, validation and test parts."""
+
+    copies: Annotated[
+        str,
+        typer.Option(help="Copies stay in one part: identical pictures, alike or alike:BITS (of 64) too, or ignored."),
+    ] = "identical"
+    groups: Annotated[
+        Path | None, typer.Option(help="A csv file with the columns name and group, as of patients: none is divided.")
+    ] = None
+
+    def settings(self) -> dict[str, str]:
+        """As of a study."""
+        return {"copies": self.copies, "groups": "" if self.groups is None else str(self.groups)}
+
+
 @train.command()
 @with_groups
 def gaze(
@@ -141,6 +158,7 @@ def gaze(
     grid: Annotated[int, typer.Option(min=2, help="Cells a side of the maps whose L is measured.")] = 14,
     limit: Pictures = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what diverged before.")] = False,
+    part_options: PartOptions = PartOptions(),
     training: Training = Training(),
     machine: Machine = Machine(),
     to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
@@ -171,6 +189,7 @@ def gaze(
         augment=not synthetic if augment is None else augment,
         grid=grid,
         limit=limit,
+        **part_options.settings(),
         recipe=recipe,
         backbone=backbone,
         pretrained=pretrained,
@@ -215,6 +234,7 @@ def vib(
     size: Annotated[int | None, typer.Option(min=16, help="Side of the images; 224, of scenes 128.")] = None,
     augment: Annotated[bool, typer.Option(help="Mirror and crop at random.")] = True,
     limit: Pictures = None,
+    part_options: PartOptions = PartOptions(),
     training: Training = Training(),
     machine: Machine = Machine(),
     to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
@@ -245,6 +265,7 @@ def vib(
         second=second,
         second_rate=second_rate,
         limit=limit,
+        **part_options.settings(),
         recipe=training.recipe(
             Recipe(100, 256, 0.01 if pretrained else 0.1, "sgd", weight_decay=1e-4, schedule="steps")
         ),
@@ -298,6 +319,10 @@ def _training(kind: str, to: Path, fabric: Fabric) -> Iterator[Bar]:
     with progress_bar("preparing", "whole epochs are kept", shown=fabric.is_global_zero) as progress:
         yield progress
     if fabric.is_global_zero:
+        from konkyo.studies.report import grouping_remarks, read_settings
+
+        for remark in grouping_remarks(read_settings(to, kind)):
+            out.print(escape(remark), highlight=False, soft_wrap=True)
         where = escape(str(to))
         text = f"networks, epochs and maps in {where}; tables and figures: konkyo report {kind} {where}"
         out.print(text, highlight=False, soft_wrap=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from konkyo.data.samples import Annotation, Box, Sample, Samples, around, layout, open_annotated
+from konkyo.data.windows import window_of
 from konkyo.errors import KonkyoError, install_hint
 from konkyo.utils.files import read_json
 
@@ -22,7 +23,7 @@ _FORM = "images (id, file_name, width, height), annotations (image_id, category_
 
 
 @layout
-def coco(folder: Path, *, annotations: str = "", images: str = "") -> Samples:
+def coco(folder: Path, *, annotations: str = "", images: str = "", window: str = "") -> Samples:
     """Reads the pictures of an annotations file, in its order, with their things.
 
     The file is instances.json, _annotations.coco.json or instances_*.json in the folder or in annotations/. The
@@ -33,6 +34,7 @@ def coco(folder: Path, *, annotations: str = "", images: str = "") -> Samples:
     pycocotools or faster-coco-eval. Pictures without things are kept, and none is turned upright (`open_annotated`).
     KonkyoError: what is missing or damaged, and in which file.
     """
+    window_of(window)
     files = [folder / annotations] if annotations else sorted({p for pattern in _FILES for p in folder.glob(pattern)})
     if len(files) != 1:
         came = f"there are {', '.join(str(file.relative_to(folder)) for file in files)}" if files else "there is none"
@@ -54,9 +56,10 @@ def coco(folder: Path, *, annotations: str = "", images: str = "") -> Samples:
         ) from None
     by_picture = [truths[image["id"]] for image in data["images"]]
     where = _picture_folder(folder, files[0], images, names)
-    read = partial(_sample, files[0], where, names, sizes, by_picture)
+    read = partial(_sample, files[0], where, names, sizes, by_picture, window)
     note = "boxes as x, y, width, height; pictures as they are stored"
-    return Samples(names, read, tuple(classes.values()), note, files=tuple(where / name for name in names))
+    paths = tuple(where / name for name in names)
+    return Samples(names, read, tuple(classes.values()), note, files=paths, window=window)
 
 
 def _picture_folder(folder: Path, file: Path, images: str, names: Sequence[str]) -> Path:
@@ -80,11 +83,12 @@ def _sample(
     names: Sequence[str],
     sizes: Sequence[tuple[int, int]],
     truths: Sequence[list[dict[str, Any]]],
+    window: str,
     index: int,
 ) -> Sample:
     """Opens one picture with its annotations. KonkyoError: an annotation that cannot be read."""
     width, height = sizes[index]
-    image, annotations = open_annotated(where / names[index], sizes[index]), []
+    image, annotations = open_annotated(where / names[index], sizes[index], window), []
     for truth in truths[index]:
         try:
             mask = _mask(truth.get("segmentation"), height, width)

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from konkyo.data.images import find_images, open_image
 from konkyo.data.samples import PARTS, Annotation, Sample, Samples, around, layout, open_annotated, selected
+from konkyo.data.windows import window_of
 from konkyo.errors import ImageError, KonkyoError
 from konkyo.utils.files import read_text
 
 
 @layout
-def folder(folder: Path, *, masks: str = "", split: str = "") -> Samples:
+def folder(folder: Path, *, masks: str = "", split: str = "", window: str = "") -> Samples:
     """Reads the pictures in the folder, or in its subfolders and labelled by their names, in natural order.
 
     Folders of classes may lie in train/, val/ (valid/, validation/) and test/; `split` takes one of these parts.
@@ -28,8 +29,10 @@ def folder(folder: Path, *, masks: str = "", split: str = "") -> Samples:
     The mask of CLASS/NAME.jpg is CLASS/NAME.png or CLASS/NAME_mask.png (any suffix) in masks/, or in the folder that
     the option `masks` names, relative to this one; or NAME_mask.png beside the picture. It is as large as the picture,
     of two values, the higher one inside, or grey, inside from 128 on. Pictures with masks are not turned upright
-    (`open_annotated`). KonkyoError: what is missing or cannot be told, and in which file.
+    (`open_annotated`). `window` is of pictures, not of masks. KonkyoError: what is missing or cannot be told, and in
+    which file.
     """
+    window_of(window)
     apart = folder / (masks or "masks")
     if masks and not apart.is_dir():
         raise KonkyoError(f"masks: {apart} is no folder")
@@ -50,12 +53,13 @@ def folder(folder: Path, *, masks: str = "", split: str = "") -> Samples:
     return selected(
         Samples(
             names,
-            partial(_sample, names, files, labels, masks_of_files),
+            partial(_sample, names, files, labels, masks_of_files, window),
             classes,
             note,
             labels=known,
             parts=parts,
             files=tuple(files),
+            window=window,
         ),
         split,
     )
@@ -120,14 +124,15 @@ def _sample(
     files: Sequence[Path],
     labels: Sequence[str | None],
     masks: Sequence[Path | None],
+    window: str,
     index: int,
 ) -> Sample:
     """Opens one picture, with its mask as an annotation where it has one."""
     file, label, outline = files[index], labels[index], masks[index]
     if outline is None:
-        return Sample(names[index], open_image(file), label)
+        return Sample(names[index], open_image(file, window), label)
     mask = _read_mask(outline)
-    image = open_annotated(file, (mask.shape[1], mask.shape[0]))
+    image = open_annotated(file, (mask.shape[1], mask.shape[0]), window)
     return Sample(names[index], image, label, (Annotation(label, around(mask), mask),))
 
 

@@ -9,16 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from konkyo.data.hashes import LIMIT, LIMIT_GREY, Hashes, Pair, is_grey, near_pairs
 from konkyo.data.samples import Samples
 from konkyo.errors import ImageError
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import bars, beside
 from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text
-from konkyo.evaluation.diagnose.hashes import Hashes, Pair, is_grey, near_pairs
 from konkyo.utils.statistics import interval_of_share
 
-LIMIT, LIMIT_GREY = 10, 6
-"""Bits that differ at most between duplicates, of pictures in colours and of grey ones."""
 SAME = 0.95
 """From this correlation of thumbnails on, a pair is called one picture; below, alike."""
 FEW = 0.05

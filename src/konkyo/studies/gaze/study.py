@@ -114,6 +114,10 @@ class GazeStudy:
     limit: int | None = None
     split_seed: int = 0
     """Of the first split."""
+    copies: str = "identical"
+    """As of `konkyo.data.splits.splits`; no copy of a picture lies in another part."""
+    groups: str = ""
+    """A csv file of groups, of which none lies in two parts."""
     recipe: Recipe = field(default_factory=Recipe)
     """Its seed is replaced by each of `seeds`."""
     backbone: str | None = None
@@ -195,7 +199,8 @@ class GazeStudy:
 
     def parts(self, split: int) -> Splits:
         """Returns the three parts of a split. KonkyoError: data without classes."""
-        return splits(self.data, seed=self.split_seed + split, limit=self.limit)
+        seed = self.split_seed + split
+        return splits(self.data, seed=seed, limit=self.limit, copies=self.copies, groups=self.groups)
 
     def plan(self, number: int, weight: float, seed: int, classes: tuple[str, ...]) -> Plan:
         """Returns how the network of a level, or the backbone, is built, and how it is trained."""

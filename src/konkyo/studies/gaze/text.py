@@ -13,6 +13,7 @@ from konkyo.evaluation.result import Table, bracketed, number
 from konkyo.evaluation.result import markdown as markdown_table
 from konkyo.studies.gaze.figures import AUTOCORRELATED, MEAN_MAPS_SHOWN, panel_name
 from konkyo.studies.gaze.study import SELDOM, seldom_used
+from konkyo.studies.report import grouping_remarks
 from konkyo.training.losses.consistency import LambdaSchedule
 from konkyo.training.recipe import Numbers
 from konkyo.utils.statistics import Correlation, Estimate
@@ -206,7 +207,7 @@ def remarks(report: GazeReport) -> list[str]:
             "weights, and λ changes κ and L at once: 'within λ' is what is left when λ is held; it is led by the "
             "λ whose models differ most."
         )
-    return [*lines, NOT_CORRECTNESS]
+    return [*lines, *grouping_remarks(report.study), NOT_CORRECTNESS]
 
 
 def _on_shares(report: GazeReport) -> list[str]:

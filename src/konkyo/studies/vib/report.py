@@ -18,6 +18,7 @@ from konkyo.evaluation.result import Table, markdown
 from konkyo.report.page import Page
 from konkyo.studies.base import TestPicture
 from konkyo.studies.report import (
+    grouping_remarks,
     open_picture,
     read_settings,
     read_test_maps,
@@ -102,7 +103,8 @@ class VIBReport:
         sizes, seeds = self.settings["sizes"], len({seed for _, seed in self.tests})
         lines = [
             f"{self.settings['data']}: {sizes['train']} images to train, {sizes['validation']} to validate, "
-            f"{sizes['test']} to test; {self.settings['backbone']}; {seeds} seed{'s' if seeds > 1 else ''}."
+            f"{sizes['test']} to test; {self.settings['backbone']}; {seeds} seed{'s' if seeds > 1 else ''}.",
+            *grouping_remarks(self.settings),
         ]
         middle = statistics.median(test["accuracy"] for test in self.tests.values())
         error = 100 * math.sqrt(middle * (1 - middle) / sizes["test"])

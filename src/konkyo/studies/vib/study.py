@@ -85,6 +85,10 @@ class VIBStudy:
     second_rate: float = 5e-4
     limit: int | None = None
     split_seed: int = 0
+    copies: str = "identical"
+    """As of `konkyo.data.splits.splits`; no copy of a picture lies in another part."""
+    groups: str = ""
+    """A csv file of groups, of which none lies in two parts."""
     recipe: Recipe = field(default_factory=lambda: Recipe(100, 256, 0.1, "sgd", weight_decay=1e-4, schedule="steps"))
     """The paper's epochs, batch and rate; the rest of it is not told there."""
 
@@ -149,7 +153,7 @@ def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: Sta
     classes.
     """
     out = Path(out)
-    parts = splits(study.data, seed=study.split_seed, limit=study.limit)
+    parts = splits(study.data, seed=study.split_seed, limit=study.limit, copies=study.copies, groups=study.groups)
     for kind in study.models:  # what cannot be built is told before anything is written
         study.begun(study.plan(kind, 0.0, 0, parts.classes), 0)
     prepare = augmented(study.preprocess, study.least) if study.augment else study.preprocess

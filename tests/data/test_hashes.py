@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
+from konkyo.data.hashes import Hashes, is_grey, near_pairs, perceptual_hash
 from konkyo.data.sets.scenes import Scenes
-from konkyo.evaluation.diagnose.hashes import Hashes, is_grey, near_pairs, perceptual_hash
 
 PICTURES = [scene.image for scene in (Scenes(24, seed=5, size=96)[i] for i in range(24))]
 

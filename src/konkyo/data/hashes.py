@@ -11,6 +11,8 @@ from PIL import Image
 
 _SIDE, _KEPT = 32, 8
 BITS = _KEPT**2
+LIMIT, LIMIT_GREY = 10, 6
+"""Bits that differ at most between duplicates, of pictures in colours and of grey ones (measured: docs/checks.md)."""
 _FLAT = 1e-6
 """Coefficients nearer to zero than that are rounding."""
 _GREY = 3.0
