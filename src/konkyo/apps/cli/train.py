@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -106,7 +106,7 @@ class PartOptions:
         Path | None, typer.Option(help="A csv file with the columns name and group, as of patients: none is divided.")
     ] = None
 
-    def settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, Any]:
         """As of a study."""
         return {"copies": self.copies, "groups": "" if self.groups is None else str(self.groups)}
 
