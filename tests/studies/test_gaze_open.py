@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import konkyo
 from helpers.bits import files, same
 from helpers.commands import Run, runner
 from konkyo import KonkyoError
@@ -100,9 +101,23 @@ def test_only_the_last_linear_layer_is_another_one() -> None:
 
 
 def test_a_method_that_the_loss_does_not_know_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises((KonkyoError, TypeError)):
+    with pytest.raises(KonkyoError, match="no_such_method"):
         train_gaze(replace(SMALL, method="no_such_method"), tmp_path / "out", fabric=FABRIC)
     assert not (tmp_path / "out").exists()
+
+
+def test_another_method_in_the_loss_and_in_measuring(tmp_path: Path) -> None:
+    """What is measured is what was trained."""
+    study = replace(SMALL, method="layer_cam", lambdas=(3.0,))
+    train_gaze(study, tmp_path, fabric=FABRIC)
+    folder = tmp_path / "level-1/lambda_3/seed_0"
+    model, test = konkyo.load(f"trained/{folder}"), splits("lesions:48").test
+    found, usual = (
+        consistency(model, test, method=m, layer="gaze", baselines=False) for m in ("layer_cam", "grad_cam")
+    )
+    measured = Consistency.load(folder / "test").value
+    assert measured == pytest.approx(found.value)
+    assert measured != pytest.approx(usual.value)
 
 
 def test_levels_have_no_weights_of_their_own() -> None:
@@ -194,7 +209,8 @@ def test_a_lambda_that_diverges_fails_alone(
     assert report.settings() == [(1, 0.0)]
 
 
-@pytest.mark.parametrize(("batch", "least", "acts"), [(1, 2, False), (36, 2, True)])
+@pytest.mark.filterwarnings("ignore::konkyo.errors.KonkyoWarning")  # of the loss itself, in a loop of one's own
+@pytest.mark.parametrize(("batch", "least", "acts"), [(1, 2, False), (1, 1, True), (36, 2, True)])
 def test_a_weight_that_hardly_acts_is_told(tmp_path: Path, batch: int, least: int, acts: bool) -> None:
     """One image a batch is never two of a class."""
     told = list[str]()

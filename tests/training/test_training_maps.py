@@ -10,7 +10,6 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
 
 import konkyo
@@ -201,7 +200,7 @@ def test_construction_touches_nothing() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(m.training for m in net.modules())
     assert all(torch.equal(value, buffers[name]) for name, value in net.named_buffers())
-    assert hooks(net) == 2
+    assert hooks(net) == 3
     maps.close()
     maps.close()
     assert hooks(net) == 0
@@ -278,24 +277,36 @@ def test_outputs_that_are_no_tensors(view: str) -> None:
     torch.testing.assert_close(maps(net(x=images(5))["logits"], CLASSES), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_attention_needs_a_second_derivative_and_is_told_so() -> None:
+def test_what_follows_the_layer_runs_with_the_attention_that_has_a_second_derivative() -> None:
     """Fused attention has none, which a backward long after would say in words of its own."""
     net = seeded(Attention()).train()
-    with pytest.raises(KonkyoError, match=r"no second derivative.*SDPBackend.MATH"):
-        found(net, CLASSES)
-    torch.manual_seed(0)
-    assert found(net, CLASSES, mode="detached").requires_grad
     expected = clean(net)
+    fused = torch.backends.cuda.flash_sdp_enabled()
     for view in ("train", "eval"):
         maps = TrainingMaps(net, SHAPE, view=view)  # type: ignore[arg-type]
-        with sdpa_kernel(SDPBackend.MATH):
-            logits = net(images(5))
+        logits = net(images(5))
+        assert torch.backends.cuda.flash_sdp_enabled() == fused  # for this forward alone
         result = maps(logits, CLASSES)
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-7)
         found_gradients = gradients(net, weighted(result))
-        assert all(g is None or g.isfinite().all() for g in found_gradients.values())
         assert found_gradients["attention.in_proj_weight"] is not None
+        exact, weight = found_gradients["attention.in_proj_weight"], net.attention.in_proj_weight  # type: ignore[union-attr]
+        where = tuple(int(i) for i in (exact.abs() == exact.abs().amax()).nonzero()[0])
+        values = []
+        for step in (1e-6, -1e-6):
+            with torch.no_grad():
+                weight[where] += step  # type: ignore[index,operator]
+            values.append(weighted(maps(net(images(5)), CLASSES)).detach())
+            with torch.no_grad():
+                weight[where] -= step  # type: ignore[index,operator]
+        assert float(exact[where]) == pytest.approx(float(values[0] - values[1]) / 2e-6, rel=1e-4)
         maps.close()
+    assert found(net, CLASSES, mode="detached").requires_grad
+    broken = TrainingMaps(net, SHAPE, mode="autograd")
+    with pytest.raises(RuntimeError):
+        net(images(5)[:, :2])
+    assert torch.backends.cuda.flash_sdp_enabled() == fused
+    broken.close()
 
 
 def test_copies_are_not_watched() -> None:
@@ -336,11 +347,11 @@ def test_what_cannot_be_is_said() -> None:
     with pytest.raises(KonkyoError, match="logits"):
         TrainingMaps(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), SHAPE, layer="1")
     maps = TrainingMaps(net, SHAPE)
-    with pytest.raises(KonkyoError, match="run the network on images, with gradients enabled"):
+    with pytest.raises(KonkyoError, match="run the network on images before each call"):
         maps(torch.zeros(5, 4), CLASSES)
     with torch.no_grad():
         logits = net(images(5))
-    with pytest.raises(KonkyoError, match="gradients enabled"):
+    with pytest.raises(KonkyoError, match="last forward was without gradients"):
         maps(logits, CLASSES)
     logits = net(images(5))
     with pytest.raises(KonkyoError, match="5 images went in; got logits of 5 and 4 labels"):

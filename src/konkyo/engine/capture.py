@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from konkyo.engine.layer import Layer, exchanged, main_tensor, tensors_of
-from konkyo.engine.session import hook_after, open_modules
+from konkyo.engine.session import hook_after, open_modules, session_of
 from konkyo.engine.session import untouched as untouched
 from konkyo.errors import KonkyoError
 
@@ -83,72 +84,129 @@ def capture(layers: Sequence[Layer], *, leaves: Sequence[Layer] = ()) -> Iterato
         yield captured
 
 
+class Forward(NamedTuple):
+    """This is one forward of a watched network."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    tensors: list[Tensor]
+    """What the layer put out: one tensor, or all levels of a pyramid."""
+    output: Any
+    """What the network put out."""
+    graph: bool
+    """Whether gradients were enabled."""
+
+
 class Watch:
-    """Records the arguments of every forward with gradients and what a layer puts out in it, graph and all.
+    """Records the arguments and the output of every forward and what a layer puts out in it, graph and all.
 
     It serves training, where the caller runs the forward; `close` takes the hooks off again. Downstream gets a clone,
     so that an in-place operation right after the layer cannot rewrite the record. The record is a view: the coarse
     levels of a pyramid come from its finer ones, and a gradient at a view covers only what follows it. Copies of the
-    network (`copy.deepcopy`, for averaged weights) are not watched.
+    network (`copy.deepcopy`, for averaged weights) are not watched, nor are the forwards of a `Session`, nor what a
+    checkpoint runs again in the backward. `twice`: what follows the layer runs with the attention that can be
+    differentiated twice, for the others have no second derivative.
     """
 
-    def __init__(self, root: nn.Module, layer: Layer) -> None:
+    def __init__(self, root: nn.Module, layer: Layer, *, twice: bool = False) -> None:
         """Puts hooks on the network and on the layer's module."""
         assert layer.module is not None
-        self._open, self._layer = True, layer
-        self._arguments = list[tuple[tuple[Any, ...], dict[str, Any]]]()
+        self._open, self._layer, self._root, self._twice = True, layer, root, twice
+        self._arguments = list[tuple[tuple[Any, ...], dict[str, Any], bool]]()
         self._calls = list[list[Tensor]]()
+        self._outputs = list[Any]()
+        self._copies = list[bool]()
+        self._kernels = ExitStack()
         self._handles = [
             root.register_forward_pre_hook(self._start, with_kwargs=True),
             layer.module.register_forward_hook(self._store),
+            root.register_forward_hook(self._finish, always_call=twice),
         ]
 
-    def _start(self, _root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._open:
-            self._calls.clear()
-            self._arguments[:] = [(args, kwargs)] if torch.is_grad_enabled() else []
+    def _start(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._open or (not torch.compiler.is_compiling() and session_of(root) is not None):
+            return
+        self._clear()
+        if root is self._root:
+            self._arguments.append((args, kwargs, torch.is_grad_enabled()))
+        else:
+            self._copies.append(True)
 
     def _store(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         """Stores views of what the layer puts out, and hands on copies."""
-        if not (self._open and self._arguments):
+        if not (self._open and self._arguments) or self._outputs:
+            return output
+        if not torch.compiler.is_compiling() and session_of(self._root) is not None:
             return output
         tensors = tensors_of(output, self._layer)
         if not tensors:
             return output
         views = [t.view_as(t) for t in tensors]
         self._calls.append(views)
+        if self._twice and len(self._calls) == 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._kernels.enter_context(sdpa_kernel(SDPBackend.MATH))
         return exchanged(output, tensors, [t.clone() for t in views])
 
-    def take(self) -> tuple[tuple[tuple[Any, ...], dict[str, Any]], list[Tensor]]:
-        """Hands out the last forward once: ((args, kwargs), what the layer put out, a tensor or a pyramid's levels).
+    def _finish(self, _root: nn.Module, _args: Any, output: Any) -> None:
+        """Ends the record. After an error of the network there is no output, and no record."""
+        if not self._open:
+            return
+        if not torch.compiler.is_compiling():
+            self._kernels.close()
+            if output is None or session_of(self._root) is not None:
+                return
+        if self._arguments and not self._outputs:
+            self._outputs.append(output)
 
-        KonkyoError: there was no forward with gradients since the last time.
-        """
+    def _clear(self) -> None:
+        for stored in (self._arguments, self._calls, self._outputs, self._copies):
+            stored.clear()
+
+    def last(self) -> Forward:
+        """Hands out the last forward once. KonkyoError: there was none since the last time."""
         if not self._open:
             raise KonkyoError(
                 "this network is not watched: hooks were taken off, or this is a copy; begin anew with it"
             )
-        arguments, calls = self._arguments[:], self._calls[:]
-        self._arguments.clear()
-        self._calls.clear()
-        if not arguments or not calls:
+        arguments, calls, outputs, copies = self._arguments[:], self._calls[:], self._outputs[:], self._copies[:]
+        self._clear()
+        if copies:
             raise KonkyoError(
-                f"layer {self._layer.name!r} put out nothing since it was last asked: run the network on images, with "
-                "gradients enabled, before each call; torch.compile hears of hooks that are there at its first forward"
+                "the network ran in copies of itself, as torch.nn.DataParallel makes them for several devices; "
+                "DistributedDataParallel (a process per device) runs the network itself"
             )
-        return arguments[0], calls[self._layer.call]
+        if not arguments or not calls or not outputs:
+            raise KonkyoError(
+                f"layer {self._layer.name!r} put out nothing since it was last asked: run the network on images before "
+                "each call; torch.compile hears of hooks that are there at its first forward"
+            )
+        args, kwargs, graph = arguments[0]
+        return Forward(args, kwargs, calls[self._layer.call], outputs[0], graph)
+
+    def take(self) -> tuple[tuple[tuple[Any, ...], dict[str, Any]], list[Tensor]]:
+        """Hands out the last forward once, as ((args, kwargs), what the layer put out).
+
+        KonkyoError: there was none with gradients since the last time.
+        """
+        forward = self.last()
+        if not forward.graph:
+            raise KonkyoError("the last forward was without gradients: run the network with gradients enabled")
+        return (forward.args, forward.kwargs), forward.tensors
 
     def close(self) -> None:
         """Takes the hooks off the network."""
         self._open = False
-        self._arguments.clear()
-        self._calls.clear()
+        self._clear()
+        self._kernels.close()
         for handle in self._handles:
             handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state of a copy: its hooks still run in its network's forwards, but record nothing."""
-        return {"_open": False, "_arguments": [], "_calls": [], "_handles": []}
+        return {
+            **{"_open": False, "_twice": False, "_arguments": [], "_calls": [], "_outputs": [], "_copies": []},
+            **{"_handles": [], "_kernels": ExitStack()},
+        }
 
 
 @dataclass

@@ -43,12 +43,14 @@ if TYPE_CHECKING:
     from konkyo.training.losses.views import Views, aligned, attention_consistency, random_views
     from konkyo.training.maps import TrainingMaps
     from konkyo.training.recipe import Recipe
+    from konkyo.training.sampling import ClassBalancedSampler
     from konkyo.training.trackers import Tracker
 
 __all__ = [
     "AttentionBranchNetwork",
     "AttentionBranchOutput",
     "Backbone",
+    "ClassBalancedSampler",
     "ConsistencyLoss",
     "Decomposition",
     "Fitted",
@@ -163,5 +165,6 @@ __getattr__, __dir__ = lazy(
         "konkyo.training.maps": ("TrainingMaps",),
         "konkyo.training.recipe": ("Recipe",),
         "konkyo.training.trackers": ("Tracker",),
+        "konkyo.training.sampling": ("ClassBalancedSampler",),
     },
 )

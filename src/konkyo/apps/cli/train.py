@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -104,7 +104,7 @@ class PartOptions:
         Path | None, typer.Option(help="A csv file with the columns name and group, as of patients: none is divided.")
     ] = None
 
-    def settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, Any]:
         """As of a study."""
         return {"copies": self.copies, "groups": "" if self.groups is None else str(self.groups)}
 
@@ -156,8 +156,8 @@ def gaze(
     grid: Annotated[int, typer.Option(min=2, help="Cells a side of the maps whose L is measured.")] = 14,
     limit: Pictures = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what diverged before.")] = False,
-    training: Training = Training(),
     part_options: PartOptions = PartOptions(),
+    training: Training = Training(),
     machine: Machine = Machine(),
     to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
         "konkyo-gaze"
@@ -232,8 +232,8 @@ def vib(
     size: Annotated[int | None, typer.Option(min=16, help="Side of the images; 224, of scenes 128.")] = None,
     augment: Annotated[bool, typer.Option(help="Mirror and crop at random.")] = True,
     limit: Pictures = None,
-    training: Training = Training(),
     part_options: PartOptions = PartOptions(),
+    training: Training = Training(),
     machine: Machine = Machine(),
     to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
         "konkyo-vib"

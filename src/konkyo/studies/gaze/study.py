@@ -199,9 +199,8 @@ class GazeStudy:
 
     def parts(self, split: int) -> Splits:
         """Returns the three parts of a split. KonkyoError: data without classes."""
-        return splits(
-            self.data, seed=self.split_seed + split, limit=self.limit, copies=self.copies, groups=self.groups
-        )
+        seed = self.split_seed + split
+        return splits(self.data, seed=seed, limit=self.limit, copies=self.copies, groups=self.groups)
 
     def plan(self, number: int, weight: float, seed: int, classes: tuple[str, ...]) -> Plan:
         """Returns how the network of a level, or the backbone, is built, and how it is trained."""
@@ -357,24 +356,17 @@ def judged(
 ) -> Numbers:
     """Returns how a network decides and how consistent its maps are, as epochs.csv has it, in the first process.
 
-    All processes call this: the decisions are of all of them, the maps of the first. Diverged: the network's outputs
-    are no finite numbers.
+    All processes call this: the decisions are of all of them, the maps of the first. Diverged: its outputs are no
+    finite numbers.
     """
     found = classification_scores(network, batches, fabric.device, fabric)
     if not math.isfinite(found["loss"]):
         raise Diverged(f"the loss in validation is {found['loss']}: lower the rate, or the weight of the loss on maps")
     with first(fabric) as mine:
         if mine:
-            measured = consistency(
-                Model(network, classes=classes),
-                batches,
-                method=study.method,
-                layer=study.place,
-                grid=study.grid,
-                resamples=0,
-                permutations=0,
-                baselines=False,
-            )
+            how: dict[str, Any] = {"method": study.method, "layer": study.place, "grid": study.grid}
+            how |= {"resamples": 0, "permutations": 0, "baselines": False}
+            measured = consistency(Model(network, classes=classes), batches, **how)
             found |= {
                 "L": measured.value,
                 "rms": measured.rms,
