@@ -40,13 +40,13 @@ class Resampled:
     within: Tensor
     """(R,) W."""
     ratio: Tensor
-    """(R,) W / T."""
+    """(R,) W / T, whose W is corrected for unequal weights: T is not smaller in a resample, so their ratio would be."""
 
 
 def resampled(
     maps: Tensor, of: Tensor, classes: int, distance: Distance, resamples: int, generator: torch.Generator
 ) -> Resampled:
-    """Draws weights of the images within each class, and computes mean maps, distances and variances with them.
+    """Draws weights of the images within each class; mean maps, distances and variances are computed with them.
 
     The weights are exponential numbers divided by their sum (the Bayesian bootstrap; Rubin, 1981), so that no resample
     is of one image only, as it would often be with three of them. L is the weighted mean of the distances from the
@@ -57,7 +57,7 @@ def resampled(
     squares = centred.square().sum(1)
     values = maps.new_full((resamples, classes), math.nan)
     within, second, first = maps.new_zeros(resamples), maps.new_zeros(resamples), maps.new_zeros(resamples, cells)
-    total = maps.new_zeros(resamples)
+    total, corrected = maps.new_zeros(resamples), maps.new_zeros(resamples)
     for index in torch.unique(of).tolist():
         members = of == index
         count = int(members.sum())
@@ -65,15 +65,17 @@ def resampled(
         values[:, index] = _mean_distances(maps[members], weights, distance)
         means = weights @ centred[members]
         square = weights @ squares[members]
-        spread = (square - means.square().sum(1)).clamp_min(0) / (1 - weights.square().sum(1))
+        spread = (square - means.square().sum(1)).clamp_min(0)
         within += (count - 1) * spread
+        corrected += (count - 1) * spread / (1 - weights.square().sum(1))
         total += count * values[:, index]
         second += count * square
         first += count * means
     everything = second - first.square().sum(1) / number
     kinds = len(torch.unique(of))
-    ratio = (within / max(1, number - kinds)) / (everything / (number - 1)).clamp_min(_LEAST)
-    return Resampled(values, total / number, within / cells / max(1, number - kinds), ratio)
+    freedom = max(1, number - kinds)
+    ratio = (corrected / freedom) / (everything / (number - 1)).clamp_min(_LEAST)
+    return Resampled(values, total / number, within / cells / freedom, ratio)
 
 
 def interval(value: float, resamples: Tensor, images: int, classes: int = 1) -> tuple[float, float]:
