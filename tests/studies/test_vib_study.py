@@ -34,7 +34,7 @@ from konkyo.models.networks.vib import Noise, VIBClassifier
 from konkyo.models.trained import read_plan
 from konkyo.studies.vib import study as vib_study
 from konkyo.studies.vib.report import report_vib
-from konkyo.studies.vib.study import CAM, KINDS, VIBStudy, runs_of, train_vib
+from konkyo.studies.vib.study import CAM, KINDS, NetworkOfStudy, VIBStudy, runs_of, train_vib
 from konkyo.training.devices import fabric_of
 from konkyo.training.loop import Recipe, read_epochs
 
@@ -175,7 +175,9 @@ def test_the_manifest_says_how(study: Path) -> None:
     assert plans["vib_0.01"].trained["beta"] == 0.01
     assert plans["vib_0.01"].arguments["noise"]["source"] == "attention"
     assert "beta" not in plans["plain"].trained
-    assert plans["recam"].trained["second"] == 1
+    second = plans["recam"].trained["second"]
+    assert (second["epochs"], second["learning_rate"], second["batch"], second["schedule"]) == (1, 0.02, 16, "poly")
+    assert (second["optimiser"], second["momentum"]) == ("sgd", 0)
     assert {plan.trained["pretrained"] for plan in plans.values()} == {False}
 
 
@@ -333,7 +335,7 @@ def test_the_stages_of_recam(tmp_path: Path, optimiser: Any) -> None:
     study = replace(study, recipe=replace(study.recipe, optimiser=optimiser, weight_decay=0.1))
     train_vib(study, tmp_path / "to", fabric=FABRIC)
     folder = tmp_path / "to" / "recam" / "seed_0"
-    drawn = study.begun(study.plan("recam", math.nan, 0, CLASSES), 0).state_dict()
+    drawn = study.begun(study.plan(NetworkOfStudy("recam", "recam"), 0, CLASSES), 0).state_dict()
     first, last = (torch.load(path / "checkpoint.pt", weights_only=True) for path in (folder / "first", folder))
     assert torch.equal(first["network"]["second.weight"], drawn["second.weight"])
     assert not torch.equal(first["network"]["first.weight"], drawn["first.weight"])
@@ -358,9 +360,9 @@ def test_what_is_done_is_not_done_again(study: Path, run: Run) -> None:
     assert run(*SHIPPED).code == 0
     assert {p: p.stat().st_mtime_ns for p in study.rglob("*/seed_0/**/*")} == times
     assert same(files(study), before)
-    refused = run(*SHIPPED, "--noise", "constant")
+    refused = run(*SHIPPED, "--offset=-5")
     assert refused.code == 1
-    assert "is of a study with other noise" in refused.err
+    assert "is of a study with other offset" in refused.err
     assert same(files(study), before)
 
 
@@ -407,10 +409,10 @@ def test_a_study_grows(tmp_path: Path) -> None:
     train_vib(replace(study, betas=(0.0,)), tmp_path / "to", fabric=FABRIC)
     assert same(files(tmp_path / "to" / "vib_0.01"), before)
     report = report_vib(tmp_path / "to")
-    assert [name for name, _, _ in report.networks] == ["vib_0", "vib_0.01", "plain"]
+    assert [of.name for of in report.networks] == ["vib_0", "vib_0.01", "plain"]
     assert report.settings["seeds"] == [0, 1]
     assert list(report.tests) == [("vib_0", 0), ("vib_0.01", 0), ("plain", 1)]
-    assert all("(" not in row[3] for row in report.table()[1] if row[0] == "vib")  # of no seed is there a plain one
+    assert all("(" not in row[4] for row in report.table()[1] if row[0] == "vib")  # of no seed is there a plain one
     assert any("vib_0 of seed 1, vib_0.01 of seed 1, plain of seed 0" in line for line in report.remarks())
     with pytest.raises(KonkyoError, match=r"is of a study with other .*size.* choose another folder"):
         train_vib(replace(study, size=32), tmp_path / "to", fabric=FABRIC)
@@ -440,8 +442,9 @@ def test_the_table_of_the_paper(tmp_path: Path) -> None:
     tests = {("plain" if b is None else f"vib_{b:g}", 0): {"accuracy": a / 100} for b, a, _ in PAPER}
     folder = written(tmp_path / "to", tests, betas=[b for b, _, _ in PAPER[:0:-1]])
     _, rows = report_vib(folder).table()
-    assert [row[:4] for row in rows] == [
-        ["plain" if b is None else "vib", *[("" if b is None else f"{b:.3g}")] * 2, f"{a:.2f} ({share:.2f})"]
+    assert [row[:5] for row in rows] == [
+        [*(["plain", ""] if b is None else ["vib", "affine"]), *[("" if b is None else f"{b:.3g}")] * 2]
+        + [f"{a:.2f} ({share:.2f})"]
         for b, a, share in (PAPER[0], *PAPER[:0:-1])
     ]
     assert any("is 0.4 points" in line for line in report_vib(folder).remarks())  # sqrt(.52 .48 / 18050)
@@ -524,9 +527,13 @@ def test_the_report_of_a_study(study: Path, run: Run) -> None:
 
 def test_names_of_networks() -> None:
     found = runs_of(("plain", "vib"), (1.0, 0.0, 1e-7))
-    assert [name for name, _, _ in found] == ["plain", "vib_0", "vib_1e-07", "vib_1"]
-    assert [beta for _, kind, beta in found if kind == "vib"] == [0, 1e-7, 1]
-    assert math.isnan(found[0][2])
+    assert [of.name for of in found] == ["plain", "vib_0", "vib_1e-07", "vib_1"]
+    assert [of.beta for of in found if of.kind == "vib"] == [0, 1e-7, 1]
+    assert math.isnan(found[0].beta)
+    several = runs_of(("vib",), (0.1,), ("plain", "affine", "constant"))
+    assert [(of.name, of.noise) for of in several] == [
+        *(("vib-plain_0.1", "plain"), ("vib_0.1", "affine"), ("vib-constant_0.1", "constant"))
+    ]
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -545,14 +552,16 @@ def test_names_of_networks() -> None:
         (("--models", "plain,plain"), ("came twice",)),
         (("--seeds", "1,1"), ("came twice",)),
         (("--seeds", "0"), ("a seed",)),
-        (("--noise", "white"), ("unknown source of noise", "attention")),
-        (("--variant", "x"), ("unknown variant", "affine")),
+        (("--noises", "white"), ("unknown noise 'white'", "affine", "constant")),
+        (("--noises", ""), ("a noise",)),
+        (("--noises", "plain,plain"), ("came twice",)),
         (("--offset", "inf"), ("finite offset",)),
         (("--reduction", "max"), ("unknown reduction", "sum")),
         (("--rate", "0"), ("positive rate",)),
         (("--second-rate", "0"), ("positive rate",)),
         (("--optimiser", "lion"), ("unknown optimiser", "sgd")),
-        (("--schedule", "poly"), ("unknown schedule", "steps")),
+        (("--schedule", "triangle"), ("unknown schedule", "steps")),
+        (("--second-optimiser", "lion"), ("unknown optimiser", "sgd")),
         (("--backbone", "torchvision/resnet500"), ("resnet500", "resnet50")),
         (("--backbone", "nets.py:nothing"), ("nothing",)),
         (("--backbone", "nowhere.py:net"), ("nowhere.py",)),
@@ -602,19 +611,19 @@ def test_a_function_of_ones_own_is_trained_and_not_run_again_unasked(tmp_path: P
 
 
 def test_options_reach_the_networks(tmp_path: Path) -> None:
-    study = small(tmp_path, noise=Noise("constant", "plain"), samples=3, reduction="mean", pretrained=True)
-    plan = study.plan("vib", 0.5, 7, CLASSES)
+    study = small(tmp_path, noises=("constant",), betas=(0.5,), offset=-1, samples=3, reduction="mean", pretrained=True)
+    plan = study.plan(study.networks[0], 7, CLASSES)
     network = study.begun(plan, 7)
     assert isinstance(network, VIBClassifier)
-    assert (network.head.noise, network.head.samples) == (Noise("constant", "plain"), 3)
+    assert (network.head.noise, network.head.samples) == (Noise("constant", offset=-1), 3)
     assert (plan.trained["reduction"], plan.trained["seed"], plan.trained["pretrained"]) == ("mean", 7, True)
     assert "weights" not in plan.arguments  # the manifest's are in its folder
     shipped = replace(study, backbone="konkyo/scenes-classifier")
-    begun = shipped.begun(shipped.plan("plain", math.nan, 0, CLASSES), 0).state_dict()
+    begun = shipped.begun(shipped.plan(NetworkOfStudy("plain", "plain"), 0, CLASSES), 0).state_dict()
     own = konkyo.load("konkyo/scenes-classifier").module.state_dict()
     assert torch.equal(begun["backbone.features.stage4.conv2.weight"], own["stage4.conv2.weight"])
     drawn = replace(shipped, pretrained=False)
-    random = drawn.begun(drawn.plan("plain", math.nan, 0, CLASSES), 0).state_dict()
+    random = drawn.begun(drawn.plan(NetworkOfStudy("plain", "plain"), 0, CLASSES), 0).state_dict()
     assert not torch.equal(random["backbone.features.stage4.conv2.weight"], own["stage4.conv2.weight"])
 
 
@@ -632,7 +641,7 @@ def test_pictures_of_any_shape_and_data_without_masks(run: Run) -> None:
     assert "maps" not in numbers_of(Path("konkyo-vib/plain/seed_0"))
     assert run("report", "vib", "konkyo-vib").code == 0
     head, _ = report_vib("konkyo-vib").table()
-    assert head[-1] == "std"
+    assert head[-2:] == ["W/T", "L"]
     names = sorted(p.name for p in Path("konkyo-vib/report").glob("*.png"))
     assert names == ["maps-000-a-cat.png", "maps-001-b-dog.png"]
     assert fmean(numbers_of(Path("konkyo-vib/plain/seed_0"))[k] for k in ("accuracy",)) >= 0

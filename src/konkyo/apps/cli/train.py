@@ -132,11 +132,13 @@ def vib(
     ] = "0,1e-3,1e-2,1e-1",
     models: Annotated[str, typer.Option(help="plain, vib, recam, attention_branch.")] = "plain,vib",
     seeds: Seeds = "1",
-    noise: Annotated[str, typer.Option(help="What the noise is made of: attention, linear, fc or constant.")] = (
-        "attention"
-    ),
-    variant: Annotated[str, typer.Option(help="affine (learnt softplus), or plain.")] = "affine",
-    offset: Annotated[float, typer.Option(help="Of the affine variant, at first.")] = -5.0,
+    noises: Annotated[
+        str,
+        typer.Option(
+            help="Of the channels' attention: affine (learnt on top), or plain, as in the paper; linear, fc; constant."
+        ),
+    ] = "affine",
+    offset: Annotated[float, typer.Option(help="Of all noises but plain, at first; -5 leaves next to none.")] = 0.0,
     reduction: Annotated[str, typer.Option(help="Of the KL over channels: sum (the definition) or mean.")] = "sum",
     samples: Annotated[int, typer.Option(min=1, help="Of the code, a step.")] = 1,
     metrics: Annotated[
@@ -144,6 +146,8 @@ def vib(
     ] = "",
     second: Annotated[int, typer.Option(min=1, help="Epochs of ReCAM's second stage, after the others.")] = 4,
     second_rate: Annotated[float, typer.Option(help="Of its second classifier; the rest has a tenth.")] = 5e-4,
+    second_batch: Annotated[int, typer.Option(min=1, help="Images a step, there.")] = 16,
+    second_optimiser: Annotated[str, typer.Option(help="sgd or adam, there.")] = "sgd",
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the backbone's own weights.")] = False,
     size: Annotated[int | None, typer.Option(min=16, help="Side of the images; 224, of scenes 128.")] = None,
     augment: Annotated[bool, typer.Option(help="Mirror and crop at random.")] = True,
@@ -159,7 +163,6 @@ def vib(
     ),
 ) -> None:
     """Train a network with a variational information bottleneck for every beta, and what it is compared with."""
-    from konkyo.models.networks.vib import Noise
     from konkyo.studies.vib.study import VIBStudy, train_vib
     from konkyo.training.loop import Recipe
 
@@ -174,13 +177,16 @@ def vib(
         seeds_of(seeds),
         size or (128 if synthetic else 224),
         pretrained,
-        Noise(noise, variant, offset),  # type: ignore[arg-type]
+        tuple(split(noises)),
+        offset,
         reduction,  # type: ignore[arg-type]
         samples,
         augment,
         metrics=tuple(split(metrics)),
         second=second,
         second_rate=second_rate,
+        second_batch=second_batch,
+        second_optimiser=second_optimiser,  # type: ignore[arg-type]
         limit=limit,
         recipe=Recipe(
             epochs,
@@ -194,7 +200,10 @@ def vib(
     )
     fabric = machine.fabric()
     with _training("vib", to, fabric) as progress:
-        train_vib(study, to, fabric=fabric, progress=progress)
+        lines = train_vib(study, to, fabric=fabric, progress=progress)
+    if fabric.is_global_zero:
+        for line in lines:
+            out.print(escape(line), highlight=False, soft_wrap=True)
 
 
 def seeds_of(text: str) -> tuple[int, ...]:
