@@ -27,6 +27,10 @@ class NetworkError(KonkyoError):
     """What a network raised in its forward or backward; the cause is kept (`__cause__`)."""
 
 
+class Diverged(KonkyoError):  # noqa: N818 - it is said of a training
+    """A training whose loss is no number any more; its epochs before are kept, and other trainings can go on."""
+
+
 class NoSuchRow(KonkyoError, IndexError):  # noqa: N818 - it says what there is not
     """A row that a result does not have; the message says how many there are."""
 

@@ -22,9 +22,8 @@ from konkyo.evaluation.consistency import Consistency, measure
 from konkyo.studies.gaze import drawings as drawing
 from konkyo.studies.gaze import figures
 from konkyo.studies.gaze.report import report_gaze
-from konkyo.studies.gaze.statistics import fitted
 from konkyo.training.loop import write_epochs
-from konkyo.utils.statistics import Correlation, Estimate, t_quantile
+from konkyo.utils.statistics import Correlation, Estimate, fitted, t_quantile
 
 CLASSES = ("disc", "ring")
 COUNT = 16

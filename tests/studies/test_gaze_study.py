@@ -29,11 +29,11 @@ from konkyo.models import Model
 from konkyo.studies.base import classification_scores, open_study
 from konkyo.studies.gaze import study as gaze_study
 from konkyo.studies.gaze.study import GazeObjective, GazeStudy, train_gaze
-from konkyo.training.devices import fabric_of
-from konkyo.training.loop import Recipe, fit, read_epochs
+from konkyo.training.augmentation import augmented
+from konkyo.training.devices import fabric_of, first
+from konkyo.training.loop import fit, read_epochs
 from konkyo.training.losses.consistency import ConsistencyLoss, LambdaSchedule
-from konkyo.training.processes import first
-from konkyo.training.transforms import augmented
+from konkyo.training.recipe import Recipe
 
 FABRIC = fabric_of(accelerator="cpu")
 SMALL = GazeStudy(

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from scipy.stats import ttest_rel
 from torch import Tensor
 
 import konkyo
@@ -36,7 +38,8 @@ from konkyo.studies.vib import study as vib_study
 from konkyo.studies.vib.report import report_vib
 from konkyo.studies.vib.study import CAM, KINDS, NetworkOfStudy, VIBStudy, runs_of, train_vib
 from konkyo.training.devices import fabric_of
-from konkyo.training.loop import Recipe, read_epochs
+from konkyo.training.loop import read_epochs
+from konkyo.training.recipe import Recipe
 
 FABRIC = fabric_of(accelerator="cpu")
 NETS = """
@@ -135,10 +138,10 @@ def numbers_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def batch(data: str, size: int, part: str = "test") -> tuple[Tensor, Tensor]:
+def batch(data: str, size: int, part: str = "test", prepare: konkyo.Preprocess | None = None) -> tuple[Tensor, Tensor]:
     """All images of a part as a network sees them, and their labels."""
     samples = getattr(splits(data), part)
-    prepare = konkyo.Preprocess(size, size, SCENES_MEAN, SCENES_STD)
+    prepare = prepare or konkyo.Preprocess(size, size, SCENES_MEAN, SCENES_STD)
     return (
         torch.stack([prepare(sample.image) for sample in samples]),
         torch.tensor([CLASSES.index(sample.label) for sample in samples]),
@@ -340,16 +343,34 @@ def test_the_stages_of_recam(tmp_path: Path, optimiser: Any) -> None:
     assert torch.equal(first["network"]["second.weight"], drawn["second.weight"])
     assert not torch.equal(first["network"]["first.weight"], drawn["first.weight"])
     assert not torch.equal(last["network"]["second.weight"], drawn["second.weight"])
-    assert [group["lr"] for group in last["optimiser"]["param_groups"]] == pytest.approx([0.05, 0.005])
+    assert [group["initial_lr"] for group in last["optimiser"]["param_groups"]] == pytest.approx([0.05, 0.005])
+    assert [group["lr"] for group in last["optimiser"]["param_groups"]] == pytest.approx([0, 0])
+    assert last["recipe"]["optimiser"] == "sgd"  # whatever the first stage had
     assert [len(group["params"]) for group in last["optimiser"]["param_groups"]] == [1, len(list(drawn)) - 1 - 6]
     one, other = read_epochs(folder / "first" / "epochs.csv"), read_epochs(folder / "epochs.csv")
     assert [len(one), len(other)] == [2, 2]
     assert all(row["train_loss"] == pytest.approx(row["train_classification"]) for row in one)
     for row in other:
         assert row["train_loss"] == pytest.approx(row["train_classification"] + row["train_reactivation"], rel=1e-5)
-        assert row["rate"] == 0.05
+    assert [row["rate"] for row in other] == pytest.approx([0.05, 0.05 * 0.5**0.9])
     weights = load_file(folder / "weights.safetensors")  # in an order of its own
     assert same(dict(sorted(weights.items())), dict(sorted(last["network"].items())))
+    network = read_plan(folder).build()
+    network.load_state_dict(weights)
+    assert isinstance(network, ReCAM)
+    images, labels = batch("lesions:36", 24, "validation", konkyo.Preprocess(24, 24))
+    assert other[-1]["valid_reactivation"] == pytest.approx(reactivation(network.eval(), images, labels), rel=1e-4)
+
+
+def reactivation(network: ReCAM, images: Tensor, labels: Tensor) -> float:
+    """The loss of the second classifier, of masked features that are made, image by image."""
+    losses = list[Tensor]()
+    with torch.no_grad():
+        for grid, label in zip(network.backbone(images), labels, strict=True):
+            active = torch.einsum("c,chw->hw", network.first.weight[label], grid).relu()
+            masked = (grid * active / (active.max() + 1e-5)).mean((1, 2))
+            losses.append(-network.second(masked).log_softmax(0)[label])
+    return float(torch.stack(losses).mean())
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------
@@ -442,9 +463,12 @@ def test_the_table_of_the_paper(tmp_path: Path) -> None:
     tests = {("plain" if b is None else f"vib_{b:g}", 0): {"accuracy": a / 100} for b, a, _ in PAPER}
     folder = written(tmp_path / "to", tests, betas=[b for b, _, _ in PAPER[:0:-1]])
     _, rows = report_vib(folder).table()
+
+    def beta(value: float | None) -> list[str]:
+        return ["" if value is None else f"{value:.3g}"]
+
     assert [row[:5] for row in rows] == [
-        [*(["plain", ""] if b is None else ["vib", "affine"]), *[("" if b is None else f"{b:.3g}")] * 2]
-        + [f"{a:.2f} ({share:.2f})"]
+        [*(["plain", ""] if b is None else ["vib", "affine"]), *beta(b), *beta(b), f"{a:.2f} ({share:.2f})"]
         for b, a, share in (PAPER[0], *PAPER[:0:-1])
     ]
     assert any("is 0.4 points" in line for line in report_vib(folder).remarks())  # sqrt(.52 .48 / 18050)
@@ -534,6 +558,103 @@ def test_names_of_networks() -> None:
     assert [(of.name, of.noise) for of in several] == [
         *(("vib-plain_0.1", "plain"), ("vib_0.1", "affine"), ("vib-constant_0.1", "constant"))
     ]
+
+
+def test_paired_differences_have_the_interval_of_the_paired_t_test(tmp_path: Path) -> None:
+    accuracy = {"plain": (0.5, 0.8, 0.7), "vib_0": (0.6, 0.7, 0.65), "vib_0.1": (0.7, 0.85, 0.9)}
+    tests = {
+        (name, seed): {"accuracy": a, "L": None if (name, seed) == ("plain", 2) else seed / 10 + a}
+        for name, of_seeds in accuracy.items()
+        for seed, a in enumerate(of_seeds)
+    }
+    del tests["vib_0", 1]
+    report = report_vib(written(tmp_path / "to", tests, betas=[0, 0.1], seeds=[0, 1, 2]))
+    tables = {title: {row[0]: dict(zip(head, row, strict=True)) for row in rows} for title, (head, rows) in
+              report.differences().items()}  # fmt: skip
+    to_plain, to_zero = tables["Differences to plain"], tables["Differences to beta = 0"]
+    assert (list(to_plain), list(to_zero)) == (["vib_0", "vib_0.1"], ["vib_0.1"])
+    low, high = ttest_rel(*(np.multiply(accuracy[name], 100) for name in ("vib_0.1", "plain"))).confidence_interval()
+    assert to_plain["vib_0.1"]["accuracy (points)"] == f"+15.0 [{low:+.1f}, {high:+.1f}]"
+    assert (to_plain["vib_0"]["seeds"], to_zero["vib_0.1"]["seeds"], to_plain["vib_0.1"]["seeds"]) == ("2", "2", "3")
+    assert to_plain["vib_0"]["L"] == "+0.100"  # of the one seed in which both are known
+    assert "## Differences to plain" in (report.save() / "report.md").read_text()
+
+
+# --- what is not as it should be --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [-5.0, 0.0])
+def test_a_bottleneck_that_compresses_nothing_is_told(tmp_path: Path, offset: float) -> None:
+    """Noise of 0.007 hides no difference between images; noise of 0.7 hides those of means that differ by less."""
+    study, told_ = small(tmp_path, models=("vib",), betas=(0.0, 1e-3), offset=offset), list[str]()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert train_vib(study, tmp_path / "to", fabric=FABRIC, tell=told_.append) == []
+    said = [str(w.message) for w in caught if "nothing is compressed" in str(w.message)]
+    remarks = [line for line in report_vib(tmp_path / "to").remarks() if "nothing is compressed" in line]
+    found = numbers_of(tmp_path / "to" / "vib_0.001" / "seed_0")
+    assert [line for line in told_ if line.startswith("vib_0.001, seed 0: KL")]
+    assert f"{found['kl'] / math.log(3):.1f} times log K" in told_[1]
+    if offset == 0:
+        assert (said, remarks) == ([], [])
+        assert found["passed"] < 1
+    else:
+        assert said == remarks
+        assert [line.partition(":")[0] for line in said] == ["vib_0.001, seed 0"]  # beta = 0 is not meant to
+        assert found["passed"] > 1
+        assert found["kl"] > 10 * math.log(3)
+
+
+def test_maps_that_cannot_be_made_cost_no_training(tmp_path: Path) -> None:
+    """Where the last grid is one cell, CAM has no map to give."""
+    deep = NETS.replace("((3, 8), (8, 12))", "((3, 8), (8, 8), (8, 8), (8, 8), (8, 12))")
+    study = small(tmp_path, models=("plain", "vib"), metrics=("deletion(steps=2)",))
+    (tmp_path / "nets.py").write_text(deep)
+    train_vib(study, tmp_path / "to", fabric=FABRIC)
+    columns = [*vib_study.WITH_MASKS, "deletion(steps=2)"]
+    for name in ("plain", "vib_0.001"):
+        found = numbers_of(tmp_path / "to" / name / "seed_0")
+        assert [found["maps"][column]["value"] for column in columns] == [None] * 4
+        assert (found["L"], found["wt"]) == (None, None)
+        assert set(found["missing"]) == {*columns, "L", "pictures"}
+        assert all("cam" in why for why in found["missing"].values())
+        assert 0 <= found["accuracy"] <= 1
+    report = report_vib(tmp_path / "to")
+    assert sum(line.startswith("Not measured of plain of seed 0, vib_0.001 of seed 0: ") for line in report.remarks())
+    head, rows = report.table()
+    assert all(dict(zip(head, row, strict=True))["ebpg@mask"] == "" for row in rows)
+    assert (report.save() / "report.html").is_file()
+
+
+def test_a_beta_that_diverges_fails_alone(run: Run) -> None:
+    words = (*QUICK, "--backbone", "nets.py:net", "--epochs", 1, "--models", "vib,plain", "--out", "to")
+    found = run(*words, "--betas", "0,1e38")  # times a KL of more than 3.4 nats: too large for float32
+    assert found.code == 3
+    assert "vib_1e+38, seed 0" in found.err
+    assert json.loads(Path("to/vib_1e+38/seed_0/diverged.json").read_text())["epoch"] == 1
+    assert not Path("to/vib_1e+38/seed_0/test.json").exists()
+    assert all(Path("to", name, "seed_0", "test.json").is_file() for name in ("vib_0", "plain"))
+    said = report_vib("to").remarks()
+    assert "Diverged: vib_1e+38 of seed 0, in epoch 1." in said
+    assert not any("Not done" in line for line in said)
+    assert run(*words, "--betas", "0").code == 0
+
+
+def test_noises_stand_beside_each_other(tmp_path: Path) -> None:
+    study = small(tmp_path, models=("vib",), noises=("plain", "constant", "affine"), betas=(0.0,))
+    train_vib(study, tmp_path / "to", fabric=FABRIC)
+    noise = {name: read_plan(tmp_path / "to" / name / "seed_0").arguments["noise"] for name in
+             ("vib-plain_0", "vib-constant_0", "vib_0")}  # fmt: skip
+    assert [(n["source"], n["variant"], n["offset"]) for n in noise.values()] == [
+        *(("attention", "plain", 0), ("constant", "affine", 0), ("attention", "affine", 0))
+    ]
+    report = report_vib(tmp_path / "to")
+    assert [row[:3] for row in report.table()[1]] == [["vib", n, "0"] for n in ("plain", "constant", "affine")]
+    said = json.loads((tmp_path / "to" / "study.json").read_text())
+    assert said["networks"][0] == ["vib-plain_0", "vib", "plain", 0]
+    del said["networks"], said["noises"]  # as an earlier version wrote it
+    (tmp_path / "to" / "study.json").write_text(json.dumps(said))
+    assert [of.name for of in report_vib(tmp_path / "to").networks] == ["vib_0"]
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -20,11 +20,12 @@ from torch.utils.data import DataLoader
 from konkyo.data.samples import Samples
 from konkyo.data.splits import Examples, Splits
 from konkyo.draw.sheets import save_image
-from konkyo.errors import KonkyoError
+from konkyo.errors import Diverged, KonkyoError
 from konkyo.metrics.distances import kappa
-from konkyo.models import Preprocess
-from konkyo.training.loop import Numbers, Recipe
-from konkyo.training.processes import first
+from konkyo.models import Preprocess, load
+from konkyo.training.devices import first
+from konkyo.training.loop import EPOCHS, read_epochs
+from konkyo.training.recipe import Numbers, Recipe
 from konkyo.utils.files import plain, read_json, replacing, write_text
 from konkyo.utils.ledger import differences, held
 from konkyo.utils.progress import Progress, StageProgress
@@ -32,17 +33,20 @@ from konkyo.utils.progress import Progress, StageProgress
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-STUDY, MAPS = "study.json", "pictures.safetensors"
+STUDY, MAPS, DIVERGED = "study.json", "pictures.safetensors", "diverged.json"
 CLASSES_SHOWN = 20
 """At most, in the pictures of a report."""
 CACHE = 2 << 30
 """Bytes of opened pictures that a part of a data set may keep."""
-GROWS = ("lambdas", "betas", "noises", "seeds", "levels", "models", "networks")
+GROWS = ("lambdas", "betas", "noises", "seeds", "splits", "levels", "models", "networks")
 """Settings that may be others when a study goes on: they only say which trainings there are."""
 
 
-def open_study(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Begins a study in a folder, or goes on with it. KonkyoError: another study is there, and in what it differs."""
+def open_study(folder: Path, settings: Mapping[str, Any], usual: Mapping[str, Any] = {}) -> None:
+    """Begins a study in a folder, or goes on with it. KonkyoError: another study is there, and in what it differs.
+
+    `usual`: what a setting was that an earlier version did not know yet, and so did not write.
+    """
     path, now = folder / STUDY, json.loads(json.dumps(plain(settings)))
     if not path.is_file() and folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir()):
         raise KonkyoError(f"{folder} holds something else than a study: choose another folder, or an empty one")
@@ -51,6 +55,7 @@ def open_study(folder: Path, settings: Mapping[str, Any]) -> None:
             earlier = dict(read_json(path))
         except (KonkyoError, ValueError, TypeError) as error:
             raise KonkyoError(f"{path} cannot be read as the settings of a study: {error}") from error
+        earlier = _completed(earlier, json.loads(json.dumps(plain(usual))))
         differ = differences(earlier, now, GROWS)
         if differ:
             raise KonkyoError(f"{folder} is of a study with other {', '.join(differ)}; choose another folder")
@@ -58,6 +63,12 @@ def open_study(folder: Path, settings: Mapping[str, Any]) -> None:
             if name in now and name in earlier:
                 now[name] = earlier[name] + [value for value in now[name] if value not in earlier[name]]
     write_text(path, json.dumps(now, indent=1) + "\n")
+
+
+def _completed(earlier: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings with those of `usual` that they lack, also within parts that both have."""
+    both = {n: _completed(v, usual[n]) for n, v in earlier.items() if isinstance(v, dict) and n in usual and usual[n]}
+    return {**usual, **earlier, **both}
 
 
 @dataclass(frozen=True)
@@ -111,9 +122,13 @@ def read_maps(folder: Path) -> Tensor:
 
 
 class Study(Protocol):
-    """What all studies are asked for; a dataclass."""
+    """What all studies are asked for; a dataclass whose fields but `data` have defaults."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def data(self) -> str:
+        """As of `konkyo.data.splits.splits`."""
 
     @property
     def recipe(self) -> Recipe:
@@ -152,18 +167,31 @@ def begin(
 
     KonkyoError: as of `open_study`; a batch or images that the processes cannot share.
     """
-    settings = asdict(study)
-    settings["recipe"] = {n: value for n, value in settings["recipe"].items() if n not in ("seed", "workers")}
+    settings, usual = _settings(study), _settings(type(study)(study.data))  # type: ignore[call-arg] # a dataclass
     sizes = {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)}
     study.recipe.check(len(parts.train), fabric.world_size)
     shown: list[TestPicture] = []
     with first(fabric) as mine:
         if mine:
-            open_study(out, {"kind": kind, **settings, "classes": list(parts.classes), "sizes": sizes})
+            open_study(out, {"kind": kind, **settings, "classes": list(parts.classes), "sizes": sizes}, usual)
             shown = show(parts.test, parts.classes, study.preprocess, out)
+    return opened(study, parts, prepare, shown)
+
+
+def opened(
+    study: Study, parts: Splits, prepare: Callable[[Image.Image], Tensor], shown: Sequence[TestPicture] = ()
+) -> StudyData:
+    """Returns what trainings on these parts read; `prepare` makes training images of pictures."""
     train = Examples(parts.train, prepare, parts.classes, cache=CACHE)
     validation = Examples(parts.validation, study.preprocess, parts.classes, cache=CACHE)
     return StudyData(parts, train, batches(validation, study.recipe), shown)
+
+
+def _settings(study: Study) -> dict[str, Any]:
+    """Returns the settings of a study as study.json holds them."""
+    settings = asdict(study)
+    settings["recipe"] = {n: value for n, value in settings["recipe"].items() if n not in ("seed", "workers", "track")}
+    return settings
 
 
 def batches(examples: Examples, recipe: Recipe) -> DataLoader[tuple[Tensor, int]]:
@@ -182,6 +210,68 @@ def walk(runs: Mapping[str, Callable[[Progress], None]], epochs: int, progress: 
         tell(0, epochs)
         train(tell)
         tell(epochs, epochs)
+
+
+@dataclass(frozen=True, eq=False)
+class Attempts:
+    """They let a training whose loss is no finite number any more fail alone, so that the study goes on.
+
+    Its folder gets a diverged.json, and `tell` a sentence. Another call does not try it again, but with `retry`: after
+    its last whole epoch, as after an interruption.
+    """
+
+    fabric: Fabric
+    retry: bool = False
+    tell: Callable[[str], None] = lambda _: None
+    diverged: list[str] = field(default_factory=list)
+    """The names of those that diverged, now or in an earlier call."""
+
+    def of(self, what: str, folder: Path, train: Callable[[Progress], None]) -> Callable[[Progress], None]:
+        """Returns the training that may fail alone; `what` is its name in sentences."""
+        path = folder / DIVERGED
+
+        def attempted(progress: Progress) -> None:
+            if self.fabric.broadcast(path.is_file()) and not self.retry:
+                self.diverged.append(what)
+                return
+            record: str | None = None
+            try:
+                train(progress)
+            except Diverged as error:
+                past = folder / EPOCHS
+                epoch = len(read_epochs(past)) + 1 if past.is_file() else 1
+                record = json.dumps({"epoch": epoch, "message": str(error)}, indent=1) + "\n"
+                self.diverged.append(what)
+                self.tell(f"{what} diverged: {error}")
+            with first(self.fabric) as mine:
+                if mine and record is None:
+                    path.unlink(missing_ok=True)
+                elif mine and record is not None:
+                    write_text(path, record)
+
+        return attempted
+
+
+def diverged_in(folder: Path) -> int | None:
+    """Returns the epoch in which the training in a folder diverged; None: it did not. KonkyoError: an unknown file."""
+    path = folder / DIVERGED
+    if not path.is_file():
+        return None
+    try:
+        return int(read_json(path)["epoch"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise KonkyoError(f"{path} cannot be read as the end of a training: {error}") from error
+
+
+def usual_preprocess(backbone: str, size: int | None) -> Preprocess:
+    """Returns how a backbone wants its pictures; `size`: the short side resized, and the middle of so many pixels.
+
+    Without a size it is the backbone's own preprocessing, or 224 pixels with ImageNet's means where it has none.
+    """
+    with torch.random.fork_rng([]):
+        own = load(backbone, weights="default" if ".py:" in backbone else None).preprocess
+    usual = Preprocess() if own is None else own
+    return usual if size is None else Preprocess(size, size, usual.mean, usual.std)
 
 
 @torch.no_grad()

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
         linear_attention,
     )
     from konkyo.training.augmentation import keep_salient_cutout, keep_salient_paste, saliency_mix
-    from konkyo.training.loop import Fitted, Objective, Recipe, fit
+    from konkyo.training.loop import Fitted, Objective, fit
     from konkyo.training.losses.consistency import ConsistencyLoss, LambdaSchedule
     from konkyo.training.losses.distillation import InstanceMaps, attention_transfer, map_distillation, odam_maps
     from konkyo.training.losses.reasons import outside_energy, right_reasons
     from konkyo.training.maps import TrainingMaps
+    from konkyo.training.recipe import Recipe
+    from konkyo.training.trackers import Tracker
 
 __all__ = [
     "AttentionBranchNetwork",
@@ -46,6 +48,7 @@ __all__ = [
     "ReCAM",
     "ReCAMOutput",
     "Recipe",
+    "Tracker",
     "TrainingMaps",
     "VIBClassifier",
     "VIBHead",
@@ -105,7 +108,6 @@ __getattr__, __dir__ = lazy(
         "konkyo.training.loop": (
             "Fitted",
             "Objective",
-            "Recipe",
             "fit",
         ),
         "konkyo.training.losses.consistency": (
@@ -123,5 +125,7 @@ __getattr__, __dir__ = lazy(
             "right_reasons",
         ),
         "konkyo.training.maps": ("TrainingMaps",),
+        "konkyo.training.recipe": ("Recipe",),
+        "konkyo.training.trackers": ("Tracker",),
     },
 )

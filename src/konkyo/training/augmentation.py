@@ -1,22 +1,45 @@
-"""Augmentation that maps guide: pasted where something is to be seen, cut where nothing is.
+"""What happens to pictures before a network in training sees them: mirrored and cut at random, or as maps guide it.
 
-Tensors in, tensors out, whole batches on their device. A blank map says nothing about places: there the place is drawn
-at random, and the functions are CutMix (Yun et al., 2019) and Cutout (DeVries & Taylor, 2017).
+Guided by maps: pasted where something is to be seen, cut where nothing is. Tensors in, tensors out, whole batches on
+their device. A blank map says nothing about places: there the place is drawn at random, and the functions are CutMix
+(Yun et al., 2019) and Cutout (DeVries & Taylor, 2017).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from konkyo.engine.forward import at_least_float32
 from konkyo.errors import KonkyoError
 from konkyo.metrics.distances import blank
+from konkyo.models import Preprocess
 from konkyo.utils.tensors import resize
+
+
+def augmented(preprocess: Preprocess, least: float = 0.9) -> Callable[[Image.Image], Tensor]:
+    """Returns what mirrors half of the pictures and cuts a part of every one, as large as the network wants.
+
+    A part has from `least` to all of the area. Parts are from 3/4 to 4/3 times as wide as high. Draws from the global
+    random state, as torchvision does.
+    """
+    from torchvision.transforms import v2
+
+    side = preprocess.side
+    size = (side, side) if isinstance(side, int) else side
+    change = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomResizedCrop(size, scale=(least, 1.0))])
+    then = Preprocess(None, None, preprocess.mean, preprocess.std)
+
+    def prepare(image: Image.Image) -> Tensor:
+        return then(change(image.convert("RGB" if len(preprocess.mean) == 3 else "L")))
+
+    return prepare
 
 
 class Mixed(NamedTuple):

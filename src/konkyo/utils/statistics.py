@@ -1,14 +1,16 @@
-"""Means, shares and correlations with their 95 % intervals. scipy is imported when it is used."""
+"""Means, paired differences, shares, correlations and lines with 95 % intervals. scipy is imported when it is used."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from konkyo.errors import KonkyoError
 
+Key = TypeVar("Key", bound=Hashable)
 CENTRAL = 0.95
 """The probability that an interval holds the true value."""
 REACH = statistics.NormalDist().inv_cdf((1 + CENTRAL) / 2)
@@ -39,6 +41,21 @@ class Estimate:
             return cls(len(known), mean, sd, math.nan, math.nan)
         reach = t_quantile((1 + CENTRAL) / 2, len(known) - 1) * sd / math.sqrt(len(known))
         return cls(len(known), mean, sd, mean - reach, mean + reach)
+
+    @classmethod
+    def of_groups(cls, groups: Iterable[Sequence[float]]) -> Estimate:
+        """Makes the estimate of values whose groups are independent, and not the values within one (splits of data).
+
+        It is the mean of the groups' means, with the interval of Student's t over these means: whatever differs from
+        group to group is in it. Of a single group it is the estimate of its values.
+        """
+        known = [[value for value in group if math.isfinite(value)] for group in groups]
+        known = [group for group in known if group]
+        within = cls.of(value for group in known for value in group)
+        if len(known) < 2:
+            return within
+        over = cls.of(statistics.fmean(group) for group in known)
+        return cls(within.n, over.mean, within.sd, over.low, over.high)
 
     def through(self, function: Callable[[float], float]) -> Estimate:
         """Puts the estimate on another scale: mean and interval go through `function`, the deviation becomes NaN."""
@@ -80,6 +97,46 @@ class Correlation:
             return cls(len(pairs), r, *ends, *(math.nan,) * 3)
         rho = _bounded(statistics.correlation(rankdata(first).tolist(), rankdata(second).tolist()))
         return cls(len(pairs), r, *ends, rho, *_fisher(rho, 1 + rho**2 / 2, free))
+
+
+def paired(values: Mapping[Key, float], others: Mapping[Key, float]) -> dict[Key, tuple[float, float]]:
+    """Returns (value, other) of every key that both have, such as seeds, in the order of `values`.
+
+    >>> paired({0: 2.0, 1: 3.0}, {1: 1.0, 2: 5.0})
+    {1: (3.0, 1.0)}
+    """
+    return {key: (value, others[key]) for key, value in values.items() if key in others}
+
+
+@dataclass(frozen=True)
+class LineFit:
+    """A straight line and its band, at as many places as it is drawn with."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+def fitted(points: Sequence[tuple[float, float]]) -> LineFit | None:
+    """Returns the line of least squares and the 95 % band of its mean; None of fewer than three points, or of one x.
+
+    The band is y +- t s sqrt(1 / n + (x - mean)^2 / S).
+    """
+    n = len(points)
+    x, y = [a for a, _ in points], [b for _, b in points]
+    if n < 3 or max(x) - min(x) <= 1e-12:
+        return None
+    line = statistics.linear_regression(x, y)
+    middle = statistics.fmean(x)
+    spread = sum((a - middle) ** 2 for a in x)
+    residual = sum((b - line.intercept - line.slope * a) ** 2 for a, b in points)
+    reach = t_quantile((1 + CENTRAL) / 2, n - 2) * math.sqrt(residual / (n - 2))
+    at = [min(x) + (max(x) - min(x)) * i / 60 for i in range(61)]
+    fit = [line.intercept + line.slope * a for a in at]
+    half = [reach * math.sqrt(1 / n + (a - middle) ** 2 / spread) for a in at]
+    lower, upper = ([f + sign * h for f, h in zip(fit, half, strict=True)] for sign in (-1, 1))
+    return LineFit(at, fit, lower, upper)
 
 
 def interval_of_share(count: int, n: int) -> tuple[float, float]:

@@ -31,8 +31,8 @@ from konkyo.errors import KonkyoError, KonkyoWarning
 app = typer.Typer(
     name="konkyo",
     help="Shows what in an image a vision model decided on.",
-    epilog="Exit status: 0 all done, 1 nothing could be done (and why), 2 wrong usage, 3 some images skipped, "
-    "4 `diagnose --fail-on` found it.",
+    epilog="Exit status: 0 all done, 1 nothing could be done (and why), 2 wrong usage, 3 some images skipped or some "
+    "trainings diverged, 4 `diagnose --fail-on` found it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -45,7 +45,7 @@ def folder(
     anonymous: Anonymous = False,
 ) -> None:
     """Make the page of a finished folder. It reads the folder's files, and the pictures that these name."""
-    import konkyo.studies.pages  # noqa: F401 - makes folders of studies known
+    import konkyo.studies.report  # noqa: F401 - makes folders of studies known
     from konkyo.report.builders import Request
     from konkyo.report.folder import page_of_folder
 

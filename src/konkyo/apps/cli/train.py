@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,11 +14,13 @@ from rich.markup import escape
 
 from konkyo.apps.cli.evaluate import split
 from konkyo.apps.cli.groups import with_groups
-from konkyo.apps.cli.terminal import Bar, out, progress_bar
+from konkyo.apps.cli.terminal import Bar, err, out, progress_bar
 from konkyo.errors import KonkyoError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+    from konkyo.training.recipe import Recipe
 
 train = typer.Typer(help="Train networks to look at the right place.", no_args_is_help=True)
 
@@ -28,9 +30,8 @@ def _train() -> None:
     """Train networks to look at the right place."""
 
 
-Epochs = Annotated[int, typer.Option(min=1)]
-Batch = Annotated[int, typer.Option(min=1, help="Images a step, over all devices.")]
 Pictures = Annotated[int | None, typer.Option(min=1, help="So many pictures of the data, drawn by seed 0; all.")]
+Retry = Annotated[bool, typer.Option("--retry", help="Try again what diverged before.")]
 Seeds = Annotated[str, typer.Option(help="So many seeds, from 0; or the seeds themselves, as in 7,8,9 or (one) 7,.")]
 
 
@@ -38,7 +39,6 @@ Seeds = Annotated[str, typer.Option(help="So many seeds, from 0; or the seeds th
 class Machine:
     """What a training runs on."""
 
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0
     devices: Annotated[int, typer.Option(min=1, help="Devices on each node.")] = 1
     nodes: Annotated[int, typer.Option(min=1, help="Nodes; start the same command on each.")] = 1
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto"
@@ -51,6 +51,50 @@ class Machine:
         return fabric_of(self.devices, self.nodes, accelerator=self.accelerator, precision=self.precision)
 
 
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained; what is None is the command's own."""
+
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="gaze: 20; vib: 100. More than before go on, unless rates depend on them.")
+    ] = None
+    batch: Annotated[int | None, typer.Option(min=1, help="Images, over all devices. gaze: 32; vib: 256.")] = None
+    rate: Annotated[
+        float | None, typer.Option(help="Learning rate. gaze: 1e-4, of lesions 1e-3; vib: 0.1, pretrained 0.01.")
+    ] = None
+    optimiser: Annotated[str | None, typer.Option(help="adam, adamw or sgd. gaze: adam; vib: sgd.")] = None
+    momentum: Annotated[float | None, typer.Option(help="Of sgd; 0.9.")] = None
+    weight_decay: Annotated[float | None, typer.Option(help="gaze: 0; vib: 1e-4.")] = None
+    schedule: Annotated[
+        str | None, typer.Option(help="plateau, cosine, steps, poly or constant. gaze: plateau; vib: steps.")
+    ] = None
+    warmup: Annotated[int, typer.Option(min=0, help="Epochs in which the rate rises from step to step.")] = 0
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches a step.")] = 1
+    clip: Annotated[float | None, typer.Option(help="Highest norm of the gradient; any.")] = None
+    ema: Annotated[float, typer.Option(help="Decay a step of mean weights, which are judged and kept; 0: none.")] = 0.0
+    class_weights: Annotated[str, typer.Option(help="In the cross-entropy: none, or balanced.")] = "none"
+    sampling: Annotated[str, typer.Option(help="shuffled, or balanced: some classes, alike many images of each.")] = (
+        "shuffled"
+    )
+    per_class: Annotated[int, typer.Option(min=1, help="Images of a class in a balanced batch.")] = 4
+    keep: Annotated[str, typer.Option(help="Weights of the last epoch, or of the best by --watch.")] = "last"
+    watch: Annotated[
+        str, typer.Option(help="loss, accuracy, kappa; another validation number after - (less is better) or +.")
+    ] = "loss"
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="End after so many epochs that are not better by --watch; never.")
+    ] = None
+    track: Annotated[str, typer.Option(help="Numbers also go to tensorboard, wandb or mlflow.")] = ""
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0
+
+    def recipe(self, usual: Recipe) -> Recipe:
+        """The command's usual recipe with what is given. KonkyoError: as of `Recipe`."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if "rate" in given:
+            given["learning_rate"] = given.pop("rate")
+        return replace(usual, **given)
+
+
 @train.command()
 @with_groups
 def gaze(
@@ -58,10 +102,20 @@ def gaze(
         str, typer.Option("--data", "-d", help="chest:DIR, brain:DIR, folder:DIR or lesions:COUNT, with options.")
     ] = "lesions:1000",
     level: Annotated[str, typer.Option(help="Of the study's five networks; several as in 1,2,3 or 1..5.")] = "2",
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Another network in their place, as --model of `konkyo explain`, or FILE.py:NAME."),
+    ] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the backbone's own weights.")] = False,
+    layer: Annotated[str | None, typer.Option(help="Whose maps are trained and measured; default: the last.")] = None,
+    method: Annotated[str, typer.Option(help="Of these maps; any that the loss can differentiate.")] = "grad_cam",
     lambdas: Annotated[
         str, typer.Option(help="Weights of the loss, in units of --distance; negative ones make maps differ.")
     ] = "0,3",
     seeds: Seeds = "3",
+    splits: Annotated[
+        str, typer.Option(help="So many drawings of the parts, or their numbers, as in 1,4 or (one) 1,.")
+    ] = "1",
     distance: Annotated[
         str,
         typer.Option(help="mse (the paper's formula), l2_over_hw (the study's code), pearson, cosine or js."),
@@ -78,13 +132,17 @@ def gaze(
     ema_start: Annotated[
         int, typer.Option(min=1, help="The first epoch that running maps take in; the study's code: --start + 1.")
     ] = 1,
-    size: Annotated[int | None, typer.Option(min=16, help="Side of the images; 224, of lesions 48.")] = None,
+    least: Annotated[
+        int, typer.Option(min=1, help="Correctly decided images of a class in a batch, for its part in the loss.")
+    ] = 2,
+    size: Annotated[
+        int | None, typer.Option(min=16, help="Side of the images; 224, of lesions 48, of a backbone its own.")
+    ] = None,
     augment: Annotated[bool | None, typer.Option(help="Mirror and crop at random; default: all but lesions.")] = None,
     grid: Annotated[int, typer.Option(min=2, help="Cells a side of the maps whose L is measured.")] = 14,
-    epochs: Epochs = 20,
-    batch: Batch = 32,
-    rate: Annotated[float | None, typer.Option(help="Learning rate; 1e-4, of lesions 1e-3.")] = None,
     limit: Pictures = None,
+    retry: Retry = False,
+    training: Training = Training(),
     machine: Machine = Machine(),
     to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
         "konkyo-gaze"
@@ -92,17 +150,18 @@ def gaze(
 ) -> None:
     """Train the networks of the study of gaze consistency with several weights of its loss, from paired seeds."""
     from konkyo.studies.gaze.study import GazeStudy, train_gaze
-    from konkyo.training.loop import Recipe
+    from konkyo.training.recipe import Recipe
 
     synthetic = data.partition(":")[0] == "lesions"
-    end = min(10, epochs) if end is None else end
+    recipe = training.recipe(Recipe(learning_rate=1e-3 if synthetic else 1e-4))
+    end = min(10, recipe.epochs) if end is None else end
     start = min(2, end - 1) if start is None else start
     study = GazeStudy(
         data,
         _whole("--level", level),
         tuple(_numbers("--lambdas", lambdas)),
         seeds_of(seeds),
-        size=size or (48 if synthetic else 224),
+        size=size or (None if backbone else 48 if synthetic else 224),
         distance=distance,  # type: ignore[arg-type] # checked by the loss
         aim=aim,  # type: ignore[arg-type]
         mode=mode,  # type: ignore[arg-type]
@@ -113,11 +172,18 @@ def gaze(
         augment=not synthetic if augment is None else augment,
         grid=grid,
         limit=limit,
-        recipe=Recipe(epochs, batch, (1e-3 if synthetic else 1e-4) if rate is None else rate, workers=machine.workers),
+        recipe=recipe,
+        backbone=backbone,
+        pretrained=pretrained,
+        layer=layer,
+        method=method,
+        least=least,
+        splits=seeds_of(splits, "--splits"),
     )
     fabric = machine.fabric()
     with _training("gaze", to, fabric) as progress:
-        train_gaze(study, to, fabric=fabric, progress=progress)
+        diverged = train_gaze(study, to, fabric=fabric, progress=progress, retry=retry, tell=_tell)
+    _left_out(diverged)
 
 
 @train.command()
@@ -151,12 +217,9 @@ def vib(
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the backbone's own weights.")] = False,
     size: Annotated[int | None, typer.Option(min=16, help="Side of the images; 224, of scenes 128.")] = None,
     augment: Annotated[bool, typer.Option(help="Mirror and crop at random.")] = True,
-    epochs: Epochs = 100,
-    batch: Batch = 256,
-    rate: Annotated[float | None, typer.Option(help="Learning rate; 0.1, pretrained 0.01.")] = None,
-    schedule: Annotated[str, typer.Option(help="steps, cosine, plateau or constant.")] = "steps",
-    optimiser: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
     limit: Pictures = None,
+    retry: Retry = False,
+    training: Training = Training(),
     machine: Machine = Machine(),
     to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
         "konkyo-vib"
@@ -164,7 +227,7 @@ def vib(
 ) -> None:
     """Train a network with a variational information bottleneck for every beta, and what it is compared with."""
     from konkyo.studies.vib.study import VIBStudy, train_vib
-    from konkyo.training.loop import Recipe
+    from konkyo.training.recipe import Recipe
 
     synthetic = data.partition(":")[0] == "scenes"
     if synthetic and "objects=" not in data:  # a scene with several has no class
@@ -188,27 +251,31 @@ def vib(
         second_batch=second_batch,
         second_optimiser=second_optimiser,  # type: ignore[arg-type]
         limit=limit,
-        recipe=Recipe(
-            epochs,
-            batch,
-            (0.01 if pretrained else 0.1) if rate is None else rate,
-            optimiser,  # type: ignore[arg-type]
-            weight_decay=1e-4,
-            schedule=schedule,  # type: ignore[arg-type]
-            workers=machine.workers,
+        recipe=training.recipe(
+            Recipe(100, 256, 0.01 if pretrained else 0.1, "sgd", weight_decay=1e-4, schedule="steps")
         ),
     )
     fabric = machine.fabric()
     with _training("vib", to, fabric) as progress:
-        lines = train_vib(study, to, fabric=fabric, progress=progress)
-    if fabric.is_global_zero:
-        for line in lines:
-            out.print(escape(line), highlight=False, soft_wrap=True)
+        diverged = train_vib(study, to, fabric=fabric, progress=progress, retry=retry, tell=_tell)
+    _left_out(diverged)
 
 
-def seeds_of(text: str) -> tuple[int, ...]:
+def _left_out(diverged: list[str]) -> None:
+    """Says which trainings diverged, and ends with status 3 where one did."""
+    if diverged:
+        _tell(f"diverged, and left out: {'; '.join(diverged)}. --retry tries them again")
+        raise typer.Exit(3)
+
+
+def _tell(sentence: str) -> None:
+    """Says at once, on standard error, what a training is found to be."""
+    err.print(f"[bold]{escape(sentence)}[/]", soft_wrap=True, highlight=False)
+
+
+def seeds_of(text: str, option: str = "--seeds") -> tuple[int, ...]:
     """Returns the seeds that "3" (0, 1, 2) or "7,8" mean. KonkyoError: neither."""
-    numbers = _whole("--seeds", text)
+    numbers = _whole(option, text)
     return numbers if "," in text else tuple(range(numbers[0]))
 
 

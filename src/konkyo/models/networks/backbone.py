@@ -67,6 +67,39 @@ def fitting(part: nn.Module, backbone: Backbone) -> None:
         part.to(like.device, like.dtype)
 
 
+def with_classes(network: Model, classes: int, images: Tensor) -> nn.Module | None:
+    """Returns the network with a new linear layer of so many classes in the place of the one that makes its logits.
+
+    `images` (N, C, H, W) that it takes show which layer that is: the last one whose output is the network's. The
+    network itself is changed; its weights below are as they were, those of the new layer are drawn from the global
+    random state. None: its logits are not the output of a linear layer, and nothing is changed.
+    """
+    module, outputs = network.module, dict[str, Tensor]()
+
+    def note(name: str) -> Any:
+        def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
+            outputs[name] = output
+
+        return keep
+
+    heads = {name: m for name, m in module.named_modules() if name and isinstance(m, nn.Linear)}
+    hooks = [head.register_forward_hook(note(name)) for name, head in heads.items()]
+    try:
+        with untouched(module), torch.no_grad():
+            logits = network.select(module(images))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    name = next((n for n, o in reversed(outputs.items()) if o.shape == logits.shape and torch.equal(o, logits)), None)
+    if name is None:
+        return None
+    parent, _, last = name.rpartition(".")
+    old = heads[name]
+    head = nn.Linear(old.in_features, classes, old.bias is not None)
+    setattr(module.get_submodule(parent), last, head.to(old.weight.device, old.weight.dtype))
+    return module
+
+
 def features_of(
     network: nn.Module | Model, layer: str | None = None, *, shape: Sequence[int] | None = None
 ) -> Backbone:

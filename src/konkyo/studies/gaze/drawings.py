@@ -19,7 +19,7 @@ from konkyo.draw.consistency import shortened
 from konkyo.draw.overlay import SEQUENTIAL, overlay
 from konkyo.draw.sheets import to_image
 from konkyo.errors import KonkyoError
-from konkyo.studies.gaze.statistics import LineFit
+from konkyo.utils.statistics import LineFit
 
 _MARKERS = "os^DvP*X<>"  # of levels, in their order
 _GREY, _INK, _WRONG = "#606060", "#1a1a1a", "#b3261e"
@@ -55,7 +55,8 @@ class SeedBar:
     mean: float
     low: float
     high: float
-    seeds: Mapping[int, float]
+    seeds: Mapping[Any, float]
+    """By what orders and pairs them."""
 
 
 @dataclass(frozen=True)
@@ -353,7 +354,9 @@ def _legend(figure: Figure, colours: Mapping[float, Any], said: str, levels: Seq
     handles = [Line2D([], [], color=c, marker="o", linestyle="", label=f"λ = {s:g}") for s, c in colours.items()]
     for i, level in enumerate(levels):
         marker = _MARKERS[i % len(_MARKERS)]
-        handles.append(Line2D([], [], color=_GREY, marker=marker, linestyle="", label=f"Level {level}"))
+        handles.append(
+            Line2D([], [], color=_GREY, marker=marker, linestyle="", label=f"Level {level}" if level else "Backbone")
+        )
     legend = figure.legend(
         handles=handles, loc="outside lower center", ncols=min(7, len(handles)), fontsize=9, frameon=False, title=said
     )

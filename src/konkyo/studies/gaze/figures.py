@@ -12,13 +12,12 @@ from PIL import Image
 
 from konkyo.evaluation.result import bracketed
 from konkyo.studies.gaze import drawings
-from konkyo.studies.gaze.run import Run
-from konkyo.studies.gaze.statistics import fitted
-from konkyo.studies.reports import open_picture
+from konkyo.studies.report import open_picture
+from konkyo.utils.statistics import fitted
 from konkyo.utils.tensors import min_max
 
 if TYPE_CHECKING:
-    from konkyo.studies.gaze.result import GazeReport
+    from konkyo.studies.gaze.report import GazeReport, Run
 
 AUTOCORRELATED = (
     "Warning: epochs of one run are autocorrelated; they are no independent observations.\n"
@@ -34,6 +33,11 @@ _CURVES: Mapping[str, str] = {
 }
 _PICTURES_SHOWN = 12  # beside each other in the grid of maps
 _RUNS_NAMED = 4  # whose correlations are written in a picture
+
+
+def panel_name(level: int) -> str:
+    """Returns what a level is called at the beginning of a sentence; 0 is the study's own backbone."""
+    return f"Level {level}" if level else "Backbone"
 
 
 def figures(report: GazeReport) -> dict[str, Image.Image]:
@@ -54,7 +58,7 @@ def figures(report: GazeReport) -> dict[str, Image.Image]:
 def _of_epochs(report: GazeReport) -> dict[str, Image.Image]:
     """Returns the learning curves, and kappa against L over epochs; none of runs without epochs."""
     lines = {
-        f"Level {level}": [_line(run) for run in report.runs if run.level == level and run.epochs]
+        panel_name(level): [_line(run) for run in report.runs if run.level == level and run.epochs]
         for level in report.levels
     }
     lines = {name: of_level for name, of_level in lines.items() if of_level}
@@ -66,7 +70,7 @@ def _of_epochs(report: GazeReport) -> dict[str, Image.Image]:
         r = [c.pearson for c in report.within_runs(level, strength)]
         few = ", ".join(f"{value:.2f}" for value in r) or "-"
         many = f"{statistics.fmean(r):.2f}, the mean of {len(r)}" if len(r) > _RUNS_NAMED else ""
-        notes[f"Level {level}"][strength] = many or few
+        notes[panel_name(level)][strength] = many or few
     columns = ("valid_L", "valid_kappa")
     return {
         "curves.png": drawings.curves(lines, _CURVES, rising),
@@ -86,7 +90,7 @@ def _across_models(report: GazeReport) -> Image.Image:
 def _against_lambda(report: GazeReport) -> Image.Image:
     bars: dict[str, dict[float, dict[str, drawings.SeedBar]]] = {}
     for level, strength in report.settings():
-        bars.setdefault(f"Level {level}", {})[strength] = {
+        bars.setdefault(panel_name(level), {})[strength] = {
             column: _bar(report, level, strength, column) for column in ("L", "accuracy", "wt")
         }
     foot = "test set; dot: mean of seeds, bar: its 95 % interval (t), it may leave the panel; pale lines: seeds"
@@ -119,7 +123,7 @@ def map_grid(report: GazeReport, level: int) -> tuple[drawings.Grid, str] | None
     for run in sorted((run for run in mapped if run.seed == seed), key=lambda run: run.strength):
         assert run.maps is not None  # those that have none are left out
         lines.append((run.strength, min_max(run.maps[chosen].float()), [_mistaken_for(run, p.name) for p in shown]))
-    title = f"Level {level}, seed {seed}: test images; each map on its own scale; ✗ and a class: wrongly decided"
+    title = f"{panel_name(level)}, seed {seed}: test images; each map on its own scale; ✗ and a class: wrongly decided"
     return drawings.Grid([open_picture(p) for p in shown], [p.label for p in shown], lines), title
 
 
@@ -133,7 +137,7 @@ def _line(run: Run) -> drawings.Line:
 
 def _bar(report: GazeReport, level: int, strength: float, column: str) -> drawings.SeedBar:
     mean = report.estimate(level, strength, column)
-    by_seed = {seed: run.value(column) for seed, run in report.of(level, strength).items()}
+    by_seed = report.numbers(level, strength, column)
     return drawings.SeedBar(mean.mean, mean.low, mean.high, by_seed)
 
 

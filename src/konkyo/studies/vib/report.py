@@ -16,8 +16,8 @@ from konkyo.draw.sheets import Cell, Row, contact_sheet
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.result import Table, markdown
 from konkyo.report.page import Page
-from konkyo.studies.base import TestPicture
-from konkyo.studies.reports import (
+from konkyo.studies.base import TestPicture, diverged_in
+from konkyo.studies.report import (
     open_picture,
     read_settings,
     read_test_maps,
@@ -28,7 +28,7 @@ from konkyo.studies.reports import (
 from konkyo.studies.vib.study import NetworkOfStudy, runs_of, uncompressed
 from konkyo.training.loop import EPOCHS, read_epochs
 from konkyo.utils.files import plain, read_json
-from konkyo.utils.statistics import Estimate
+from konkyo.utils.statistics import Estimate, paired
 
 TITLE = "Variational information bottleneck"
 OF_CODE = ("kl", "bits", "kl_over_log_k", "mean", "std", "passed")
@@ -132,8 +132,8 @@ class VIBReport:
         seeds = [seed for seed in self.settings["seeds"] if (name, seed) in rows and (other, seed) in rows]
         cells = [str(len(seeds))]
         for column in columns:
-            both = [(rows[name, seed][column], rows[other, seed][column]) for seed in seeds]
-            known = Estimate.of(a - b for a, b in both if a is not None and b is not None)
+            of = [{s: rows[n, s][column] for s in seeds if rows[n, s][column] is not None} for n in (name, other)]
+            known = Estimate.of(a - b for a, b in paired(*of).values())
             digits = 1 if column == "accuracy" else 3
             interval = "" if math.isnan(known.low) else f" [{known.low:+.{digits}f}, {known.high:+.{digits}f}]"
             cells.append(f"{known.mean:+.{digits}f}{interval}" if known.n else "")
@@ -152,7 +152,10 @@ class VIBReport:
         if seeds == 1:
             lines.append("One seed: differences between networks may be those between seeds.")
         planned = [(of.name, seed) for of in self.networks for seed in self.settings["seeds"]]
-        if missing := [f"{name} of seed {seed}" for name, seed in planned if (name, seed) not in self.tests]:
+        ends = {key: diverged_in(self.folder / key[0] / f"seed_{key[1]}") for key in planned}
+        lines += [f"Diverged: {n} of seed {s}, in epoch {end}." for (n, s), end in ends.items() if end is not None]
+        left = [key for key in planned if key not in self.tests and ends[key] is None]
+        if missing := [f"{name} of seed {seed}" for name, seed in left]:
             lines.append(f"Not done, so rows may be of other seeds: {', '.join(missing)}.")
         if self._measured():
             lines.append("Maps are the positive part of CAM of the label; blank ones are in no mean over maps.")
@@ -173,7 +176,8 @@ class VIBReport:
         chance = math.log(len(self.settings["classes"]))
         return [
             f"Epochs that ReCAM is trained for more than the others: {self.settings['second']}. Its second "
-            f"classifier's loss ends at {loss:.2f} of {chance:.2f} for guessing: near that, its maps are weighed by chance."
+            f"classifier's loss ends at {loss:.2f} of {chance:.2f} for guessing: near that, its maps are weighed by "
+            "chance."
         ]
 
     def _not_measured(self) -> list[str]:

@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader
 
 from konkyo.data.samples import Samples
 from konkyo.data.splits import Examples, splits
-from konkyo.errors import KonkyoError, KonkyoWarning, unknown, warn
+from konkyo.errors import Diverged, KonkyoError, KonkyoWarning, unknown, warn
 from konkyo.evaluation.consistency import consistency
 from konkyo.evaluation.evaluate import evaluate
 from konkyo.evaluation.result import Cell, Evaluation
 from konkyo.explanation.explain import explain
 from konkyo.methods.base import find
-from konkyo.models import Model, Preprocess, load
+from konkyo.models import Model, Preprocess
 from konkyo.models.networks.attention_branch import attention_branch_loss
 from konkyo.models.networks.recam import ReCAM, recam_loss
 from konkyo.models.networks.vib import (
@@ -39,10 +39,21 @@ from konkyo.models.networks.vib import (
     kl_divergence,
 )
 from konkyo.models.trained import Plan, initialised, save_trained
-from konkyo.studies.base import StudyData, alone, batches, begin, classification_scores, walk, write_maps
-from konkyo.training.loop import Numbers, Optimisers, Recipe, fit
-from konkyo.training.processes import first
-from konkyo.training.transforms import augmented
+from konkyo.studies.base import (
+    Attempts,
+    StudyData,
+    alone,
+    batches,
+    begin,
+    classification_scores,
+    usual_preprocess,
+    walk,
+    write_maps,
+)
+from konkyo.training.augmentation import augmented
+from konkyo.training.devices import first
+from konkyo.training.loop import fit
+from konkyo.training.recipe import Numbers, Optimisers, Recipe
 from konkyo.utils.files import plain, read_json, write_text
 from konkyo.utils.progress import Progress, StageProgress
 
@@ -185,10 +196,7 @@ class VIBStudy:
     @cached_property
     def preprocess(self) -> Preprocess:
         """Returns the short side resized, and the middle, with the backbone's own means."""
-        with torch.random.fork_rng([]):
-            preprocess = load(self.backbone, weights="default" if ".py:" in self.backbone else None).preprocess
-        usual = Preprocess() if preprocess is None else preprocess
-        return Preprocess(self.size, self.size, usual.mean, usual.std)
+        return usual_preprocess(self.backbone, self.size)
 
     def plan(self, of: NetworkOfStudy, seed: int, classes: tuple[str, ...]) -> Plan:
         """How a network is built, and how it is trained."""
@@ -220,11 +228,19 @@ class StepLoss(nn.Module):
         return self.loss(output, labels)
 
 
-def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: StageProgress | None = None) -> list[str]:
+def train_vib(
+    study: VIBStudy,
+    out: str | Path,
+    *,
+    fabric: Fabric,
+    progress: StageProgress | None = None,
+    retry: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[str]:
     """Trains every network of the study into `out`, a folder each; `konkyo.studies.vib.report` reads them.
 
-    It returns a line for every bottleneck, of what its code holds, and a `KonkyoWarning` tells where nothing is
-    compressed (`uncompressed`).
+    A training that diverges fails alone, as in `Attempts`, and the names of these are returned. `tell` gets a line for
+    every bottleneck, of what its code holds, and a `KonkyoWarning` says where nothing is compressed (`uncompressed`).
 
     NAME/seed_S holds the weights and their manifest (`konkyo.load("trained/FOLDER")`), a checkpoint, epochs.csv, and in
     test.json how it decides on the test set, which nothing was chosen by. Where there are masks, test/ has the
@@ -235,16 +251,21 @@ def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: Sta
     parts = splits(study.data, seed=study.split_seed, limit=study.limit)
     for of in {of.kind: of for of in study.networks}.values():  # what cannot be built is told before all is written
         study.begun(study.plan(of, 0, parts.classes), 0)
+    attempts = Attempts(fabric, retry, tell)
     prepare = augmented(study.preprocess, study.least) if study.augment else study.preprocess
     with alone(out, fabric):
         data = begin("vib", study, parts, prepare, out, fabric)
         runs = {
-            f"{of.name}, seed {seed}": partial(_run, study, data, of, seed, out / of.name / f"seed_{seed}", fabric)
+            (name := f"{of.name}, seed {seed}"): attempts.of(
+                name, home := out / of.name / f"seed_{seed}", partial(_run, study, data, of, seed, home, fabric)
+            )
             for seed in study.seeds
             for of in study.networks
         }
         walk(runs, study.recipe.epochs, progress)
-        return _of_codes(study, len(data.parts.classes), out)
+        for line in _of_codes(study, len(parts.classes), out):
+            tell(line)
+    return attempts.diverged
 
 
 def _of_codes(study: VIBStudy, classes: int, out: Path) -> list[str]:
@@ -283,19 +304,15 @@ def _run(
     network = study.begun(plan, seed)
     train = data.train
 
-    def judge(network: nn.Module, _epoch: int) -> Numbers:
-        return classification_scores(network, data.validation, fabric.device)
-
     def keep(network: nn.Module) -> None:
         save_trained(folder, network, plan)
 
-    how: dict[str, Any] = {"judge": judge, "keep": keep, "fabric": fabric}
+    how: dict[str, Any] = {"judge": partial(_judged, data, fabric.device), "keep": keep, "fabric": fabric}
     if isinstance(network, ReCAM):
         stage, second = StepLoss(lambda o, y: recam_loss(o, y, weight=0.0)), StepLoss(recam_loss)
         # Without w', of which nothing is asked yet: weight decay alone would change it.
         groups = [{"params": [*network.backbone.parameters(), *network.first.parameters()]}]
         fit(network, stage, train, recipe, folder / "first", groups=groups, progress=progress, **how)
-        how["judge"] = partial(_judged_recam, data, fabric.device)
         recipe = study.second_recipe(seed)
         fit(network, second, train, recipe, folder, groups=network.groups(study.second_rate), **how)
     else:
@@ -308,14 +325,21 @@ def _run(
 
 
 @torch.no_grad()
-def _judged_recam(data: StudyData, device: torch.device, network: nn.Module, _epoch: int) -> Numbers:
-    """Returns the scores in validation, and the loss of the second classifier ("reactivation")."""
-    assert isinstance(network, ReCAM)
+def _judged(data: StudyData, device: torch.device, network: nn.Module, _epoch: int) -> Numbers:
+    """Returns the scores in validation; of ReCAM also the loss of its second classifier ("reactivation").
+
+    Diverged: the network's outputs are no finite numbers.
+    """
+    scores = classification_scores(network, data.validation, device)
+    if not math.isfinite(scores["loss"]):
+        raise Diverged(f"the loss in validation is {scores['loss']}: lower the rate, or beta")
+    if not isinstance(network, ReCAM):
+        return scores
     total, count = 0.0, 0
     for images, labels in data.validation:
         total += float(recam_loss(network.output(images.to(device)), labels.to(device))["reactivation"]) * len(labels)
         count += len(labels)
-    return classification_scores(network, data.validation, device) | {"reactivation": total / count}
+    return scores | {"reactivation": total / count}
 
 
 def _entropy(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from konkyo.errors import KonkyoError, unknown
 from konkyo.metrics.distances import Distance, blank, distances
 from konkyo.models import Model
 from konkyo.targets.classes import class_logits
+from konkyo.training.devices import over_processes, processes
 from konkyo.training.maps import Mode, TrainingMaps, View
-from konkyo.training.processes import over_processes, processes
 from konkyo.utils.tensors import min_max, resize
 
 Aim: TypeAlias = Literal["ema", "batch"]

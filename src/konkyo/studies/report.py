@@ -1,4 +1,7 @@
-"""The files of a study that its report reads, and the files that the report writes."""
+"""The files of a study that its report reads, those that the report writes, and its page as `konkyo.report` makes it.
+
+Importing this makes folders of studies known there.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from konkyo.draw.sheets import save_image
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.diagnose.findings import Evidence
 from konkyo.evaluation.result import Table, latex
+from konkyo.report.builders import Request
+from konkyo.report.folder import reader
 from konkyo.report.page import Page, TableBlock, words
 from konkyo.report.provenance import of_versions
 from konkyo.report.report import report
@@ -103,3 +108,19 @@ def study_page(
         provenance={**provenance, **of_versions()},
         notes=tuple(map(words, remarks[1:])),
     )
+
+
+@reader(STUDY)
+def page_of_study(folder: Path, _request: Request) -> Page:
+    """Returns the page of what `konkyo train gaze` or `konkyo train vib` left in a folder. KonkyoError: another one."""
+    settings = read_json(folder / STUDY)
+    kind = settings.get("kind") if isinstance(settings, dict) else None
+    if kind == "gaze":
+        from konkyo.studies.gaze.report import report_gaze  # which imports this
+
+        return report_gaze(folder).page()
+    if kind == "vib":
+        from konkyo.studies.vib.report import report_vib
+
+        return report_vib(folder).page()
+    raise KonkyoError(f"{folder / STUDY} is of a study of gaze or vib; got {kind!r}")
