@@ -28,6 +28,7 @@ from konkyo.models.networks.vib import (
     VIBHead,
     VIBLoss,
     VIBOutput,
+    bits_of_channels,
     channel_attention,
     kl_divergence,
     linear_attention,
@@ -44,6 +45,19 @@ def grids(*shape: int, seed: int = 0) -> Tensor:
     grid = noise(*shape, seed=seed).relu()
     grid[:, 0] = 0
     return grid
+
+
+def test_a_channel_lets_through_what_shannon_says() -> None:
+    """One channel at a time; noise as large as the spread of the means: half a bit; none through a constant one."""
+    mean, std = noise(50, 4), 0.1 + noise(50, 4, seed=1).abs()
+    mean[:, 0], mean[:, 1] = 2.0, torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(25)
+    std[:, 1] = 1.0
+    found = bits_of_channels(mean, std)
+    for channel in range(4):
+        spread = sum((m - sum(mean[:, channel]) / 50) ** 2 for m in mean[:, channel]) / 50
+        power = sum(s**2 for s in std[:, channel]) / 50
+        assert float(found[channel]) == pytest.approx(math.log2(math.sqrt(1 + spread / power)))
+    assert found[:2].tolist() == pytest.approx([0, 0.5])
 
 
 def classifier(**options: object) -> VIBClassifier:
@@ -349,6 +363,7 @@ def test_the_loss_is_equation_2(reduction: str) -> None:
     assert float(terms["ce"]) == pytest.approx(ce, rel=1e-12)
     assert float(terms["kl"]) == pytest.approx(kl.item())
     assert float(terms["bits"]) == pytest.approx(kl.item() / math.log(2))
+    assert float(terms["kl_over_log_k"]) == pytest.approx(kl.item() / math.log(3))
     assert float(terms["information"]) == pytest.approx(math.log(3) - ce)
     assert float(terms["mean"]) == pytest.approx(float(grid.mean()))
     assert float(terms["std"]) == pytest.approx(output.std.mean().item())

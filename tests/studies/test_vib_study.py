@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from scipy.stats import ttest_rel
 from torch import Tensor
 
 import konkyo
@@ -34,7 +36,7 @@ from konkyo.models.networks.vib import Noise, VIBClassifier
 from konkyo.models.trained import read_plan
 from konkyo.studies.vib import study as vib_study
 from konkyo.studies.vib.report import report_vib
-from konkyo.studies.vib.study import CAM, KINDS, VIBStudy, runs_of, train_vib
+from konkyo.studies.vib.study import CAM, KINDS, NetworkOfStudy, VIBStudy, runs_of, train_vib
 from konkyo.training.devices import fabric_of
 from konkyo.training.loop import read_epochs
 from konkyo.training.recipe import Recipe
@@ -136,10 +138,10 @@ def numbers_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def batch(data: str, size: int, part: str = "test") -> tuple[Tensor, Tensor]:
+def batch(data: str, size: int, part: str = "test", prepare: konkyo.Preprocess | None = None) -> tuple[Tensor, Tensor]:
     """All images of a part as a network sees them, and their labels."""
     samples = getattr(splits(data), part)
-    prepare = konkyo.Preprocess(size, size, SCENES_MEAN, SCENES_STD)
+    prepare = prepare or konkyo.Preprocess(size, size, SCENES_MEAN, SCENES_STD)
     return (
         torch.stack([prepare(sample.image) for sample in samples]),
         torch.tensor([CLASSES.index(sample.label) for sample in samples]),
@@ -176,7 +178,9 @@ def test_the_manifest_says_how(study: Path) -> None:
     assert plans["vib_0.01"].trained["beta"] == 0.01
     assert plans["vib_0.01"].arguments["noise"]["source"] == "attention"
     assert "beta" not in plans["plain"].trained
-    assert plans["recam"].trained["second"] == 1
+    second = plans["recam"].trained["second"]
+    assert (second["epochs"], second["learning_rate"], second["batch"], second["schedule"]) == (1, 0.02, 16, "poly")
+    assert (second["optimiser"], second["momentum"]) == ("sgd", 0)
     assert {plan.trained["pretrained"] for plan in plans.values()} == {False}
 
 
@@ -334,21 +338,39 @@ def test_the_stages_of_recam(tmp_path: Path, optimiser: Any) -> None:
     study = replace(study, recipe=replace(study.recipe, optimiser=optimiser, weight_decay=0.1))
     train_vib(study, tmp_path / "to", fabric=FABRIC)
     folder = tmp_path / "to" / "recam" / "seed_0"
-    drawn = study.begun(study.plan("recam", math.nan, 0, CLASSES), 0).state_dict()
+    drawn = study.begun(study.plan(NetworkOfStudy("recam", "recam"), 0, CLASSES), 0).state_dict()
     first, last = (torch.load(path / "checkpoint.pt", weights_only=True) for path in (folder / "first", folder))
     assert torch.equal(first["network"]["second.weight"], drawn["second.weight"])
     assert not torch.equal(first["network"]["first.weight"], drawn["first.weight"])
     assert not torch.equal(last["network"]["second.weight"], drawn["second.weight"])
-    assert [group["lr"] for group in last["optimiser"]["param_groups"]] == pytest.approx([0.05, 0.005])
+    assert [group["initial_lr"] for group in last["optimiser"]["param_groups"]] == pytest.approx([0.05, 0.005])
+    assert [group["lr"] for group in last["optimiser"]["param_groups"]] == pytest.approx([0, 0])
+    assert last["recipe"]["optimiser"] == "sgd"  # whatever the first stage had
     assert [len(group["params"]) for group in last["optimiser"]["param_groups"]] == [1, len(list(drawn)) - 1 - 6]
     one, other = read_epochs(folder / "first" / "epochs.csv"), read_epochs(folder / "epochs.csv")
     assert [len(one), len(other)] == [2, 2]
     assert all(row["train_loss"] == pytest.approx(row["train_classification"]) for row in one)
     for row in other:
         assert row["train_loss"] == pytest.approx(row["train_classification"] + row["train_reactivation"], rel=1e-5)
-        assert row["rate"] == 0.05
+    assert [row["rate"] for row in other] == pytest.approx([0.05, 0.05 * 0.5**0.9])
     weights = load_file(folder / "weights.safetensors")  # in an order of its own
     assert same(dict(sorted(weights.items())), dict(sorted(last["network"].items())))
+    network = read_plan(folder).build()
+    network.load_state_dict(weights)
+    assert isinstance(network, ReCAM)
+    images, labels = batch("lesions:36", 24, "validation", konkyo.Preprocess(24, 24))
+    assert other[-1]["valid_reactivation"] == pytest.approx(reactivation(network.eval(), images, labels), rel=1e-4)
+
+
+def reactivation(network: ReCAM, images: Tensor, labels: Tensor) -> float:
+    """The loss of the second classifier, of masked features that are made, image by image."""
+    losses = list[Tensor]()
+    with torch.no_grad():
+        for grid, label in zip(network.backbone(images), labels, strict=True):
+            active = torch.einsum("c,chw->hw", network.first.weight[label], grid).relu()
+            masked = (grid * active / (active.max() + 1e-5)).mean((1, 2))
+            losses.append(-network.second(masked).log_softmax(0)[label])
+    return float(torch.stack(losses).mean())
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------
@@ -359,9 +381,9 @@ def test_what_is_done_is_not_done_again(study: Path, run: Run) -> None:
     assert run(*SHIPPED).code == 0
     assert {p: p.stat().st_mtime_ns for p in study.rglob("*/seed_0/**/*")} == times
     assert same(files(study), before)
-    refused = run(*SHIPPED, "--noise", "constant")
+    refused = run(*SHIPPED, "--offset=-5")
     assert refused.code == 1
-    assert "is of a study with other noise" in refused.err
+    assert "is of a study with other offset" in refused.err
     assert same(files(study), before)
 
 
@@ -408,10 +430,10 @@ def test_a_study_grows(tmp_path: Path) -> None:
     train_vib(replace(study, betas=(0.0,)), tmp_path / "to", fabric=FABRIC)
     assert same(files(tmp_path / "to" / "vib_0.01"), before)
     report = report_vib(tmp_path / "to")
-    assert [name for name, _, _ in report.networks] == ["vib_0", "vib_0.01", "plain"]
+    assert [of.name for of in report.networks] == ["vib_0", "vib_0.01", "plain"]
     assert report.settings["seeds"] == [0, 1]
     assert list(report.tests) == [("vib_0", 0), ("vib_0.01", 0), ("plain", 1)]
-    assert all("(" not in row[3] for row in report.table()[1] if row[0] == "vib")  # of no seed is there a plain one
+    assert all("(" not in row[4] for row in report.table()[1] if row[0] == "vib")  # of no seed is there a plain one
     assert any("vib_0 of seed 1, vib_0.01 of seed 1, plain of seed 0" in line for line in report.remarks())
     with pytest.raises(KonkyoError, match=r"is of a study with other .*size.* choose another folder"):
         train_vib(replace(study, size=32), tmp_path / "to", fabric=FABRIC)
@@ -441,8 +463,12 @@ def test_the_table_of_the_paper(tmp_path: Path) -> None:
     tests = {("plain" if b is None else f"vib_{b:g}", 0): {"accuracy": a / 100} for b, a, _ in PAPER}
     folder = written(tmp_path / "to", tests, betas=[b for b, _, _ in PAPER[:0:-1]])
     _, rows = report_vib(folder).table()
-    assert [row[:4] for row in rows] == [
-        ["plain" if b is None else "vib", *[("" if b is None else f"{b:.3g}")] * 2, f"{a:.2f} ({share:.2f})"]
+
+    def beta(value: float | None) -> list[str]:
+        return ["" if value is None else f"{value:.3g}"]
+
+    assert [row[:5] for row in rows] == [
+        [*(["plain", ""] if b is None else ["vib", "affine"]), *beta(b), *beta(b), f"{a:.2f} ({share:.2f})"]
         for b, a, share in (PAPER[0], *PAPER[:0:-1])
     ]
     assert any("is 0.4 points" in line for line in report_vib(folder).remarks())  # sqrt(.52 .48 / 18050)
@@ -525,9 +551,110 @@ def test_the_report_of_a_study(study: Path, run: Run) -> None:
 
 def test_names_of_networks() -> None:
     found = runs_of(("plain", "vib"), (1.0, 0.0, 1e-7))
-    assert [name for name, _, _ in found] == ["plain", "vib_0", "vib_1e-07", "vib_1"]
-    assert [beta for _, kind, beta in found if kind == "vib"] == [0, 1e-7, 1]
-    assert math.isnan(found[0][2])
+    assert [of.name for of in found] == ["plain", "vib_0", "vib_1e-07", "vib_1"]
+    assert [of.beta for of in found if of.kind == "vib"] == [0, 1e-7, 1]
+    assert math.isnan(found[0].beta)
+    several = runs_of(("vib",), (0.1,), ("plain", "affine", "constant"))
+    assert [(of.name, of.noise) for of in several] == [
+        *(("vib-plain_0.1", "plain"), ("vib_0.1", "affine"), ("vib-constant_0.1", "constant"))
+    ]
+
+
+def test_paired_differences_have_the_interval_of_the_paired_t_test(tmp_path: Path) -> None:
+    accuracy = {"plain": (0.5, 0.8, 0.7), "vib_0": (0.6, 0.7, 0.65), "vib_0.1": (0.7, 0.85, 0.9)}
+    tests = {
+        (name, seed): {"accuracy": a, "L": None if (name, seed) == ("plain", 2) else seed / 10 + a}
+        for name, of_seeds in accuracy.items()
+        for seed, a in enumerate(of_seeds)
+    }
+    del tests["vib_0", 1]
+    report = report_vib(written(tmp_path / "to", tests, betas=[0, 0.1], seeds=[0, 1, 2]))
+    tables = {title: {row[0]: dict(zip(head, row, strict=True)) for row in rows} for title, (head, rows) in
+              report.differences().items()}  # fmt: skip
+    to_plain, to_zero = tables["Differences to plain"], tables["Differences to beta = 0"]
+    assert (list(to_plain), list(to_zero)) == (["vib_0", "vib_0.1"], ["vib_0.1"])
+    low, high = ttest_rel(*(np.multiply(accuracy[name], 100) for name in ("vib_0.1", "plain"))).confidence_interval()
+    assert to_plain["vib_0.1"]["accuracy (points)"] == f"+15.0 [{low:+.1f}, {high:+.1f}]"
+    assert (to_plain["vib_0"]["seeds"], to_zero["vib_0.1"]["seeds"], to_plain["vib_0.1"]["seeds"]) == ("2", "2", "3")
+    assert to_plain["vib_0"]["L"] == "+0.100"  # of the one seed in which both are known
+    assert "## Differences to plain" in (report.save() / "report.md").read_text()
+
+
+# --- what is not as it should be --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [-5.0, 0.0])
+def test_a_bottleneck_that_compresses_nothing_is_told(tmp_path: Path, offset: float) -> None:
+    """Noise of 0.007 hides no difference between images; noise of 0.7 hides those of means that differ by less."""
+    study, told_ = small(tmp_path, models=("vib",), betas=(0.0, 1e-3), offset=offset), list[str]()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert train_vib(study, tmp_path / "to", fabric=FABRIC, tell=told_.append) == []
+    said = [str(w.message) for w in caught if "nothing is compressed" in str(w.message)]
+    remarks = [line for line in report_vib(tmp_path / "to").remarks() if "nothing is compressed" in line]
+    found = numbers_of(tmp_path / "to" / "vib_0.001" / "seed_0")
+    assert [line for line in told_ if line.startswith("vib_0.001, seed 0: KL")]
+    assert f"{found['kl'] / math.log(3):.1f} times log K" in told_[1]
+    if offset == 0:
+        assert (said, remarks) == ([], [])
+        assert found["passed"] < 1
+    else:
+        assert said == remarks
+        assert [line.partition(":")[0] for line in said] == ["vib_0.001, seed 0"]  # beta = 0 is not meant to
+        assert found["passed"] > 1
+        assert found["kl"] > 10 * math.log(3)
+
+
+def test_maps_that_cannot_be_made_cost_no_training(tmp_path: Path) -> None:
+    """Where the last grid is one cell, CAM has no map to give."""
+    deep = NETS.replace("((3, 8), (8, 12))", "((3, 8), (8, 8), (8, 8), (8, 8), (8, 12))")
+    study = small(tmp_path, models=("plain", "vib"), metrics=("deletion(steps=2)",))
+    (tmp_path / "nets.py").write_text(deep)
+    train_vib(study, tmp_path / "to", fabric=FABRIC)
+    columns = [*vib_study.WITH_MASKS, "deletion(steps=2)"]
+    for name in ("plain", "vib_0.001"):
+        found = numbers_of(tmp_path / "to" / name / "seed_0")
+        assert [found["maps"][column]["value"] for column in columns] == [None] * 4
+        assert (found["L"], found["wt"]) == (None, None)
+        assert set(found["missing"]) == {*columns, "L", "pictures"}
+        assert all("cam" in why for why in found["missing"].values())
+        assert 0 <= found["accuracy"] <= 1
+    report = report_vib(tmp_path / "to")
+    assert sum(line.startswith("Not measured of plain of seed 0, vib_0.001 of seed 0: ") for line in report.remarks())
+    head, rows = report.table()
+    assert all(dict(zip(head, row, strict=True))["ebpg@mask"] == "" for row in rows)
+    assert (report.save() / "report.html").is_file()
+
+
+def test_a_beta_that_diverges_fails_alone(run: Run) -> None:
+    words = (*QUICK, "--backbone", "nets.py:net", "--epochs", 1, "--models", "vib,plain", "--out", "to")
+    found = run(*words, "--betas", "0,1e38")  # times a KL of more than 3.4 nats: too large for float32
+    assert found.code == 3
+    assert "vib_1e+38, seed 0" in found.err
+    assert json.loads(Path("to/vib_1e+38/seed_0/diverged.json").read_text())["epoch"] == 1
+    assert not Path("to/vib_1e+38/seed_0/test.json").exists()
+    assert all(Path("to", name, "seed_0", "test.json").is_file() for name in ("vib_0", "plain"))
+    said = report_vib("to").remarks()
+    assert "Diverged: vib_1e+38 of seed 0, in epoch 1." in said
+    assert not any("Not done" in line for line in said)
+    assert run(*words, "--betas", "0").code == 0
+
+
+def test_noises_stand_beside_each_other(tmp_path: Path) -> None:
+    study = small(tmp_path, models=("vib",), noises=("plain", "constant", "affine"), betas=(0.0,))
+    train_vib(study, tmp_path / "to", fabric=FABRIC)
+    noise = {name: read_plan(tmp_path / "to" / name / "seed_0").arguments["noise"] for name in
+             ("vib-plain_0", "vib-constant_0", "vib_0")}  # fmt: skip
+    assert [(n["source"], n["variant"], n["offset"]) for n in noise.values()] == [
+        *(("attention", "plain", 0), ("constant", "affine", 0), ("attention", "affine", 0))
+    ]
+    report = report_vib(tmp_path / "to")
+    assert [row[:3] for row in report.table()[1]] == [["vib", n, "0"] for n in ("plain", "constant", "affine")]
+    said = json.loads((tmp_path / "to" / "study.json").read_text())
+    assert said["networks"][0] == ["vib-plain_0", "vib", "plain", 0]
+    del said["networks"], said["noises"]  # as an earlier version wrote it
+    (tmp_path / "to" / "study.json").write_text(json.dumps(said))
+    assert [of.name for of in report_vib(tmp_path / "to").networks] == ["vib_0"]
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -546,14 +673,16 @@ def test_names_of_networks() -> None:
         (("--models", "plain,plain"), ("came twice",)),
         (("--seeds", "1,1"), ("came twice",)),
         (("--seeds", "0"), ("a seed",)),
-        (("--noise", "white"), ("unknown source of noise", "attention")),
-        (("--variant", "x"), ("unknown variant", "affine")),
+        (("--noises", "white"), ("unknown noise 'white'", "affine", "constant")),
+        (("--noises", ""), ("a noise",)),
+        (("--noises", "plain,plain"), ("came twice",)),
         (("--offset", "inf"), ("finite offset",)),
         (("--reduction", "max"), ("unknown reduction", "sum")),
         (("--rate", "0"), ("positive rate",)),
         (("--second-rate", "0"), ("positive rate",)),
         (("--optimiser", "lion"), ("unknown optimiser", "sgd")),
-        (("--schedule", "poly"), ("unknown schedule", "steps")),
+        (("--schedule", "triangle"), ("unknown schedule", "steps")),
+        (("--second-optimiser", "lion"), ("unknown optimiser", "sgd")),
         (("--backbone", "torchvision/resnet500"), ("resnet500", "resnet50")),
         (("--backbone", "nets.py:nothing"), ("nothing",)),
         (("--backbone", "nowhere.py:net"), ("nowhere.py",)),
@@ -603,19 +732,19 @@ def test_a_function_of_ones_own_is_trained_and_not_run_again_unasked(tmp_path: P
 
 
 def test_options_reach_the_networks(tmp_path: Path) -> None:
-    study = small(tmp_path, noise=Noise("constant", "plain"), samples=3, reduction="mean", pretrained=True)
-    plan = study.plan("vib", 0.5, 7, CLASSES)
+    study = small(tmp_path, noises=("constant",), betas=(0.5,), offset=-1, samples=3, reduction="mean", pretrained=True)
+    plan = study.plan(study.networks[0], 7, CLASSES)
     network = study.begun(plan, 7)
     assert isinstance(network, VIBClassifier)
-    assert (network.head.noise, network.head.samples) == (Noise("constant", "plain"), 3)
+    assert (network.head.noise, network.head.samples) == (Noise("constant", offset=-1), 3)
     assert (plan.trained["reduction"], plan.trained["seed"], plan.trained["pretrained"]) == ("mean", 7, True)
     assert "weights" not in plan.arguments  # the manifest's are in its folder
     shipped = replace(study, backbone="konkyo/scenes-classifier")
-    begun = shipped.begun(shipped.plan("plain", math.nan, 0, CLASSES), 0).state_dict()
+    begun = shipped.begun(shipped.plan(NetworkOfStudy("plain", "plain"), 0, CLASSES), 0).state_dict()
     own = konkyo.load("konkyo/scenes-classifier").module.state_dict()
     assert torch.equal(begun["backbone.features.stage4.conv2.weight"], own["stage4.conv2.weight"])
     drawn = replace(shipped, pretrained=False)
-    random = drawn.begun(drawn.plan("plain", math.nan, 0, CLASSES), 0).state_dict()
+    random = drawn.begun(drawn.plan(NetworkOfStudy("plain", "plain"), 0, CLASSES), 0).state_dict()
     assert not torch.equal(random["backbone.features.stage4.conv2.weight"], own["stage4.conv2.weight"])
 
 
@@ -633,7 +762,7 @@ def test_pictures_of_any_shape_and_data_without_masks(run: Run) -> None:
     assert "maps" not in numbers_of(Path("konkyo-vib/plain/seed_0"))
     assert run("report", "vib", "konkyo-vib").code == 0
     head, _ = report_vib("konkyo-vib").table()
-    assert head[-1] == "std"
+    assert head[-2:] == ["W/T", "L"]
     names = sorted(p.name for p in Path("konkyo-vib/report").glob("*.png"))
     assert names == ["maps-000-a-cat.png", "maps-001-b-dog.png"]
     assert fmean(numbers_of(Path("konkyo-vib/plain/seed_0"))[k] for k in ("accuracy",)) >= 0

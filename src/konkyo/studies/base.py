@@ -38,7 +38,7 @@ CLASSES_SHOWN = 20
 """At most, in the pictures of a report."""
 CACHE = 2 << 30
 """Bytes of opened pictures that a part of a data set may keep."""
-GROWS = ("lambdas", "betas", "seeds", "splits", "levels", "models")
+GROWS = ("lambdas", "betas", "noises", "seeds", "splits", "levels", "models", "networks")
 """Settings that may be others when a study goes on: they only say which trainings there are."""
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from konkyo.training.augmentation import keep_salient_cutout, keep_salient_paste, saliency_mix
     from konkyo.training.loop import Fitted, Objective, fit
     from konkyo.training.losses.consistency import ConsistencyLoss, LambdaSchedule
+    from konkyo.training.losses.decomposition import Decomposition, cdep, contextual_decomposition
     from konkyo.training.losses.distillation import (
         InstanceMaps,
         attention_transfer,
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
         map_distillation,
         odam_maps,
     )
-    from konkyo.training.losses.decomposition import Decomposition, cdep, contextual_decomposition
-    from konkyo.training.losses.distillation import InstanceMaps, attention_transfer, map_distillation, odam_maps
     from konkyo.training.losses.reasons import outside_energy, right_reasons
     from konkyo.training.losses.saliency import redrawn, saliency_guided
     from konkyo.training.losses.views import Views, aligned, attention_consistency, random_views

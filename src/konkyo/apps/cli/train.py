@@ -31,6 +31,7 @@ def _train() -> None:
 
 
 Pictures = Annotated[int | None, typer.Option(min=1, help="So many pictures of the data, drawn by seed 0; all.")]
+Retry = Annotated[bool, typer.Option("--retry", help="Try again what diverged before.")]
 Seeds = Annotated[str, typer.Option(help="So many seeds, from 0; or the seeds themselves, as in 7,8,9 or (one) 7,.")]
 
 
@@ -155,7 +156,7 @@ def gaze(
     augment: Annotated[bool | None, typer.Option(help="Mirror and crop at random; default: all but lesions.")] = None,
     grid: Annotated[int, typer.Option(min=2, help="Cells a side of the maps whose L is measured.")] = 14,
     limit: Pictures = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Try again what diverged before.")] = False,
+    retry: Retry = False,
     part_options: PartOptions = PartOptions(),
     training: Training = Training(),
     machine: Machine = Machine(),
@@ -199,9 +200,7 @@ def gaze(
     fabric = machine.fabric()
     with _training("gaze", to, fabric) as progress:
         diverged = train_gaze(study, to, fabric=fabric, progress=progress, retry=retry, tell=_tell)
-    if diverged:
-        _tell(f"diverged, and left out: {'; '.join(diverged)}. --retry tries them again")
-        raise typer.Exit(3)
+    _left_out(diverged)
 
 
 @train.command()
@@ -216,11 +215,13 @@ def vib(
     ] = "0,1e-3,1e-2,1e-1",
     models: Annotated[str, typer.Option(help="plain, vib, recam, attention_branch.")] = "plain,vib",
     seeds: Seeds = "1",
-    noise: Annotated[str, typer.Option(help="What the noise is made of: attention, linear, fc or constant.")] = (
-        "attention"
-    ),
-    variant: Annotated[str, typer.Option(help="affine (learnt softplus), or plain.")] = "affine",
-    offset: Annotated[float, typer.Option(help="Of the affine variant, at first.")] = -5.0,
+    noises: Annotated[
+        str,
+        typer.Option(
+            help="Of the channels' attention: affine (learnt on top), or plain, as in the paper; linear, fc; constant."
+        ),
+    ] = "affine",
+    offset: Annotated[float, typer.Option(help="Of all noises but plain, at first; -5 leaves next to none.")] = 0.0,
     reduction: Annotated[str, typer.Option(help="Of the KL over channels: sum (the definition) or mean.")] = "sum",
     samples: Annotated[int, typer.Option(min=1, help="Of the code, a step.")] = 1,
     metrics: Annotated[
@@ -228,11 +229,14 @@ def vib(
     ] = "",
     second: Annotated[int, typer.Option(min=1, help="Epochs of ReCAM's second stage, after the others.")] = 4,
     second_rate: Annotated[float, typer.Option(help="Of its second classifier; the rest has a tenth.")] = 5e-4,
+    second_batch: Annotated[int, typer.Option(min=1, help="Images a step, there.")] = 16,
+    second_optimiser: Annotated[str, typer.Option(help="sgd or adam, there.")] = "sgd",
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the backbone's own weights.")] = False,
     size: Annotated[int | None, typer.Option(min=16, help="Side of the images; 224, of scenes 128.")] = None,
     augment: Annotated[bool, typer.Option(help="Mirror and crop at random.")] = True,
     limit: Pictures = None,
     part_options: PartOptions = PartOptions(),
+    retry: Retry = False,
     training: Training = Training(),
     machine: Machine = Machine(),
     to: Annotated[Path, typer.Option("--out", help="Folder; an interrupted study goes on from there.")] = Path(
@@ -240,7 +244,6 @@ def vib(
     ),
 ) -> None:
     """Train a network with a variational information bottleneck for every beta, and what it is compared with."""
-    from konkyo.models.networks.vib import Noise
     from konkyo.studies.vib.study import VIBStudy, train_vib
     from konkyo.training.recipe import Recipe
 
@@ -255,13 +258,16 @@ def vib(
         seeds_of(seeds),
         size or (128 if synthetic else 224),
         pretrained,
-        Noise(noise, variant, offset),  # type: ignore[arg-type]
+        tuple(split(noises)),
+        offset,
         reduction,  # type: ignore[arg-type]
         samples,
         augment,
         metrics=tuple(split(metrics)),
         second=second,
         second_rate=second_rate,
+        second_batch=second_batch,
+        second_optimiser=second_optimiser,  # type: ignore[arg-type]
         limit=limit,
         **part_options.settings(),
         recipe=training.recipe(
@@ -270,7 +276,15 @@ def vib(
     )
     fabric = machine.fabric()
     with _training("vib", to, fabric) as progress:
-        train_vib(study, to, fabric=fabric, progress=progress)
+        diverged = train_vib(study, to, fabric=fabric, progress=progress, retry=retry, tell=_tell)
+    _left_out(diverged)
+
+
+def _left_out(diverged: list[str]) -> None:
+    """Says which trainings diverged, and ends with status 3 where one did."""
+    if diverged:
+        _tell(f"diverged, and left out: {'; '.join(diverged)}. --retry tries them again")
+        raise typer.Exit(3)
 
 
 def _tell(sentence: str) -> None:

@@ -50,11 +50,16 @@ class ReCAM(nn.Module):
 
     def forward(self, images: Tensor) -> ReCAMOutput | Tensor:
         """Returns maps images (N, 3, H, W) -> logits (N, K); in training `ReCAMOutput`."""
+        if self.training:
+            return self.output(images)
+        logits: Tensor = self.first(grid_mean(self.backbone(images)))
+        return logits
+
+    def output(self, images: Tensor) -> ReCAMOutput:
+        """Returns what training puts out, in any mode: so `recam_loss` can be told of images in validation."""
         grid = self.backbone(images)
-        logits: Tensor = self.first(grid_mean(grid))
-        if not self.training:
-            return logits
-        return ReCAMOutput(logits, _weighed(self.first.weight, grid), _weighed(self.second.weight, grid))
+        logits, weights = self.first(grid_mean(grid)), (self.first.weight, self.second.weight)
+        return ReCAMOutput(logits, *(_weighed(weight, grid) for weight in weights))
 
     def groups(self, rate: float = 5e-4) -> list[dict[str, Any]]:
         """Returns the parameter groups of the second stage: w' with this rate, the rest with a tenth of it."""

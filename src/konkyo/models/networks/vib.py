@@ -49,12 +49,16 @@ class Noise:
     or "plain", std = |s| + 1e-6. (After a ReLU nothing is negative, and |s| = s.) Plain ties the standard deviation to
     the means: where the two are equal, a channel's divergence from N(0, 1) is ln(2) / 2 nats at least.
 
+    With `offset` 0 the noise begins near that of N(0, 1), whatever the means are, and beta has to do with it from the
+    first step. With -5, the offset of Alemi et al., it begins at 0.007: a short training never gets to a noise that
+    hides anything, and then the KL acts on the means alone, as weight decay would.
+
     KonkyoError: an unknown source or variant, a temperature that is not positive.
     """
 
     source: Source = "attention"
     variant: Variant = "affine"
-    offset: float = -5.0
+    offset: float = 0.0
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -64,6 +68,17 @@ class Noise:
             raise unknown("variant of noise", self.variant, VARIANTS)
         if not 0 < self.temperature < math.inf or not math.isfinite(self.offset):
             raise KonkyoError(f"a positive temperature and a finite offset were expected; got {self}")
+
+
+NOISES: dict[str, Noise] = {
+    "affine": Noise(),
+    "plain": Noise(variant="plain"),
+    "linear": Noise("linear"),
+    "fc": Noise("fc"),
+    "constant": Noise("constant"),
+}
+"""Kinds of noise by name: of the channels' attention, learnt on top ("affine") or as it is ("plain"); the others are
+affine, of another source. "constant" is the same for all images."""
 
 
 class VIBOutput(NamedTuple):
@@ -86,6 +101,16 @@ def kl_divergence(mean: Tensor, std: Tensor) -> Tensor:
     """
     mean, std = at_least_float32(mean), at_least_float32(std)
     return 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).sum(-1)
+
+
+def bits_of_channels(mean: Tensor, std: Tensor) -> Tensor:
+    """Tells how many bits of an image get through every channel's noise, over images. (N, C), (N, C) -> (C,)
+
+    1/2 log2(1 + S^2 / E[std^2]), the capacity of a channel with Gaussian noise (Shannon), where S is the standard
+    deviation of the means over images. Noise as large as the differences between images lets half a bit through.
+    """
+    mean, std = at_least_float32(mean), at_least_float32(std)
+    return 0.5 * torch.log2(1 + mean.var(0, correction=0) / std.square().mean(0))
 
 
 def channel_attention(grid: Tensor, values: Tensor, temperature: float = 1.0) -> Tensor:
@@ -221,8 +246,9 @@ class VIBLoss:
         """Returns the "loss", and what it is made of, without a graph; scalars, in nats but for "bits".
 
         "ce": the cross-entropy. "kl", "bits": the divergence summed over channels, a mean over images: an upper bound
-        of the information that the code has of the image. "information": log K - ce, a lower bound of what it has of
-        the class, when all K are as frequent. "mean", "std": the code's, on average. `labels`: (N,) classes, or (N, K)
+        of the information that the code has of the image. "kl_over_log_k": the same in units of log K nats, the most
+        that a label of K classes can hold. "information": log K - ce, a lower bound of what the code has of the class,
+        when all K are as frequent. "mean", "std": the code's, on average. `labels`: (N,) classes, or (N, K)
         probabilities. `weights` (K,): of the classes. KonkyoError: the output of a network in eval mode.
         """
         if not isinstance(output, VIBOutput):
@@ -238,6 +264,7 @@ class VIBLoss:
             "ce": ce,
             "kl": kl,
             "bits": kl / math.log(2),
+            "kl_over_log_k": kl / math.log(classes) if classes > 1 else torch.full_like(kl, math.inf),
             "information": math.log(classes) - ce,
             "mean": output.mean.mean(),
             "std": output.std.mean(),

@@ -16,7 +16,7 @@ from konkyo.draw.sheets import Cell, Row, contact_sheet
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.result import Table, markdown
 from konkyo.report.page import Page
-from konkyo.studies.base import TestPicture
+from konkyo.studies.base import TestPicture, diverged_in
 from konkyo.studies.report import (
     grouping_remarks,
     open_picture,
@@ -26,12 +26,16 @@ from konkyo.studies.report import (
     save_report,
     study_page,
 )
-from konkyo.studies.vib.study import runs_of
+from konkyo.studies.vib.study import NetworkOfStudy, runs_of, uncompressed
 from konkyo.training.loop import EPOCHS, read_epochs
 from konkyo.utils.files import plain, read_json
-from konkyo.utils.statistics import Estimate
+from konkyo.utils.statistics import Estimate, paired
 
 TITLE = "Variational information bottleneck"
+OF_CODE = ("kl", "bits", "kl_over_log_k", "mean", "std", "passed")
+CONSISTENCY = ("wt", "L")
+NAMES = {"accuracy": "accuracy (points)", "wt": "W/T"}
+"""Of columns, where tables call them otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +48,9 @@ class VIBReport:
     """(network, seed) -> what its test.json holds."""
 
     @property
-    def networks(self) -> list[tuple[str, str, float]]:
-        """Returns (name, kind, beta) of all networks that the study is of."""
-        return runs_of(self.settings["models"], self.settings["betas"])
+    def networks(self) -> list[NetworkOfStudy]:
+        """Returns all networks that the study is of."""
+        return networks_of(self.settings)
 
     def records(self) -> list[dict[str, Any]]:
         """Returns the rows of networks.csv, one per network and seed, with numbers as they are.
@@ -54,49 +58,87 @@ class VIBReport:
         "relative" is the share, in percent, of the accuracy of the plain network of the same seed.
         """
         rows = []
-        for name, kind, beta in self.networks:
+        for name, kind, noise, beta in self.networks:
             for seed in self.settings["seeds"]:
                 if (test := self.tests.get((name, seed))) is None:
                     continue
                 base = self.tests.get(("plain", seed), {}).get("accuracy")
                 shrunk = test.get("channels", math.nan) if self.settings["reduction"] == "mean" else 1
                 rows.append(
-                    {"model": kind, "beta": beta, "effective_beta": beta / shrunk, "seed": seed}
+                    {"name": name, "model": kind, "noise": noise, "beta": beta}
+                    | {"effective_beta": beta / shrunk, "seed": seed}
                     | {"accuracy": 100 * test["accuracy"]}
                     | {"relative": 100 * (test["accuracy"] / base) if base else math.nan}
                     | {"sampled": 100 * test.get("sampled", math.nan), "kappa": test["kappa"]}
-                    | {column: test.get(column, math.nan) for column in ("kl", "bits", "mean", "std")}
+                    | {column: test.get(column, math.nan) for column in OF_CODE}
                     | {column: (test.get("maps") or {}).get(column, {}).get("value") for column in self._measured()}
+                    | {column: test.get(column, math.nan) for column in CONSISTENCY}
                     | {"blank": test.get("blank", math.nan)}
                 )
         return rows
 
     def _measured(self) -> list[str]:
-        """Returns the metrics of maps against masks, where there are any."""
+        """Returns the columns of maps that were measured: against masks, where there are any, and others asked for."""
         return list(dict.fromkeys(metric for test in self.tests.values() for metric in test.get("maps") or ()))
 
     def table(self) -> Table:
         """The paper's Table 1 has a row per network: accuracy, and its share of the plain network's of the same seed.
 
-        Further columns tell what the code holds, and how far the maps of CAM lie on masks. Numbers are means over
-        seeds, with the standard deviation where there are several.
+        Further columns tell what the code holds, how far the maps of CAM lie on masks, and how alike those of a class
+        are. Numbers are means over seeds, with the standard deviation where there are several.
         """
-        head = ["model", "beta", "effective beta", "accuracy % (relative %)", "12 samples %", "kappa"]
-        head += ["KL (nats)", "bits", "std", *self._measured(), *(["blank maps"] if self._measured() else [])]
+        digits = {"sampled": 2, "kappa": 3, "kl": 1, "kl_over_log_k": 1, "std": 3, "passed": 2}
+        of_maps = dict.fromkeys((*self._measured(), *CONSISTENCY), 3)
+        head = ["model", "noise", "beta", "effective beta", "accuracy % (relative %)", "12 samples %", "kappa"]
+        head += ["KL (nats)", "KL / log K", "std", "bits a channel", *(NAMES.get(c, c) for c in of_maps)]
+        if self._measured():
+            head, of_maps = [*head, "blank maps"], of_maps | {"blank": 3}
         records, rows = self.records(), list[list[str]]()
-        for _, kind, beta in self.networks:
-            same = [r for r in records if r["model"] == kind and (r["beta"] == beta or math.isnan(beta))]
+        for name, kind, noise, beta in self.networks:
+            same = [r for r in records if r["name"] == name]
             if not same:
                 continue
             of = {column: [r[column] for r in same] for column in same[0]}
             share = _mean(of["relative"], 2)
             rows.append(
-                [kind, *("" if math.isnan(b) else f"{b:.3g}" for b in (beta, of["effective_beta"][0]))]
+                [kind, noise, *("" if math.isnan(b) else f"{b:.3g}" for b in (beta, of["effective_beta"][0]))]
                 + [_mean(of["accuracy"], 2) + (f" ({share})" if share else "")]
-                + [_mean(of[c], d) for c, d in (("sampled", 2), ("kappa", 3), ("kl", 1), ("bits", 1), ("std", 3))]
-                + [_mean(of[c], 3) for c in (*self._measured(), *(["blank"] if self._measured() else []))]
+                + [_mean(of[c], d) for c, d in (digits | of_maps).items()]
             )
         return head, rows
+
+    def differences(self) -> dict[str, Table]:
+        """Returns the paired differences of networks of one seed, with 95 % intervals by Student's t over seeds.
+
+        A row per network: those of all networks to the plain one, and those of a bottleneck to the same noise with
+        beta = 0, that is what beta did.
+        """
+        names = {of.name for of in self.networks}
+        zero = {of.name: _without_beta(of) for of in self.networks if of.kind == "vib" and of.beta > 0}
+        pairs = {
+            "Differences to plain": {of.name: "plain" for of in self.networks if of.name != "plain"},
+            "Differences to beta = 0": {name: other for name, other in zero.items() if other in names},
+        }
+        columns = ["accuracy", *self._measured(), *CONSISTENCY]
+        head = ["network", "seeds", *(NAMES.get(column, column) for column in columns)]
+        tables = dict[str, Table]()
+        for title, of_title in pairs.items():
+            rows = [[a, *self._difference(a, b, columns)] for a, b in of_title.items()]
+            tables[title] = head, [row for row in rows if row[1] != "0"]
+        return tables
+
+    def _difference(self, name: str, other: str, columns: Sequence[str]) -> list[str]:
+        """Returns the number of seeds that have both networks, and of every column the difference."""
+        rows = {(r["name"], r["seed"]): r for r in self.records()}
+        seeds = [seed for seed in self.settings["seeds"] if (name, seed) in rows and (other, seed) in rows]
+        cells = [str(len(seeds))]
+        for column in columns:
+            of = [{s: rows[n, s][column] for s in seeds if rows[n, s][column] is not None} for n in (name, other)]
+            known = Estimate.of(a - b for a, b in paired(*of).values())
+            digits = 1 if column == "accuracy" else 3
+            interval = "" if math.isnan(known.low) else f" [{known.low:+.{digits}f}, {known.high:+.{digits}f}]"
+            cells.append(f"{known.mean:+.{digits}f}{interval}" if known.n else "")
+        return cells
 
     def remarks(self) -> list[str]:
         """Returns the sentences that a reader of the table has to know."""
@@ -111,29 +153,47 @@ class VIBReport:
         lines.append(f"The standard error of one accuracy, by the number of test images alone, is {error:.1f} points.")
         if seeds == 1:
             lines.append("One seed: differences between networks may be those between seeds.")
-        planned = [(name, seed) for name, _, _ in self.networks for seed in self.settings["seeds"]]
-        if missing := [f"{name} of seed {seed}" for name, seed in planned if (name, seed) not in self.tests]:
+        planned = [(of.name, seed) for of in self.networks for seed in self.settings["seeds"]]
+        ends = {key: diverged_in(self.folder / key[0] / f"seed_{key[1]}") for key in planned}
+        lines += [f"Diverged: {n} of seed {s}, in epoch {end}." for (n, s), end in ends.items() if end is not None]
+        left = [key for key in planned if key not in self.tests and ends[key] is None]
+        if missing := [f"{name} of seed {seed}" for name, seed in left]:
             lines.append(f"Not done, so rows may be of other seeds: {', '.join(missing)}.")
         if self._measured():
             lines.append("Maps are the positive part of CAM of the label; blank ones are in no mean over maps.")
-        if losses := self._second_stage():
-            chance = math.log(len(self.settings["classes"]))
-            lines.append(
-                f"Epochs that ReCAM is trained for more than the others: {self.settings['second']}. Its second "
-                f"classifier's loss ends at {statistics.fmean(losses):.2f} of {chance:.2f} for guessing: near that, "
-                "its maps are weighed by chance."
-            )
-        return lines
+        lines += self._of_second_stage()
+        count = len(self.settings["classes"])
+        for (name, seed), test in self.tests.items():
+            beta = next(of.beta for of in self.networks if of.name == name)
+            lines += [f"{name}, seed {seed}: {why}" for why in uncompressed(test, beta, count)]
+        return lines + self._not_measured()
 
-    def _second_stage(self) -> list[float]:
-        """Returns the last loss of every ReCAM's second classifier."""
+    def _of_second_stage(self) -> list[str]:
+        """Returns what is said of ReCAM's second classifier: its last loss, in validation where it was measured."""
         paths = [self.folder / name / f"seed_{seed}" / EPOCHS for name, seed in self.tests if name == "recam"]
-        return [read_epochs(path)[-1]["train_reactivation"] for path in paths]
+        if not paths:
+            return []
+        last = [read_epochs(path)[-1] for path in paths]
+        loss = statistics.fmean(row.get("valid_reactivation", row["train_reactivation"]) for row in last)
+        chance = math.log(len(self.settings["classes"]))
+        return [
+            f"Epochs that ReCAM is trained for more than the others: {self.settings['second']}. Its second "
+            f"classifier's loss ends at {loss:.2f} of {chance:.2f} for guessing: near that, its maps are weighed by "
+            "chance."
+        ]
+
+    def _not_measured(self) -> list[str]:
+        """Returns a sentence for every reason why something was not measured, and of which networks that is true."""
+        of_reason = dict[str, dict[str, None]]()
+        for (name, seed), test in self.tests.items():
+            for column, why in (test.get("missing") or {}).items():
+                of_reason.setdefault(f"{column}: {why}", {})[f"{name} of seed {seed}"] = None
+        return [f"Not measured of {', '.join(networks)}: {why}." for why, networks in of_reason.items()]
 
     def sheets(self) -> dict[str, Image.Image]:
         """Draws the maps of all networks (of the first seed) side by side, a sheet per class."""
         seed = min(seed for _, seed in self.tests)
-        names = [name for name, _, _ in self.networks if (name, seed) in self.tests]
+        names = [of.name for of in self.networks if (of.name, seed) in self.tests]
         pictures = read_test_pictures(self.folder)
         maps = {name: read_test_maps(self.folder / name / f"seed_{seed}", len(pictures)) for name in names}
         sheets = {}
@@ -166,7 +226,8 @@ class VIBReport:
     def page(self, pictures: Mapping[str, Image.Image] | None = None) -> Page:
         """Returns the page of the study; `pictures`: those of `sheets`, where they are drawn already."""
         drawn = self.sheets() if pictures is None else pictures
-        return study_page(TITLE, self.settings, {"Networks": self.table()}, drawn, self.remarks())
+        tables = {"Networks": self.table(), **self.differences()}
+        return study_page(TITLE, self.settings, tables, drawn, self.remarks())
 
     def save(self, out: str | Path | None = None) -> Path:
         """Writes report.md, report.html, report.json, networks.csv and a sheet of maps per class. -> the folder
@@ -178,7 +239,8 @@ class VIBReport:
             name = f"maps-{number:03}-{''.join(c if c.isalnum() else '-' for c in label)}.png"
             pictures[name] = sheet
             links += [f"![CAM of {label}]({name})", ""]
-        text = "\n".join([f"# {TITLE}", "", markdown(self.table()), *self.remarks(), "", *links])
+        paired = [line for title, table in self.differences().items() for line in _section(title, table)]
+        text = "\n".join([f"# {TITLE}", "", markdown(self.table()), *self.remarks(), "", *paired, *links])
         folder = self.folder / "report" if out is None else Path(out)
         return save_report(
             folder, text, self.description(), {"networks": self.records()}, pictures, self.page(pictures)
@@ -194,13 +256,30 @@ def report_vib(folder: str | Path) -> VIBReport:
     settings = read_settings(folder, "vib")
     tests = {
         (name, seed): read_json(test)
-        for name, _, _ in runs_of(settings["models"], settings["betas"])
+        for name in (of.name for of in networks_of(settings))
         for seed in settings["seeds"]
         if (test := folder / name / f"seed_{seed}" / "test.json").is_file()
     }
     if not tests:
         raise KonkyoError(f"no network in {folder} is done yet; `konkyo train vib` with the same options goes on")
     return VIBReport(folder, settings, tests)
+
+
+def networks_of(settings: Mapping[str, Any]) -> list[NetworkOfStudy]:
+    """Returns the networks of a study from its settings, which older versions kept without their names."""
+    if "networks" not in settings:
+        return runs_of(settings["models"], settings["betas"])
+    rows = ((*row[:3], math.nan if row[3] is None else row[3]) for row in settings["networks"])
+    return [NetworkOfStudy(*row) for row in rows]
+
+
+def _without_beta(of: NetworkOfStudy) -> str:
+    """Returns the name of the network of the same noise with beta = 0."""
+    return runs_of((of.kind,), (0.0,), (of.noise,))[0].name
+
+
+def _section(title: str, table: Table) -> list[str]:
+    return [f"## {title}", "", markdown(table)] if table[1] else []
 
 
 def _mean(values: Sequence[float | None], digits: int) -> str:

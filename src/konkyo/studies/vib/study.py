@@ -5,32 +5,55 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from konkyo.data.samples import Samples
 from konkyo.data.splits import Examples, splits
-from konkyo.errors import KonkyoError, KonkyoWarning, unknown
+from konkyo.errors import Diverged, KonkyoError, KonkyoWarning, unknown, warn
+from konkyo.evaluation.consistency import consistency
 from konkyo.evaluation.evaluate import evaluate
+from konkyo.evaluation.result import Cell, Evaluation
 from konkyo.explanation.explain import explain
 from konkyo.methods.base import find
-from konkyo.models import Model, Preprocess, load
+from konkyo.models import Model, Preprocess
 from konkyo.models.networks.attention_branch import attention_branch_loss
 from konkyo.models.networks.recam import ReCAM, recam_loss
-from konkyo.models.networks.vib import Noise, Reduction, VIBClassifier, VIBLoss, kl_divergence
+from konkyo.models.networks.vib import (
+    NOISES,
+    Noise,
+    Reduction,
+    VIBClassifier,
+    VIBLoss,
+    bits_of_channels,
+    kl_divergence,
+)
 from konkyo.models.trained import Plan, initialised, save_trained
-from konkyo.studies.base import StudyData, alone, batches, begin, classification_scores, walk, write_maps
+from konkyo.studies.base import (
+    Attempts,
+    StudyData,
+    alone,
+    batches,
+    begin,
+    classification_scores,
+    usual_preprocess,
+    walk,
+    write_maps,
+)
 from konkyo.training.augmentation import augmented
-from konkyo.training.devices import first
+from konkyo.training.devices import first, over_batches
 from konkyo.training.loop import fit
-from konkyo.training.recipe import Numbers, Recipe
-from konkyo.utils.files import plain, write_text
+from konkyo.training.recipe import Numbers, Optimisers, Recipe
+from konkyo.utils.files import plain, read_json, write_text
 from konkyo.utils.progress import Progress, StageProgress
 from konkyo.utils.tensors import cross_entropy
 
@@ -44,21 +67,57 @@ Loss: TypeAlias = Callable[..., dict[str, Tensor]]
 CAM = replace(find("cam"), rectified=True)
 """max(0, sum_k w_k A_k): where features speak for the class. What is shown is what is measured."""
 WITH_MASKS = ("ebpg@mask", "pointing_game@mask", "best_iou@mask")
+MANY = 10.0
+"""From so many times log K on, the KL is far from what a label needs."""
 SAMPLES = 12
 """Of the code, over which the class probabilities of an image are averaged (Alemi et al.)."""
 
 
-def runs_of(models: Sequence[str], betas: Sequence[float]) -> list[tuple[str, str, float]]:
-    """Lists (name, kind, beta) of every network of a seed: its folder's name, and NaN where it has no beta."""
-    runs = list[tuple[str, str, float]]()
+class NetworkOfStudy(NamedTuple):
+    """One network of every seed."""
+
+    name: str
+    """Its folder's: the kind; of a bottleneck vib_BETA, or vib-NOISE_BETA where the noise is not "affine"."""
+    kind: str
+    noise: str = ""
+    """Of `NOISES`; "" where there is none."""
+    beta: float = math.nan
+    """NaN where there is none."""
+
+
+def runs_of(models: Sequence[str], betas: Sequence[float], noises: Sequence[str] = ("affine",)) -> list[NetworkOfStudy]:
+    """Lists every network of a seed: of "vib" one per noise and beta."""
+    runs = list[NetworkOfStudy]()
     for kind in models:
-        runs += [(f"vib_{b:g}", kind, b) for b in sorted(betas)] if kind == "vib" else [(kind, kind, math.nan)]
+        if kind != "vib":
+            runs.append(NetworkOfStudy(kind, kind))
+            continue
+        for noise in noises:
+            start = "vib" if noise == "affine" else f"vib-{noise}"
+            runs += [NetworkOfStudy(f"{start}_{beta:g}", kind, noise, beta) for beta in sorted(betas)]
     return runs
+
+
+def uncompressed(test: Mapping[str, Any], beta: float, classes: int) -> list[str]:
+    """Returns a sentence where a bottleneck with beta > 0 compresses nothing on the test set; no sentence otherwise.
+
+    That is where both hold: the KL is more than `MANY` times log K, the most that a label can hold. And the noise lets
+    more than one bit through a channel, on average: its standard deviation is below 0.58 of that of the means over
+    images. Then what beta changes are the means, and hardly what gets through.
+    """
+    kl, passed = test.get("kl"), test.get("passed")
+    if not beta > 0 or kl is None or passed is None or not (kl > MANY * math.log(classes) and passed > 1):
+        return []
+    return [
+        f"nothing is compressed: a KL of {kl:.0f} nats is {kl / math.log(classes):.0f} times log K, and "
+        f"{passed:.1f} bits of an image get through the noise of a channel (std {test['std']:.3f}) on average. Beta "
+        "acts on the means alone here, as weight decay would: choose a larger offset, a larger beta or more epochs."
+    ]
 
 
 @dataclass(frozen=True)
 class VIBStudy:
-    """What is trained from every seed: `models`, and of these "vib" with every beta.
+    """What is trained from every seed: `models`, and of these "vib" with every one of `noises` and `betas`.
 
     All on the same backbone, from the same weights, with the same images in the same order.
     """
@@ -72,7 +131,10 @@ class VIBStudy:
     seeds: tuple[int, ...] = (0,)
     size: int = 224
     pretrained: bool = False
-    noise: Noise = field(default_factory=Noise)
+    noises: tuple[str, ...] = ("affine",)
+    """Of `NOISES`."""
+    offset: float = 0.0
+    """Of the affine noises, at first."""
     reduction: Reduction = "sum"
     samples: int = 1
     augment: bool = True
@@ -81,8 +143,12 @@ class VIBStudy:
     metrics: tuple[str, ...] = ()
     """Columns of `konkyo.evaluate` to measure on the test set beside those of masks, such as "deletion"."""
     second: int = 4
-    """Epochs of ReCAM's second stage."""
+    """Epochs of ReCAM's second stage. Its defaults are its authors', for a pretrained ResNet-50 and 10582 images."""
     second_rate: float = 5e-4
+    """Of its second classifier; the rest has a tenth. It falls to 0 with power 0.9."""
+    second_batch: int = 16
+    second_optimiser: Optimisers = "sgd"
+    """Without momentum, as the authors' code has it: there the weight decay stands in its place."""
     limit: int | None = None
     split_seed: int = 0
     copies: str = "identical"
@@ -91,38 +157,61 @@ class VIBStudy:
     """A csv file of groups, of which none lies in two parts."""
     recipe: Recipe = field(default_factory=lambda: Recipe(100, 256, 0.1, "sgd", weight_decay=1e-4, schedule="steps"))
     """The paper's epochs, batch and rate; the rest of it is not told there."""
+    networks: tuple[NetworkOfStudy, ...] = field(init=False)
+    """Those that `models`, `noises` and `betas` make."""
 
     def __post_init__(self) -> None:
         for kind in self.models:
             if kind not in KINDS:
                 raise unknown("model", kind, KINDS)
-        if not self.seeds or not self.models or ("vib" in self.models and not self.betas):
-            raise KonkyoError("a model, a seed and, for vib, a beta at least were expected")
+        if not self.seeds or not self.models or ("vib" in self.models and not (self.betas and self.noises)):
+            raise KonkyoError("a model, a seed and, for vib, a noise and a beta at least were expected")
         for beta in self.betas:
             VIBLoss(beta, self.reduction)
         # As folders are named, so that a beta has one folder in every call.
         object.__setattr__(self, "betas", tuple(float(f"{beta:g}") + 0.0 for beta in self.betas))
-        if any(len(set(values)) < len(values) for values in (self.betas, self.models, self.seeds)):
-            raise KonkyoError(f"a beta, a model or a seed came twice: {self.betas}, {self.models}, {self.seeds}")
-        replace(self.recipe, epochs=self.second, learning_rate=self.second_rate)
+        chosen = (self.betas, self.noises, self.models, self.seeds)
+        if any(len(set(values)) < len(values) for values in chosen):
+            raise KonkyoError(f"a beta, a noise, a model or a seed came twice: {', '.join(map(str, chosen))}")
+        for noise in self.noises:
+            self.noise_of(noise)
+        object.__setattr__(self, "networks", tuple(runs_of(self.models, self.betas, self.noises)))
+        self.second_recipe(0)
+
+    def noise_of(self, name: str) -> Noise:
+        """Returns the noise of a name, with the study's offset. KonkyoError: an unknown one."""
+        if name not in NOISES:
+            raise unknown("noise", name, NOISES)
+        return replace(NOISES[name], offset=self.offset)
+
+    def second_recipe(self, seed: int) -> Recipe:
+        """Returns how ReCAM's second stage is trained."""
+        return replace(
+            self.recipe,
+            epochs=self.second,
+            batch=self.second_batch,
+            learning_rate=self.second_rate,
+            optimiser=self.second_optimiser,
+            momentum=0.0,
+            schedule="poly",
+            seed=seed,
+        )
 
     @cached_property
     def preprocess(self) -> Preprocess:
         """Returns the short side resized, and the middle, with the backbone's own means."""
-        with torch.random.fork_rng([]):
-            preprocess = load(self.backbone, weights="default" if ".py:" in self.backbone else None).preprocess
-        usual = Preprocess() if preprocess is None else preprocess
-        return Preprocess(self.size, self.size, usual.mean, usual.std)
+        return usual_preprocess(self.backbone, self.size)
 
-    def plan(self, kind: str, beta: float, seed: int, classes: tuple[str, ...]) -> Plan:
+    def plan(self, of: NetworkOfStudy, seed: int, classes: tuple[str, ...]) -> Plan:
         """How a network is built, and how it is trained."""
+        kind = of.kind
         arguments: dict[str, Any] = {"backbone": self.backbone, "classes": len(classes)}
         trained = {"study": "vib", "data": self.data, "pretrained": self.pretrained, "augment": self.augment}
         if kind == "vib":
-            arguments |= {"noise": asdict(self.noise), "samples": self.samples}
-            trained |= {"beta": beta, "reduction": self.reduction}
+            arguments |= {"noise": asdict(self.noise_of(of.noise)), "samples": self.samples}
+            trained |= {"beta": of.beta, "reduction": self.reduction}
         if kind == "recam":
-            trained |= {"second": self.second, "second_rate": self.second_rate}
+            trained |= {"second": asdict(self.second_recipe(seed))}
         return Plan(kind, arguments, classes, self.preprocess, trained | asdict(replace(self.recipe, seed=seed)))
 
     def begun(self, plan: Plan, seed: int) -> nn.Module:
@@ -144,8 +233,19 @@ class StepLoss(nn.Module):
         return self.loss(output, labels, weights=self.weights)
 
 
-def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: StageProgress | None = None) -> None:
+def train_vib(
+    study: VIBStudy,
+    out: str | Path,
+    *,
+    fabric: Fabric,
+    progress: StageProgress | None = None,
+    retry: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[str]:
     """Trains every network of the study into `out`, a folder each; `konkyo.studies.vib.report` reads them.
+
+    A training that diverges fails alone, as in `Attempts`, and the names of these are returned. `tell` gets a line for
+    every bottleneck, of what its code holds, and a `KonkyoWarning` says where nothing is compressed (`uncompressed`).
 
     NAME/seed_S holds the weights and their manifest (`konkyo.load("trained/FOLDER")`), a checkpoint, epochs.csv, and in
     test.json how it decides on the test set, which nothing was chosen by. Where there are masks, test/ has the
@@ -154,24 +254,50 @@ def train_vib(study: VIBStudy, out: str | Path, *, fabric: Fabric, progress: Sta
     """
     out = Path(out)
     parts = splits(study.data, seed=study.split_seed, limit=study.limit, copies=study.copies, groups=study.groups)
-    for kind in study.models:  # what cannot be built is told before anything is written
-        study.begun(study.plan(kind, 0.0, 0, parts.classes), 0)
+    for of in {of.kind: of for of in study.networks}.values():  # what cannot be built is told before all is written
+        study.begun(study.plan(of, 0, parts.classes), 0)
+    attempts = Attempts(fabric, retry, tell)
     prepare = augmented(study.preprocess, study.least) if study.augment else study.preprocess
     with alone(out, fabric):
         data = begin("vib", study, parts, prepare, out, fabric)
         runs = {
-            f"{name}, seed {seed}": partial(_run, study, data, kind, beta, seed, out / name / f"seed_{seed}", fabric)
+            (name := f"{of.name}, seed {seed}"): attempts.of(
+                name, home := out / of.name / f"seed_{seed}", partial(_run, study, data, of, seed, home, fabric)
+            )
             for seed in study.seeds
-            for name, kind, beta in runs_of(study.models, study.betas)
+            for of in study.networks
         }
         walk(runs, study.recipe.epochs, progress)
+        for line in _of_codes(study, len(parts.classes), out):
+            tell(line)
+    return attempts.diverged
+
+
+def _of_codes(study: VIBStudy, classes: int, out: Path) -> list[str]:
+    """Returns a line for every bottleneck that is tested."""
+    lines = list[str]()
+    for of, seed in product(study.networks, study.seeds):
+        path = out / of.name / f"seed_{seed}" / "test.json"
+        if of.kind != "vib" or not path.is_file():
+            continue
+        test = read_json(path)
+        if test["kl"] is None:
+            lines.append(f"{of.name}, seed {seed}: the code is no number")
+            continue
+        lines.append(
+            f"{of.name}, seed {seed}: KL {test['kl']:.1f} nats, {test['kl_over_log_k']:.1f} times log K (of "
+            f"{classes} classes); std {test['std']:.3f}, {test['passed']:.2f} bits a channel"
+        )
+        for why in uncompressed(test, of.beta, classes):
+            warn(f"{of.name}, seed {seed}: {why}")
+            lines.append(f"  {why}")
+    return lines
 
 
 def _run(
     study: VIBStudy,
     data: StudyData,
-    kind: str,
-    beta: float,
+    of: NetworkOfStudy,
     seed: int,
     folder: Path,
     fabric: Fabric,
@@ -179,31 +305,48 @@ def _run(
 ) -> None:
     if fabric.broadcast((folder / "test.json").is_file()):
         return
-    recipe, plan = replace(study.recipe, seed=seed), study.plan(kind, beta, seed, data.parts.classes)
+    recipe, plan = replace(study.recipe, seed=seed), study.plan(of, seed, data.parts.classes)
     network = study.begun(plan, seed)
     train, weights = data.train, recipe.weights_of(data.train.labels, len(data.parts.classes))
-
-    def judge(network: nn.Module, _epoch: int) -> Numbers:
-        return classification_scores(network, data.validation, fabric.device, fabric)
 
     def keep(network: nn.Module) -> None:
         save_trained(folder, network, plan)
 
-    how: dict[str, Any] = {"judge": judge, "keep": keep, "fabric": fabric}
+    how: dict[str, Any] = {"judge": partial(_judged, data, fabric), "keep": keep, "fabric": fabric}
     if isinstance(network, ReCAM):
         stage, second = StepLoss(partial(recam_loss, weight=0.0), weights), StepLoss(recam_loss, weights)
         # Without w', of which nothing is asked yet: weight decay alone would change it.
         groups = [{"params": [*network.backbone.parameters(), *network.first.parameters()]}]
         fit(network, stage, train, recipe, folder / "first", groups=groups, progress=progress, **how)
-        recipe = replace(recipe, epochs=study.second, learning_rate=study.second_rate, schedule="constant")
+        recipe = study.second_recipe(seed)
         fit(network, second, train, recipe, folder, groups=network.groups(study.second_rate), **how)
     else:
-        loss = VIBLoss(beta, study.reduction) if kind == "vib" else _LOSSES[kind]
+        loss = VIBLoss(of.beta, study.reduction) if of.kind == "vib" else _LOSSES[of.kind]
         fit(network, StepLoss(loss, weights), train, recipe, folder, groups=_groups(network), progress=progress, **how)
     with first(fabric) as mine, warnings.catch_warnings():
         warnings.simplefilter("ignore", KonkyoWarning)  # of blank maps, which are counted, and shown as such
         if mine:
             _tested(study, data, network.eval(), folder, fabric.device)
+
+
+@torch.no_grad()
+def _judged(data: StudyData, fabric: Fabric, network: nn.Module, _epoch: int) -> Numbers:
+    """Returns the scores in validation; of ReCAM also the loss of its second classifier ("reactivation").
+
+    Diverged: the network's outputs are no finite numbers.
+    """
+    scores = classification_scores(network, data.validation, fabric.device, fabric)
+    if not math.isfinite(scores["loss"]):
+        raise Diverged(f"the loss in validation is {scores['loss']}: lower the rate, or beta")
+    if not isinstance(network, ReCAM):
+        return scores
+
+    def reactivation(batch: tuple[Tensor, Tensor]) -> float:
+        images, labels = (tensor.to(fabric.device) for tensor in batch)
+        return float(recam_loss(network.output(images), labels)["reactivation"]) * len(labels)
+
+    total = sum(over_batches(reactivation, data.validation, fabric))
+    return scores | {"reactivation": total / len(data.parts.validation)}
 
 
 def _entropy(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> dict[str, Tensor]:
@@ -221,8 +364,11 @@ def _groups(network: nn.Module) -> list[dict[str, Any]]:
 
 
 def _tested(study: VIBStudy, data: StudyData, network: nn.Module, folder: Path, device: torch.device) -> None:
-    """How the network decides on the test set, how far its maps lie on masks, and its maps of the shown pictures."""
-    parts, shown = data.parts, data.shown
+    """How the network decides on the test set, how good and how consistent its maps are, and those that are shown.
+
+    What cannot be measured is NaN, and why is told under "missing": a training is not lost for it.
+    """
+    parts, missing = data.parts, dict[str, str]()
     test = batches(Examples(parts.test, study.preprocess, parts.classes), study.recipe)
     numbers: dict[str, Any] = classification_scores(network, test, device)
     if isinstance(network, VIBClassifier):
@@ -233,40 +379,93 @@ def _tested(study: VIBStudy, data: StudyData, network: nn.Module, folder: Path, 
     masked = any(thing.mask is not None for things in few for thing in things)
     if columns := (*(WITH_MASKS if masked else ()), *study.metrics):
         evaluation = evaluate(model, parts.test, [CAM], columns, explained="label", out=folder / "test")
-        numbers["maps"] = {name: asdict(evaluation.cell(CAM.name, name)) for name in columns}
+        numbers["maps"] = _cells(evaluation, missing)
         numbers["blank"] = evaluation.absent[CAM.name] / max(1, len(evaluation.rows))
-    maps, decided = list[Tensor](), list[dict[str, Any]]()
-    for picture in shown:
-        sample = parts.test[parts.test.names.index(picture.name)]
-        image = study.preprocess(sample.image)[None]
+    numbers |= _consistency(model, parts.test, missing)
+    try:
+        maps = _shown_maps(study, data, model)
+    except KonkyoError as error:
+        maps, missing["pictures"] = torch.zeros(len(data.shown), 1, 1), str(error)
+    if len(maps):
+        write_maps(folder, maps)
+    numbers["pictures"] = _decisions(study, data, network, device)
+    write_text(folder / "test.json", json.dumps(plain(numbers | {"missing": missing}), indent=1) + "\n")
+
+
+def _cells(evaluation: Evaluation, missing: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Returns every column's value with its interval; why it has none goes into `missing`."""
+    cells = dict[str, dict[str, Any]]()
+    for column in (c.name for c in evaluation.columns):
+        if (CAM.name, column) in evaluation.statistics:
+            cells[column] = asdict(evaluation.cell(CAM.name, column))
+            why = "all maps are blank, or there is no truth for them"
+        else:
+            cells[column] = asdict(Cell(math.nan, math.nan, math.nan, 0, math.nan))
+            why = " ".join(evaluation.notes) or "no map was made"
+        if not cells[column]["count"]:
+            missing[column] = why
+    return cells
+
+
+def _consistency(model: Model, test: Samples, missing: dict[str, str]) -> Numbers:
+    """Returns "L" and "wt" (W / T) of the maps of the label, of images decided correctly; NaN as in `_cells`."""
+    try:
+        measured = consistency(model, test, method=CAM, resamples=0, permutations=0, baselines=False)
+    except KonkyoError as error:
+        missing["L"] = str(error)
+        return {"L": math.nan, "wt": math.nan}
+    if math.isnan(measured.value):
+        missing["L"] = "no class has two maps that are not blank, of images that are decided correctly"
+    return {"L": measured.value, "wt": measured.ratio}
+
+
+def _shown_maps(study: VIBStudy, data: StudyData, model: Model) -> Tensor:
+    """Returns the maps (P, h, w) of the pictures that are shown. KonkyoError: there can be none."""
+    maps = list[Tensor]()
+    for picture in data.shown:
+        image = study.preprocess(_picture(data, picture.name))[None]
+        maps.append(explain(model, image, method=CAM, target=data.parts.classes.index(picture.label)).maps.cpu())
+    return torch.cat(maps) if maps else torch.zeros(0, 1, 1)
+
+
+def _decisions(study: VIBStudy, data: StudyData, network: nn.Module, device: torch.device) -> list[dict[str, Any]]:
+    """Returns what the network decides on the pictures that are shown, and how sure it is."""
+    decided = list[dict[str, Any]]()
+    for picture in data.shown:
+        image = study.preprocess(_picture(data, picture.name))[None]
         with torch.no_grad():
             sure, best = network(image.to(device)).float().softmax(1)[0].max(0)
-        decided.append({"decision": parts.classes[int(best)], "probability": float(sure)})
-        maps.append(explain(model, image, method=CAM, target=parts.classes.index(picture.label)).maps.cpu())
-    if maps:
-        write_maps(folder, torch.cat(maps))
-    numbers["pictures"] = decided
-    write_text(folder / "test.json", json.dumps(plain(numbers), indent=1) + "\n")
+        decided.append({"decision": data.parts.classes[int(best)], "probability": float(sure)})
+    return decided
+
+
+def _picture(data: StudyData, name: str) -> Image.Image:
+    return data.parts.test[data.parts.test.names.index(name)].image
 
 
 @torch.no_grad()
 def _coded(network: VIBClassifier, batches: DataLoader[Any], device: torch.device) -> Numbers:
-    """Of the code on the test set: "kl" in nats, "bits", mean and standard deviation on average, channels; and
-    "sampled", the accuracy of class probabilities averaged over samples of the code."""
-    sums, count = torch.zeros(4, dtype=torch.float64), 0
+    """Of the code on the test set: "kl" in nats, "bits", mean and standard deviation on average, channels; how many
+    bits of an image get through the noise of a channel, on average ("passed"); and "sampled", the accuracy of class
+    probabilities averaged over samples of the code."""
+    means, stds, right, classes = list[Tensor](), list[Tensor](), list[Tensor](), 1
     for images, labels in batches:
         images = images.to(device)
         mean, std = network.head.code(network.backbone(images))
-        right = network.predictive(images, SAMPLES).argmax(1).cpu() == labels
-        of_batch = (kl_divergence(mean, std).sum(), mean.mean(1).sum(), std.mean(1).sum(), right.sum())
-        sums += torch.tensor([float(number) for number in of_batch])
-        count += len(images)
-    kl, mean_, std_, sampled = (sums / count).tolist()
+        sampled = network.predictive(images, SAMPLES)
+        classes = sampled.shape[1]
+        right.append(sampled.argmax(1).cpu() == labels)
+        means.append(mean.cpu().double())
+        stds.append(std.cpu().double())
+    mean, std = torch.cat(means), torch.cat(stds)
+    kl = float(kl_divergence(mean, std).mean())
     return {
         "kl": kl,
         "bits": kl / math.log(2),
-        "mean": mean_,
-        "std": std_,
+        "kl_over_log_k": kl / math.log(classes) if classes > 1 else math.inf,
+        "mean": float(mean.mean()),
+        "std": float(std.mean()),
+        "passed": float(bits_of_channels(mean, std).mean()),
         "channels": float(network.backbone.channels),
-        "sampled": sampled,
+        "sampled": float(torch.cat(right).double().mean()),
     }
