@@ -21,11 +21,12 @@ from torch.nn import functional
 from helpers.bits import same
 from konkyo import KonkyoError
 from konkyo.errors import Diverged
-from konkyo.training.batches import Batches, balanced
+from konkyo.training.batches import Batches
 from konkyo.training.checkpoint import CHECKPOINT
 from konkyo.training.devices import fabric_of
 from konkyo.training.loop import EPOCHS, Fitted, fit, read_epochs
 from konkyo.training.recipe import Numbers, Recipe
+from konkyo.training.sampling import balanced
 from konkyo.utils.tensors import cross_entropy
 
 ALONE: Any = SimpleNamespace(world_size=1, global_rank=0, to_device=lambda tensor: tensor)
@@ -214,8 +215,7 @@ def test_balanced_class_weights() -> None:
 def test_balanced_batches_have_several_images_of_a_class() -> None:
     """397 classes of 3 to 9 images, batches of 32."""
     labels = [label for label in range(397) for _ in range(3 + label % 7)]
-    batches = balanced(labels, 32, 4, torch.Generator().manual_seed(0))
-    assert len(batches) == -(-len(labels) // 32)
+    batches = balanced(labels, [4] * 8, -(-len(labels) // 32), torch.Generator().manual_seed(0))
     counts = [0] * 397
     for batch in batches:
         assert len(set(batch)) == len(batch)
@@ -231,7 +231,7 @@ def test_balanced_batches_have_several_images_of_a_class() -> None:
 
 def test_balanced_batches_of_few_classes_are_full() -> None:
     labels = [0] * 50 + [1] * 5 + [2] * 20
-    for batch in balanced(labels, 16, 4, torch.Generator().manual_seed(0)):
+    for batch in balanced(labels, [6, 5, 5], 5, torch.Generator().manual_seed(0)):
         of = [labels[index] for index in batch]
         assert [of.count(label) for label in (0, 1, 2)] in ([6, 5, 5], [5, 5, 6], [5, 5, 5])
         assert len(set(batch)) == len(batch)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError
 from konkyo.training.recipe import Recipe
+from konkyo.training.sampling import balanced
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -78,13 +79,20 @@ class Batches:
             order, batch = torch.randperm(self._count, generator=generator).tolist(), self._recipe.batch
             batches = [order[start : start + batch] for start in range(0, len(order), batch)]
         else:
-            batches = balanced(self._labels, self._recipe.batch, self._recipe.per_class, generator)
+            batches = self._balanced(self._labels, generator)
         turns, places = Counter[int](), list[list[Place]]()
         for indices in batches:
             places.append([(epoch, index, turns[index]) for index in indices])
             turns.update(indices)
         shares = [batch[rank : len(batch) - len(batch) % world : world] for batch in places]
         return [share for share in shares if share]
+
+    def _balanced(self, labels: Sequence[int], generator: torch.Generator) -> list[list[int]]:
+        """Returns as many batches as shuffled ones would be, of batch / per_class classes, or of all of fewer."""
+        batch = self._recipe.batch
+        classes = min(len(set(labels)), max(1, batch // self._recipe.per_class))
+        sizes = [batch // classes + (place < batch % classes) for place in range(classes)]
+        return balanced(labels, sizes, -(-len(labels) // batch), generator)
 
     def of(self, epoch: int) -> Iterator[Batch]:
         """Reads the batches of an epoch, on this process's device."""
@@ -103,51 +111,12 @@ class Batches:
         self._loader = None
 
 
-def balanced(labels: Sequence[int], batch: int, per_class: int, generator: torch.Generator) -> list[list[int]]:
-    """Returns as many batches of indices as shuffled ones would be, each with equally many images of several classes.
-
-    Of P = batch / per_class classes, or of all where there are fewer, and batch / P images of each; of a class that has
-    fewer, all of them. Classes come in turn, as do the images of a class: none a second time before all have come once,
-    and none twice in a batch.
-    """
-    members: dict[int, list[int]] = {}
-    for index, label in enumerate(labels):
-        members.setdefault(label, []).append(index)
-    images = {label: _Turns(members[label], generator) for label in sorted(members)}
-    classes = _Turns(list(images), generator)
-    count = min(len(images), max(1, batch // per_class))
-    sizes = [batch // count + (place < batch % count) for place in range(count)]
-    return [
-        [index for label, size in zip(classes.take(count), sizes, strict=True) for index in images[label].take(size)]
-        for _ in range(-(-len(labels) // batch))
-    ]
-
-
 def mixed(*numbers: int) -> int:
     """Returns a seed that several numbers make."""
     found = 0
     for number in numbers:
         found = (found * 1_000_003 + number) % (1 << 63)
     return found
-
-
-class _Turns:
-    """Members in a random order, and then in another one."""
-
-    def __init__(self, members: list[int], generator: torch.Generator) -> None:
-        self._members, self._generator, self._left = members, generator, list[int]()
-
-    def take(self, count: int) -> list[int]:
-        """Returns the next ones, all different; all members, if there are no more."""
-        taken, self._left = self._left[:count], self._left[count:]
-        missing = min(count, len(self._members)) - len(taken)
-        if missing > 0:
-            order = torch.randperm(len(self._members), generator=self._generator).tolist()
-            fresh = [self._members[place] for place in order]
-            more = [member for member in fresh if member not in taken][:missing]
-            self._left = [member for member in fresh if member not in more]
-            taken += more
-        return taken
 
 
 class _Current(torch.utils.data.Sampler[list[Any]]):

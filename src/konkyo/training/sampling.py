@@ -35,8 +35,7 @@ class ClassBalancedSampler(Sampler[list[int]]):
                 f"1 to {len(present)} classes of a batch, and 1 image of each or more, were expected; got {classes} "
                 f"and {images}"
             )
-        self._members = [(values == c).nonzero()[:, 0] for c in present]
-        self.classes, self.images, self.seed, self.epoch = classes, images, seed, 0
+        self._labels, self.classes, self.images, self.seed, self.epoch = values.tolist(), classes, images, seed, 0
         self._length = max(1, len(values) // (classes * images))
 
     def __len__(self) -> int:
@@ -49,27 +48,40 @@ class ClassBalancedSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         draw = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % (1 << 63))
         self.epoch += 1
-        turns: list[int] = []
-        left: list[list[int]] = [[] for _ in self._members]
-        for _ in range(self._length):
-            chosen = turns[: self.classes]
-            turns = turns[self.classes :]
-            if len(chosen) < self.classes:  # no class twice in a batch
-                order = torch.randperm(len(self._members), generator=draw).tolist()
-                rest = [c for c in order if c not in chosen]
-                fresh = rest[: self.classes - len(chosen)]
-                turns = [c for c in order if c not in fresh]
-                chosen += fresh
-            yield [index for c in chosen for index in self._next(c, left, draw)]
+        return iter(balanced(self._labels, [self.images] * self.classes, self._length, draw))
 
-    def _next(self, which: int, left: list[list[int]], draw: torch.Generator) -> list[int]:
-        """Takes a class's next images; all come before one comes again, and none twice in a batch."""
-        members = self._members[which]
-        count = min(self.images, len(members))
-        taken, left[which] = left[which][:count], left[which][count:]
-        if len(taken) < count:
-            order = members[torch.randperm(len(members), generator=draw)].tolist()
-            fresh = [index for index in order if index not in taken][: count - len(taken)]
-            left[which] = [index for index in order if index not in fresh]
-            taken = taken + fresh
+
+def balanced(labels: Sequence[int], sizes: Sequence[int], count: int, generator: torch.Generator) -> list[list[int]]:
+    """Returns `count` batches of indices, each with images of as many classes as `sizes` has numbers of images.
+
+    A class that has fewer images gives all of them. Classes come in turn, as do the images of a class: none a second
+    time before all have come once, and none twice in a batch.
+    """
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        members.setdefault(label, []).append(index)
+    images = {label: _Turns(members[label], generator) for label in sorted(members)}
+    classes = _Turns(list(images), generator)
+    return [
+        [i for label, size in zip(classes.take(len(sizes)), sizes, strict=True) for i in images[label].take(size)]
+        for _ in range(count)
+    ]
+
+
+class _Turns:
+    """Members in a random order, and then in another one."""
+
+    def __init__(self, members: list[int], generator: torch.Generator) -> None:
+        self._members, self._generator, self._left = members, generator, list[int]()
+
+    def take(self, count: int) -> list[int]:
+        """Returns the next ones, all different; all members, if there are no more."""
+        taken, self._left = self._left[:count], self._left[count:]
+        missing = min(count, len(self._members)) - len(taken)
+        if missing > 0:
+            order = torch.randperm(len(self._members), generator=self._generator).tolist()
+            fresh = [self._members[place] for place in order]
+            more = [member for member in fresh if member not in taken][:missing]
+            self._left = [member for member in fresh if member not in more]
+            taken += more
         return taken
