@@ -21,6 +21,10 @@ from torch.nn import functional
 from helpers.bits import same
 from konkyo import KonkyoError
 from konkyo.errors import Diverged
+from konkyo.models.networks.attention_branch import AttentionBranchOutput, attention_branch_loss
+from konkyo.models.networks.recam import ReCAMOutput, recam_loss
+from konkyo.models.networks.vib import VIBLoss, VIBOutput
+from konkyo.studies.vib.study import StepLoss
 from konkyo.training.batches import Batches
 from konkyo.training.checkpoint import CHECKPOINT
 from konkyo.training.devices import fabric_of
@@ -210,6 +214,25 @@ def test_balanced_class_weights() -> None:
     )
     with pytest.raises(KonkyoError, match=r"each of the 4 classes; got \[6, 3, 1, 0\]"):
         Recipe(class_weights="balanced").weights_of(labels, 4)
+
+
+def test_class_weights_reach_the_losses_of_every_network() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, other = torch.randn(2, 6, 3, generator=generator)
+    labels, weights = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0.5, 1.0, 2.5])
+    once, twice = (
+        sum(float(weights[y] * functional.cross_entropy(row, y)) for row, y in zip(rows, labels, strict=True)) / 6
+        for rows in (logits, other)
+    )
+    coded = VIBOutput(torch.stack([logits, other]), torch.ones(6, 4), torch.ones(6, 4), torch.ones(6))
+    assert float(VIBLoss(0.0)(coded, labels, weights=weights)["ce"]) == pytest.approx((once + twice) / 2)
+    branches = attention_branch_loss(AttentionBranchOutput(logits, other, torch.ones(6, 2, 2)), labels, weights=weights)
+    assert float(branches["loss"]) == pytest.approx(once + twice)
+    maps = torch.randn(6, 3, 2, 2, generator=generator)
+    recam = recam_loss(ReCAMOutput(logits, maps, maps), labels, weights=weights)
+    assert float(recam["classification"]) == pytest.approx(once)
+    studied = StepLoss(VIBLoss(0.0), weights)(coded, labels, 1)["loss"]
+    assert float(studied) == pytest.approx((once + twice) / 2)
 
 
 def test_balanced_batches_have_several_images_of_a_class() -> None:
