@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import generalized_box_iou_loss
 
 from konkyo.engine.capture import Watch, untouched
 from konkyo.engine.forward import Pass, at_least_float32, of_rows, pick, rounds, scores
@@ -19,7 +18,7 @@ from konkyo.targets.candidates import Candidates
 from konkyo.targets.classes import Target
 from konkyo.targets.detections import InstanceTarget
 from konkyo.training.losses.consistency import LOSSES
-from konkyo.utils.tensors import min_max, on_finest
+from konkyo.utils.tensors import min_max, on_finest, overlap, safe_divide
 
 Slope: TypeAlias = Literal["autograd", "detached"]
 
@@ -172,8 +171,15 @@ def instance_distillation(
             aim, lengths = box.new_tensor([target.box]), box.new_tensor([size[1], size[0]] * 2)
             naming = nn.functional.binary_cross_entropy(said, said.new_tensor([target.likeness]), reduction="sum")
             sides = ((box - aim).abs() / lengths).sum()
-            terms.append(naming + 5 * sides + 2 * generalized_box_iou_loss(box, aim, reduction="sum"))
+            terms.append(naming + 5 * sides + 2 * (1 - _giou(box, aim)).sum())
         return torch.stack(terms).mean() if terms else 0 * output.sum()
+
+
+def _giou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Computes the generalised IoU (Rezatofighi et al., 2019) of N boxes with as many others. -> (N,)"""
+    iou, areas = overlap(boxes, others), [(b[:, 2:] - b[:, :2]).clamp_min(0).prod(1) for b in (boxes, others)]
+    hull = (torch.maximum(boxes[:, 2:], others[:, 2:]) - torch.minimum(boxes[:, :2], others[:, :2])).prod(1)
+    return iou - 1 + safe_divide((areas[0] + areas[1]) / (1 + iou), hull)
 
 
 class InstanceMaps:
