@@ -300,6 +300,16 @@ def runs(data: str, seeds: int, size: Size, work: Path) -> Iterator[Run]:
         yield from (Run(data, arm, weights[arm], seed) for arm in ARMS)
 
 
+def whole(data: str, seeds: int, size: Size, work: Path) -> int:
+    """Returns how many of the first seeds have all their runs in the folder; nothing is trained."""
+    choice = [Run(data, "cross entropy", 0.0, CHOICE_SEED)]
+    choice += [Run(data, arm, weight, CHOICE_SEED) for arm, weights in GRID.items() for weight in weights]
+    if not all((work / f"{run.name}.json").is_file() for run in choice):
+        return 0
+    files = [(work / f"{run.name}.json").is_file() for run in runs(data, seeds, size, work)]
+    return next((seed for seed in range(seeds) if not all(files[seed * len(ARMS) : (seed + 1) * len(ARMS)])), seeds)
+
+
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
@@ -442,10 +452,12 @@ def main(arguments: list[str] | None = None) -> None:
         if options.sheet:
             sheet(data, size, options.work, options.sheet)
             continue
+        if options.table:
+            if count := whole(data, seeds, size, options.work):
+                print(table(data, count, size, options.work), end="\n\n")
+            continue
         for run in runs(data, seeds, size, options.work):
             result(run, size, options.work)
-        if options.table:
-            print(table(data, seeds, size, options.work), end="\n\n")
 
 
 if __name__ == "__main__":

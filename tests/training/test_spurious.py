@@ -51,10 +51,13 @@ def test_a_study_goes_on_with_the_same_bits(
     for path in lost:
         path.unlink()
     capsys.readouterr()
-    STUDY["main"]([*arguments, "--table"])
+    STUDY["main"](arguments)
     said = capsys.readouterr().out
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
     assert said.count(" s\n") == sum(path.suffix == ".json" for path in lost)
+    STUDY["main"]([*arguments[:5], "3", *arguments[6:], "--table"])  # of the seeds that are whole
+    said = capsys.readouterr().out
+    assert " 1 paired seeds" in said
     assert said.count("\n| ") == 2 * 5 + 1
     STUDY["main"]([*arguments, "--sheet", str(tmp_path / "sheet.png")])
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
