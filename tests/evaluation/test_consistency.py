@@ -549,7 +549,7 @@ def test_a_folder_by_hand(model: konkyo.Model, photos: Path) -> None:
     own = images[torch.arange(12), labels].view(12, 8, 2, 8, 2).mean((2, 4)).numpy()
     predictions = model(images).argmax(1)
     assert (predictions != labels).sum() == 1
-    assert found.value == pytest.approx(_literal(own, labels.tolist(), predictions.tolist(), 3), rel=1e-4)
+    assert found.plain == pytest.approx(_literal(own, labels.tolist(), predictions.tolist(), 3), rel=1e-4)
     assert found.accuracy == pytest.approx(11 / 12)
     assert [(c.name, c.total, c.correct, c.used) for c in found.of_class] == [
         ("red", 4, 4, 4),
