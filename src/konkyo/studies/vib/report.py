@@ -266,11 +266,16 @@ def report_vib(folder: str | Path) -> VIBReport:
 
 
 def networks_of(settings: Mapping[str, Any]) -> list[NetworkOfStudy]:
-    """Returns the networks of a study from its settings, which older versions kept without their names."""
+    """Returns the networks of a study from its settings, which older versions kept without their names.
+
+    Betas of one noise are in order, whenever they were added.
+    """
     if "networks" not in settings:
         return runs_of(settings["models"], settings["betas"])
     rows = ((*row[:3], math.nan if row[3] is None else row[3]) for row in settings["networks"])
-    return [NetworkOfStudy(*row) for row in rows]
+    networks = [NetworkOfStudy(*row) for row in rows]
+    groups = list(dict.fromkeys((of.kind, of.noise) for of in networks))
+    return sorted(networks, key=lambda of: (groups.index((of.kind, of.noise)), 0.0 if math.isnan(of.beta) else of.beta))
 
 
 def _without_beta(of: NetworkOfStudy) -> str:
