@@ -121,6 +121,7 @@ class TrainingMaps:
             )
         _check_pair(logits, forward.output, raw)
         with outside_inference(), torch.set_grad_enabled(graph):
+            classes, images = tree_map(_outside, (classes, images))
             if self._view == "eval" or (not forward.graph and self.mode != "closed_form"):
                 logits, raw = self._again(forward.args, forward.kwargs, graph)
             activations = self.layer.fold(raw)
@@ -293,7 +294,7 @@ def _pooled_head(model: Model, images: Tensor, layer: Layer) -> nn.Linear | None
     with untouched(twin):
         pass_ = Pass(shaken, shaken.prepared(images), [twin_layer := bind(layer, twin)])
         means = grid_mean(pass_.activations(twin_layer))
-        head = linear_head(twin, means, pass_.output, 3e-2 if pass_.half else 1e-4)
+        head = linear_head(twin, means, _columns(pass_.output, model.name), 3e-2 if pass_.half else 1e-4)
     name = next((name for name, module in twin.named_modules() if module is head), None)
     real_head = None if name is None else model.module.get_submodule(name)
     return real_head if isinstance(real_head, nn.Linear) else None
