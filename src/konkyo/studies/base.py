@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -23,6 +24,7 @@ from konkyo.draw.sheets import save_image
 from konkyo.errors import Diverged, KonkyoError
 from konkyo.metrics.distances import kappa
 from konkyo.models import Preprocess, load
+from konkyo.training.checkpoint import CHECKPOINT
 from konkyo.training.devices import first, over_batches
 from konkyo.training.loop import EPOCHS, read_epochs
 from konkyo.training.recipe import Numbers, Recipe
@@ -42,10 +44,13 @@ GROWS = ("lambdas", "betas", "noises", "seeds", "splits", "levels", "models", "n
 """Settings that may be others when a study goes on: they only say which trainings there are."""
 
 
-def open_study(folder: Path, settings: Mapping[str, Any], usual: Mapping[str, Any] = {}) -> None:
+def open_study(
+    folder: Path, settings: Mapping[str, Any], usual: Mapping[str, Any] = {}, recipe: Recipe | None = None
+) -> None:
     """Begins a study in a folder, or goes on with it. KonkyoError: another study is there, and in what it differs.
 
-    `usual`: what a setting was that an earlier version did not know yet, and so did not write.
+    `usual`: what a setting was that an earlier version did not know yet, and so did not write. `recipe`: that of
+    `settings`, which may have more epochs than the earlier one, if its rates do not depend on their number.
     """
     path, now = folder / STUDY, json.loads(json.dumps(plain(settings)))
     if not path.is_file() and folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir()):
@@ -56,7 +61,14 @@ def open_study(folder: Path, settings: Mapping[str, Any], usual: Mapping[str, An
         except (KonkyoError, ValueError, TypeError) as error:
             raise KonkyoError(f"{path} cannot be read as the settings of a study: {error}") from error
         earlier = _completed(earlier, json.loads(json.dumps(plain(usual))))
+        was, why = earlier.get("recipe"), ""
+        if recipe is not None and isinstance(was, dict):
+            why = recipe.continues({**was, "seed": recipe.seed})
+            if not why and was.get("epochs", 0) < recipe.epochs:
+                earlier["recipe"] = now["recipe"]
         differ = differences(earlier, now, GROWS)
+        if why and differ and all(name.startswith("recipe.") for name in differ):
+            raise KonkyoError(f"{folder} {why}")
         if differ:
             raise KonkyoError(f"{folder} is of a study with other {', '.join(differ)}; choose another folder")
         for name in GROWS:
@@ -176,7 +188,7 @@ def begin(
             grouping = asdict(parts.grouping) | {"remark": parts.grouping.remark}
             ungrouped = {"grouping": asdict(Grouping()) | {"copies": parts.grouping.copies, "remark": ""}}
             now = {"kind": kind, **settings, "classes": list(parts.classes), "sizes": sizes, "grouping": grouping}
-            open_study(out, now, usual | ungrouped)
+            open_study(out, now, usual | ungrouped, study.recipe)
             shown = show(parts.test, parts.classes, study.preprocess, out)
     return opened(study, parts, prepare, shown)
 
@@ -254,6 +266,23 @@ class Attempts:
                     write_text(path, record)
 
         return attempted
+
+
+def is_done(folder: Path, test: str, recipe: Recipe, fabric: Fabric, stage: Path | None = None) -> bool:
+    """Returns whether the training in a folder has all its epochs and is tested; `test` is the file written last.
+
+    Where more epochs are asked for than were tested, the test goes, for it is of other weights. `stage`: the folder of
+    the stage that the recipe is of; what was trained after it goes, too.
+    """
+    with first(fabric) as mine:
+        if mine and (folder / test).is_file():
+            rows = read_epochs((stage or folder) / EPOCHS)
+            if len(rows) < recipe.epochs and not recipe.stopped(rows):
+                (folder / test).unlink()
+                rmtree(folder / "test", ignore_errors=True)
+                if stage not in (None, folder):
+                    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return bool(fabric.broadcast((folder / test).is_file()))
 
 
 def diverged_in(folder: Path) -> int | None:

@@ -28,6 +28,7 @@ from konkyo.studies.base import (
     alone,
     begin,
     classification_scores,
+    is_done,
     opened,
     usual_preprocess,
     walk,
@@ -297,7 +298,7 @@ def _run(
     tell: Callable[[str], None],
     progress: Progress,
 ) -> None:
-    if fabric.broadcast((folder / "test" / "consistency.json").is_file()):  # written last
+    if is_done(folder, "test/consistency.json", study.recipe, fabric):
         return
     seed, classes = key.drawn, data.parts.classes
     recipe, plan = replace(study.recipe, seed=seed), study.plan(key.level, key.strength, seed, classes)

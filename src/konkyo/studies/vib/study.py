@@ -45,6 +45,7 @@ from konkyo.studies.base import (
     batches,
     begin,
     classification_scores,
+    is_done,
     usual_preprocess,
     walk,
     write_maps,
@@ -303,7 +304,8 @@ def _run(
     fabric: Fabric,
     progress: Progress,
 ) -> None:
-    if fabric.broadcast((folder / "test.json").is_file()):
+    first_stage = folder / "first" if of.kind == "recam" else folder
+    if is_done(folder, "test.json", study.recipe, fabric, first_stage):
         return
     recipe, plan = replace(study.recipe, seed=seed), study.plan(of, seed, data.parts.classes)
     network = study.begun(plan, seed)
