@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -273,6 +274,22 @@ def test_an_interrupted_study_ends_with_the_same_bits(small: Path, tmp_path: Pat
         train_gaze(SMALL, tmp_path, fabric=FABRIC, progress=stop)
     train_gaze(SMALL, tmp_path, fabric=FABRIC)
     assert same(files(tmp_path), files(small))
+
+
+def test_more_epochs_make_the_longer_study(small: Path, tmp_path: Path) -> None:
+    """Trained for two epochs, then for three: the bits of three at once, and a test of these weights."""
+    longer = replace(SMALL, recipe=replace(SMALL.recipe, epochs=3))
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    shutil.copytree(small, grown)
+    train_gaze(longer, grown, fabric=FABRIC)
+    train_gaze(longer, whole, fabric=FABRIC)
+    assert same(files(grown), files(whole))
+    with pytest.raises(KonkyoError, match="recipe.epochs"):
+        train_gaze(SMALL, grown, fabric=FABRIC)
+    fixed = replace(SMALL, recipe=replace(SMALL.recipe, schedule="cosine"))
+    train_gaze(fixed, tmp_path / "cosine", fabric=FABRIC)
+    with pytest.raises(KonkyoError, match="every rate depends on the number of epochs"):
+        train_gaze(replace(fixed, recipe=replace(fixed.recipe, epochs=3)), tmp_path / "cosine", fabric=FABRIC)
 
 
 def test_a_study_that_is_stopped_while_it_saves(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -439,6 +439,17 @@ def test_a_study_grows(tmp_path: Path) -> None:
         train_vib(replace(study, size=32), tmp_path / "to", fabric=FABRIC)
 
 
+def test_more_epochs_make_the_longer_study(tmp_path: Path) -> None:
+    """ReCAM's second stage begins anew after the longer first one."""
+    study = small(tmp_path, models=("plain", "recam"))
+    study = replace(study, recipe=replace(study.recipe, schedule="constant"))
+    longer = replace(study, recipe=replace(study.recipe, epochs=study.recipe.epochs + 1))
+    train_vib(study, tmp_path / "grown", fabric=FABRIC)
+    train_vib(longer, tmp_path / "grown", fabric=FABRIC)
+    train_vib(longer, tmp_path / "whole", fabric=FABRIC)
+    assert same(files(tmp_path / "grown"), files(tmp_path / "whole"))
+
+
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
