@@ -178,7 +178,7 @@ def test_gradients_reach_the_weights() -> None:
     network = small()
     first = network[0]
     assert isinstance(first, nn.Conv2d)
-    weight = first.weight.detach().clone()
+    weight, bias = first.weight.detach().clone(), first.bias
 
     class Given(nn.Module):
         def __init__(self, weight: Tensor) -> None:
@@ -186,7 +186,7 @@ def test_gradients_reach_the_weights() -> None:
             self.rest, self.given = network[1:], (weight,)
 
         def forward(self, x: Tensor) -> Tensor:
-            scores: Tensor = self.rest(functional.conv2d(x, self.given[0], first.bias))
+            scores: Tensor = self.rest(functional.conv2d(x, self.given[0], bias))
             return scores
 
     checked(lambda at: cdep(Given(at), images, masks), weight)

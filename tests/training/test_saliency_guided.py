@@ -79,9 +79,10 @@ def test_nothing_redrawn_costs_nothing() -> None:
 def test_one_logit_has_two_classes() -> None:
     model, (images, _) = network(1), batch()
     labels = torch.tensor([1, 0, 1])
-    two = nn.Sequential(model, nn.Linear(1, 2, bias=False).double())
+    last = nn.Linear(1, 2, bias=False).double()
     with torch.no_grad():
-        two[1].weight.copy_(torch.tensor([[-1.0], [1.0]]))
+        last.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+    two = nn.Sequential(model, last)
     found = saliency_guided(model, images, labels, model(images), torch.Generator().manual_seed(0))
     same = saliency_guided(two, images, labels, two(images), torch.Generator().manual_seed(0))
     assert found.item() == pytest.approx(same.item(), rel=1e-9)
