@@ -284,7 +284,7 @@ def test_more_epochs_make_the_longer_study(small: Path, tmp_path: Path) -> None:
     train_gaze(longer, grown, fabric=FABRIC)
     train_gaze(longer, whole, fabric=FABRIC)
     assert same(files(grown), files(whole))
-    with pytest.raises(KonkyoError, match="recipe.epochs"):
+    with pytest.raises(KonkyoError, match=r"recipe\.epochs"):
         train_gaze(SMALL, grown, fabric=FABRIC)
     fixed = replace(SMALL, recipe=replace(SMALL.recipe, schedule="cosine"))
     train_gaze(fixed, tmp_path / "cosine", fabric=FABRIC)
