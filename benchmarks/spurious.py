@@ -349,7 +349,7 @@ def table(data: str, seeds: int, size: Size, work: Path) -> str:
                 ("marks drawn", "other"),
             )
         ]
-        cells = (f"{p.mean:+.1f} [{p.low:+.1f}, {p.high:+.1f}]" for p in pairs)
+        cells = ("{:+.1f} [{:+.1f}, {:+.1f}]".format(p.mean, *ends(p)) for p in pairs)
         lines.append(f"| {arm} | {' | '.join(cells)} | {verdict(pairs[1], pairs[3])} |")
     return "\n".join(lines)
 
@@ -370,9 +370,16 @@ def verdict(gain: Estimate, missing: Estimate) -> str:
     yes: above cross entropy, and at most 5 points below a network for which marks told nothing. partly: above cross
     entropy. no: not above, and the interval ends below 10 points. Else it cannot be told.
     """
-    if gain.low > 0:
+    low, high = ends(gain)
+    if low > 0:
         return "yes" if missing.mean > -5 else "partly"
-    return "no" if gain.high < 10 else "cannot be told"
+    return "no" if high < 10 else "cannot be told"
+
+
+def ends(difference: Estimate) -> tuple[float, float]:
+    """Returns the interval; of differences that are all alike, as of two networks that always follow the mark, it is
+    their value."""
+    return (difference.mean, difference.mean) if difference.sd == 0 else (difference.low, difference.high)
 
 
 def sheet(data: str, size: Size, work: Path, file: Path) -> None:

@@ -72,3 +72,5 @@ def test_the_verdict_needs_an_interval() -> None:
     assert verdict(Estimate(5, 60, 3, 50, 70), far) == "partly"
     assert verdict(Estimate(5, 1, 3, -2, 4), far) == "no"
     assert verdict(Estimate(5, 20, 30, -10, 50), far) == "cannot be told"
+    assert verdict(Estimate.of([0.0] * 5), far) == "no"
+    assert verdict(Estimate.of([0.0]), far) == "cannot be told"
