@@ -63,9 +63,10 @@ class PartOptions:
         Path | None, typer.Option(help="A csv file with the columns name and group, as of patients: none is divided.")
     ] = None
 
-    def settings(self) -> dict[str, str]:
-        """As of a study."""
-        return {"copies": self.copies, "groups": "" if self.groups is None else str(self.groups)}
+    @property
+    def table(self) -> str:
+        """The file of groups, as of a study; "" where none is given."""
+        return "" if self.groups is None else str(self.groups)
 
 
 @train.command()
@@ -131,7 +132,8 @@ def gaze(
         augment=not synthetic if augment is None else augment,
         grid=grid,
         limit=limit,
-        **part_options.settings(),
+        copies=part_options.copies,
+        groups=part_options.table,
         recipe=Recipe(epochs, batch, (1e-3 if synthetic else 1e-4) if rate is None else rate, workers=machine.workers),
     )
     fabric = machine.fabric()
@@ -202,7 +204,8 @@ def vib(
         second=second,
         second_rate=second_rate,
         limit=limit,
-        **part_options.settings(),
+        copies=part_options.copies,
+        groups=part_options.table,
         recipe=Recipe(
             epochs,
             batch,
