@@ -46,7 +46,13 @@ class GazeTrainer(Trainer):
         torch.save(self.gaze.state_dict(), folder / "gaze.pt")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        """Loads the network, and its running maps.
+
+        By `from_pretrained`, for a checkpoint of a vision transformer bears the names of older versions, which the
+        Trainer's own way does not know (transformers 5.24): it would leave the network as it was, with a warning.
+        """
+        network = model if model is not None else self.model
+        network.load_state_dict(type(network).from_pretrained(resume_from_checkpoint).state_dict())
         self.gaze.load_state_dict(torch.load(Path(resume_from_checkpoint) / "gaze.pt", weights_only=True))
 
 

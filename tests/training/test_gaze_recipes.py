@@ -64,7 +64,16 @@ def test_the_trainer_of_transformers(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert len(evaluated) == 2
     seen = begun.gaze.state_dict()
     assert seen["seen"].any()
-    loaded = []
+    begun.model.requires_grad_(False)
+    weights = {name: value.clone() for name, value in begun.model.state_dict().items()}
+    networks, loaded = [], []
+    resume = recipe.GazeTrainer._load_from_checkpoint
+
+    def resumed(self: object, folder: str, model: torch.nn.Module | None = None) -> None:
+        resume(self, folder, model)
+        networks.append({name: value.clone() for name, value in self.model.state_dict().items()})  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(recipe.GazeTrainer, "_load_from_checkpoint", resumed)
     load = recipe.ConsistencyLoss.load_state_dict
 
     def noted(self: torch.nn.Module, state: dict[str, torch.Tensor]) -> object:
@@ -74,5 +83,6 @@ def test_the_trainer_of_transformers(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(recipe.ConsistencyLoss, "load_state_dict", noted)
     gone_on = recipe.main([*SMALL, "--epochs", "3", "--out", str(tmp_path)])
     assert gone_on.state.global_step == begun.state.global_step * 3 // 2
+    assert all(torch.equal(value, weights[name]) for name, value in networks[0].items())
     assert torch.equal(loaded[0]["means"], seen["means"].cpu())
     assert len([line for line in gone_on.state.log_history if "eval_loss" in line]) == 3
