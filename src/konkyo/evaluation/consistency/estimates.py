@@ -112,7 +112,7 @@ def _mean_distances(maps: Tensor, weights: Tensor, kind: Distance) -> Tensor:
     if kind == "js":
         return _mean_divergences(flat, means, weights)
     rows = max(1, _CHUNK // len(flat))
-    parts = zip(means.split(rows), weights.split(rows), strict=True)
+    parts = zip(torch.split(means, rows), torch.split(weights, rows), strict=True)
     if kind == "mse":
         return torch.cat([(w * _square_distances(m, flat)).sum(1) for m, w in parts]) / flat.shape[1]
     if kind == "l2_over_hw":
@@ -148,7 +148,7 @@ def _mean_divergences(flat: Tensor, means: Tensor, weights: Tensor) -> Tensor:
     rows = max(1, _CHUNK // flat.numel())
     mixed = [
         (w[:, :, None] * _summands((m[:, None] + one) / 2)).sum((1, 2))
-        for m, w in zip(other.split(rows), weights.split(rows), strict=True)
+        for m, w in zip(torch.split(other, rows), torch.split(weights, rows), strict=True)
     ]
     return (torch.cat(mixed) - (weights @ own + of_mean) / 2).clamp_min(0)
 
