@@ -78,21 +78,18 @@ class Recipe:
     """Where its numbers go beside epochs.csv: "tensorboard", "wandb" or "mlflow"."""
 
     def __post_init__(self) -> None:
-        counts = min(self.epochs, self.batch, self.accumulate, self.per_class) >= 1
-        known = min(self.workers, self.seed, self.warmup) >= 0 and (self.patience is None or self.patience >= 1)
-        if not (
-            counts
-            and known
-            and 0 < self.learning_rate < math.inf
-            and 0 <= self.weight_decay < math.inf
-            and 0 <= self.momentum < 1
-            and 0 <= self.ema < 1
-            and (self.clip is None or 0 < self.clip < math.inf)
+        for name, good, what in (
+            *((name, getattr(self, name) >= 1, "1 or more") for name in ("epochs", "batch", "accumulate", "per_class")),
+            *((name, getattr(self, name) >= 0, "0 or more") for name in ("workers", "seed", "warmup")),
+            ("patience", self.patience is None or self.patience >= 1, "1 or more, or none"),
+            ("learning_rate", 0 < self.learning_rate < math.inf, "a number above 0"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
+            ("momentum", 0 <= self.momentum < 1, "from 0 to less than 1"),
+            ("ema", 0 <= self.ema < 1, "from 0 to less than 1"),
+            ("clip", self.clip is None or 0 < self.clip < math.inf, "a number above 0, or none"),
         ):
-            raise KonkyoError(
-                "a recipe has one epoch, one image a batch, one batch a step, a positive rate and clip, and momentum "
-                f"and ema below 1; got {self}"
-            )
+            if not good:
+                raise KonkyoError(f"{name.replace('_', ' ')}: {what} was expected; got {getattr(self, name)}")
         offers = {"optimiser": Optimisers, "schedule": Schedules, "class_weights": ClassWeights}
         for name, offer in {**offers, "sampling": Sampling, "keep": Keep}.items():
             if getattr(self, name) not in get_args(offer):
