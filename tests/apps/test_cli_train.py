@@ -115,6 +115,7 @@ def test_help(run: Run) -> None:
         (("--lambdas", "0,x"), ("--lambdas", "'0,x'")),
         (("--lambdas", ""), ("at least were expected",)),
         (("--lambdas", "nan"), ("finite weight",)),
+        (("--lambdas", "1..1e999"), ("--lambdas", "1..1e999")),
         (("--lambdas", "0,3,3"), ("came twice",)),
         (("--seeds", "0"), ("at least were expected",)),
         (("--seeds", ""), ("--seeds",)),

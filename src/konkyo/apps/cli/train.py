@@ -309,7 +309,7 @@ def _numbers(option: str, text: str) -> list[float]:
     """Numbers separated by commas, of which 1..5 are five, and 1e-3..1 the powers of ten from one to the other."""
     try:
         return [number for part in text.split(",") if part.strip() for number in _range(part.strip())]
-    except ValueError:
+    except (ValueError, OverflowError):
         raise KonkyoError(f"{option}: numbers separated by commas were expected; got {text!r}") from None
 
 
