@@ -75,6 +75,9 @@ def test_the_same_command_again_and_another(run: Run) -> None:
     assert {p: p.stat().st_mtime_ns for p in Path("to/level-1").rglob("*")} == kept
     assert sorted(p.name for p in Path("to/level-1/lambda_3").iterdir()) == ["seed_4"]
     told(run(*asked, "--seeds", "4,", "--distance", "cosine"), "other distance", "choose another folder")
+    assert run(*asked, "--seeds", "4,", "--epochs", 3).code == 0  # --start and --end stay those of two epochs
+    assert len(read_epochs(Path("to/level-1/lambda_3/seed_4/epochs.csv"))) == 3
+    told(run(*asked, "--seeds", "4,", "--epochs", 3, "--end", 3), "other end", "choose another folder")
 
 
 def test_a_folder_of_photos(run: Run) -> None:

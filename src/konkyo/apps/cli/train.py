@@ -16,6 +16,7 @@ from konkyo.apps.cli.evaluate import split
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.terminal import Bar, err, out, progress_bar
 from konkyo.errors import KonkyoError
+from konkyo.utils.files import read_json
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -170,8 +171,7 @@ def gaze(
 
     synthetic = data.partition(":")[0] == "lesions"
     recipe = training.recipe(Recipe(learning_rate=1e-3 if synthetic else 1e-4))
-    end = min(10, recipe.epochs) if end is None else end
-    start = min(2, end - 1) if start is None else start
+    start, end = _schedule(start, end, recipe.epochs, to)
     study = GazeStudy(
         data,
         _whole("--level", level),
@@ -290,6 +290,16 @@ def _left_out(diverged: list[str]) -> None:
 def _tell(sentence: str) -> None:
     """Says at once, on standard error, what a training is found to be."""
     err.print(f"[bold]{escape(sentence)}[/]", soft_wrap=True, highlight=False)
+
+
+def _schedule(start: int | None, end: int | None, epochs: int, to: Path) -> tuple[int, int]:
+    """Returns the first and the last epoch of the growing weight: as given, as of the study that goes on, or usual."""
+    path = to / "study.json"
+    earlier = read_json(path) if path.is_file() else {}
+    if isinstance(earlier, dict) and earlier.get("kind") == "gaze":
+        start, end = earlier.get("start") if start is None else start, earlier.get("end") if end is None else end
+    end = min(10, epochs) if end is None else end
+    return min(2, end - 1) if start is None else start, end
 
 
 def seeds_of(text: str, option: str = "--seeds") -> tuple[int, ...]:
