@@ -29,7 +29,7 @@ class ClassBalancedSampler(Sampler[list[int]]):
         values = torch.as_tensor(labels)
         if values.ndim != 1 or values.is_floating_point():
             raise KonkyoError(f"labels are class indices (N,); got {tuple(values.shape)} {values.dtype}")
-        present = [int(c) for c in values.unique()]
+        present = sorted(set(values.tolist()))
         if not 1 <= classes <= len(present) or images < 1:
             raise KonkyoError(
                 f"1 to {len(present)} classes of a batch, and 1 image of each or more, were expected; got {classes} "
