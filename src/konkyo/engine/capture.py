@@ -92,7 +92,7 @@ class Forward(NamedTuple):
     tensors: list[Tensor]
     """What the layer put out: one tensor, or all levels of a pyramid."""
     output: Any
-    """What the network put out."""
+    """What the network put out; None of a compiled one."""
     graph: bool
     """Whether gradients were enabled."""
 
@@ -148,15 +148,18 @@ class Watch:
         return exchanged(output, tensors, [t.clone() for t in views])
 
     def _finish(self, _root: nn.Module, _args: Any, output: Any) -> None:
-        """Ends the record. After an error of the network there is no output, and no record."""
-        if not self._open:
+        """Ends the record. After an error of the network there is no output, and no record.
+
+        The output of a compiled network is not kept: to hold it would be an input of another graph.
+        """
+        if torch.compiler.is_compiling():
+            if self._open and self._arguments and not self._outputs:
+                self._outputs.append(None)
             return
-        if not torch.compiler.is_compiling():
+        if self._open:
             self._kernels.close()
-            if output is None or session_of(self._root) is not None:
-                return
-        if self._arguments and not self._outputs:
-            self._outputs.append(output)
+            if self._arguments and not self._outputs and output is not None and session_of(self._root) is None:
+                self._outputs.append(output)
 
     def _clear(self) -> None:
         for stored in (self._arguments, self._calls, self._outputs, self._copies):

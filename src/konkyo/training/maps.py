@@ -227,9 +227,12 @@ def _check_pair(logits: Tensor, output: Any, raw: Tensor) -> None:
     """Raises KonkyoError where logits are of another forward than the output: where neither memory, graph nor values
     tell that they come from it.
 
-    Logits of the output's memory or graph are found at once; only others are compared, which waits for the device.
+    Logits of the output's memory or graph are found at once; only others are compared, which waits for the device. Of
+    a compiled network there is no output to compare with.
     """
     tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if not tensors:
+        return
     own = next((t for t in tensors if t.data_ptr() == logits.data_ptr() and t.numel() >= logits.numel()), None)
     if own is None:
         nodes = {t.grad_fn for t in tensors if t.grad_fn is not None}
