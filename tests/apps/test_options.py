@@ -84,7 +84,7 @@ def test_an_option_is_declared_once() -> None:
         "steps",
         "size",
         "augment",
-        "rate",
+        "backbone",
     }  # each means another thing
     declared: dict[str, int] = {}
     for path in sorted(Path(options.__file__).parent.glob("*.py")):

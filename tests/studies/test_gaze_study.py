@@ -244,7 +244,7 @@ def test_more_seeds_and_weights_go_on(study: Path, small: Path, tmp_path: Path) 
         ({"start": 0}, "start"),
         ({"augment": False}, "augment"),
         ({"split_seed": 1}, "split_seed"),
-        ({"recipe": Recipe(3, 16, 1e-2)}, r"recipe\.epochs"),
+        ({"recipe": Recipe(2, 16, 1e-2, weight_decay=0.1)}, r"recipe\.weight_decay"),
     ],
     ids=str,
 )

@@ -67,7 +67,7 @@ def open_study(
             if not why and was.get("epochs", 0) < recipe.epochs:
                 earlier["recipe"] = now["recipe"]
         differ = differences(earlier, now, GROWS)
-        if why and differ and all(name.startswith("recipe.") for name in differ):
+        if why and [name.split(" ")[0] for name in differ] == ["recipe.epochs"]:
             raise KonkyoError(f"{folder} {why}")
         if differ:
             raise KonkyoError(f"{folder} is of a study with other {', '.join(differ)}; choose another folder")

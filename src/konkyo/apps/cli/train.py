@@ -31,6 +31,7 @@ def _train() -> None:
     """Train networks to look at the right place."""
 
 
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Start from the backbone's own weights.")]
 Pictures = Annotated[int | None, typer.Option(min=1, help="So many pictures of the data, drawn by seed 0; all.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Try again what diverged before.")]
 Seeds = Annotated[str, typer.Option(help="So many seeds, from 0; or the seeds themselves, as in 7,8,9 or (one) 7,.")]
@@ -122,7 +123,7 @@ def gaze(
         str | None,
         typer.Option(help="Another network in their place, as --model of `konkyo explain`, or FILE.py:NAME."),
     ] = None,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the backbone's own weights.")] = False,
+    pretrained: Pretrained = False,
     layer: Annotated[str | None, typer.Option(help="Whose maps are trained and measured; default: the last.")] = None,
     method: Annotated[str, typer.Option(help="Of these maps; any that the loss can differentiate.")] = "grad_cam",
     lambdas: Annotated[
@@ -231,7 +232,7 @@ def vib(
     second_rate: Annotated[float, typer.Option(help="Of its second classifier; the rest has a tenth.")] = 5e-4,
     second_batch: Annotated[int, typer.Option(min=1, help="Images a step, there.")] = 16,
     second_optimiser: Annotated[str, typer.Option(help="sgd or adam, there.")] = "sgd",
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Start from the backbone's own weights.")] = False,
+    pretrained: Pretrained = False,
     size: Annotated[int | None, typer.Option(min=16, help="Side of the images; 224, of scenes 128.")] = None,
     augment: Annotated[bool, typer.Option(help="Mirror and crop at random.")] = True,
     limit: Pictures = None,
