@@ -331,6 +331,15 @@ def test_networks_of_a_seed_begin_alike_and_meet_the_same_images(
     assert not same(seen["plain/seed_0"], seen["plain/seed_1"])
 
 
+def test_the_second_stage_does_not_wait_for_the_first_ones_warm_up_or_patience(tmp_path: Path) -> None:
+    """With the warm-up of the first, its few epochs would never reach its rate."""
+    recipe = Recipe(20, 8, warmup=10, patience=1, keep="best", clip=1.0)
+    second = small(tmp_path, recipe=recipe).second_recipe(3)
+    assert [second.warmed(1, step, 4) for step in range(4)] == [1.0] * 4
+    assert not second.stopped([{"valid_loss": loss} for loss in (1.0, 2.0, 3.0)])
+    assert (second.epochs, second.keep, second.clip, second.seed) == (2, "last", 1.0, 3)
+
+
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 def test_the_stages_of_recam(tmp_path: Path, optimiser: Any) -> None:
     """The first leaves w' as it was drawn; in the second it learns ten times as fast as the rest."""

@@ -222,6 +222,39 @@ def test_what_has_no_rule_says_so(layer: nn.Module, words: str) -> None:
         contextual_decomposition(network.double(), images, masks)
 
 
+class Said(nn.Module):
+    """A network of one function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("function", [lambda x: x**2, lambda x: x @ x.mT, lambda x: x * (x > 0), lambda x: 1 / x])
+def test_operators_without_a_rule_say_so(function: Callable[[Tensor], Tensor]) -> None:
+    images, masks = batch()
+    with pytest.raises(konkyo.NotApplicable, match="no rule for"):
+        contextual_decomposition(Said(function), images, masks)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: x - 0.5, lambda x: 0.5 - x, lambda x: -x, lambda x: x - x.relu(), lambda x: x[: len(x)]]
+)
+def test_differences_keep_the_sum(function: Callable[[Tensor], Tensor]) -> None:
+    images, masks = batch()
+    found = contextual_decomposition(Said(function), images, masks)
+    torch.testing.assert_close(found.beta + found.gamma, function(images))
+
+
+def test_a_difference_of_branches_is_that_of_each_part() -> None:
+    images, masks = batch()
+    found = contextual_decomposition(Said(lambda x: x - 3 * x), images, masks)
+    torch.testing.assert_close(found.beta, -2 * images * masks[:, None])
+
+
 class Twice(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

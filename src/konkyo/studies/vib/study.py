@@ -186,7 +186,7 @@ class VIBStudy:
         return replace(NOISES[name], offset=self.offset)
 
     def second_recipe(self, seed: int) -> Recipe:
-        """Returns how ReCAM's second stage is trained."""
+        """Returns how ReCAM's second stage is trained: all of its few epochs, without a warm-up of the first stage."""
         return replace(
             self.recipe,
             epochs=self.second,
@@ -195,6 +195,9 @@ class VIBStudy:
             optimiser=self.second_optimiser,
             momentum=0.0,
             schedule="poly",
+            warmup=0,
+            keep="last",
+            patience=None,
             seed=seed,
         )
 

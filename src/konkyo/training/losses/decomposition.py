@@ -123,11 +123,29 @@ class _Parts:
 
     __rmul__ = __mul__
 
+    def __neg__(self) -> Any:
+        return self * -1
+
+    def __sub__(self, other: Any) -> Any:
+        return self + -other
+
+    def __rsub__(self, other: Any) -> Any:
+        return -self + other
+
+    def __len__(self) -> int:
+        return len(self.beta)
+
     def __truediv__(self, divisor: Any) -> Any:
         return _run(torch.div, (self, divisor), {})
 
     def __getitem__(self, index: Any) -> Any:
         return _run(Tensor.__getitem__, (self, index), {})
+
+    def _unruly(self, _other: Any) -> Any:
+        """Refuses an operator that no rule is for."""
+        raise _without_rule("this operator (a power, a comparison, a product of matrices)")
+
+    __pow__ = __rpow__ = __matmul__ = __rtruediv__ = __gt__ = __ge__ = __lt__ = __le__ = _unruly
 
     def become(self, other: _Parts) -> _Parts:
         """Takes the other's values: what an operation in place does to a tensor."""
