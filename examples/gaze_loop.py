@@ -33,8 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, float]]:
     size = (options.size, options.size)
     parts, prepare = splits(options.data), Preprocess(size, None, (0.5,), (0.5,))
     data, valid = (Examples(part, prepare, parts.classes) for part in (parts.train, parts.validation))
-    labels = [parts.classes.index(str(sample.label)) for sample in parts.train]
-    sampler = ClassBalancedSampler(labels, classes=len(parts.classes), images=8)
+    sampler = ClassBalancedSampler(data.labels, classes=len(parts.classes), images=8)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = gaze_network(2, classes=len(parts.classes)).to(device)

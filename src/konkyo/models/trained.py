@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,13 @@ class Plan:
             raise KonkyoError(f"architecture {self.architecture!r}: {error}") from error
 
 
-def initialised(plan: Plan, seed: int) -> nn.Module:
-    """Returns the network with the weights that a seed draws; the global random state stays as it is."""
+def initialised(plan: Plan, seed: int, *, pretrained: bool = False) -> nn.Module:
+    """Returns the network with the weights that a seed draws, or with its backbone's own where `pretrained`.
+
+    The global random state stays as it is.
+    """
+    if pretrained:
+        plan = replace(plan, arguments={**plan.arguments, "weights": "default"})
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
         return plan.build()

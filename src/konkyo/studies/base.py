@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -305,6 +306,17 @@ def usual_preprocess(backbone: str, size: int | None) -> Preprocess:
         own = load(backbone, weights="default" if ".py:" in backbone else None).preprocess
     usual = Preprocess() if own is None else own
     return usual if size is None else Preprocess(size, size, usual.mean, usual.std)
+
+
+def finite_scores(network: nn.Module, data: StudyData, fabric: Fabric, weight: str) -> Numbers:
+    """Returns `classification_scores` in validation, by all processes; `weight`: what may be lowered beside the rate.
+
+    Diverged: the network's outputs are no finite numbers.
+    """
+    scores = classification_scores(network, data.validation, fabric.device, fabric)
+    if not math.isfinite(scores["loss"]):
+        raise Diverged(f"the loss in validation is {scores['loss']}: lower the rate, or {weight}")
+    return scores
 
 
 @torch.no_grad()

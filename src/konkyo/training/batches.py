@@ -12,6 +12,7 @@ from torch import Tensor
 from konkyo.errors import KonkyoError
 from konkyo.training.recipe import Recipe
 from konkyo.training.sampling import balanced
+from konkyo.utils.seeds import mixed
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -109,14 +110,6 @@ class Batches:
     def close(self) -> None:
         """Ends the processes that read."""
         self._loader = None
-
-
-def mixed(*numbers: int) -> int:
-    """Returns a seed that several numbers make."""
-    found = 0
-    for number in numbers:
-        found = (found * 1_000_003 + number) % (1 << 63)
-    return found
 
 
 class _Current(torch.utils.data.Sampler[list[Any]]):

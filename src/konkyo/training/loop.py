@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from konkyo.errors import Diverged, KonkyoError
-from konkyo.training.batches import Batches, Labelled, mixed
+from konkyo.training.batches import Batches, Labelled
 from konkyo.training.checkpoint import CHECKPOINT, State, weights
 from konkyo.training.devices import first, over_processes, together
 from konkyo.training.recipe import Numbers, Recipe
 from konkyo.training.trackers import Tracker, tracker_of
 from konkyo.utils.files import csv_of, write_text
 from konkyo.utils.progress import Progress
+from konkyo.utils.seeds import mixed
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

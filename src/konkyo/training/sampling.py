@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from konkyo.errors import KonkyoError
+from konkyo.utils.seeds import mixed
 
 
 class ClassBalancedSampler(Sampler[list[int]]):
@@ -46,7 +47,7 @@ class ClassBalancedSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        draw = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % (1 << 63))
+        draw = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
         self.epoch += 1
         return iter(balanced(self._labels, [self.images] * self.classes, self._length, draw))
 

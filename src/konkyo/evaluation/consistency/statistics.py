@@ -24,6 +24,7 @@ from konkyo.metrics.distances import (
     shuffled_within,
     within_total,
 )
+from konkyo.metrics.variants import seeded
 from konkyo.utils.tensors import min_max
 
 ExplainedClass: TypeAlias = Literal["label", "decision"]
@@ -267,10 +268,6 @@ def _mean(values: Tensor) -> float:
 # --- intervals and baselines ------------------------------------------------------------------------------------------
 
 
-def _generator(seed: int, use: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed * 0x9E3779B1 + use) % 2**63)
-
-
 _Ends: TypeAlias = tuple[float, float]
 _UNKNOWN: _Ends = (math.nan, math.nan)
 
@@ -299,7 +296,7 @@ def _intervals(
     """Returns the intervals of L, W and W / T; `corrected` (n,) distances, `variances` W and T of the maps."""
     if not resamples or not len(maps):
         return _Intervals([_UNKNOWN] * classes)
-    drawn = resampled(maps, of, classes, distance, resamples, _generator(seed, 0))
+    drawn = resampled(maps, of, classes, distance, resamples, seeded(seed, 0))
     counts, values = torch.bincount(of, minlength=classes).tolist(), _class_values(corrected, of, classes).tolist()
     of_class = [interval(values[i], drawn.of_class[:, i], counts[i]) for i in range(classes)]
     images, kinds = len(maps), sum(count > 0 for count in counts)
@@ -319,7 +316,7 @@ def _variances(maps: Tensor, of: Tensor, permutations: int, seed: int) -> tuple[
     NaN stands for what is not known.
     """
     within, total = (float(v) for v in within_total(maps, of)) if len(maps) else (math.nan, math.nan)
-    permuted = shuffled_within(maps, of, permutations if len(maps) else 0, _generator(seed, 1))
+    permuted = shuffled_within(maps, of, permutations if len(maps) else 0, seeded(seed, 1))
     shuffled = _mean(permuted) / total if total > 0 else math.nan
     smaller = (permuted <= within * (1 + 1e-9)).sum()
     return within, total, shuffled, float((1 + smaller) / (1 + len(permuted))) if len(permuted) else math.nan
@@ -331,7 +328,7 @@ def _baselines(
     """L of the same maps around other maps than the mean of their class."""
     if not len(maps):
         return {}
-    baselines, generator = dict[str, Baseline](), _generator(seed, 2)
+    baselines, generator = dict[str, Baseline](), seeded(seed, 2)
     if times := min(permutations, _SHUFFLES):
         orders = (torch.randperm(len(of), generator=generator) for _ in range(times))
         values = [_mean(corrected_distances(maps, of[order], classes, distance)) for order in orders]

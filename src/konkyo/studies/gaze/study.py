@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from konkyo.data.splits import Splits, splits
-from konkyo.errors import Diverged, KonkyoError, KonkyoWarning, unknown
+from konkyo.errors import KonkyoError, KonkyoWarning, unknown
 from konkyo.evaluation.consistency import consistency
 from konkyo.explanation.explain import explain
 from konkyo.metrics.distances import Distance
@@ -27,7 +26,7 @@ from konkyo.studies.base import (
     StudyData,
     alone,
     begin,
-    classification_scores,
+    finite_scores,
     is_done,
     opened,
     usual_preprocess,
@@ -41,6 +40,7 @@ from konkyo.training.losses.consistency import Aim, ConsistencyLoss, LambdaSched
 from konkyo.training.maps import Mode, View
 from konkyo.training.recipe import Numbers, Recipe
 from konkyo.utils.progress import Progress, StageProgress
+from konkyo.utils.seeds import mixed
 from konkyo.utils.tensors import cross_entropy
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Key:
     @property
     def drawn(self) -> int:
         """Returns the seed that it draws from: another one in every split, so that splits have nothing in common."""
-        return self.split * 1_000_003 + self.seed
+        return mixed(self.split, self.seed)
 
 
 @dataclass(frozen=True)
@@ -214,8 +214,7 @@ class GazeStudy:
 
     def begun(self, plan: Plan, seed: int) -> nn.Module:
         """Returns the network before its training; all of a seed begin with the same weights."""
-        weights = {"weights": "default"} if self.pretrained else {}
-        return initialised(replace(plan, arguments={**plan.arguments, **weights}), seed)
+        return initialised(plan, seed, pretrained=self.pretrained)
 
 
 class GazeObjective(nn.Module):
@@ -307,7 +306,7 @@ def _run(
     schedule = LambdaSchedule(key.strength, study.start, study.end)
 
     def judge(network: nn.Module, _epoch: int) -> Numbers:
-        return judged(network, data.validation, study, classes, fabric)
+        return judged(network, data, study, fabric)
 
     def after(epoch: int, of: int | None) -> None:
         if fabric.is_global_zero and key.strength and epoch == study.start + 1:
@@ -352,22 +351,18 @@ def seldom_used(share: float, batch: int) -> str:
     )
 
 
-def judged(
-    network: nn.Module, batches: DataLoader[Any], study: GazeStudy, classes: tuple[str, ...], fabric: Fabric
-) -> Numbers:
+def judged(network: nn.Module, data: StudyData, study: GazeStudy, fabric: Fabric) -> Numbers:
     """Returns how a network decides and how consistent its maps are, as epochs.csv has it, in the first process.
 
     All processes call this: the decisions are of all of them, the maps of the first. Diverged: its outputs are no
     finite numbers.
     """
-    found = classification_scores(network, batches, fabric.device, fabric)
-    if not math.isfinite(found["loss"]):
-        raise Diverged(f"the loss in validation is {found['loss']}: lower the rate, or the weight of the loss on maps")
+    found = finite_scores(network, data, fabric, "the weight of the loss on maps")
     with first(fabric) as mine:
         if mine:
             how: dict[str, Any] = {"method": study.method, "layer": study.place, "grid": study.grid}
             how |= {"resamples": 0, "permutations": 0, "baselines": False}
-            measured = consistency(Model(network, classes=classes), batches, **how)
+            measured = consistency(Model(network, classes=data.parts.classes), data.validation, **how)
             found |= {
                 "L": measured.value,
                 "rms": measured.rms,

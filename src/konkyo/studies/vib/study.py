@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from konkyo.data.samples import Samples
 from konkyo.data.splits import Examples, splits
-from konkyo.errors import Diverged, KonkyoError, KonkyoWarning, unknown, warn
+from konkyo.errors import KonkyoError, KonkyoWarning, unknown, warn
 from konkyo.evaluation.consistency import consistency
 from konkyo.evaluation.evaluate import evaluate
 from konkyo.evaluation.result import Cell, Evaluation
@@ -45,6 +45,7 @@ from konkyo.studies.base import (
     batches,
     begin,
     classification_scores,
+    finite_scores,
     is_done,
     usual_preprocess,
     walk,
@@ -220,8 +221,7 @@ class VIBStudy:
 
     def begun(self, plan: Plan, seed: int) -> nn.Module:
         """The network before its training: the backbone, which is initialised first, is the same for all of a seed."""
-        weights = {"weights": "default"} if self.pretrained else {}
-        return initialised(replace(plan, arguments={**plan.arguments, **weights}), seed)
+        return initialised(plan, seed, pretrained=self.pretrained)
 
 
 class StepLoss(nn.Module):
@@ -340,9 +340,7 @@ def _judged(data: StudyData, fabric: Fabric, network: nn.Module, _epoch: int) ->
 
     Diverged: the network's outputs are no finite numbers.
     """
-    scores = classification_scores(network, data.validation, fabric.device, fabric)
-    if not math.isfinite(scores["loss"]):
-        raise Diverged(f"the loss in validation is {scores['loss']}: lower the rate, or beta")
+    scores = finite_scores(network, data, fabric, "beta")
     if not isinstance(network, ReCAM):
         return scores
 
