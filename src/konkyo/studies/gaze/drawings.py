@@ -357,8 +357,9 @@ def _legend(figure: Figure, colours: Mapping[float, Any], said: str, levels: Seq
         handles.append(
             Line2D([], [], color=_GREY, marker=marker, linestyle="", label=f"Level {level}" if level else "Backbone")
         )
+    columns = min(7, len(handles), int(figure.get_figwidth() / 1.3))  # inches of an entry, so that none is cut off
     legend = figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(7, len(handles)), fontsize=9, frameon=False, title=said
+        handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False, title=said
     )
     legend.get_title().set(fontsize=9, color=_GREY)
 
