@@ -59,8 +59,14 @@ def smooth(of: Tensor, generator: torch.Generator) -> Tensor:
     return min_max(surface + _bells(PLACES[of], torch.tensor(0.22))).double()
 
 
+def uneven(of: Tensor, generator: torch.Generator) -> Tensor:
+    """A spot near the place of the class; those of the first class lie four times as far from it as the others'."""
+    spread = torch.where(of == 0, 0.2, 0.05)[:, None]
+    return _spots(PLACES[of] + spread * torch.randn(len(of), 2, generator=generator), generator)
+
+
 MODELS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-    f.__name__: f for f in (blobs, modes, anywhere, sparse, smooth)
+    f.__name__: f for f in (blobs, modes, anywhere, sparse, smooth, uneven)
 }
 
 
@@ -75,16 +81,28 @@ def _bells(places: Tensor, width: Tensor) -> Tensor:
     return torch.exp(-square / (2 * width**2))
 
 
-def simulate(model: str, distance: Any, count: int, classes: int, trials: int) -> dict[str, float]:
-    """Returns means of estimates as shares of the population's numbers, and shares of intervals that hold these."""
-    generator = torch.Generator().manual_seed(count * 100 + classes)
+def simulate(model: str, distance: Any, sizes: tuple[int, ...], trials: int) -> dict[str, float]:
+    """Returns means of estimates as shares of the population's numbers, and shares of intervals that hold these.
+
+    `sizes`: how many maps a sample has of every class. The population's numbers weigh the classes as the sample does.
+    """
+    classes = len(sizes)
+    generator = torch.Generator().manual_seed(sizes[0] * 100 + classes)
     everything = torch.arange(classes).repeat_interleave(POPULATION)
     population = MODELS[model](everything, generator)
     means, _, _ = class_means(population, everything, classes)
-    true = float(distances(population, means[everything], distance).mean())
-    squares = (population - means[everything]).square().mean()
-    within, total = float(squares), float((population - population.mean(0)).square().mean())
-    of = torch.arange(classes).repeat_interleave(count)
+    counts = torch.tensor(sizes, dtype=torch.float64)
+    shares = counts / counts.sum()
+    centre = (shares[:, None, None] * means).sum(0)
+
+    def known(values: Tensor, weights: Tensor) -> float:
+        return float((values.view(classes, POPULATION).mean(1) * weights).sum())
+
+    true = known(distances(population, means[everything], distance), shares)
+    squares = (population - means[everything]).square().mean((1, 2))
+    within = known(squares, (counts - 1) / (counts.sum() - classes))
+    total = known((population - centre).square().mean((1, 2)), shares)
+    of = torch.arange(classes).repeat_interleave(torch.tensor(sizes))
     sums: dict[str, float] = {}
     for _ in range(trials):
         chosen = torch.randint(POPULATION, (len(of),), generator=generator) + POPULATION * of
@@ -98,19 +116,20 @@ def _trial(
     maps: Tensor, of: Tensor, classes: int, distance: Any, truth: tuple[float, float, float], generator: torch.Generator
 ) -> dict[str, float]:
     true, within, total = truth
-    count = len(of) // classes
     plain = distances(maps, class_means(maps, of, classes)[0][of], distance)
     value = float(corrected_distances(maps, of, classes, distance).mean())
-    found = [float(v) for v in within_total(maps, of)]
-    index = torch.randint(count, (RESAMPLES, classes, count), generator=generator)
-    fixed = plain.view(classes, count).expand(RESAMPLES, -1, -1).gather(2, index).mean((1, 2))
+    found, counts = [float(v) for v in within_total(maps, of)], torch.bincount(of)
+    fixed = maps.new_zeros(RESAMPLES)
+    for own in plain.split(counts.tolist()):
+        fixed += own[torch.randint(len(own), (RESAMPLES, len(own)), generator=generator)].sum(1) / len(of)
     old = fixed.quantile(torch.tensor([0.025, 0.975], dtype=fixed.dtype)).tolist()
     drawn = resampled(maps, of, classes, distance, RESAMPLES, generator)
-    low, high = interval(value, drawn.value, len(of), classes)
+    low, high = interval(value, drawn.value, drawn.of_class * counts, counts)
     hits = {"old": _holds(old, true), "L": _holds((low, high), true)}
-    hits["W"] = _holds(interval(found[0], drawn.within, len(of), classes), within)
+    hits["W"] = _holds(interval(found[0], drawn.within, drawn.of_within, counts), within)
     if classes > 1:
-        hits["W / T"] = _holds(interval(found[0] / found[1], drawn.ratio, len(of), classes), within / total)
+        ratio = interval(found[0] / found[1], drawn.ratio, drawn.of_within, counts)
+        hits["W / T"] = _holds(ratio, within / total)
     return {"plain": float(plain.mean()) / true, "corrected": value / true, "ends": math.log(high / low) / 2, **hits}
 
 
@@ -119,18 +138,25 @@ def _holds(ends: Any, true: float) -> float:
 
 
 def _cases(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    for count in arguments.maps:
-        for classes in arguments.classes:
-            for distance in arguments.distances:
-                for model in arguments.models:
-                    yield {"model": model, "distance": distance, "count": count, "classes": classes}
+    kinds = [(str(count), classes) for count in arguments.maps for classes in arguments.classes]
+    kinds += [(sizes, sizes.count("+") + 1) for sizes in arguments.sizes]
+    for count, classes in kinds:
+        for distance in arguments.distances:
+            for model in arguments.models:
+                yield {"model": model, "distance": distance, "count": count, "classes": classes}
+
+
+def _sizes(case: dict[str, Any]) -> tuple[int, ...]:
+    """Returns the maps of every class."""
+    sizes = [int(size) for size in case["count"].split("+")]
+    return tuple(sizes) if len(sizes) > 1 else tuple(sizes * case["classes"])
 
 
 def table(lines: list[dict[str, Any]]) -> str:
     """Returns the Markdown: a row per number of maps and classes, the mean over populations and the lowest of them."""
     rows = ["| maps a class | classes | distance | Eq. 10 / population | corrected | old interval | L | W | W / T |"]
     rows.append("|---|---|---|---|---|---|---|---|---|")
-    keys = sorted({(c["distance"] != "mse", c["count"], c["classes"]) for c in lines})
+    keys = sorted({(c["distance"] != "mse", c["count"], c["classes"]) for c in lines}, key=_order)
     for others, count, classes in keys:
         of = [c for c in lines if (c["distance"] != "mse", c["count"], c["classes"]) == (others, count, classes)]
         biases = [f"{min(v):.2f} to {max(v):.2f}" for v in ([c[n] for c in of] for n in ("plain", "corrected"))]
@@ -144,6 +170,13 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def _order(key: tuple[bool, str, int]) -> tuple[bool, int, list[int], int]:
+    """Rows by distance, then by number of maps, unequal classes last."""
+    others, count, classes = key
+    sizes = [int(size) for size in count.split("+")]
+    return others, len(sizes), sizes, classes
+
+
 def main() -> None:
     """Simulates what is missing in the file, or prints the table of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -152,6 +185,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--maps", type=int, nargs="+", default=[5, 10, 20, 3, 40])
     parser.add_argument("--classes", type=int, nargs="+", default=[4, 1, 2, 10])
+    parser.add_argument("--sizes", nargs="+", default=["3+30", "10+100"], help="classes of unequal numbers of maps")
     parser.add_argument("--distances", nargs="+", default=list(DISTANCES))
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     arguments = parser.parse_args()
@@ -162,7 +196,7 @@ def main() -> None:
     with arguments.out.open("a") as file:
         for case in _cases(arguments):
             if not any(case.items() <= line.items() for line in lines):
-                found = simulate(case["model"], case["distance"], case["count"], case["classes"], arguments.trials)
+                found = simulate(case["model"], case["distance"], _sizes(case), arguments.trials)
                 file.write(json.dumps({**case, "trials": arguments.trials, **found}) + "\n")
                 file.flush()
 

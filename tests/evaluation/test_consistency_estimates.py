@@ -115,11 +115,57 @@ def test_resampling_equals_its_transcription(kind: Distance) -> None:
 
 def test_the_interval_by_hand_and_where_there_is_none() -> None:
     drawn = torch.tensor([0.1, 0.12, 0.09, 0.2]).double()
-    reach = t.ppf(0.975, 8) * float(drawn.log().std()) * math.sqrt(12 / 8)
-    assert interval(0.11, drawn, 10, 2) == pytest.approx((0.11 * math.exp(-reach), 0.11 * math.exp(reach)))
-    for value, images in ((0.0, 10), (math.nan, 10), (0.1, 2)):
-        assert all(math.isnan(end) for end in interval(value, drawn, images, 2))
-    assert all(math.isnan(end) for end in interval(0.1, drawn * math.nan, 10, 2))
+    parts = torch.tensor([[0.02, 0.08], [0.05, 0.07], [0.01, 0.08], [0.11, 0.09]]).double()
+    images = (4, 9)
+    grown = [float(parts[:, i].var()) * (n + 1) / (n - 1) for i, n in enumerate(images)]
+    square = sum(grown) / float(parts.var(0).sum())
+    freedom = sum(grown) ** 2 / sum(v**2 / (n - 1) for v, n in zip(grown, images, strict=True))
+    reach = t.ppf(0.975, freedom) * float(drawn.log().std()) * math.sqrt(square)
+    ends = (0.11 * math.exp(-reach), 0.11 * math.exp(reach))
+    assert interval(0.11, drawn, parts, torch.tensor(images)) == pytest.approx(ends)
+    # A class without maps, and one whose single map varies by nothing, change nothing.
+    more = torch.cat([parts, torch.full((4, 1), math.nan), torch.zeros(4, 1)], 1)
+    assert interval(0.11, drawn, more, torch.tensor([4, 9, 0, 1])) == pytest.approx(ends)
+    for value, counts in ((0.0, images), (math.nan, images), (0.1, (1, 1))):
+        assert all(math.isnan(end) for end in interval(value, drawn, parts, torch.tensor(counts)))
+    for broken in (drawn * math.nan, drawn):
+        assert all(math.isnan(end) for end in interval(0.1, broken, parts * math.nan, torch.tensor(images)))
+
+
+def test_of_classes_alike_the_interval_counts_all_images() -> None:
+    """K classes of n images that vary alike: c = sqrt((N + K) / (N - K)), t of N - K degrees of freedom."""
+    parts = torch.randn(50, 1, generator=generator(3)).double().expand(-1, 3)
+    drawn = (1 + 0.1 * parts).prod(1)
+    reach = t.ppf(0.975, 15 - 3) * float(drawn.log().std()) * math.sqrt(18 / 12)
+    found = interval(2.0, drawn, parts, torch.tensor([5, 5, 5]))
+    assert found == pytest.approx((2 * math.exp(-reach), 2 * math.exp(reach)))
+
+
+def test_intervals_of_unequal_classes_hold_the_population() -> None:
+    """8 maps of a class that varies much, 80 of one that does not: the few decide how well L is known."""
+    trials, source = 80, generator(12)
+    spread = torch.tensor([0.3, 0.03])
+
+    def drawn_maps(of: Tensor) -> Tensor:
+        places = torch.rand(len(of), 1, 1, generator=source) * spread[of][:, None, None]
+        return (torch.linspace(0, 1, 16).view(1, 4, 4) * (1 - places) + places).double()
+
+    everything = torch.arange(2).repeat_interleave(2000)
+    population = drawn_maps(everything)
+    squares = (population - class_means(population, everything, 2)[0][everything]).square().mean((1, 2))
+    of = torch.cat([torch.zeros(8), torch.ones(80)]).long()
+    true = float((squares[:2000].mean() * 8 + squares[2000:].mean() * 80) / 88)
+    hits = pooled = 0
+    for _ in range(trials):
+        maps = population[torch.randint(2000, (88,), generator=source) + 2000 * of]
+        found = resampled(maps, of, 2, "mse", 100, source)
+        value, counts = float(corrected_distances(maps, of, 2, "mse").mean()), torch.tensor([8, 80])
+        low, high = interval(value, found.value, found.of_class * counts, counts)
+        hits += low <= true <= high
+        narrow = math.exp(t.ppf(0.975, 86) * float(found.value.log().std()) * math.sqrt(90 / 86))
+        pooled += value / narrow <= true <= value * narrow
+    assert hits >= int(binom.ppf(0.001, trials, 0.93))
+    assert pooled < hits  # as if all 88 were of one class
 
 
 @pytest.mark.parametrize(("kind", "count"), [("mse", 5), ("mse", 12), ("pearson", 5), ("js", 5), ("top_iou", 5)])
@@ -141,13 +187,14 @@ def test_intervals_hold_the_population(kind: Distance, count: int) -> None:
         maps = population[torch.randint(300, (len(of),), generator=source) + 300 * of]
         drawn = resampled(maps, of, 3, kind, 100, source)
         value, (w, all_) = float(corrected_distances(maps, of, 3, kind).mean()), within_total(maps, of)
-        pairs: dict[str, tuple[float, float, Tensor]] = {
-            "L": (true, value, drawn.value),
-            "W": (within, float(w), drawn.within),
-            "W / T": (ratio, float(w / all_), drawn.ratio),
+        counts = torch.bincount(of)
+        pairs: dict[str, tuple[float, float, Tensor, Tensor]] = {
+            "L": (true, value, drawn.value, drawn.of_class * counts),
+            "W": (within, float(w), drawn.within, drawn.of_within),
+            "W / T": (ratio, float(w / all_), drawn.ratio, drawn.of_within),
         }
-        for name, (known, estimate, samples) in pairs.items():
-            low, high = interval(estimate, samples, len(of), 3)
+        for name, (known, estimate, samples, parts) in pairs.items():
+            low, high = interval(estimate, samples, parts, counts)
             hits[name] += low <= known <= high
         plain = distances(maps, class_means(maps, of, 3)[0][of], kind)
         reach = 1.96 * float(plain.std()) / math.sqrt(len(of))

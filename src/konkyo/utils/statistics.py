@@ -153,10 +153,10 @@ def interval_of_share(count: int, n: int) -> tuple[float, float]:
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
-def t_quantile(share: float, freedom: int) -> float:
+def t_quantile(share: float, freedom: float) -> float:
     """Returns the value below which Student's t of `freedom` degrees lies with probability `share`, inside (0, 1).
 
-    KonkyoError: no such share, no degree of freedom.
+    KonkyoError: no such share, fewer than one degree of freedom.
     """
     from scipy.special import stdtrit  # loads in a sixth of the time of scipy.stats, whose quantile this is
 

@@ -37,6 +37,8 @@ class Resampled:
     """(R, K) L of every class; NaN of a class without maps."""
     value: Tensor
     """(R,) L of all maps."""
+    of_within: Tensor
+    """(R, K) what every class adds to W; 0 of a class without maps."""
     within: Tensor
     """(R,) W."""
     ratio: Tensor
@@ -56,7 +58,8 @@ def resampled(
     centred = (maps - maps.mean(0)).flatten(1)
     squares = centred.square().sum(1)
     values = maps.new_full((resamples, classes), math.nan)
-    within, second, first = maps.new_zeros(resamples), maps.new_zeros(resamples), maps.new_zeros(resamples, cells)
+    within, second = maps.new_zeros(resamples, classes), maps.new_zeros(resamples)
+    first = maps.new_zeros(resamples, cells)
     total, corrected = maps.new_zeros(resamples), maps.new_zeros(resamples)
     for index in torch.unique(of).tolist():
         members = of == index
@@ -66,7 +69,7 @@ def resampled(
         means = weights @ centred[members]
         square = weights @ squares[members]
         spread = (square - means.square().sum(1)).clamp_min(0)
-        within += (count - 1) * spread
+        within[:, index] = (count - 1) * spread
         corrected += (count - 1) * spread / (1 - weights.square().sum(1))
         total += count * values[:, index]
         second += count * square
@@ -75,20 +78,30 @@ def resampled(
     kinds = len(torch.unique(of))
     freedom = max(1, number - kinds)
     ratio = (corrected / freedom) / (everything / (number - 1)).clamp_min(_LEAST)
-    return Resampled(values, total / number, within / cells / freedom, ratio)
+    within = within / cells / freedom
+    return Resampled(values, total / number, within, within.sum(1), ratio)
 
 
-def interval(value: float, resamples: Tensor, images: int, classes: int = 1) -> tuple[float, float]:
+def interval(value: float, resamples: Tensor, parts: Tensor, counts: Tensor) -> tuple[float, float]:
     """Returns the 95 % interval of a positive number by the spread of its logarithm over resamples (R,).
 
-    It reaches value * exp(-+ t c s): s is the standard deviation of the logarithms, c = sqrt((n + k) / (n - k)) makes
-    up for what weights of few `images` in `classes` vary too little, and t is Student's of n - k degrees of freedom.
-    (NaN, NaN) where nothing varies, or is not known.
+    It reaches value * exp(-+ t c s), where s is the standard deviation of the logarithms. Weights of the n images of a
+    class vary too little, so the variance of what a class adds, `parts` (R, K), counts (n + 1) / (n - 1) times: v. c^2
+    is the sum of v over the sum of those variances, and t Student's of (sum v)^2 / sum(v^2 / (n - 1)) degrees of
+    freedom (Satterthwaite, 1946). Of K classes of one size and spread these are (n + 1) / (n - 1) and K (n - 1).
+    `counts` (K,): images of every class; classes with fewer than two are left out. (NaN, NaN) where nothing varies, or
+    is not known.
     """
-    freedom = images - classes
-    if freedom < 1 or len(resamples) < 2 or not value > 0:
+    several = counts > 1
+    if len(resamples) < 2 or not several.any() or not value > 0:
         return math.nan, math.nan
-    spread = float(resamples.clamp_min(_LEAST).log().std()) * math.sqrt((images + classes) / freedom)
+    images, raw = counts[several].double(), parts[:, several].double().var(0)
+    variances = raw * (images + 1) / (images - 1)
+    total = float(variances.sum())
+    if not (math.isfinite(total) and total > 0):
+        return math.nan, math.nan
+    freedom = max(1.0, total**2 / float((variances.square() / (images - 1)).sum()))  # 1 but for rounding
+    spread = float(resamples.clamp_min(_LEAST).log().std()) * math.sqrt(total / float(raw.sum()))
     if not math.isfinite(spread):
         return math.nan, math.nan
     factor = math.exp(min(700.0, t_quantile((1 + CENTRAL) / 2, freedom) * spread))

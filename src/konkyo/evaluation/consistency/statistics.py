@@ -297,16 +297,18 @@ def _intervals(
     if not resamples or not len(maps):
         return _Intervals([_UNKNOWN] * classes)
     drawn = resampled(maps, of, classes, distance, resamples, seeded(seed, 0))
-    counts, values = torch.bincount(of, minlength=classes).tolist(), _class_values(corrected, of, classes).tolist()
-    of_class = [interval(values[i], drawn.of_class[:, i], counts[i]) for i in range(classes)]
-    images, kinds = len(maps), sum(count > 0 for count in counts)
+    counts, values = torch.bincount(of, minlength=classes), _class_values(corrected, of, classes).tolist()
+    of_class = [
+        interval(values[i], drawn.of_class[:, i], drawn.of_class[:, i : i + 1], counts[i : i + 1])
+        for i in range(classes)
+    ]
     within, total = variances
-    ratio = within / total if total > 0 and kinds > 1 else math.nan
+    ratio = within / total if total > 0 and int((counts > 0).sum()) > 1 else math.nan
     return _Intervals(
         of_class,
-        interval(_mean(corrected), drawn.value, images, kinds),
-        interval(within, drawn.within, images, kinds),
-        interval(ratio, drawn.ratio, images, kinds),
+        interval(_mean(corrected), drawn.value, drawn.of_class * counts, counts),
+        interval(within, drawn.within, drawn.of_within, counts),
+        interval(ratio, drawn.ratio, drawn.of_within, counts),
     )
 
 

@@ -71,6 +71,8 @@ CAM = replace(find("cam"), rectified=True)
 WITH_MASKS = ("ebpg@mask", "pointing_game@mask", "best_iou@mask")
 MANY = 10.0
 """From so many times log K on, the KL is far from what a label needs."""
+VARIES = 0.01
+"""Of the largest standard deviation of a channel's mean over images: below it, a channel says nothing of an image."""
 SAMPLES = 12
 """Of the code, over which the class probabilities of an image are averaged (Alemi et al.)."""
 
@@ -108,7 +110,9 @@ def uncompressed(test: Mapping[str, Any], beta: float, classes: int) -> list[str
     images. Then what beta changes are the means, and hardly what gets through.
     """
     kl, passed = test.get("kl"), test.get("passed")
-    if not beta > 0 or kl is None or passed is None or not (kl > MANY * math.log(classes) and passed > 1):
+    if not beta > 0 or classes < 2 or kl is None or passed is None:
+        return []
+    if not (kl > MANY * math.log(classes) and passed > 1):
         return []
     return [
         f"nothing is compressed: a KL of {kl:.0f} nats is {kl / math.log(classes):.0f} times log K, and "
@@ -449,8 +453,9 @@ def _picture(data: StudyData, name: str) -> Image.Image:
 @torch.no_grad()
 def _coded(network: VIBClassifier, batches: DataLoader[Any], device: torch.device) -> Numbers:
     """Of the code on the test set: "kl" in nats, "bits", mean and standard deviation on average, channels; how many
-    bits of an image get through the noise of a channel, on average ("passed"); and "sampled", the accuracy of class
-    probabilities averaged over samples of the code."""
+    bits of an image get through the noise of a channel, on average over those channels whose mean varies ("passed",
+    "varying": a standard deviation over images of at least `VARIES` of the largest; dead channels have nothing to
+    pass); and "sampled", the accuracy of class probabilities averaged over samples of the code."""
     means, stds, right, classes = list[Tensor](), list[Tensor](), list[Tensor](), 1
     for images, labels in batches:
         images = images.to(device)
@@ -462,13 +467,16 @@ def _coded(network: VIBClassifier, batches: DataLoader[Any], device: torch.devic
         stds.append(std.cpu().double())
     mean, std = torch.cat(means), torch.cat(stds)
     kl = float(kl_divergence(mean, std).mean())
+    spread = mean.std(0, correction=0)
+    varying = ((spread > 0) & (spread >= VARIES * spread.max())).nonzero()[:, 0]
     return {
         "kl": kl,
         "bits": kl / math.log(2),
         "kl_over_log_k": kl / math.log(classes) if classes > 1 else math.inf,
         "mean": float(mean.mean()),
         "std": float(std.mean()),
-        "passed": float(bits_of_channels(mean, std).mean()),
+        "passed": float(bits_of_channels(mean, std)[varying].mean()) if len(varying) else 0.0,
+        "varying": float(len(varying)),
         "channels": float(network.backbone.channels),
         "sampled": float(torch.cat(right).double().mean()),
     }
