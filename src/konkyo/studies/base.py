@@ -40,7 +40,7 @@ STUDY, MAPS, DIVERGED = "study.json", "pictures.safetensors", "diverged.json"
 CLASSES_SHOWN = 20
 """At most, in the pictures of a report."""
 CACHE = 2 << 30
-"""Bytes of opened pictures that a part of a data set may keep."""
+"""Bytes of opened pictures that a study may keep, over all parts, splits and reading processes."""
 GROWS = ("lambdas", "betas", "noises", "seeds", "splits", "levels", "models", "networks")
 """Settings that may be others when a study goes on: they only say which trainings there are."""
 
@@ -174,9 +174,15 @@ def alone(out: Path, fabric: Fabric) -> Iterator[None]:
 
 
 def begin(
-    kind: str, study: Study, parts: Splits, prepare: Callable[[Image.Image], Tensor], out: Path, fabric: Fabric
+    kind: str,
+    study: Study,
+    parts: Splits,
+    prepare: Callable[[Image.Image], Tensor],
+    out: Path,
+    fabric: Fabric,
+    splits: int = 1,
 ) -> StudyData:
-    """Begins a study in its folder, or goes on with it; `prepare` makes training images of pictures.
+    """Begins a study in its folder, or goes on with it; `prepare` and `splits` as of `opened`.
 
     KonkyoError: as of `open_study`; a batch or images that the processes cannot share.
     """
@@ -191,15 +197,23 @@ def begin(
             now = {"kind": kind, **settings, "classes": list(parts.classes), "sizes": sizes, "grouping": grouping}
             open_study(out, now, usual | ungrouped, study.recipe)
             shown = show(parts.test, parts.classes, study.preprocess, out)
-    return opened(study, parts, prepare, shown)
+    return opened(study, parts, prepare, shown, splits=splits)
 
 
 def opened(
-    study: Study, parts: Splits, prepare: Callable[[Image.Image], Tensor], shown: Sequence[TestPicture] = ()
+    study: Study,
+    parts: Splits,
+    prepare: Callable[[Image.Image], Tensor],
+    shown: Sequence[TestPicture] = (),
+    splits: int = 1,
 ) -> StudyData:
-    """Returns what trainings on these parts read; `prepare` makes training images of pictures."""
-    train = Examples(parts.train, prepare, parts.classes, cache=CACHE)
-    validation = Examples(parts.validation, study.preprocess, parts.classes, cache=CACHE)
+    """Returns what trainings on these parts read; `prepare` makes training images of pictures.
+
+    `splits`: of so many the study has parts at once, which share the memory for pictures.
+    """
+    cache = CACHE // (2 * splits * max(1, study.recipe.workers))
+    train = Examples(parts.train, prepare, parts.classes, cache=cache)
+    validation = Examples(parts.validation, study.preprocess, parts.classes, cache=cache)
     return StudyData(parts, train, batches(validation, study.recipe), shown)
 
 

@@ -41,7 +41,9 @@ def fabric_of(
             strategy="ddp" if strategy == "auto" and devices * nodes > 1 else strategy,
         )
     except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
-        raise KonkyoError(f"{devices} devices of {nodes} nodes cannot be used: {error}") from error
+        raise KonkyoError(
+            f"{devices} devices of {nodes} nodes with the precision {precision!r} cannot be used: {error}"
+        ) from error
     fabric.launch()
     return fabric
 

@@ -76,7 +76,7 @@ class Training:
     sampling: Annotated[str, typer.Option(help="shuffled, or balanced: some classes, alike many images of each.")] = (
         "shuffled"
     )
-    per_class: Annotated[int, typer.Option(min=1, help="Images of a class in a balanced batch.")] = 4
+    per_class: Annotated[int | None, typer.Option(min=1, help="Images of a class in a balanced batch; 4.")] = None
     keep: Annotated[str, typer.Option(help="Weights of the last epoch, or of the best by --watch.")] = "last"
     watch: Annotated[
         str, typer.Option(help="loss, accuracy, kappa; another validation number after - (less is better) or +.")
@@ -90,6 +90,8 @@ class Training:
     def recipe(self, usual: Recipe) -> Recipe:
         """The command's usual recipe with what is given. KonkyoError: as of `Recipe`."""
         given = {name: value for name, value in vars(self).items() if value is not None}
+        if self.per_class is not None and self.sampling != "balanced":
+            raise KonkyoError(f"--per-class is of --sampling balanced; the sampling is {self.sampling!r}")
         if "rate" in given:
             given["learning_rate"] = given.pop("rate")
         return replace(usual, **given)
@@ -118,7 +120,9 @@ def gaze(
     data: Annotated[
         str, typer.Option("--data", "-d", help="chest:DIR, brain:DIR, folder:DIR or lesions:COUNT, with options.")
     ] = "lesions:1000",
-    level: Annotated[str, typer.Option(help="Of the study's five networks; several as in 1,2,3 or 1..5.")] = "2",
+    level: Annotated[
+        str | None, typer.Option(help="Of the study's five networks, several as in 1,2,3 or 1..5; 2.")
+    ] = None,
     backbone: Annotated[
         str | None,
         typer.Option(help="Another network in their place, as --model of `konkyo explain`, or FILE.py:NAME."),
@@ -170,12 +174,16 @@ def gaze(
     from konkyo.studies.gaze.study import GazeStudy, train_gaze
     from konkyo.training.recipe import Recipe
 
+    if level is not None and backbone is not None:
+        raise KonkyoError(
+            f"--level is one of the study's networks, --backbone another in their place: got {level!r} and {backbone!r}"
+        )
     synthetic = data.partition(":")[0] == "lesions"
     recipe = training.recipe(Recipe(learning_rate=1e-3 if synthetic else 1e-4))
     start, end = _schedule(start, end, recipe.epochs, to)
     study = GazeStudy(
         data,
-        _whole("--level", level),
+        _whole("--level", level or "2"),
         tuple(_numbers("--lambdas", lambdas)),
         seeds_of(seeds),
         size=size or (None if backbone else 48 if synthetic else 224),
@@ -306,7 +314,11 @@ def _schedule(start: int | None, end: int | None, epochs: int, to: Path) -> tupl
 def seeds_of(text: str, option: str = "--seeds") -> tuple[int, ...]:
     """Returns the seeds that "3" (0, 1, 2) or "7,8" mean. KonkyoError: neither."""
     numbers = _whole(option, text)
-    return numbers if "," in text else tuple(range(numbers[0]))
+    if "," in text:
+        return numbers
+    if not numbers[0]:
+        raise KonkyoError(f"{option} {text}: none at all; one or more were expected, or the number itself, as in 0,")
+    return tuple(range(numbers[0]))
 
 
 def _whole(option: str, text: str) -> tuple[int, ...]:

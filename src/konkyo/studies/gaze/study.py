@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from konkyo.studies.base import (
 from konkyo.training.augmentation import augmented
 from konkyo.training.devices import first, processes
 from konkyo.training.loop import EPOCHS, Fitted, fit, read_epochs
-from konkyo.training.losses.consistency import Aim, ConsistencyLoss, LambdaSchedule
+from konkyo.training.losses.consistency import LOW_SHARE, Aim, ConsistencyLoss, LambdaSchedule
 from konkyo.training.maps import Mode, View
 from konkyo.training.recipe import Numbers, Recipe
 from konkyo.utils.progress import Progress, StageProgress
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 
 BACKBONE = 0
 """The level that stands for the study's own backbone."""
-SELDOM = 0.25
-"""Of the correctly decided images: where the loss uses less, its weight hardly acts."""
 
 
 @dataclass(frozen=True)
@@ -278,8 +277,8 @@ def train_gaze(
     prepare = augmented(study.preprocess) if study.augment else study.preprocess
     attempts = Attempts(fabric, retry, tell)
     with alone(out, fabric):
-        data = {0: begin("gaze", study, parts[0], prepare, out, fabric)}
-        data |= {split: opened(study, of_split, prepare) for split, of_split in parts.items() if split}
+        data = {0: begin("gaze", study, parts[0], prepare, out, fabric, splits=len(parts))}
+        data |= {n: opened(study, part, prepare, splits=len(parts)) for n, part in parts.items() if n}
         runs = dict[str, Callable[[Progress], None]]()
         for key in study.trainings():
             train = partial(_run, study, data[key.split], key, out / key.folder, fabric, tell)
@@ -315,18 +314,18 @@ def _run(
                 tell(f"{key.name}: {sentence}")
         progress(epoch, of)
 
-    fitted = fit(
-        network,
-        GazeObjective(gaze, schedule, study.ema_start, weights),
-        data.train,
-        recipe,
-        folder,
-        judge=judge,
-        keep=lambda network: save_trained(folder, network, plan),
-        fabric=fabric,
-        progress=after,
-    )
-    gaze.close()
+    with closing(gaze):
+        fitted = fit(
+            network,
+            GazeObjective(gaze, schedule, study.ema_start, weights),
+            data.train,
+            recipe,
+            folder,
+            judge=judge,
+            keep=lambda network: save_trained(folder, network, plan),
+            fabric=fabric,
+            progress=after,
+        )
     with first(fabric) as mine:
         if mine:
             _tested(study, data, fitted, folder, seed)
@@ -340,7 +339,7 @@ def used_of_correct(row: Numbers) -> float:
 
 def _hardly_acting(row: Numbers, study: GazeStudy) -> list[str]:
     share = used_of_correct(row)
-    return [seldom_used(share, study.recipe.batch)] if share < SELDOM else []
+    return [seldom_used(share, study.recipe.batch)] if share < LOW_SHARE else []
 
 
 def seldom_used(share: float, batch: int) -> str:

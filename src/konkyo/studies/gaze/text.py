@@ -12,9 +12,9 @@ from konkyo.evaluation.consistency import NOT_CORRECTNESS, PLACELESS
 from konkyo.evaluation.result import Table, bracketed, number
 from konkyo.evaluation.result import markdown as markdown_table
 from konkyo.studies.gaze.figures import AUTOCORRELATED, MEAN_MAPS_SHOWN, panel_name
-from konkyo.studies.gaze.study import SELDOM, seldom_used
+from konkyo.studies.gaze.study import seldom_used
 from konkyo.studies.report import grouping_remarks
-from konkyo.training.losses.consistency import LambdaSchedule
+from konkyo.training.losses.consistency import LOW_SHARE, LambdaSchedule
 from konkyo.training.recipe import Numbers
 from konkyo.utils.statistics import Correlation, Estimate
 
@@ -217,7 +217,7 @@ def _on_shares(report: GazeReport) -> list[str]:
         late = weighted_epochs(report, level, strength)
         correct = sum(row["train_accuracy"] for row in late)
         share = sum(row["train_used"] for row in late) / correct if correct > 0 else math.nan
-        if share < SELDOM:
+        if share < LOW_SHARE:
             batch = report.study.get("recipe", {}).get("batch", "?")
             lines.append(f"{panel_name(level)}, λ = {strength:g}: {seldom_used(share, batch)}.")
     return lines
