@@ -126,7 +126,7 @@ def test_help(run: Run) -> None:
         (("--lambdas", "nan"), ("finite weight",)),
         (("--lambdas", "1..1e999"), ("--lambdas", "1..1e999")),
         (("--lambdas", "0,3,3"), ("came twice",)),
-        (("--seeds", "0"), ("at least were expected",)),
+        (("--seeds", "0"), ("one or more were expected",)),
         (("--seeds", ""), ("--seeds",)),
         (("--seeds", "nan"), ("--seeds", "'nan'")),
         (("--seeds", "inf"), ("--seeds", "'inf'")),
@@ -167,16 +167,32 @@ def test_numbers_out_of_range_are_wrong_usage(run: Run, words: tuple[str, str]) 
 
 @pytest.mark.parametrize(
     ("text", "seeds"),
-    [("3", (0, 1, 2)), ("7,8", (7, 8)), ("5,", (5,)), (" 2 , 1 ", (2, 1)), ("1", (0,)), ("0", ())],
+    [("3", (0, 1, 2)), ("7,8", (7, 8)), ("5,", (5,)), (" 2 , 1 ", (2, 1)), ("1", (0,)), ("0,", (0,))],
 )
 def test_seeds(text: str, seeds: tuple[int, ...]) -> None:
     assert seeds_of(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", ",", "a", "1.5", "-1", "nan", "inf", "1,,x"])
+@pytest.mark.parametrize("text", ["", ",", "a", "0", "1.5", "-1", "nan", "inf", "1,,x"])
 def test_what_are_no_seeds(text: str) -> None:
     with pytest.raises(KonkyoError, match="--seeds"):
         seeds_of(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--per-class", "3"), "--per-class is of --sampling balanced"),
+        (("--level", "1", "--backbone", "konkyo/scenes-classifier"), "--level is one of the study's networks"),
+        (("--precision", "int4"), "the precision 'int4' cannot be used"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_would_do_nothing_is_refused(run: Run, words: tuple[str, ...], said: str) -> None:
+    found = run("train", "gaze", "--data", "lesions:30", "--out", "to", *words)
+    assert found.code == 1
+    assert said in " ".join(found.err.split())
+    assert not Path("to").exists()
 
 
 # --- in a shell -------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from konkyo.models.networks.vib import Noise, VIBClassifier
 from konkyo.models.trained import read_plan
 from konkyo.studies.vib import study as vib_study
 from konkyo.studies.vib.report import report_vib
-from konkyo.studies.vib.study import CAM, KINDS, NetworkOfStudy, VIBStudy, runs_of, train_vib
+from konkyo.studies.vib.study import CAM, KINDS, NetworkOfStudy, VIBStudy, runs_of, train_vib, uncompressed
 from konkyo.training.devices import fabric_of
 from konkyo.training.loop import read_epochs
 from konkyo.training.recipe import Recipe
@@ -275,6 +275,24 @@ def test_the_accuracy_over_samples_is_of_the_noise() -> None:
     found = vib_study._coded(network, [(images, usual)], torch.device("cpu"))  # type: ignore[arg-type]
     assert found["sampled"] == pytest.approx(float((decided == usual).double().mean()))
     assert found["sampled"] < 0.9
+
+
+def test_dead_channels_do_not_hide_what_the_others_pass() -> None:
+    """Two of four channels say nothing of an image; the bits are those of the two that do."""
+    convolution = torch.nn.Conv2d(3, 4, 3)
+    with torch.no_grad():
+        convolution.weight[:2] = 0
+    network = VIBClassifier(Backbone(convolution, 4), 3, noise=Noise("constant", offset=-5.0)).eval()
+    images = torch.randn(12, 3, 8, 8)
+    with torch.no_grad():
+        mean, std = network.head.code(network.backbone(images))
+    bits = 0.5 * (1 + mean.var(0, correction=0) / std.square().mean(0)).log2()
+    found = vib_study._coded(network, [(images, torch.zeros(12).long())], torch.device("cpu"))  # type: ignore[arg-type]
+    assert found["varying"] == 2
+    assert found["passed"] == pytest.approx(float(bits[2:].mean()), rel=1e-4)
+    assert float(bits[:2].max()) < 1e-3 < float(bits[2:].min())
+    assert uncompressed({"kl": 1e3, "passed": 2.0, "std": 0.1}, 0.1, 1) == []  # one class has no log K
+    assert uncompressed({"kl": 1e3, "passed": 2.0, "std": 0.1}, 0.1, 2) != []
 
 
 def test_nothing_is_chosen_by_the_test_set(study: Path) -> None:

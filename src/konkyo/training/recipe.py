@@ -81,7 +81,6 @@ class Recipe:
         for name, good, what in (
             *((name, getattr(self, name) >= 1, "1 or more") for name in ("epochs", "batch", "accumulate", "per_class")),
             *((name, getattr(self, name) >= 0, "0 or more") for name in ("workers", "seed", "warmup")),
-            ("warmup", self.warmup <= self.epochs, f"at most the {self.epochs} epochs that there are"),
             ("patience", self.patience is None or self.patience >= 1, "1 or more, or none"),
             ("learning_rate", 0 < self.learning_rate < math.inf, "a number above 0"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
