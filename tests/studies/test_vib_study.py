@@ -711,7 +711,7 @@ def test_noises_stand_beside_each_other(tmp_path: Path) -> None:
         (("--models", ""), ("a model",)),
         (("--models", "plain,plain"), ("came twice",)),
         (("--seeds", "1,1"), ("came twice",)),
-        (("--seeds", "0"), ("a seed",)),
+        (("--seeds", "0"), ("one or more were expected",)),
         (("--noises", "white"), ("unknown noise 'white'", "affine", "constant")),
         (("--noises", ""), ("a noise",)),
         (("--noises", "plain,plain"), ("came twice",)),

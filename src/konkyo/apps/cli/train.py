@@ -183,7 +183,7 @@ def gaze(
     start, end = _schedule(start, end, recipe.epochs, to)
     study = GazeStudy(
         data,
-        _whole("--level", level or "2"),
+        _whole("--level", "2" if level is None else level),
         tuple(_numbers("--lambdas", lambdas)),
         seeds_of(seeds),
         size=size or (None if backbone else 48 if synthetic else 224),
