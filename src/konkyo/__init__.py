@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from konkyo.evaluation.diagnose.run import diagnose
     from konkyo.evaluation.evaluate import Maps, evaluate
     from konkyo.evaluation.neighbours import Neighbours, neighbours
+    from konkyo.evaluation.recommend import recommend
     from konkyo.evaluation.result import Evaluation
     from konkyo.evaluation.sanity import random_class, randomisation, stability
     from konkyo.explanation.diagnosis import Diagnosis
@@ -64,6 +65,7 @@ _HOMES = {
     "konkyo.explanation.diagnosis": ("Diagnosis",),
     "konkyo.errors": ("KonkyoError", "KonkyoWarning", "NotApplicable"),
     "konkyo.evaluation.evaluate": ("Maps", "evaluate"),
+    "konkyo.evaluation.recommend": ("recommend",),
     "konkyo.evaluation.result": ("Evaluation",),
     "konkyo.explanation.explain": ("compare", "explain", "explanations"),
     "konkyo.explanation.onnx": ("export_cam",),
@@ -185,6 +187,7 @@ __all__ = [
     "pair",
     "random_class",
     "randomisation",
+    "recommend",
     "region_test",
     "report",
     "siamese",

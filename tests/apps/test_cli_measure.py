@@ -307,3 +307,15 @@ def test_commas_in_parentheses_do_not_separate_metrics(text: str, names: list[st
 
 def test_the_library_has_evaluate() -> None:
     assert konkyo.evaluate is evaluate
+
+
+def test_recommend_ranks_methods_on_the_data(run: Run, tmp_path: Path) -> None:
+    found = run(
+        *("recommend", "--data", "scenes:3,objects=1,size=64", "--method", "grad_cam,eigen_cam"),
+        *("--metrics", "deletion(steps=4),ebpg@mask", "--criteria", "localisation=2", "--out", tmp_path / "to"),
+    )
+    assert found.code == 0, found.err
+    assert "forwards an image" in found.out or "none is recommended" in found.out
+    text = (tmp_path / "to" / "recommendation.md").read_text()
+    assert "localisation (2.000)" in text
+    assert (tmp_path / "to" / "values.csv").is_file()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from konkyo.evaluation.consistency.result import Consistency
+    from konkyo.evaluation.recommend import Recommendation
     from konkyo.evaluation.result import Evaluation
     from konkyo.evaluation.sanity import Sanity
 
@@ -129,6 +130,16 @@ def html_of_sanity(result: Sanity) -> str:
         markup.title(f"Sanity test ({result.test}): {verdict}"),
         f"<div>{markup.escaped(result.verdict)}.</div>",
         markup.table(["what is random", "mean rank correlation, from -1 to 1", "maps"], rows),
+    )
+
+
+def html_of_recommendation(result: Recommendation) -> str:
+    """Returns what to use and why, and the table of standings."""
+    return markup.block(
+        markup.title("Which method to use"),
+        f"<div>{markup.escaped(result.sentence())}</div>",
+        _table(result.table()),
+        *(markup.note(remark) for remark in result.remarks()),
     )
 
 

@@ -22,6 +22,7 @@ from konkyo.apps.cli.export_cam import export_cam
 from konkyo.apps.cli.listing import layers, list_methods, list_metrics
 from konkyo.apps.cli.neighbours import nearest_images
 from konkyo.apps.cli.pair import pair
+from konkyo.apps.cli.recommend import recommend
 from konkyo.apps.cli.report import report
 from konkyo.apps.cli.sanity import sanity
 from konkyo.apps.cli.terminal import err, out
@@ -44,6 +45,7 @@ app.command(name="methods")(list_methods)
 app.command()(layers)
 app.command()(demo)
 app.command()(evaluate)
+app.command()(recommend)
 app.command(name="metrics")(list_metrics)
 app.command()(sanity)
 app.command()(consistency)
