@@ -6,9 +6,9 @@
     python benchmarks/spurious.py --cost                         a step of every loss against a plain one
 
 Every class of the training images has a mark of its own (konkyo.data.Cue), which nine of ten of its images bear; the
-tenth bears another class's. So marks alone tell nine of ten, and each loss trains the same network on the same images in
-the same order. Measured on new images: accuracy with the mark of their class, without any, and with the mark of another
-class; the share of the maps on the mark and on the object.
+tenth bears another class's. So marks alone tell nine of ten, and each loss trains the same network on the same images
+in the same order. Measured on new images: accuracy with the mark of their class, without any, and with the mark of
+another class; the share of the maps on the mark and on the object.
 
 Weights are chosen without a look at that: of a small grid the largest one whose accuracy on validation images marked as
 those of training, for a seed that is used for nothing else, is at most five points below cross entropy's. A file per
