@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from konkyo import data, metrics, training
+    from konkyo import concepts, data, metrics, training
     from konkyo.engine.layer import Layer
     from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable
     from konkyo.evaluation.consistency import Consistency, consistency
@@ -168,6 +168,7 @@ __all__ = [
     "Volumes",
     "augmented",
     "compare",
+    "concepts",
     "consistency",
     "data",
     "dense_detector",
@@ -207,7 +208,7 @@ class _Package(ModuleType):
             super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("data", "metrics", "training"):
+        if name in ("concepts", "data", "metrics", "training"):
             return import_module(f"konkyo.{name}")
         if name not in _HOME:
             raise AttributeError(f"module 'konkyo' has no attribute {name!r}")

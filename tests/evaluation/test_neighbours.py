@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import konkyo
+from helpers.unregistered import made
 from konkyo.data.samples import Sample, Samples
 from konkyo.errors import KonkyoError
 
@@ -59,6 +60,50 @@ def test_neighbours_are_those_of_the_highest_cosine(standardise: bool) -> None:
         assert result.similarities[q].tolist() == pytest.approx([cosines[k] for k in expected], abs=1e-5)
         assert result.names[q] == tuple(f"2-{k}" for k in expected)
         assert result.labels[q] == tuple(CLASSES[k % 3] for k in expected)
+
+
+def test_by_map_the_places_of_the_map_count() -> None:
+    network, queries, known = model(), data(2, 1), data(9, 2)
+    result = konkyo.neighbours(network, queries, known, 9, layer="1", by="map", method="layer_cam", batch=4)
+
+    def weighed(samples: Samples) -> list[torch.Tensor]:
+        features = []
+        for sample in samples:
+            map_ = konkyo.explain(network, sample.image, method="layer_cam", target=sample.label, layer="1").maps[0]
+            grid = network.module[1](network.module[0](network.preprocess(sample.image)[None]))[0].detach()  # type: ignore
+            features.append((grid * map_).sum((1, 2)) / map_.sum())
+        return features
+
+    own, others = weighed(queries), weighed(known)
+    for q in range(2):
+        cosines = [float(torch.dot(own[q], o) / (own[q].norm() * o.norm())) for o in others]
+        order = sorted(range(9), key=lambda k: -cosines[k])
+        assert result.indices[q].tolist() == order
+        assert result.similarities[q].tolist() == pytest.approx([cosines[k] for k in order], abs=1e-5)
+
+
+def test_with_a_map_of_ones_it_is_the_embedding() -> None:
+    network, queries, known = model(), data(3, 1), data(9, 2)
+
+    def ones(activations: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(activations[:, 0])
+
+    by_map = konkyo.neighbours(network, queries, known, 4, layer="1", by="map", method=made(ones, layer=None))
+    by_embedding = konkyo.neighbours(network, queries, known, 4, layer="1")
+    assert torch.equal(by_map.indices, by_embedding.indices)
+    torch.testing.assert_close(by_map.similarities, by_embedding.similarities)
+
+
+@pytest.mark.parametrize("by", ["embedding", "map"])
+def test_an_image_finds_itself(by: Any) -> None:
+    result = konkyo.neighbours(model(), data(5, 3), data(5, 3), 1, layer="1", by=by, method="layer_cam")
+    assert result.indices[:, 0].tolist() == list(range(5))
+    assert result.similarities[:, 0].tolist() == pytest.approx([1.0] * 5)
+
+
+def test_another_way_to_compare_is_an_error() -> None:
+    with pytest.raises(KonkyoError, match="embedding"):
+        konkyo.neighbours(model(), data(1, 1), data(2, 2), 1, layer="1", by="colour")  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")

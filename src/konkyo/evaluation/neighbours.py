@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from PIL import Image
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from konkyo.data.samples import Data, Sample, Samples, samples
 from konkyo.data.sets.scenes import Scenes
 from konkyo.draw.overlay import overlay
-from konkyo.errors import KonkyoError
-from konkyo.evaluation.diagnose.collected import Collected, Settings, collect
+from konkyo.errors import KonkyoError, unknown
+from konkyo.evaluation.diagnose.collected import Collected, Pooling, Settings, collect
 from konkyo.evaluation.diagnose.evidence import beside
 from konkyo.evaluation.diagnose.statistics import nearest, standardised
 from konkyo.evaluation.result import Table, number
@@ -89,6 +89,7 @@ def neighbours(
     k: int = 5,
     layer: Where = None,
     *,
+    by: Pooling = "embedding",
     standardise: bool = False,
     method: Which = "grad_cam",
     limit: int | None = None,
@@ -97,7 +98,9 @@ def neighbours(
 ) -> Neighbours:
     """Returns the k images of `data` whose features are nearest to every query's, with maps of all of them.
 
-    The features are the mean over the grid of what the explained layer puts out, compared by cosine. `standardise`:
+    The features are the mean over the grid of what the explained layer puts out, compared by cosine. `by="map"` weighs
+    every place by the image's map by `method`, sum_p m_p A_p / sum_p m_p of its positive part: alike is then what the
+    maps point at, and not what surrounds it. An image whose map is nowhere positive is near none. `standardise`:
     every channel first minus its mean over the data, divided by its deviation, so that channels which are always strong
     do not decide alone. `queries`: pictures, a picture file, or data as `konkyo.data.samples` takes it. An image that
     is in both is its own nearest one. `limit`: so many images of the data. KonkyoError: k is not 1 or more, nothing can
@@ -106,7 +109,9 @@ def neighbours(
     adapted = as_model(model)
     if not isinstance(k, int) or k < 1:
         raise KonkyoError(f"k is a number of neighbours, 1 or more; got {k!r}")
-    settings = Settings(batch=batch, seed=seed, method=find(method), layer=layer)
+    if by not in get_args(Pooling):
+        raise unknown("way to compare images (by=)", by, get_args(Pooling))
+    settings = Settings(batch=batch, seed=seed, method=find(method), layer=layer, pooling=by)
     known = collect(adapted, samples(data, limit=limit, seed=seed), settings)
     asked = collect(adapted, _samples_of(queries), settings, train=known)
     return neighbours_of(asked, known, k, standardise=standardise)

@@ -152,13 +152,7 @@ class Explanation:
         if self.images is None:
             raise KonkyoError("this explanation was loaded from a file, which keeps no pictures; pass image=")
         if isinstance(self.images, Tensor):
-            colours = self.images[index].float()
-            if colours.ndim != 3 or colours.shape[0] not in (1, 3):
-                raise KonkyoError(f"only images (1 or 3, H, W) can be drawn; got {tuple(colours.shape)}; pass image=")
-            if colours.amin() < 0 or colours.amax() > 1:  # normalised by means that nobody told
-                colours = min_max(colours[None])[0]
-            pixels = (colours.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-            return Image.fromarray(pixels)
+            return picture_of(self.images[index])
         return self.images[index]
 
     def part(self, row: int) -> Tensor | None:
@@ -335,6 +329,17 @@ class Explanation:
         KonkyoError: not such a file, or one whose parts do not fit each other.
         """
         return files.load(cls, Path(path))
+
+
+def picture_of(colours: Tensor) -> Image.Image:
+    """Returns colours (1 or 3, H, W) in [0, 1] as a picture. KonkyoError: something else than an image."""
+    colours = colours.float()
+    if colours.ndim != 3 or colours.shape[0] not in (1, 3):
+        raise KonkyoError(f"only images (1 or 3, H, W) can be drawn; got {tuple(colours.shape)}; pass image=")
+    if colours.amin() < 0 or colours.amax() > 1:  # normalised by means that nobody told
+        colours = min_max(colours[None])[0]
+    pixels = (colours.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(pixels)
 
 
 def joined(parts: Sequence[Explanation]) -> Explanation:

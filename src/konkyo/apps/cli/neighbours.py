@@ -21,6 +21,9 @@ def nearest_images(
     data: Data,
     count: Annotated[int, typer.Option("--count", "-k", min=1, help="Neighbours of every image.")] = 5,
     layer: Layers = None,
+    by: Annotated[
+        str, typer.Option("--by", help="What is compared: embedding, or map, where places weigh as their map does.")
+    ] = "embedding",
     standardise: Annotated[
         bool, typer.Option("--standardise", help="Channels minus their mean over the data, divided by their deviation.")
     ] = False,
@@ -40,6 +43,7 @@ def nearest_images(
         data,
         count,
         layer[0] if layer and len(layer) == 1 else layer or None,
+        by=by,  # type: ignore[arg-type]
         standardise=standardise,
         limit=limit,
         batch=batch,

@@ -27,9 +27,11 @@ from konkyo.metrics.distances import on_grid
 from konkyo.models import Model
 from konkyo.targets.base import Target
 from konkyo.utils.progress import Progress
-from konkyo.utils.tensors import min_max
+from konkyo.utils.tensors import min_max, resize, safe_divide
 
 _Made = TypeVar("_Made")
+
+Pooling: TypeAlias = Literal["embedding", "map"]
 
 THUMBNAIL = 224
 """The longer side of the pictures that evidence is made of, at most."""
@@ -78,6 +80,8 @@ class Settings:
     classes: tuple[str, ...] = ()
     """The classes that questions about single classes are asked of; empty: all."""
     cue: CueRule = CueRule()
+    pooling: Pooling = "embedding"
+    """What the features weigh places by: all the same, or as the map does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +98,7 @@ class Collected:
     probabilities: Tensor
     """(n, K) float32."""
     features: Tensor
-    """(n, C) float32, the mean over the grid of what the explained layer puts out."""
+    """(n, C) float32, the mean over the grid of what the explained layer puts out, weighed as the settings say."""
     maps: Tensor
     """(n, h, w) float32 of the label (of the decision, without labels) by the settings' method, as it gives them."""
     eigen: Tensor
@@ -370,7 +374,7 @@ class _Part:
 
 def _part(model: Model, batch: Batch, settings: Settings, grid: tuple[int, int] | None) -> _Part:
     images = model.prepared(batch.images)
-    output, features = embedded(model, images, settings.layer)
+    output, grids = outputs_of_layers(model, images, settings.layer)
     logits = class_outputs(model, output)
     kinds, labels = logits.shape[1], batch.labels
     if int(labels.max()) >= kinds:
@@ -387,6 +391,7 @@ def _part(model: Model, batch: Batch, settings: Settings, grid: tuple[int, int] 
     explanation = explain_by(method=settings.method)
     maps = floating(explanation.maps)
     size = grid or (maps.shape[1], maps.shape[2])
+    features = pooled(grids, maps if settings.pooling == "map" else None)
     eigen = explain_by(method="eigen_cam")
     return _Part(
         batch.indices,
@@ -405,12 +410,31 @@ def embedded(model: Model, images: Tensor, layer: Where) -> tuple[Tensor, Tensor
 
     Pooled is the mean over the grid; several layers, or levels of one, stand beside each other.
     """
+    output, grids = outputs_of_layers(model, images, layer)
+    return output, pooled(grids)
+
+
+def outputs_of_layers(model: Model, images: Tensor, layer: Where) -> tuple[Tensor, list[Tensor]]:
+    """Runs prepared images (N, C, H, W) -> (the output, what every layer, or level of one, puts out (N, C', h, w))."""
     shape = tuple(images.shape[1:])
     wanted = layer if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
     layers: list[Layer] = [one for which in wanted for one in model.cut(which, shape)]
     made = Pass(model, images, layers)
-    pooled = [made.activations(level).flatten(2).mean(2) for one in layers for level in made.levels(one)]
-    return made.output.detach(), torch.cat(pooled, 1).float()
+    return made.output.detach(), [made.activations(level) for one in layers for level in made.levels(one)]
+
+
+def pooled(grids: Sequence[Tensor], maps: Tensor | None = None) -> Tensor:
+    """Returns the means over grids (N, C, h, w) beside each other (N, C'); with maps (N, h, w) weighed by these.
+
+    sum_p m_p A_p / sum_p m_p of the maps' positive part; zeros where there is none.
+    """
+    if maps is None:
+        return torch.cat([grid.flatten(2).mean(2) for grid in grids], 1).float()
+    parts = []
+    for grid in grids:
+        weights = resize(maps.clamp_min(0), tuple(grid.shape[2:])).flatten(1).to(grid)
+        parts.append(torch.einsum("ncp,np->nc", grid.flatten(2), safe_divide(weights, weights.sum(1, keepdim=True))))
+    return torch.cat(parts, 1).float()
 
 
 # --- questions --------------------------------------------------------------------------------------------------------
