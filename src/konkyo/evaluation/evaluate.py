@@ -115,7 +115,7 @@ class _Plan:
         return {
             "konkyo": 1,  # of what is kept
             "model": None if model is None else model.name,
-            "weights": None if model is None else _digest(model.module),
+            "weights": None if model is None else digest(model.module),
             "preprocess": None if model is None else repr(model.preprocess),
             "maps": {m.name: str(m.folder.resolve()) for m in self.methods if isinstance(m, Maps)},
             "data": data,
@@ -252,7 +252,7 @@ class _Part:
     """Why the sample could not be read."""
 
 
-def _digest(module: nn.Module) -> str:
+def digest(module: nn.Module) -> str:
     """Returns what tells networks of other weights apart: a digest of a thousand numbers of every tensor."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():

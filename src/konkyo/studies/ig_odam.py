@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from konkyo.data.samples import Data, Samples, samples
 from konkyo.data.sets.scenes import Scenes
 from konkyo.errors import KonkyoError, silenced
-from konkyo.evaluation.evaluate import RIGHT, evaluate
+from konkyo.evaluation.evaluate import RIGHT, digest, evaluate
 from konkyo.evaluation.result import Evaluation, Table, markdown
 from konkyo.explanation.explain import explain
+from konkyo.explanation.result import Explanation
 from konkyo.models import Model, as_model
 from konkyo.targets.detections import Detections
 from konkyo.tasks import ClassificationTask, DetectionTask
 from konkyo.tasks.base import Matching
 from konkyo.utils.files import plain, replacing, write_text
+from konkyo.utils.ledger import Ledger, read_ledger
 from konkyo.utils.progress import Progress
+from konkyo.utils.tensors import overlap
 
 TABLE_OF_CLASSIFIERS = ("deletion", "insertion", "ebpg@mask", "pointing_game@evidence")
 TABLE_OF_DETECTORS = DetectionTask.columns
@@ -31,6 +34,10 @@ NODES = (2, 4, 8, 16, 32, 64)
 PATHS = ("ig_odam", "adaptive_ig_odam")
 REFERENCE_NODES = 257
 """Of the integral that others are held against."""
+RECORD = "paths.jsonl"
+"""What `convergence` keeps of every sample."""
+JUMP = 0.5
+"""A box jumps where its IoU with that of the node before is lower; where only one of the two is there it does not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +47,16 @@ class Convergence:
     nodes: tuple[int, ...]
     errors: dict[str, Tensor]
     """method -> (nodes, R): |map - reference|_1 / |reference|_1 of the signed maps."""
+    images: tuple[str, ...] = ()
+    """(R,) the name of every instance's image."""
+    tracked: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """(R,) 1 where the matching box never jumps on the reference's path (`JUMP`), else 0."""
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Convergence:
+        """Reads what `convergence` has kept in a folder so far. KonkyoError: there is no record of it."""
+        settings, parts = read_ledger(Path(folder) / RECORD)
+        return _gathered(parts, settings["nodes"])
 
     def table(self) -> Table:
         """Returns a row per number of nodes: the median, and on how many instances adaptive nodes are nearer."""
@@ -105,40 +122,80 @@ def convergence(
     limit: int | None = None,
     matching: Matching = RIGHT,
     seed: int = 0,
+    out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Convergence:
     """Returns how fast uniform and adaptive nodes approach the integral of IG-ODAM, at equal numbers of them.
 
-    The reference is the trapezoid rule on 257 uniform nodes. Adaptive paths begin with half of their nodes, 2 to
-    9. KonkyoError: no detector, or nothing is detected.
+    The reference is the trapezoid rule on 257 uniform nodes. Adaptive paths begin with half of their nodes, 2 to 9.
+    `out`: a folder where every sample's errors are kept as soon as they are known, and where an interrupted run goes
+    on. KonkyoError: no detector, or nothing is detected.
     """
     adapted = as_model(model)
     if not isinstance(adapted.task, DetectionTask):
         raise KonkyoError(f"paths are compared on a detector's instances; {adapted.name} is no detector")
-    chosen, target = samples(data, limit=limit, seed=seed), Detections(threshold=matching.threshold)
-    errors: dict[str, list[list[Tensor]]] = {name: [[] for _ in nodes] for name in PATHS}
-    for index, sample in enumerate(chosen):
-
-        def maps(name: str, count: int, picture: Any = sample.image, **more: Any) -> Tensor:
-            with silenced():  # blank maps have no error: NaN
-                return (
-                    explain(adapted, picture, method=name, target=target, nodes=count, **more)
-                    .signed.flatten(1)
-                    .double()
-                )
-
-        reference = maps("ig_odam", REFERENCE_NODES)
-        for name in PATHS:
-            for k, count in enumerate(nodes):
-                initial = {"initial": _initial(count)} if name == "adaptive_ig_odam" else {}
-                off, whole = (maps(name, count, **initial) - reference).abs().sum(1), reference.abs().sum(1)
-                errors[name][k].append(torch.where(whole > 0, off / whole, torch.nan).cpu())
-        if progress is not None:
-            progress(index + 1, len(chosen))
-    rows = {name: torch.stack([torch.cat(values) for values in of]) for name, of in errors.items()}
-    if not rows[PATHS[0]].numel():
+    chosen = samples(data, limit=limit, seed=seed)
+    settings = {
+        "model": adapted.name,
+        "weights": digest(adapted.module),
+        "preprocess": repr(adapted.preprocess),
+        "data": chosen.source or type(data).__name__,
+        "samples": len(chosen),
+        "matching": str(matching),
+        "seed": seed,
+        "nodes": list(nodes),
+        "reference": REFERENCE_NODES,
+    }
+    with Ledger(None if out is None else Path(out) / RECORD, settings, free=("samples",)) as ledger:
+        for index, name in enumerate(chosen.names):
+            if name not in ledger.entries:
+                ledger.add(name, _path_errors(adapted, chosen[index].image, nodes, matching.threshold))
+            if progress is not None:
+                progress(index + 1, len(chosen))
+        parts = ledger.entries
+    found = _gathered({name: parts[name] for name in chosen.names}, nodes)
+    if not found.images:
         raise KonkyoError(f"nothing detected with a score above {matching.threshold:g}")
-    return Convergence(tuple(nodes), rows)
+    return found
+
+
+def _gathered(parts: Mapping[str, Any], nodes: Sequence[int]) -> Convergence:
+    """Returns what was recorded of the samples as one result."""
+    images = tuple(name for name, part in parts.items() for _ in part["tracked"])
+    tracked = torch.tensor([value for part in parts.values() for value in part["tracked"]], dtype=torch.float64)
+    empty = torch.zeros(len(nodes), 0, dtype=torch.float64)
+    of_parts = {name: [_of_nodes(part["errors"][name]) for part in parts.values()] for name in PATHS}
+    return Convergence(
+        tuple(nodes), {name: torch.cat([empty, *of], 1) for name, of in of_parts.items()}, images, tracked
+    )
+
+
+def _of_nodes(errors: Sequence[Sequence[float | None]]) -> Tensor:
+    """Returns the errors of one sample as a tensor (nodes, R); what JSON has no number for is NaN."""
+    known = [[math.nan if error is None else error for error in of] for of in errors]
+    return torch.tensor(known, dtype=torch.float64).view(len(known), len(known[0]))
+
+
+def _path_errors(model: Model, picture: Any, nodes: Sequence[int], threshold: float) -> dict[str, Any]:
+    """Returns the errors of both kinds of paths (nodes, R) of one picture, and whether its instances are tracked."""
+    target = Detections(threshold=threshold)
+
+    def explained(name: str, count: int, **more: Any) -> Explanation:
+        with silenced():  # blank maps have no error: NaN
+            return explain(model, picture, method=name, target=target, nodes=count, **more)
+
+    reference = explained("ig_odam", REFERENCE_NODES)
+    integral = reference.signed.flatten(1).double()
+    whole, errors = integral.abs().sum(1), dict[str, list[Any]]()
+    for name in PATHS:
+        errors[name] = []
+        for count in nodes:
+            initial = {"initial": initial_nodes(count)} if name == "adaptive_ig_odam" else {}
+            off = (explained(name, count, **initial).signed.flatten(1).double() - integral).abs().sum(1)
+            errors[name].append(plain(torch.where(whole > 0, off / whole, torch.nan).tolist()))
+    boxes = torch.zeros(0, 1, 4) if reference.path is None else reference.path.boxes.double().cpu()
+    overlaps = [overlap(path[:-1], path[1:]) for path in boxes]  # NaN where one of the two is not there
+    return {"errors": errors, "tracked": [float(not (ious < JUMP).any()) for ious in overlaps]}
 
 
 def sweep(
@@ -170,7 +227,7 @@ def sweep(
             out=None if out is None else Path(out) / f"{count}-nodes",
             progress=progress,
             nodes=count,
-            initial=_initial(count),
+            initial=initial_nodes(count),
         )
         for count in nodes
     }
@@ -190,7 +247,7 @@ def sweep_table(evaluations: Mapping[int, Evaluation]) -> Table:
     return ["nodes", *(f"{c.name}: uniform, adaptive" for c in columns)], rows
 
 
-def _initial(nodes: int) -> int:
+def initial_nodes(nodes: int) -> int:
     """Returns how many nodes an adaptive path begins with: half of them, 2 to 9."""
     return min(9, max(2, nodes // 2))
 
