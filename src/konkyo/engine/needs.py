@@ -97,6 +97,20 @@ class Rescore(Protocol):
         """Returns the scores of variants (N, count)."""
 
 
+class Note(Protocol):
+    """This is `Probe.note`, as a method's parameter."""
+
+    def __call__(self, name: str, values: Tensor) -> None:
+        """Keeps a number of every row (N,) beside the map."""
+
+
+class ScoreAt(Protocol):
+    """This is `Probe.score_at`, as a method's parameter."""
+
+    def __call__(self, activations: Tensor | None = ...) -> Tensor:
+        """Returns the score with these activations, or the image's own (N,)."""
+
+
 class Ablate(Protocol):
     """This is `Probe.ablate`, as a method's parameter."""
 

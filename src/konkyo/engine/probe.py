@@ -82,6 +82,7 @@ class Probe:
         self._channels = Channels(pass_, rows, targets, layer, self._variants)
         self._missing: list[Tensor] = []
         """What full gradients leave out of the score, of all rows of every view that was asked for them."""
+        self._noted: dict[str, Tensor] = {}
 
     @property
     @need(of_target=False)
@@ -125,6 +126,22 @@ class Probe:
     def gradients(self) -> Tensor:
         """This is d score / d activations (N, C, *grid)."""
         return self._pass.gradients(self._rows, self.targets, self._layer)
+
+    @need(of_target=True, of_layer=True, inside=True, cost="a forward")
+    def score_at(self, activations: Tensor | None = None) -> Tensor:
+        """Returns the score (N,) with other activations (N, C, *grid) at the layer: with other images at the input.
+
+        None: the score of the image itself. It belongs to no budget.
+        """
+        if activations is None:
+            return self.score
+        others, variants = activations, Variants(self._pass, self._layer, self._rows, self._targets, Budget(), True)
+        return variants.scores(self.score, 1, activations=lambda row, _: others[row][None])[:, 0]
+
+    @need(of_target=False, cost="a note")
+    def note(self, name: str, values: Tensor) -> None:
+        """Keeps a number of every row (N,) beside the map, for the explanation's `notes`."""
+        self._noted[name] = values.detach()
 
     @property
     @need(of_target=False, cost="a seed")
@@ -263,6 +280,15 @@ class Probe:
         return backwards.guided_gradients(self._pass, self._rows, self.targets)
 
     @cached_property
+    @need(of_target=True, inside=True, cost="ReLUs", networks="networks with ReLU or ReLU6")
+    def deconv_gradients(self) -> Tensor:
+        """This is d score / d inputs (N, C, *size) where the backward of every ReLU is a ReLU, wherever it was on.
+
+        NotApplicable: the network has no ReLU. Costs one more forward and a whole backward.
+        """
+        return backwards.deconv_gradients(self._pass, self._rows, self.targets)
+
+    @cached_property
     @need(
         **_GRADIENT,
         cost="convolutions, batch norms, ReLUs and pooling after the layer",
@@ -382,6 +408,11 @@ def offer(probe: Probe, name: str) -> Any:
 def largest_gradient(probe: Probe) -> Tensor | None:
     """Returns the largest absolute gradient of every row (R,), if a method has used the gradients at the layer."""
     return probe.gradients.flatten(1).abs().amax(1) if "gradients" in vars(probe) else None
+
+
+def noted(probe: Probe) -> dict[str, Tensor]:
+    """Returns the numbers (R,) that a method has noted of every row, by name."""
+    return dict(probe._noted)
 
 
 def missing_share(probe: Probe) -> Tensor | None:
