@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from konkyo.explanation.pairs import Pair, pair
     from konkyo.explanation.result import Explanation
     from konkyo.methods.base import Method, method, methods
-    from konkyo.methods.wrappers import augmented, first_component
+    from konkyo.methods.wrappers import augmented, first_component, forgrad, smoothed
     from konkyo.models import Model, Preprocess, load
     from konkyo.models.blackbox import BlackBox
     from konkyo.models.detectors import Detector
@@ -91,7 +91,7 @@ _HOMES = {
     "konkyo.tasks.decision": ("Decision",),
     "konkyo.models.detectors.open_vocabulary": ("image_guided_detector",),
     "konkyo.models.detectors.yolo": ("dense_detector",),
-    "konkyo.methods.wrappers": ("augmented", "first_component"),
+    "konkyo.methods.wrappers": ("augmented", "first_component", "forgrad", "smoothed"),
     "konkyo.evaluation.sanity": ("random_class", "randomisation", "stability"),
     "konkyo.report.report": ("report",),
     "konkyo.targets.suppression": ("odam_nms",),
@@ -178,6 +178,7 @@ __all__ = [
     "explanations",
     "export_cam",
     "first_component",
+    "forgrad",
     "image_guided_detector",
     "load",
     "method",
@@ -192,6 +193,7 @@ __all__ = [
     "region_test",
     "report",
     "siamese",
+    "smoothed",
     "stability",
     "training",
 ]

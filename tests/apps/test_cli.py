@@ -381,7 +381,7 @@ def test_mistakes_are_told_in_one_line(run: Run, photos: Path, words: tuple[str,
         ("--method", "rise", "-o", "masks=many"),
         ("--method", "rise", "-o", "masks=1.5"),
         ("--method", "rise", "-o", "masks=0"),
-        ("--method", "integrated_gradients", "-o", "baseline=black"),
+        ("--method", "integrated_gradients", "-o", "baseline=blak"),
     ],
 )
 def test_values_that_an_option_cannot_have(run: Run, photos: Path, words: tuple[str, ...]) -> None:

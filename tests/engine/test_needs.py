@@ -28,7 +28,10 @@ def halves(x: Tensor) -> Callable[[int, Tensor], Tensor]:
 
 CALLS: dict[str, Callable[..., Any]] = {
     "ablate": lambda ask, x: ask(),
+    "segments": lambda ask, x: ask("slic", 12),
     "rescore": lambda ask, x: ask(2, inputs=halves(x)),
+    "score_at": lambda ask, x: ask(torch.ones(len(x), 24, 4, 5).to(x)),
+    "note": lambda ask, x: ask("number", x.flatten(1).sum(1)) or x,
     "regrad": lambda ask, x: ask(torch.ones(2).to(x), inputs=halves(x)),
     "differentiate": lambda ask, x: ask(lambda output, score: score**2),
     "curvature": lambda ask, x: ask(torch.ones(len(x), 24, 4, 5).to(x)),

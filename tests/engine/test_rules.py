@@ -53,16 +53,16 @@ class Relus(nn.Module):
         return self.head(self.relu(self.conv2(self.relu(self.conv1(x)))).mean((2, 3)))
 
 
-def literal_guided(network: Relus, x: Tensor, label: int) -> Tensor:
+def literal_guided(network: Relus, x: Tensor, label: int, *, masked: bool = True) -> Tensor:
     """Forward and backward by hand, layer by layer."""
     top = 6.0 if network.kind.startswith("six") else torch.inf
     a1 = network.conv1(x)
     b1 = a1.clamp(0, top)
     a2 = network.conv2(b1)
     g = network.head.weight[label].view(1, -1, 1, 1).expand_as(a2) / a2[0, 0].numel()
-    g = g * ((a2 > 0) & (a2 < top)) * (g > 0)
+    g = g * (((a2 > 0) & (a2 < top)) | (not masked)) * (g > 0)
     g = functional.conv_transpose2d(g, network.conv2.weight, stride=2, padding=1, output_padding=1)
-    g = g * ((a1 > 0) & (a1 < top)) * (g > 0)
+    g = g * (((a1 > 0) & (a1 < top)) | (not masked)) * (g > 0)
     return functional.conv_transpose2d(g, network.conv1.weight, stride=2, padding=1, output_padding=1)[0]
 
 
@@ -81,8 +81,8 @@ def test_guided_backprop_by_hand(kind: str) -> None:
     assert not torch.allclose(plain.maps, found.maps)
 
 
-def test_guided_backprop_equals_captum() -> None:
-    from captum.attr import GuidedBackprop
+def test_guided_backprop_and_deconvnet_equal_captums() -> None:
+    from captum.attr import Deconvolution, GuidedBackprop
 
     class Separate(nn.Module):  # captum takes each ReLU module once, not in place
         def __init__(self) -> None:
@@ -96,10 +96,26 @@ def test_guided_backprop_equals_captum() -> None:
             return self.body(x)
 
     network, x = seeded(Separate()), images(2)
-    found = konkyo.explain(network, x, method="guided_backprop", target=2)
-    with pytest.warns(UserWarning, match="Setting backward hooks"):
-        expected = GuidedBackprop(network).attribute(x.clone().requires_grad_(), target=2)
-    close(found.maps, expected.abs().amax(1))
+    for method, theirs in (("guided_backprop", GuidedBackprop), ("deconvnet", Deconvolution)):
+        found = konkyo.explain(network, x, method=method, target=2)
+        with pytest.warns(UserWarning, match="Setting backward hooks"):
+            expected = theirs(network).attribute(x.clone().requires_grad_(), target=2)
+        close(found.maps, expected.abs().amax(1))
+
+
+@pytest.mark.parametrize("kind", ["module", "module_", "six", "function__", "tensor"])
+def test_deconvnet_by_hand(kind: str) -> None:
+    network, x = seeded(Relus(kind)), images(2) * 3
+    parts = konkyo.compare(network, x, ["deconvnet", "guided_backprop"], target=[1, 4])
+    for i, label in enumerate([1, 4]):
+        with torch.no_grad():
+            close(parts["deconvnet"].maps[i], literal_guided(network, x[i : i + 1], label, masked=False).abs().amax(0))
+            close(parts["guided_backprop"].maps[i], literal_guided(network, x[i : i + 1], label).abs().amax(0))
+    assert torch.equal(  # without pooling it knows nothing of the image
+        konkyo.explain(network, -x, method="deconvnet", target=[1, 4]).maps, parts["deconvnet"].maps
+    )
+    with pytest.raises(konkyo.NotApplicable, match="deconvnet"):
+        konkyo.explain(seeded(Attention()), images(1), method="deconvnet")
 
 
 def test_guided_grad_cam_is_the_product() -> None:

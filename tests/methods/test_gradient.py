@@ -212,6 +212,11 @@ def var_grad(system: System, image: Tensor, label: int) -> Tensor:
     return torch.from_numpy(G.var(0).max(0))
 
 
+def square_grad(system: System, image: Tensor, label: int) -> Tensor:
+    squares = [system.at_input(one, logit(label)).numpy() ** 2 for one in noisy(image, 6, 0.1)]
+    return torch.from_numpy(np.stack(squares).mean(0).max(0))
+
+
 def edge_map(_system: System, image: Tensor, _label: int) -> Tensor:
     """By scipy."""
     from scipy.ndimage import sobel
@@ -230,9 +235,10 @@ FORMULAS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
     "seg_eigen_cam": (seg_eigen_cam, {}),
     "smooth_grad": (smooth_grad, {"samples": 6, "std": 0.1}),
     "var_grad": (var_grad, {"samples": 6, "std": 0.1}),
+    "square_grad": (square_grad, {"samples": 6, "std": 0.1}),
     "edge_map": (edge_map, {}),
 }
-AT_THE_INPUT = ("smooth_grad", "var_grad", "edge_map", "saliency")
+AT_THE_INPUT = ("smooth_grad", "var_grad", "square_grad", "edge_map", "saliency")
 
 
 def explain(system: System, method: str, target: Any = None, x: Tensor | None = None, **options: Any) -> Any:
@@ -386,6 +392,7 @@ def test_noise_does_not_matter_to_a_linear_network() -> None:
     run = lambda method, **o: konkyo.explain(network, x, method=method, target=2, **o).maps.double()
     close(run("smooth_grad", samples=3, std=0.5), run("saliency"))
     assert run("var_grad", samples=3, std=0.5).max() <= 1e-20
+    close(run("square_grad", samples=3, std=0.5), run("saliency") ** 2)
     pp = lambda method, **o: konkyo.explain(network, x, method=method, target=2, layer="conv", **o).signed
     close(pp("smooth_grad_cam_pp", samples=3, std=0.5), pp("grad_cam_pp"))
 
@@ -581,6 +588,7 @@ def test_what_is_no_sum_over_channels_says_so(method: str) -> None:
         ("smooth_grad", {"std": math.inf}),
         ("smooth_grad", {"samples": 2.5}),
         ("var_grad", {"samples": 1}),
+        ("square_grad", {"samples": 0}),
         ("var_grad", {"std": math.nan}),
         ("finer_cam", {"gamma": -1.0}),
         ("finer_cam", {"gamma": math.nan}),
@@ -588,7 +596,7 @@ def test_what_is_no_sum_over_channels_says_so(method: str) -> None:
         ("finer_cam", {"weights": "sum"}),
         ("integrated_gradients", {"steps": 0}),
         ("integrated_grad_cam", {"steps": 0}),
-        ("integrated_grad_cam", {"rule": "left"}),
+        ("integrated_grad_cam", {"rule": "upper"}),
         ("integrated_grad_cam", {"rectify": "never"}),
         ("fem", {"sigma": -1.0}),
         ("kpca_cam", {"kernel": "cubic"}),
@@ -619,6 +627,12 @@ def test_noise_tunnel_of_captum(monkeypatch: pytest.MonkeyPatch, systems: dict[s
     for method, kind in (("smooth_grad", "smoothgrad"), ("var_grad", "vargrad")):
         theirs = tunnel.attribute(system.x, kind, nt_samples=samples, target=CLASSES, abs=False).abs().amax(1)
         close(explain(system, method, samples=samples, std=std).maps, theirs.detach())
+    theirs = tunnel.attribute(system.x, "smoothgrad_sq", nt_samples=samples, target=CLASSES, abs=False).amax(1)
+    close(explain(system, "square_grad", samples=samples, std=std).maps, theirs.detach())
+    mean = tunnel.attribute(system.x, "smoothgrad", nt_samples=samples, target=CLASSES, abs=False).sum(1)
+    wrapped = konkyo.smoothed("gradient", samples=samples, std=std)
+    found = konkyo.explain(system.network, system.x, method=wrapped, target=CLASSES, seed=SEED)
+    close(found.maps, mean.detach())
 
 
 def test_finer_cam_of_torch_cam(systems: dict[str, System]) -> None:

@@ -54,6 +54,7 @@ def test_every_method_has_a_reference() -> None:
         "attention",
         "odam",
         "path",
+        "paths",
         "d_rise",
         "grad_eclip",
         "pairs",

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from konkyo.engine.biases import Biases, BiasTerm, bias_terms
 from konkyo.engine.forward import Pass, Rows, pick, rounds, scores
 from konkyo.engine.layer import INPUT, Layer, covers
-from konkyo.engine.rules import guided_relus, positive_relevance
+from konkyo.engine.rules import GuidedReLUs, deconvolved_relus, guided_relus, positive_relevance
 from konkyo.errors import NotApplicable
 from konkyo.targets.base import Target, as_target
 from konkyo.utils.tensors import safe_divide
+
+_Within: TypeAlias = Callable[[nn.Module], AbstractContextManager[GuidedReLUs]]
 
 ROUNDING, ROUNDING_HALF = 5e-3, 5e-2
 """Up to which share sums of full gradients miss the score by rounding, also with TF32; and in half precision."""
@@ -23,11 +27,20 @@ ROUNDING, ROUNDING_HALF = 5e-3, 5e-2
 
 def guided_gradients(pass_: Pass, rows: Rows, targets: Sequence[Target]) -> Tensor:
     """Computes `Probe.guided_gradients`."""
+    return _through_relus(pass_, rows, targets, "guided backpropagation", guided_relus)
+
+
+def deconv_gradients(pass_: Pass, rows: Rows, targets: Sequence[Target]) -> Tensor:
+    """Computes `Probe.deconv_gradients`."""
+    return _through_relus(pass_, rows, targets, "the deconvnet", deconvolved_relus)
+
+
+def _through_relus(pass_: Pass, rows: Rows, targets: Sequence[Target], name: str, within: _Within) -> Tensor:
     layer = Layer(INPUT, None)
-    guided = pass_.other("guided", [layer], guided_relus)
-    if not guided.recorded[guided_relus].used:  # type: ignore[attr-defined]
-        raise NotApplicable("guided backpropagation changes how ReLUs are passed, and this network has none")
-    return guided.gradients(rows, targets, layer)
+    changed = pass_.other(name, [layer], within)
+    if not changed.recorded[within].used:  # type: ignore[attr-defined]
+        raise NotApplicable(f"{name} changes how ReLUs are passed, and this network has none")
+    return changed.gradients(rows, targets, layer)
 
 
 def relevance(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer) -> Tensor:

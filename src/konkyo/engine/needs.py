@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 from torch import Tensor, nn
 
 from konkyo.engine.path import Sampling
+from konkyo.utils.segments import Count, Segmentation
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -96,6 +97,20 @@ class Rescore(Protocol):
         """Returns the scores of variants (N, count)."""
 
 
+class Note(Protocol):
+    """This is `Probe.note`, as a method's parameter."""
+
+    def __call__(self, name: str, values: Tensor) -> None:
+        """Keeps a number of every row (N,) beside the map."""
+
+
+class ScoreAt(Protocol):
+    """This is `Probe.score_at`, as a method's parameter."""
+
+    def __call__(self, activations: Tensor | None = ...) -> Tensor:
+        """Returns the score with these activations, or the image's own (N,)."""
+
+
 class Ablate(Protocol):
     """This is `Probe.ablate`, as a method's parameter."""
 
@@ -177,6 +192,13 @@ class Reading(Protocol):
 
     def __call__(self, heads: Heads = ...) -> ReadingAttention:
         """Returns the parts of the attention by which the head reads."""
+
+
+class Segments(Protocol):
+    """This is `Probe.segments`, as a method's parameter."""
+
+    def __call__(self, kind: Segmentation = ..., count: Count = ...) -> Tensor:
+        """Returns the segment of every pixel (N, *size)."""
 
 
 OnGrid: TypeAlias = Callable[[Tensor], Tensor]

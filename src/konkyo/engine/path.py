@@ -7,12 +7,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from konkyo.errors import KonkyoError
+from konkyo.errors import KonkyoError, unknown
 from konkyo.utils.tensors import overlap
 
 GradientScale: TypeAlias = Literal["max", "sum", "none"]
@@ -70,6 +70,34 @@ def trapezoid(alphas: Tensor) -> Tensor:
         return torch.ones_like(alphas)
     half = alphas.diff() / 2
     return torch.nn.functional.pad(half, (1, 0)) + torch.nn.functional.pad(half, (0, 1))
+
+
+QuadratureRule: TypeAlias = Literal["right", "left", "midpoint", "trapezoid", "gauss"]
+"""How an integral over [0, 1] becomes a sum: see `quadrature`."""
+
+
+def quadrature(rule: QuadratureRule, steps: int) -> tuple[Tensor, Tensor]:
+    """Returns nodes and weights (M,) of a rule on [0, 1], float64, the nodes in order; the weights sum to 1.
+
+    "right", "left" and "midpoint" take one node of each of `steps` equal parts, "trapezoid" their `steps` + 1 ends.
+    "gauss" is Gauss-Legendre, exact for polynomials up to degree 2 `steps` - 1; by the eigenvalues of the Legendre
+    polynomials' three-term recurrence (Golub & Welsch, 1969).
+    """
+    if rule not in get_args(QuadratureRule):
+        raise unknown("quadrature rule", rule, get_args(QuadratureRule))
+    if steps < 1:
+        raise KonkyoError(f"an integral needs steps >= 1; got {steps}")
+    if rule == "trapezoid":
+        nodes = torch.arange(steps + 1, dtype=torch.float64) / steps
+        return nodes, trapezoid(nodes)
+    if rule == "gauss":
+        k = torch.arange(1, steps, dtype=torch.float64)
+        beside = torch.diag(k / (4 * k**2 - 1).sqrt(), 1)
+        places, vectors = torch.linalg.eigh(beside + beside.T)
+        return (1 + places) / 2, vectors[0] ** 2
+    first = {"left": 0.0, "midpoint": 0.5, "right": 1.0}[rule]
+    nodes = (torch.arange(steps, dtype=torch.float64) + first) / steps
+    return nodes, torch.full_like(nodes, 1 / steps)
 
 
 @dataclass(eq=False)

@@ -40,6 +40,7 @@ from konkyo.engine.session import session_of
 from konkyo.engine.variants import Budget, Variants
 from konkyo.errors import NotApplicable
 from konkyo.targets.classes import Target
+from konkyo.utils.segments import Count, Segmentation
 
 _GRADIENT = {"of_target": True, "of_layer": True, "of_gradient": True, "inside": True}
 """What all gradients at the layer are, as needs."""
@@ -81,6 +82,7 @@ class Probe:
         self._channels = Channels(pass_, rows, targets, layer, self._variants)
         self._missing: list[Tensor] = []
         """What full gradients leave out of the score, of all rows of every view that was asked for them."""
+        self._noted: dict[str, Tensor] = {}
 
     @property
     @need(of_target=False)
@@ -125,6 +127,22 @@ class Probe:
         """This is d score / d activations (N, C, *grid)."""
         return self._pass.gradients(self._rows, self.targets, self._layer)
 
+    @need(of_target=True, of_layer=True, inside=True, cost="a forward")
+    def score_at(self, activations: Tensor | None = None) -> Tensor:
+        """Returns the score (N,) with other activations (N, C, *grid) at the layer: with other images at the input.
+
+        None: the score of the image itself. It belongs to no budget.
+        """
+        if activations is None:
+            return self.score
+        others, variants = activations, Variants(self._pass, self._layer, self._rows, self._targets, Budget(), True)
+        return variants.scores(self.score, 1, activations=lambda row, _: others[row][None])[:, 0]
+
+    @need(of_target=False, cost="a note")
+    def note(self, name: str, values: Tensor) -> None:
+        """Keeps a number of every row (N,) beside the map, for the explanation's `notes`."""
+        self._noted[name] = values.detach()
+
     @property
     @need(of_target=False, cost="a seed")
     def generator(self) -> torch.Generator:
@@ -136,6 +154,22 @@ class Probe:
     def black(self) -> Tensor:
         """These are black images (N, C, *size), as prepared for the network; zeros where that is not known."""
         return pick(self._pass.black, self._rows)
+
+    @property
+    @need(of_target=False, cost="a white image")
+    def white(self) -> Tensor:
+        """These are white images (N, C, *size), as prepared for the network; ones where that is not known."""
+        return pick(self._pass.white, self._rows)
+
+    @need(of_target=False, cost="segments (by scikit-image, or a grid)")
+    def segments(self, kind: Segmentation = "slic", count: Count = 50) -> Tensor:
+        """Returns the segment of every pixel (N, *size), int64, numbered 0, 1, ... without a gap.
+
+        `kind`: superpixels by "slic", "quickshift" or "felzenszwalb", a "grid", or segments (*size) or (images, *size)
+        of the user's. About `count` of them; a grid also takes the cells along each axis. NotApplicable: superpixels
+        without scikit-image, or of inputs that are no pictures.
+        """
+        return pick(self._pass.segments(kind, count), self._rows)
 
     @cached_property
     @need(
@@ -244,6 +278,15 @@ class Probe:
         NotApplicable: the network has no ReLU. Costs one more forward and a whole backward.
         """
         return backwards.guided_gradients(self._pass, self._rows, self.targets)
+
+    @cached_property
+    @need(of_target=True, inside=True, cost="ReLUs", networks="networks with ReLU or ReLU6")
+    def deconv_gradients(self) -> Tensor:
+        """This is d score / d inputs (N, C, *size) where the backward of every ReLU is a ReLU, wherever it was on.
+
+        NotApplicable: the network has no ReLU. Costs one more forward and a whole backward.
+        """
+        return backwards.deconv_gradients(self._pass, self._rows, self.targets)
 
     @cached_property
     @need(
@@ -365,6 +408,11 @@ def offer(probe: Probe, name: str) -> Any:
 def largest_gradient(probe: Probe) -> Tensor | None:
     """Returns the largest absolute gradient of every row (R,), if a method has used the gradients at the layer."""
     return probe.gradients.flatten(1).abs().amax(1) if "gradients" in vars(probe) else None
+
+
+def noted(probe: Probe) -> dict[str, Tensor]:
+    """Returns the numbers (R,) that a method has noted of every row, by name."""
+    return dict(probe._noted)
 
 
 def missing_share(probe: Probe) -> Tensor | None:

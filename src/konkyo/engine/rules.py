@@ -25,20 +25,22 @@ from konkyo.utils.tensors import safe_divide
 
 
 class _GuidedReLU(torch.autograd.Function):
-    """This computes min(max(x, 0), top) and lets only positive gradients back."""
+    """This computes min(max(x, 0), top) and lets only positive gradients back: where it was on, or `everywhere`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, top: float, inplace: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, top: float, inplace: bool, everywhere: bool) -> Tensor:
         if inplace:
             ctx.mark_dirty(x)
         out = x.clamp_(0, top) if inplace else x.clamp(0, top)
-        ctx.save_for_backward((out > 0) & (out < top))
+        ctx.save_for_backward(*([] if everywhere else [(out > 0) & (out < top)]))
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (passing,) = ctx.saved_tensors
-        return gradients[0].clamp(min=0) * passing, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        back = gradients[0].clamp(min=0)
+        for passing in ctx.saved_tensors:
+            back = back * passing
+        return back, None, None, None
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,14 @@ _GUIDED: dict[Callable[..., Any], _Clip] = {
 
 
 class GuidedReLUs(OwnMode):
-    """Runs every ReLU and ReLU6, module or function, guided: Springenberg et al., 2015, Sec. 3.4."""
+    """Runs every ReLU and ReLU6, module or function, guided: Springenberg et al., 2015, Sec. 3.4.
 
-    def __init__(self) -> None:
+    `everywhere`: their backward does not ask where they were on, as in Zeiler & Fergus, 2014.
+    """
+
+    def __init__(self, everywhere: bool = False) -> None:
         super().__init__()
-        self.used = False
+        self.everywhere, self.used = everywhere, False
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -79,7 +84,9 @@ class GuidedReLUs(OwnMode):
                 self.used = True
                 inplace = clip.inplace or bool(values.get("inplace"))
                 with stored_in_checkpoints():
-                    return _GuidedReLU.apply(values["input"], values.get("max_val", clip.high), inplace)
+                    return _GuidedReLU.apply(
+                        values["input"], values.get("max_val", clip.high), inplace, self.everywhere
+                    )
         return function(*args, **kwargs)
 
 
@@ -91,6 +98,13 @@ def guided_relus(_root: nn.Module) -> Iterator[GuidedReLUs]:
     hardswish) is guided in part.
     """
     with GuidedReLUs() as mode:
+        yield mode
+
+
+@contextmanager
+def deconvolved_relus(_root: nn.Module) -> Iterator[GuidedReLUs]:
+    """Within the context the backward of every ReLU is a ReLU itself, wherever the ReLU was on."""
+    with GuidedReLUs(everywhere=True) as mode:
         yield mode
 
 

@@ -39,12 +39,22 @@ _NO_PICTURES = "The pictures are not known: they are not saved with an explanati
 
 
 def words_of(result: Explanation) -> str:
-    """Returns the explanation in two lines, or three where a map is doubtful."""
+    """Returns the explanation in two lines, and more where a map is doubtful or its method has notes."""
     images, grid = len(set(result.image_index.tolist())), "x".join(map(str, result.signed.shape[1:]))
     head = f"Explanation: {_counted(len(result), 'map')} {grid} of {_counted(images, 'image')}, {_made_by(result)}"
     parts = [_short(result, row) for row in range(min(_NAMED, len(result)))]
     lines = [head, "  " + ", ".join(parts) + (", ..." if len(result) > _NAMED else "")] if parts else [head]
-    return "\n".join([*lines, *(["  " + doubts] if (doubts := _doubts(result)) else [])])
+    return "\n".join([*lines, *("  " + line for line in (_doubts(result), notes_of(result)) if line)])
+
+
+def notes_of(result: Explanation) -> str:
+    """Returns the method's notes of the first rows: "gap 0.012, -0.3; sum 3.1, 2.2"; "" where there are none."""
+    more = ", ..." if len(result) > _NAMED else ""
+    return "; ".join(
+        f"{name} {', '.join(f'{value:.3g}' for value in values[:_NAMED].tolist())}{more}"
+        for name, values in result.notes.items()
+        if len(values)
+    )
 
 
 def html_of(result: Explanation) -> str:
@@ -53,6 +63,7 @@ def html_of(result: Explanation) -> str:
     doubts = _doubts(result)
     notes = [markup.note(_NO_PICTURES)] if result.images is None and len(result) else []
     notes += [markup.note(f"{doubts}.")] if doubts else []
+    notes += [markup.note(f"{noted}.")] if (noted := notes_of(result)) else []
     notes += [markup.note(assumption) for assumption in result.assumptions]
     count = min(SHOWN, len(result))
     pictures: Sequence[tuple[bytes, int] | None]

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
 
 
+_NOTE = "notes."
+"""So the names of tensors begin that are notes."""
+
+
 def description(result: Explanation) -> dict[str, Any]:
     """Returns everything but the tensors, as plain JSON values."""
     return {
@@ -59,6 +63,7 @@ def save(result: Explanation, path: Path) -> Path:
     tensors = {name: getattr(result, name) for name in TENSORS}
     if result.path is not None:
         tensors |= {f"path.{f.name}": getattr(result.path, f.name) for f in fields(PathTrace)}
+    tensors |= {f"{_NOTE}{name}": noted for name, noted in result.notes.items()}
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if t is not None}
     text = json.dumps(description(result))
     writers: dict[str, Callable[[Path], Any]] = {
@@ -93,6 +98,7 @@ def load(kind: type[Explanation], path: Path) -> Explanation:
         values = parse_json(text)
         require_fitting(tensors, values)
         trace = {f.name: tensors.pop(f"path.{f.name}") for f in fields(PathTrace) if f"path.{f.name}" in tensors}
+        values["notes"] = {n.removeprefix(_NOTE): tensors.pop(n) for n in list(tensors) if n.startswith(_NOTE)}
         values["path"] = PathTrace(**trace) if trace else None
         values["targets"] = tuple(_target_from_json(t) for t in values["targets"])
         values["questions"] = tuple(values.get("questions", ()))

@@ -67,6 +67,8 @@ class Explanation:
     """(R, 4) xyxy pixels where a row explains a detection."""
     path: PathTrace | None = None
     """What happened along the path, of methods that integrate over one: nodes, priorities, scores, matched boxes."""
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
+    """(R,) each: what the method itself knows of every map, by name, as the gap of a sum that should be the score."""
     regions: Tensor | None = None
     """(R, 4) the part of the map that lies on the picture, xyxy as shares of its width and height; None: all of it.
     The rest lies on the border around a picture that was fitted into the model's input."""
@@ -266,6 +268,7 @@ class Explanation:
         moved: dict[str, Any] = {name: t.to(device) for name in TENSORS if (t := getattr(self, name)) is not None}
         if self.path is not None:
             moved["path"] = PathTrace(*(getattr(self.path, f.name).to(device) for f in fields(PathTrace)))
+        moved["notes"] = {name: values.to(device) for name, values in self.notes.items()}
         if isinstance(self.images, Tensor):
             moved["images"] = self.images.to(device)
         return replace(self, **moved)
@@ -353,6 +356,8 @@ def joined(parts: Sequence[Explanation]) -> Explanation:
             values[f.name] = of_parts[0]
         elif f.name == "assumptions":
             values[f.name] = tuple(dict.fromkeys(sentence for part in of_parts for sentence in part))
+        elif f.name == "notes":
+            values[f.name] = _joined_notes(parts)
         elif all(isinstance(value, Tensor) for value in of_parts):
             values[f.name] = torch.cat(of_parts)
         elif all(isinstance(value, tuple) for value in of_parts):
@@ -362,6 +367,15 @@ def joined(parts: Sequence[Explanation]) -> Explanation:
         else:
             values[f.name] = next((value for value in of_parts if value is not None), None)
     return Explanation(**values)
+
+
+def _joined_notes(parts: Sequence[Explanation]) -> dict[str, Tensor]:
+    """Returns the notes of all parts, NaN in the rows of a part that has not got one."""
+    names = dict.fromkeys(name for part in parts for name in part.notes)
+    return {
+        name: torch.cat([part.notes.get(name, part.scores.new_full((len(part),), torch.nan)) for part in parts])
+        for name in names
+    }
 
 
 def _joined_paths(parts: Sequence[PathTrace]) -> PathTrace:

@@ -81,6 +81,7 @@ def selected(result: Explanation, rows: Sequence[int], images: Sequence[int] | N
     values: dict[str, Any] = {n: _taken(t, rows) for n in TENSORS if (t := getattr(result, n)) is not None}
     values |= {name: tuple(v[row] for row in rows) for name in LISTS if (v := getattr(result, name))}
     values["image_index"] = result.image_index.new_tensor([place[index[row]] for row in rows])
+    values["notes"] = {name: _taken(noted, rows) for name, noted in result.notes.items()}
     if result.path is not None:
         path = result.path.of(rows)
         values["path"] = path.trimmed() if rows else path

@@ -14,7 +14,7 @@ from konkyo.engine.forward import Pass, Precision, at_least_float32
 from konkyo.engine.integration import Pyramid
 from konkyo.engine.layer import INPUT, Layer
 from konkyo.engine.path import PathTrace
-from konkyo.engine.probe import Probe, largest_gradient, missing_share
+from konkyo.engine.probe import Probe, largest_gradient, missing_share, noted
 from konkyo.engine.trace import share_around
 from konkyo.engine.variants import Budget
 from konkyo.errors import KonkyoError, unknown
@@ -136,6 +136,8 @@ class _Maps:
     missing: Tensor | None
     """(R,) the share of the score that full gradients leave out, where the method asked for them."""
     path: PathTrace | None
+    notes: dict[str, Tensor]
+    """(R,) each: what the method has noted of every row. Nothing where it ran at several layers or levels."""
 
 
 def explanation_of(run: Run) -> Explanation:
@@ -163,6 +165,7 @@ def explanation_of(run: Run) -> Explanation:
         decisions=_decisions(run, rows),
         boxes=_boxes(model.task, rows, frames, maps.scores),
         regions=maps.scores.new_tensor([frames[image].region for image in rows.images]) if bordered else None,
+        notes=maps.notes,
         path=None if maps.path is None else _path(maps.path, [frames[image] for image in rows.images]),
         names=tuple(run.prepared.names[image] for image in rows.images) if run.prepared.names else (),
         true_labels=tuple(run.prepared.labels[image] for image in rows.images) if run.prepared.labels else (),
@@ -255,7 +258,8 @@ def _part_maps(run: Run, rows: _Rows) -> _Maps:
     largest += [integral.largest for integral in integrals]
     trace = integrals[0].trace.of(rows.firsts) if integrals else None  # a combination's is that of its first part
     gradients, missing_shares = (torch.stack(s).amax(0) if s else None for s in (largest, missing))
-    return _Maps(maps, scores, gradients, missing_shares, trace)
+    notes = {name: values.float() for name, values in noted(probes[0]).items()} if len(probes) == 1 else {}
+    return _Maps(maps, scores, gradients, missing_shares, trace, notes)
 
 
 def _combined(task: Task, method: Method, rows: _Rows, maps: _Maps) -> _Maps:
@@ -268,7 +272,8 @@ def _combined(task: Task, method: Method, rows: _Rows, maps: _Maps) -> _Maps:
         group[0] if len(group) == 1 else task.combined(group.relu() if method.rectified else group) for group in groups
     ]
     gradients, missing = (None if v is None else v[firsts] for v in (maps.gradients, maps.missing))
-    return replace(maps, signed=torch.stack(signed), scores=maps.scores[firsts], gradients=gradients, missing=missing)
+    scores = maps.scores[firsts]
+    return replace(maps, signed=torch.stack(signed), scores=scores, gradients=gradients, missing=missing, notes={})
 
 
 def _options_used(run: Run) -> dict[str, Any]:

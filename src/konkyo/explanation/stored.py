@@ -45,6 +45,9 @@ def require_fitting(tensors: Mapping[str, Tensor], values: Any) -> None:
             raise ValueError("boxes are xyxy in pixels, NaN where there is none; one is infinite")
     if "regions" in tensors:
         _require_regions(tensors, rows)
+    for name in tensors:
+        if name.startswith("notes."):
+            _require_floats(tensors, name, (rows,))
     _require_path(tensors, rows)
     _require_description(values, rows)
 

@@ -23,6 +23,17 @@ def guided_backprop(guided_gradients: Tensor) -> Tensor:
     return guided_gradients.abs().amax(1)
 
 
+@method(layer="input", holds_input=False)
+def deconvnet(deconv_gradients: Tensor) -> Tensor:
+    """Deconvnet (Zeiler & Fergus, 2014) is the gradient with a ReLU in the place of every ReLU's own backward.
+
+    map = max_c |R_c|, R the gradient at the input where every ReLU passes back what is positive, also to where it was
+    off: of the image it knows only where maxima were pooled. It depends on the class as little as guided_backprop, and
+    is no evidence of what the network used. For networks with ReLU or ReLU6.
+    """
+    return deconv_gradients.abs().amax(1)
+
+
 @method
 def guided_grad_cam(guided_gradients: Tensor, activations: Tensor, gradients: Tensor) -> Tensor:
     """Guided Grad-CAM (Selvaraju et al., 2017, Sec. 3.2) is guided backpropagation where Grad-CAM lights up.

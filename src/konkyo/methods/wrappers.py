@@ -1,16 +1,17 @@
-"""Methods made of another method: averaged over augmented views, or reduced to a first component."""
+"""Methods made of another method: over augmented or noisy views, of a first component, or of low frequencies."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from konkyo.engine.probe import On, Probe
-from konkyo.errors import KonkyoError, NotApplicable
+from konkyo.errors import KonkyoError, NotApplicable, unknown
 from konkyo.methods.base import WRAPPERS, Method, find
+from konkyo.methods.noise import noisy_copies
 from konkyo.targets.base import Target, as_target
 from konkyo.utils.tensors import agreeing
 from konkyo.utils.tensors import first_component as project
@@ -46,6 +47,75 @@ def augmented(method: str | Method, *, scales: Sequence[float] = _SCALES, flip: 
     return _made_of(inner, "augmented", function, ("inputs", "targets", "on"), settings)
 
 
+Moment: TypeAlias = Literal["mean", "square", "variance"]
+
+
+def smoothed(method: str | Method, *, samples: int = 10, std: float = 0.15, kind: Moment = "mean") -> Method:
+    """This method makes one map of a method's maps of noisy copies of the image, as SmoothGrad does of gradients.
+
+    map = the mean, the mean "square", or the "variance" (divided by `samples`) of method(x + noise_n) before its ReLU;
+    of the "mean" the ReLU comes afterwards, the other two have no sign. Captum's NoiseTunnel (smoothgrad,
+    smoothgrad_sq, vargrad), for any method; the square and the variance are of the finished map, summed over channels.
+    The noise is that of `smooth_grad`, the same for all images. The copies run as one batch, and all explain what was
+    chosen on the image itself. Cost: `samples` times that of the method.
+    """
+    inner = find(method)
+    if kind not in get_args(Moment):
+        raise unknown("kind of smoothed", kind, get_args(Moment))
+    if inner.layer == "stages":
+        raise NotApplicable(f"smoothed is of maps on one grid, and {inner.name} makes one on the grid of every stage")
+
+    def function(inputs: Tensor, generator: torch.Generator, on: On, **options: Any) -> Tensor:
+        """Returns the moment of the maps of all noisy copies."""
+        noisy, numbers = noisy_copies("smoothed", inputs, generator, samples, std), torch.arange(samples)
+        rows = torch.stack([noisy(row, numbers) for row in range(len(inputs))], 1)  # (samples, N, C, *size)
+        maps = inner(on(rows.flatten(0, 1)), **options)
+        maps = maps.view(samples, len(inputs), *maps.shape[1:])
+        if kind == "variance":
+            return (maps - maps.mean(0)).square().mean(0)
+        return (maps.square() if kind == "square" else maps).mean(0)
+
+    settings = ([] if samples == 10 else [f"samples={samples}"]) + ([] if std == 0.15 else [f"std={std}"])
+    settings += [] if kind == "mean" else [f"kind={kind}"]
+    made = _made_of(inner, "smoothed", function, ("inputs", "generator", "on"), settings)
+    return replace(made, rectified=inner.rectified and kind == "mean")
+
+
+def forgrad(method: str | Method, *, sigma: float = 15.0) -> Method:
+    """This method takes the high frequencies out of a method's map (FORGrad, Muzellec et al., 2024).
+
+    map = |F^-1(F(|map|) where the frequency is at most `sigma`)|, frequencies in periods per shorter side of the image.
+    Gradients of convolutional networks have noise there, from strides and pooling. The paper tunes `sigma` for every
+    network and method by the deletion metric; 15 is a number in its range, no constant of nature. From sqrt(2) / 2
+    times the shorter side on nothing is taken out of a picture. For maps at the input. Cost: that of the method.
+    """
+    inner = find(method)
+    if not 0 <= sigma < math.inf:
+        raise KonkyoError(f"forgrad needs a finite sigma of 0 or more; got {sigma}")
+
+    def function(probe: Probe, **options: Any) -> Tensor:
+        """Returns the size of the low frequencies."""
+        maps = inner(probe, **options)
+        size = tuple(maps.shape[1:])
+        if size != tuple(probe.inputs.shape[2:]):
+            raise NotApplicable(
+                f"forgrad is of maps at the input's resolution, {tuple(probe.inputs.shape[2:])}; {inner.name} gives "
+                f'{size} here: methods such as saliency, or layer="input"'
+            )
+        maps = (maps.relu() if inner.rectified else maps).abs()
+        axes = list(range(1, maps.ndim))
+        spectrum = torch.fft.fftn(maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps, dim=axes)
+        squares = maps.new_zeros((1,) * maps.ndim)
+        for axis, side in zip(axes, size, strict=True):
+            cycles = torch.fft.fftfreq(side, 1 / min(size)).to(maps)  # per shorter side
+            squares = squares + cycles.view([-1 if a == axis else 1 for a in range(maps.ndim)]) ** 2
+        low = torch.where(squares.sqrt() <= sigma + 1e-4, spectrum, 0)  # whole numbers up to rounding
+        return torch.fft.ifftn(low, dim=axes).real.abs().to(maps)
+
+    settings = [] if sigma == 15.0 else [f"sigma={sigma}"]
+    return replace(_made_of(inner, "forgrad", function, ("probe",), settings), rectified=False)
+
+
 def first_component(method: str | Method) -> Method:
     """This method is the first component of what the channels add to a method's map, in place of their sum.
 
@@ -70,4 +140,6 @@ def _made_of(
 
 
 WRAPPERS["augmented"] = augmented
+WRAPPERS["smoothed"] = smoothed
+WRAPPERS["forgrad"] = forgrad
 WRAPPERS["first_component"] = first_component

@@ -53,10 +53,13 @@ def resize(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     return torch.nn.functional.interpolate(maps[:, None], size=size, mode=mode, align_corners=False)[:, 0]
 
 
-def blurred(values: Tensor, sigma: float, *, reach: int | None = None) -> Tensor:
+def blurred(
+    values: Tensor, sigma: float, *, reach: int | None = None, padding: Literal["reflect", "constant"] = "reflect"
+) -> Tensor:
     """Blurs every channel by a Gaussian, mirrored at the borders. (N, C, *grid) -> (N, C, *grid)
 
-    `sigma` is in cells; the Gaussian ends `reach` cells away (None: at 3 sigma), or at the grid's size.
+    `sigma` is in cells; the Gaussian ends `reach` cells away (None: at 3 sigma), or at the grid's size. `padding`
+    "constant" puts zeros beyond the borders.
     """
     wide = math.ceil(3 * sigma) if reach is None else reach
     for axis in range(2, values.ndim):
@@ -64,7 +67,7 @@ def blurred(values: Tensor, sigma: float, *, reach: int | None = None) -> Tensor
         steps = torch.arange(-far, far + 1).to(values)
         kernel = torch.exp(-(steps**2) / (2 * sigma**2))
         rows = values.movedim(axis, -1)
-        padded = torch.nn.functional.pad(rows.reshape(-1, 1, rows.shape[-1]), (far, far), mode="reflect")
+        padded = torch.nn.functional.pad(rows.reshape(-1, 1, rows.shape[-1]), (far, far), mode=padding)
         smooth = torch.nn.functional.conv1d(padded, (kernel / kernel.sum())[None, None])
         values = smooth.view(rows.shape).movedim(-1, axis)
     return values
