@@ -224,56 +224,6 @@ def metrics_table() -> str:
     return "\n".join(lines)
 
 
-PAPERS = {
-    "attention_rollout": "https://arxiv.org/abs/2005.00928",
-    "blur_ig": "https://arxiv.org/abs/2004.03383",
-    "cam": "https://arxiv.org/abs/1512.04150",
-    "d_rise": "https://arxiv.org/abs/2006.03204",
-    "deconvnet": "https://arxiv.org/abs/1311.2901",
-    "deep_lift": "https://arxiv.org/abs/1704.02685",
-    "eigen_cam": "https://arxiv.org/abs/2008.00299",
-    "excitation_backprop": "https://arxiv.org/abs/1608.00507",
-    "finer_cam": "https://arxiv.org/abs/2501.11309",
-    "full_grad": "https://arxiv.org/abs/1905.00780",
-    "grad_cam": "https://arxiv.org/abs/1610.02391",
-    "grad_cam_pp": "https://arxiv.org/abs/1710.11063",
-    "gradient": "https://arxiv.org/abs/0912.1128",
-    "gradient_shap": "https://arxiv.org/abs/1705.07874",
-    "group_cam": "https://arxiv.org/abs/2103.13859",
-    "guided_backprop": "https://arxiv.org/abs/1412.6806",
-    "guided_grad_cam": "https://arxiv.org/abs/1610.02391",
-    "guided_ig": "https://arxiv.org/abs/2106.09788",
-    "hires_cam": "https://arxiv.org/abs/2011.08891",
-    "hsic": "https://arxiv.org/abs/2206.06219",
-    "input_x_gradient": "https://arxiv.org/abs/1605.01713",
-    "integrated_grad_cam": "https://arxiv.org/abs/2102.07805",
-    "integrated_gradients": "https://arxiv.org/abs/1703.01365",
-    "is_cam": "https://arxiv.org/abs/2010.03023",
-    "kernel_shap": "https://arxiv.org/abs/1705.07874",
-    "kpca_cam": "https://arxiv.org/abs/2410.00267",
-    "layer_cam": "https://doi.org/10.1109/TIP.2021.3089943",
-    "le_grad": "https://arxiv.org/abs/2404.03214",
-    "lime": "https://arxiv.org/abs/1602.04938",
-    "lrp": "https://doi.org/10.1371/journal.pone.0130140",
-    "occlusion": "https://arxiv.org/abs/1311.2901",
-    "odam": "https://arxiv.org/abs/2304.06354",
-    "opti_cam": "https://arxiv.org/abs/2301.07002",
-    "poly_cam": "https://arxiv.org/abs/2204.13359",
-    "recipro_cam": "https://arxiv.org/abs/2209.14074",
-    "rise": "https://arxiv.org/abs/1806.07421",
-    "saliency": "https://arxiv.org/abs/1312.6034",
-    "score_cam": "https://arxiv.org/abs/1910.01279",
-    "shapley_cam": "https://arxiv.org/abs/2501.06261",
-    "shapley_sampling": "https://doi.org/10.1016/j.cor.2008.04.004",
-    "smooth_grad": "https://arxiv.org/abs/1706.03825",
-    "smooth_grad_cam_pp": "https://arxiv.org/abs/1908.01224",
-    "sobol": "https://arxiv.org/abs/2111.04138",
-    "ss_cam": "https://arxiv.org/abs/2006.14255",
-    "transformer_attribution": "https://arxiv.org/abs/2103.15679",
-    "xgrad_cam": "https://arxiv.org/abs/2008.02312",
-    "zoom_cam": "https://arxiv.org/abs/2010.08644",
-}
-"""Where the papers are; the others are cited by name and year."""
 KINDS = {"classifier": "classifier", "detector": "detector", "segmenter": "segmenter", "vqa": "VQA"}
 
 
@@ -282,24 +232,31 @@ def measured_methods() -> dict[str, Any]:
     return json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {}
 
 
-def cited(name: str, method: konkyo.Method) -> str:
-    """The paper of a method as its documentation cites it, with a link where there is one."""
-    found = re.search(r"\(((?:[A-Z][^()]*?, (?:[A-Z]+ )?\d{4}|pytorch-grad-cam)[^()]*)\)", method.summary)
-    words = found[1] if found else ""
-    return f"[{words or 'paper'}]({PAPERS[name]})" if name in PAPERS else words
+def papers() -> dict[str, str]:
+    """The papers of methods, as docs/papers.md lists them: names to a link with who and when."""
+    found = {}
+    text = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+    for names, citation, link in re.findall(r"^\| (`[^|]+) \| ([^|]+) \|\s*([^|]*?)\s*\|$", text, re.MULTILINE):
+        year = re.search(r"(19|20)\d{2}", citation)
+        url = re.search(r"\]\(([^)]+)\)", link)
+        words = re.split(r",| et al", citation)[0] + (f", {year[0]}" if year else "")
+        for name in re.findall(r"`([^`]+)`", names):
+            found[name] = f"[{words}]({url[1]})" if url else words
+    return found
 
 
 def costs_table() -> str:
     """A row per method: what it needs, its paper, and what it costs on the models that ship, in forwards."""
     found = measured_methods()
     kinds = [kind for kind in KINDS if kind in found]
+    cited = papers()
     lines = [
         "| method | paper | for | " + " | ".join(f"forwards, {KINDS[kind]}" for kind in kinds) + " |",
         "|---" * (3 + len(kinds)) + "|",
     ]
     for name, method in sorted(konkyo.methods().items()):
         cells = [costs_cell(found[kind], name) for kind in kinds]
-        lines.append(f"| `{name}` | {cited(name, method)} | {applies(method)} | {' | '.join(cells)} |")
+        lines.append(f"| `{name}` | {cited.get(name, '')} | {applies(method)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
