@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from konkyo.evaluation.neighbours import Neighbours, neighbours
     from konkyo.evaluation.recommend import recommend
     from konkyo.evaluation.result import Evaluation
-    from konkyo.evaluation.sanity import random_class, randomisation, stability
+    from konkyo.evaluation.sanity import efficient_randomisation, random_class, randomisation, stability
     from konkyo.explanation.diagnosis import Diagnosis
     from konkyo.explanation.explain import compare, explain, explanations
     from konkyo.explanation.onnx import export_cam
@@ -91,8 +91,13 @@ _HOMES = {
     "konkyo.tasks.decision": ("Decision",),
     "konkyo.models.detectors.open_vocabulary": ("image_guided_detector",),
     "konkyo.models.detectors.yolo": ("dense_detector",),
+<<<<<<< HEAD
     "konkyo.methods.wrappers": ("augmented", "first_component", "forgrad", "smoothed"),
     "konkyo.evaluation.sanity": ("random_class", "randomisation", "stability"),
+=======
+    "konkyo.methods.wrappers": ("augmented", "first_component"),
+    "konkyo.evaluation.sanity": ("efficient_randomisation", "random_class", "randomisation", "stability"),
+>>>>>>> metrics
     "konkyo.report.report": ("report",),
     "konkyo.targets.suppression": ("odam_nms",),
     "konkyo.targets.answers": ("Answer", "EachToken", "EachWord", "Token"),
@@ -173,6 +178,7 @@ __all__ = [
     "data",
     "dense_detector",
     "diagnose",
+    "efficient_randomisation",
     "evaluate",
     "explain",
     "explanations",

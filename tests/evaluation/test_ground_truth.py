@@ -148,3 +148,22 @@ def test_two_detections_of_one_thing_and_the_least_overlap() -> None:
     assert matched(["cat"], boxes[:1], things, 0.0) == [()]
     assert matched([], torch.zeros(0, 4), things, 0.5) == []
     assert matched(["owl"], boxes[:1], (), 0.5) == [()]
+
+
+def test_all_boxes_of_a_rows_things_and_the_crowds_of_their_class() -> None:
+    things = (thing("a", (2, 3, 10, 12)), thing("b", (8, 3, 20, 9)), thing("a", (30, 20, 38, 30)))
+    crowds = (
+        replace(thing("a", (0, 0, 9, 9)), crowd=True),
+        replace(thing("b", (20, 0, 30, 9)), mask=None, crowd=True),
+    )
+    rows = ((0, 2), (1,), ())
+    found = Truth(rows, things, SIZE, crowds).objects()
+    assert found["all_boxes"].shape == (3, 2, 4)
+    assert found["all_boxes"][0].tolist() == [[2, 3, 10, 12], [30, 20, 38, 30]]
+    assert found["all_boxes"][1, 0].tolist() == [8, 3, 20, 9]
+    assert found["all_boxes"][1, 1].isnan().all()
+    assert found["all_boxes"][2].isnan().all()
+    assert torch.equal(found["ignored"][0], block((0, 0, 9, 9)))
+    assert torch.equal(found["ignored"][1], block((20, 0, 30, 9)))
+    assert not found["ignored"][2].any()
+    assert "ignored" not in Truth(rows, things, SIZE).objects()

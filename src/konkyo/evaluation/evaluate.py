@@ -29,7 +29,7 @@ from konkyo.explanation.inputs import known_classes
 from konkyo.explanation.result import Explanation
 from konkyo.explanation.run import Where
 from konkyo.methods.base import Method, find
-from konkyo.metrics.base import Explain, Score
+from konkyo.metrics.base import Decided, Explain, Outputs, Score
 from konkyo.metrics.variants import absent
 from konkyo.models import Model, Preprocess, as_model
 from konkyo.targets.base import Target, as_target
@@ -301,7 +301,9 @@ def _measured(plan: _Plan, sample: Sample, index: int) -> _Part:
             model = plan.model.prompted(question=sample.question)
             return _explained(plan, _opened(plan, model, sample), index)
     things = tuple(thing for thing in sample.annotations if not thing.crowd)
-    truth = Truth(tuple((i,) for i in range(len(things))), things, (sample.image.height, sample.image.width))
+    crowds = tuple(thing for thing in sample.annotations if thing.crowd)
+    size = (sample.image.height, sample.image.width)
+    truth = Truth(tuple((i,) for i in range(len(things))), things, size, crowds)
     part = _Part(sample.name, [(thing.label or "", math.nan, thing.label or "", "") for thing in things])
     for m in plan.methods:
         if isinstance(m, Maps) and things:
@@ -419,6 +421,7 @@ def _shared_inputs(plan: _Plan, view: _View, rows: _MeasuredRows, part: _Part) -
     return {
         "images": images.expand(len(targets), *images.shape[1:]),
         "score": _scorer(model, scores, plan.precision),
+        **_answers(model, targets, view.output, plan.precision),
         "area": _areas(boxes, images.shape[2:]),
         **_parts(view, targets, rows.truth.size),
         "pixels": images.new_tensor([model.black, view.preprocess.white]),
@@ -549,7 +552,8 @@ def _targets(plan: _Plan, view: _View) -> tuple[list[Target], Truth, int]:
         plan.matching,
     )
     matched = [(target, pair) for target, pair in zip(targets, pairs, strict=True) if pair is not None]
-    truth = Truth(tuple(pair for _, pair in matched), annotations, size)
+    crowds = in_view(view.sample, view.preprocess, crowds=True)
+    truth = Truth(tuple(pair for _, pair in matched), annotations, size, crowds)
     return [target for target, _ in matched], truth, len(targets) - len(matched)
 
 
@@ -559,13 +563,38 @@ def _box_or_location(box: Tensor, target: Target) -> Tensor:
     return box if location is None else torch.where(box.isnan(), box.new_tensor(location), box)
 
 
+def _output(model: Model, variants: Tensor, precision: Precision | None) -> Tensor:
+    """Returns the network's output for variants, one by one where its session says so."""
+    session = session_of(model.module)
+    parts = torch.split(variants, 1 if session is not None and session.alone else len(variants))
+    return torch.cat([Pass(model, part, precision=precision).output.detach() for part in parts])
+
+
+def _answers(
+    model: Model, targets: Sequence[Target], output: Tensor, precision: Precision | None
+) -> dict[str, Decided | Outputs]:
+    """Returns what tells the outputs of variants, and where targets are of classes, whether they are still decided."""
+
+    def outputs(variants: Tensor, rows: Tensor) -> Tensor:
+        del rows
+        return _output(model, variants, precision)
+
+    def decided(variants: Tensor, rows: Tensor) -> Tensor:
+        aims = [targets[row] for row in rows.tolist()]
+        found = model.decisions_beside(aims, list(range(len(aims))), _output(model, variants, precision))
+        stays = [decision is not None and decision.agrees for decision in found]  # None: it is not there any more
+        return torch.tensor(stays, dtype=torch.bool, device=variants.device)
+
+    now = model.decisions_beside(targets, [0] * len(targets), output)
+    asked = all(decision is not None and decision.asked_probability is not None for decision in now)
+    return {"outputs": outputs} | ({"decided": decided} if asked else {})
+
+
 def _scorer(model: Model, targets: Sequence[Target], precision: Precision | None) -> Score:
     """Variants and the rows that they are of -> the scores of the rows' targets."""
 
     def score(variants: Tensor, rows: Tensor) -> Tensor:
-        session = session_of(model.module)
-        parts = torch.split(variants, 1 if session is not None and session.alone else len(variants))
-        output = torch.cat([Pass(model, part, precision=precision).output.detach() for part in parts])
+        output = _output(model, variants, precision)
         scores = variants.new_empty(len(variants), dtype=torch.float32)
         for row in sorted(set(rows.tolist())):
             of_row = (rows == row).to(output.device)

@@ -26,6 +26,8 @@ class Truth:
     annotations: tuple[Annotation, ...]
     size: tuple[int, int]
     """(height, width)"""
+    crowds: tuple[Annotation, ...] = ()
+    """Things of a class that nobody has told apart: where they are, nobody says what is the object."""
     _masks: dict[Region, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     """Those that were asked for."""
 
@@ -34,15 +36,32 @@ class Truth:
         return replace(self, rows=tuple(self.rows[row] for row in rows), _masks={})
 
     def objects(self) -> dict[str, Tensor]:
-        """Returns the boxes (R, 4) of the rows' things, NaN of none, and which rows share their things (R,)."""
+        """Returns the box (R, 4) and all boxes (R, B, 4) of the rows' things, NaN of none, and who shares them (R,).
+
+        Where there are crowds, also the pixels (R, H, W) to be ignored: those of crowds of the things' class.
+        """
         boxes = torch.full((len(self.rows), 4), torch.nan)
+        most = max((len(numbers) for numbers in self.rows), default=0)
+        every = torch.full((len(self.rows), max(1, most), 4), torch.nan)
         for row, numbers in enumerate(self.rows):
             corners = torch.tensor([box for i in numbers if (box := box_of(self.annotations[i])) is not None])
             if len(corners):
+                every[row, : len(corners)] = corners
                 boxes[row] = torch.cat([corners[:, :2].amin(0), corners[:, 2:].amax(0)])
         known = {numbers: number for number, numbers in enumerate(dict.fromkeys(self.rows))}
         groups = [known[numbers] if numbers else -1 - row for row, numbers in enumerate(self.rows)]
-        return {"boxes": boxes, "objects": torch.tensor(groups, dtype=torch.int64)}
+        found = {"boxes": boxes, "all_boxes": every, "objects": torch.tensor(groups, dtype=torch.int64)}
+        return found | ({"ignored": self._ignored()} if self.crowds else {})
+
+    def _ignored(self) -> Tensor:
+        """Returns the pixels of crowds of the class of every row's things. -> (R, H, W) bool"""
+        ignored = torch.zeros(len(self.rows), *self.size, dtype=torch.bool)
+        for row, numbers in enumerate(self.rows):
+            labels = {self.annotations[i].label for i in numbers}
+            for crowd in self.crowds:
+                if crowd.label in labels:
+                    ignored[row] |= self._mask(crowd, "box" if crowd.mask is None else "mask")
+        return ignored
 
     def masks(self, region: Region) -> dict[str, Tensor]:
         """Returns the rows' things and all others (R, H, W) bool, empty where nothing is known."""
@@ -79,12 +98,12 @@ class Truth:
         return box_masks(torch.tensor([box_of(annotation) or (math.nan,) * 4]), self.size)[0]
 
 
-def in_view(sample: Sample, preprocess: Preprocess) -> tuple[Annotation, ...]:
-    """Returns the things of a sample (crowds left out) as far as the model sees them, in the pixels of what it sees.
+def in_view(sample: Sample, preprocess: Preprocess, *, crowds: bool = False) -> tuple[Annotation, ...]:
+    """Returns the things of a sample, or its crowds, as far as the model sees them, in the pixels of what it sees.
 
     A thing that a crop has cut off entirely keeps an empty mask or no box.
     """
-    annotations = tuple(annotation for annotation in sample.annotations if not annotation.crowd)
+    annotations = tuple(annotation for annotation in sample.annotations if annotation.crowd == crowds)
     view = preprocess.view(sample.image)
     if view.size == sample.image.size:
         return annotations

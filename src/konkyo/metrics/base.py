@@ -32,17 +32,35 @@ class Explain(Protocol):
         """Returns the maps (V, h, w) of variants (V, C, H, W) of the images of `rows` (V,) int64, for their targets."""
 
 
+class Decided(Protocol):
+    """A decided tells whether the model's decision stays as it is on variants of images."""
+
+    def __call__(self, variants: Tensor, rows: Tensor) -> Tensor:
+        """Returns whether what is explained of the rows is still decided on variants (V, C, H, W): (V,) bool."""
+
+
+class Outputs(Protocol):
+    """An outputs gives all that the model says of variants of images."""
+
+    def __call__(self, variants: Tensor, rows: Tensor) -> Tensor:
+        """Returns the network's raw outputs (V, ...), of a classifier its logits, of variants (V, C, H, W)."""
+
+
 ON_OFFER: dict[str, str] = {
     "maps": "(R, H, W) the maps, enlarged to the size of images or masks; (R, T, H, W) of videos, (R, L) of signals",
     "raw": "(R, h, w) the maps as the method gave them, signed",
     "masks": "(R, H, W) bool, the object that a map is about",
     "others": "(R, H, W) bool, all other objects of the image",
     "boxes": "(R, 4) xyxy in pixels, the box of the object",
+    "all_boxes": "(R, B, 4) xyxy in pixels, every box of the object, any of which will do; NaN where it has fewer",
+    "ignored": "(R, H, W) bool, where nobody says whether it is the object",
     "objects": "(R,) int64, which object a map is about; equal for maps about one object",
     "image_index": "(R,) int64, which image a map is of: all of one unless given",
     "images": "(R, C, H, W) the prepared images",
     "score": "(variants (V, C, H, W), rows (V,)) -> the explained scores (V,)",
     "explain": "(variants (V, C, H, W), rows (V,)) -> maps (V, h, w) for the rows' targets",
+    "decided": "(variants (V, C, H, W), rows (V,)) -> (V,) bool, whether the model still decides what is explained",
+    "outputs": "(variants (V, C, H, W), rows (V,)) -> the network's raw outputs (V, ...)",
     "budget": "(R,) int64, how many pixels may be changed: those of the image unless given",
     "part": "(R, H, W) bool, the part of the images whose output is explained, of dense outputs",
     "pixels": "(2, C) a black and a white pixel as prepared for the network",
@@ -97,7 +115,7 @@ class Metric:
             raise KonkyoError(f"maps are (R, *places), one to three places; got {tuple(maps.shape)}")
         if maps.ndim != 3 and "boxes" in self.needs:
             raise KonkyoError(f"{self.name} is of boxes in pictures, maps (R, H, W); got {tuple(maps.shape)}")
-        of_images = [value for n in ("images", "masks", "others") if (value := values.get(n)) is not None]
+        of_images = [value for n in ("images", "masks", "others", "ignored") if (value := values.get(n)) is not None]
         sizes = {tuple(value.shape[1 - maps.ndim :]) for value in of_images}
         if len(sizes) > 1:
             raise KonkyoError(f"images and masks of {self.name} differ in size: {sorted(sizes)}")

@@ -1,5 +1,7 @@
 """This tells whether the score depends on what a map points at: pixels go or come in the order of the map."""
 
+from __future__ import annotations
+
 import math
 from typing import Literal
 
@@ -7,9 +9,11 @@ import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError
-from konkyo.metrics.base import Explain, Score, auc, metric
+from konkyo.metrics.base import Decided, Explain, Score, auc, metric
 from konkyo.metrics.imputation import impute
 from konkyo.metrics.variants import absent, filler, maps_of, over_variants, pearson, per_map, ranks, scores_of
+from konkyo.utils.baselines import Baseline
+from konkyo.utils.segments import Count, Segmentation, segments_of
 from konkyo.utils.tensors import min_max
 
 Protocol = Literal["rise", "odam", "seed"]
@@ -28,7 +32,8 @@ def deletion(
     protocol: Protocol = "rise",
     where: Where = "image",
     steps: int = 100,
-    substrate: Literal["zero", "blur", "black", "noise", None] = None,
+    substrate: Baseline | None = None,
+    patch: int = 1,
     every: int | None = None,
     normalise: Literal[True, False, None] = None,
     seed: int = 0,
@@ -50,14 +55,15 @@ def deletion(
     `where` "context" takes nothing away from the `part` whose output is explained, the region of a segmentation: what
     is measured is whether the map knows the context that counts. NaN where there is none.
 
-    `substrate`: "zero" is 0 of the prepared image, "blur" RISE's 11 x 11 pixels, "black", or "noise", uniform between
-    black and white, one image for all maps and steps. `normalise` divides by the score of the image itself, NaN where
-    it is 0. Cost: a forward per point.
+    `substrate`: "zero" is 0 of the prepared image, "blur" RISE's 11 x 11 pixels, "black", "white", the image's "mean"
+    colour, or "noise", uniform between black and white, one image for all maps and steps; or a value of the prepared
+    image, or a prepared image (C, H, W). `patch` takes squares of so many pixels instead of pixels, that of the largest
+    sum first: with as many steps as there are squares it is selectivity (Montavon et al., 2018). `normalise` divides by
+    the score of the image itself, NaN where it is 0. Cost: a forward per point.
     """
-    hidden = filler(substrate or ("zero" if protocol == "rise" else "noise"), images, pixels, seed)
-    fixed, order, budget = _where(maps, budget, part, where)
-    counts = _counts(maps, budget, protocol, steps, every)
-    rank = ranks(order, seed)
+    default = "zero" if protocol == "rise" else "noise"
+    hidden = filler(default if substrate is None else substrate, images, pixels, seed)
+    fixed, rank, counts = _course(maps, budget, part, where, protocol, steps, every, patch, seed)
 
     def without(rows: Tensor, point: Tensor) -> Tensor:
         gone = (rank[rows] < per_map(counts[rows, point], rank)) & ~fixed[rows]
@@ -80,7 +86,8 @@ def insertion(
     protocol: Protocol = "rise",
     where: Where = "image",
     steps: int = 100,
-    substrate: Literal["zero", "blur", "black", "noise", None] = None,
+    substrate: Baseline | None = None,
+    patch: int = 1,
     every: int | None = None,
     normalise: Literal[True, False, None] = None,
     seed: int = 0,
@@ -92,10 +99,9 @@ def insertion(
     substrate and its own pixels come in. "rise" starts from the "blur", "odam" and "seed" from "black"; none of them
     normalises. The first point of "odam" is 0, not measured, as in the authors' code.
     """
-    hidden = filler(substrate or ("blur" if protocol == "rise" else "black"), images, pixels, seed)
-    fixed, order, budget = _where(maps, budget, part, where)
-    counts = _counts(maps, budget, protocol, steps, every)
-    rank = ranks(order, seed)
+    default = "blur" if protocol == "rise" else "black"
+    hidden = filler(default if substrate is None else substrate, images, pixels, seed)
+    fixed, rank, counts = _course(maps, budget, part, where, protocol, steps, every, patch, seed)
     first = 1 if protocol == "odam" else 0
 
     def within(rows: Tensor, point: Tensor) -> Tensor:
@@ -117,7 +123,7 @@ def deviation(
     pixels: Tensor | None = None,
     *,
     steps: int = 100,
-    substrate: Literal["zero", "blur", "black", "noise"] = "blur",
+    substrate: Baseline = "blur",
     seed: int = 0,
     batch: int = 32,
 ) -> Tensor:
@@ -133,6 +139,39 @@ def deviation(
     )
     moved = (curve - curve[:, :1]).abs()
     return _divided(moved, moved[:, -1:])
+
+
+def _course(
+    maps: Tensor,
+    budget: Tensor | None,
+    part: Tensor | None,
+    where: Where,
+    protocol: Protocol,
+    steps: int,
+    every: int | None,
+    patch: int,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the pixels that stay (R, H, W), the place of each in the order, and how many places every point takes.
+
+    KonkyoError: patches of no size, of a part, or of a budget of pixels.
+    """
+    fixed, order, budget = _where(maps, budget, part, where)
+    if patch == 1:
+        return fixed, ranks(order, seed), _counts(maps, budget, protocol, steps, every)
+    if patch < 1 or where != "image" or budget is not None:
+        raise KonkyoError(
+            f"patch is a side in pixels, 1 or more, and larger ones are of whole images: where='image', no budget; got "
+            f"{patch}, where={where!r}" + ("" if budget is None else " and a budget")
+        )
+    blocks = maps
+    for axis in range(1, maps.ndim):  # sums over squares, smaller ones at the far borders
+        starts = range(0, maps.shape[axis], patch)
+        blocks = torch.stack([blocks.narrow(axis, s, min(patch, maps.shape[axis] - s)).sum(axis) for s in starts], axis)
+    rank = ranks(blocks, seed)
+    for axis, extent in enumerate(maps.shape[1:], 1):
+        rank = rank.repeat_interleave(patch, axis).narrow(axis, 0, extent)
+    return fixed, rank, _counts(blocks, None, protocol, steps, every)
 
 
 def _where(
@@ -239,7 +278,13 @@ def adcc(maps: Tensor, images: Tensor, score: Score, explain: Explain, *, batch:
     complexity = min_max(maps).flatten(1).mean(1)
     drop = _drop(*_seen_through(maps, images, score, batch))
     terms = torch.stack([coherency.function(maps, images, explain, batch=batch), 1 - complexity, 1 - drop], 1)
-    return (3 / (1 / terms).sum(1)).where(terms.isfinite().all(1), torch.nan)  # 1 / 0 is infinite, 3 / infinity is 0
+    return _harmonic_mean(terms)
+
+
+def _harmonic_mean(terms: Tensor) -> Tensor:
+    """Returns the harmonic mean of terms (R, T) from 0 up: 0 where one is 0, NaN where one is not defined. -> (R,)"""
+    mean = terms.shape[1] / (1 / terms).sum(1)  # 1 / 0 is infinite, and what infinity divides is 0
+    return mean.where(terms.isfinite().all(1), torch.nan)
 
 
 def _seen_through(maps: Tensor, images: Tensor, score: Score, batch: int) -> tuple[Tensor, Tensor]:
@@ -258,9 +303,14 @@ def _drop(whole: Tensor, part: Tensor) -> Tensor:
     return (whole - part).clamp(min=0) / whole.masked_fill(whole <= 0, torch.nan)
 
 
+def _gap(answers: Tensor) -> Tensor:
+    """Returns the mean difference of answers (R, 2, T), most and least relevant first. -> (R,)"""
+    return (answers[:, 1] - answers[:, 0]).mean(1)
+
+
 def _half_the_gap(scores: Tensor) -> Tensor:
     """Returns half the mean difference of scores (R, 2, T), most and least relevant first. -> (R,)"""
-    return (scores[:, 1] - scores[:, 0]).mean(1) / 2
+    return _gap(scores) / 2
 
 
 @metric(better="higher", summary=_half_the_gap)
@@ -274,15 +324,115 @@ def road(
     most, in the score's units. Pixels are filled by noisy linear imputation (`impute`) and chosen by rank, so that a
     map with many zeros loses as many pixels as any other. Cost: a forward and an imputation for every score.
     """
+    return _imputed(maps, images, lambda variants, rows: scores_of(score, variants, rows), steps, noise, seed, batch)
+
+
+@metric(better="higher", summary=_gap)
+def road_accuracy(
+    maps: Tensor,
+    images: Tensor,
+    decided: Decided,
+    *,
+    steps: int = 9,
+    noise: float = 0.01,
+    seed: int = 0,
+    batch: int = 32,
+) -> Tensor:
+    """ROAD's accuracy (Rong et al., 2022) is how often the decision outlives pixels filled from around them.
+
+    -> (R, 2, `steps`), 1 where the network still decides what is explained, else 0, in the order and at the shares of
+    `road`: [most relevant first, least relevant first]. Averaged over a data set these are the paper's two curves,
+    of which the first should fall soon and the second late. The value is the mean of their difference, least minus
+    most, from -1 to 1. Cost: a forward and an imputation for every point.
+    """
+
+    def stays(variants: Tensor, rows: Tensor) -> Tensor:
+        return decided(variants, rows).to(torch.promote_types(images.dtype, torch.float32))
+
+    return _imputed(maps, images, stays, steps, noise, seed, batch)
+
+
+@metric(better="higher")
+def arcc(
+    maps: Tensor,
+    images: Tensor,
+    score: Score,
+    explain: Explain,
+    *,
+    steps: int = 4,
+    noise: float = 0.01,
+    seed: int = 0,
+    batch: int = 32,
+) -> Tensor:
+    """ARCC (2026) is the harmonic mean of coherency, simplicity and ROAD, where ADCC has the average drop.
+
+    3 / (1 / coherency + 1 / (1 - complexity) + 1 / clip(2 road, 0, 1)), complexity the mean of the min-max scaled map,
+    `road` at 20, 40, 60 and 80 % (`steps` 4). -> (R,) It is 0 where one of the terms is, NaN where one is not defined.
+    As pytorch-grad-cam computes it (its documentation says geometric mean). `score` gives probabilities: of logits
+    twice ROAD is no share. Cost: 2 `steps` forwards and imputations, and an explanation.
+    """
+    complexity = min_max(maps).flatten(1).mean(1)
+    gap = _half_the_gap(road.function(maps, images, score, steps=steps, noise=noise, seed=seed, batch=batch))
+    terms = [coherency.function(maps, images, explain, batch=batch), 1 - complexity, (2 * gap).clamp(0, 1)]
+    return _harmonic_mean(torch.stack(terms, 1))
+
+
+def _imputed(maps: Tensor, images: Tensor, ask: Score, steps: int, noise: float, seed: int, batch: int) -> Tensor:
+    """Asks about images whose most, or least, relevant pixels are imputed. -> (R, 2, steps)"""
     if steps < 1:
         raise KonkyoError(f"road needs steps >= 1; got {steps}")
     rank, area = ranks(maps, seed), math.prod(maps.shape[1:])
 
     def filled(rows: Tensor, point: Tensor) -> Tensor:
         least, step = point // steps == 1, point % steps + 1
-        count = (2 * step * area + steps + 1).div(2 * (steps + 1), rounding_mode="floor")[:, None, None]
-        gone = torch.where(least[:, None, None], rank[rows] >= area - count, rank[rows] < count)
-        return scores_of(score, impute(images[rows], gone, noise=noise, seed=seed), rows)
+        count = (2 * step * area + steps + 1).div(2 * (steps + 1), rounding_mode="floor")
+        count, least = per_map(count, maps), per_map(least, maps)
+        gone = torch.where(least, rank[rows] >= area - count, rank[rows] < count)
+        return ask(impute(images[rows], gone, noise=noise, seed=seed), rows)
 
-    scores = over_variants(2 * steps, images, filled, batch).masked_fill(absent(maps)[:, None], torch.nan)
-    return scores.reshape(len(maps), 2, steps)
+    answers = over_variants(2 * steps, images, filled, batch).masked_fill(absent(maps)[:, None], torch.nan)
+    return answers.reshape(len(maps), 2, steps)
+
+
+@metric(better="higher")
+def irof(
+    maps: Tensor,
+    images: Tensor,
+    score: Score,
+    pixels: Tensor | None = None,
+    *,
+    segments: Segmentation = "slic",
+    count: Count = 50,
+    substrate: Baseline = "mean",
+    seed: int = 0,
+    batch: int = 32,
+) -> Tensor:
+    """IROF (Rieger & Hansen, 2020) is how soon the score falls while segments are taken away, the highest first.
+
+    mean over l of 1 - s_l / s_0, s_l the score without the l segments whose mean of the map is highest, l = 1 ... d; of
+    equal segments the first goes first. What goes becomes the `substrate`, the image's mean colour. -> (R,), NaN where
+    s_0 is 0. `segments`: superpixels by "slic" (about `count`), "quickshift" or "felzenszwalb", which need scikit-image
+    and `pixels`; a "grid" of about `count` cells or of (rows, columns); or segments (H, W) or (R, H, W) of one's own.
+    Cost: a forward per segment and one more.
+    """
+    if pixels is None and isinstance(segments, str) and segments != "grid":
+        raise KonkyoError(f"segments by {segments} need `pixels`: (2, C), a black and a white one as prepared")
+    black, white = images.new_tensor([[0.0], [1.0]]) if pixels is None else pixels.to(images)
+    found = segments_of(images, segments, count, black=black, white=white) if len(images) else maps.long()
+    hidden = filler(substrate, images, pixels, seed)
+    flat = found.flatten(1)
+    most = int(flat.max()) + 1 if flat.numel() else 1
+    sums = maps.new_zeros(len(maps), most).scatter_add_(1, flat, maps.flatten(1))
+    sizes = maps.new_zeros(len(maps), most).scatter_add_(1, flat, torch.ones_like(maps).flatten(1))
+    means = (sums / sizes).masked_fill(sizes == 0, -torch.inf)  # numbers that no pixel has come last
+    place = means.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    rank, number = place.gather(1, flat).view(found.shape), (sizes > 0).sum(1)
+
+    def without(rows: Tensor, point: Tensor) -> Tensor:
+        gone = rank[rows] < per_map(point, rank)
+        return scores_of(score, torch.where(gone[:, None], hidden(rows), images[rows]), rows)
+
+    curve = over_variants(most + 1, images, without, batch)
+    falls = 1 - _divided(curve[:, 1:], curve[:, :1])
+    there = torch.arange(most, device=falls.device) < number[:, None].to(falls.device)
+    return (falls.where(there, 0.0).sum(1) / there.sum(1)).masked_fill(absent(maps), torch.nan)

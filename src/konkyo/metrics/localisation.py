@@ -13,7 +13,7 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError
 from konkyo.metrics.base import auc, metric
-from konkyo.metrics.variants import absent
+from konkyo.metrics.variants import absent, mean_ranks
 from konkyo.utils.tensors import min_max, safe_divide
 
 THRESHOLDS = tuple(i / 10 for i in range(1, 10))
@@ -168,18 +168,44 @@ def pointing_game(maps: Tensor, masks: Tensor, *, tolerance: float = 0.0, seed: 
 
 
 @metric(better="higher")
-def relevance_rank(maps: Tensor, masks: Tensor, *, seed: int = 0) -> Tensor:
+def relevance_rank(maps: Tensor, masks: Tensor, *, k: int | None = None, lift: bool = False, seed: int = 0) -> Tensor:
     """Relevance rank accuracy (Arras et al., 2022) is the share inside the mask of the |mask| highest pixels.
 
-    A constant map ranks the pixels at random, and so gets about the mask's share of the area. -> (R,)
+    A constant map ranks the pixels at random, and so gets about the mask's share of the area. -> (R,) `k`: of so many
+    highest pixels instead (of all, if the map has no more), the top-k intersection (Theiner et al., 2021). `lift`
+    divides by the mask's share of the area: 1 for a map that does not know the object (their concept influence).
     """
+    if k is not None and k < 1:
+        raise KonkyoError(f"k of relevance_rank is a number of pixels, 1 or more; got {k}")
     shuffled = pixels_in_random_order(maps, seed)
 
     def part(maps: Tensor, masks: Tensor) -> Tensor:
         order = maps.flatten(1)[:, shuffled].argsort(dim=1, descending=True, stable=True)
         inside = masks.flatten(1)[:, shuffled].gather(1, order).cumsum(1)
-        size = inside[:, -1:]
-        return defined((inside.gather(1, (size - 1).clamp_min(0)) / size)[:, 0], maps, masks)
+        size, area = inside[:, -1:], inside.shape[1]
+        count = size if k is None else torch.full_like(size, min(k, area))
+        share = inside.gather(1, (count - 1).clamp_min(0)) / count
+        return defined((share / (size / area) if lift else share)[:, 0], maps, masks)
+
+    return in_chunks(part, maps, masks)
+
+
+@metric(better="higher")
+def roc_auc(maps: Tensor, masks: Tensor) -> Tensor:
+    """ROC-AUC is how often a pixel inside the mask is higher than one outside, of all such pairs.
+
+    (S - n1 (n1 + 1) / 2) / (n1 n0), S the sum of the ranks, from the lowest up, of the n1 pixels inside; n0 are
+    outside. Equal pixels share their mean rank and count half, so a constant map has 0.5, as has one that does not know
+    the object. It is the area under the curve of true over false positives at all thresholds; any increasing function
+    of the map has the same. NaN where the mask is empty or full. -> (R,)
+    """
+
+    def part(maps: Tensor, masks: Tensor) -> Tensor:
+        inside = masks.flatten(1)
+        n1 = inside.sum(1).double()
+        sums = (mean_ranks(maps.flatten(1)) * inside).sum(1)  # ranks from 0: n1 less in all
+        pairs = n1 * (inside.shape[1] - n1)
+        return defined(((sums - n1 * (n1 - 1) / 2) / pairs).float(), maps, masks, ~masks)
 
     return in_chunks(part, maps, masks)
 
@@ -258,6 +284,25 @@ def complexity(maps: Tensor) -> Tensor:
         values = maps.flatten(1).abs()
         share = values / values.sum(1, keepdim=True)
         return defined(torch.special.entr(share).sum(1), maps)
+
+    return in_chunks(part, maps)
+
+
+@metric(better="lower")
+def effective_complexity(maps: Tensor, *, threshold: float = 0.01) -> Tensor:
+    """Effective complexity (Nguyen & Martinez, 2020) is the share of pixels that count: larger than a threshold.
+
+    The share of the pixels with |m| > `threshold` max |m|. -> (R,), NaN for a map of zeros. Relative to the map's own
+    largest value, which a threshold in the map's units is not: nearly all pixels of an enlarged map are above 1e-5.
+    """
+    if not 0 <= threshold < 1:
+        raise KonkyoError(f"threshold of effective_complexity lies in [0, 1); got {threshold}")
+
+    def part(maps: Tensor) -> Tensor:
+        values = maps.flatten(1).abs()
+        highest = values.amax(1, keepdim=True)
+        share = (values > threshold * highest).float().mean(1)
+        return defined(share.where(highest[:, 0] > 0, torch.nan), maps)
 
     return in_chunks(part, maps)
 

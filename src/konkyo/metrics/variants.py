@@ -1,7 +1,6 @@
 """What metrics that ask the model share: variants of images in chunks, orders of pixels, and what hides them."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,9 +9,6 @@ from konkyo.errors import KonkyoError
 from konkyo.metrics.base import Explain, Score
 from konkyo.utils.baselines import Baseline, baseline_images
 from konkyo.utils.tensors import resize, safe_divide
-
-Substrate = Literal["zero", "blur", "black", "noise"]
-"""What is put in the place of pixels: 0 of the prepared image (its mean colour), RISE's blur, black, or noise."""
 
 _ORDER, _NOISE = 0x5EED, 0xF1117  # so that two uses of one seed draw different numbers
 
@@ -121,6 +117,11 @@ def uniform(images: Tensor, seed: int, sample: int) -> Tensor:
     return torch.rand(shape, generator=seeded(seed, _NOISE + sample)).to(images)
 
 
+def gaussian(images: Tensor, seed: int, sample: int) -> Tensor:
+    """Draws normal numbers of deviation 1, (C, H, W), the same for all images; others for every `sample`."""
+    return torch.randn(images.shape[1:], generator=seeded(seed, _NOISE + sample)).to(images)
+
+
 def _rise_blur(images: Tensor) -> Tensor:
     """Applies RISE's blur: 11 x 11, nearly a box, zeros around the image. (N, C, *size) -> (N, C, *size)
 
@@ -148,10 +149,46 @@ def pearson(one: Tensor, other: Tensor) -> Tensor:
 
 def spearman(one: Tensor, other: Tensor) -> Tensor:
     """Computes the linear correlation of their ranks, equal values sharing the mean rank. (R, T), (R, T) -> (R,)"""
-    return pearson(*(_mean_ranks(values) for values in (one, other)))
+    return pearson(*(mean_ranks(values) for values in (one, other)))
 
 
-def _mean_ranks(values: Tensor) -> Tensor:
+def mean_ranks(values: Tensor) -> Tensor:
+    """Returns every value's place from the lowest up, from 0; equal values share the mean one. (R, T) -> (R, T)"""
     ordered, values = values.sort(1).values.contiguous(), values.contiguous()
     below, up_to = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
     return (below + up_to - 1).to(torch.float64) / 2
+
+
+def ssim(one: Tensor, other: Tensor) -> Tensor:
+    """Computes the structural similarity (Wang et al., 2004) of maps in [0, 1], NaN where one is constant. -> (R,)
+
+    The mean over all windows of 11 places a side that lie inside the maps (fewer where the maps are smaller), weighted
+    by a Gaussian of 1.5, with sample covariances. (R, *grid), (R, *grid). KonkyoError: maps of fewer than 3 places.
+    """
+    shortest = min(one.shape[1:])
+    side = min(11, shortest - (shortest + 1) % 2)
+    if side < 3:
+        raise KonkyoError(f"structural similarity compares maps of 3 places a side or more; got {tuple(one.shape)}")
+    reach = torch.arange(side) - side // 2
+    kernel = torch.exp(-(reach**2) / (2 * 1.5**2)).double()
+    kernel = (kernel / kernel.sum()).to(one.device)
+
+    def mean(values: Tensor) -> Tensor:
+        for axis in range(1, values.ndim):
+            values = values.unfold(axis, side, 1) @ kernel
+        return values
+
+    a, b = one.double(), other.double()
+    count = side ** (one.ndim - 1)
+    mean_a, mean_b = mean(a), mean(b)
+    of_a, of_b, both = (
+        (mean(product) - means) * count / (count - 1)
+        for product, means in ((a * a, mean_a**2), (b * b, mean_b**2), (a * b, mean_a * mean_b))
+    )
+    small, smaller = 0.01**2, 0.03**2
+    alike = (2 * mean_a * mean_b + small) * (2 * both + smaller)
+    alike = alike / ((mean_a**2 + mean_b**2 + small) * (of_a + of_b + smaller))
+    constant = (one.flatten(1).amax(1) == one.flatten(1).amin(1)) | (
+        other.flatten(1).amax(1) == other.flatten(1).amin(1)
+    )
+    return alike.flatten(1).mean(1).masked_fill(constant, torch.nan).to(one)

@@ -2,25 +2,30 @@
 
 After Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", 2020. A map is scaled to [0, 1] by
 min and max and cut; places that touch, also at a corner (8 neighbours), are one component. Boxes are xyxy in pixel
-edges: x2 is the last column + 1, and IoU is of areas. The authors' code differs. It gives a component the corner (x2,
+edges: x2 is the last column + 1, and IoU is of areas. The authors' code differs, and `protocol` "wsol" is what it does.
+It gives a component the corner (x2,
 y2), cut at the last pixel, as a pixel of the box (its IoU adds 1 to every side). So its boxes are a pixel wider and
-taller than the component unless they touch the border. Of an object it compares with all boxes; here it has one. Its
-boxes of several components include those around holes. Its largest component is the one whose outline encloses most,
-here the one of most pixels.
+taller than the component unless they touch the border. It compares with all boxes of an object; here that is so where
+`all_boxes` are given. Its boxes of several components include those around holes. Its largest component is the one
+whose outline encloses most, here the one of most pixels.
 
 An image without an object has no box that could be right: the accuracies of boxes leave it out, PxAP counts its pixels.
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from importlib import import_module
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from konkyo.errors import KonkyoError
+from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.metrics.base import OfMean, metric
 from konkyo.metrics.localisation import defined, histogram, in_chunks, pixels_in_random_order
 from konkyo.utils.tensors import min_max, overlap, safe_divide
+
+Protocol = Literal["areas", "wsol"]
+"""Boxes of components and IoU of areas, or what the authors' code does."""
 
 DELTAS = (0.3, 0.5, 0.7)
 """The overlaps with the object's box that MaxBoxAccV2 asks for."""
@@ -41,47 +46,77 @@ def _average_precision(counts: Tensor) -> Tensor:
 
 
 @metric(better="higher", pooled=OfMean(_at_best_threshold))
-def max_box_acc(maps: Tensor, boxes: Tensor, *, delta: float = 0.5, steps: int = 255, seed: int = 0) -> Tensor:
+def max_box_acc(
+    maps: Tensor,
+    boxes: Tensor,
+    all_boxes: Tensor | None = None,
+    *,
+    protocol: Protocol = "areas",
+    delta: float = 0.5,
+    steps: int = 255,
+    seed: int = 0,
+) -> Tensor:
     """MaxBoxAcc (Choe et al., 2020) is how often the box of the largest component is right, at the best threshold.
 
     The map is rounded down to 0 / steps, 1 / steps, ..., 1. For every value but the last, 1 where the box of what is
     above it overlaps the object's with an IoU of at least `delta`, (R, steps). Of a data set it is the mean over maps
     at the threshold where that is largest. 255 steps are all that the authors' 1,000 thresholds tell apart on maps of 8
     bits. Of equally large components one is taken by the seed. A constant map has no box: 0. The boxes are in pixels of
-    `maps`.
+    `maps`. With `all_boxes` any of an object's boxes will do.
+
+    `protocol` "wsol" is the authors' evaluation to the bit, of maps that are 224 x 224 there. The map becomes 8 bits,
+    contours are OpenCV's (holes have some, too), and the largest is the one that encloses most, the first of equals. A
+    box of pixels x, y, w, h is [x, y, min(x + w, W - 1), min(y + h, H - 1)], the last one part of it, so that IoU adds
+    1 to every side; where there is none it is the first pixel. The object's boxes are cut down to whole numbers. It
+    needs OpenCV (NotApplicable otherwise).
     """
+    if protocol == "wsol":
+        return _hits(_overlaps_of_contours(maps, boxes, all_boxes, steps, largest=True), (delta,))[:, 0]
     order = pixels_in_random_order(maps, seed)
-    return _hits(_overlaps(maps, boxes, steps, order), (delta,))[:, 0]
+    return _hits(_overlaps_with_any(maps, boxes, all_boxes, steps, order), (delta,))[:, 0]
 
 
 @metric(better="higher", pooled=OfMean(_at_best_threshold))
-def max_box_acc_v2(maps: Tensor, boxes: Tensor, *, steps: int = 255) -> Tensor:
+def max_box_acc_v2(
+    maps: Tensor, boxes: Tensor, all_boxes: Tensor | None = None, *, protocol: Protocol = "areas", steps: int = 255
+) -> Tensor:
     """MaxBoxAccV2 (Choe et al., 2020) is how often some component's box is right, each at the best threshold.
 
     As `max_box_acc` with the box, of all components', that overlaps the object's most, and for an IoU of at least 0.3,
-    0.5 and 0.7, (R, 3, steps). Of a data set it is the mean of the three, each at its own best threshold.
+    0.5 and 0.7, (R, 3, steps). Of a data set it is the mean of the three, each at its own best threshold. `protocol`
+    "wsol": the authors' contours and boxes, as in `max_box_acc`.
     """
-    return _hits(_overlaps(maps, boxes, steps, None), DELTAS)
+    if protocol == "wsol":
+        return _hits(_overlaps_of_contours(maps, boxes, all_boxes, steps, largest=False), DELTAS)
+    return _hits(_overlaps_with_any(maps, boxes, all_boxes, steps, None), DELTAS)
 
 
 @metric(better="higher", pooled=OfMean(_average_precision))
-def px_ap(maps: Tensor, masks: Tensor, *, steps: int = 1000, empty: Literal["count", "skip"] = "count") -> Tensor:
+def px_ap(
+    maps: Tensor,
+    masks: Tensor,
+    ignored: Tensor | None = None,
+    *,
+    steps: int = 1000,
+    empty: Literal["count", "skip"] = "count",
+) -> Tensor:
     """PxAP (Choe et al., 2020) is the average precision of all pixels of a data set, ranked by the map's value.
 
     Of every map it counts the pixels outside and inside the mask whose value is 0 / steps, 1 / steps, ..., 1, rounded
     down, (R, 2, steps + 1). Of a data set it is sum_t precision_t (recall_t - recall_(t-1)) of the summed counts, t
     falling. An image whose mask is empty has no object: its pixels count as false alarms, as in the authors' code.
     `empty` "skip" leaves such images out, for data in which an empty mask says that nobody has drawn one. A data set
-    without any object has no value: NaN.
+    without any object has no value: NaN. Pixels that are `ignored` and not in the mask are not counted at all.
     """
     _check_steps(steps)
 
-    def part(maps: Tensor, masks: Tensor) -> Tensor:
+    def part(maps: Tensor, masks: Tensor, ignored: Tensor) -> Tensor:
         levels = (min_max(maps).nan_to_num() * steps).floor()
-        counts = histogram(levels, masks, steps + 1).float()
+        levels = levels.masked_fill(ignored & ~masks, steps + 1)  # a level of their own, which is dropped
+        counts = histogram(levels, masks, steps + 2)[..., :-1].float()
         return defined(counts, maps, masks) if empty == "skip" else defined(counts, maps)
 
-    return in_chunks(part, maps, masks)
+    return in_chunks(part, maps, masks, torch.zeros_like(masks) if ignored is None else ignored.to(masks.device))
 
 
 def boxes_of(heat: Tensor, threshold: float = 0.2) -> Tensor:
@@ -97,6 +132,16 @@ def boxes_of(heat: Tensor, threshold: float = 0.2) -> Tensor:
     return boxes[sizes.argsort(descending=True, stable=True)]
 
 
+def _opencv() -> Any:
+    """Returns OpenCV's module. NotApplicable: it is not installed."""
+    try:
+        return import_module("cv2")
+    except ImportError:
+        raise NotApplicable(
+            "protocol='wsol' takes OpenCV's contours, which is not installed: pip install opencv-python-headless"
+        ) from None
+
+
 def _check_steps(steps: int) -> None:
     if not 1 <= steps <= 10_000:
         raise KonkyoError(f"steps is a number of thresholds from 1 to 10000; got {steps}")
@@ -106,6 +151,58 @@ def _hits(overlaps: Tensor, deltas: tuple[float, ...]) -> Tensor:
     """Returns 1.0 where IoUs (R, T) reach a delta, NaN where they are NaN. -> (R, deltas, T)"""
     thresholds = overlaps.new_tensor(deltas)[:, None]
     return torch.where(overlaps[:, None].isnan(), torch.nan, (overlaps[:, None] >= thresholds).float())
+
+
+def _boxes_of_each(maps: Tensor, boxes: Tensor, all_boxes: Tensor | None) -> Tensor:
+    """Returns all boxes of every map's object (R, B, 4). KonkyoError: boxes of another shape."""
+    every = boxes[:, None] if all_boxes is None else all_boxes
+    if every.ndim != 3 or every.shape[2] != 4 or every.shape[1] < 1:
+        raise KonkyoError(f"all_boxes are ({len(maps)}, B, 4), NaN where an object has fewer; got {tuple(every.shape)}")
+    return every.to(maps)
+
+
+def _overlaps_with_any(
+    maps: Tensor, boxes: Tensor, all_boxes: Tensor | None, steps: int, order: Tensor | None
+) -> Tensor:
+    """Computes `_overlaps` with the best of an object's boxes; NaN where it has none. -> (R, steps)"""
+    every = _boxes_of_each(maps, boxes, all_boxes)
+    best = maps.new_full((len(maps), steps), torch.nan)
+    for box in every.unbind(1):
+        best = torch.fmax(best, _overlaps(maps, box, steps, order))
+    return best
+
+
+def _overlaps_of_contours(
+    maps: Tensor, boxes: Tensor, all_boxes: Tensor | None, steps: int, *, largest: bool
+) -> Tensor:
+    """Computes the IoU of the objects' boxes with OpenCV's contours above each threshold, as WSOL's code has it.
+
+    NaN where an object has no box, or a map is not finite. -> (R, steps)
+    """
+    _check_steps(steps)
+    cv2: Any = _opencv()
+    every = _boxes_of_each(maps, boxes, all_boxes).cpu()
+    levels = (min_max(maps).nan_to_num() * 255).to(torch.uint8).cpu()
+    height, width = maps.shape[1:]
+    best = torch.full((len(maps), steps), torch.nan)
+    for row, level in enumerate(levels):
+        known = every[row][(every[row, :, 2:] > every[row, :, :2]).all(1)].trunc()
+        if not len(known):
+            continue
+        top = int(level.max())
+        cuts = [step * top // steps for step in range(steps)]
+        shares: dict[int, float] = {}
+        for cut in set(cuts):
+            above = ((level > cut).to(torch.uint8) * 255).numpy()
+            contours = cv2.findContours(above, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[-2]
+            if largest and contours:
+                contours = [max(contours, key=cv2.contourArea)]
+            found = [cv2.boundingRect(c) for c in contours]
+            corners = [(x, y, min(x + w, width - 1), min(y + h, height - 1)) for x, y, w, h in found] or [(0, 0, 0, 0)]
+            inclusive = torch.tensor([0.0, 0.0, 1.0, 1.0])  # the last pixel is part of a box
+            shares[cut] = float(overlap(torch.tensor(corners)[:, None] + inclusive, known + inclusive).max())
+        best[row] = torch.tensor([shares[cut] for cut in cuts])
+    return defined(best.to(maps), maps)
 
 
 def _overlaps(maps: Tensor, boxes: Tensor, steps: int, order: Tensor | None) -> Tensor:

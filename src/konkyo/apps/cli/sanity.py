@@ -19,7 +19,7 @@ def sanity(
     images: Images,
     model: ModelName = "konkyo/scenes-classifier",
     method: Annotated[str, typer.Option("--method", help="Several, as in grad_cam,layer_cam, or 'all'.")] = "grad_cam",
-    order: Annotated[str, typer.Option(help="cascading or independent randomisation.")] = "cascading",
+    order: Annotated[str, typer.Option(help="cascading, bottom_up or independent randomisation.")] = "cascading",
     steps: Annotated[int, typer.Option(min=1, help="In how many parts the weights are drawn anew.")] = 10,
     model_options: ModelOptions = ModelOptions(),
     method_options: MethodOptions = MethodOptions(),
