@@ -91,13 +91,8 @@ _HOMES = {
     "konkyo.tasks.decision": ("Decision",),
     "konkyo.models.detectors.open_vocabulary": ("image_guided_detector",),
     "konkyo.models.detectors.yolo": ("dense_detector",),
-<<<<<<< HEAD
     "konkyo.methods.wrappers": ("augmented", "first_component", "forgrad", "smoothed"),
-    "konkyo.evaluation.sanity": ("random_class", "randomisation", "stability"),
-=======
-    "konkyo.methods.wrappers": ("augmented", "first_component"),
     "konkyo.evaluation.sanity": ("efficient_randomisation", "random_class", "randomisation", "stability"),
->>>>>>> metrics
     "konkyo.report.report": ("report",),
     "konkyo.targets.suppression": ("odam_nms",),
     "konkyo.targets.answers": ("Answer", "EachToken", "EachWord", "Token"),

@@ -15,11 +15,7 @@ from konkyo.utils.tensors import blurred, mean_colour
 BaselineName: TypeAlias = Literal["zero", "black", "white", "mean", "blur", "noise"]
 """0 of the prepared image (the mean colour of its data), a black or a white image, the image's own mean colour, the
 image under a Gaussian of a sixteenth of its longest side, or noise: uniform between black and white, for all images."""
-<<<<<<< HEAD
-Baseline: TypeAlias = "float | BaselineName | Tensor"
-=======
 Baseline: TypeAlias = float | BaselineName | Tensor
->>>>>>> metrics
 """One baseline: a value of the prepared image, a name, or a prepared image (C, *size), or what broadcasts to one."""
 Baselines: TypeAlias = "Baseline | Sequence[Baseline]"
 """One or several: a list, or a tensor (M, C, *size) of M baselines. Each is for every image."""
