@@ -191,7 +191,7 @@ def _places(values: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 
 def _maps(coefficients: Tensor, count: int, grid: tuple[int, ...]) -> Tensor:
     """Returns coefficients (N * places, r) as maps (N, r, *grid)."""
-    return coefficients.view(count, -1, coefficients.shape[1]).mT.unflatten(2, grid).contiguous()
+    return coefficients.view(count, -1, coefficients.shape[1]).mT.reshape(count, -1, *grid)
 
 
 def _energy(coefficients: Tensor, directions: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ def _energy(coefficients: Tensor, directions: Tensor) -> Tensor:
 
 
 def _error(shifted: Tensor, coefficients: Tensor, directions: Tensor) -> float:
-    parts = zip(shifted.split(1 << 14), coefficients.split(1 << 14), strict=True)
+    parts = zip(torch.split(shifted, 1 << 14), torch.split(coefficients, 1 << 14), strict=True)
     missed = sum(float((values - part @ directions).double().square().sum()) for values, part in parts)
     total = float(shifted.double().square().sum())
     return float((missed / total) ** 0.5) if total else 0.0
@@ -221,7 +221,7 @@ def _labels(model: Model, image: Tensor, layer: Layer, columns: Tensor, seed: in
         shape = made.activations(layer).shape
         replay = Replay(made.forward, replace(layer, call=layer.call % made.calls[layer]), model.module, made.images)
         filled = columns.view(*columns.shape, *[1] * (len(shape) - 2)).expand(-1, -1, *shape[2:])
-        output = torch.cat([replay(part.contiguous()) for part in filled.split(16)])
+        output = torch.cat([replay(part.contiguous()) for part in torch.split(filled, 16)])
         try:
             targets = model.targets(None, output)
         except KonkyoError:  # an embedding decides on nothing

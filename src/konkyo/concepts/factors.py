@@ -44,7 +44,8 @@ def nonnegative_factors(
 def coefficients_of(values: Tensor, directions: Tensor, *, sweeps: int = 500, tolerance: float = 1e-6) -> Tensor:
     """Finds the non-negative coefficients (P, r) of given directions (r, C) nearest to values (P, C)."""
     cross, gram = values @ directions.mT, directions @ directions.mT
-    coefficients = torch.linalg.lstsq(gram.double(), cross.double().mT).solution.mT.clamp_min(0).to(values)
+    exact: Tensor = torch.linalg.lstsq(gram.double(), cross.double().mT).solution.mT
+    coefficients = exact.clamp_min(0).to(values)
     for _ in range(sweeps):
         before = coefficients
         coefficients = _descended(before, cross, gram)

@@ -19,14 +19,14 @@ from konkyo.models import Model, as_model
 _aten = torch.ops.aten
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call] # of its base's __init_subclass__
     """Within this context the multiplications of convolutions and matrix products are counted, backwards as forwards.
 
     Elementwise functions, sums, sorting and decompositions are not.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(
@@ -40,11 +40,14 @@ class Operations(TorchDispatchMode):
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)
+    count: int = sdpa_flop_count(query.shape, key.shape, value.shape)  # type: ignore[no-untyped-call]
+    return count
 
 
 def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+    shapes = (grad.shape, query.shape, key.shape, value.shape)
+    count: int = sdpa_backward_flop_count(*shapes)  # type: ignore[no-untyped-call]
+    return count
 
 
 _OF_CPU: Mapping[Any, Callable[..., int]] = {

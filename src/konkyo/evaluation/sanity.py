@@ -261,7 +261,8 @@ def _alike(maps: Tensor, others: Tensor, likeness: Likeness) -> Tensor:
 def _histogram_entropy(maps: Tensor, bins: int) -> Tensor:
     """Computes the entropy of every map's values in bins from the lowest to the highest, in nats. -> (R,)"""
     counts = torch.stack([torch.histc(m.float().cpu(), bins) for m in maps])
-    return torch.special.entr(counts / counts.sum(1, keepdim=True)).sum(1)
+    entropies: Tensor = torch.special.entr(counts / counts.sum(1, keepdim=True)).sum(1)
+    return entropies
 
 
 def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:

@@ -110,7 +110,8 @@ def forgrad(method: str | Method, *, sigma: float = 15.0) -> Method:
             cycles = torch.fft.fftfreq(side, 1 / min(size)).to(maps)  # per shorter side
             squares = squares + cycles.view([-1 if a == axis else 1 for a in range(maps.ndim)]) ** 2
         low = torch.where(squares.sqrt() <= sigma + 1e-4, spectrum, 0)  # whole numbers up to rounding
-        return torch.fft.ifftn(low, dim=axes).real.abs().to(maps)
+        filtered: Tensor = torch.fft.ifftn(low, dim=axes).real.abs().to(maps)
+        return filtered
 
     settings = [] if sigma == 15.0 else [f"sigma={sigma}"]
     return replace(_made_of(inner, "forgrad", function, ("probe",), settings), rectified=False)

@@ -61,7 +61,7 @@ def deletion(
     sum first: with as many steps as there are squares it is selectivity (Montavon et al., 2018). `normalise` divides by
     the score of the image itself, NaN where it is 0. Cost: a forward per point.
     """
-    default = "zero" if protocol == "rise" else "noise"
+    default: Baseline = "zero" if protocol == "rise" else "noise"
     hidden = filler(default if substrate is None else substrate, images, pixels, seed)
     fixed, rank, counts = _course(maps, budget, part, where, protocol, steps, every, patch, seed)
 

@@ -191,4 +191,5 @@ def ssim(one: Tensor, other: Tensor) -> Tensor:
     constant = (one.flatten(1).amax(1) == one.flatten(1).amin(1)) | (
         other.flatten(1).amax(1) == other.flatten(1).amin(1)
     )
-    return alike.flatten(1).mean(1).masked_fill(constant, torch.nan).to(one)
+    values: Tensor = alike.flatten(1).mean(1).masked_fill(constant, torch.nan).to(one)
+    return values

@@ -19,7 +19,8 @@ def sobol_designs(count: int, groups: int, seed: int = 0) -> Tensor:
     """
     if count < 2 or groups < 1:
         raise KonkyoError(f"designs have 2 points or more and a group at least; got {count} and {groups}")
-    points = torch.quasirandom.SobolEngine(2 * groups, scramble=True, seed=seed).draw(count)
+    engine = torch.quasirandom.SobolEngine(2 * groups, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
+    points = engine.draw(count)
     first, second = points[:, :groups], points[:, groups:]
     mixed = first.repeat(groups, 1, 1)
     every = torch.arange(groups)
@@ -36,6 +37,7 @@ def total_indices(scores: Tensor, groups: int) -> Tensor:
     """
     count = scores.shape[-1] // (groups + 1)
     scores = scores.double()
-    first, mixed = scores[..., :count], scores[..., count:].unflatten(-1, (groups, count))
+    first, mixed = scores[..., :count], scores[..., count:].reshape(*scores.shape[:-1], groups, count)
     variance = first.var(-1, keepdim=True).clamp_min(_FLOOR)
-    return (first.unsqueeze(-2) - mixed).square().sum(-1) / (2 * count * variance)
+    indices: Tensor = (first.unsqueeze(-2) - mixed).square().sum(-1) / (2 * count * variance)
+    return indices
