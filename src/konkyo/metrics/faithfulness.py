@@ -99,7 +99,7 @@ def insertion(
     substrate and its own pixels come in. "rise" starts from the "blur", "odam" and "seed" from "black"; none of them
     normalises. The first point of "odam" is 0, not measured, as in the authors' code.
     """
-    default = "blur" if protocol == "rise" else "black"
+    default: Baseline = "blur" if protocol == "rise" else "black"
     hidden = filler(default if substrate is None else substrate, images, pixels, seed)
     fixed, rank, counts = _course(maps, budget, part, where, protocol, steps, every, patch, seed)
     first = 1 if protocol == "odam" else 0
