@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 from torch import Tensor, nn
 
 from konkyo.engine.path import Sampling
+from konkyo.utils.segments import Count, Segmentation
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -177,6 +178,13 @@ class Reading(Protocol):
 
     def __call__(self, heads: Heads = ...) -> ReadingAttention:
         """Returns the parts of the attention by which the head reads."""
+
+
+class Segments(Protocol):
+    """This is `Probe.segments`, as a method's parameter."""
+
+    def __call__(self, kind: Segmentation = ..., count: Count = ...) -> Tensor:
+        """Returns the segment of every pixel (N, *size)."""
 
 
 OnGrid: TypeAlias = Callable[[Tensor], Tensor]
