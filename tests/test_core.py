@@ -31,6 +31,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 OPTIONS: dict[str, dict[str, Any]] = {
     "rise": {"masks": 6},
     "occlusion": {"window": 4, "stride": 4},
+    "feature_ablation": {"count": 4, "segments": "grid"},
+    "lime": {"samples": 4, "count": 4, "segments": "grid"},
+    "kernel_shap": {"samples": 4, "count": 4, "segments": "grid"},
+    "shapley_sampling": {"permutations": 1, "count": 4, "segments": "grid"},
+    "sobol": {"grid": 2, "designs": 2},
+    "hsic": {"grid": 2, "designs": 8},
+    "partition": {"evaluations": 6},
     "ss_cam": {"samples": 2},
     "is_cam": {"steps": 2},
     "opti_cam": {"steps": 3},

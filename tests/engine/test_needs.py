@@ -28,7 +28,7 @@ def halves(x: Tensor) -> Callable[[int, Tensor], Tensor]:
 
 CALLS: dict[str, Callable[..., Any]] = {
     "ablate": lambda ask, x: ask(),
-    "segments": lambda ask, x: ask("slic", 12),
+    "segment": lambda ask, x: ask("slic", 12),
     "rescore": lambda ask, x: ask(2, inputs=halves(x)),
     "score_at": lambda ask, x: ask(torch.ones(len(x), 24, 4, 5).to(x)),
     "note": lambda ask, x: ask("number", x.flatten(1).sum(1)) or x,
@@ -168,7 +168,8 @@ def test_needs_of_the_network_within_are_told(name: str) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return network(x)
 
-    small = {"masks": 4, "window": 16, "stride": 16}
+    small = {"masks": 4, "window": 16, "stride": 16, "samples": 4, "permutations": 1, "count": 4}
+    small |= {"grid": 2, "designs": 8, "evaluations": 6}
     small = {option: value for option, value in small.items() if option in method.options}
     result = konkyo.explain(Closed(), images(1, double=False), method=name, layer="input", **small)
     assert result.signed.isfinite().all()

@@ -58,7 +58,12 @@ def test_methods_that_read_inside_are_not_on_offer() -> None:
     with pytest.raises(NotApplicable, match=r"black box, .* on offer: .*rise"):
         konkyo.explain(box, images, target=0)
     results = konkyo.explanations(
-        box, images, list(konkyo.methods()), target=0, options={"masks": 8, "window": 4, "stride": 2}
+        box,
+        images,
+        list(konkyo.methods()),
+        target=0,
+        options={"masks": 8, "window": 4, "stride": 2, "evaluations": 6, "designs": 8, "grid": 2}
+        | {"samples": 4, "permutations": 1, "count": 4, "segments": "grid"},
     )
     applicable = {name for name, result in results.items() if isinstance(result, konkyo.Explanation)}
     assert applicable >= {"rise", "occlusion", "edge_map"}

@@ -142,9 +142,9 @@ def test_without_scikit_image_the_way_out_is_said(monkeypatch: pytest.MonkeyPatc
 def test_a_probe_gives_every_row_the_segments_of_its_image_and_finds_them_once(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Tensor] = []
 
-    def function(inputs: Tensor, segments: object, white: Tensor, black: Tensor) -> Tensor:
-        found.append(segments("slic", 4))  # type: ignore[operator]
-        assert torch.equal(segments("slic", 4), found[-1])  # type: ignore[operator]
+    def function(inputs: Tensor, segment: object, white: Tensor, black: Tensor) -> Tensor:
+        found.append(segment("slic", 4))  # type: ignore[operator]
+        assert torch.equal(segment("slic", 4), found[-1])  # type: ignore[operator]
         assert float(white[0, 1, 0, 0]) == pytest.approx((1 - 0.4) / 0.2)
         assert float(black[0, 1, 0, 0]) == pytest.approx(-0.4 / 0.2)
         return inputs[:, 0]
@@ -157,7 +157,7 @@ def test_a_probe_gives_every_row_the_segments_of_its_image_and_finds_them_once(m
     model = konkyo.Model(seeded(SmallResNet(), double=False), preprocess=preprocess)
     assert model.white == pytest.approx((2.0, 3.0, 1.4))
     assert konkyo.Model(seeded(SmallResNet())).white == (1.0,)
-    needs = ("inputs", "segments", "white", "black")
+    needs = ("inputs", "segment", "white", "black")
     method = konkyo.Method("of_segments", function, False, "input", "logit", needs, {})
     x = torch.stack([quarters()[0], quarters()[0].flip(-1)])
     x = (x - torch.tensor(preprocess.mean).view(3, 1, 1)) / torch.tensor(preprocess.std).view(3, 1, 1)

@@ -194,8 +194,8 @@ class Reading(Protocol):
         """Returns the parts of the attention by which the head reads."""
 
 
-class Segments(Protocol):
-    """This is `Probe.segments`, as a method's parameter."""
+class Segment(Protocol):
+    """This is `Probe.segment`, as a method's parameter."""
 
     def __call__(self, kind: Segmentation = ..., count: Count = ...) -> Tensor:
         """Returns the segment of every pixel (N, *size)."""

@@ -162,7 +162,7 @@ class Probe:
         return pick(self._pass.white, self._rows)
 
     @need(of_target=False, cost="segments (by scikit-image, or a grid)")
-    def segments(self, kind: Segmentation = "slic", count: Count = 50) -> Tensor:
+    def segment(self, kind: Segmentation = "slic", count: Count = 50) -> Tensor:
         """Returns the segment of every pixel (N, *size), int64, numbered 0, 1, ... without a gap.
 
         `kind`: superpixels by "slic", "quickshift" or "felzenszwalb", a "grid", or segments (*size) or (images, *size)

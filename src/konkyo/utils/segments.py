@@ -63,8 +63,8 @@ def _given(segments: Any, images: Tensor) -> Tensor:
             f"segments are whole numbers of shape {tuple(size)}, or {(len(images), *size)} for {len(images)} prepared "
             f"images; got {tuple(segments.shape)} {segments.dtype}"
         )
-    moved: Tensor = segments.to(images.device, torch.int64)
-    return moved.expand(len(images), *size)
+    own: Tensor = segments.to(images.device, torch.int64)
+    return own.expand(len(images), *size)
 
 
 def _numbered(segments: Tensor) -> Tensor:

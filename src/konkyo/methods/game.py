@@ -1,0 +1,93 @@
+"""A game on an image: its players are segments, and a coalition's value is the score of the image that shows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from konkyo.engine.needs import Rescore
+from konkyo.errors import unknown
+from konkyo.utils.tensors import blurred, safe_divide
+
+Hide: TypeAlias = Literal["mean", "zero", "black", "blur"] | float
+"""What a hidden segment shows: its mean colour, 0 of the prepared image, black, the image blurred, or a value."""
+
+
+@dataclass(frozen=True, eq=False)
+class Game:
+    """A game of every row: its image, segment by segment shown or hidden."""
+
+    inputs: Tensor
+    segments: Tensor
+    """(N, *size), numbered from 0."""
+    hidden: Tensor
+    """(N, C, *size): what hidden segments show."""
+    players: list[int]
+    """How many segments the rows have."""
+
+    @classmethod
+    def of(cls, inputs: Tensor, black: Tensor, segments: Tensor, hide: Hide) -> Game:
+        """Returns the games of images (N, C, *size) with segments (N, *size)."""
+        players = (segments.flatten(1).amax(1) + 1).tolist()
+        return cls(inputs, segments, hidden_pixels(inputs, black, segments, hide), players)
+
+    def seen(self, row: int, shown: Tensor) -> Tensor:
+        """Returns the image of a row as coalitions (v, d) show it (v, C, *size): bool, or shares from 0 to 1."""
+        masks = shown[:, self.segments[row]][:, None]
+        if masks.dtype == torch.bool:
+            return torch.where(masks, self.inputs[row], self.hidden[row])
+        return torch.lerp(self.hidden[row], self.inputs[row], masks.to(self.inputs))
+
+    def play(self, rescore: Rescore, coalitions: Callable[[int], Tensor]) -> list[Tensor]:
+        """Returns the values of every row's coalitions (V,), in double precision on the CPU; -inf: it did not run.
+
+        `coalitions` gives those of games of d players, (V, d), the most important first.
+        """
+        shown = {d: coalitions(d).to(self.inputs.device) for d in sorted(set(self.players))}
+        counts = torch.tensor([len(shown[d]) for d in self.players], device=self.inputs.device)
+        most = max(map(len, shown.values()))
+        values = rescore(
+            most,
+            inputs=lambda row, k: self.seen(row, shown[self.players[row]][k]),
+            priority=torch.arange(most, device=self.inputs.device) < counts[:, None],
+        )
+        values = values.to("cpu", torch.float64)  # what follows is small, and not every device has double precision
+        return [v[: len(shown[d])] for v, d in zip(values, self.players, strict=True)]
+
+    def map(self, values: list[Tensor], spread: bool) -> Tensor:
+        """Returns maps (N, *size) with every row's values (d,) on the pixels of its segments."""
+        kind = torch.promote_types(self.inputs.dtype, torch.float32)
+        maps = []
+        for segments, value in zip(self.segments, values, strict=True):
+            each = value.to(segments.device, kind)
+            maps.append((each / segments.flatten().bincount(minlength=len(each)) if spread else each)[segments])
+        return torch.stack(maps)
+
+
+def hidden_pixels(inputs: Tensor, black: Tensor, segments: Tensor, hide: Hide) -> Tensor:
+    """Returns what hidden pixels show (N, C, *size). KonkyoError: something that is not on offer."""
+    if hide == "mean":
+        places = segments.flatten(1)[:, None].expand(-1, inputs.shape[1], -1)
+        pixels = inputs.flatten(2).to(torch.promote_types(inputs.dtype, torch.float32))
+        sums = pixels.new_zeros(*inputs.shape[:2], int(segments.amax()) + 1).scatter_add_(2, places, pixels)
+        sizes = torch.zeros_like(sums).scatter_add_(2, places, torch.ones_like(pixels))
+        return safe_divide(sums, sizes).gather(2, places).view_as(inputs).to(inputs)
+    if hide == "blur":
+        return blurred(inputs, max(inputs.shape[2:]) / 16)
+    if hide == "black":
+        return black
+    if hide == "zero":
+        return torch.zeros_like(inputs)
+    if isinstance(hide, (int, float)) and not isinstance(hide, bool) and math.isfinite(hide):
+        return torch.full_like(inputs, hide)
+    raise unknown("way to hide segments", hide, ["mean", "zero", "black", "blur", "a number"])
+
+
+def ran_of(values: Tensor) -> Tensor:
+    """Tells which coalitions ran."""
+    return values != -torch.inf
