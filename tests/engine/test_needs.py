@@ -28,6 +28,7 @@ def halves(x: Tensor) -> Callable[[int, Tensor], Tensor]:
 
 CALLS: dict[str, Callable[..., Any]] = {
     "ablate": lambda ask, x: ask(),
+    "segments": lambda ask, x: ask("slic", 12),
     "rescore": lambda ask, x: ask(2, inputs=halves(x)),
     "regrad": lambda ask, x: ask(torch.ones(2).to(x), inputs=halves(x)),
     "differentiate": lambda ask, x: ask(lambda output, score: score**2),

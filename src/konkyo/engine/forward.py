@@ -20,6 +20,7 @@ from konkyo.engine.sound import SoundForward
 from konkyo.errors import KonkyoError, NetworkError
 from konkyo.targets.base import BaseTarget
 from konkyo.targets.classes import Target
+from konkyo.utils.segments import Count, Segmentation, segments_of
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
@@ -42,6 +43,10 @@ class Network(Protocol):
     @property
     def black(self) -> tuple[float, ...]:
         """This is a black pixel in the images that go in, per channel; (0.0,) where that is not known."""
+
+    @property
+    def white(self) -> tuple[float, ...]:
+        """This is a white pixel in the images that go in, per channel; (1.0,) where that is not known."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """Returns the output for a batch of images."""
@@ -81,6 +86,7 @@ class Pass:
         self._autocast = _autocast_arguments(images.device.type, precision)
         self._gradients: list[tuple[Rows, tuple[Target, ...], list[Tensor]]] = []
         self._others: dict[object, Pass] = {}
+        self._segments: dict[str, Tensor] = {}
         with (
             self.forwards(),
             torch.no_grad(),
@@ -166,8 +172,26 @@ class Pass:
     @property
     def black(self) -> Tensor:
         """These are black images (N, C, *size); see `Network.black`."""
-        pixel = self.images.new_tensor(self.network.black)
-        return pixel.view(1, -1, *[1] * (self.images.ndim - 2)).expand_as(self.images)
+        return self._uniform(self.network.black)
+
+    @property
+    def white(self) -> Tensor:
+        """These are white images (N, C, *size); see `Network.white`."""
+        return self._uniform(self.network.white)
+
+    def _uniform(self, pixel: Sequence[float]) -> Tensor:
+        """Returns images (N, C, *size) of one colour."""
+        return self.images.new_tensor(pixel).view(1, -1, *[1] * (self.images.ndim - 2)).expand_as(self.images)
+
+    def segments(self, kind: Segmentation, count: Count) -> Tensor:
+        """Returns the images' segments (N, *size); those that a segmenter found are kept for who asks again."""
+        key = f"{kind} {count}" if isinstance(kind, str) else None
+        found = None if key is None else self._segments.get(key)
+        if found is None:
+            found = segments_of(self.images, kind, count, black=self.black, white=self.white)
+        if key is not None:
+            self._segments[key] = found
+        return found
 
     def other(
         self,

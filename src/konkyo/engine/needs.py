@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from konkyo.engine.path import Sampling
 from konkyo.engine.relevance import Rules
+from konkyo.utils.segments import Count, Segmentation
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -185,6 +186,13 @@ class Propagate(Protocol):
 
     def __call__(self, rules: Rules) -> Tensor:
         """Returns the relevance of the layer's values (N, C, *grid)."""
+
+
+class Segments(Protocol):
+    """This is `Probe.segments`, as a method's parameter."""
+
+    def __call__(self, kind: Segmentation = ..., count: Count = ...) -> Tensor:
+        """Returns the segment of every pixel (N, *size)."""
 
 
 OnGrid: TypeAlias = Callable[[Tensor], Tensor]

@@ -41,6 +41,7 @@ from konkyo.engine.session import session_of
 from konkyo.engine.variants import Budget, Variants
 from konkyo.errors import NotApplicable
 from konkyo.targets.classes import Target
+from konkyo.utils.segments import Count, Segmentation
 
 _GRADIENT = {"of_target": True, "of_layer": True, "of_gradient": True, "inside": True}
 """What all gradients at the layer are, as needs."""
@@ -137,6 +138,22 @@ class Probe:
     def black(self) -> Tensor:
         """These are black images (N, C, *size), as prepared for the network; zeros where that is not known."""
         return pick(self._pass.black, self._rows)
+
+    @property
+    @need(of_target=False, cost="a white image")
+    def white(self) -> Tensor:
+        """These are white images (N, C, *size), as prepared for the network; ones where that is not known."""
+        return pick(self._pass.white, self._rows)
+
+    @need(of_target=False, cost="segments (by scikit-image, or a grid)")
+    def segments(self, kind: Segmentation = "slic", count: Count = 50) -> Tensor:
+        """Returns the segment of every pixel (N, *size), int64, numbered 0, 1, ... without a gap.
+
+        `kind`: superpixels by "slic", "quickshift" or "felzenszwalb", a "grid", or segments (*size) or (images, *size)
+        of the user's. About `count` of them; a grid also takes the cells along each axis. NotApplicable: superpixels
+        without scikit-image, or of inputs that are no pictures.
+        """
+        return pick(self._pass.segments(kind, count), self._rows)
 
     @cached_property
     @need(

@@ -253,12 +253,23 @@ class Model:
     @property
     def black(self) -> tuple[float, ...]:
         """Returns the value of a black pixel in prepared images, per channel; (0.0,) without a preprocessing."""
-        preprocess = self.reader.picture if isinstance(self.reader, Clips) else self.preprocess
+        preprocess = self._colours
         return (
             (0.0,)
             if preprocess is None
             else tuple(-m / s for m, s in zip(preprocess.mean, preprocess.std, strict=True))
         )
+
+    @property
+    def white(self) -> tuple[float, ...]:
+        """Returns the value of a white pixel in prepared images, per channel; (1.0,) without a preprocessing."""
+        preprocess = self._colours
+        return (1.0,) if preprocess is None else preprocess.white
+
+    @property
+    def _colours(self) -> Preprocess | None:
+        """Returns what prepares the colours of pictures, or of the pictures of a clip."""
+        return self.reader.picture if isinstance(self.reader, Clips) else self.preprocess
 
     def like(self) -> Tensor | None:
         """Returns a tensor with the device and dtype of the weights, if there are any."""
