@@ -8,6 +8,7 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError
 from konkyo.metrics.base import Explain, Score
+from konkyo.utils.baselines import Baseline, baseline_images
 from konkyo.utils.tensors import resize, safe_divide
 
 Substrate = Literal["zero", "blur", "black", "noise"]
@@ -96,24 +97,22 @@ def absent(maps: Tensor) -> Tensor:
 
 
 def filler(
-    which: Substrate, images: Tensor, pixels: Tensor | None, seed: int, sample: int = 0
+    which: Baseline, images: Tensor, pixels: Tensor | None, seed: int, sample: int = 0
 ) -> Callable[[Tensor], Tensor]:
-    """Returns what fills the pixels of the images of `rows`: rows (V,) -> (V or 1, C, H or 1, W or 1).
+    """Returns what fills the pixels of the images of `rows`: rows (V,) -> (V or 1, C or 1, H or 1, W or 1).
 
-    Noise is uniform between the black and the white of `pixels`: one image per seed and sample, for all rows.
+    "blur" is RISE's; the others are as in `konkyo.utils.baselines`, black and white from `pixels`. Noise is one image
+    per seed and sample, for all rows.
     """
-    if which == "blur":
-        blurred = torch.cat([_rise_blur(part) for part in torch.split(images, 16)])
-        return lambda rows: blurred[rows]
-    if which == "zero":
-        fill = images.new_zeros(())
-    elif pixels is None:
+    if isinstance(which, str) and which == "blur":
+        fill = torch.cat([_rise_blur(part) for part in torch.split(images, 16)])
+    elif pixels is None and isinstance(which, str) and which in ("black", "white", "noise"):
         raise KonkyoError(f"{which} pixels need `pixels`: (2, C), a black and a white one as prepared for the network")
     else:
-        black, white = pixels.to(images).view(2, 1, -1, *[1] * (images.ndim - 2))
-        noise = uniform(images, seed, sample)[None]
-        fill = black + noise * (white - black) if which == "noise" else black
-    return lambda _: fill
+        colours = [None, None] if pixels is None else pixels.to(images).view(2, 1, -1, *[1] * (images.ndim - 2))
+        black, white = colours
+        fill = baseline_images(which, images, black=black, white=white, generator=seeded(seed, _NOISE + sample))
+    return lambda rows: fill if len(fill) == 1 else fill[rows]
 
 
 def uniform(images: Tensor, seed: int, sample: int) -> Tensor:
