@@ -309,10 +309,9 @@ def _of_input(run: Application, mode: _Relevance) -> Any:
     x = _first_of(run)
     if len(run.after) != 1 or x is not run.after[0]:
         return None
-    if x in mode.first:  # pixels may be 0
-        share = x * (nonzero(run.out) / nonzero(x)).detach()
-    else:
-        share = x * safe_divide(run.out, x).detach()
+    # Pixels may be 0, and have relevance.
+    factor = nonzero(run.out) / nonzero(x) if x in mode.first else safe_divide(run.out, x)
+    share = x * factor.detach()
     return share + (run.out - share).detach()
 
 
@@ -442,7 +441,7 @@ def _norm(run: Application, mode: _Relevance) -> Any:
     eps = values.get("eps", 1e-5)
     if name in ("layer_norm", "rms_norm"):
         axes = tuple(range(x.ndim - len(values["normalized_shape"]), x.ndim))
-        grouped, shape = x, ()
+        grouped, shape = x, tuple[int, ...]()
     else:
         groups = values["num_groups"] if name == "group_norm" else x.shape[1]
         grouped = x.reshape(len(x), groups, -1)
@@ -582,10 +581,7 @@ class _Relevance(OwnMode):
             raise self._refused(name)
         rule = self.table.get(name)
         written = args[0] if inplace and rule is not None and rule is not _hand_on else None
-        if written is None:
-            out = function(*args, **kwargs)
-        else:
-            out = function(written.clone(), *args[1:], **kwargs)
+        out = function(*args, **kwargs) if written is None else function(written.clone(), *args[1:], **kwargs)
         if not any(t.requires_grad for t in tensors_in((out,))):  # a size, a comparison, a detached copy
             return out
         ruled = None if rule is None else rule(Application(function, args, kwargs, after, out), self)
@@ -661,16 +657,18 @@ class _Relevance(OwnMode):
         affine = _AFFINE[name](call, after[0], args, kwargs)
         if affine is None:
             return None
-        out = function(*args, **kwargs)
+        # What is read may get the backward of its rule later, which a norm that saved it would see.
+        copied = [after[0].clone()]
+        out = function(*_exchanged(args, after, copied), **_exchanged(kwargs, after, copied))
         self._calls[out] = call.scaled(*affine, native=call.native and not call.applied)
         call.read = True
         return out
 
     def _apply(self, tensor: Tensor, *, last: bool = False) -> None:
         """Gives what a linear map put out the backward of its rule, once, before anything reads it."""
-        call: _LinearCall | None = self._calls.get(tensor)
-        if call is None or call.applied:
+        if tensor not in self._calls or self._calls[tensor].applied:
             return
+        call: _LinearCall = self._calls[tensor]
         call.applied = True
         if last and self.rules.negated:
             call = replace(call, weight=-call.weight, bias=None)
@@ -679,10 +677,12 @@ class _Relevance(OwnMode):
 
     def end(self) -> None:
         """Applies the rules of linear maps that nothing has read, as of the one that put out the scores."""
-        left = [(t, call) for t, call in list(self._calls.items()) if not call.applied and not call.read]
+        left = [
+            tensor for tensor in list(self._calls) if not self._calls[tensor].applied and not self._calls[tensor].read
+        ]
         if self.rules.negated and not left:
             raise NotApplicable("compares with the opposite of what a last linear map puts out; this network has none")
-        for tensor, _ in left:
+        for tensor in left:
             self._apply(tensor, last=True)
 
 
