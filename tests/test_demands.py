@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import konkyo
 from helpers.demands import NOT_YET, described
-from helpers.networks import Attention, InPlaceAfter, Returns, SmallResNet, images, seeded
+from helpers.networks import InPlaceAfter, Returns, SmallResNet, images, seeded
 from helpers.paths import DOCS
 from konkyo.apps.cli import main as cli
 
@@ -795,15 +795,23 @@ def test_explaining_during_training_changes_nothing() -> None:
 
 @calm
 @pytest.mark.demand(27)
-def test_relevance_is_refused_where_it_has_no_rule() -> None:
-    """Relevance propagation (LRP) for vision transformers
-    Refused in plain words: `relevance_cam` has rules for convolutions, ReLUs and pooling, none for attention or layer
-    norms. It gives no numbers without a meaning; on a network of convolutions it works."""
-    with pytest.raises(konkyo.NotApplicable, match="no relevance rule for MultiheadAttention"):
-        konkyo.explain(seeded(Attention()), images(1), method="relevance_cam", target=1, layer="norm")
-    with pytest.raises(konkyo.NotApplicable, match="no relevance rule for LayerNorm"):
-        konkyo.explain(small_vit(), images(1)[..., :32], method="relevance_cam", target=1)
-    assert konkyo.explain(seeded(SmallResNet()), images(1), method="relevance_cam", target=1).diagnosis[0].ok
+@pytest.mark.parametrize("composite", ["epsilon", "epsilon_plus_flat", "epsilon_gamma_box"])
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_relevance_is_kept(kind: str, composite: str) -> None:
+    """Relevance propagation (LRP) for residual networks and vision transformers
+    `lrp` has rules for sums, batch norms, attention, layer norms, gates and smooth activations. Without biases the
+    map adds up to the score, in residual networks and transformers, too. A function without a rule is named."""
+    network = (seeded(SmallResNet()) if kind == "resnet" else small_vit()).double()
+    for name, tensor in network.state_dict().items():
+        if name.endswith(("bias", "running_mean", "pos_embedding", "class_token")):
+            tensor.zero_()
+    image = images(1)[..., :32].abs()
+    found = konkyo.explain(network, image, method="lrp", composite=composite, target=1)
+    score = float(network(image)[0, 1].detach())
+    assert float(found.signed.sum()) == pytest.approx(score, rel=0.05 if kind == "resnet" else 1e-3)
+    ended = nn.Sequential(network, nn.Softmax(1))
+    with pytest.raises(konkyo.NotApplicable, match="no relevance rule for Softmax's softmax"):
+        konkyo.explain(ended, image, method="lrp", target=1)
 
 
 # --- the page --------------------------------------------------------------------------------------------------------

@@ -213,10 +213,10 @@ def test_relevance_at_a_module_that_has_a_rule_itself() -> None:
 
 
 def test_relevance_leaves_the_output_as_it_is() -> None:
-    from konkyo.engine.rules import positive_relevance
+    from konkyo.engine.relevance import CONTRASTIVE, ruled
 
     network, x = seeded(SmallResNet()), images(2)
-    with positive_relevance(network):
+    with ruled(network, CONTRASTIVE):
         again = network(x.clone().requires_grad_())
     torch.testing.assert_close(again, network(x))
     assert not any(m._forward_hooks for m in network.modules())

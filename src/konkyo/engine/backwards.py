@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from konkyo.engine.biases import Biases, BiasTerm, bias_terms
 from konkyo.engine.forward import Pass, Rows, pick, rounds, scores
 from konkyo.engine.layer import INPUT, Layer, covers
-from konkyo.engine.rules import GuidedReLUs, deconvolved_relus, guided_relus, positive_relevance
+from konkyo.engine.relevance import CONTRASTIVE, Rules, nonzero, ruled
+from konkyo.engine.rules import GuidedReLUs, deconvolved_relus, guided_relus
 from konkyo.errors import NotApplicable
 from konkyo.targets.base import Target, as_target
 from konkyo.utils.tensors import safe_divide
@@ -45,19 +46,55 @@ def _through_relus(pass_: Pass, rows: Rows, targets: Sequence[Target], name: str
 
 def relevance(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer) -> Tensor:
     """Computes `Probe.relevance`."""
+    return propagate(pass_, rows, targets, layer, CONTRASTIVE)
+
+
+def propagate(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer, rules: Rules) -> Tensor:
+    """Computes `Probe.propagate`."""
+    output = pick(pass_.output.detach(), rows)
+    start = _contrastive(output, targets) if rules.start == "contrastive" else None
+    at_image, bounds = layer.module is None, None
+    if at_image:
+        box = rules.first is not None and rules.first.name == "box"
+        bounds = (pass_.black[:1], pass_.white[:1]) if box else ()
+    within = partial(ruled, rules=rules, bounds=bounds)
+    other = pass_.other(("relevance", replace(rules, start="logit")), [layer], within)
+    if not other.output.requires_grad:
+        raise NotApplicable("hands relevance down, and under these rules none of it comes to the layer")
+    # Under the rules gradient times value is relevance, at the output too.
+    output = pick(other.output.detach(), rows)
+    if start is None:
+        slope = _slope(output, targets)
+        if rules.start == "one":
+            total = (slope * output).flatten(1).sum(1)
+            slope = slope * safe_divide(total.new_ones(()), total).view(-1, *[1] * (output.ndim - 1))
+    else:
+        slope = safe_divide(start, output)
+    gradients = other.gradients_of(rows, lambda out: (out * slope).flatten(1).sum(1), layer)
+    values = pick(other.activations(layer), rows)
+    return (nonzero(values) if at_image else values) * gradients
+
+
+def _contrastive(output: Tensor, targets: Sequence[Target]) -> Tensor:
+    """Returns the relevance of the output (R, K): 1 for the class, -1 / K for each of the others."""
     indices = [index for target in targets if (index := as_target(target).class_index) is not None]
     if len(indices) < len(targets):
         raise NotApplicable("relevance is handed down from one class against the others; the target is no class")
-    scores(pick(pass_.output.detach(), rows), targets)  # KonkyoError: a class that there is not
-    ruled = pass_.other("relevance", [layer], positive_relevance)
-    classes = pass_.output.shape[1]
-    start = torch.full_like(pick(pass_.output.detach(), rows), -1 / classes)
+    scores(output, targets)  # KonkyoError: a class that there is not
+    classes = output.shape[1]
+    start = torch.full_like(output, -1 / classes)
     for row, index in zip(start, indices, strict=True):
         row[index if classes > 1 else 0] = 1 if classes > 1 else 2 * index - 1
-    # Under the rules gradient times value is relevance, at the output too.
-    slope = safe_divide(start, pick(ruled.output.detach(), rows))
-    gradients = ruled.gradients_of(rows, lambda output: (output * slope).sum(1), layer)
-    return pick(ruled.activations(layer), rows) * gradients
+    return start
+
+
+def _slope(output: Tensor, targets: Sequence[Target]) -> Tensor:
+    """Returns d score / d output of every row."""
+    with torch.enable_grad(), torch.autocast(output.device.type, enabled=False):
+        leaf = output.clone().requires_grad_()
+        total = scores(leaf, targets).sum()
+        (slope,) = torch.autograd.grad(total, leaf) if total.requires_grad else (torch.zeros_like(leaf),)
+    return slope
 
 
 def full_gradients(pass_: Pass, rows: Rows, targets: Sequence[Target]) -> FullGradients:
@@ -93,10 +130,7 @@ def _missing(terms: Sequence[Tensor], output: Tensor, targets: Sequence[Target],
 
     (That is the score, where it is linear in the output.) The share is of the sum of all absolute terms.
     """
-    with torch.enable_grad():
-        leaf = output.clone().requires_grad_()
-        total = scores(leaf, targets).sum()
-        (slope,) = torch.autograd.grad(total, leaf) if total.requires_grad else (torch.zeros_like(leaf),)
+    slope = _slope(output, targets)
     sums = torch.stack([term.flatten(1).sum(1) for term in terms])
     right = (slope * output).flatten(1).sum(1).to(sums)
     share = safe_divide((right - sums.sum(0)).abs(), right.abs() + sums.abs().sum(0))

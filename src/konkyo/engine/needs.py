@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 from torch import Tensor, nn
 
 from konkyo.engine.path import Sampling
+from konkyo.engine.relevance import Rules
 from konkyo.utils.segments import Count, Segmentation
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -192,6 +193,13 @@ class Reading(Protocol):
 
     def __call__(self, heads: Heads = ...) -> ReadingAttention:
         """Returns the parts of the attention by which the head reads."""
+
+
+class Propagate(Protocol):
+    """This is `Probe.propagate`, as a method's parameter."""
+
+    def __call__(self, rules: Rules) -> Tensor:
+        """Returns the relevance of the layer's values (N, C, *grid)."""
 
 
 class Segment(Protocol):
