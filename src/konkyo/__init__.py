@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from konkyo.explanation.pairs import Pair, pair
     from konkyo.explanation.result import Explanation
     from konkyo.methods.base import Method, method, methods
-    from konkyo.methods.wrappers import augmented, first_component
+    from konkyo.methods.wrappers import augmented, first_component, sess
     from konkyo.models import Model, Preprocess, load
     from konkyo.models.blackbox import BlackBox
     from konkyo.models.detectors import Detector
@@ -89,7 +89,7 @@ _HOMES = {
     "konkyo.tasks.decision": ("Decision",),
     "konkyo.models.detectors.open_vocabulary": ("image_guided_detector",),
     "konkyo.models.detectors.yolo": ("dense_detector",),
-    "konkyo.methods.wrappers": ("augmented", "first_component"),
+    "konkyo.methods.wrappers": ("augmented", "first_component", "sess"),
     "konkyo.evaluation.sanity": ("random_class", "randomisation", "stability"),
     "konkyo.report.report": ("report",),
     "konkyo.targets.suppression": ("odam_nms",),
@@ -187,6 +187,7 @@ __all__ = [
     "randomisation",
     "region_test",
     "report",
+    "sess",
     "siamese",
     "stability",
     "training",
