@@ -40,6 +40,7 @@ def main() -> None:
     for name in sys.argv[1:] or konkyo.methods():
         method = konkyo.methods()[name]
         of_instances = method.score == "similarity" or method.function.__module__ == "konkyo.methods.odam"
+        of_instances |= "queries" in method.needs
         model, target = (detector, konkyo.Detections(top=2)) if of_instances else (classifier, classes)
         found = konkyo.explanations(model, scene.image, [name], target=target)[name]
         if isinstance(found, konkyo.NotApplicable):

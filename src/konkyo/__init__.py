@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from konkyo.explanation.pairs import Pair, pair
     from konkyo.explanation.result import Explanation
     from konkyo.methods.base import Method, method, methods
-    from konkyo.methods.wrappers import augmented, first_component, forgrad, smoothed
+    from konkyo.methods.wrappers import augmented, first_component, forgrad, sess, smoothed
     from konkyo.models import Model, Preprocess, load
     from konkyo.models.blackbox import BlackBox
     from konkyo.models.detectors import Detector
@@ -91,7 +91,7 @@ _HOMES = {
     "konkyo.tasks.decision": ("Decision",),
     "konkyo.models.detectors.open_vocabulary": ("image_guided_detector",),
     "konkyo.models.detectors.yolo": ("dense_detector",),
-    "konkyo.methods.wrappers": ("augmented", "first_component", "forgrad", "smoothed"),
+    "konkyo.methods.wrappers": ("augmented", "first_component", "forgrad", "sess", "smoothed"),
     "konkyo.evaluation.sanity": ("efficient_randomisation", "random_class", "randomisation", "stability"),
     "konkyo.report.report": ("report",),
     "konkyo.targets.suppression": ("odam_nms",),
@@ -193,6 +193,7 @@ __all__ = [
     "recommend",
     "region_test",
     "report",
+    "sess",
     "siamese",
     "smoothed",
     "stability",

@@ -41,6 +41,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     "on_grid": lambda ask, x: ask(torch.arange(17.0).to(x).expand(len(x), 17)),
     "block_gradients": lambda ask, x: ask(),
     "reading": lambda ask, x: ask().gradient,
+    "class_index": lambda ask, x: torch.full((len(x),), float(ask("bee"))),
+    "cross_attentions": lambda ask, x: ask(torch.full((len(x),), 3)),
+    "encoder_decoder": lambda ask, x: ask(lambda a, g: (a * g).sum(1)).steps[-1][1],
 }
 """How a need that is called is asked; x: the images of the rows."""
 
@@ -67,7 +70,22 @@ def amount(name: str, value: Any, x: Tensor) -> Tensor:
     return 0.5 + 0.4 * (20 * flat * places).mean(1).sin()
 
 
-def network_for(name: str) -> tuple[nn.Module, Tensor]:
+DECODERS = ("queries", "cross_attentions", "encoder_decoder")
+
+
+def targets_for(name: str, network: Any, x: Tensor) -> list[Any]:
+    if name not in DECODERS:
+        return [1, 3]
+    return list(konkyo.explain(network, x, method="odam", target=konkyo.Detections(threshold=0.0, top=2)).targets)
+
+
+def network_for(name: str) -> tuple[Any, Tensor]:
+    if name in DECODERS:
+        from helpers.detectors_of_transformers import network, pictures
+
+        return network("detr").double(), pictures(1).double()
+    if name == "class_index":
+        return konkyo.Model(seeded(SmallResNet()), classes=("ant", "bee", "cat", "dog", "elk")), images(1)
     attention = {"attentions", "attention_gradients", "readout", "on_grid", "block_gradients", "reading"}
     if name in attention:
         noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -87,11 +105,12 @@ def test_variants_made_of_a_need_are_those_of_the_own_target(name: str) -> None:
 
     method = konkyo.Method("of_need", function, False, None, "logit", (name, "inputs", "rescore"), {})
     network, x = network_for(name)
-    together = konkyo.explain(network, x, method=method, target=konkyo.Each(1, 3)).signed
+    targets = targets_for(name, network, x)
+    together = konkyo.explain(network, x, method=method, target=konkyo.Each(*targets)).signed
     shares = amounts.pop()
     assert shares.isfinite().all()
     assert torch.allclose(shares[0], shares[1], rtol=1e-9) == (not NEEDS[name].of_target), shares
-    for row, target in enumerate((1, 3)):
+    for row, target in enumerate(targets):
         alone = konkyo.explain(network, x, method=method, target=target).signed[0]
         torch.testing.assert_close(together[row], alone, rtol=1e-4, atol=1e-6)
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 import konkyo
 from helpers.closeness import close
 from helpers.networks import Attention, SmallResNet, images, seeded
-from konkyo.utils.tensors import min_max
+from konkyo.utils.tensors import min_max, resize
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # maps of random weights, and the peers
 SEED = 3
@@ -217,6 +217,26 @@ def square_grad(system: System, image: Tensor, label: int) -> Tensor:
     return torch.from_numpy(np.stack(squares).mean(0).max(0))
 
 
+def ss_grad_cam(system: System, image: Tensor, label: int) -> Tensor:
+    A, G = system.at(image, logit(label))
+    total = torch.zeros_like(A[0])
+    for a, g in zip(A, G, strict=True):
+        for place in np.ndindex(tuple(a.shape)):
+            total[place] += g.mean() * a[place] * (abs(g[place]) / g.abs().max() if g.abs().max() > 0 else 0)
+    return total.relu()
+
+
+def ss_grad_cam_pp(system: System, image: Tensor, label: int, support: str = "gradient") -> Tensor:
+    A, G = system.at(image, logit(label))
+    total = torch.zeros_like(A[0])
+    for a, g in zip(A, G, strict=True):
+        inside = sum(a[p] for p in np.ndindex(tuple(a.shape)) if support == "all" or g[p] != 0)
+        positive = [g[p] for p in np.ndindex(tuple(a.shape)) if g[p] > 0]
+        w = sum(v**2 / (2 * v**2 + inside * v**3) * v for v in positive)
+        total += w * a * g.abs() / g.abs().max() if g.abs().max() > 0 else 0 * a
+    return total.relu()
+
+
 def edge_map(_system: System, image: Tensor, _label: int) -> Tensor:
     """By scipy."""
     from scipy.ndimage import sobel
@@ -228,6 +248,8 @@ def edge_map(_system: System, image: Tensor, _label: int) -> Tensor:
 FORMULAS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
     "smooth_grad_cam_pp": (smooth_grad_cam_pp, {"samples": 6, "std": 0.1}),
     "finer_cam": (finer_cam, {}),
+    "ss_grad_cam": (ss_grad_cam, {"score": "logit"}),
+    "ss_grad_cam_pp": (ss_grad_cam_pp, {"score": "logit"}),
     "shapley_cam": (shapley_cam, {}),
     "integrated_grad_cam": (integrated_grad_cam, {"steps": 5, "baseline": 0.3}),
     "fem": (fem, {"sigma": 1.5}),
@@ -411,6 +433,39 @@ def test_integrated_grad_cam_of_a_linear_network(rule: str, share: float) -> Non
     close(found.maps, expected)
 
 
+class Reader(nn.Module):
+    """Logit 0 reads all cells alike, logit 1 one cell, logit 2 half of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.body(x)
+        return torch.stack([a[:, :2].mean((1, 2, 3)), a[:, :, 2, 3].sum(1), (a[..., :4] ** 2).sum((1, 2, 3))], 1)
+
+
+def test_ss_grad_cam_is_grad_cam_where_all_places_count_alike_and_one_place_where_one_does() -> None:
+    network, x = seeded(Reader()), images(1)[..., :8, :8]
+    run = lambda method, target, **o: konkyo.explain(
+        network, x, method=method, target=konkyo.ClassTarget(target), layer="body", **o
+    ).signed[0]
+    close(run("ss_grad_cam", 0), run("grad_cam", 0))
+    close(run("ss_grad_cam_pp", 0), run("grad_cam_pp", 0))
+    for method in ("ss_grad_cam", "ss_grad_cam_pp"):
+        one = run(method, 1)
+        assert one[2, 3] != 0
+        one[2, 3] = 0
+        assert (one == 0).all()
+    assert not torch.allclose(run("ss_grad_cam_pp", 2), run("ss_grad_cam_pp", 2, support="all"), rtol=1e-2)
+    with torch.no_grad():
+        a = network.body(x)[0]
+        g = 2 * a * (torch.arange(8) < 4)
+        w = (g.relu() / (2 + a.sum((1, 2), keepdim=True) * g)).sum((1, 2), keepdim=True)
+        size = g.abs() / g.abs().amax((1, 2), keepdim=True)
+    close(run("ss_grad_cam_pp", 2, support="all"), (w * a * size).sum(0))
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_finer_cam_without_comparison_is_grad_cam(systems: dict[str, System], name: str) -> None:
     system = systems[name]
@@ -436,6 +491,57 @@ def test_finer_cam_counts_a_rival_with_the_same_logit_once() -> None:
         konkyo.explain(network, x, method="finer_cam", target=4, classes=1, gamma=0.5).signed,
         konkyo.explain(network, x, method="grad_cam", target=4).signed / 2,
     )
+
+
+def test_finer_cam_against_named_classes() -> None:
+    network, x = seeded(SmallResNet()), images(2)
+    model = konkyo.Model(network, classes=("ant", "bee", "cat", "dog", "elk"))
+    run = lambda target, **o: konkyo.explain(model, x, method="finer_cam", target=target, gamma=1.0, **o)
+    pair = run(2, against=["Bee"])
+    close(pair.signed, konkyo.explain(model, x, method="grad_cam", target=konkyo.ContrastTarget(2, 1)).signed)
+    assert torch.equal(run(2, against=(1, "bee", 2)).signed, pair.signed)  # once, and not itself
+    assert torch.equal(run(2, against="bee").signed, pair.signed)
+
+    def rivals(weights: str) -> konkyo.Target:
+        with torch.no_grad():
+            share = network(x)[:, [0, 3]].softmax(1) if weights == "softmax" else torch.full((2, 2), 0.5)
+        return lambda output: output[:, 2] - (share[: len(output)] * output[:, [0, 3]]).sum(1)
+
+    far = run(2, against=[3, 0])
+    close(far.signed, konkyo.explain(model, x, method="grad_cam", target=rivals("mean")).signed)
+    one = konkyo.explain(model, x[:1], method="grad_cam", target=rivals("softmax"))
+    close(run(2, against=[0, 3], weights="softmax").signed[:1], one.signed)
+    mixed = run([0, 2], against=[0, 3])  # the first row has one rival, the second two
+    close(mixed.signed[1], far.signed[1])
+    close(mixed.signed[0], run(0, against=[3]).signed[0])
+    close(run([0, 2], against=[0, 3], weights="softmax").signed[0], run(0, against=[3]).signed[0])
+
+
+@pytest.mark.parametrize(
+    ("against", "said"),
+    [([2], "other classes"), (["bird"], "bird"), ([5], "0 to 4"), ([True], "True"), (1.5, "a list of classes")],
+)
+def test_finer_cam_against_classes_that_are_none(against: object, said: str) -> None:
+    model = konkyo.Model(seeded(SmallResNet()), classes=("ant", "bee", "cat", "dog", "elk"))
+    with pytest.raises(konkyo.KonkyoError, match=said):
+        konkyo.explain(model, images(1), method="finer_cam", target=2, against=against)
+
+
+def test_finer_cam_of_pytorch_grad_cam(systems: dict[str, System]) -> None:
+    from pytorch_grad_cam import FinerCAM
+    from pytorch_grad_cam.utils.model_targets import FinerWeightedTarget
+
+    network, x, checked = seeded(SmallResNet()), images(1), 0
+    with FinerCAM(network, [network.stage3]) as theirs:
+        for this, that in ((2, 1), (1, 2), (0, 3), (3, 0)):
+            expected = torch.from_numpy(theirs(x, [FinerWeightedTarget(this, [that], 0.7)]))
+            options = {"against": [that], "gamma": 0.7}
+            found = konkyo.explain(network, x, method="finer_cam", target=this, layer="stage3", options=options)
+            assert (found.maps.max() > 0) == (expected.max() > 0)
+            if expected.max() > 0:
+                close(min_max(resize(min_max(found.maps), tuple(x.shape[2:]))), expected, tolerance=1e-3)
+                checked += 1
+    assert checked >= 2
 
 
 def test_finer_cam_says_where_it_does_not_apply() -> None:

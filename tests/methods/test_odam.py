@@ -121,7 +121,16 @@ def test_smoothing_the_gradient_is_a_gaussian_mirrored_at_the_border() -> None:
 # --- many instances ---------------------------------------------------------------------------------------------------
 
 SMALL: dict[str, dict[str, object]] = {
-    **{"odam": {}, "grad_cam": {}, "grad_cam_pp": {}, "layer_cam": {}, "saliency": {}, "ablation_cam": {}},
+    **{
+        "odam": {},
+        "ss_grad_cam": {},
+        "ss_grad_cam_pp": {},
+        "grad_cam": {},
+        "grad_cam_pp": {},
+        "layer_cam": {},
+        "saliency": {},
+        "ablation_cam": {},
+    },
     **{"occlusion": {"window": 8, "stride": 8}, "xgrad_cam": {}, "integrated_gradients": {"steps": 4}},
     **{"d_rise": {"masks": 20, "cells": 4}, "rise": {"masks": 20, "cells": 4}, "smooth_grad": {"samples": 3}},
     **{"ig_odam": {"nodes": 5}, "path_odam": {"nodes": 5}, "adaptive_ig_odam": {"nodes": 8, "initial": 3}},

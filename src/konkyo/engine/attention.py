@@ -24,6 +24,7 @@ from konkyo.errors import NotApplicable
 
 _SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
 _MULTI_HEAD = inspect.signature(functional.multi_head_attention_forward)
+_GRID_SAMPLE = inspect.signature(functional.grid_sample)
 
 
 @dataclass(eq=False)
@@ -69,6 +70,18 @@ class Product:
     bias: Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """These are the points at which an attention reads the values of one level, as `grid_sample` is given them."""
+
+    points: Tensor
+    """(N * heads, queries, points, 2): x and y from -1 to 1, the borders of the level."""
+    size: tuple[int, int]
+    """The level's rows and columns."""
+    bilinear: bool
+    """Whether a point reads the four cells around it, and zeros outside."""
+
+
 class Attentions(OwnMode):
     """This mode records the attentions of one forward; see `explicit_attention`.
 
@@ -84,6 +97,11 @@ class Attentions(OwnMode):
         self.probabilities: list[Tensor] = []
         """(N, heads, queries, keys) each, or (N * heads, queries, keys) where the network has them so, in the graph.
         At least in single precision."""
+        self.samples: dict[int, list[Samples]] = {}
+        """By an attention's number, the points that were read since: a deformable attention's, level by level."""
+        self.grids: dict[int, tuple[int, ...]] = {}
+        """By a number of keys, the last grid of so many cells that a module put out before they were attended to."""
+        self._sizes: dict[int, tuple[int, ...]] = {}
         self.tails: dict[object, list[tuple[Tensor, Tensor]]] = {}
         """What was computed from the blocks' tokens, stored by whoever computed it."""
         self._stack: list[_ModuleCall] = []
@@ -154,26 +172,46 @@ class Attentions(OwnMode):
             return self._multi_head(**bound.arguments)
         if function is functional.linear and self.product is not None and self.product.weight is None:
             self.product.weight, self.product.bias = args[1], kwargs.get("bias", args[2] if len(args) > 2 else None)
+        if function is functional.grid_sample and self.probabilities:
+            self._sample(*args, **kwargs)
         if function in _SOFTMAX:
             self.product = None
             out: Tensor = function(*args, **kwargs)
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
             square = out.ndim >= 3 and out.shape[-1] == out.shape[-2]
-            if axis in (-1, out.ndim - 1) and (square or out.ndim == 4):
+            if axis in (-1, out.ndim - 1) and (square or out.ndim == 4 or self._follows(out)):
                 return self._record(out.float() if out.element_size() < 4 else out).to(out.dtype)
             return out
         return function(*args, **kwargs)
+
+    def _follows(self, out: Tensor) -> bool:
+        """Tells whether (N * heads, queries, keys) are of the queries that have just attended to each other."""
+        last = self.probabilities[-1].shape if self.probabilities else ()
+        return out.ndim == 3 and len(last) == 3 and last[1] == last[2] and out.shape[:2] == last[:2]
 
     def _record(self, probabilities: Tensor) -> Tensor:
         """Notes the probabilities; the first ones become the leaf of the graph."""
         if not torch.is_grad_enabled() or not probabilities.requires_grad:
             torch.set_grad_enabled(True)
             probabilities = probabilities.detach().requires_grad_()
+        keys = probabilities.shape[-1]
+        if keys in self._sizes:
+            self.grids.setdefault(keys, self._sizes[keys])
         self.probabilities.append(probabilities)
         self._paths.append(tuple(self._stack))
         for call in self._stack:
             call.attentions += 1
         return probabilities
+
+    def _sample(self, *args: Any, **kwargs: Any) -> None:
+        """Notes where `grid_sample` reads."""
+        bound = _GRID_SAMPLE.bind(*args, **kwargs)
+        bound.apply_defaults()
+        values, points, mode, padding, corners = bound.arguments.values()
+        if values.ndim == 4:
+            how = (mode, padding, bool(corners)) == ("bilinear", "zeros", False)
+            samples = Samples(points.detach(), (values.shape[2], values.shape[3]), how)
+            self.samples.setdefault(len(self.probabilities) - 1, []).append(samples)
 
     def _attention(
         self,
@@ -274,6 +312,8 @@ class Attentions(OwnMode):
         while call.module is not module:  # calls that ended in an exception which the network caught
             call = self._stack.pop()
         first = output[0] if type(output) in (tuple, list) and output else output
+        if isinstance(first, Tensor) and first.ndim >= 4:
+            self._sizes[math.prod(first.shape[2:])] = tuple(first.shape[2:])
         if call.attentions == 1 and isinstance(first, Tensor) and first.ndim == 3 and first.requires_grad:
             call.out, call.handed_on = first, first.clone()
             return call.handed_on if first is output else type(output)((call.handed_on, *output[1:]))

@@ -51,6 +51,9 @@ class Network(Protocol):
     def __call__(self, images: Tensor) -> Tensor:
         """Returns the output for a batch of images."""
 
+    def class_index(self, name: str) -> int:
+        """Returns the index of a class by its name. KonkyoError: an unknown one."""
+
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Returns the tensor in single precision, or in double if it is: sums over half-precision values need that."""

@@ -209,6 +209,35 @@ class Segment(Protocol):
         """Returns the segment of every pixel (N, *size)."""
 
 
+ClassIndex: TypeAlias = Callable[[str], int]
+"""`Probe.class_index`: the name of a class -> its index."""
+
+CrossAttentions: TypeAlias = Callable[[Tensor], tuple[Tensor, ...]]
+"""`Probe.cross_attentions`: queries (N,) -> their attention to the picture (N, heads, *grid), a tensor per layer."""
+
+Combine: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""(probabilities of an attention (N, heads, q, k), the score's gradients there) -> one matrix (N, q, k)."""
+
+StepKind: TypeAlias = Literal["encoder", "queries", "cross"]
+"""Attention among the encoder's cells (k x k), among the decoder's queries (q x q), or of queries to cells (q x k)."""
+
+
+class EncoderDecoder(NamedTuple):
+    """These are the attentions of an encoder and its decoder, each combined to one matrix per row."""
+
+    steps: tuple[tuple[StepKind, Tensor], ...]
+    """In the order in which the network computes them: of what kind, and the matrix (R, q, k)."""
+    grid: tuple[int, ...]
+    """The grid that the cells form."""
+
+
+class EncoderDecoders(Protocol):
+    """This is `Probe.encoder_decoder`, as a method's parameter."""
+
+    def __call__(self, combine: Combine) -> EncoderDecoder:
+        """Returns the attentions of encoder and decoder."""
+
+
 OnGrid: TypeAlias = Callable[[Tensor], Tensor]
 """`Probe.on_grid`: values per token (N, L) -> (N, *grid)."""
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from konkyo.engine import backwards
+from konkyo.engine.attention_decoder import DecoderReader
 from konkyo.engine.attention_reader import AttentionReader, tokens_on_grid
 from konkyo.engine.biases import bias_terms
 from konkyo.engine.channels import Channels
@@ -23,6 +24,8 @@ from konkyo.engine.forward import OneByOne, Pass, Rows, distinct_views, pick, sc
 from konkyo.engine.integration import Integration, Pyramid
 from konkyo.engine.layer import INPUT, Layer
 from konkyo.engine.needs import (
+    Combine,
+    EncoderDecoder,
     Heads,
     Need,
     OtherScore,
@@ -46,6 +49,7 @@ from konkyo.utils.segments import Count, Segmentation
 _GRADIENT = {"of_target": True, "of_layer": True, "of_gradient": True, "inside": True}
 """What all gradients at the layer are, as needs."""
 _TRANSFORMERS = "transformers with global attention"
+_DECODERS = "detectors whose queries attend to the picture (DETR and its relatives)"
 
 
 class On(Protocol):
@@ -80,6 +84,7 @@ class Probe:
         self._variants = Variants(pass_, layer, rows, targets, budget or Budget(), knows_target)
         self._integration = Integration(pass_, rows, targets, pyramid or Pyramid((layer,)), self._variants)
         self._attention = AttentionReader(pass_, rows, targets)
+        self._decoder = DecoderReader(pass_, rows, targets)
         self._channels = Channels(pass_, rows, targets, layer, self._variants)
         self._missing: list[Tensor] = []
         """What full gradients leave out of the score, of all rows of every view that was asked for them."""
@@ -172,6 +177,11 @@ class Probe:
         """
         return pick(self._pass.segments(kind, count), self._rows)
 
+    @need(of_target=False, cost="names of classes, where they are given")
+    def class_index(self, name: str) -> int:
+        """Returns the index of a class by its name. KonkyoError: an unknown name, or a model without names."""
+        return self._pass.network.class_index(name)
+
     @cached_property
     @need(
         **_GRADIENT,
@@ -262,6 +272,10 @@ class Probe:
         if session is not None and session.tied and len(distinct) > 1:
             raise NotApplicable("runs several images in a batch, and in this network they depend on each other")
         views, where = len(images) // len(self._rows), Layer(INPUT, None) if layer == INPUT else self._layer
+        if where.tokens is not None and images.shape[2:] != self.inputs.shape[2:]:
+            raise NotApplicable(
+                f"takes images of several sizes, and layer {where.name!r} is read as tokens of one grid"
+            )
         try:
             pass_ = self._pass.other("on", [where], _nothing, distinct)
         except OneByOne as error:
@@ -366,6 +380,39 @@ class Probe:
         heads as one, which costs another forward. NotApplicable: a head that reads several tokens.
         """
         return self._attention.reading(heads)
+
+    @cached_property
+    @need(of_target=True, inside=True, cost="a decoder with a query per candidate", networks=_DECODERS)
+    def queries(self) -> Tensor:
+        """This is the decoder's query that every row's detection is made of (N,); -1 where it is absent.
+
+        NotApplicable: a target that is no detection; a network without such a decoder. Costs a backward of what follows
+        the decoder's last cross-attention, by which it is found.
+        """
+        return self._decoder.queries()
+
+    @need(
+        of_target=False, inside=True, cost="attention to the picture, or points of a deformable one", networks=_DECODERS
+    )
+    def cross_attentions(self, queries: Tensor) -> tuple[Tensor, ...]:
+        """Returns the attention of each row's query (N,) to the picture (N, heads, *grid), first decoder layer to last.
+
+        Where it is deformable, it is the weights of its points, laid on the finest level: each on the four cells that
+        it reads, by their bilinear shares. 0 for a query of -1. NotApplicable: no such decoder.
+        """
+        return self._decoder.cross_attentions(queries)
+
+    @need(
+        **_GRADIENT,
+        cost="gradients of all attentions of encoder and decoder",
+        networks=f"{_DECODERS}, without deformable attention",
+    )
+    def encoder_decoder(self, combine: Combine) -> EncoderDecoder:
+        """Returns every attention of encoder and decoder, `combine`d with its gradient into one matrix (N, q, k).
+
+        NotApplicable: no such decoder, one whose attention is deformable, or attentions of other kinds between.
+        """
+        return self._decoder.encoder_decoder(combine)
 
     @need(of_target=False, inside=True, cost="a grid of tokens")
     def on_grid(self, tokens: Tensor) -> Tensor:

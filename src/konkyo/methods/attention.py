@@ -1,4 +1,4 @@
-"""Maps from the attention of vision transformers.
+"""Maps from the attention of vision transformers, and of detectors that are made of an encoder and a decoder.
 
 A_l are the attention probabilities of block l (N, heads, L, L), rows are queries. r is the share of every token in what
 the head reads (N, L), 1 for a class token. For networks whose blocks attend among all tokens of an image (ViT, DeiT,
@@ -11,9 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.engine.needs import BlockGradients, Heads, OnGrid, Reading, ReadTokens
+from konkyo.engine.layer import INPUT
+from konkyo.engine.needs import BlockGradients, CrossAttentions, EncoderDecoders, Heads, OnGrid, Reading, ReadTokens
+from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
-from konkyo.utils.tensors import min_max
+from konkyo.utils.tensors import fuse, min_max, safe_divide
 
 
 def follow(rows: Tensor, step: Tensor) -> Tensor:
@@ -86,3 +88,73 @@ def grad_eclip(reading: Reading, on_grid: OnGrid, *, heads: Heads = "model", loo
     if not loosened:
         return evidence
     return min_max(on_grid(torch.cosine_similarity(query[:, None], keys, dim=2))) * evidence
+
+
+@method(layer=INPUT)
+def detr_attention(
+    queries: Tensor,
+    cross_attentions: CrossAttentions,
+    *,
+    decoder_layer: int | None = -1,
+    decoder_fuse: Literal["mean", "product", "max"] = "mean",
+    heads: Literal["mean", "max"] = "mean",
+) -> Tensor:
+    """DETR's attention (Carion et al., 2020) shows which places of the picture a detection's query attends to.
+
+    map = heads(A_l) of that query, A_l the cross-attention's probabilities in decoder layer l. `decoder_layer` is the
+    number of l from 0, or from the end; None takes all layers by `decoder_fuse`: their "mean", their largest value, or
+    the "product" of the maps, each divided by its largest value first. A deformable attention (Deformable DETR,
+    RT-DETR, DEIM) reads a few points and not all cells: then A_l is the weights of these points, each laid on the
+    four cells that it reads. Every map sums to 1, but for points outside the picture. It says where the detector looks,
+    not what speaks for the class. One forward, no backward through the network.
+    """
+    maps = cross_attentions(queries)
+    layers = [of_layer.mean(1) if heads == "mean" else of_layer.amax(1) for of_layer in maps]
+    if decoder_layer is not None:
+        if not -len(layers) <= decoder_layer < len(layers):
+            raise KonkyoError(
+                f"this decoder has {len(layers)} layers, 0 to {len(layers) - 1}; got decoder_layer={decoder_layer}"
+            )
+        return layers[decoder_layer]
+    if decoder_fuse == "product":
+        return fuse(layers, "product")
+    stack = torch.stack(layers)
+    return stack.mean(0) if decoder_fuse == "mean" else stack.amax(0)
+
+
+@method(layer=INPUT)
+def mm_explainability(queries: Tensor, encoder_decoder: EncoderDecoders) -> Tensor:
+    """Bi-modal transformer explanation (Chefer et al., ICCV 2021, Eq. 5-11) rolls out the attention of a DETR.
+
+    map = the query's row of R_qi, which every attention of the network changes in turn, from R_ii = I, R_qq = I,
+    R_qi = 0 on. Ā = mean over heads of ReLU(dS/dA * A). Among cells: R_ii += Ā R_ii. Among queries: R_qq += Ā R_qq, and
+    R_qi += Ā R_qi. From queries to cells: R_qi += N(R_qq)ᵀ Ā N(R_ii), N(R) = I + (R - I with rows that sum to 1, or are
+    0). S is what is explained; the authors' is a logit, as in `Detections(quantity="logit")`. Their released code
+    takes relevance (LRP) for A by default; this is the paper's final form. Not for deformable attention. One forward
+    with all attention explicit, and a backward per detection.
+    """
+    steps, grid = encoder_decoder(lambda probabilities, gradients: (gradients * probabilities).relu().mean(1))
+    cells = _identity(next(matrix.shape[2] for kind, matrix in steps if kind == "cross"), queries)
+    own = _identity(next(matrix.shape[1] for kind, matrix in steps if kind == "cross"), queries)
+    read = queries.new_zeros(len(queries), own.shape[1], cells.shape[1]).to(steps[0][1])
+    cells, own = cells.to(read), own.to(read)
+    for kind, attention in steps:
+        if kind == "encoder":
+            cells = cells + attention @ cells
+        elif kind == "queries":
+            own, read = own + attention @ own, read + attention @ read
+        else:
+            read = read + _evened(own).mT @ attention @ _evened(cells)
+    rows = read[torch.arange(len(queries), device=queries.device), queries.clamp_min(0)]
+    return torch.where(queries[:, None] < 0, 0, rows).unflatten(1, grid)
+
+
+def _identity(size: int, like: Tensor) -> Tensor:
+    return torch.eye(size, device=like.device).expand(len(like), size, size)
+
+
+def _evened(relevance: Tensor) -> Tensor:
+    """Returns I + (R - I) with rows that sum to 1, or are 0."""
+    identity = torch.eye(relevance.shape[-1]).to(relevance)
+    rest = relevance - identity
+    return identity + safe_divide(rest, rest.sum(-1, keepdim=True))

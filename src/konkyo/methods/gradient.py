@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.engine.needs import Curvature, Differentiate
+from konkyo.engine.needs import ClassIndex, Curvature, Differentiate
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.methods.base import method
 from konkyo.targets.base import Target, as_target
@@ -95,15 +95,18 @@ def finer_cam(
     score: Tensor,
     targets: Sequence[Target],
     differentiate: Differentiate,
+    class_index: ClassIndex,
     *,
     gamma: float = 0.6,
     classes: int = 3,
+    against: Sequence[int | str] = (),
     weights: Literal["mean", "softmax"] = "mean",
 ) -> Tensor:
     """Finer-CAM (Zhang et al., 2025) is Grad-CAM of what sets a class apart from the classes most easily taken for it.
 
     map = ReLU(sum_k mean(dF/dA_k) A_k), F = y_c - gamma sum_t w_t y_t over the `classes` other classes t whose logits
-    are nearest to y_c. `weights` are 1 / `classes`, or the softmax of those classes' logits, held fixed. (The authors'
+    are nearest to y_c, or over the classes `against` which it is to be told apart (indices or names; c itself does not
+    count). `weights` are 1 / the number of them, or the softmax of those classes' logits, held fixed. (The authors'
     code lets their gradient in.) gamma = 0 is Grad-CAM; near 1 only the differences are left. Needs a class's logit as
     target and at least two classes.
     """
@@ -113,12 +116,37 @@ def finer_cam(
     if output.ndim != 2 or output.shape[1] < 2 or len(indices) < len(targets):
         raise NotApplicable("compares a class's logit with other classes'; needs such a target, and two classes")
     rows = torch.arange(len(indices), device=output.device)
-    distance = (output - score[:, None]).abs()
-    distance[rows, indices] = math.inf
-    near = distance.topk(min(classes, output.shape[1] - 1), largest=False).indices
-    share = output.gather(1, near).softmax(1) if weights == "softmax" else output.new_tensor(1 / near.shape[1])
+    apart = _classes_apart(against, class_index, output.shape[1])
+    others = torch.ones_like(output, dtype=torch.bool)
+    if apart:
+        others = torch.zeros_like(others)
+        others[:, apart] = True
+    others[rows, indices] = False
+    count = others.sum(1, keepdim=True)
+    if not count.all():
+        raise KonkyoError(f"finer_cam needs other classes than the explained one in against; got {against!r}")
+    distance = (output - score[:, None]).abs().masked_fill(~others, math.inf)
+    near = distance.topk(len(apart) or min(classes, output.shape[1] - 1), largest=False).indices
+    counted = others.gather(1, near)  # all of them, but where the explained class is one of `against`
+    if weights == "softmax":
+        share = output.gather(1, near).masked_fill(~counted, -math.inf).softmax(1)
+    else:
+        share = counted / counted.sum(1, keepdim=True).to(output)
     gradients = differentiate(lambda out, y: y - gamma * (share * out.gather(1, near)).sum(1))
     return channels(grid_mean(gradients), activations) * activations
+
+
+def _classes_apart(against: Sequence[int | str], class_index: ClassIndex, count: int) -> list[int]:
+    """Returns the indices of classes, each once. KonkyoError: no list of classes, or one that there is not."""
+    if not isinstance(against, (Sequence, int)) or isinstance(against, bool):
+        raise KonkyoError(f"against is a list of classes, indices or names; got {against!r}")
+    found = list[int]()
+    for name in [against] if isinstance(against, (str, int)) else against:
+        index = class_index(name) if isinstance(name, str) else name
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < count:
+            raise KonkyoError(f"against lists classes, names or 0 to {count - 1}; got {name!r}")
+        found.append(index)
+    return list(dict.fromkeys(found))
 
 
 @method(rectified=True)

@@ -13,7 +13,7 @@ from konkyo.engine.needs import Integrate
 from konkyo.engine.path import GradientScale, Sampling
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
-from konkyo.utils.tensors import blurred, channels, grid_mean
+from konkyo.utils.tensors import blurred, channels, grid_mean, grid_sum, safe_divide
 
 BaselineImage: TypeAlias = Literal["black", "mean", "blur"]
 WeightKind: TypeAlias = Literal["elementwise", "channel"]
@@ -29,6 +29,39 @@ def odam(activations: Tensor, gradients: Tensor, *, grad_smooth_sigma: float = 0
     if not 0 <= grad_smooth_sigma < math.inf:
         raise KonkyoError(f"grad_smooth_sigma is a number of cells, 0 or more; got {grad_smooth_sigma}")
     return (blurred(gradients, grad_smooth_sigma) if grad_smooth_sigma else gradients) * activations
+
+
+@method(rectified=True, score="probability")
+def ss_grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """SSGrad-CAM (Yamauchi & Ishikawa, 2022) is Grad-CAM weighted at every place by the size of the gradient there.
+
+    map = ReLU(sum_k mean(G_k) A_k S_k), S_k = |G_k| / max |G_k|; 0 for a channel without a gradient. S_k takes the map
+    to the places that the instance depends on; where the gradient is the same everywhere, it is Grad-CAM.
+    """
+    return channels(grid_mean(gradients), activations) * activations * _sensitivity(gradients)
+
+
+@method(rectified=True, score="probability")
+def ss_grad_cam_pp(
+    activations: Tensor, gradients: Tensor, *, support: Literal["gradient", "all"] = "gradient"
+) -> Tensor:
+    """SSGrad-CAM++ (Yamauchi, 2024) is Grad-CAM++ weighted at every place by the size of the gradient there.
+
+    map = ReLU(sum_k w_k A_k S_k), S_k as in `ss_grad_cam`, w_k = sum alpha_k ReLU(G_k), alpha_k = 1 / (2 + sum(A_k M_k)
+    G_k), which is G_k^2 / (2 G_k^2 + sum(A_k M_k) G_k^3). M_k is 1 on the instance's cells: with `support` "gradient"
+    those where G_k is not 0, with "all" every cell, as in Grad-CAM++. The first is konkyo's reading: the paper speaks
+    of the cells of a detection, for which detectors have no common word.
+    """
+    inside = activations * (gradients != 0) if support == "gradient" else activations
+    alpha = safe_divide(gradients.new_ones(()), 2 + channels(grid_sum(inside), activations) * gradients)
+    weights = grid_sum(alpha * gradients.relu())
+    return channels(weights, activations) * activations * _sensitivity(gradients)
+
+
+def _sensitivity(gradients: Tensor) -> Tensor:
+    """Returns |G| divided by its largest value in each channel (N, C, *grid)."""
+    size = gradients.abs()
+    return safe_divide(size, channels(size.flatten(2).amax(2), size))
 
 
 @method(rectified=True, score="probability")

@@ -1,19 +1,21 @@
-"""Methods made of another method: over augmented or noisy views, of a first component, or of low frequencies."""
+"""Methods made of another method: over augmented or noisy views or windows, of a first component, or of low frequencies."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from konkyo.engine.probe import On, Probe
 from konkyo.errors import KonkyoError, NotApplicable, unknown
 from konkyo.methods.base import WRAPPERS, Method, find
 from konkyo.methods.noise import noisy_copies
 from konkyo.targets.base import Target, as_target
-from konkyo.utils.tensors import agreeing
+from konkyo.targets.classes import class_logits
+from konkyo.utils.tensors import agreeing, blurred, min_max, resize, safe_divide
 from konkyo.utils.tensors import first_component as project
 
 _SCALES = (0.9, 1.0, 1.1)
@@ -144,3 +146,76 @@ WRAPPERS["augmented"] = augmented
 WRAPPERS["smoothed"] = smoothed
 WRAPPERS["forgrad"] = forgrad
 WRAPPERS["first_component"] = first_component
+
+
+# --- windows of an enlarged image -------------------------------------------------------------------------------------
+
+_WINDOWS = 8  # that run in one batch
+
+
+def sess(
+    method: str | Method, *, scales: int = 12, ratio: float = 2 / 7, drop: float = 0.0, smooth: bool = True
+) -> Method:
+    """SESS (Tursun et al., 2022) averages a method's maps of windows on the enlarged image, weighted by their scores.
+
+    The image is enlarged to 1 + `ratio` i times its sides, i < `scales`, and cut into windows of the image's own size,
+    side by side, the last ones shifted in. The map of a window is scaled to [0, 1], multiplied by the class's
+    probability there over the largest of all windows, and laid in its place on the image. The map is the mean over
+    the windows whose value at a place is above 0, blurred by a Gaussian of 11 x 11 pixels with sigma 5 (`smooth`).
+    `drop`: the share of windows of the lowest probability that are left out. For a class of a classifier. Cost: a
+    forward (and the method) per window, 122 of them for a square image by default.
+    """
+    inner = find(method)
+    if not isinstance(scales, int) or isinstance(scales, bool) or scales < 1:
+        raise KonkyoError(f"scales of sess is a number of sizes, 1 or more; got {scales!r}")
+    if not 0 < ratio < math.inf or not 0 <= drop < 1:
+        raise KonkyoError(f"sess needs ratio > 0 and 0 <= drop < 1; got {ratio}, {drop}")
+
+    def function(inputs: Tensor, targets: Sequence[Target], on: On, **options: Any) -> Tensor:
+        """Returns the weighted mean of the windows' maps at the image's size."""
+        labels = [index for target in targets if (index := as_target(target).class_index) is not None]
+        if inputs.ndim != 4 or len(labels) < len(targets):
+            raise NotApplicable("weighs windows of a picture by the probability of a class; needs such a target")
+        probabilities, laid = list[Tensor](), list[Tensor]()
+        for enlarged, corners in _windows(inputs, scales, ratio):
+            for part in (corners[i : i + _WINDOWS] for i in range(0, len(corners), _WINDOWS)):
+                height, width = inputs.shape[2:]
+                probe = on(torch.cat([enlarged[..., y : y + height, x : x + width] for y, x in part]))
+                if probe.output.ndim != 2:
+                    raise NotApplicable("weighs windows of a picture by the probability of a class")
+                shares = class_logits(probe.output).softmax(1).view(len(part), len(inputs), -1)
+                probabilities += shares[:, torch.arange(len(labels)), labels].unbind()
+                maps = inner(probe, **options)
+                maps = min_max(resize(maps.relu() if inner.rectified else maps, (height, width)))
+                for (y, x), window in zip(part, maps.view(len(part), *inputs.shape[:1], height, width), strict=True):
+                    right, below = enlarged.shape[3] - x - width, enlarged.shape[2] - y - height
+                    laid.append(resize(functional.pad(window, (x, right, y, below)), (height, width)))
+        weights = torch.stack(probabilities)  # (windows, N)
+        order = weights.argsort(dim=0, stable=True).argsort(dim=0)
+        weights = safe_divide(weights, weights.amax(0)).masked_fill(order < int(len(weights) * drop), 0)
+        values = torch.stack(laid) * weights[..., None, None]
+        mean = safe_divide(values.sum(0), (values > 0).sum(0).to(values))
+        return blurred(mean[:, None], 5.0, reach=5)[:, 0] if smooth else mean
+
+    settings = [] if scales == 12 else [f"scales={scales}"]
+    settings += [] if ratio == 2 / 7 else [f"ratio={ratio:g}"]
+    settings += ([f"drop={drop:g}"] if drop else []) + ([] if smooth else ["smooth=False"])
+    return _made_of(inner, "sess", function, ("inputs", "targets", "on"), settings)
+
+
+def _windows(images: Tensor, scales: int, ratio: float) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
+    """Yields the images at every size, with the upper left corners (y, x) of the windows that cover them."""
+    sides = tuple(images.shape[2:])
+    step = round(min(sides) * ratio)
+    for number in range(scales):
+        shorter = min(sides) + step * number
+        size = tuple(max(side, round(side * shorter / min(sides))) for side in sides)
+        enlarged = images if size == sides else functional.interpolate(images, size, mode="bilinear")
+        starts = [
+            [min(start, length - side) for start in range(0, length, side)]
+            for side, length in zip(sides, size, strict=True)
+        ]
+        yield enlarged, [(y, x) for y in starts[0] for x in starts[1]]
+
+
+WRAPPERS["sess"] = sess

@@ -79,6 +79,7 @@ def tables(
     matching: Matching = RIGHT,
     seed: int = 0,
     steps: int = 100,
+    also: Sequence[str] = (),
     out: str | Path | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -87,12 +88,13 @@ def tables(
 
     Detectors: deletion and insertion (`steps` steps, random values, the object's box as budget), VEA on masks and EBPG
     in boxes of the six methods. Classifiers: deletion, insertion, EBPG on masks, and how often the map is highest on
-    the part that alone decides the class. The rest is as in `evaluate`.
+    the part that alone decides the class. `also` names methods beside those. The rest is as in `evaluate`.
     """
     adapted = as_model(model)
     methods, columns = adapted.task.methods, adapted.task.columns
     if isinstance(adapted.task, ClassificationTask):
         methods, columns = (*methods, "rise"), TABLE_OF_CLASSIFIERS
+    methods = tuple(dict.fromkeys((*methods, *also)))
     shorter = [_of_steps(name, steps) for name in columns]
     return evaluate(
         adapted,

@@ -68,6 +68,11 @@ class BaseTarget(ABC):
         """Tells whether the score is of a place of the picture, so that it means something else on a mirrored one."""
         return self.location() is not None or self.part() is not None
 
+    def candidate(self, output: Tensor) -> Tensor | None:
+        """Returns which candidate is scored, one per image (N,), -1 where none is; None for what is no detection."""
+        del output
+        return None
+
     def matched_boxes(self, output: Tensor) -> list[tuple[float, ...]]:
         """Returns the box of the candidate that is scored, one per image; NaN where the score is of no candidate."""
         return [(math.nan,) * 4] * len(output)

@@ -116,6 +116,10 @@ class Against(BaseTarget):
         value = as_target(self.target).logit(output)
         return None if value is None else -value
 
+    def candidate(self, output: Tensor) -> Tensor | None:
+        """Returns that of its target."""
+        return as_target(self.target).candidate(output)
+
     def of_place(self) -> bool:
         """Tells whether its target is of a place of the picture."""
         return as_target(self.target).of_place()
@@ -153,6 +157,11 @@ class ContrastTarget(BaseTarget):
     def location(self) -> tuple[float, float, float, float] | None:
         """Returns the box of what is preferred."""
         return as_target(self.this).location() if callable(self.this) else None
+
+    def candidate(self, output: Tensor) -> Tensor | None:
+        """Returns the candidate that is preferred; None where the other is of another one."""
+        this, that = (as_target(target).candidate(output) for target in (self.this, self.that))
+        return this if this is not None and that is not None and torch.equal(this, that) else None
 
     def matched_boxes(self, output: Tensor) -> list[tuple[float, ...]]:
         """Returns the box of the candidate that is preferred, one per image."""

@@ -97,6 +97,11 @@ class InstanceTarget(BaseTarget):
         """Returns the detection's own box."""
         return self.box
 
+    def candidate(self, output: Tensor) -> Tensor:
+        """Returns the matching candidate of every image (N,); -1 where the instance is absent."""
+        match = self.match(output)
+        return torch.where(match.found, match.index, -1)
+
     def matched_boxes(self, output: Tensor) -> list[tuple[float, ...]]:
         """Returns the box of the matching candidate of every image; NaN where the instance is absent."""
         return [tuple(box) for box in self.match(output).box.tolist()]

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         map_distillation,
         odam_maps,
     )
+    from konkyo.training.losses.instances import odam_loss
     from konkyo.training.losses.reasons import outside_energy, right_reasons
     from konkyo.training.losses.saliency import redrawn, saliency_guided
     from konkyo.training.losses.views import Views, aligned, attention_consistency, random_views
@@ -83,6 +84,7 @@ __all__ = [
     "kl_divergence",
     "linear_attention",
     "map_distillation",
+    "odam_loss",
     "odam_maps",
     "outside_energy",
     "random_views",
@@ -147,6 +149,7 @@ __getattr__, __dir__ = lazy(
             "map_distillation",
             "odam_maps",
         ),
+        "konkyo.training.losses.instances": ("odam_loss",),
         "konkyo.training.losses.reasons": (
             "outside_energy",
             "right_reasons",

@@ -41,6 +41,9 @@ def paper(
     paths: Annotated[
         int, typer.Option(min=0, help="Detectors: compare uniform and adaptive nodes on so many samples.")
     ] = 10,
+    also: Annotated[
+        str, typer.Option(help="Methods beside those of the paper, separated by commas: detr_attention,ss_grad_cam.")
+    ] = "",
     limit: Limit = None,
     to: Folder = Path("konkyo-paper"),
     model_options: ModelOptions = ModelOptions(),
@@ -63,6 +66,7 @@ def paper(
             matching=matching,
             seed=seed,
             steps=steps,
+            also=[name.strip() for name in also.split(",") if name.strip()],
             out=to,
             progress=progress,
             **request["options"],
