@@ -26,9 +26,9 @@ def test_a_product_counts_for_both_of_its_factors() -> None:
 
 def test_every_design_differs_from_the_first_in_one_column() -> None:
     points = sobol_designs(8, 3, seed=4)
-    first, mixed = points[:8], points[8:].view(3, 8, 3)
+    first, mixed = points[:8], points[8:].view(8, 3, 3)
     for group in range(3):
-        changed = (mixed[group] != first).any(0)
+        changed = (mixed[:, group] != first).any(0)
         assert changed.tolist() == [column == group for column in range(3)]
 
 
@@ -38,5 +38,5 @@ def test_a_constant_score_has_no_indices() -> None:
 
 @pytest.mark.parametrize(("count", "groups"), [(1, 3), (8, 0)])
 def test_too_few_points_are_an_error(count: int, groups: int) -> None:
-    with pytest.raises(KonkyoError, match="2 points"):
+    with pytest.raises(KonkyoError, match="2 or more"):
         sobol_designs(count, groups)

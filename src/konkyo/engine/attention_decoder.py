@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,7 +83,8 @@ class DecoderReader:
                 of_layer = _splat(weights, _points_of(samples, self._count, images, queries.clamp_min(0)))
             else:
                 grid = self._grid(attended, probabilities.shape[-1])
-                of_layer = per_head(probabilities, self._count)[images, :, queries.clamp_min(0)].unflatten(2, grid)
+                of_cells = per_head(probabilities, self._count)[images, :, queries.clamp_min(0)]
+                of_layer = of_cells.reshape(*of_cells.shape[:2], *grid)
             absent = (queries < 0).view(-1, *[1] * (of_layer.ndim - 1))
             maps.append(of_layer.masked_fill(absent, 0))
         return tuple(maps)
@@ -114,7 +116,7 @@ class DecoderReader:
         for part in rounds(self._rows):
             rows = tuple(self._rows[row] for row in part)
             targets = [self._targets[row] for row in part]
-            (slopes,) = pass_.slopes(rows, lambda output, targets=targets: scores(output, targets), tensors)
+            (slopes,) = pass_.slopes(rows, partial(scores, targets=targets), tensors)
             combined.append(
                 [
                     combine(*(at_least_float32(per_head(t, self._count)) for t in (tensor.detach(), slope)))
@@ -185,9 +187,8 @@ def _points_of(
     samples: Sequence[Samples], count: int, images: Tensor, queries: Tensor
 ) -> list[tuple[Tensor, tuple[int, int]]]:
     """Returns the points (R, heads, points, 2) of every row's query at every level, and the level's size."""
-    return [
-        (at_least_float32(level.points.unflatten(0, (count, -1)))[images, :, queries], level.size) for level in samples
-    ]
+    by_query = [(level.points.reshape(count, -1, *level.points.shape[1:]), level.size) for level in samples]
+    return [(at_least_float32(points[images, :, queries]), size) for points, size in by_query]
 
 
 def _splat(weights: Tensor, levels: Sequence[tuple[Tensor, tuple[int, int]]]) -> Tensor:
@@ -198,7 +199,7 @@ def _splat(weights: Tensor, levels: Sequence[tuple[Tensor, tuple[int, int]]]) ->
     """
     finest = max((size for _, size in levels), key=math.prod)
     maps = weights.new_zeros(*weights.shape[:2], *finest)
-    parts = weights.split([points.shape[2] for points, _ in levels], dim=2)
+    parts = torch.split(weights, [points.shape[2] for points, _ in levels], dim=2)
     for part, (points, (height, width)) in zip(parts, levels, strict=True):
         x, y = ((points + 1) * points.new_tensor([width, height]) - 1).div(2).unbind(-1)
         cells = weights.new_zeros(*weights.shape[:2], height * width)

@@ -146,7 +146,8 @@ def mm_explainability(queries: Tensor, encoder_decoder: EncoderDecoders) -> Tens
         else:
             read = read + _evened(own).mT @ attention @ _evened(cells)
     rows = read[torch.arange(len(queries), device=queries.device), queries.clamp_min(0)]
-    return torch.where(queries[:, None] < 0, 0, rows).unflatten(1, grid)
+    shown: Tensor = torch.where(queries[:, None] < 0, 0, rows)
+    return shown.view(-1, *grid)
 
 
 def _identity(size: int, like: Tensor) -> Tensor:

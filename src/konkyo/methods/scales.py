@@ -69,8 +69,7 @@ def cameras(
             """Returns the mean over the sizes of some channels, on the image's own grid."""
             return sum(
                 (
-                    resize(pair[which][:, part].flatten(0, 1), size).unflatten(0, (len(inputs), -1))
-                    * w.view(-1, 1, 1, 1)
+                    resize(pair[which][:, part].flatten(0, 1), size).view(len(inputs), -1, *size) * w.view(-1, 1, 1, 1)
                     for pair, w in zip(pairs, weights, strict=True)
                 ),
                 inputs.new_zeros(()),

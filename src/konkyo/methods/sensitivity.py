@@ -4,13 +4,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.quasirandom import SobolEngine
 
 from konkyo.engine.needs import Rescore, Segment
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.methods.game import Game, Hide, ran_of
 from konkyo.methods.rise import per_place
+from konkyo.utils.sobol import sobol_designs, sobol_points, total_indices
 from konkyo.utils.tensors import resize, safe_divide
 
 
@@ -37,20 +37,12 @@ def sobol(
     """
     if designs < 2:
         raise KonkyoError(f"sobol needs designs >= 2, for a variance; got {designs}")
-
-    def masks(d: int) -> Tensor:
-        first, second = SobolEngine(2 * d, scramble=True, seed=generator.initial_seed()).draw(designs).chunk(2, 1)
-        swapped = torch.where(torch.eye(d).bool(), second[:, None], first[:, None])  # (designs, d, d)
-        return torch.cat([first, swapped.flatten(0, 1)])
-
     game, sides = _cells(inputs, black, segment, grid, hide)
-    indices = []
-    for d, values in zip(game.players, game.play(rescore, masks), strict=True):
-        plain, swapped = values[:designs], values[designs:].view(designs, d)
-        ran, used = ran_of(swapped), ran_of(plain)
-        squares = torch.where(ran, plain[:, None] - swapped, 0.0).square().sum(0)
-        variance = plain[used].var() if used.sum() > 1 else plain.new_zeros(())
-        indices.append(safe_divide(squares, 2 * ran.sum(0) * variance.clamp_min(1e-12)))
+    values = game.play(rescore, lambda d: sobol_designs(designs, d, generator.initial_seed()))
+    indices = [
+        total_indices(of_row.masked_fill(~ran_of(of_row), torch.nan), d)
+        for d, of_row in zip(game.players, values, strict=True)
+    ]
     return _enlarged(indices, sides, inputs)
 
 
@@ -79,7 +71,7 @@ def hsic(
         raise KonkyoError(f"hsic needs designs >= 2; got {designs}")
 
     def masks(d: int) -> Tensor:
-        return SobolEngine(d, scramble=True, seed=generator.initial_seed()).draw(designs) >= 0.5
+        return sobol_points(designs, d, generator.initial_seed()) >= 0.5
 
     game, sides = _cells(inputs, black, segment, grid, hide)
     indices = []

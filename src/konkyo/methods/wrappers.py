@@ -1,4 +1,4 @@
-"""Methods made of another method: over augmented or noisy views or windows, of a first component, or of low frequencies."""
+"""Methods made of another method: over augmented views, noisy ones or windows; of a component, or low frequencies."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -45,7 +45,7 @@ def odam_loss(
         )
     directions = functional.normalize(maps.flatten(1).to(torch.promote_types(maps.dtype, torch.float32)), dim=1)
     total, pairs = directions.sum() * 0, 0
-    for number in numbers.unique().tolist():
+    for number in torch.unique(numbers).tolist():
         own = (numbers == number).nonzero().flatten()
         anchor = own[ious[own].argmax()]
         likeness = (directions @ directions[anchor]).clamp(_CLOSE, 1 - _CLOSE)
