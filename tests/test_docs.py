@@ -18,7 +18,9 @@ from helpers.paths import DOCS, EXAMPLES, ROOT
 
 
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
-@pytest.mark.parametrize("page", ["index.md", "extending.md", "notebook.md", "vqa.md", "segmentation.md", "answers.md"])
+@pytest.mark.parametrize(
+    "page", ["index.md", "extending.md", "notebook.md", "vqa.md", "segmentation.md", "segments.md", "answers.md"]
+)
 def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from konkyo.data import sets
     from konkyo.data.samples import LAYOUTS
