@@ -14,6 +14,8 @@ from helpers.closeness import close
 from helpers.networks import SmallResNet, images, seeded
 from konkyo.methods.base import METHODS, Method, method
 
+pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")  # maps of one value are among them
+
 
 def explain(which: str | Method, x: Tensor, **options: Any) -> konkyo.Explanation:
     return konkyo.explain(seeded(SmallResNet()), x, method=which, target=[1, 3][: len(x)], **options)
