@@ -193,7 +193,8 @@ def _solve(design: Tensor, values: Tensor, weights: Tensor, ridge: float = 0.0) 
     """Returns the beta (d,) of least sum_i weights_i (values_i - design_i . beta)^2 + ridge |beta|^2; the smallest."""
     weighted = weights[:, None] * design
     gram = weighted.mT @ design + ridge * torch.eye(design.shape[1]).to(design)
-    return torch.linalg.pinv(gram, rtol=1e-12, hermitian=True) @ (weighted.mT @ values)
+    beta: Tensor = torch.linalg.pinv(gram, rtol=1e-12, hermitian=True) @ (weighted.mT @ values)
+    return beta
 
 
 def _all_coalitions(d: int) -> tuple[Tensor, Tensor]:
@@ -216,7 +217,7 @@ def _kernel_draws(d: int, samples: int, generator: torch.Generator) -> tuple[Ten
     ranks = torch.rand(len(k), d, generator=generator).argsort(1).argsort(1)
     shown = ranks < k[:, None]
     shown = torch.stack([shown, ~shown], 1).flatten(0, 1)[:samples]
-    kinds, which, times = shown.unique(dim=0, return_inverse=True, return_counts=True)
+    kinds, which, times = torch.unique(shown, dim=0, return_inverse=True, return_counts=True)
     first = torch.full((len(kinds),), len(shown)).scatter_reduce_(0, which, torch.arange(len(shown)), "amin")
     order = first.argsort()
     return kinds[order], times[order].double()

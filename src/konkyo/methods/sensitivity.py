@@ -39,7 +39,7 @@ def sobol(
         raise KonkyoError(f"sobol needs designs >= 2, for a variance; got {designs}")
 
     def masks(d: int) -> Tensor:
-        first, second = SobolEngine(2 * d, scramble=True, seed=generator.initial_seed()).draw(designs).chunk(2, 1)
+        first, second = _points(designs, 2 * d, generator).chunk(2, 1)
         swapped = torch.where(torch.eye(d).bool(), second[:, None], first[:, None])  # (designs, d, d)
         return torch.cat([first, swapped.flatten(0, 1)])
 
@@ -79,7 +79,7 @@ def hsic(
         raise KonkyoError(f"hsic needs designs >= 2; got {designs}")
 
     def masks(d: int) -> Tensor:
-        return SobolEngine(d, scramble=True, seed=generator.initial_seed()).draw(designs) >= 0.5
+        return _points(designs, d, generator) >= 0.5
 
     game, sides = _cells(inputs, black, segment, grid, hide)
     indices = []
@@ -97,6 +97,13 @@ def hsic(
         centred = shown - shown.mean(0)
         indices.append(2 * ((likeness @ centred) * centred).sum(0) / len(y))
     return _enlarged(indices, sides, inputs)
+
+
+def _points(count: int, d: int, generator: torch.Generator) -> Tensor:
+    """Returns the first points of a scrambled Sobol' sequence (count, d), from 0 to 1."""
+    engine = SobolEngine(d, scramble=True, seed=generator.initial_seed())  # type: ignore[no-untyped-call]
+    points: Tensor = engine.draw(count)
+    return points
 
 
 def _cells(
