@@ -193,8 +193,8 @@ def _solve(design: Tensor, values: Tensor, weights: Tensor, ridge: float = 0.0) 
     """Returns the beta (d,) of least sum_i weights_i (values_i - design_i . beta)^2 + ridge |beta|^2; the smallest."""
     weighted = weights[:, None] * design
     gram = weighted.mT @ design + ridge * torch.eye(design.shape[1]).to(design)
-    solution: Tensor = torch.linalg.pinv(gram, rtol=1e-12, hermitian=True) @ (weighted.mT @ values)
-    return solution
+    beta: Tensor = torch.linalg.pinv(gram, rtol=1e-12, hermitian=True) @ (weighted.mT @ values)
+    return beta
 
 
 def _all_coalitions(d: int) -> tuple[Tensor, Tensor]:
