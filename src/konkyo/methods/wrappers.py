@@ -86,8 +86,8 @@ def forgrad(method: str | Method, *, sigma: float = 15.0) -> Method:
 
     map = |F^-1(F(|map|) where the frequency is at most `sigma`)|, frequencies in periods per shorter side of the image.
     Gradients of convolutional networks have noise there, from strides and pooling. The paper tunes `sigma` for every
-    network and method by the deletion metric; 15 is a number in its range, no constant of nature. From sqrt(2) / 2
-    times the shorter side on nothing is taken out of a picture. For maps at the input. Cost: that of the method.
+    network and method by the deletion metric; 15 is only a beginning. From sqrt(2) / 2 times the shorter side on nothing
+    is taken out of a picture. For maps at the input. Cost: that of the method.
     """
     inner = find(method)
     if not 0 <= sigma < math.inf:
@@ -110,7 +110,8 @@ def forgrad(method: str | Method, *, sigma: float = 15.0) -> Method:
             cycles = torch.fft.fftfreq(side, 1 / min(size)).to(maps)  # per shorter side
             squares = squares + cycles.view([-1 if a == axis else 1 for a in range(maps.ndim)]) ** 2
         low = torch.where(squares.sqrt() <= sigma + 1e-4, spectrum, 0)  # whole numbers up to rounding
-        return torch.fft.ifftn(low, dim=axes).real.abs().to(maps)
+        filtered: Tensor = torch.fft.ifftn(low, dim=axes).real
+        return filtered.abs().to(maps)
 
     settings = [] if sigma == 15.0 else [f"sigma={sigma}"]
     return replace(_made_of(inner, "forgrad", function, ("probe",), settings), rectified=False)
