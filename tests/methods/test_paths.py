@@ -52,7 +52,7 @@ def small(count: int = 2) -> Tensor:
 
 def linear() -> tuple[nn.Module, Tensor]:
     network = seeded(Linear()).double()
-    return network, network.head.weight[1].detach().view(3, 8, 10)  # type: ignore[union-attr, operator]
+    return network, network.head.weight[1].detach().view(3, 8, 10)
 
 
 def explain(network: nn.Module, x: Tensor, method: str, **options: Any) -> konkyo.Explanation:
@@ -87,7 +87,7 @@ def test_the_nodes_of_gauss_are_numpys() -> None:
 @pytest.mark.parametrize("degree", [2, 4])
 def test_gauss_integrates_polynomials_exactly(degree: int) -> None:
     network, x = seeded(Power(degree)).double(), small()
-    weight = network.head.weight[1].detach().view(3, 8, 10)  # type: ignore[union-attr, operator]
+    weight = network.head.weight[1].detach().view(3, 8, 10)
     found = explain(network, x, "integrated_gradients", rule="gauss", steps=2, baseline=0.5)
     torch.testing.assert_close(found.maps.double(), (weight * (x**degree - 0.5**degree)).sum(1), rtol=1e-5, atol=1e-6)
     assert found.notes["gap"].abs().max() < 1e-5

@@ -88,8 +88,8 @@ def forgrad(method: str | Method, *, sigma: float = 15.0) -> Method:
 
     map = |F^-1(F(|map|) where the frequency is at most `sigma`)|, frequencies in periods per shorter side of the image.
     Gradients of convolutional networks have noise there, from strides and pooling. The paper tunes `sigma` for every
-    network and method by the deletion metric; 15 is a number in its range, no constant of nature. From sqrt(2) / 2
-    times the shorter side on nothing is taken out of a picture. For maps at the input. Cost: that of the method.
+    network and method by deletion; 15 is only a beginning. From sqrt(2) / 2 times the shorter side on, nothing
+    is taken out of a picture. For maps at the input. Cost: that of the method.
     """
     inner = find(method)
     if not 0 <= sigma < math.inf:
