@@ -151,6 +151,7 @@ WRAPPERS["first_component"] = first_component
 # --- windows of an enlarged image -------------------------------------------------------------------------------------
 
 _WINDOWS = 8  # that run in one batch
+_NOTHING = 1e-6  # what is 0 but for rounding, of maps in [0, 1]
 
 
 def sess(
@@ -194,7 +195,7 @@ def sess(
         order = weights.argsort(dim=0, stable=True).argsort(dim=0)
         weights = safe_divide(weights, weights.amax(0)).masked_fill(order < int(len(weights) * drop), 0)
         values = torch.stack(laid) * weights[..., None, None]
-        mean = safe_divide(values.sum(0), (values > 0).sum(0).to(values))
+        mean = safe_divide(values.sum(0), (values > _NOTHING).sum(0).to(values))
         return blurred(mean[:, None], 5.0, reach=5)[:, 0] if smooth else mean
 
     settings = [] if scales == 12 else [f"scales={scales}"]
