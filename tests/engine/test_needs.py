@@ -16,6 +16,7 @@ from helpers.networks import SmallResNet, images, seeded
 from konkyo.engine.needs import Need, need, needs_of
 from konkyo.engine.path import Sampling
 from konkyo.engine.probe import NEEDS, Probe
+from konkyo.engine.relevance import CONTRASTIVE
 from konkyo.methods.base import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
@@ -39,6 +40,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "on_grid": lambda ask, x: ask(torch.arange(17.0).to(x).expand(len(x), 17)),
     "block_gradients": lambda ask, x: ask(),
     "reading": lambda ask, x: ask().gradient,
+    "propagate": lambda ask, x: ask(CONTRASTIVE),
 }
 """How a need that is called is asked; x: the images of the rows."""
 
