@@ -16,6 +16,7 @@ from helpers.networks import SmallResNet, images, seeded
 from konkyo.engine.needs import Need, need, needs_of
 from konkyo.engine.path import Sampling
 from konkyo.engine.probe import NEEDS, Probe
+from konkyo.engine.relevance import CONTRASTIVE
 from konkyo.methods.base import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
@@ -44,6 +45,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "class_index": lambda ask, x: torch.full((len(x),), float(ask("bee"))),
     "cross_attentions": lambda ask, x: ask(torch.full((len(x),), 3)),
     "encoder_decoder": lambda ask, x: ask(lambda a, g: (a * g).sum(1)).steps[-1][1],
+    "propagate": lambda ask, x: ask(CONTRASTIVE),
 }
 """How a need that is called is asked; x: the images of the rows."""
 

@@ -198,7 +198,12 @@ def lime_case(budget: int | None = None) -> tuple[Tensor, Tensor, nn.Module, Ten
     variants, outputs = inside[-ran:], torch.stack(outside[-ran:])
     places = [(segments == g).nonzero()[0] for g in range(int(segments.max()) + 1)]
     ours = torch.stack([found.signed[0][tuple(place)] for place in places])
+    LIME_FITS[budget] = float(found.notes["r2"])
     return x[0], segments, network, ours, coalitions(x[0], segments, variants), outputs.softmax(1)
+
+
+LIME_FITS: dict[int | None, float] = {}
+"""What the last explanation of `lime_case` says of its fit."""
 
 
 @pytest.mark.parametrize("budget", [None, 25])
@@ -213,6 +218,21 @@ def test_lime_is_a_ridge_of_scikit_learn(budget: int | None) -> None:
     near = np.sqrt(np.exp(-(distances**2) / 0.25**2))
     model = Ridge(alpha=1.0).fit(z.numpy(), probabilities[:, 2].numpy(), sample_weight=near)
     close(ours, torch.from_numpy(model.coef_))
+    assert LIME_FITS[budget] == pytest.approx(model.score(z.numpy(), probabilities[:, 2].numpy(), near), abs=1e-4)
+
+
+def test_a_score_that_no_segment_changes_is_no_map() -> None:
+    """Rounding noise must not become a picture."""
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 3)
+    )
+    torch.nn.init.zeros_(network[-1].weight)
+    with pytest.warns(konkyo.KonkyoWarning):
+        found = konkyo.explain(
+            network.eval(), torch.rand(1, 3, 12, 12), method="lime", target=1, segments="grid", count=9
+        )
+    assert not found.maps.any()
+    assert found.notes["r2"].isnan().all()
 
 
 def test_lime_of_its_authors_on_the_same_segments_and_masks() -> None:

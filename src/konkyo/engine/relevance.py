@@ -320,6 +320,26 @@ def _clip_at_zero(run: Application, _mode: _Relevance) -> Any:
     return run.out if isinstance(low, (int, float)) and low == 0 else None
 
 
+def _clip_around_zero(run: Application, mode: _Relevance) -> Any:
+    """Clips hand relevance on where they leave 0 what it is: others put out what no input has."""
+    low = run.args[1] if len(run.args) > 1 else run.kwargs.get("min_val", run.kwargs.get("min"))
+    high = run.args[2] if len(run.args) > 2 else run.kwargs.get("max_val", run.kwargs.get("max"))
+    name = name_of(run.function)
+    if name == "clamp_max":
+        low, high = None, run.kwargs.get("max", low)
+    if name == "hardtanh":
+        low, high = -1.0 if low is None else low, 1.0 if high is None else high
+    known = all(bound is None or isinstance(bound, (int, float)) for bound in (low, high))
+    around = known and (low is None or low <= 0) and (high is None or high >= 0)
+    return _of_input(run, mode) if around else None
+
+
+def _power(run: Application, mode: _Relevance) -> Any:
+    """A power of a positive exponent hands relevance on; x^0 does not depend on x, and 1 / x has no value at 0."""
+    exponent = run.args[1] if len(run.args) > 1 else run.kwargs.get("exponent")
+    return _of_input(run, mode) if isinstance(exponent, (int, float)) and exponent > 0 else None
+
+
 def _by_constant(run: Application, _mode: _Relevance) -> Any:
     return run.out if len(run.after) == 1 else None
 
@@ -470,7 +490,7 @@ _NORMS = {
 _GATES = ("sigmoid", "hardsigmoid")
 _ACTIVATIONS = (
     *("gelu", "silu", "mish", "elu", "selu", "celu", "softplus", "softsign", "tanh", "hardswish", *_GATES),
-    *("relu6", "hardtanh", "clamp", "clip", "clamp_min", "clamp_max", "pow", "square"),
+    *("relu6", "square"),
 )
 _SMOOTH: dict[str, _Rule] = {
     **_PIECEWISE_LINEAR,
@@ -478,6 +498,8 @@ _SMOOTH: dict[str, _Rule] = {
     **dict.fromkeys(("sub", "isub", "subtract"), _difference),
     **dict.fromkeys(("mean", "sum", *(f"{k}avg_pool{d}d" for k in ("", "adaptive_") for d in (1, 2, 3))), _mean),
     **dict.fromkeys(_ACTIVATIONS, _of_input),
+    **dict.fromkeys(("hardtanh", "clamp", "clip", "clamp_min", "clamp_max"), _clip_around_zero),
+    "pow": _power,
     **dict.fromkeys(_MULTIPLY, _product),
     **dict.fromkeys(("matmul", "rmatmul", "bmm", "einsum", "mm"), _matrix_product),
     **dict.fromkeys(_DIVIDE, _quotient),

@@ -12,12 +12,15 @@ import math
 import torch
 from torch import Tensor
 
-from konkyo.engine.needs import Rescore, Segment
+from konkyo.engine.needs import Note, Rescore, Segment
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.methods.game import Game, Hide, ran_of
 from konkyo.utils.segments import Count, Segmentation
 from konkyo.utils.tensors import safe_divide
+
+_ROUNDING = 4 * torch.finfo(torch.float32).eps
+"""Scores that differ by no more than this share of the largest are one score."""
 
 
 @method(layer="input", score="probability")
@@ -53,6 +56,7 @@ def lime(
     segment: Segment,
     rescore: Rescore,
     generator: torch.Generator,
+    note: Note,
     *,
     samples: int = 1000,
     width: float = 0.25,
@@ -69,7 +73,9 @@ def lime(
     exp(-D_i^2 / (2 width^2)), D_i = 1 - sqrt(|z_i| / d), the cosine distance from z_1. No segments are selected: these
     are the weights of the authors' code for images. `ridge` shrinks beta, with a probability that hardly moves and 100
     samples strongly. `segments`, `count`, `hide` and `spread` as in `feature_ablation`; "quickshift" is as in the
-    authors' code, and slow. Cost: `samples` forwards; under a budget the fit is to those that ran.
+    authors' code, and slow. The explanation's `notes` have `r2`, the share of the score's weighted variance that the
+    fit accounts for: where it is low, no linear model of the segments says what the network does. Cost: `samples`
+    forwards; under a budget the fit is to those that ran.
     """
     if samples < 1 or not 0 < width < math.inf or not 0 <= ridge < math.inf:
         raise KonkyoError(f"samples >= 1, width > 0 and ridge >= 0 were expected; got {samples}, {width}, {ridge}")
@@ -80,13 +86,19 @@ def lime(
         return shown
 
     game = Game.of(inputs, black, segment(segments, count), hide)
-    weights = []
+    weights, fits = [], []
     for d, values in zip(game.players, game.play(rescore, drawn), strict=True):
         ran = ran_of(values)
         z, v = drawn(d)[ran].to(values), values[ran]
         near = torch.exp(-((1 - z.mean(1).sqrt()) ** 2) / (2 * width**2))
         share = safe_divide(near, near.sum())
-        weights.append(_solve(z - share @ z, v - share @ v, near, ridge))
+        design, moved = z - share @ z, v - share @ v
+        if len(v) and float(v.max() - v.min()) <= _ROUNDING * float(v.abs().max()):
+            moved = torch.zeros_like(moved)  # what no segment changes is no evidence
+        weights.append(_solve(design, moved, near, ridge))
+        left = share @ (moved - design @ weights[-1]).square()
+        fits.append(1 - safe_divide(left, share @ moved.square()) if moved.any() else values.new_tensor(torch.nan))
+    note("r2", torch.stack(fits).to(inputs.device))
     return game.map(weights, spread)
 
 

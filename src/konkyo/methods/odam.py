@@ -36,7 +36,7 @@ def ss_grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
     """SSGrad-CAM (Yamauchi & Ishikawa, 2022) is Grad-CAM weighted at every place by the size of the gradient there.
 
     map = ReLU(sum_k mean(G_k) A_k S_k), S_k = |G_k| / max |G_k|; 0 for a channel without a gradient. S_k takes the map
-    to the places that the instance depends on; where the gradient is the same everywhere, it is Grad-CAM.
+    to the places that the instance depends on; where the gradient is the same everywhere, it is Grad-CAM of this score.
     """
     return channels(grid_mean(gradients), activations) * activations * _sensitivity(gradients)
 

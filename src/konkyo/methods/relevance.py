@@ -67,8 +67,13 @@ def lrp(
     the relevance ("absorb"), or none ("leave_out"). `start`: the score, 1 ("one"), or 1 for the class and -1 / K for
     the others ("contrastive").
 
-    Without biases the map's sum is the score. One forward, in which convolutions run up to five times, and a backward.
-    NotApplicable names a function that has no rule.
+    Without biases the map's sum is the score, where that is linear in the output (a logit or a difference of them; else
+    it is the output times the score's slope there), and the network has neither norms nor "attnlrp". "one" divides the
+    map by the score, so that of a negative one it turns the sign round. With "leave_out" and with alpha_beta values
+    near 0 are divided by, and maps can be many times the score.
+
+    One forward, in which convolutions run up to five times, and a backward. NotApplicable names a function that has no
+    rule.
     """
     return propagate(
         composed(
@@ -90,11 +95,12 @@ def excitation_backprop(propagate: Propagate, *, contrast: bool = False) -> Tens
     """Excitation backprop (Zhang et al., 2016) hands a winner's 1 down, each to the inputs that excite it.
 
     map = ReLU(sum_c R_c), R of the z_plus rule without biases: a layer's input gets x_i w_ij+ / sum_i x_i w_ij+ of what
-    each output has. So the map is not negative and sums to 1, a distribution of where the walk down ends. `contrast`
+    each output has (a negative input's products with negative weights count, too), and the parts of a residual sum by
+    their sizes. So the map is not negative and sums to 1, a distribution of where the walk down ends. `contrast`
     takes away the map of the opposite, whose last linear layer has negated weights (the paper's c-MWP), which leaves
     what speaks for the class alone. NotApplicable then: a network that does not end in a linear layer. One forward and
     a backward to the layer, twice with `contrast`.
     """
-    rules = Rules(conv=Z_PLUS, linear=Z_PLUS, epsilon=0.0, addition="epsilon", bias="leave_out", start="one")
+    rules = Rules(conv=Z_PLUS, linear=Z_PLUS, epsilon=0.0, addition="ratio", bias="leave_out", start="one")
     relevance = propagate(rules)
     return relevance - propagate(replace(rules, negated=True)) if contrast else relevance

@@ -14,7 +14,7 @@ from konkyo.utils.sobol import sobol_designs, sobol_points, total_indices
 from konkyo.utils.tensors import resize, safe_divide
 
 
-@method(layer="input", score="probability")
+@method(layer="input", score="probability", holds_input=False)
 def sobol(
     inputs: Tensor,
     black: Tensor,
@@ -46,7 +46,7 @@ def sobol(
     return _enlarged(indices, sides, inputs)
 
 
-@method(layer="input", score="probability")
+@method(layer="input", score="probability", holds_input=False)
 def hsic(
     inputs: Tensor,
     black: Tensor,

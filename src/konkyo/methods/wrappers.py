@@ -80,7 +80,9 @@ def smoothed(method: str | Method, *, samples: int = 10, std: float = 0.15, kind
     settings = ([] if samples == 10 else [f"samples={samples}"]) + ([] if std == 0.15 else [f"std={std}"])
     settings += [] if kind == "mean" else [f"kind={kind}"]
     made = _made_of(inner, "smoothed", function, ("inputs", "generator", "on"), settings)
-    return replace(made, rectified=inner.rectified and kind == "mean")
+    # Neither a square nor a variance says what a place adds.
+    holds_input = inner.holds_input and kind == "mean"
+    return replace(made, rectified=inner.rectified and kind == "mean", holds_input=holds_input)
 
 
 def forgrad(method: str | Method, *, sigma: float = 15.0) -> Method:
@@ -116,7 +118,8 @@ def forgrad(method: str | Method, *, sigma: float = 15.0) -> Method:
         return filtered
 
     settings = [] if sigma == 15.0 else [f"sigma={sigma}"]
-    return replace(_made_of(inner, "forgrad", function, ("probe",), settings), rectified=False)
+    # An absolute value says nothing of what a place adds.
+    return replace(_made_of(inner, "forgrad", function, ("probe",), settings), rectified=False, holds_input=False)
 
 
 def first_component(method: str | Method) -> Method:
