@@ -12,7 +12,8 @@ from torch import Tensor
 
 from konkyo.engine.needs import Rescore
 from konkyo.errors import unknown
-from konkyo.utils.tensors import blurred, safe_divide
+from konkyo.utils.baselines import baseline_images
+from konkyo.utils.tensors import safe_divide
 
 Hide: TypeAlias = Literal["mean", "zero", "black", "blur"] | float
 """What a hidden segment shows: its mean colour, 0 of the prepared image, black, the image blurred, or a value."""
@@ -77,14 +78,9 @@ def hidden_pixels(inputs: Tensor, black: Tensor, segments: Tensor, hide: Hide) -
         sums = pixels.new_zeros(*inputs.shape[:2], int(segments.amax()) + 1).scatter_add_(2, places, pixels)
         sizes = torch.zeros_like(sums).scatter_add_(2, places, torch.ones_like(pixels))
         return safe_divide(sums, sizes).gather(2, places).view_as(inputs).to(inputs)
-    if hide == "blur":
-        return blurred(inputs, max(inputs.shape[2:]) / 16)
-    if hide == "black":
-        return black
-    if hide == "zero":
-        return torch.zeros_like(inputs)
-    if isinstance(hide, (int, float)) and not isinstance(hide, bool) and math.isfinite(hide):
-        return torch.full_like(inputs, hide)
+    value = isinstance(hide, (int, float)) and not isinstance(hide, bool) and math.isfinite(hide)
+    if value or (isinstance(hide, str) and hide in ("zero", "black", "blur")):
+        return baseline_images(hide, inputs, black=black).expand_as(inputs)
     raise unknown("way to hide segments", hide, ["mean", "zero", "black", "blur", "a number"])
 
 
