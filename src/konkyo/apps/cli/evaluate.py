@@ -20,8 +20,10 @@ from konkyo.apps.cli.options import (
     Limit,
     MatchingOptions,
     MethodOptions,
+    Metrics,
     ModelOptions,
     PrecisionName,
+    WhatIsExplained,
     figure_format,
     request_of,
     setup_of,
@@ -40,17 +42,12 @@ def evaluate(
     method: Annotated[
         str, typer.Option("--method", help="Several, as in grad_cam,layer_cam, or 'all'; default: the usual ones.")
     ] = "",
-    metrics: Annotated[
-        str,
-        typer.Option("--metrics", help="As in ebpg@box,deletion(protocol=seed); `konkyo metrics` lists them."),
-    ] = "",
+    metrics: Metrics = "",
     maps: Annotated[
         list[Path] | None,
         typer.Option("--maps", help="Folder of maps that another tool made (NAME.npz, .npy or .png); repeatable."),
     ] = None,
-    explained: Annotated[
-        str, typer.Option("--explained", help="Classifiers: the model's decision, or the sample's label.")
-    ] = "decision",
+    explained: WhatIsExplained = "decision",
     matching_options: MatchingOptions = MatchingOptions(),
     unique: Annotated[
         bool, typer.Option("--unique", help="Detectors: only where every method's map has one highest place.")

@@ -44,6 +44,12 @@ Data = Annotated[
     typer.Option("--data", "-d", help="scenes:COUNT[,objects=1], lesions:COUNT, coco:DIR, voc:DIR, folder:DIR, ..."),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Measure so many samples, drawn by the seed; all.")]
+Metrics = Annotated[
+    str, typer.Option("--metrics", help="As in ebpg@box,deletion(protocol=seed); `konkyo metrics` lists them.")
+]
+WhatIsExplained = Annotated[
+    str, typer.Option("--explained", help="Classifiers: the model's decision, or the sample's label.")
+]
 Folder = Annotated[
     Path, typer.Option("--out", help="Folder for tables, curves and values; an interrupted run goes on from there.")
 ]

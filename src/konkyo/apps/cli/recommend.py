@@ -10,28 +10,35 @@ from rich.markup import escape
 
 from konkyo.apps.cli.evaluate import split
 from konkyo.apps.cli.groups import with_groups
-from konkyo.apps.cli.options import Data, Folder, Layers, MatchingOptions, ModelOptions, PrecisionName, setup_of
+from konkyo.apps.cli.options import (
+    Data,
+    Folder,
+    Layers,
+    MatchingOptions,
+    Metrics,
+    ModelName,
+    ModelOptions,
+    PrecisionName,
+    WhatIsExplained,
+    setup_of,
+)
 from konkyo.apps.cli.terminal import out, print_table, progress_bar
 from konkyo.errors import KonkyoError
 
 
 @with_groups
 def recommend(
-    model: Annotated[str, typer.Option("--model", "-m", help="As of `konkyo explain`.")] = "konkyo/scenes-classifier",
+    model: ModelName = "konkyo/scenes-classifier",
     data: Data = "scenes:50",
     method: Annotated[
         str, typer.Option("--method", help="Those to choose from, as in grad_cam,layer_cam; default: the usual ones.")
     ] = "",
-    metrics: Annotated[
-        str, typer.Option("--metrics", help="As of `konkyo evaluate`; default: those of the task, and map_stability.")
-    ] = "",
+    metrics: Metrics = "",
     criteria: Annotated[
         str,
         typer.Option(help="Weights of faithfulness, localisation and stability (1, 1, 0.5), as in localisation=2."),
     ] = "",
-    explained: Annotated[
-        str, typer.Option("--explained", help="Classifiers: the model's decision, or the sample's label.")
-    ] = "decision",
+    explained: WhatIsExplained = "decision",
     limit: Annotated[int, typer.Option("--limit", min=2, help="So many images, drawn by the seed.")] = 50,
     seed: Annotated[int, typer.Option(help="Of the images and of what is random.")] = 0,
     matching_options: MatchingOptions = MatchingOptions(),
