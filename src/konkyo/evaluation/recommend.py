@@ -20,7 +20,7 @@ from konkyo.evaluation import display
 from konkyo.evaluation.columns import Column, column
 from konkyo.evaluation.cost import forwards
 from konkyo.evaluation.evaluate import RIGHT, evaluate
-from konkyo.evaluation.result import Evaluation, Table, bracketed, markdown, number
+from konkyo.evaluation.result import Evaluation, Table, bracketed, markdown
 from konkyo.explanation.explain import Which
 from konkyo.explanation.run import Where
 from konkyo.methods.base import Method, find
@@ -180,7 +180,7 @@ class Recommendation:
                 "none is recommended."
             )
         others = [name for name in self.alike if name != self.choice]
-        told = f"Use {self.choice}: {number(self.costs.get(self.choice, math.nan))} forwards an image, overall "
+        told = f"Use {self.choice}: {_counted(self.costs.get(self.choice, math.nan))} forward(s) an image, overall "
         standing = self.overall(self.choice)
         told += f"standing {bracketed(standing.value, standing.low, standing.high)} on {count} images."
         if self.choice not in self.alike:
@@ -204,7 +204,7 @@ class Recommendation:
                 [
                     f"**{name}**" if name == self.choice else name,
                     *(bracketed(c.value, c.low, c.high) for c in cells),
-                    number(self.costs.get(name, math.nan)),
+                    _counted(self.costs.get(name, math.nan)),
                     ", ".join(note for note in notes if note),
                 ]
             )
@@ -213,7 +213,7 @@ class Recommendation:
     def remarks(self) -> list[str]:
         """Returns what the standings were made of, and what was left out."""
         parts = "; ".join(
-            f"{name} ({number(self.weights[name])}): {', '.join(columns)}" for name, columns in self.criteria.items()
+            f"{name} ({self.weights[name]:g}): {', '.join(columns)}" for name, columns in self.criteria.items()
         )
         lines = [
             "A standing is the mean place among these methods, 1 the best and 0 the last, for every image and column, "
@@ -233,6 +233,10 @@ class Recommendation:
     def markdown(self) -> str:
         """The text holds `sentence`, `table` and `remarks`."""
         return f"{self.sentence()}\n\n{markdown(self.table())}\n" + "\n".join(self.remarks()) + "\n"
+
+
+def _counted(forwards: float) -> str:
+    return "-" if math.isnan(forwards) else f"{forwards:.3g}"
 
 
 def ranked(values: Tensor) -> Tensor:
