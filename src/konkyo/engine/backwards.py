@@ -98,9 +98,7 @@ def _slope(output: Tensor, targets: Sequence[Target]) -> Tensor:
     return slope
 
 
-def lifted(
-    pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer, baseline: Tensor
-) -> tuple[Tensor, Tensor]:
+def lifted(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer, baseline: Tensor) -> tuple[Tensor, Tensor]:
     """Computes `Probe.lift`."""
     images = pass_.images.clone()
     for row, image in enumerate(rows):

@@ -230,23 +230,25 @@ def _length(run: Application, given: list[Tensor]) -> Any:
 
 
 def _softmax(run: Application, given: list[Tensor]) -> Any:
-    """A softmax is centring, which leaves it as it is, exp, a sum and a quotient. What is masked (-inf) has no part."""
+    """A softmax is centring, which leaves it as it is, and exp(x - log sum exp x). What is masked (-inf) has no part.
+
+    The log of a sum has the multipliers w_k = L(exp x_k, exp b_k) / L(sum exp x, sum exp b), L being the logarithmic
+    mean; they are from 0 to 1 and add up to at most 1, where those of a quotient are of any size.
+    """
     axis = run.kwargs.get("dim", run.args[1] if len(run.args) > 1 else None)
     if len(run.after) != 1 or not isinstance(axis, int):
         return None
-    wide = torch.float32 if run.after[0].device.type == "mps" else torch.float64
-    x, b = run.after[0].to(wide), given[0].to(wide)
+    x, b = run.after[0].to(run.out.dtype), given[0].to(run.out.dtype)
     seen = x.isfinite() & b.isfinite()
     count = seen.sum(axis, keepdim=True).clamp(min=1)
     x, b = (half.masked_fill(~seen, 0.0) for half in (x, b))
     x, b = (half - half.sum(axis, keepdim=True) / count for half in (x, b))
-    top = torch.maximum(x.detach(), b).masked_fill(~seen, -torch.inf).amax(axis, keepdim=True)
-    x, b = ((half - top).masked_fill(~seen, -torch.inf) for half in (x, b))
-    at_x, at_b = x.detach().exp(), b.exp()
-    exps = x.masked_fill(~seen, 0.0) * _of_exp(x.detach(), b).masked_fill(~seen, 0.0)
-    total, total_of_b = at_x.sum(axis, keepdim=True), at_b.sum(axis, keepdim=True)
-    inverse = exps.sum(axis, keepdim=True) * _of_reciprocal(total, total_of_b)
-    return _with_slopes(exps * ((1 / total + 1 / total_of_b) / 2) + inverse * ((at_x + at_b) / 2), run.out)
+    at_x = x.detach()
+    logs, logs_of_b = (half.masked_fill(~seen, -torch.inf).logsumexp(axis, keepdim=True) for half in (at_x, b))
+    top = torch.maximum(logs, logs_of_b)
+    weights = _of_exp(at_x - top, b - top) / _of_exp(logs - top, logs_of_b - top)
+    log_sum = (x * weights.masked_fill(~seen, 0.0)).sum(axis, keepdim=True)
+    return _with_slopes((x - log_sum) * _of_exp(at_x - logs, b - logs_of_b).masked_fill(~seen, 0.0), run.out)
 
 
 # --- choices of the largest -------------------------------------------------------------------------------------------
@@ -443,15 +445,15 @@ class Lift(OwnMode):
         return given
 
 
-def _normalised(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:  # noqa: A002
+def _normalised(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
     """Computes `normalize` step by step."""
     return input / input.norm(p, dim, keepdim=True).clamp_min(eps)
 
 
 def _without_rule(what: str) -> NotApplicable:
     return NotApplicable(
-        f"there is no multiplier for {what}, which runs on what depends on the image; convolutions, linear maps, norms, "
-        "activations, pooling, products and attention have one"
+        f"there is no multiplier for {what}, which runs on what depends on the image; convolutions, linear maps, "
+        "norms, activations, pooling, products and attention have one"
     )
 
 

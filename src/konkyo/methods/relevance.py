@@ -120,10 +120,10 @@ def deep_lift(
     map = sum_c m_c (x_c - b_c). The multiplier of a nonlinear function is the slope of the straight line between what
     it does at the baseline and at the image, (h(x) - h(b)) / (x - b); multipliers follow each other by the chain rule,
     as slopes do. A product gives each factor the mean of the other one; a change of a maximum goes to the place that
-    makes it. Norms and attention are made of these (a softmax is first centred over what it adds up). So the map's sum
-    is score(x) - score(b) but for rounding, in one step and not as a limit: see `notes` as in `integrated_gradients`.
-    `baseline` as there; the maps of several are averaged, as in DeepLiftShap (Lundberg & Lee, 2017). At a hidden layer
-    x and b are its activations. NotApplicable names a function that has no multiplier. Cost: two forwards and a
+    makes it. Norms are made of these, and so is attention: its softmax is exp(x - log sum exp x), x centred. So the
+    map's sum is score(x) - score(b) but for rounding, in one step and not as a limit: see `notes` as in
+    `integrated_gradients`. `baseline` as there; the maps of several are averaged, as in DeepLiftShap (Lundberg & Lee,
+    2017). At a hidden layer x and b are its activations. NotApplicable names a function that has no multiplier. Cost: two forwards and a
     backward for every baseline.
     """
     images = all_baseline_images(baseline, inputs, black=black, white=white, generator=generator)
