@@ -32,7 +32,7 @@ from konkyo.errors import NotApplicable
 from konkyo.utils.tensors import safe_divide
 
 _Rule: TypeAlias = Callable[[Application, list[Tensor]], Any]
-"""(what ran, what it was given for the baseline) -> what it put out, with multipliers; None: the call is not covered."""
+"""(what ran, what it was given for the baseline) -> its result, with multipliers; None: the call is not covered."""
 
 _DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d"}
 _DROPOUTS |= {"alpha_dropout", "feature_dropout", "feature_alpha_dropout"}
@@ -349,7 +349,7 @@ def _is_linear(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], after: 
 
 
 class Lift(OwnMode):
-    """Notes what the functions of a forward are given or, with the notes of a baseline's, runs them with multipliers."""
+    """Notes what the functions of a forward are given, or runs them with multipliers by the notes of a baseline's."""
 
     def __init__(self, reference: Lift | None = None) -> None:
         super().__init__()
@@ -445,7 +445,7 @@ class Lift(OwnMode):
         return given
 
 
-def _normalised(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
+def _normalised(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, **_: None) -> Tensor:
     """Computes `normalize` step by step."""
     return input / input.norm(p, dim, keepdim=True).clamp_min(eps)
 

@@ -123,8 +123,8 @@ def deep_lift(
     makes it. Norms are made of these, and so is attention: its softmax is exp(x - log sum exp x), x centred. So the
     map's sum is score(x) - score(b) but for rounding, in one step and not as a limit: see `notes` as in
     `integrated_gradients`. `baseline` as there; the maps of several are averaged, as in DeepLiftShap (Lundberg & Lee,
-    2017). At a hidden layer x and b are its activations. NotApplicable names a function that has no multiplier. Cost: two forwards and a
-    backward for every baseline.
+    2017). At a hidden layer x and b are its activations. NotApplicable names a function that has no multiplier. Cost:
+    two forwards and a backward for every baseline.
     """
     images = all_baseline_images(baseline, inputs, black=black, white=white, generator=generator)
     total, below = torch.zeros_like(activations), torch.zeros_like(score_at())
