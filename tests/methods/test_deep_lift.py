@@ -84,6 +84,7 @@ BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": nn.ELU(),
     "tanh": torch.tanh,
     "clamp": lambda x: x.clamp(-0.1, 0.2),
+    "pooled after ReLU": lambda x: functional.max_pool2d(x.relu(), 2),
     "pooled": lambda x: functional.max_pool2d(x, 2, 1, padding=1),
     "adaptive": lambda x: functional.adaptive_max_pool2d(x, (5, 4)),
     "group norm": lambda x: functional.group_norm(x, 2),
@@ -132,16 +133,15 @@ def test_sum_is_exact_in_whole_networks(network: Callable[[], nn.Module]) -> Non
     check(network, functional.interpolate(x, size=(16, 16)))
 
 
-def plain() -> nn.Sequential:
-    return nn.Sequential(
-        *(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU()),
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("after", [nn.ReLU(), nn.MaxPool2d(2)], ids=["relu", "pool"])
+def test_equals_captum(after: nn.Module) -> None:
+    """Captum's own sum is off where a max pooling follows a ReLU (0.9), so that each is alone here."""
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), after, nn.Conv2d(4, 6, 3), nn.ReLU()),
         *(nn.Flatten(), nn.LazyLinear(8), nn.Sigmoid(), nn.Linear(8, 3)),
     )
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_equals_captum() -> None:
-    network, x, b = plain(), images(2), images(2, seed=5)
+    x, b = images(2), images(2, seed=5)
     network(x.float())
     network = seeded(network)
     expected = DeepLift(network).attribute(x, b, target=1)
