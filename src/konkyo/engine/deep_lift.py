@@ -226,7 +226,7 @@ def _length(run: Application, given: list[Tensor]) -> Any:
     length = run.function(*exchanged(run.args, [x], [b]), **exchanged(run.kwargs, [x], [b]))
     squares = (x.detach() + b) * x
     total = squares.sum() if axes is None else squares.sum(axes, keepdim=bool(values.get("keepdim", False)))
-    return _with_slopes(safe_divide(total, (run.out.detach() + length).view(total.shape)), run.out)
+    return _with_slopes(safe_divide(total, (run.out.detach() + length).reshape(total.shape)), run.out)
 
 
 def _softmax(run: Application, given: list[Tensor]) -> Any:
@@ -264,7 +264,7 @@ def _chosen(x: Tensor, b: Tensor, of_x: Tensor, of_b: Tensor, out: Tensor) -> Te
     place = torch.where(y >= y_of_b, of_x, of_b)
     apart = (x.detach() - b).gather(-1, place)
     multiplier = torch.where(apart == 0, 1.0, (y - y_of_b) / torch.where(apart == 0, 1.0, apart))
-    return _with_slopes((x.gather(-1, place) * multiplier).view(out.shape), out)
+    return _with_slopes((x.gather(-1, place) * multiplier).reshape(out.shape), out)
 
 
 def _pool(run: Application, given: list[Tensor]) -> Any:
