@@ -19,7 +19,17 @@ from helpers.paths import DOCS, EXAMPLES, ROOT
 
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 @pytest.mark.parametrize(
-    "page", ["index.md", "extending.md", "notebook.md", "vqa.md", "segmentation.md", "segments.md", "answers.md"]
+    "page",
+    [
+        "index.md",
+        "extending.md",
+        "notebook.md",
+        "vqa.md",
+        "segmentation.md",
+        "segments.md",
+        "relevance.md",
+        "answers.md",
+    ],
 )
 def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from konkyo.data import sets

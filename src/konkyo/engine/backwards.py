@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from konkyo.engine.biases import Biases, BiasTerm, bias_terms
+from konkyo.engine.deep_lift import Lift
 from konkyo.engine.forward import Pass, Rows, pick, rounds, scores
 from konkyo.engine.layer import INPUT, Layer, covers
 from konkyo.engine.relevance import CONTRASTIVE, Rules, nonzero, ruled
 from konkyo.engine.rules import GuidedReLUs, deconvolved_relus, guided_relus
-from konkyo.errors import NotApplicable
+from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.targets.base import Target, as_target
 from konkyo.utils.tensors import safe_divide
 
@@ -95,6 +96,32 @@ def _slope(output: Tensor, targets: Sequence[Target]) -> Tensor:
         total = scores(leaf, targets).sum()
         (slope,) = torch.autograd.grad(total, leaf) if total.requires_grad else (torch.zeros_like(leaf),)
     return slope
+
+
+def lifted(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer, baseline: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes `Probe.lift`."""
+    images = pass_.images.clone()
+    for row, image in enumerate(rows):
+        images[image] = baseline[row]
+    if not torch.equal(pick(images, rows), baseline.to(images)):
+        raise KonkyoError("one baseline was expected for every image; got several for targets of one image")
+    scored = partial(scores, targets=targets)
+    reference = Lift()
+    of_baseline = _under(pass_, images, layer, reference)
+    with pass_.forwards(), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        below = reference.scored(pick(of_baseline.output, rows), scored).detach()
+    values = pick(of_baseline.activations(layer), rows)
+    del of_baseline  # and its graph
+    mode = Lift(reference)
+    other = _under(pass_, pass_.images, layer, mode)
+    multipliers = other.gradients_of(rows, lambda output: mode.scored(output, scored), layer)
+    return (pick(other.activations(layer), rows) - values) * multipliers, below
+
+
+def _under(pass_: Pass, images: Tensor, layer: Layer, mode: Lift) -> Pass:
+    """Returns a Pass under a mode, which is not stored: what it holds is of one baseline."""
+    with pass_.forwards():
+        return Pass(pass_.network, images, [layer], differentiable=[layer], within=(mode.entered,))
 
 
 def full_gradients(pass_: Pass, rows: Rows, targets: Sequence[Target]) -> FullGradients:

@@ -202,6 +202,13 @@ class Propagate(Protocol):
         """Returns the relevance of the layer's values (N, C, *grid)."""
 
 
+class Lift(Protocol):
+    """This is `Probe.lift`, as a method's parameter."""
+
+    def __call__(self, baseline: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what each value adds to the score (N, C, *grid), and the baseline's score (N,)."""
+
+
 class Segment(Protocol):
     """This is `Probe.segment`, as a method's parameter."""
 

@@ -330,6 +330,20 @@ class Probe:
         """
         return backwards.propagate(self._pass, self._rows, self.targets, self._layer, rules)
 
+    @need(
+        **_GRADIENT,
+        cost="a multiplier for every function after the layer",
+        networks="networks of convolutions, linear layers, norms, usual activations, pooling and attention",
+    )
+    def lift(self, baseline: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what each of the layer's values adds to the score (N, C, *grid), and the baseline's score (N,).
+
+        That is its difference from what it is for `baseline` (N, C, *size), times its multiplier; together they add up
+        to the difference of the scores. NotApplicable: a function after the layer that has no multiplier. Costs a
+        forward of the baselines, one more forward, and a backward to the layer.
+        """
+        return backwards.lifted(self._pass, self._rows, self.targets, self._layer, baseline)
+
     @cached_property
     @need(of_target=True, inside=True, within=bias_terms, cost="a whole backward")
     def full_gradients(self) -> tuple[Tensor, ...]:

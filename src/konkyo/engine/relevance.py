@@ -19,7 +19,17 @@ from torch.nn import functional
 from torch.utils.weak import WeakIdKeyDictionary
 
 from konkyo.engine.attention import Attentions
-from konkyo.engine.rules import HAND_ON, Application, name_of, tensors_in
+from konkyo.engine.rules import (
+    AS_IT_IS,
+    HAND_ON,
+    LOOKED_AT,
+    Application,
+    detached,
+    exchanged,
+    is_in_place,
+    name_of,
+    tensors_in,
+)
 from konkyo.engine.session import OwnMode, hook_after, hook_before, open_modules
 from konkyo.errors import KonkyoError, NotApplicable, unknown
 from konkyo.utils.tensors import safe_divide
@@ -349,14 +359,14 @@ def _divided_by_constant(run: Application, _mode: _Relevance) -> Any:
 
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
-_MULTIPLY = ("mul", "imul", "rmul", "multiply")
-_DIVIDE = ("div", "itruediv", "truediv", "divide", "true_divide")
+MULTIPLY = ("mul", "imul", "rmul", "multiply")
+DIVIDE = ("div", "itruediv", "truediv", "divide", "true_divide")
 _PIECEWISE_LINEAR: dict[str, _Rule] = {
     **dict.fromkeys(HAND_ON, _hand_on),
     "batch_norm": _of_input,
     **dict.fromkeys(("clamp", "clip", "hardtanh"), _clip_at_zero),
-    **dict.fromkeys(_MULTIPLY, _by_constant),
-    **dict.fromkeys(_DIVIDE, _divided_by_constant),
+    **dict.fromkeys(MULTIPLY, _by_constant),
+    **dict.fromkeys(DIVIDE, _divided_by_constant),
 }
 """The rule of every function of piecewise linear networks that has one, by its name; linear maps have theirs apart."""
 
@@ -454,7 +464,7 @@ def _softmax(run: Application, mode: _Relevance) -> Any:
 def _norm(run: Application, mode: _Relevance) -> Any:
     """Norms are centring and a factor, the spread being a constant; what they add is a bias."""
     name, x = name_of(run.function), _first_of(run)
-    values = dict(zip(_NORMS[name], run.args, strict=False)) | run.kwargs
+    values = dict(zip(NORMS[name], run.args, strict=False)) | run.kwargs
     weight, bias = values.get("weight"), values.get("bias")
     if len(run.after) != 1 or x is not run.after[0] or not values.get("use_input_stats", True):
         return None
@@ -478,7 +488,7 @@ def _norm(run: Application, mode: _Relevance) -> Any:
     return share + (run.out - share).detach()
 
 
-_NORMS = {
+NORMS = {
     "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
     "rms_norm": ("input", "normalized_shape", "weight", "eps"),
     "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
@@ -500,35 +510,27 @@ _SMOOTH: dict[str, _Rule] = {
     **dict.fromkeys(_ACTIVATIONS, _of_input),
     **dict.fromkeys(("hardtanh", "clamp", "clip", "clamp_min", "clamp_max"), _clip_around_zero),
     "pow": _power,
-    **dict.fromkeys(_MULTIPLY, _product),
+    **dict.fromkeys(MULTIPLY, _product),
     **dict.fromkeys(("matmul", "rmatmul", "bmm", "einsum", "mm"), _matrix_product),
-    **dict.fromkeys(_DIVIDE, _quotient),
+    **dict.fromkeys(DIVIDE, _quotient),
     **dict.fromkeys(("sqrt", "rsqrt", "var", "std", "norm", "vector_norm"), _constant),
     "softmax": _softmax,
-    **dict.fromkeys(_NORMS, _norm),
+    **dict.fromkeys(NORMS, _norm),
 }
 """The rule of every function that has one, by its name, for networks of all kinds."""
 _KEEP_PIXELS = {
-    *("add", "radd", "sub", "isub", "subtract", "iadd", *_MULTIPLY, *_DIVIDE, "batch_norm", "clone", "contiguous"),
+    *("add", "radd", "sub", "isub", "subtract", "iadd", *MULTIPLY, *DIVIDE, "batch_norm", "clone", "contiguous"),
     *("to", "type", "type_as", "float", "double", "half", "bfloat16", "flatten", "unflatten", "reshape", "view"),
     *("reshape_as", "view_as", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze", "getitem"),
     *("select", "narrow", "split", "chunk", "unbind", "cat", "concat", "stack", "flip", "roll", "copy", "mT", "T"),
 }
 """Functions whose result is the image still: prepared, or arranged in another way."""
-_AS_IT_IS = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "contiguous"}
-"""Functions that may return the very tensor which they are given."""
-_LOOKED_AT = {
-    *("size", "shape", "ndim", "dim", "ndimension", "numel", "nelement", "stride", "dtype", "device", "requires_grad"),
-    *("is_floating_point", "is_complex", "is_contiguous", "is_leaf", "grad_fn", "detach", "data", "is_cuda", "len"),
-    *("layout", "is_quantized", "is_sparse", "is_nested", "is_meta", "element_size", "data_ptr", "grad"),
-}
-"""Functions that read no value in the graph."""
 
 
 # --- the forward ------------------------------------------------------------------------------------------------------
 
 
-class _Steps(Attentions):
+class Steps(Attentions):
     """Computes attentions step by step, so that every step is a function with a rule."""
 
     def _record(self, probabilities: Tensor) -> Tensor:
@@ -565,14 +567,14 @@ class _Relevance(OwnMode):
         for tensor in after:
             if tensor.grad_fn is not None and tensor not in self._outputs:
                 raise _without_rule(f"{tensor.grad_fn.name()}, from outside of torch's functions")
-        if after and self.rules.smooth and function in _ATTENTIONS:
+        if after and self.rules.smooth and function in ATTENTIONS:
             with self:
-                return _Steps().__torch_function__(function, types, args, kwargs)
+                return Steps().__torch_function__(function, types, args, kwargs)
         if self._bounds is not None and after and not len(self.first):
             self.first[after[0]] = self._bounds
         out = self._run(function, args, kwargs, after)
         if learned and not after:  # what weights alone make is constant, as they are
-            return _detached(out)
+            return detached(out)
         for tensor in (*tensors_in((out,)), *tensors_in(args[:1])):  # the first may be written to
             self._outputs[tensor] = None
         return out
@@ -582,13 +584,13 @@ class _Relevance(OwnMode):
     ) -> Any:
         """Runs one function, its gradient by the rule where it depends on the leaf. NotApplicable: there is no rule."""
         name = name_of(function)
-        if not after or name in _LOOKED_AT:
+        if not after or name in LOOKED_AT:
             out = function(*args, **kwargs)
             if not after or not any(t.requires_grad for t in tensors_in((out,))) or any(out is a for a in args[:1]):
                 return out
-        if name in _AS_IT_IS and any((out := function(*args, **kwargs)) is a for a in args[:1]):
+        if name in AS_IT_IS and any((out := function(*args, **kwargs)) is a for a in args[:1]):
             return out
-        inplace = _is_in_place(function, kwargs)
+        inplace = is_in_place(function, kwargs)
         if not inplace and (folded := self._folded(name, function, args, kwargs, after)) is not None:
             return folded
         for tensor in after:
@@ -629,7 +631,7 @@ class _Relevance(OwnMode):
         if name in _KEEP_PIXELS and after and all(t in self.first for t in after):
             bounds: list[Any] = []
             for i in range(len(self.first[after[0]])):
-                swapped = [_exchanged(a, after, [self.first[t][i] for t in after]) for a in (args, kwargs)]
+                swapped = [exchanged(a, after, [self.first[t][i] for t in after]) for a in (args, kwargs)]
                 with torch.no_grad():
                     bounds.append(list(tensors_in((function(*swapped[0], **swapped[1]),))))
             for at, tensor in enumerate(tensors_in((ruled,))):
@@ -681,7 +683,7 @@ class _Relevance(OwnMode):
             return None
         # What is read may get the backward of its rule later, which a norm that saved it would see.
         copied = [after[0].clone()]
-        out = function(*_exchanged(args, after, copied), **_exchanged(kwargs, after, copied))
+        out = function(*exchanged(args, after, copied), **exchanged(kwargs, after, copied))
         self._calls[out] = call.scaled(*affine, native=call.native and not call.applied)
         call.read = True
         return out
@@ -709,7 +711,7 @@ class _Relevance(OwnMode):
 
 
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-_ATTENTIONS = (functional.scaled_dot_product_attention, functional.multi_head_attention_forward)
+ATTENTIONS = (functional.scaled_dot_product_attention, functional.multi_head_attention_forward)
 _Affine: TypeAlias = "tuple[Tensor | None, Tensor | None] | None"
 
 
@@ -755,30 +757,6 @@ def _per_channel(call: _LinearCall, x: Tensor, args: tuple[Any, ...]) -> Tensor 
     if value.ndim > x.ndim or any(s not in (1, t) for s, t in zip(value.shape[::-1], shape[::-1], strict=False)):
         return None
     return value.reshape(-1).expand(count)
-
-
-def _is_in_place(function: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
-    """Tells by a function's name, or by how it is called, whether it writes its result into what it is given."""
-    name = getattr(function, "__name__", "")
-    special = name.startswith("__i") and name.strip("_") in ("iadd", "isub", "imul", "itruediv")
-    return bool(kwargs.get("inplace")) or special or (name.endswith("_") and not name.endswith("__"))
-
-
-def _exchanged(value: Any, tensors: list[Tensor], others: list[Tensor]) -> Any:
-    """Returns arguments with other tensors in the places of some."""
-    if isinstance(value, Tensor):
-        return next((other for tensor, other in zip(tensors, others, strict=True) if tensor is value), value)
-    if isinstance(value, (tuple, list)):
-        return type(value)(_exchanged(item, tensors, others) for item in value)
-    if isinstance(value, dict):
-        return {key: _exchanged(item, tensors, others) for key, item in value.items()}
-    return value
-
-
-def _detached(out: Any) -> Any:
-    if isinstance(out, Tensor):
-        return out.detach()
-    return type(out)(_detached(item) for item in out) if type(out) in (tuple, list) else out
 
 
 def _without_rule(what: str) -> NotApplicable:

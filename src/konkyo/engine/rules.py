@@ -123,6 +123,14 @@ HAND_ON = {
     *(f"{kind}_pool{d}d_with_indices" for kind in ("max", "adaptive_max") for d in (1, 2, 3)),
 }
 """Functions whose gradient times value is relevance: linear ones without weights, ReLUs, and choices."""
+AS_IT_IS = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "contiguous"}
+"""Functions that may return the very tensor which they are given."""
+LOOKED_AT = {
+    *("size", "shape", "ndim", "dim", "ndimension", "numel", "nelement", "stride", "dtype", "device", "requires_grad"),
+    *("is_floating_point", "is_complex", "is_contiguous", "is_leaf", "grad_fn", "detach", "data", "is_cuda", "len"),
+    *("layout", "is_quantized", "is_sparse", "is_nested", "is_meta", "element_size", "data_ptr", "grad"),
+}
+"""Functions that read no value in the graph."""
 
 
 @dataclass(frozen=True)
@@ -152,3 +160,28 @@ def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from tensors_in(value)
         elif isinstance(value, dict):
             yield from tensors_in(value.values())
+
+
+def is_in_place(function: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+    """Tells by a function's name, or by how it is called, whether it writes its result into what it is given."""
+    name = getattr(function, "__name__", "")
+    special = name.startswith("__i") and name.strip("_") in ("iadd", "isub", "imul", "itruediv")
+    return bool(kwargs.get("inplace")) or special or (name.endswith("_") and not name.endswith("__"))
+
+
+def exchanged(value: Any, tensors: list[Tensor], others: list[Tensor]) -> Any:
+    """Returns arguments with other tensors in the places of some."""
+    if isinstance(value, Tensor):
+        return next((other for tensor, other in zip(tensors, others, strict=True) if tensor is value), value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(exchanged(item, tensors, others) for item in value)
+    if isinstance(value, dict):
+        return {key: exchanged(item, tensors, others) for key, item in value.items()}
+    return value
+
+
+def detached(out: Any) -> Any:
+    """Returns a function's result without its graph."""
+    if isinstance(out, Tensor):
+        return out.detach()
+    return type(out)(detached(item) for item in out) if type(out) in (tuple, list) else out

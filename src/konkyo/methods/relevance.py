@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from konkyo.engine.needs import Propagate
+from konkyo.engine.needs import Lift, Note, Propagate, ScoreAt
 from konkyo.engine.relevance import (
     Z_PLUS,
     Addition,
@@ -23,6 +24,7 @@ from konkyo.engine.relevance import (
     composed,
 )
 from konkyo.methods.base import method
+from konkyo.utils.baselines import Baselines, all_baseline_images
 
 Composite = Literal[
     "epsilon",
@@ -104,3 +106,40 @@ def excitation_backprop(propagate: Propagate, *, contrast: bool = False) -> Tens
     rules = Rules(conv=Z_PLUS, linear=Z_PLUS, epsilon=0.0, addition="ratio", bias="leave_out", start="one")
     relevance = propagate(rules)
     return relevance - propagate(replace(rules, negated=True)) if contrast else relevance
+
+
+@method(layer="input")
+def deep_lift(
+    inputs: Tensor,
+    activations: Tensor,
+    black: Tensor,
+    white: Tensor,
+    generator: torch.Generator,
+    lift: Lift,
+    score_at: ScoreAt,
+    note: Note,
+    *,
+    baseline: Baselines = "black",
+) -> Tensor:
+    """DeepLIFT (Shrikumar et al., 2017) hands down the difference from a baseline's score, by the rescale rule.
+
+    map = sum_c m_c (x_c - b_c). The multiplier of a nonlinear function is the slope of the straight line between what
+    it does at the baseline and at the image, (h(x) - h(b)) / (x - b); multipliers follow each other by the chain rule,
+    as slopes do. A product gives each factor the mean of the other one; a change of a maximum goes to the place that
+    makes it. Norms are made of these, and so is attention: its softmax is exp(x - log sum exp x), x centred. So the
+    map's sum is score(x) - score(b) but for rounding, in one step and not as a limit: see `notes` as in
+    `integrated_gradients`. `baseline` as there; the maps of several are averaged, as in DeepLiftShap (Lundberg & Lee,
+    2017). At a hidden layer x and b are its activations. NotApplicable names a function that has no multiplier. Cost:
+    two forwards and a backward for every baseline.
+    """
+    images = all_baseline_images(baseline, inputs, black=black, white=white, generator=generator)
+    total, below = torch.zeros_like(activations), torch.zeros_like(score_at())
+    for image in images:
+        added, score = lift(image)
+        total += added / len(images)
+        below += score / len(images)
+    together = total.flatten(1).sum(1)
+    note("baseline_score", below)
+    note("sum", together)
+    note("gap", together - (score_at() - below).to(together))
+    return total
