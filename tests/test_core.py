@@ -46,8 +46,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "smooth_grad": {"samples": 3},
     "var_grad": {"samples": 3},
     "smooth_grad_cam_pp": {"samples": 3},
+    "guided_ig": {"steps": 3},
+    "blur_ig": {"steps": 3},
+    "gradient_shap": {"samples": 3},
+    "square_grad": {"samples": 3},
 }
-OF_ATTENTION = {"attentions", "block_gradients", "reading"}  # test_attention.py asks the same of these
+OF_ATTENTION = {"attentions", "block_gradients", "reading", "queries"}  # test_attention.py and test_detr.py have these
 ALL = [
     name
     for name, method in konkyo.methods().items()

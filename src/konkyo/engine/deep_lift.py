@@ -278,13 +278,14 @@ def _pool(run: Application, given: list[Tensor]) -> Any:
         pooled(*exchanged(run.args, [x], [half])[:6], **exchanged(kwargs, [x], [half]))[1].flatten(-axes)
         for half in (x.detach(), given[0])
     ]
-    return _chosen(x.flatten(-axes), given[0].flatten(-axes), *places, run.out)
+    return _chosen(x.flatten(-axes), given[0].flatten(-axes), places[0], places[1], run.out)
 
 
 def _largest(run: Application, given: list[Tensor]) -> Any:
     """The maximum of two, or along one axis."""
     if len(run.after) == 2:
-        x, b = torch.stack(torch.broadcast_tensors(*run.after), -1), torch.stack(torch.broadcast_tensors(*given), -1)
+        shape = torch.broadcast_shapes(*(t.shape for t in run.after))  # type: ignore[no-untyped-call]
+        x, b = (torch.stack([t.expand(shape) for t in pair], -1) for pair in (run.after, given))
         return _along(x, b, run.out)
     axis = run.kwargs.get("dim", run.args[1] if len(run.args) > 1 else None)
     axis = axis[0] if isinstance(axis, (tuple, list)) and len(axis) == 1 else axis
@@ -297,8 +298,8 @@ def _largest(run: Application, given: list[Tensor]) -> Any:
 
 
 def _along(x: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    places = [half.detach().argmax(-1, keepdim=True) for half in (x, b)]
-    return _chosen(x, b, *places, out)
+    of_x, of_b = (half.detach().argmax(-1, keepdim=True) for half in (x, b))
+    return _chosen(x, b, of_x, of_b, out)
 
 
 _KINKED = (
@@ -447,7 +448,8 @@ class Lift(OwnMode):
 
 def _normalised(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, **_: None) -> Tensor:
     """Computes `normalize` step by step."""
-    return input / input.norm(p, dim, keepdim=True).clamp_min(eps)
+    length: Tensor = torch.linalg.vector_norm(input, p, dim, keepdim=True)
+    return input / length.clamp_min(eps)
 
 
 def _without_rule(what: str) -> NotApplicable:
