@@ -46,6 +46,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "cross_attentions": lambda ask, x: ask(torch.full((len(x),), 3)),
     "encoder_decoder": lambda ask, x: ask(lambda a, g: (a * g).sum(1)).steps[-1][1],
     "propagate": lambda ask, x: ask(CONTRASTIVE),
+    "lift": lambda ask, x: ask(torch.zeros_like(x)),
 }
 """How a need that is called is asked; x: the images of the rows."""
 

@@ -277,7 +277,7 @@ def test_the_first_component_under_a_budget(method: str) -> None:
 
 @pytest.mark.parametrize("name", ["augmentd(grad_cam)", "augmented(grad_cam", "(grad_cam)"])
 def test_a_misspelt_wrapper_is_told_the_wrappers(name: str) -> None:
-    with pytest.raises(konkyo.KonkyoError, match=r"On offer: augmented\(METHOD\), first_component\(METHOD\)"):
+    with pytest.raises(konkyo.KonkyoError, match=r"On offer: augmented\(METHOD\), .*first_component\(METHOD\)"):
         konkyo.explain(seeded(SmallResNet()), images(1), method=name)
     spaced = konkyo.explain(seeded(SmallResNet()), images(1), method="augmented( grad_cam )")
     assert spaced.method == "augmented(grad_cam)"

@@ -58,6 +58,13 @@ def test_every_method_has_a_reference() -> None:
         "d_rise",
         "grad_eclip",
         "pairs",
+        "relevance",
+        "deep_lift",
+        "segment_games",
+        "sensitivity",
+        "detr",
+        "scales",
+        "wrappers",
     )
     files = ["formulas.py", *(f"test_{name}.py" for name in names)]
     texts = "".join(next(TESTS.rglob(file)).read_text(encoding="utf-8") for file in files)
