@@ -104,7 +104,7 @@ def measure(part: Part, model: Model, data: str, limit: int | None, folder: Path
 
     with silenced():  # blank maps are counted in the table
         if part.name == "integral":
-            convergence(model, data, limit=most, matching=MATCHING, out=folder / part.name, progress=told)
+            convergence(model, data, nodes=NODES, limit=most, matching=MATCHING, out=folder / part.name, progress=told)
         else:
             evaluate(
                 model,

@@ -231,18 +231,14 @@ def values_of(*evaluations: Evaluation) -> Values:
 
 
 def path_values(convergence: Convergence, nodes: int) -> Values:
-    """Returns what is known of the paths as columns: `DISTANCE` at so many nodes, and `TRACKED` (1 or 0).
-
-    Without distances where so many nodes were not measured.
-    """
-    numbers, keys = dict[str, int](), list[tuple[str, int]]()
+    """Returns what is known of the paths as columns: `DISTANCE` at so many nodes, and `TRACKED` (1 or 0)."""
+    place, numbers, keys = convergence.nodes.index(nodes), dict[str, int](), list[tuple[str, int]]()
     for image in convergence.images:
         numbers[image] = numbers.get(image, -1) + 1
         keys.append((image, numbers[image]))
-    found = dict[tuple[str, str], Mapping[tuple[str, int], float]]()
-    if nodes in convergence.nodes:
-        place = convergence.nodes.index(nodes)
-        found = {(n, DISTANCE): dict(zip(keys, convergence.errors[n][place].tolist(), strict=True)) for n in PATHS}
+    found: dict[tuple[str, str], Mapping[tuple[str, int], float]] = {
+        (name, DISTANCE): dict(zip(keys, convergence.errors[name][place].tolist(), strict=True)) for name in PATHS
+    }
     found["ig_odam", TRACKED] = dict(zip(keys, convergence.tracked.tolist(), strict=True))
     return found
 
