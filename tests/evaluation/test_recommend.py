@@ -15,7 +15,7 @@ from helpers.unregistered import made
 from konkyo.apps.cli.recommend import weights_of
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.columns import column
-from konkyo.evaluation.cost import counted, forwards
+from konkyo.evaluation.cost import Operations, forwards
 from konkyo.evaluation.recommend import CONTROL, Recommendation, criterion_of, ranked, recommend
 from konkyo.evaluation.result import Evaluation, Row
 
@@ -43,7 +43,7 @@ FORWARD = FIRST + SECOND + HEAD
 
 
 def test_operations_are_the_multiplications() -> None:
-    with counted() as operations, torch.no_grad():
+    with Operations() as operations, torch.no_grad():
         Small()(torch.rand(2, 3, 8, 8))
     assert operations.count == 2 * FORWARD
 
@@ -66,7 +66,7 @@ def test_costs_are_those_of_the_formula(method: str, expected: float) -> None:
 
 
 def test_attention_is_counted() -> None:
-    with counted() as operations, torch.no_grad():
+    with Operations() as operations, torch.no_grad():
         torch.nn.functional.scaled_dot_product_attention(*torch.rand(3, 1, 2, 10, 8))
     assert operations.count == 2 * (2 * 10 * 10 * 8)
 

@@ -10,28 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from konkyo.engine.attention import Attentions, Samples, explicit_attention, per_head
-from konkyo.engine.forward import Pass, Rows, at_least_float32, of_rows, rounds, scores
+from konkyo.engine.attention import Attentions, Samples, per_head
+from konkyo.engine.attention_reader import AttendedRows
+from konkyo.engine.forward import at_least_float32, of_rows, rounds, scores
 from konkyo.engine.layer import covers
 from konkyo.engine.needs import Combine, EncoderDecoder, StepKind
 from konkyo.errors import NotApplicable
 from konkyo.targets.base import as_target
-from konkyo.targets.classes import Target
 from konkyo.utils.tensors import resize
 
 
-class DecoderReader:
+class DecoderReader(AttendedRows):
     """Reads the forward in which every attention is explicit, which all other methods of attention share."""
-
-    def __init__(self, pass_: Pass, rows: Rows, targets: Sequence[Target]) -> None:
-        self._pass, self._rows, self._targets, self._count = pass_, rows, tuple(targets), len(pass_.images)
-
-    @property
-    def _attended(self) -> tuple[Pass, Attentions]:
-        pass_ = self._pass.other("attention", [], explicit_attention)
-        attended = pass_.recorded[explicit_attention]
-        assert isinstance(attended, Attentions)
-        return pass_, attended
 
     def queries(self) -> Tensor:
         """Computes `Probe.queries`.

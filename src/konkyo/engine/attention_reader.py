@@ -22,8 +22,8 @@ from konkyo.targets.classes import Target
 from konkyo.utils.tensors import safe_divide
 
 
-class AttentionReader:
-    """Reads a forward in which every attention is explicit, the first one the leaf; one forward serves all targets."""
+class AttendedRows:
+    """The rows of a Probe, and the forward in which every attention is explicit, which all readers share."""
 
     def __init__(self, pass_: Pass, rows: Rows, targets: Sequence[Target]) -> None:
         self._pass, self._rows, self._targets, self._count = pass_, rows, tuple(targets), len(pass_.images)
@@ -34,6 +34,10 @@ class AttentionReader:
         attended = pass_.recorded[explicit_attention]
         assert isinstance(attended, Attentions)
         return pass_, attended
+
+
+class AttentionReader(AttendedRows):
+    """Reads a forward in which every attention is explicit, the first one the leaf; one forward serves all targets."""
 
     def probabilities(self) -> tuple[Tensor, ...]:
         """Computes `Probe.attentions`."""

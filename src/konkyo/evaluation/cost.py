@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +15,8 @@ from konkyo.explanation.inputs import Images
 from konkyo.explanation.run import Where
 from konkyo.models import Model, as_model
 
+FORWARD = "edge_map"
+"""A method that takes nothing more of the network than one forward."""
 _aten = torch.ops.aten
 
 
@@ -57,27 +58,23 @@ _OF_CPU: Mapping[Any, Callable[..., int]] = {
 """Attentions that PyTorch's own table lacks."""
 
 
-@contextmanager
-def counted() -> Iterator[Operations]:
-    """Counts the operations of what runs within."""
-    with Operations() as operations:
-        yield operations
-
-
 def forwards(model: Model | nn.Module, images: Images, method: Which, *, layer: Where = None, **options: Any) -> float:
     """Returns how many forwards of the network a map of this method costs: operations, over those of one forward.
 
     Counted are the multiplications of convolutions and matrix products of `explain(model, images, method)`, divided by
-    those of explaining the same images by nothing more than a forward (`edge_map`'s). So a backward down to the pixels
+    those of explaining the same images by nothing more than a forward (`FORWARD`). So a backward down to the pixels
     counts about one, one that ends at a late layer next to nothing, and RISE the number of its masks and one. It does
     not depend on the machine; time does, and is told by the benchmarks. Options are the method's, and those of
     `explain`. KonkyoError and NotApplicable: as of `explain`.
     """
     adapted = as_model(model)
-    found = []
-    for which, given in (("edge_map", {}), (method, {"layer": layer, **options})):
-        explain(adapted, images, method=which, **given)  # what the first call finds out is not of the method
-        with counted() as operations:
-            explain(adapted, images, method=which, **given)
-        found.append(operations.count)
-    return found[1] / found[0]
+    return operations_of(adapted, images, method, layer=layer, **options) / operations_of(adapted, images, FORWARD)
+
+
+def operations_of(model: Model, images: Images, method: Which, *, layer: Where = None, **options: Any) -> int:
+    """Returns how many multiplications explaining the images by a method takes, as `forwards` counts them."""
+    explain(model, images, method=method, layer=layer, **options)  # what the first call finds out is not of the method
+    with Operations() as operations:
+        explain(model, images, method=method, layer=layer, **options)
+    count: int = operations.count
+    return count

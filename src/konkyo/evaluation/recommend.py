@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 from konkyo.data.samples import Data, Samples, samples
 from konkyo.data.sets.scenes import Scenes
 from konkyo.engine.forward import Precision
-from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable, unknown
+from konkyo.errors import KonkyoError, NotApplicable, silenced, unknown
 from konkyo.evaluation import display
 from konkyo.evaluation.columns import Column, column
-from konkyo.evaluation.cost import forwards
+from konkyo.evaluation.cost import FORWARD, operations_of
 from konkyo.evaluation.evaluate import RIGHT, evaluate
 from konkyo.evaluation.result import Evaluation, Table, bracketed, markdown
 from konkyo.explanation.explain import Which
@@ -64,7 +63,7 @@ class Recommendation:
     @cached_property
     def methods(self) -> tuple[str, ...]:
         """The methods, the best first; the control is none of them."""
-        names = [m for m in self.evaluation.methods if m != CONTROL and m not in self.refused]
+        names = [m for m in self.evaluation.methods if m != CONTROL]
         return tuple(sorted(names, key=lambda name: -self.overall(name).value))
 
     @cached_property
@@ -117,12 +116,11 @@ class Recommendation:
     @cached_property
     def _places(self) -> Mapping[str, Tensor]:
         """(methods, images) of every criterion: the mean place over its columns and the image's maps, NaN without."""
-        names = [m for m in self.evaluation.methods if m not in self.refused]
-        numbers: dict[str, int] = {}
-        images = torch.tensor([numbers.setdefault(row.sample, len(numbers)) for row in self.evaluation.rows])
+        names, images = self.evaluation.methods, self.evaluation.images()
+        number = int(images.max()) + 1
         found = dict[str, Tensor]()
         for criterion, columns in self.criteria.items():
-            sums = torch.zeros(len(names), len(numbers), dtype=torch.float64)
+            sums = torch.zeros(len(names), number, dtype=torch.float64)
             counts = torch.zeros_like(sums)
             for name in columns:
                 sign = 1 if self.evaluation.column(name).metric.better == "higher" else -1
@@ -141,16 +139,13 @@ class Recommendation:
 
     def _per_image(self, method: str, criterion: str | None = None) -> Tensor:
         """Returns the places of a method (images,), by one criterion, or by all with their weights."""
-        row = [m for m in self.evaluation.methods if m not in self.refused].index(method)
+        row = self.evaluation.methods.index(method)
         if criterion is not None:
             return self._places[criterion][row]
-        total = torch.zeros(self._places[next(iter(self._places))].shape[1], dtype=torch.float64)
-        weight = torch.zeros_like(total)
-        for name, places in self._places.items():
-            known = ~places[row].isnan()
-            total += self.weights[name] * places[row].nan_to_num()
-            weight += self.weights[name] * known
-        return total / weight.where(weight > 0, math.nan)
+        places = torch.stack([of[row] for of in self._places.values()])
+        weights = torch.tensor([self.weights[name] for name in self._places], dtype=torch.float64)
+        known = weights @ (~places.isnan()).double()
+        return weights @ places.nan_to_num() / known.where(known > 0, math.nan)
 
     def _resampled(self, images: Tensor) -> Tensor:
         """Returns means over resampled images (resamples,); the same images for every method and criterion."""
@@ -162,18 +157,18 @@ class Recommendation:
     # --- shown --------------------------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
-        return f"Recommendation({self.choice or 'none'} of {len(self.methods)} methods on {len(self._images)} images)"
+        return f"Recommendation({self.choice or 'none'} of {len(self.methods)} methods on {self._count} images)"
 
     @property
-    def _images(self) -> set[str]:
-        return {row.sample for row in self.evaluation.rows}
+    def _count(self) -> int:
+        return int(self.evaluation.images().max()) + 1
 
     def _repr_html_(self) -> str:
         return display.html_of_recommendation(self)
 
     def sentence(self) -> str:
         """Returns what to use, and how sure that is."""
-        count = len(self._images)
+        count = self._count
         if not self.choice:
             return (
                 f"No method is more faithful than channels with random weights ({CONTROL}) on these {count} images: "
@@ -360,14 +355,18 @@ def _costs(
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Counts the forwards of every method on the first image that has anything to explain, and why one has none."""
     costs, refused = dict[str, float](), dict[str, str]()
+    forward = dict[int, int]()
     for m in methods:
         where = layer if m.layer is None and m.needs_layer() else None
         for index in range(min(len(source), 8)):
             sample = source[index]
+            asked = model.prompted(question=sample.question)
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", KonkyoWarning)
-                    costs[m.name] = forwards(model.prompted(question=sample.question), [sample], m, layer=where)
+                with silenced():
+                    operations = operations_of(asked, [sample], m, layer=where)
+                    if index not in forward:
+                        forward[index] = operations_of(asked, [sample], FORWARD)
+                costs[m.name] = operations / forward[index]
             except NotApplicable as error:
                 refused[m.name] = str(error)
             except KonkyoError:

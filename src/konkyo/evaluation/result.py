@@ -182,7 +182,7 @@ class Evaluation:
 
     def _cell(self, method: str, name: str, seed: int = 0) -> Cell:
         metric, common = self.column(name).metric, self.common(name)
-        group, statistic = self._images()[common], self._statistic(method, name)[common]
+        group, statistic = self.images()[common], self._statistic(method, name)[common]
         if not len(group):
             return Cell(math.nan, math.nan, math.nan, 0, math.nan)
         value, (low, high), p = float(metric.over(statistic)), _interval(metric, statistic, group, seed), math.nan
@@ -406,8 +406,8 @@ class Evaluation:
             statistics = [column_.metric.summarised(s) for s in statistics]
         return torch.stack([~s.flatten(1).isnan().any(1) if s.ndim > 1 else ~s.isnan() for s in statistics]).all(0)
 
-    def _images(self) -> Tensor:
-        """Returns (R,) the number of every row's image."""
+    def images(self) -> Tensor:
+        """Returns the number of every row's image (R,) int64, in the order in which they come."""
         numbers: dict[str, int] = {}
         return torch.tensor([numbers.setdefault(row.sample, len(numbers)) for row in self.rows], dtype=torch.int64)
 

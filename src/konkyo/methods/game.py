@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from konkyo.engine.needs import Rescore
 from konkyo.errors import unknown
 from konkyo.utils.baselines import baseline_images
-from konkyo.utils.tensors import safe_divide
+from konkyo.utils.segments import segment_means
 
 Hide: TypeAlias = Literal["mean", "zero", "black", "blur"] | float
 """What a hidden segment shows: its mean colour, 0 of the prepared image, black, the image blurred, or a value."""
@@ -44,12 +44,17 @@ class Game:
             return torch.where(masks, self.inputs[row], self.hidden[row])
         return torch.lerp(self.hidden[row], self.inputs[row], masks.to(self.inputs))
 
-    def play(self, rescore: Rescore, coalitions: Callable[[int], Tensor]) -> list[Tensor]:
+    @property
+    def sizes(self) -> list[int]:
+        """The numbers of players that there are."""
+        return sorted(set(self.players))
+
+    def play(self, rescore: Rescore, coalitions: Mapping[int, Tensor]) -> list[Tensor]:
         """Returns the values of every row's coalitions (V,), in double precision on the CPU; -inf: it did not run.
 
-        `coalitions` gives those of games of d players, (V, d), the most important first.
+        `coalitions`: those of games of d players, (V, d), the most important first, for every one of `sizes`.
         """
-        shown = {d: coalitions(d).to(self.inputs.device) for d in sorted(set(self.players))}
+        shown = {d: of_size.to(self.inputs.device) for d, of_size in coalitions.items()}
         counts = torch.tensor([len(shown[d]) for d in self.players], device=self.inputs.device)
         most = max(map(len, shown.values()))
         values = rescore(
@@ -73,11 +78,9 @@ class Game:
 def hidden_pixels(inputs: Tensor, black: Tensor, segments: Tensor, hide: Hide) -> Tensor:
     """Returns what hidden pixels show (N, C, *size). KonkyoError: something that is not on offer."""
     if hide == "mean":
+        means, _ = segment_means(inputs.to(torch.promote_types(inputs.dtype, torch.float32)), segments)
         places = segments.flatten(1)[:, None].expand(-1, inputs.shape[1], -1)
-        pixels = inputs.flatten(2).to(torch.promote_types(inputs.dtype, torch.float32))
-        sums = pixels.new_zeros(*inputs.shape[:2], int(segments.amax()) + 1).scatter_add_(2, places, pixels)
-        sizes = torch.zeros_like(sums).scatter_add_(2, places, torch.ones_like(pixels))
-        return safe_divide(sums, sizes).gather(2, places).view_as(inputs).to(inputs)
+        return means.gather(2, places).view_as(inputs).to(inputs)
     value = isinstance(hide, (int, float)) and not isinstance(hide, bool) and math.isfinite(hide)
     if value or (isinstance(hide, str) and hide in ("zero", "black", "blur")):
         return baseline_images(hide, inputs, black=black).expand_as(inputs)

@@ -45,7 +45,7 @@ def feature_ablation(
     together get nothing, as each is hidden alone. Cost: d + 1 forwards for d segments.
     """
     game = Game.of(inputs, black, segment(segments, count), hide)
-    values = game.play(rescore, lambda d: torch.cat([torch.ones(1, d), 1 - torch.eye(d)]).bool())
+    values = game.play(rescore, {d: torch.cat([torch.ones(1, d), 1 - torch.eye(d)]).bool() for d in game.sizes})
     return game.map([torch.where(ran_of(v) & ran_of(v[0]), v[0] - v, 0.0)[1:] for v in values], spread)
 
 
@@ -86,10 +86,11 @@ def lime(
         return shown
 
     game = Game.of(inputs, black, segment(segments, count), hide)
+    coalitions = {d: drawn(d) for d in game.sizes}
     weights, fits = [], []
-    for d, values in zip(game.players, game.play(rescore, drawn), strict=True):
+    for d, values in zip(game.players, game.play(rescore, coalitions), strict=True):
         ran = ran_of(values)
-        z, v = drawn(d)[ran].to(values), values[ran]
+        z, v = coalitions[d][ran].to(values), values[ran]
         near = torch.exp(-((1 - z.mean(1).sqrt()) ** 2) / (2 * width**2))
         share = safe_divide(near, near.sum())
         design, moved = z - share @ z, v - share @ v
@@ -127,18 +128,17 @@ def kernel_shap(
     """
     if samples < 1:
         raise KonkyoError(f"kernel_shap needs samples >= 1; got {samples}")
-    designs: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def drawn(d: int) -> Tensor:
+    def design(d: int) -> tuple[Tensor, Tensor]:
+        """Returns the coalitions (V, d) between none and the whole, and their weights pi (V,)."""
         every = d < 64 and 2**d - 2 <= samples
-        shown, pi = designs[d] = _all_coalitions(d) if every else _kernel_draws(d, samples, _again(generator))
-        ends = torch.stack([torch.ones(d), torch.zeros(d)]).bool()
-        designs[d] = shown, pi
-        return torch.cat([ends, shown])
+        return _all_coalitions(d) if every else _kernel_draws(d, samples, _again(generator))
 
     game = Game.of(inputs, black, segment(segments, count), hide)
+    designs = {d: design(d) for d in game.sizes}
+    coalitions = {d: torch.cat([_whole_and_none(d), shown]) for d, (shown, _) in designs.items()}
     phi = []
-    for d, v in zip(game.players, game.play(rescore, drawn), strict=True):
+    for d, v in zip(game.players, game.play(rescore, coalitions), strict=True):
         if not ran_of(v[:2]).all():
             phi.append(v.new_zeros(d))
             continue
@@ -179,21 +179,27 @@ def shapley_sampling(
         one = torch.rand(-(-permutations // 2), d, generator=_again(generator)).argsort(1)
         return torch.stack([one, one.flip(1)], 1).flatten(0, 1)[:permutations]
 
-    def prefixes(d: int) -> Tensor:
-        place = orders(d).argsort(1)
-        shown = place[:, None] < torch.arange(1, d)[:, None]  # (permutations, d - 1, d)
-        return torch.cat([torch.ones(1, d).bool(), torch.zeros(1, d).bool(), shown.flatten(0, 1)])
+    def prefixes(order: Tensor) -> Tensor:
+        d = order.shape[1]
+        shown = order.argsort(1)[:, None] < torch.arange(1, d)[:, None]  # (permutations, d - 1, d)
+        return torch.cat([_whole_and_none(d), shown.flatten(0, 1)])
 
     game = Game.of(inputs, black, segment(segments, count), hide)
+    drawn = {d: orders(d) for d in game.sizes}
     phi = []
-    for d, v in zip(game.players, game.play(rescore, prefixes), strict=True):
+    for d, v in zip(game.players, game.play(rescore, {d: prefixes(of) for d, of in drawn.items()}), strict=True):
         whole, none = (end.expand(permutations, 1) for end in v[:2])
         chains = torch.cat([none, v[2:].view(permutations, d - 1), whole], 1)
         done = ran_of(chains).all(1)
         steps = torch.where(done[:, None], chains.diff(), 0.0)
-        total = v.new_zeros(d).index_add(0, orders(d).flatten(), steps.flatten())
+        total = v.new_zeros(d).index_add(0, drawn[d].flatten(), steps.flatten())
         phi.append(safe_divide(total, done.sum()))
     return game.map(phi, spread)
+
+
+def _whole_and_none(d: int) -> Tensor:
+    """Returns the coalitions of all players and of none (2, d) bool."""
+    return torch.tensor([[True], [False]]).expand(2, d)
 
 
 def _again(generator: torch.Generator) -> torch.Generator:

@@ -59,10 +59,7 @@ def smooth_grad(
     map = max_c |mean_n G_c(x + noise_n)|. The paper finds `std` 0.1 to 0.2 and 50 samples enough.
     """
     noisy = noisy_copies("smooth_grad", inputs, generator, samples, std)
-    total = torch.zeros_like(activations)
-    for image, _, _, gradients in revisit(samples, inputs=noisy):
-        total[image] += gradients.sum(0)
-    return (total / samples).abs().amax(1)
+    return _mean_power(activations, samples, noisy, revisit, 1).abs().amax(1)
 
 
 @method(layer="input", holds_input=False)
@@ -81,10 +78,7 @@ def square_grad(
     sign. Of the variants of SmoothGrad it and VarGrad are those that beat a random ranking in the authors' ROAR.
     """
     noisy = noisy_copies("square_grad", inputs, generator, samples, std)
-    total = torch.zeros_like(activations)
-    for image, _, _, gradients in revisit(samples, inputs=noisy):
-        total[image] += (gradients**2).sum(0)
-    return (total / samples).amax(1)
+    return _mean_power(activations, samples, noisy, revisit, 2).amax(1)
 
 
 @method(layer="input", holds_input=False)
@@ -109,6 +103,14 @@ def var_grad(
         shifted[image] += difference.sum(0)
         squared[image] += (difference**2).sum(0)
     return (squared / samples - (shifted / samples) ** 2).clamp_min(0).amax(1)
+
+
+def _mean_power(activations: Tensor, samples: int, noisy: Vary, revisit: Revisit, power: int) -> Tensor:
+    """Returns the mean of a power of the gradient over noisy copies of every image (N, C, *grid)."""
+    total = torch.zeros_like(activations)
+    for image, _, _, gradients in revisit(samples, inputs=noisy):
+        total[image] += (gradients**power).sum(0)
+    return total / samples
 
 
 def noisy_copies(

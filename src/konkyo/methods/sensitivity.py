@@ -38,7 +38,7 @@ def sobol(
     if designs < 2:
         raise KonkyoError(f"sobol needs designs >= 2, for a variance; got {designs}")
     game, sides = _cells(inputs, black, segment, grid, hide)
-    values = game.play(rescore, lambda d: sobol_designs(designs, d, generator.initial_seed()))
+    values = game.play(rescore, {d: sobol_designs(designs, d, generator.initial_seed()) for d in game.sizes})
     indices = [
         total_indices(of_row.masked_fill(~ran_of(of_row), torch.nan), d)
         for d, of_row in zip(game.players, values, strict=True)
@@ -69,18 +69,15 @@ def hsic(
     """
     if designs < 2:
         raise KonkyoError(f"hsic needs designs >= 2; got {designs}")
-
-    def masks(d: int) -> Tensor:
-        return sobol_points(designs, d, generator.initial_seed()) >= 0.5
-
     game, sides = _cells(inputs, black, segment, grid, hide)
+    masks = {d: sobol_points(designs, d, generator.initial_seed()) >= 0.5 for d in game.sizes}
     indices = []
     for d, values in zip(game.players, game.play(rescore, masks), strict=True):
         ran = ran_of(values)
         if not ran.any():
             indices.append(values.new_zeros(d))
             continue
-        shown, y = masks(d)[ran].to(values), values[ran]
+        shown, y = masks[d][ran].to(values), values[ran]
         apart = (y[:, None] - y).abs()
         pairs = torch.tril_indices(len(y), len(y), -1)
         middle = y.median() if bandwidth == "scores" else apart[pairs[0], pairs[1]].median() if len(y) > 1 else y[0] * 0

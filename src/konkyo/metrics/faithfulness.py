@@ -13,7 +13,7 @@ from konkyo.metrics.base import Decided, Explain, Score, auc, metric
 from konkyo.metrics.imputation import impute
 from konkyo.metrics.variants import absent, filler, maps_of, over_variants, pearson, per_map, ranks, scores_of
 from konkyo.utils.baselines import Baseline
-from konkyo.utils.segments import Count, Segmentation, segments_of
+from konkyo.utils.segments import Count, Segmentation, segment_means, segments_of
 from konkyo.utils.tensors import min_max
 
 Protocol = Literal["rise", "odam", "seed"]
@@ -420,13 +420,11 @@ def irof(
     black, white = images.new_tensor([[0.0], [1.0]]) if pixels is None else pixels.to(images)
     found = segments_of(images, segments, count, black=black, white=white) if len(images) else maps.long()
     hidden = filler(substrate, images, pixels, seed)
-    flat = found.flatten(1)
-    most = int(flat.max()) + 1 if flat.numel() else 1
-    sums = maps.new_zeros(len(maps), most).scatter_add_(1, flat, maps.flatten(1))
-    sizes = maps.new_zeros(len(maps), most).scatter_add_(1, flat, torch.ones_like(maps).flatten(1))
-    means = (sums / sizes).masked_fill(sizes == 0, -torch.inf)  # numbers that no pixel has come last
+    means, sizes = segment_means(maps[:, None], found)
+    most = sizes.shape[1]
+    means = means[:, 0].masked_fill(sizes == 0, -torch.inf)  # numbers that no pixel has come last
     place = means.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    rank, number = place.gather(1, flat).view(found.shape), (sizes > 0).sum(1)
+    rank, number = place.gather(1, found.flatten(1)).view(found.shape), (sizes > 0).sum(1)
 
     def without(rows: Tensor, point: Tensor) -> Tensor:
         gone = rank[rows] < per_map(point, rank)

@@ -1,5 +1,6 @@
 """This tells whether a map stays when the image hardly changes."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -71,7 +72,7 @@ def local_lipschitz(
         distance: Tensor = torch.linalg.vector_norm(moved.flatten(1), ord=norm, dim=1)
         return distance / (std * _length(noise)).to(distance)
 
-    still = over_variants(1, images, lambda rows, _: of(images[rows], rows), batch, shape=(1, 1))[:, 0]
+    still = _undisturbed(images, lambda rows: of(images[rows], rows), batch)
     speeds = over_variants(samples, images, speed, batch, draw=lambda k: gaussian(images, seed, k)).amax(1)
     return speeds.masked_fill(_length(still) == 0, torch.nan) if normalise else speeds
 
@@ -120,7 +121,7 @@ def relative_stability(
         same = torch.ones_like(rows, dtype=torch.bool) if decided is None else decided(noisy, rows)
         return value.masked_fill(~same, -torch.inf)
 
-    still = over_variants(1, images, lambda rows, _: maps_of(explain, images[rows], rows), batch, shape=(1, 1))[:, 0]
+    still = _undisturbed(images, lambda rows: maps_of(explain, images[rows], rows), batch)
     first = over_variants(1, images, lambda rows, _: answer(images[rows], rows), batch, shape=images.shape[1:])[:, 0]
     largest = over_variants(samples, images, ratio, batch, draw=lambda k: uniform(images, seed, k)).amax(1)
     return largest.masked_fill((largest == -torch.inf) | (_length(still) == 0), torch.nan)
@@ -155,6 +156,11 @@ def map_stability(
     return correlations.masked_fill(absent(maps), torch.nan)
 
 
+def _undisturbed(images: Tensor, of: Callable[[Tensor], Tensor], batch: int) -> Tensor:
+    """Returns what there is of the images themselves, for their rows (V,) -> (V, ...), batch by batch."""
+    return over_variants(1, images, lambda rows, _: of(rows), batch, shape=(1, 1))[:, 0]
+
+
 def _length(maps: Tensor) -> Tensor:
     lengths: Tensor = torch.linalg.vector_norm(maps.flatten(1), dim=1)
     return lengths
@@ -168,7 +174,7 @@ def _sensitivities(images: Tensor, explain: Explain, radius: float, samples: int
         maps = maps_of(explain, images[rows] + radius * (2 * noise - 1), rows)
         return _length(maps - still[rows])
 
-    still = over_variants(1, images, lambda rows, _: maps_of(explain, images[rows], rows), batch, shape=(1, 1))[:, 0]
+    still = _undisturbed(images, lambda rows: maps_of(explain, images[rows], rows), batch)
     moves = over_variants(samples, images, far, batch, draw=lambda k: uniform(images, seed, k))
     length = _length(still)
     return moves / length.masked_fill(length == 0, torch.nan)[:, None]

@@ -3,11 +3,10 @@
 After Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", 2020. A map is scaled to [0, 1] by
 min and max and cut; places that touch, also at a corner (8 neighbours), are one component. Boxes are xyxy in pixel
 edges: x2 is the last column + 1, and IoU is of areas. The authors' code differs, and `protocol` "wsol" is what it does.
-It gives a component the corner (x2,
-y2), cut at the last pixel, as a pixel of the box (its IoU adds 1 to every side). So its boxes are a pixel wider and
-taller than the component unless they touch the border. It compares with all boxes of an object; here that is so where
-`all_boxes` are given. Its boxes of several components include those around holes. Its largest component is the one
-whose outline encloses most, here the one of most pixels.
+It gives a component the corner (x2, y2), cut at the last pixel, as a pixel of the box (its IoU adds 1 to every side).
+So its boxes are a pixel wider and taller than the component unless they touch the border. It compares with all boxes of
+an object; here that is so where `all_boxes` are given. Its boxes of several components include those around holes. Its
+largest component is the one whose outline encloses most, here the one of most pixels.
 
 An image without an object has no box that could be right: the accuracies of boxes leave it out, PxAP counts its pixels.
 """
@@ -73,7 +72,7 @@ def max_box_acc(
     if protocol == "wsol":
         return _hits(_overlaps_of_contours(maps, boxes, all_boxes, steps, largest=True), (delta,))[:, 0]
     order = pixels_in_random_order(maps, seed)
-    return _hits(_overlaps_with_any(maps, boxes, all_boxes, steps, order), (delta,))[:, 0]
+    return _hits(_overlaps(maps, _boxes_of_each(maps, boxes, all_boxes), steps, order), (delta,))[:, 0]
 
 
 @metric(better="higher", pooled=OfMean(_at_best_threshold))
@@ -88,7 +87,7 @@ def max_box_acc_v2(
     """
     if protocol == "wsol":
         return _hits(_overlaps_of_contours(maps, boxes, all_boxes, steps, largest=False), DELTAS)
-    return _hits(_overlaps_with_any(maps, boxes, all_boxes, steps, None), DELTAS)
+    return _hits(_overlaps(maps, _boxes_of_each(maps, boxes, all_boxes), steps, None), DELTAS)
 
 
 @metric(better="higher", pooled=OfMean(_average_precision))
@@ -161,17 +160,6 @@ def _boxes_of_each(maps: Tensor, boxes: Tensor, all_boxes: Tensor | None) -> Ten
     return every.to(maps)
 
 
-def _overlaps_with_any(
-    maps: Tensor, boxes: Tensor, all_boxes: Tensor | None, steps: int, order: Tensor | None
-) -> Tensor:
-    """Computes `_overlaps` with the best of an object's boxes; NaN where it has none. -> (R, steps)"""
-    every = _boxes_of_each(maps, boxes, all_boxes)
-    best = maps.new_full((len(maps), steps), torch.nan)
-    for box in every.unbind(1):
-        best = torch.fmax(best, _overlaps(maps, box, steps, order))
-    return best
-
-
 def _overlaps_of_contours(
     maps: Tensor, boxes: Tensor, all_boxes: Tensor | None, steps: int, *, largest: bool
 ) -> Tensor:
@@ -206,9 +194,10 @@ def _overlaps_of_contours(
 
 
 def _overlaps(maps: Tensor, boxes: Tensor, steps: int, order: Tensor | None) -> Tensor:
-    """Computes the IoU of `boxes` (R, 4) with the largest, or the best, component above each threshold. -> (R, steps)
+    """Computes the IoU of the largest, or the best, component above each threshold with the best box. -> (R, steps)
 
-    `order` (H * W,) says which of equally large components is taken; None: the component that overlaps most.
+    Of an object's `boxes` (R, B, 4); NaN where it has none. `order` (H * W,) says which of equally large components is
+    taken; None: the component that overlaps most.
     """
     _check_steps(steps)
     pixels = maps.shape[1] * maps.shape[2]
@@ -216,20 +205,19 @@ def _overlaps(maps: Tensor, boxes: Tensor, steps: int, order: Tensor | None) -> 
 
     def part(maps: Tensor, boxes: Tensor) -> Tensor:
         """Computes the IoUs of a chunk of maps. -> (n, steps)"""
-        best = maps.new_zeros(steps, len(maps))
+        best, there = maps.new_zeros(steps, len(maps)), (boxes[..., 2:] > boxes[..., :2]).all(2)
         levels = (min_max(maps).nan_to_num() * steps).floor().int()
         for above, (corner, size, reach) in zip(range(steps - 1, -1, -1), _components(levels, steps), strict=True):
             row = corner // pixels
-            shared = overlap(reach, boxes[row])
+            shared = overlap(reach[:, None], boxes[row]).where(there[row], 0.0).amax(1)
             if rank is not None:
                 key = size * pixels + rank[corner % pixels]
                 largest = key.new_zeros(len(maps)).scatter_reduce(0, row, key, "amax")
                 shared = torch.where(key == largest[row], shared, 0.0)
             best[above].scatter_reduce_(0, row, shared, "amax")
-        area = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        return torch.where(area[:, None], defined(best.T, maps), torch.nan)
+        return torch.where(there.any(1)[:, None], defined(best.T, maps), torch.nan)
 
-    return in_chunks(part, maps, boxes.to(maps)) if len(maps) else maps.new_zeros(0, steps)
+    return in_chunks(part, maps, boxes) if len(maps) else maps.new_zeros(0, steps)
 
 
 def _components(levels: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

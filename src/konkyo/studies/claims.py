@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal, TypeAlias
 
 import torch
@@ -220,10 +222,7 @@ def values_of(*evaluations: Evaluation) -> Values:
     """
     found: dict[tuple[str, str], Mapping[tuple[str, int], float]] = {}
     for evaluation in evaluations:
-        keys, numbers = list[tuple[str, int]](), dict[str, int]()
-        for row in evaluation.rows:
-            numbers[row.sample] = numbers.get(row.sample, -1) + 1
-            keys.append((row.sample, numbers[row.sample]))
+        keys = _numbered(row.sample for row in evaluation.rows)
         for method, name in evaluation.statistics:
             values = evaluation.values(method, name).tolist()
             found.setdefault((method, name.partition("(")[0]), dict(zip(keys, values, strict=True)))
@@ -232,15 +231,18 @@ def values_of(*evaluations: Evaluation) -> Values:
 
 def path_values(convergence: Convergence, nodes: int) -> Values:
     """Returns what is known of the paths as columns: `DISTANCE` at so many nodes, and `TRACKED` (1 or 0)."""
-    place, numbers, keys = convergence.nodes.index(nodes), dict[str, int](), list[tuple[str, int]]()
-    for image in convergence.images:
-        numbers[image] = numbers.get(image, -1) + 1
-        keys.append((image, numbers[image]))
+    place, keys = convergence.nodes.index(nodes), _numbered(convergence.images)
     found: dict[tuple[str, str], Mapping[tuple[str, int], float]] = {
         (name, DISTANCE): dict(zip(keys, convergence.errors[name][place].tolist(), strict=True)) for name in PATHS
     }
     found["ig_odam", TRACKED] = dict(zip(keys, convergence.tracked.tolist(), strict=True))
     return found
+
+
+def _numbered(images: Iterable[str]) -> list[tuple[str, int]]:
+    """Returns a key for every row: its image, and its number among that image's rows."""
+    numbers = defaultdict[str, Iterator[int]](count)
+    return [(image, next(numbers[image])) for image in images]
 
 
 def judge(claim: Claim, values: Values, *, seed: int = 0) -> Judgement:

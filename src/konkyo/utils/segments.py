@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, NotApplicable, install_hint, unknown
-from konkyo.utils.tensors import min_max
+from konkyo.utils.tensors import min_max, safe_divide
 
 Segmenter: TypeAlias = Literal["slic", "quickshift", "felzenszwalb", "grid"]
 """How an image is divided into segments."""
@@ -48,6 +48,19 @@ def segments_of(
     segment = _segmenter(kind, count, images.shape[1], math.prod(size))
     found = [segment(picture.movedim(0, -1).contiguous().numpy()) for picture in _colours(images, black, white).cpu()]
     return _numbered(torch.stack([torch.as_tensor(one) for one in found]).to(images.device))
+
+
+def segment_means(values: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the mean of values (N, C, *size) over every segment (N, C, d), 0 of none, and its pixels (N, d).
+
+    `segments`: (N, *size) from 0 to d - 1; an image may have fewer than d of them.
+    """
+    flat, pixels = segments.flatten(1), values.flatten(2)
+    count = int(flat.max()) + 1 if flat.numel() else 1
+    places = flat[:, None].expand(-1, values.shape[1], -1)
+    sums = pixels.new_zeros(*values.shape[:2], count).scatter_add_(2, places, pixels)
+    sizes = pixels.new_zeros(len(flat), count).scatter_add_(1, flat, pixels.new_ones(()).expand(flat.shape))
+    return safe_divide(sums, sizes[:, None]), sizes
 
 
 def _given(segments: Any, images: Tensor) -> Tensor:
