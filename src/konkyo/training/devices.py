@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,7 +46,15 @@ def fabric_of(
             f"{devices} devices of {nodes} nodes with the precision {precision!r} cannot be used: {error}"
         ) from error
     fabric.launch()
+    atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    """Ends the connection to the other processes: Fabric does so for GPUs alone, and threads of gloo that still run
+    when Python ends abort the process now and then."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def processes() -> int:
