@@ -20,7 +20,7 @@ from konkyo.data.sets.scenes import Scenes
 from konkyo.engine.capture import untouched
 from konkyo.engine.forward import Pass, Precision
 from konkyo.engine.session import session_of
-from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, silenced, unknown
+from konkyo.errors import ImageError, KonkyoError, KonkyoWarning, NotApplicable, silenced, unknown
 from konkyo.evaluation.columns import Column, column
 from konkyo.evaluation.ground_truth import Truth, in_view
 from konkyo.evaluation.result import Evaluation, Row
@@ -85,8 +85,8 @@ class Maps:
 
 
 @dataclass(frozen=True, eq=False)
-class _Plan:
-    """What is measured, the same for every sample."""
+class Plan:
+    """The plan says what is measured, the same for every sample."""
 
     model: Model | None
     methods: tuple[Method | Maps, ...]
@@ -169,7 +169,7 @@ def evaluate(
     _check(adapted, methods, metrics, explained)
     columns = _columns(adapted, metrics)
     chosen = tuple(m if isinstance(m, Maps) else find(m) for m in methods)
-    plan = _Plan(adapted, chosen, columns, explained, matching, seed, precision, layer, options)
+    plan = Plan(adapted, chosen, columns, explained, matching, seed, precision, layer, options)
     source = samples(data, limit=limit, seed=seed)
     settings = plan.settings(source.source or type(data).__name__, len(source))
     parts = list[_Part]()
@@ -216,7 +216,7 @@ def _columns(model: Model | None, metrics: Sequence[str] | None) -> tuple[Column
     return columns
 
 
-def _recorded(plan: _Plan, source: Samples, index: int, ledger: Ledger) -> _Part:
+def _recorded(plan: Plan, source: Samples, index: int, ledger: Ledger) -> _Part:
     """Returns what was measured of a sample; it is measured now if the ledger does not have it."""
     name = source.names[index]
     if str(index) not in ledger.entries:
@@ -262,7 +262,7 @@ def digest(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _gathered(plan: _Plan, settings: Mapping[str, Any], parts: Sequence[_Part], note: str) -> Evaluation:
+def _gathered(plan: Plan, settings: Mapping[str, Any], parts: Sequence[_Part], note: str) -> Evaluation:
     """Returns the parts as one table; a method that does not apply to some samples has NaN there."""
     statistics = dict[tuple[str, str], Tensor]()
     for m in plan.methods:
@@ -294,7 +294,7 @@ def _gathered(plan: _Plan, settings: Mapping[str, Any], parts: Sequence[_Part], 
 # --- one sample -------------------------------------------------------------------------------------------------------
 
 
-def _measured(plan: _Plan, sample: Sample, index: int) -> _Part:
+def _measured(plan: Plan, sample: Sample, index: int) -> _Part:
     """Returns the statistics of every method and column for the rows of one sample."""
     if plan.model is not None:
         with (session := untouched(plan.model.module, plan.seed)), session:  # twice: see `Session`
@@ -340,7 +340,7 @@ class _MeasuredRows:
         return [values[i] for i in self.numbers]
 
 
-def _opened(plan: _Plan, model: Model, sample: Sample) -> _View:
+def _opened(plan: Plan, model: Model, sample: Sample) -> _View:
     """Returns the sample with the network's output. KonkyoError: the model does not say how to prepare pictures."""
     preprocess = model.preprocess
     if preprocess is None:
@@ -350,12 +350,19 @@ def _opened(plan: _Plan, model: Model, sample: Sample) -> _View:
     return _View(model, preprocess, sample, images, Pass(model, images, precision=plan.precision).output.detach())
 
 
-def _explained(plan: _Plan, view: _View, index: int) -> _Part:
+def _explained(plan: Plan, view: _View, index: int) -> _Part:
     """Returns the statistics of every method for what the model decides on."""
     targets, truth, dropped = _targets(plan, view)
     part = _Part(view.sample.name, dropped=dropped)
-    if not targets:
-        return part
+    if targets:
+        _fill(plan, view, part, targets, truth, index)
+    return part
+
+
+def _fill(
+    plan: Plan, view: _View, part: _Part, targets: list[Target], truth: Truth, index: int
+) -> dict[str, Explanation]:
+    """Measures the maps of these targets, and notes it in the part. -> the maps of every method"""
     requests = {
         m.name: [view.model.task.request_of(target, m.explained(plan.options)) for target in targets]
         for m in plan.methods
@@ -368,7 +375,7 @@ def _explained(plan: _Plan, view: _View, index: int) -> _Part:
         numbers = _with_one_peak([*(result.maps for result in results.values()), *foreign.values()])
         part.dropped += len(targets) - len(numbers)
     if not numbers:
-        return part
+        return results
     rows = _MeasuredRows(targets, truth.of(numbers), requests, numbers)
     shared = _shared_inputs(plan, view, rows, part)
     for m in plan.methods:
@@ -377,11 +384,42 @@ def _explained(plan: _Plan, view: _View, index: int) -> _Part:
         elif m.name in foreign:
             maps = foreign[m.name][numbers].to(view.images)
             _measure(plan, part, m.name, shared | _inputs_of_foreign(view, maps), rows.truth, index)
-    return part
+    return results
+
+
+def measured_maps(
+    plan: Plan, sample: Sample, index: int, request: Any
+) -> tuple[dict[str, Explanation | NotApplicable], dict[str, dict[str, list[float]]]]:
+    """Returns (the maps of every method, method -> column -> a value per map) of all that is asked of a sample.
+
+    `request`: as the target of `explain`. What is true is that of the things that the matching finds for a target; of
+    a target without one, columns that need truth are NaN. `index`: decides noise, with the plan's seed.
+    """
+    assert plan.model is not None
+    with (session := untouched(plan.model.module, plan.seed)), session:  # twice: see `Session`
+        view = _opened(plan, plan.model.prompted(question=sample.question), sample)
+        frame = view.preprocess.frame(sample.image)
+        (targets,) = view.model.targets(request, view.output, frames=(frame,))
+        part = _Part(sample.name)
+        results: dict[str, Explanation | NotApplicable] = {}
+        if targets:
+            results |= _fill(
+                plan, view, part, targets, _truth(view, [pair or () for pair in _matched(plan, view, targets)]), index
+            )
+    results |= {name: NotApplicable(reason) for name, reason in part.refused.items()}
+    columns = {c.name: c for c in plan.columns}
+    values = {
+        method: {
+            name: columns[name].metric.summarised(torch.tensor(statistic, dtype=torch.float64)).tolist()
+            for name, statistic in of_columns.items()
+        }
+        for method, of_columns in part.statistics.items()
+    }
+    return results, values
 
 
 def _results(
-    plan: _Plan, view: _View, requests: Mapping[str, list[Any]]
+    plan: Plan, view: _View, requests: Mapping[str, list[Any]]
 ) -> tuple[dict[str, Explanation], dict[str, str]]:
     """Returns the maps of every method, and why others do not apply; those that explain the same share a forward."""
     results, refused = dict[str, Explanation](), dict[str, str]()
@@ -408,7 +446,7 @@ def _with_one_peak(maps: Sequence[Tensor]) -> list[int]:
     return rows
 
 
-def _shared_inputs(plan: _Plan, view: _View, rows: _MeasuredRows, part: _Part) -> dict[str, Any]:
+def _shared_inputs(plan: Plan, view: _View, rows: _MeasuredRows, part: _Part) -> dict[str, Any]:
     """Returns what metrics of all methods are given; the part gets the rows' labels and scores."""
     model, images, targets = view.model, view.images, rows.of(rows.targets)
     boxes = view.preprocess.frame(view.sample.image).placed(rows.truth.objects()["boxes"].to(images))
@@ -465,7 +503,7 @@ def _decided(view: _View, targets: Sequence[Target]) -> list[str]:
     return ["" if decision is None else decision.label for decision in decisions]
 
 
-def _inputs_of(plan: _Plan, view: _View, method: Method, result: Explanation, rows: _MeasuredRows) -> dict[str, Any]:
+def _inputs_of(plan: Plan, view: _View, method: Method, result: Explanation, rows: _MeasuredRows) -> dict[str, Any]:
     """Returns what metrics are given of a method's maps."""
     requests, model = rows.of(rows.requests[method.name]), view.model
     score = method.explained(plan.options)
@@ -499,7 +537,7 @@ def _bordered(maps: Tensor, region: tuple[float, float, float, float], size: tup
     return bordered
 
 
-def _measure(plan: _Plan, part: _Part, method: str, offers: Mapping[str, Any], truth: Truth, index: int) -> None:
+def _measure(plan: Plan, part: _Part, method: str, offers: Mapping[str, Any], truth: Truth, index: int) -> None:
     """Every column's statistic of a method's maps. NaN where a map is blank (it is counted) or the truth unknown."""
     maps: Tensor = offers["maps"]
     flat = maps.flatten(1)
@@ -534,27 +572,29 @@ def _measure(plan: _Plan, part: _Part, method: str, offers: Mapping[str, Any], t
         part.statistics.setdefault(method, {})[c.name] = statistic.tolist()
 
 
-def _targets(plan: _Plan, view: _View) -> tuple[list[Target], Truth, int]:
+def _targets(plan: Plan, view: _View) -> tuple[list[Target], Truth, int]:
     """Returns what is explained of a sample, what is true of it, and how many targets are left out."""
-    model, picture, frame = (
-        view.model,
-        view.preprocess.view(view.sample.image),
-        view.preprocess.frame(view.sample.image),
-    )
-    annotations, size = in_view(view.sample, view.preprocess), (picture.height, picture.width)
-    request = model.task.measured(view.sample, plan.explained, plan.matching)
-    (targets,) = model.targets(request, view.output, frames=(frame,))
-    boxes = model.task.boxes(targets, torch.zeros(0))
-    pairs = model.task.matches(
-        [model.label(target) for target in targets],
-        None if boxes is None else frame.shown(boxes),
-        annotations,
-        plan.matching,
-    )
-    matched = [(target, pair) for target, pair in zip(targets, pairs, strict=True) if pair is not None]
-    crowds = in_view(view.sample, view.preprocess, crowds=True)
-    truth = Truth(tuple(pair for _, pair in matched), annotations, size, crowds)
-    return [target for target, _ in matched], truth, len(targets) - len(matched)
+    frame = view.preprocess.frame(view.sample.image)
+    request = view.model.task.measured(view.sample, plan.explained, plan.matching)
+    (targets,) = view.model.targets(request, view.output, frames=(frame,))
+    pairs = _matched(plan, view, targets)
+    known = [(target, pair) for target, pair in zip(targets, pairs, strict=True) if pair is not None]
+    return [target for target, _ in known], _truth(view, [pair for _, pair in known]), len(targets) - len(known)
+
+
+def _matched(plan: Plan, view: _View, targets: Sequence[Target]) -> list[tuple[int, ...] | None]:
+    """Returns of every target which things it is about; None where the matching lets it through for none."""
+    boxes = view.model.task.boxes(targets, torch.zeros(0))
+    shown = None if boxes is None else view.preprocess.frame(view.sample.image).shown(boxes)
+    labels, annotations = [view.model.label(target) for target in targets], in_view(view.sample, view.preprocess)
+    return list(view.model.task.matches(labels, shown, annotations, plan.matching))
+
+
+def _truth(view: _View, rows: Sequence[tuple[int, ...]]) -> Truth:
+    """Returns what is true of rows that are about these things each."""
+    picture = view.preprocess.view(view.sample.image)
+    annotations, crowds = in_view(view.sample, view.preprocess), in_view(view.sample, view.preprocess, crowds=True)
+    return Truth(tuple(rows), annotations, (picture.height, picture.width), crowds)
 
 
 def _box_or_location(box: Tensor, target: Target) -> Tensor:
@@ -604,7 +644,7 @@ def _scorer(model: Model, targets: Sequence[Target], precision: Precision | None
     return score
 
 
-def _explainer(plan: _Plan, model: Model, method: Method, targets: Sequence[Any]) -> Explain:
+def _explainer(plan: Plan, model: Model, method: Method, targets: Sequence[Any]) -> Explain:
     """Variants and the rows that they are of -> their maps."""
     options = {k: v for k, v in plan.options.items() if k in method.options}
 

@@ -114,9 +114,12 @@ def compare(
 
 
 def explanations(
-    model: Model | nn.Module, images: Images, methods: Sequence[Which], **settings: Any
+    model: Model | nn.Module, images: Images | Prepared, methods: Sequence[Which], **settings: Any
 ) -> dict[str, Explanation | NotApplicable]:
-    """`compare`, with the reason in place of the maps of a method that this model has no place for."""
+    """`compare`, with the reason in place of the maps of a method that this model has no place for.
+
+    `images` may have been prepared before, by `konkyo.explanation.reading`.
+    """
     for name in settings:
         if name not in (known := [f.name for f in fields(Request)]):
             raise unknown("setting", name, known)
@@ -126,7 +129,11 @@ def explanations(
     _check(chosen, request.options or ())
     adapted = as_model(model)
     refuse_within_forward(adapted.module, adapted.name)
-    prepared = prepare(adapted, images, bgr=request.bgr, column=request.column, told=not isinstance(model, nn.Module))
+    if isinstance(images, Prepared):
+        prepared = images
+    else:
+        told = not isinstance(model, nn.Module)
+        prepared = prepare(adapted, images, bgr=request.bgr, column=request.column, told=told)
     prepared = labelled(adapted, prepared, request.true_labels)
     request = replace(request, target=bound_request(request.target, partial(outputs_of, adapted, seed=request.seed)))
     question = request.question if request.question is not None else prepared.questions or None

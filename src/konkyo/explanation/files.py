@@ -45,7 +45,7 @@ def description(result: Explanation) -> dict[str, Any]:
         "options": {k: v if isinstance(v, (int, float, str, bool)) else repr(v) for k, v in result.options.items()},
         "seed": result.seed,
         "labels": list(result.labels),
-        "targets": [_target_to_json(t) for t in result.targets],
+        "targets": [target_to_json(t) for t in result.targets],
         "diagnosis": [{"kind": d.kind, "message": d.message} for d in result.diagnosis],
         "questions": list(result.questions),
         "decisions": [None if d is None else asdict(d) for d in result.decisions],
@@ -100,7 +100,7 @@ def load(kind: type[Explanation], path: Path) -> Explanation:
         trace = {f.name: tensors.pop(f"path.{f.name}") for f in fields(PathTrace) if f"path.{f.name}" in tensors}
         values["notes"] = {n.removeprefix(_NOTE): tensors.pop(n) for n in list(tensors) if n.startswith(_NOTE)}
         values["path"] = PathTrace(**trace) if trace else None
-        values["targets"] = tuple(_target_from_json(t) for t in values["targets"])
+        values["targets"] = tuple(target_from_json(t) for t in values["targets"])
         values["questions"] = tuple(values.get("questions", ()))
         values["diagnosis"] = tuple(Diagnosis(**d) for d in values["diagnosis"])
         values["decisions"] = tuple(None if d is None else Decision(**d) for d in values.get("decisions", ()))
@@ -121,7 +121,7 @@ def _save_npz(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
         np.savez_compressed(file, konkyo=np.array(text), **arrays)
 
 
-def _target_to_json(target: Target | str) -> Any:
+def target_to_json(target: Target | str) -> Any:
     """Returns a target as its task saves it; of one that no task saves, the name."""
     if isinstance(target, str):
         return target
@@ -129,7 +129,7 @@ def _target_to_json(target: Target | str) -> Any:
     return next((values for values in saved if values is not None), getattr(target, "__name__", repr(target)))
 
 
-def _target_from_json(value: Any) -> Target | str:
+def target_from_json(value: Any) -> Target | str:
     if not isinstance(value, dict):
         return str(value)
     targets = (kind.restored(value) for kind in TASKS.values())

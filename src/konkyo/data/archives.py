@@ -1,0 +1,1 @@
+"""Images in archives: WebDataset's tars, tables of Parquet, and folders at addresses of fsspec, a piece each."""

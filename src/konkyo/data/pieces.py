@@ -1,0 +1,132 @@
+"""Pieces: data of any size, divided into parts that are opened one by one, each as a small data set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from konkyo.data.samples import Data, Samples, chosen, samples
+from konkyo.data.sets.scenes import Scenes
+from konkyo.errors import KonkyoError
+
+SIZE = 256
+"""So many images are a piece, unless the data says otherwise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A piece is the part of the data that becomes one shard of a run."""
+
+    number: int
+    name: str
+    """What it is called, the same in every run."""
+    first: int
+    """The number of its first image; the others follow."""
+    open: Callable[[], Samples] = field(repr=False)
+    """Returns its samples, which open their pictures when they are asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """The pieces are all of the data, in order."""
+
+    source: str
+    """What the user called the data."""
+    parts: tuple[Piece, ...]
+    images: int | None
+    """How many there are; None where only opening every piece would tell."""
+    classes: tuple[str, ...] = ()
+    listing: str = ""
+    """A digest of all names: other data has another one."""
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+
+Openable = Callable[[str], "Pieces | None"]
+OPENERS: list[Openable] = []
+"""What opens data that comes in pieces of its own, as archives; the first that takes a text counts."""
+
+
+def opener(function: Openable) -> Openable:
+    """Registers a function that returns the pieces of data that a text names, or None if it is not its kind."""
+    OPENERS.append(function)
+    return function
+
+
+def pieces_of(
+    data: str | Path | Data | Scenes | Samples | Sequence[str | Path],
+    *,
+    size: int = SIZE,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Pieces:
+    """Returns data as pieces of `size` images, or as the archives that it comes in.
+
+    `data`: as `konkyo.data.samples` takes it, a list of image files, folders and patterns, or addresses of archives.
+    `limit`: so many images, drawn by the seed. KonkyoError: data that cannot be opened, or a limit on archives.
+    """
+    import konkyo.data.archives  # noqa: F401 - registers openers
+
+    if isinstance(data, (str, Path)):
+        for function in OPENERS:
+            pieces = function(str(data))
+            if pieces is not None and limit is not None:
+                raise KonkyoError(f"a limit is of images that are known by name; {data} comes in archives: name fewer")
+            if pieces is not None:
+                return pieces
+    listed = samples(_of_files(data) if _are_files(data) else data, limit=limit, seed=seed)  # type: ignore[arg-type]
+    if size < 1:
+        raise KonkyoError(f"a piece has at least one image; got {size}")
+    spans = [range(start, min(start + size, len(listed))) for start in range(0, len(listed), size)]
+    parts = tuple(
+        Piece(k, f"{span.start}-{span.stop - 1}", span.start, partial(chosen, listed, span))
+        for k, span in enumerate(spans)
+    )
+    return Pieces(listed.source or "samples", parts, len(listed), listed.classes, listing(listed.names))
+
+
+def listing(names: Sequence[str]) -> str:
+    """Returns a digest of names, in their order."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _are_files(data: Any) -> bool:
+    """Tells whether data is a list of paths, or one path that names no data set."""
+    if isinstance(data, (list, tuple)):
+        return bool(data) and all(isinstance(item, (str, Path)) for item in data)
+    return isinstance(data, Path) or (isinstance(data, str) and Path(data).expanduser().exists())
+
+
+def _of_files(data: Any) -> Samples:
+    """Returns image files, folders and patterns as samples; what lies in a folder within is labelled by its name."""
+    from konkyo.data.images import find_images
+
+    given = [Path(item).expanduser() for item in (data if isinstance(data, (list, tuple)) else [data])]
+    files = tuple(find_images(given))
+    names = _names(files, given)
+    source = ", ".join(map(str, given[:3])) + (", ..." if len(given) > 3 else "")
+    return Samples(names, partial(_read, files, names), source=source, files=files)
+
+
+def _names(files: Sequence[Path], given: Sequence[Path]) -> tuple[str, ...]:
+    """Returns what every file is called: its path within the one folder that was given, or as it was given."""
+    if len(given) == 1 and given[0].is_dir():
+        return tuple(file.relative_to(given[0]).as_posix() for file in files)
+    alone = len({file.name for file in files}) == len(files)
+    return tuple(file.name if alone else file.as_posix() for file in files)
+
+
+def _read(files: Sequence[Path], names: Sequence[str], index: int) -> Any:
+    from konkyo.data.images import open_image
+    from konkyo.data.samples import Sample
+
+    folder = Path(names[index]).parent.name
+    return Sample(names[index], open_image(files[index]), folder or None)

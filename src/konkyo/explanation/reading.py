@@ -1,0 +1,181 @@
+"""Reading: samples become prepared images, in processes of their own, some batches ahead of the network."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from konkyo.data.frame import Frame
+from konkyo.data.pieces import Piece
+from konkyo.data.samples import Sample, Samples
+from konkyo.errors import KonkyoError
+from konkyo.explanation.inputs import Prepared, known_classes
+from konkyo.models import Model, Preprocess
+
+AHEAD = 2
+"""So many batches every reading process has ready."""
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """An entry is what was read of one sample, but for its pixels."""
+
+    name: str
+    number: int
+    """Which image of the data it is."""
+    error: str = ""
+    """Why it cannot be used; then the rest says nothing."""
+    label: str | None = None
+    question: str | None = None
+    notes: tuple[str, ...] = ()
+    """What was done to the picture when it was read."""
+    size: tuple[int, int] = (0, 0)
+    """(height, width) of the picture."""
+    sha256: str = ""
+    """Of the picture's pixels, upright and RGB."""
+    frame: Frame = Frame()
+    sample: Sample | None = None
+    """The sample itself, where it is kept."""
+    view: Image.Image | None = None
+    """What the model sees of the picture, where it is kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """A group is some images of one size that were read together or, without a tensor, some that cannot be used."""
+
+    piece: int
+    entries: tuple[Entry, ...]
+    tensor: Tensor | None
+    """(n, C, H, W)"""
+    last: bool
+    """Whether it is the last one of its piece."""
+
+    def split(self) -> list[Group]:
+        """Returns the images of a group with a tensor one by one."""
+        assert self.tensor is not None
+        return [Group(self.piece, (entry,), self.tensor[k : k + 1], last=False) for k, entry in enumerate(self.entries)]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """This says what is kept of a sample beside what the network gets."""
+
+    samples: bool = False
+    views: bool = False
+    hashes: bool = False
+
+
+class _Stream(IterableDataset[Group]):
+    """It reads pieces batch by batch; of several processes each reads pieces of its own."""
+
+    def __init__(self, preprocess: Preprocess, pieces: Sequence[Piece], batch: int, kept: Kept) -> None:
+        self.preprocess, self.pieces, self.batch, self.kept = preprocess, list(pieces), batch, kept
+
+    def __iter__(self) -> Iterator[Group]:
+        worker = get_worker_info()
+        own = self.pieces if worker is None else self.pieces[worker.id :: worker.num_workers]
+        for piece in own:
+            yield from self._of_piece(piece)
+
+    def _of_piece(self, piece: Piece) -> Iterator[Group]:
+        data = piece.open()
+        numbers, groups = iter(range(len(data))), list[Group]()
+        while batch := list(islice(numbers, self.batch)):
+            read = [read_sample(self.preprocess, data, number, self.kept, piece.first) for number in batch]
+            for group in _grouped(piece.number, read):
+                yield from groups
+                groups = [group]
+        yield replace(groups[0] if groups else Group(piece.number, (), None, last=True), last=True)
+
+
+def read_sample(
+    preprocess: Preprocess, data: Samples, number: int, kept: Kept, first: int = 0
+) -> tuple[Entry, Tensor | None]:
+    """Returns what is read of a sample, and its pixels as the network takes them (C, H, W); None: not to be used."""
+    name = data.names[number]
+    try:
+        sample = data[number]
+        image = sample.image
+        pixels = preprocess(image)
+    except (KonkyoError, OSError) as error:
+        return Entry(name, first + number, error=str(error) or type(error).__name__), None
+    entry = Entry(
+        name,
+        first + number,
+        label=sample.label,
+        question=sample.question,
+        notes=tuple(image.info.get("konkyo", ())),
+        size=(image.height, image.width),
+        sha256=hashlib.sha256(image.tobytes()).hexdigest() if kept.hashes else "",
+        frame=preprocess.frame(image),
+        sample=sample if kept.samples else None,
+        view=preprocess.view(image) if kept.views else None,
+    )
+    return entry, pixels
+
+
+def _grouped(piece: int, read: Sequence[tuple[Entry, Tensor | None]]) -> Iterator[Group]:
+    """Yields the images of one size after the other, in the order in which sizes come up."""
+    groups: dict[Any, list[tuple[Entry, Tensor | None]]] = {}
+    for entry, pixels in read:
+        groups.setdefault(None if pixels is None else tuple(pixels.shape), []).append((entry, pixels))
+    for shape, members in groups.items():
+        tensor = None if shape is None else torch.stack([p for _, p in members if p is not None])
+        yield Group(piece, tuple(entry for entry, _ in members), tensor, last=False)
+
+
+def _alone(group: Group) -> Group:
+    return group
+
+
+def read_groups(
+    model: Model, pieces: Sequence[Piece], *, batch: int, workers: int = 0, kept: Kept = Kept()
+) -> Iterator[Group]:
+    """Yields the images of pieces, at most `batch` at a time, of one size each, prepared for the model.
+
+    `workers`: so many processes read, each pieces of its own; 0: this one. A piece's groups come in order, and are the
+    same for any number of workers. KonkyoError: the model does not say how to prepare a picture.
+    """
+    if model.preprocess is None:
+        raise KonkyoError(f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)")
+    stream = _Stream(model.preprocess, pieces, batch, kept)
+    workers = min(workers, len(pieces))
+    if workers == 0:
+        yield from stream
+        return
+    yield from DataLoader(
+        stream, batch_size=None, num_workers=workers, prefetch_factor=AHEAD, collate_fn=_alone, worker_init_fn=_begin
+    )
+
+
+def _begin(_worker: int) -> None:
+    """A reading process uses one thread, for others read beside it."""
+    torch.set_num_threads(1)
+
+
+def prepared_of(model: Model, group: Group) -> Prepared:
+    """Returns a group with a tensor as `explanations` takes it."""
+    assert group.tensor is not None
+    entries = group.entries
+    labels, _ = known_classes(model, [entry.label for entry in entries])
+    views = tuple(entry.view for entry in entries if entry.view is not None)
+    notes = tuple(f"{entry.name}: {note}" for entry in entries for note in entry.notes)
+    questions = tuple(entry.question for entry in entries)
+    return Prepared(
+        model.prepared(group.tensor),
+        views if len(views) == len(entries) else group.tensor[:0],
+        tuple(entry.frame for entry in entries),
+        notes,
+        tuple(entry.name for entry in entries),
+        labels,
+        questions if any(questions) else (),
+    )

@@ -1,0 +1,155 @@
+"""A job: what a run does with every image, and the manifest that says so."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from konkyo.data.pieces import Pieces
+from konkyo.engine.forward import Precision
+from konkyo.errors import KonkyoError
+from konkyo.evaluation.columns import Column
+from konkyo.evaluation.evaluate import Plan, digest
+from konkyo.explanation.explain import Which
+from konkyo.explanation.run import Where
+from konkyo.methods.base import Method, find
+from konkyo.models import Model
+from konkyo.tasks.base import Matching
+from konkyo.utils.files import plain, read_json, write_text
+from konkyo.utils.ledger import differences
+from konkyo.version import __version__
+
+MANIFEST = "run.json"
+FORM = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A job says what is done with every image. It decides the bytes of every shard, with the piece of the data."""
+
+    model: Model
+    methods: tuple[Method, ...]
+    columns: tuple[Column, ...] = ()
+    """The metrics of every map."""
+    target: Any = None
+    layer: Where = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    precision: Precision | None = None
+    batch: int = 1
+    matching: Matching = Matching()
+
+    @property
+    def metrics(self) -> list[str]:
+        """Returns the names of the columns."""
+        return [column.name for column in self.columns]
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """Returns the arguments of `explanations`."""
+        return {
+            "target": self.target,
+            "layer": self.layer,
+            "options": dict(self.options),
+            "seed": self.seed,
+            "precision": self.precision,
+        }
+
+    def plan(self) -> Plan:
+        """Returns what is measured of every sample."""
+        options = {k: v for k, v in self.options.items() if any(k in m.options for m in self.methods)}
+        return Plan(
+            self.model,
+            self.methods,
+            self.columns,
+            "decision",
+            self.matching,
+            self.seed,
+            self.precision,
+            self.layer,
+            options,
+        )
+
+    def settings(self, pieces: Pieces, size: int) -> dict[str, Any]:
+        """Returns all that decides the bytes of the shards, as plain JSON values."""
+        model = self.model
+        parameter = next(model.module.parameters(), torch.zeros(0))
+        return {
+            "model": model.name,
+            "weights": digest(model.module),
+            "preprocess": repr(model.preprocess),
+            "classes": list(model.classes),
+            "data": {
+                "source": pieces.source,
+                "images": pieces.images,
+                "listing": pieces.listing,
+                "shards": len(pieces),
+                "shard_size": size,
+            },
+            "methods": [m.name for m in self.methods],
+            "metrics": self.metrics,
+            "matching": str(self.matching) if self.columns else None,
+            "target": repr(self.target),
+            "layer": None if self.layer is None else str(self.layer),
+            "options": {name: repr(value) for name, value in self.options.items()},
+            "seed": self.seed,
+            "precision": self.precision,
+            "batch": self.batch,
+            "device": parameter.device.type,
+            "versions": {"konkyo": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        }
+
+
+def methods_of(names: Sequence[Which]) -> tuple[Method, ...]:
+    """Returns the methods of these names. KonkyoError: none, one that is not known, or two of one name."""
+    if isinstance(names, (str, Method)) or not names:
+        raise KonkyoError(f"methods is a list of names, as in ['grad_cam']; got {names!r}")
+    chosen = tuple(dict.fromkeys(find(name) for name in names))
+    if len({m.name for m in chosen}) < len(chosen):
+        raise KonkyoError(f"two of the methods have one name: {', '.join(m.name for m in chosen)}")
+    return chosen
+
+
+def begin(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the manifest of a run, or compares it with the one that is there. KonkyoError: it is of another run."""
+    path = folder / MANIFEST
+    if path.exists():
+        differ = differences(manifest_of(folder), settings, free=("run", "versions"))
+        before = manifest_of(folder).get("versions", {})
+        now = settings["versions"]
+        differ += [
+            f"{n} ({before.get(n)} there, {v} now)" for n, v in now.items() if before.get(n) != v and n != "python"
+        ]
+        if differ:
+            raise KonkyoError(
+                f"{folder} holds a run with other {', '.join(differ)}; a run goes on with the same only. Choose "
+                "another folder, or remove this one"
+            )
+        return
+    write_text(path, json.dumps({"run": FORM, **plain(dict(settings))}, indent=1) + "\n")
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """Returns the manifest of a run. KonkyoError: the folder holds none, or one of another form."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        what = "is no folder" if not folder.is_dir() else f"has no {MANIFEST}"
+        raise KonkyoError(f"a folder of `konkyo run` was expected; {folder} {what}")
+    values = read_json(path)
+    if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
+        raise KonkyoError(f"{path} is no manifest of a run")
+    if values.get("run") != FORM:
+        raise KonkyoError(f"{path} is of form {values.get('run')}; this version of konkyo reads form {FORM}")
+    return values
+
+
+def finite(value: float) -> float | None:
+    """Returns a number; None where it is not finite."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,137 @@
+"""Records: what a run has written, read back piece by piece."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from konkyo.errors import KonkyoError
+from konkyo.explanation.diagnosis import Diagnosis
+from konkyo.explanation.files import target_from_json
+from konkyo.explanation.result import Explanation
+from konkyo.runs.job import manifest_of
+from konkyo.runs.shards import Receipt, arrow, shard_path, unpacked, whole_shards
+from konkyo.tasks.decision import Decision
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """The records are a folder of `konkyo run`: its manifest, and the shards that are whole."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    receipts: tuple[Receipt, ...]
+
+    @classmethod
+    def open(cls, folder: str | Path, *, verify: bool = False) -> Records:
+        """Returns the records of a folder. `verify`: every checksum is compared. KonkyoError: no such folder."""
+        whole, _ = whole_shards(Path(folder), verify=verify)
+        return cls(Path(folder), manifest_of(Path(folder)), tuple(whole[number] for number in sorted(whole)))
+
+    @property
+    def files(self) -> list[Path]:
+        """Returns the shards' files, in order."""
+        return [shard_path(self.folder, receipt.shard) for receipt in self.receipts]
+
+    @property
+    def images(self) -> int:
+        """Returns how many images are done."""
+        return sum(receipt.images for receipt in self.receipts)
+
+    @property
+    def errors(self) -> int:
+        """Returns how many images could not be used."""
+        return sum(receipt.errors for receipt in self.receipts)
+
+    @property
+    def refused(self) -> int:
+        """Returns how many rows are of a method that has no place in the model."""
+        return sum(receipt.refused for receipt in self.receipts)
+
+    @property
+    def complete(self) -> bool:
+        """Tells whether all shards are there."""
+        return len(self.receipts) == int(self.manifest["data"]["shards"])
+
+    def __len__(self) -> int:
+        return sum(receipt.rows for receipt in self.receipts)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.rows()
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Yields the rows as dictionaries, in order, a few at a time in memory. `columns`: these alone."""
+        pa = arrow()
+        for file in self.files:
+            with pa.parquet.ParquetFile(file) as table:
+                known = table.schema_arrow.names
+                if missing := [name for name in columns or () if name not in known]:
+                    raise KonkyoError(f"shards have no column {', '.join(missing)}; there are {', '.join(known)}")
+                for group in table.iter_batches(batch_size=64, columns=None if columns is None else list(columns)):
+                    yield from group.to_pylist()
+
+    def explanations(self) -> Iterator[Explanation]:
+        """Yields an explanation for every image and method that has maps, in order; without pictures."""
+        rows: list[dict[str, Any]] = []
+        for row in self.rows():
+            if rows and (row["image"], row["method"]) != (rows[0]["image"], rows[0]["method"]):
+                yield explanation_of(rows, self.manifest)
+                rows = []
+            if row["map"] is not None:
+                rows.append(row)
+        if rows:
+            yield explanation_of(rows, self.manifest)
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else f"{len(self.receipts)} of {self.manifest['data']['shards']} shards"
+        return (
+            f"Records of {self.manifest['model']} on {self.manifest['data']['source']}: {self.images} images, "
+            f"{len(self)} rows, {self.errors} errors, {state} ({self.folder})"
+        )
+
+
+def explanation_of(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> Explanation:
+    """Returns the rows of one image and method as an explanation, its maps with the precision of float16."""
+    first = rows[0]
+    maps = torch.stack([torch.from_numpy(unpacked(r["map"], r["shape"], r["scale"])) for r in rows])
+    boxes = [r["box"] for r in rows]
+    regions = [r["region"] for r in rows]
+    nan = float("nan")
+    return Explanation(
+        signed=maps,
+        rectified=bool(first["rectified"]),
+        scores=torch.tensor([nan if r["score"] is None else r["score"] for r in rows]),
+        image_index=torch.zeros(len(rows), dtype=torch.int64),
+        targets=tuple(target_from_json(json.loads(r["target"])) for r in rows),
+        labels=tuple(r["label"] for r in rows),
+        method=str(first["method"]),
+        layer=str(first["layer"]),
+        model=str(manifest.get("model", "")),
+        options=dict(manifest.get("options") or {}),
+        seed=int(manifest.get("seed", 0)),
+        diagnosis=tuple(Diagnosis(r["diagnosis"], r["message"] or "") for r in rows),
+        decisions=tuple(_decision_of(r) for r in rows),
+        questions=tuple(r["question"] for r in rows) if first["question"] is not None else (),
+        boxes=None if None in boxes else torch.tensor(boxes),
+        regions=None if None in regions else torch.tensor(regions),
+        names=(first["image"],) * len(rows),
+        true_labels=(first["true_label"],) * len(rows) if first["true_label"] is not None else (),
+    )
+
+
+def _decision_of(row: Mapping[str, Any]) -> Decision | None:
+    if row["decision"] is None:
+        return None
+    return Decision(
+        row["decision_index"],
+        row["decision"],
+        row["probability"],
+        row["rank"],
+        row["asked_probability"],
+        row["exclusive"],
+    )

@@ -1,0 +1,228 @@
+"""run(): every image of a data set explained and measured, into a folder that a later run adds to."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import nn
+
+from konkyo.data.pieces import SIZE, Piece, Pieces, pieces_of
+from konkyo.data.samples import Data, Samples
+from konkyo.data.sets.scenes import Scenes
+from konkyo.engine.capture import measured_outputs
+from konkyo.engine.forward import Precision
+from konkyo.engine.session import untouched
+from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable, silenced, unknown
+from konkyo.evaluation.columns import column
+from konkyo.explanation.explain import Which, explanations
+from konkyo.explanation.reading import Kept, prepared_of, read_groups
+from konkyo.explanation.run import Where
+from konkyo.models import Model, as_model
+from konkyo.runs.job import MANIFEST, Job, begin, methods_of
+from konkyo.runs.local import run_locally
+from konkyo.runs.records import Records
+from konkyo.runs.shards import Receipt, whole_shards
+from konkyo.tasks.base import Matching
+from konkyo.utils.ledger import held
+
+Engine = Literal["local", "ray"]
+CPU_BATCH, GPU_BATCH = 16, 256
+"""The largest batches that "auto" takes: on a CPU larger ones are no faster."""
+
+
+@dataclass(frozen=True)
+class State:
+    """The state is how far a run is."""
+
+    images: int
+    """Done, those of earlier runs among them."""
+    total: int | None
+    """None where archives do not say how many they hold."""
+    shards: int
+    total_shards: int
+    errors: int
+    """Images that could not be used."""
+    refused: int
+    """Rows of methods that have no place in the model."""
+    rate: float
+    """Images per second of this run."""
+    left: float | None
+    """Seconds; None where that is not known."""
+
+
+class RunProgress(Protocol):
+    """It is called with the state after each shard."""
+
+    def __call__(self, state: State, /) -> object:
+        """Takes note."""
+
+
+def run(
+    model: Model | nn.Module,
+    data: str | Path | Data | Scenes | Samples | Sequence[str | Path],
+    out: str | Path,
+    *,
+    methods: Sequence[Which] = (),
+    metrics: Sequence[str] = (),
+    target: Any = None,
+    layer: Where = None,
+    limit: int | None = None,
+    seed: int = 0,
+    precision: Precision | None = None,
+    batch: int | Literal["auto"] = "auto",
+    shard: int = SIZE,
+    matching: Matching = Matching(),
+    workers: int | None = None,
+    engine: Engine = "local",
+    actors: int = 1,
+    address: str | None = None,
+    progress: RunProgress | None = None,
+    **options: Any,
+) -> Records:
+    """Explains every image of `data`, measures the maps, and keeps all of it in the folder `out`. -> its records
+
+    `data`: as `konkyo.data.samples` takes it, files, folders and patterns, or archives ("tar:photos-{000..099}.tar",
+    "parquet:s3://bucket/*.parquet"). `methods`, `target`, `layer`, `seed`, `precision`, `options`: as of `compare`; the
+    default method is the task's. `metrics`: columns of `konkyo.evaluate` for every map, one image at a time. `limit`:
+    so many images, drawn by the seed. `matching`: which of a detector's boxes a thing of the truth belongs to.
+
+    `batch`: images in one forward; "auto" finds it from the free memory. `shard`: so many images become one file.
+    `workers`: processes that read; None: half of the CPUs. `engine`: "local", or "ray" with so many `actors` on the
+    cluster at `address` (None: this machine), each with a model of its own; the shards are the same.
+
+    A shard is there only when it is whole. The same call goes on where another one ended, also by a signal; shards
+    that are damaged are made again. An image that cannot be read becomes a row with its error. KonkyoError: the folder
+    holds a run with other settings or another process writes into it, or a method or metric is not known.
+    NotApplicable: a method has no place in the model.
+    """
+    folder, adapted = Path(out), as_model(model)
+    if engine not in get_args(Engine):
+        raise unknown("engine", engine, get_args(Engine))
+    chosen = methods_of(methods or [adapted.task.method])
+    pieces = pieces_of(data, size=shard, limit=limit, seed=seed)
+    columns = tuple(column(name) for name in metrics)
+    job = Job(adapted, chosen, columns, target, layer, options, seed, precision, 1, matching)
+    with held(folder / MANIFEST):
+        job = replace(job, batch=_batch(job, pieces, batch, folder))
+        begin(folder, job.settings(pieces, shard))
+        done, broken = whole_shards(folder)
+        for sentence in broken:
+            warnings.warn(f"{sentence}: it is made again", KonkyoWarning, stacklevel=2)
+        left = [piece for piece in pieces.parts if piece.number not in done]
+        if left and not done:
+            require_place(job, left)
+        _work(job, pieces, left, done, folder, _engine(engine, job, left, folder, workers, actors, address), progress)
+    return Records.open(folder)
+
+
+def _engine(
+    engine: Engine, job: Job, left: Sequence[Piece], folder: Path, workers: int | None, actors: int, address: str | None
+) -> Iterator[Receipt]:
+    if engine == "local":
+        return run_locally(
+            job, left, folder, workers=max(1, (os.cpu_count() or 2) // 2) if workers is None else workers
+        )
+    from konkyo.runs.cluster import run_on_ray
+
+    return run_on_ray(job, left, folder, actors=actors, workers=workers, address=address)
+
+
+def _work(
+    job: Job,
+    pieces: Pieces,
+    left: Sequence[Piece],
+    done: dict[int, Receipt],
+    folder: Path,
+    receipts: Iterator[Receipt],
+    progress: RunProgress | None,
+) -> None:
+    """Runs the engine to its end, and tells how far it is."""
+    del job, folder
+    start, before = time.perf_counter(), sum(receipt.images for receipt in done.values())
+    every = dict(done)
+    for receipt in receipts:
+        every[receipt.shard] = receipt
+        if progress is None:
+            continue
+        images = sum(r.images for r in every.values())
+        rate = (images - before) / (time.perf_counter() - start)
+        rest = None if pieces.images is None else (pieces.images - images) / rate
+        if pieces.images is None:  # as many images in each of the archives that are left
+            rest = (len(pieces) - len(every)) * images / len(every) / rate
+        progress(
+            State(
+                images,
+                pieces.images,
+                len(every),
+                len(pieces),
+                sum(r.errors for r in every.values()),
+                sum(r.refused for r in every.values()),
+                rate,
+                rest,
+            )
+        )
+    del left
+
+
+def require_place(job: Job, pieces: Sequence[Piece]) -> None:
+    """Explains the first image that can be read, before anything is written. NotApplicable: a method has no place."""
+    for group in read_groups(job.model, pieces[:1], batch=1, kept=Kept()):
+        if group.tensor is None:
+            continue
+        with silenced():
+            results = explanations(job.model, prepared_of(job.model, group), job.methods, **job.request)
+        for result in results.values():
+            if isinstance(result, NotApplicable):
+                raise result
+        return
+
+
+def _batch(job: Job, pieces: Pieces, batch: int | Literal["auto"], folder: Path) -> int:
+    """Returns how many images share a forward: as asked, as an earlier run did, or as memory allows."""
+    if batch != "auto":
+        if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+            raise KonkyoError(f'batch is a number of images, 1 or more, or "auto"; got {batch!r}')
+        return batch
+    if (folder / MANIFEST).is_file():
+        from konkyo.runs.job import manifest_of
+
+        return int(manifest_of(folder).get("batch", 1))
+    if job.columns:
+        return 1  # every image is measured alone
+    return automatic_batch(job.model, pieces)
+
+
+def automatic_batch(model: Model, pieces: Pieces) -> int:
+    """Returns the batch that fits into half of the free memory, a power of two; on a CPU at most CPU_BATCH.
+
+    One image is run forward, and the outputs of all modules are counted twice: once for their gradients.
+    """
+    groups = (g for piece in pieces.parts[:1] for g in read_groups(model, [piece], batch=1) if g.tensor is not None)
+    group = next(islice(groups, 1), None)
+    if group is None:
+        return 1
+    images = prepared_of(model, group).images
+    session = untouched(model.module, 0)
+    with session, session, torch.no_grad(), measured_outputs(model.module, frozenset()) as outputs:
+        model(images)
+    each = 2 * max(1, outputs.total)
+    most = GPU_BATCH if images.device.type == "cuda" else CPU_BATCH
+    fitting = max(1, _free_bytes(images.device) // 2 // each)
+    return 1 << min(most.bit_length() - 1, fitting.bit_length() - 1)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # not on every system
+        return 2**31
