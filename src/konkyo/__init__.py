@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from konkyo.models.readers import Clips, Signals, Volumes
     from konkyo.models.siamese import siamese
     from konkyo.report.report import report
+    from konkyo.runs.records import Records
+    from konkyo.runs.run import run
     from konkyo.targets.answers import Answer, EachToken, EachWord, Token
     from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Each, SumTarget, Target, TopK
     from konkyo.targets.detections import Detections, InstanceTarget
@@ -94,6 +96,8 @@ _HOMES = {
     "konkyo.methods.wrappers": ("augmented", "first_component", "forgrad", "sess", "smoothed"),
     "konkyo.evaluation.sanity": ("efficient_randomisation", "random_class", "randomisation", "stability"),
     "konkyo.report.report": ("report",),
+    "konkyo.runs.records": ("Records",),
+    "konkyo.runs.run": ("run",),
     "konkyo.targets.suppression": ("odam_nms",),
     "konkyo.targets.answers": ("Answer", "EachToken", "EachWord", "Token"),
     "konkyo.targets.texts": ("Text",),
@@ -153,6 +157,7 @@ __all__ = [
     "Pair",
     "Pixel",
     "Preprocess",
+    "Records",
     "Region",
     "RegionTarget",
     "RegionTest",
@@ -193,6 +198,7 @@ __all__ = [
     "recommend",
     "region_test",
     "report",
+    "run",
     "sess",
     "siamese",
     "smoothed",

@@ -130,6 +130,7 @@ def target_to_json(target: Target | str) -> Any:
 
 
 def target_from_json(value: Any) -> Target | str:
+    """Returns the target that `target_to_json` saved. KonkyoError: no task knows it."""
     if not isinstance(value, dict):
         return str(value)
     targets = (kind.restored(value) for kind in TASKS.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,6 +21,7 @@ from konkyo.errors import KonkyoError
 from konkyo.explanation.inputs import Prepared, known_classes
 from konkyo.models import Model, Preprocess
 
+WHOLE = Frame()
 AHEAD = 2
 """So many batches every reading process has ready."""
 
@@ -41,7 +43,7 @@ class Entry:
     """(height, width) of the picture."""
     sha256: str = ""
     """Of the picture's pixels, upright and RGB."""
-    frame: Frame = Frame()
+    frame: Frame = WHOLE
     sample: Sample | None = None
     """The sample itself, where it is kept."""
     view: Image.Image | None = None
@@ -72,6 +74,9 @@ class Kept:
     samples: bool = False
     views: bool = False
     hashes: bool = False
+
+
+NOTHING = Kept()
 
 
 class _Stream(IterableDataset[Group]):
@@ -133,12 +138,12 @@ def _grouped(piece: int, read: Sequence[tuple[Entry, Tensor | None]]) -> Iterato
         yield Group(piece, tuple(entry for entry, _ in members), tensor, last=False)
 
 
-def _alone(group: Group) -> Group:
+def _unchanged(group: Any) -> Any:
     return group
 
 
 def read_groups(
-    model: Model, pieces: Sequence[Piece], *, batch: int, workers: int = 0, kept: Kept = Kept()
+    model: Model, pieces: Sequence[Piece], *, batch: int, workers: int = 0, kept: Kept = NOTHING
 ) -> Iterator[Group]:
     """Yields the images of pieces, at most `batch` at a time, of one size each, prepared for the model.
 
@@ -153,13 +158,19 @@ def read_groups(
         yield from stream
         return
     yield from DataLoader(
-        stream, batch_size=None, num_workers=workers, prefetch_factor=AHEAD, collate_fn=_alone, worker_init_fn=_begin
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=AHEAD,
+        collate_fn=_unchanged,
+        worker_init_fn=_begin,
     )
 
 
 def _begin(_worker: int) -> None:
-    """A reading process uses one thread, for others read beside it."""
+    """A reading process uses one thread, for others read beside it, and leaves Ctrl-C to the one that explains."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def prepared_of(model: Model, group: Group) -> Prepared:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +14,7 @@ from konkyo.data.pieces import Pieces
 from konkyo.engine.forward import Precision
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.columns import Column
-from konkyo.evaluation.evaluate import Plan, digest
+from konkyo.evaluation.evaluate import RIGHT, Plan, digest
 from konkyo.explanation.explain import Which
 from konkyo.explanation.run import Where
 from konkyo.methods.base import Method, find
@@ -44,7 +42,7 @@ class Job:
     seed: int = 0
     precision: Precision | None = None
     batch: int = 1
-    matching: Matching = Matching()
+    matching: Matching = RIGHT
 
     @property
     def metrics(self) -> list[str]:
@@ -103,7 +101,7 @@ class Job:
             "precision": self.precision,
             "batch": self.batch,
             "device": parameter.device.type,
-            "versions": {"konkyo": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            "versions": {"konkyo": __version__, "torch": torch.__version__},
         }
 
 
@@ -121,13 +119,7 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> None:
     """Writes the manifest of a run, or compares it with the one that is there. KonkyoError: it is of another run."""
     path = folder / MANIFEST
     if path.exists():
-        differ = differences(manifest_of(folder), settings, free=("run", "versions"))
-        before = manifest_of(folder).get("versions", {})
-        now = settings["versions"]
-        differ += [
-            f"{n} ({before.get(n)} there, {v} now)" for n, v in now.items() if before.get(n) != v and n != "python"
-        ]
-        if differ:
+        if differ := differences(manifest_of(folder), {"run": FORM, **settings}):
             raise KonkyoError(
                 f"{folder} holds a run with other {', '.join(differ)}; a run goes on with the same only. Choose "
                 "another folder, or remove this one"
@@ -148,8 +140,3 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     if values.get("run") != FORM:
         raise KonkyoError(f"{path} is of form {values.get('run')}; this version of konkyo reads form {FORM}")
     return values
-
-
-def finite(value: float) -> float | None:
-    """Returns a number; None where it is not finite."""
-    return value if math.isfinite(value) else None

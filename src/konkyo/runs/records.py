@@ -87,6 +87,32 @@ class Records:
         if rows:
             yield explanation_of(rows, self.manifest)
 
+    def description(self) -> dict[str, Any]:
+        """Returns the manifest and what is done, as plain JSON values."""
+        seconds = [receipt.seconds for receipt in self.receipts]
+        return {
+            "folder": str(self.folder),
+            "images": self.images,
+            "rows": len(self),
+            "errors": self.errors,
+            "refused": self.refused,
+            "complete": self.complete,
+            "shards": len(self.receipts),
+            "bytes": sum(receipt.bytes for receipt in self.receipts),
+            "seconds": {name: round(sum(s.get(name, 0.0) for s in seconds), 3) for name in ("explain", "write")},
+            "manifest": dict(self.manifest),
+        }
+
+    def summary(self) -> list[str]:
+        """Returns what is there in sentences."""
+        lines = [repr(self)]
+        if self.errors:
+            first = next(row for row in self.rows(("image", "method", "error")) if row["error"] and not row["method"])
+            lines.append(f"{self.errors} images could not be used, the first: {first['image']}: {first['error']}")
+        if self.refused:
+            lines.append(f"{self.refused} rows are of a method that does not apply to the image")
+        return lines
+
     def __repr__(self) -> str:
         state = "complete" if self.complete else f"{len(self.receipts)} of {self.manifest['data']['shards']} shards"
         return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,11 +22,12 @@ from konkyo.engine.forward import Precision
 from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable, silenced, unknown
 from konkyo.evaluation.columns import column
+from konkyo.evaluation.evaluate import RIGHT
 from konkyo.explanation.explain import Which, explanations
 from konkyo.explanation.reading import Kept, prepared_of, read_groups
 from konkyo.explanation.run import Where
 from konkyo.models import Model, as_model
-from konkyo.runs.job import MANIFEST, Job, begin, methods_of
+from konkyo.runs.job import MANIFEST, Job, begin, manifest_of, methods_of
 from konkyo.runs.local import run_locally
 from konkyo.runs.records import Records
 from konkyo.runs.shards import Receipt, whole_shards
@@ -79,7 +80,7 @@ def run(
     precision: Precision | None = None,
     batch: int | Literal["auto"] = "auto",
     shard: int = SIZE,
-    matching: Matching = Matching(),
+    matching: Matching = RIGHT,
     workers: int | None = None,
     engine: Engine = "local",
     actors: int = 1,
@@ -119,7 +120,7 @@ def run(
         left = [piece for piece in pieces.parts if piece.number not in done]
         if left and not done:
             require_place(job, left)
-        _work(job, pieces, left, done, folder, _engine(engine, job, left, folder, workers, actors, address), progress)
+        _follow(pieces, done, _engine(engine, job, left, folder, workers, actors, address), progress)
     return Records.open(folder)
 
 
@@ -135,17 +136,10 @@ def _engine(
     return run_on_ray(job, left, folder, actors=actors, workers=workers, address=address)
 
 
-def _work(
-    job: Job,
-    pieces: Pieces,
-    left: Sequence[Piece],
-    done: dict[int, Receipt],
-    folder: Path,
-    receipts: Iterator[Receipt],
-    progress: RunProgress | None,
+def _follow(
+    pieces: Pieces, done: Mapping[int, Receipt], receipts: Iterator[Receipt], progress: RunProgress | None
 ) -> None:
     """Runs the engine to its end, and tells how far it is."""
-    del job, folder
     start, before = time.perf_counter(), sum(receipt.images for receipt in done.values())
     every = dict(done)
     for receipt in receipts:
@@ -169,7 +163,6 @@ def _work(
                 rest,
             )
         )
-    del left
 
 
 def require_place(job: Job, pieces: Sequence[Piece]) -> None:
@@ -192,8 +185,6 @@ def _batch(job: Job, pieces: Pieces, batch: int | Literal["auto"], folder: Path)
             raise KonkyoError(f'batch is a number of images, 1 or more, or "auto"; got {batch!r}')
         return batch
     if (folder / MANIFEST).is_file():
-        from konkyo.runs.job import manifest_of
-
         return int(manifest_of(folder).get("batch", 1))
     if job.columns:
         return 1  # every image is measured alone

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,9 @@ def packed(map_: NDArray[np.float32]) -> tuple[bytes, list[int], float]:
 
 def unpacked(data: bytes, shape: Sequence[int], scale: float) -> NDArray[np.float32]:
     """Returns the map that `packed` stored, float32."""
-    return np.frombuffer(data, "<f2").astype(np.float32).reshape(shape) * np.float32(scale)
+    values: NDArray[np.float32] = np.frombuffer(data, "<f2").astype(np.float32).reshape(shape)
+    values *= np.float32(scale)
+    return values
 
 
 def shard_path(folder: Path, number: int) -> Path:

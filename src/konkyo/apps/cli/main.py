@@ -24,6 +24,7 @@ from konkyo.apps.cli.neighbours import nearest_images
 from konkyo.apps.cli.pair import pair
 from konkyo.apps.cli.recommend import recommend
 from konkyo.apps.cli.report import report
+from konkyo.apps.cli.run import run
 from konkyo.apps.cli.sanity import sanity
 from konkyo.apps.cli.terminal import err, out
 from konkyo.apps.cli.train import train
@@ -45,6 +46,7 @@ app.command(name="methods")(list_methods)
 app.command()(layers)
 app.command()(demo)
 app.command()(evaluate)
+app.command()(run)
 app.command()(recommend)
 app.command(name="metrics")(list_metrics)
 app.command()(sanity)
