@@ -115,10 +115,13 @@ def methods_of(names: Sequence[Which]) -> tuple[Method, ...]:
     return chosen
 
 
-def begin(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the manifest of a run, or compares it with the one that is there. KonkyoError: it is of another run."""
+def begin(folder: Path, settings: Mapping[str, Any], *, anew: bool) -> None:
+    """Writes the manifest of a run, or compares it with the one that is there. KonkyoError: it is of another run.
+
+    `anew`: nothing was finished, so the one that is there does not count.
+    """
     path = folder / MANIFEST
-    if path.exists():
+    if path.exists() and not anew:
         if differ := differences(manifest_of(folder), {"run": FORM, **settings}):
             raise KonkyoError(
                 f"{folder} holds a run with other {', '.join(differ)}; a run goes on with the same only. Choose "

@@ -113,13 +113,13 @@ def run(
     job = Job(adapted, chosen, columns, target, layer, options, seed, precision, 1, matching)
     with held(folder / MANIFEST):
         job = replace(job, batch=_batch(job, pieces, batch, folder))
-        begin(folder, job.settings(pieces, shard))
         done, broken = whole_shards(folder)
         for sentence in broken:
             warnings.warn(f"{sentence}: it is made again", KonkyoWarning, stacklevel=2)
         left = [piece for piece in pieces.parts if piece.number not in done]
-        if left and not done:
+        if not done:
             require_place(job, left)
+        begin(folder, job.settings(pieces, shard), anew=not done and not broken)
         _follow(pieces, done, _engine(engine, job, left, folder, workers, actors, address), progress)
     return Records.open(folder)
 
