@@ -185,7 +185,7 @@ def test_what_is_right_is_not_explained(run: Run, monkeypatch: pytest.MonkeyPatc
     real = module.explanations
 
     def noting(model: Any, images: Any, methods: Any, **settings: Any) -> Any:
-        asked.append((*sorted(sample.name for sample in images), *methods))
+        asked.append((*sorted(images.names), *methods))
         return real(model, images, methods, **settings)
 
     monkeypatch.setattr(module, "explanations", noting)

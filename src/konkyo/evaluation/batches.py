@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from konkyo.data.huggingface import is_table
+from konkyo.data.pieces import Piece
 from konkyo.data.samples import Sample, Samples, samples
 from konkyo.data.sets.scenes import Scenes
 from konkyo.engine.capture import draw_anew
 from konkyo.engine.forward import Pass, Precision
-from konkyo.errors import ImageError, KonkyoError
+from konkyo.errors import KonkyoError
+from konkyo.explanation.reading import read_groups
 from konkyo.models import Model
 from konkyo.targets.classes import class_logits
 
@@ -78,35 +80,27 @@ class Source:
 
 
 def _prepared(model: Model, data: Samples, batch: int, skipped: list[str], labelled: bool) -> Iterator[Batch]:
-    """Batches of samples as the model wants them; one ends where the next picture has another size."""
+    """Batches of samples as the model wants them; of one with pictures of several sizes there is a batch each."""
     if not model.classes and labelled:
         raise KonkyoError(
             f"{model.name} has no class names, so labels mean nothing to it: konkyo.Model(..., classes=[...]), "
             "or --labels FILE on the command line"
         )
-    if model.preprocess is None:
-        raise KonkyoError(f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)")
-    names, images, labels, indices = list[str](), list[Tensor](), list[int](), list[int]()
-    for index, name in enumerate(data.names):
-        try:
-            sample = data[index]
-            image = model.preprocess(sample.image)
-        except ImageError as error:
-            skipped.append(str(error))
+    piece = Piece(0, data.source, 0, lambda: data)
+    for group in read_groups(model, [piece], batch=batch):
+        if group.tensor is None:
+            skipped += [entry.error for entry in group.entries]
             continue
-        if sample.label is None and labelled:
-            raise KonkyoError(
-                f"sample {name} has no label, which is needed here of every image: a folder per class has them"
-            )
-        if images and (len(images) == batch or images[0].shape != image.shape):
-            yield Batch(names, torch.stack(images), torch.tensor(labels), indices)
-            names, images, labels, indices = [], [], [], []
-        names.append(name)
-        images.append(image)
-        indices.append(index)
-        labels.append(UNKNOWN if sample.label is None or not model.classes else model.class_index(sample.label))
-    if images:
-        yield Batch(names, torch.stack(images), torch.tensor(labels), indices)
+        labels = []
+        for entry in group.entries:
+            if entry.label is None and labelled:
+                raise KonkyoError(
+                    f"sample {entry.name} has no label, which is needed here of every image: a folder per class has"
+                    " them"
+                )
+            labels.append(UNKNOWN if entry.label is None or not model.classes else model.class_index(entry.label))
+        names, indices = [entry.name for entry in group.entries], [entry.number for entry in group.entries]
+        yield Batch(names, group.tensor, torch.tensor(labels), indices)
 
 
 def _batches(data: Iterable[Any], limit: int | None) -> Iterator[Batch]:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
@@ -48,6 +48,10 @@ class Entry:
     """The sample itself, where it is kept."""
     view: Image.Image | None = None
     """What the model sees of the picture, where it is kept."""
+
+
+Read: TypeAlias = "tuple[Entry, Tensor | None]"
+"""What was read of a sample, and its pixels as the network takes them (C, H, W); None: it cannot be used."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,16 +100,14 @@ class _Stream(IterableDataset[Group]):
         numbers, groups = iter(range(len(data))), list[Group]()
         while batch := list(islice(numbers, self.batch)):
             read = [read_sample(self.preprocess, data, number, self.kept, piece.first) for number in batch]
-            for group in _grouped(piece.number, read):
+            for group in grouped(piece.number, read):
                 yield from groups
                 groups = [group]
         yield replace(groups[0] if groups else Group(piece.number, (), None, last=True), last=True)
 
 
-def read_sample(
-    preprocess: Preprocess, data: Samples, number: int, kept: Kept, first: int = 0
-) -> tuple[Entry, Tensor | None]:
-    """Returns what is read of a sample, and its pixels as the network takes them (C, H, W); None: not to be used."""
+def read_sample(preprocess: Preprocess, data: Samples, number: int, kept: Kept, first: int = 0) -> Read:
+    """Returns a sample as the network takes it; an error of one that cannot be read is part of the entry."""
     name = data.names[number]
     try:
         sample = data[number]
@@ -128,9 +130,9 @@ def read_sample(
     return entry, pixels
 
 
-def _grouped(piece: int, read: Sequence[tuple[Entry, Tensor | None]]) -> Iterator[Group]:
+def grouped(piece: int, read: Sequence[Read]) -> Iterator[Group]:
     """Yields the images of one size after the other, in the order in which sizes come up."""
-    groups: dict[Any, list[tuple[Entry, Tensor | None]]] = {}
+    groups: dict[Any, list[Read]] = {}
     for entry, pixels in read:
         groups.setdefault(None if pixels is None else tuple(pixels.shape), []).append((entry, pixels))
     for shape, members in groups.items():
@@ -177,15 +179,15 @@ def prepared_of(model: Model, group: Group) -> Prepared:
     """Returns a group with a tensor as `explanations` takes it."""
     assert group.tensor is not None
     entries = group.entries
-    labels, _ = known_classes(model, [entry.label for entry in entries])
+    labels, of_labels = known_classes(model, [entry.label for entry in entries])
     views = tuple(entry.view for entry in entries if entry.view is not None)
-    notes = tuple(f"{entry.name}: {note}" for entry in entries for note in entry.notes)
+    notes = [f"image {k}: {note}" for k, entry in enumerate(entries) for note in entry.notes]
     questions = tuple(entry.question for entry in entries)
     return Prepared(
         model.prepared(group.tensor),
         views if len(views) == len(entries) else group.tensor[:0],
         tuple(entry.frame for entry in entries),
-        notes,
+        (*notes, *of_labels),
         tuple(entry.name for entry in entries),
         labels,
         questions if any(questions) else (),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
 
 from konkyo.apps.cli.manifest import Manifest, report_of, unique_names
-from konkyo.apps.cli.pictures import batches, explained, facts, in_a_line, rows_of
+from konkyo.apps.cli.pictures import batches, explained, facts, in_a_line, one_ahead, read_files, rows_of
 
 
 @with_groups
@@ -98,9 +99,17 @@ def explain(
         manifest.origin, manifest.made_by = source.origin, made_by(setup.model)
         names_on_disk = unique_names(files, manifest)
         left = [file for file in files if not manifest.has(file, source.labels.get(file))]
-        for batch, tell in progress(batches(left, forward_options.batch_size), "explaining"):
+        parts = batches(left, forward_options.batch_size)
+        ahead = one_ahead(partial(read_files, setup.model, source=source), parts)
+        for (batch, read), tell in progress(ahead, "explaining", len(parts)):
             outcomes = explained(
-                setup.model, batch, names, {**request, "progress": tell}, source, wrong_only=truth_options.wrong_only
+                setup.model,
+                batch,
+                names,
+                {**request, "progress": tell},
+                source,
+                wrong_only=truth_options.wrong_only,
+                read=read,
             )
             for file, outcome in zip(batch, outcomes, strict=True):
                 with manifest.image(file) as entry:

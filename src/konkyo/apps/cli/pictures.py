@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,8 @@ from konkyo.apps.cli.sources import Pictures
 from konkyo.errors import ImageError, KonkyoError, NotApplicable
 
 if TYPE_CHECKING:
-    from konkyo.data.samples import Sample
     from konkyo.draw.sheets import Row
+    from konkyo.explanation.reading import Group, Read
     from konkyo.explanation.result import Explanation
     from konkyo.models import Model
 
@@ -71,38 +72,51 @@ def explained(
     source: Pictures | None = None,
     *,
     wrong_only: bool = False,
+    read: Sequence[Read] | None = None,
 ) -> list[Outcome]:
     """Returns what `explanations` gives for every file; those whose pictures become of one size share a forward.
 
     `source` has their names and true labels. `wrong_only`: the decisions are looked at first, and what is not decided
-    wrongly is not explained; its results are those of the method that costs nothing.
+    wrongly is not explained; its results are those of the method that costs nothing. `read`: the files as
+    `read_files` gives them, where they were read before.
     """
-    if wrong_only:
-        decided = explained(model, files, [_CHEAPEST], {"target": request["target"]}, source)
-        wrong = [file for file, outcome in zip(files, decided, strict=True) if outcome.correct is False]
-        rest = dict(zip(wrong, explained(model, wrong, names, request, source), strict=True))
-        return [rest.get(file, outcome) for file, outcome in zip(files, decided, strict=True)]
-    from konkyo.data.images import open_image
-    from konkyo.data.samples import Sample
+    from konkyo.explanation.reading import grouped
 
     known = source or Pictures([], {})
     if not model.takes_pictures:
         return [_explained_input(model, file, names, request, known) for file in files]
-    pictures: dict[Path, Sample] = {}
-    outcomes: dict[Path, Outcome] = {}
-    for file in files:
-        try:
-            image = open_image(file, known.window)
-            pictures[file] = Sample(known.names.get(file, file.name), image, known.labels.get(file))
-        except ImageError as error:
-            outcomes[file] = Outcome(error=error)
-    groups: dict[object, list[Path]] = {}
-    for file, picture in pictures.items():
-        size = None if model.preprocess is None else model.preprocess.size(picture.image)
-        groups.setdefault(size, []).append(file)
-    for group in groups.values():
-        outcomes |= _explained_together(model, {file: pictures[file] for file in group}, names, request)
-    return [outcomes[file] for file in files]
+    read = read_files(model, files, known) if read is None else read
+    if wrong_only:
+        decided = explained(model, files, [_CHEAPEST], {"target": request["target"]}, source, read=read)
+        wrong = [k for k, outcome in enumerate(decided) if outcome.correct is False]
+        again = explained(model, [files[k] for k in wrong], names, request, source, read=[read[k] for k in wrong])
+        rest = dict(zip(wrong, again, strict=True))
+        return [rest.get(k, outcome) for k, outcome in enumerate(decided)]
+    outcomes = dict[int, Outcome]()
+    for group in grouped(0, [(replace(entry, number=k), pixels) for k, (entry, pixels) in enumerate(read)]):
+        outcomes |= _explained_together(model, group, names, request)
+    return [outcomes[k] for k in range(len(files))]
+
+
+def read_files(model: Model, files: Sequence[Path], source: Pictures) -> list[Read]:
+    """Returns the files as the network takes them, each with what is known of it."""
+    from konkyo.data.images import open_image
+    from konkyo.data.samples import Sample, Samples
+    from konkyo.explanation.reading import Kept, read_sample
+
+    if model.preprocess is None or not model.takes_pictures:
+        return []
+    window = source.window
+
+    def opened(number: int) -> Sample:
+        file = files[number]
+        return Sample(data.names[number], open_image(file, window), source.labels.get(file))
+
+    unique = [f"{k} {file}" for k, file in enumerate(files)]
+    data = Samples(tuple(unique), opened)
+    read = [read_sample(model.preprocess, data, k, Kept(views=True)) for k in range(len(files))]
+    called = [source.names.get(file, file.name) for file in files]
+    return [(replace(entry, name=name), pixels) for (entry, pixels), name in zip(read, called, strict=True)]
 
 
 def _explained_input(
@@ -120,29 +134,31 @@ def _explained_input(
     return Outcome(dict(results), name=name, true_label=label)
 
 
-def _explained_together(
-    model: Model, pictures: Mapping[Path, Sample], names: list[str], request: Mapping[str, Any]
-) -> dict[Path, Outcome]:
+def _explained_together(model: Model, group: Group, names: list[str], request: Mapping[str, Any]) -> dict[int, Outcome]:
+    """Returns the outcome of every image of a group by its number; where a batch fails, of each image alone."""
     from konkyo.explanation.explain import explanations
+    from konkyo.explanation.reading import prepared_of
 
+    if group.tensor is None:
+        return {entry.number: Outcome(error=ImageError(entry.error)) for entry in group.entries}
     try:
         with failures_of(model):
-            together = explanations(model, list(pictures.values()), names, **request)
+            together = explanations(model, prepared_of(model, group), names, **request)
     except ImageError as error:
-        if len(pictures) == 1:
-            (name,) = (picture.name for picture in pictures.values())
-            said = error if name in str(error) else ImageError(f"{name}: {error}")
-            return dict.fromkeys(pictures, Outcome(error=said))
-        alone = (_explained_together(model, {file: picture}, names, request) for file, picture in pictures.items())
-        return {file: outcome for one in alone for file, outcome in one.items()}
+        if len(group.entries) == 1:
+            (entry,) = group.entries
+            said = error if entry.name in str(error) else ImageError(f"{entry.name}: {error}")
+            return {entry.number: Outcome(error=said)}
+        alone = (_explained_together(model, single, names, request) for single in group.split())
+        return {number: outcome for one in alone for number, outcome in one.items()}
     return {
-        file: Outcome(
+        entry.number: Outcome(
             {n: r if isinstance(r, NotApplicable) else r.of_image(index) for n, r in together.items()},
-            tuple(picture.image.info.get("konkyo", ())),
-            name=picture.name,
-            true_label=picture.label,
+            entry.notes,
+            name=entry.name,
+            true_label=entry.label,
         )
-        for index, (file, picture) in enumerate(pictures.items())
+        for index, entry in enumerate(group.entries)
     }
 
 
@@ -182,6 +198,19 @@ def in_a_line(results: Mapping[str, Explanation | NotApplicable]) -> str:
     ]
     decided = dict.fromkeys(words for _, words in rows if words)
     return "; ".join([", ".join(dict.fromkeys(words for words, _ in rows)), *decided]) if rows else ""
+
+
+def one_ahead(
+    read: Callable[[Sequence[Path]], list[Read]], parts: Sequence[list[Path]]
+) -> Iterator[tuple[list[Path], list[Read]]]:
+    """Yields files with what was read of them, while a thread reads the next ones."""
+    with ThreadPoolExecutor(1) as reader:
+        next_one = reader.submit(read, parts[0]) if parts else None
+        for k, part in enumerate(parts):
+            assert next_one is not None
+            done = next_one.result()
+            next_one = reader.submit(read, parts[k + 1]) if k + 1 < len(parts) else None
+            yield part, done
 
 
 def batches(files: Sequence[Path], size: int) -> list[list[Path]]:

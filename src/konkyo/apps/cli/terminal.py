@@ -24,16 +24,18 @@ class Bar(Protocol):
         """Shows it."""
 
 
-def progress(items: Iterable[Any], what: str) -> Iterator[tuple[Any, Callable[[int, int], None]]]:
-    """Every item, and a function that hears how many of its variants are done."""
-    listed = list(items)
+def progress(
+    items: Iterable[Any], what: str, total: int | None = None
+) -> Iterator[tuple[Any, Callable[[int, int], None]]]:
+    """Every item, and a function that hears how many of its variants are done. `total`: so many items come."""
+    listed = list(items) if total is None else items
     with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
         variants = bar.add_task("variants", visible=False)
 
         def tell(done: int, total: int) -> None:
             bar.update(variants, completed=done, total=total, visible=done < total)
 
-        for item in bar.track(listed, description=what):
+        for item in bar.track(listed, total=total, description=what):
             yield item, tell
 
 
