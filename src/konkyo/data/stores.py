@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -230,9 +231,9 @@ def _named(names: Sequence[str]) -> Iterator[Stored]:
     kept = set(names)
     folders = dict.fromkeys(name.rpartition("/")[0] for name in names if name not in {*local, *web})
     for folder in folders:
-        system, path = _system(folder + "/")
+        system, key = _system(folder + "/")
         try:
-            infos = _asked(folder, lambda system=system, path=path: system.ls(path, detail=True))  # type: ignore[misc]
+            infos = _asked(folder, partial(system.ls, key, detail=True))
         except FileNotFoundError:
             continue
         for info in infos:
