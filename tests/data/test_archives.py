@@ -551,6 +551,29 @@ def test_reading_is_tried_again(
     assert failing.calls == calls
 
 
+def test_a_table_goes_on_after_a_failed_read(
+    tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch, no_wait: None
+) -> None:
+    memory.pipe_file("/bucket/x.parquet", bytes_table(tmp_path / "x.parquet", 60, 20).read_bytes())
+    data = pieces_of("parquet:memory://bucket/x.parquet", size=60).parts[0].open()
+    kind, failing, calls = type(memory.open("/bucket/x.parquet")), {3, 4}, 0
+    read = kind.read
+
+    def sometimes(self: Any, *arguments: Any) -> bytes:
+        nonlocal calls
+        calls += 1
+        if calls in failing:
+            raise OSError("the store is busy")
+        return read(self, *arguments)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(kind, "read", sometimes, raising=False)
+    assert [s.image.tobytes() for s in data] == [picture(k).tobytes() for k in range(60)]
+    assert calls > 4
+    failing |= set(range(calls, calls + 10_000))
+    with pytest.raises(KonkyoError, match=r"memory://bucket/x\.parquet cannot be read: .*busy"):
+        pieces_of("parquet:memory://bucket/x.parquet").parts[0].open()[0]
+
+
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = pytest.importorskip("fsspec.registry")
     entry = {"class": "no_such_library.FileSystem", "err": "Install it"}

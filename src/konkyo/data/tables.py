@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from konkyo.data import stores
 from konkyo.data.archives import class_named, classes_of, open_bytes, options_of, unique_names
@@ -20,6 +20,7 @@ from konkyo.utils.arrow import arrow
 TOGETHER = 16
 """So many rows are in memory together."""
 _BUFFER = 2**20
+_Result = TypeVar("_Result")
 _USUAL = ("image", "images", "img", "jpg", "jpeg", "png", "photo", "picture", "bytes")
 _LABELS = ("label", "labels", "cls", "class", "category", "fine_label")
 
@@ -78,9 +79,21 @@ def _runs(counts: Sequence[int], size: int) -> Iterator[tuple[list[int], int]]:
 
 def _foot(where: str) -> tuple[Any, list[int]]:
     """Returns (schema, rows of every row group) of a file. KonkyoError: it is no table, or cannot be read."""
-    with _Table(where) as table:
-        meta = table.metadata
-        return table.schema_arrow, [meta.row_group(k).num_rows for k in range(meta.num_row_groups)]
+
+    def ask() -> tuple[Any, list[int]]:
+        with _Table(where) as table:
+            meta = table.metadata
+            return table.schema_arrow, [meta.row_group(k).num_rows for k in range(meta.num_row_groups)]
+
+    return _answer(where, ask)
+
+
+def _answer(where: str, action: Callable[[], _Result]) -> _Result:
+    """Returns what reading a file returns; at an address it is tried again. KonkyoError: the file cannot be read."""
+    try:
+        return stores.retried(action) if stores.is_address(where) else action()
+    except (OSError, TimeoutError, arrow().ArrowException) as error:
+        raise stores.unanswered(where, error) from error
 
 
 def columns_of(file: stores.Stored, schema: Any, options: Mapping[str, str], classes: Mapping[str, str]) -> Columns:
@@ -132,22 +145,19 @@ def open_rows(
 
 
 class _Table:
-    """It is an open file of Parquet, which is read page by page. KonkyoError: it cannot be read."""
+    """It is an open file of Parquet, which is read page by page. OSError, ArrowException: it cannot be read."""
 
     def __init__(self, where: str) -> None:
         self.where = where
 
     def __enter__(self) -> Any:
         pa = arrow("pictures are in")
-        try:
-            self.file = stores.opened(self.where)
-        except OSError as error:
-            raise stores.unanswered(self.where, error) from error
+        self.file = stores.opened(self.where)
         try:
             self.table = pa.parquet.ParquetFile(self.file, buffer_size=_BUFFER, pre_buffer=False)
-        except (OSError, pa.ArrowException) as error:
+        except BaseException:
             self.file.close()
-            raise stores.unanswered(self.where, error) from error
+            raise
         return self.table
 
     def __exit__(self, *_: object) -> None:
@@ -179,7 +189,7 @@ class Rows:
 
     def __call__(self, index: int) -> Sample:
         """Returns a row. ImageError: its picture cannot be used. KonkyoError: the file cannot be read."""
-        row = self._row(index)
+        row = _answer(self.where, partial(self._advanced, index))
         data = row[self.columns.image]
         if isinstance(data, dict):
             if data.get("bytes") is None and data.get("path"):
@@ -190,7 +200,7 @@ class Rows:
         label = None if self.columns.label is None else class_named(row[self.columns.label], self.columns.classes)
         return Sample(self.names[index], open_bytes(data, self.names[index]), label)
 
-    def _row(self, index: int) -> dict[str, Any]:
+    def _advanced(self, index: int) -> dict[str, Any]:
         if self._process != os.getpid():
             self._restart()
         first, rows = self._rows
@@ -220,9 +230,6 @@ class Rows:
         first = sum(self.counts[:group])
         columns = [name for name in (self.columns.image, self.columns.label) if name is not None]
         with _Table(self.where) as table:
-            try:
-                for batch in table.iter_batches(TOGETHER, row_groups=self.groups[group:], columns=columns):
-                    yield first, batch.to_pylist()
-                    first += len(batch)
-            except (OSError, arrow().ArrowException) as error:
-                raise stores.unanswered(self.where, error) from error
+            for batch in table.iter_batches(TOGETHER, row_groups=self.groups[group:], columns=columns):
+                yield first, batch.to_pylist()
+                first += len(batch)
