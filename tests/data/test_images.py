@@ -495,5 +495,5 @@ def test_a_link_to_a_folder_is_searched(folder, tmp_path):
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=20, unique=True))
 def test_numbers_sort_as_numbers(numbers):
-    paths = sorted((Path(f"v1/frame{n}.png") for n in numbers), key=images._natural)
+    paths = sorted((Path(f"v1/frame{n}.png") for n in numbers), key=images.natural)
     assert [int(path.stem[5:]) for path in paths] == sorted(numbers)

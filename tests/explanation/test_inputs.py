@@ -436,7 +436,7 @@ def test_an_endless_iterable_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_endless_file_objects_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("konkyo.data.images._MAX_BYTES", 1000)
+    monkeypatch.setattr("konkyo.data.images.MAX_BYTES", 1000)
     with Path("/dev/zero").open("rb") as endless:
         refused(endless, "file object gives more than")
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 import numpy as np
@@ -100,7 +100,7 @@ _TOO_LARGE = "has too many pixels to be read safely; at most {:g} million: shrin
 _UNKNOWN = "is not an image that can be read; save it as PNG, JPEG or TIFF"
 _TELLING = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif", "transparency"}
 """Entries of a picture's `info` that say that its pixels are not what is meant."""
-_MAX_BYTES = 2**30
+MAX_BYTES = 2**30
 """A file object may be endless."""
 
 
@@ -131,7 +131,7 @@ def _contents(source: bytes | BinaryIO) -> bytes:
     else:
         try:
             start = source.tell() if source.seekable() else None
-            data = source.read(_MAX_BYTES + 1)
+            data = source.read(MAX_BYTES + 1)
             if start is not None:
                 source.seek(start)
         except (OSError, ValueError, AttributeError) as error:
@@ -140,8 +140,8 @@ def _contents(source: bytes | BinaryIO) -> bytes:
         raise ImageError('a file in binary mode was expected, open(path, "rb"); this one gives text')
     if not data:
         raise ImageError("the picture's bytes are empty; of a file that was read before: file.seek(0)")
-    if len(data) > _MAX_BYTES:
-        raise ImageError(f"a file object gives more than {_MAX_BYTES >> 20} MB; name a file instead")
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"a file object gives more than {MAX_BYTES >> 20} MB; name a file instead")
     return data
 
 
@@ -274,12 +274,12 @@ def _matches(source: str | Path) -> list[Path]:
     if path.is_file():
         return _listed(path) if path.suffix.lower() == ".txt" else [path]
     if path.is_dir():
-        return sorted(_below(path), key=_natural)
+        return sorted(_below(path), key=natural)
     try:
         names = glob.glob(str(source), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute patterns
     except (ValueError, re.error):
         return []
-    return sorted((p for p in map(Path, names) if _is_image(p)), key=_natural)
+    return sorted((p for p in map(Path, names) if _is_image(p)), key=natural)
 
 
 def _listed(path: Path) -> list[Path]:
@@ -317,11 +317,16 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    known = path.suffix.lower() in _suffixes() or path.name.lower().endswith(scans.SUFFIXES)
-    return known and not path.name.startswith(".") and path.is_file()
+    return is_image_name(path.name) and path.is_file()
 
 
-def _natural(path: Path) -> list[tuple[list[str | int], str]]:
+def is_image_name(name: str) -> bool:
+    """Tells whether a file's name has a suffix of images, and is not hidden."""
+    known = PurePath(name).suffix.lower() in _suffixes() or name.lower().endswith(scans.SUFFIXES)
+    return known and not name.startswith(".")
+
+
+def natural(path: Path) -> list[tuple[list[str | int], str]]:
     """Returns a sorting key under which "img2" comes before "img10", folder by folder."""
 
     def pieces(name: str) -> list[str | int]:

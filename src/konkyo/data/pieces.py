@@ -47,7 +47,21 @@ class Pieces:
         return len(self.parts)
 
 
-Openable = Callable[[str], "Pieces | None"]
+@dataclass(frozen=True)
+class Cut:
+    """A cut says how images that are known by name become pieces, as the arguments of `pieces_of` do."""
+
+    size: int = SIZE
+    limit: int | None = None
+    seed: int = 0
+
+    def no_limit(self, data: str) -> None:
+        """Raises KonkyoError where a limit is asked for of archives."""
+        if self.limit is not None:
+            raise KonkyoError(f"a limit is of images that are known by name; {data} comes in archives: name fewer")
+
+
+Openable = Callable[[str, Cut], "Pieces | None"]
 OPENERS: list[Openable] = []
 """What opens data that comes in pieces of its own, as archives; the first that takes a text counts."""
 
@@ -70,24 +84,32 @@ def pieces_of(
     `data`: as `konkyo.data.samples` takes it, a list of image files, folders and patterns, or addresses of archives.
     `limit`: so many images, drawn by the seed. KonkyoError: data that cannot be opened, or a limit on archives.
     """
-    import konkyo.data.archives  # noqa: F401 - registers openers
-
-    if isinstance(data, (str, Path)):
-        for function in OPENERS:
-            pieces = function(str(data))
-            if pieces is not None and limit is not None:
-                raise KonkyoError(f"a limit is of images that are known by name; {data} comes in archives: name fewer")
-            if pieces is not None:
-                return pieces
-    listed = samples(_of_files(data) if _are_files(data) else data, limit=limit, seed=seed)  # type: ignore[arg-type]
     if size < 1:
         raise KonkyoError(f"a piece has at least one image; got {size}")
-    spans = [range(start, min(start + size, len(listed))) for start in range(0, len(listed), size)]
+    alone = data[0] if isinstance(data, (list, tuple)) and len(data) == 1 else data
+    if isinstance(alone, str) and (own := own_pieces(alone, Cut(size, limit, seed))) is not None:
+        return own
+    listed = samples(_of_files(data) if _are_files(data) else data, limit=limit, seed=seed)  # type: ignore[arg-type]
     parts = tuple(
         Piece(k, f"{span.start}-{span.stop - 1}", span.start, partial(chosen, listed, span))
-        for k, span in enumerate(spans)
+        for k, span in enumerate(spans(len(listed), size))
     )
     return Pieces(listed.source or "samples", parts, len(listed), listed.classes, listing(listed.names))
+
+
+def spans(count: int, size: int) -> list[range]:
+    """Returns the numbers of images in parts of `size`; the last one may be smaller."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def own_pieces(data: str, cut: Cut = Cut()) -> Pieces | None:
+    """Returns the pieces of data that comes in its own; None: a text names other data."""
+    import konkyo.data.archives
+    import konkyo.data.lists
+    import konkyo.data.tables  # noqa: F401 - each registers openers
+
+    opened = (function(data, cut) for function in OPENERS)
+    return next((pieces for pieces in opened if pieces is not None), None)
 
 
 def listing(names: Sequence[str]) -> str:

@@ -142,6 +142,8 @@ def samples(
     - The option window=LOW..HIGH (or file) of folder, chest, brain and coco scales grey values of more than 8 bits
       equally in all pictures (`konkyo.data.images.open_image`).
     - The option cue=KIND:CLASS of all that have labels plants a mark in one class (`konkyo.data.marked`).
+    - "tar:PATTERN", "parquet:PATTERN", "list:FILE" and addresses as "s3://bucket/photos/" (docs/scale.md): their
+      names are kept in memory, and archives are opened once for them.
     - `Scenes`, or any sequence or torch data set of `Sample`, which is read through once for the names.
     - A `datasets.Dataset` of Hugging Face: the pictures are those of `column`, or of the first column with some, the
       classes those of its `ClassLabel`. Of one that is streamed the first `limit` rows are taken, and held.
@@ -160,7 +162,7 @@ def samples(
     if huggingface.is_table(source):
         data = huggingface.samples_of(source, column, limit)
     elif isinstance(source, (str, Path)):
-        data = replace(_open_source(str(source), seed), source=str(source))
+        data = _of_pieces(str(source)) or replace(_open_source(str(source), seed), source=str(source))
     elif isinstance(source, (Samples, Scenes)):
         data = _of_scenes(source) if isinstance(source, Scenes) else source
     else:
@@ -175,6 +177,15 @@ def samples(
         return data
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:limit].tolist()
     return chosen(data, order)
+
+
+def _of_pieces(source: str) -> Samples | None:
+    """Returns the samples of data that comes in pieces; None: it is of another kind."""
+    from konkyo.data.archives import joined  # they are made of samples
+    from konkyo.data.pieces import own_pieces
+
+    pieces = own_pieces(source)
+    return None if pieces is None else joined(pieces)
 
 
 def chosen(data: Samples, order: Sequence[int]) -> Samples:
@@ -279,6 +290,7 @@ def _open_source(source: str, seed: int) -> Samples:
     kind, _, rest = source.partition(":")
     if kind not in DRAWN and kind not in LAYOUTS:
         offer = [*(f"{name}:COUNT" for name in DRAWN), *(f"{name}:DIR" for name in LAYOUTS)]
+        offer += ["tar:PATTERN", "parquet:PATTERN", "list:FILE", "s3://BUCKET/FOLDER/"]
         if Path(source).expanduser().is_dir():
             raise KonkyoError(
                 f"data is named KIND:WHERE, as in folder:{source}; got {source!r}. On offer: {', '.join(offer)}"

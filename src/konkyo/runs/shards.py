@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from konkyo.errors import KonkyoError, install_hint
+from konkyo.errors import KonkyoError
+from konkyo.utils.arrow import arrow as arrow
 from konkyo.utils.files import read_json, replacing, write_text
 
 FOLDER = "shards"
@@ -43,16 +44,6 @@ class Receipt:
     """What reading, explaining, measuring and writing took."""
     host: str = ""
     tries: int = 1
-
-
-def arrow() -> Any:
-    """Returns pyarrow. KonkyoError: it is not installed."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise KonkyoError(f"shards are tables of Parquet, which pyarrow writes: {install_hint('run')}") from error
-    return pyarrow
 
 
 def schema_of(metrics: Sequence[str]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections import Counter
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 import typer
 
 from konkyo.errors import KonkyoError, unknown
-from konkyo.utils.files import read_text
 
 if TYPE_CHECKING:
     from konkyo.models import Model
@@ -27,8 +25,6 @@ Images = Annotated[
 ]
 ORDERS = ("least-sure", "most-sure", "wrong-first", "name")
 NO_LABELS = "none"
-_IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "path", "name")
-_LABEL_COLUMNS = ("label", "true_label", "class", "category", "target")
 
 
 @dataclass(frozen=True)
@@ -241,7 +237,9 @@ def _of_table(pictures: Pictures, path: Path, model: Model) -> Pictures:
 
     places = _places(pictures, path)
     labels: dict[Path, str] = {}
-    for number, image, label in _lines(path):
+    from konkyo.data.lists import labelled_lines
+
+    for number, image, label in labelled_lines(path):
         file = places.get(image)
         if file is None or not label:
             continue
@@ -270,34 +268,6 @@ def _places(pictures: Pictures, table: Path) -> dict[str, Path]:
         if file.resolve().is_relative_to(table.resolve().parent):
             places[file.resolve().relative_to(table.resolve().parent).as_posix()] = file
     return places
-
-
-def _lines(path: Path) -> Iterable[tuple[int, str, str]]:
-    """Yields (line number, image, label) of a csv file, whose first line may name its columns."""
-    text = read_text(path).splitlines()
-    first = text[0] if text else ""
-    separator = next((mark for mark in (",", ";", "\t") if mark in first), None)
-    if separator is None:
-        raise KonkyoError(f"{path}: lines image,label were expected; the first is {first[:60]!r}")
-    rows = list(csv.reader(text, delimiter=separator))
-    head = [cell.strip().lower() for cell in rows[0]]
-    image = next((head.index(name) for name in _IMAGE_COLUMNS if name in head), None)
-    label = next((head.index(name) for name in _LABEL_COLUMNS if name in head), None)
-    if image is None and label is None:
-        image, label, start = 0, 1, 0
-    elif image is None or label is None:
-        raise KonkyoError(
-            f"{path}: the columns image and label were expected; got {', '.join(rows[0])}. A column of images is called"
-            f" one of {', '.join(_IMAGE_COLUMNS)}, one of labels one of {', '.join(_LABEL_COLUMNS)}"
-        )
-    else:
-        start = 1
-    for number, row in enumerate(rows[start:], start=start + 1):
-        if not row:
-            continue
-        if len(row) <= max(image, label):
-            raise KonkyoError(f"{path}, line {number}: {len(head)} columns were expected; got {len(row)}")
-        yield number, row[image].strip(), row[label].strip()
 
 
 # --- what became of them ----------------------------------------------------------------------------------------------
