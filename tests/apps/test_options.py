@@ -77,6 +77,7 @@ def test_an_option_is_declared_once() -> None:
         "--all",
         "--score",
         "--data",
+        "--limit",
         "--target",
         "--region",
         "--class",
