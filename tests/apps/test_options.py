@@ -78,6 +78,7 @@ def test_an_option_is_declared_once() -> None:
         "--score",
         "--data",
         "--limit",
+        "--sort",
         "--target",
         "--region",
         "--class",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,12 @@ def many_rows(count: int, seed: int = 0, before: str = "image") -> list[dict[str
             }
             rows += [map_row(name, seed=k, method=method, **values) for method in ("grad_cam", "layer_cam")]
     return rows
+
+
+def divided(rows: Sequence[dict[str, Any]], images: int) -> list[list[dict[str, Any]]]:
+    """Returns the rows of so many images after the other, as the shards of a run hold them."""
+    names = {name: k for k, name in enumerate(dict.fromkeys(row["image"] for row in rows))}
+    return [list(group) for _, group in groupby(rows, lambda row: names[row["image"]] // images)]
 
 
 def run_folder(

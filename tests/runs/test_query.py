@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.commands import Run, runner, told
-from helpers.folders_of_runs import error_row, many_rows, map_row, nothing_row, run_folder
+from helpers.folders_of_runs import divided, error_row, many_rows, map_row, nothing_row, run_folder
 from konkyo.errors import KonkyoError
 from konkyo.runs.records import Records
 from konkyo.runs.shards import shard_path
@@ -22,7 +22,7 @@ pytest.importorskip("duckdb")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = many_rows(60)
-    return run_folder(tmp_path_factory.mktemp("it's [a] run"), [rows[at : at + 25] for at in range(0, len(rows), 25)])
+    return run_folder(tmp_path_factory.mktemp("it's [a] run"), divided(rows, 25))
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,8 @@ from konkyo.version import __version__
 
 MANIFEST = "run.json"
 FORM = 1
+MERGED = "merged"
+"""The data of the runs that were merged, in the manifest of the run that was made of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +123,11 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> None:
     """Writes the manifest of a run, or compares it with the one that is there. KonkyoError: it is of another run."""
     path = folder / MANIFEST
     if path.exists():
+        if parts := manifest_of(folder)["data"].get(MERGED):
+            raise KonkyoError(
+                f"{folder} was merged from {len(parts)} runs and does not go on; run into a folder of its own, and "
+                "merge again"
+            )
         differ = differences(manifest_of(folder), settings, free=("run", "versions"))
         before = manifest_of(folder).get("versions", {})
         now = settings["versions"]

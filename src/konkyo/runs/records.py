@@ -17,7 +17,7 @@ from konkyo.explanation.files import target_from_json
 from konkyo.explanation.result import Explanation
 from konkyo.runs.job import manifest_of
 from konkyo.runs.query import LIMIT, SUSPICIOUS, Answer, Question, asked
-from konkyo.runs.shards import Receipt, arrow, shard_path, unpacked, whole_shards
+from konkyo.runs.shards import ROW_GROUP, Receipt, arrow, shard_path, unpacked, whole_shards
 from konkyo.tasks.decision import Decision
 
 
@@ -68,14 +68,8 @@ class Records:
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """Yields the rows as dictionaries, in order, a few at a time in memory. `columns`: these alone."""
-        pa = arrow()
         for file in self.files:
-            with pa.parquet.ParquetFile(file) as table:
-                known = table.schema_arrow.names
-                if missing := [name for name in columns or () if name not in known]:
-                    raise KonkyoError(f"shards have no column {', '.join(missing)}; there are {', '.join(known)}")
-                for group in table.iter_batches(batch_size=64, columns=None if columns is None else list(columns)):
-                    yield from group.to_pylist()
+            yield from rows_of_file(file, columns)
 
     def query(
         self,
@@ -119,6 +113,16 @@ class Records:
             f"Records of {self.manifest['model']} on {self.manifest['data']['source']}: {self.images} images, "
             f"{len(self)} rows, {self.errors} errors, {state} ({self.folder})"
         )
+
+
+def rows_of_file(file: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a shard as dictionaries, a few at a time in memory. KonkyoError: no such column."""
+    with arrow().parquet.ParquetFile(file) as table:
+        known = table.schema_arrow.names
+        if missing := [name for name in columns or () if name not in known]:
+            raise KonkyoError(f"shards have no column {', '.join(missing)}; there are {', '.join(known)}")
+        for group in table.iter_batches(batch_size=ROW_GROUP, columns=None if columns is None else list(columns)):
+            yield from group.to_pylist()
 
 
 def explanation_of(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> Explanation:

@@ -57,6 +57,22 @@ def query(
             print_table(head, rows)
 
 
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help="Two folders of `konkyo run` or more, of one job.")],
+    to: Annotated[Path, typer.Option("--out", help="A new folder, which is there only when it is whole.")],
+    as_json: Json = False,
+) -> None:
+    """Join runs of one job over different data, as of several machines, into one run."""
+    from konkyo.runs.merge import merge
+
+    records = merge(folders, to)
+    if as_json:
+        counts = {"images": records.images, "rows": len(records), "errors": records.errors}
+        print(json.dumps({"folder": str(to), "shards": len(records.receipts), **counts}))  # noqa: T201 - as asked for
+        return
+    out.print(escape(repr(records)), highlight=False, soft_wrap=True)
+
+
 def _write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
     """Writes a table a part at a time. -> how many rows"""
     from konkyo.utils.files import csv_text
