@@ -86,35 +86,70 @@ class Answer:
     rows: Iterator[tuple[Any, ...]]
 
 
-@contextmanager
-def asked(files: Sequence[Path], question: Question, metrics: Sequence[str] = ()) -> Iterator[Answer]:
-    """Yields the answer to a question of these shards. KonkyoError: no shard, no DuckDB, or SQL that is refused.
+@dataclass(frozen=True, eq=False)
+class Database:
+    """A database in memory sees the view `rows` of some shards, and no file."""
 
-    The query is one SELECT in a database in memory that sees the view `rows` and no file.
-    """
+    connection: Any
+    library: Any
+    known: tuple[str, ...]
+    """The columns of the view."""
+
+    def ask(self, sql: str) -> Answer:
+        """Returns the answer to one SELECT, good until the next. KonkyoError: something else, or SQL that fails."""
+        with self.told():
+            statements = self.connection.extract_statements(sql)
+            if [statement.type for statement in statements] != [self.library.StatementType.SELECT]:
+                kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
+                raise KonkyoError(f"a query is one SELECT; got {kinds}")
+            cursor = self.connection.execute(statements[0])
+        return Answer(tuple(str(entry[0]) for entry in cursor.description or ()), self._fetched(cursor))
+
+    def table(self, sql: str) -> list[dict[str, Any]]:
+        """Returns the whole answer to a SELECT as dictionaries."""
+        answer = self.ask(sql)
+        return [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+
+    def _fetched(self, cursor: Any) -> Iterator[tuple[Any, ...]]:
+        while True:
+            with self.told():
+                rows = cursor.fetchmany(BATCH)
+            if not rows:
+                return
+            yield from rows
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Within the context an error of DuckDB becomes one of ours."""
+        try:
+            yield
+        except self.library.Error as error:
+            reason = " ".join(str(error).split("\n\nLINE")[0].split())
+            raise KonkyoError(f"the query cannot be run: {reason}. Columns of rows: {', '.join(self.known)}") from error
+
+
+@contextmanager
+def opened(files: Sequence[Path]) -> Iterator[Database]:
+    """Yields a database with the rows of these shards alone. KonkyoError: no shard, or no DuckDB."""
     if not files:
         raise KonkyoError("no shard is finished yet: there is nothing to query")
     duckdb = _duckdb()
-    with tempfile.TemporaryDirectory() as spilled, duckdb.connect(":memory:") as database:
-        database.register("shards", _dataset(files))
-        database.execute(VIEW)
-        known = [str(row[0]) for row in database.execute("DESCRIBE rows").fetchall()]
-        database.execute(f"SET temp_directory = {_text(spilled)}")
+    with tempfile.TemporaryDirectory() as spilled, duckdb.connect(":memory:") as connection:
+        connection.register("shards", _dataset(files))
+        connection.execute(VIEW)
+        known = tuple(str(row[0]) for row in connection.execute("DESCRIBE rows").fetchall())
+        connection.execute(f"SET temp_directory = {literal(spilled)}")
         for setting in ("enable_external_access", "python_enable_replacements"):
-            database.execute(f"SET {setting} = false")
-        database.execute("SET lock_configuration = true")
-        text = question.text(known, metrics)
-        try:
-            statements = database.extract_statements(text)
-            if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
-                kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
-                raise KonkyoError(f"a query is one SELECT; got {kinds}")
-            cursor = database.execute(statements[0])
-            columns = tuple(str(entry[0]) for entry in cursor.description or ())
-            yield Answer(columns, _fetched(cursor))
-        except duckdb.Error as error:
-            reason = " ".join(str(error).split("\n\nLINE")[0].split())
-            raise KonkyoError(f"the query cannot be run: {reason}. Columns of rows: {', '.join(known)}") from error
+            connection.execute(f"SET {setting} = false")
+        connection.execute("SET lock_configuration = true")
+        yield Database(connection, duckdb, known)
+
+
+@contextmanager
+def asked(files: Sequence[Path], question: Question, metrics: Sequence[str] = ()) -> Iterator[Answer]:
+    """Yields the answer to a question of these shards. KonkyoError: as of `opened`, or SQL that is refused."""
+    with opened(files) as database:
+        yield database.ask(question.text(database.known, metrics))
 
 
 def quoted(name: str) -> str:
@@ -126,13 +161,9 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _text(value: str) -> str:
+def literal(value: str) -> str:
+    """Returns a text as SQL has it."""
     return "'" + value.replace("'", "''") + "'"
-
-
-def _fetched(cursor: Any) -> Iterator[tuple[Any, ...]]:
-    while rows := cursor.fetchmany(BATCH):
-        yield from rows
 
 
 def _dataset(files: Sequence[Path]) -> Any:

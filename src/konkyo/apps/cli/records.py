@@ -15,6 +15,10 @@ from rich.markup import escape
 from konkyo.apps.cli.options import Json
 from konkyo.apps.cli.terminal import out, print_table
 
+PicturesNow = Annotated[
+    list[str] | None,
+    typer.Option("--data", "-d", help="Where the pictures of a run are now, if they were moved; repeatable."),
+]
 RunFolder = Annotated[Path, typer.Argument(help="What `konkyo run` wrote; it may still be running.")]
 
 
@@ -71,6 +75,27 @@ def merge(
         print(json.dumps({"folder": str(to), "shards": len(records.receipts), **counts}))  # noqa: T201 - as asked for
         return
     out.print(escape(repr(records)), highlight=False, soft_wrap=True)
+
+
+def export(
+    folder: RunFolder,
+    form: Annotated[str, typer.Option("--to", help="coco, numpy, fiftyone, tensorboard, mlflow or wandb.")],
+    to: Annotated[
+        Path, typer.Option("--out", help="FILE.json of coco; else a folder, which names the data set or run.")
+    ],
+    threshold: Annotated[
+        float, typer.Option("--threshold", help="Masks of coco: where a map scaled to [0, 1] is above it.")
+    ] = 0.2,
+    pictures: Annotated[
+        int, typer.Option("--drawn", min=0, help="Trackers: so many of the most suspicious images are drawn.")
+    ] = 16,
+    data: PicturesNow = None,
+) -> None:
+    """Write a run for another tool: COCO, NumPy, FiftyOne, TensorBoard, MLflow or Weights & Biases."""
+    from konkyo.runs.exports import Wishes, export
+
+    said = export(folder, form, to, Wishes(threshold, data, pictures))
+    out.print(escape(said), highlight=False, soft_wrap=True)
 
 
 def _write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
