@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from konkyo.evaluation.diagnose.result import DiagnosisReport
     from konkyo.evaluation.diagnose.run import diagnose
     from konkyo.evaluation.evaluate import Maps, evaluate
+    from konkyo.evaluation.map_log import log_maps
+    from konkyo.evaluation.map_logger import MapLogger
     from konkyo.evaluation.neighbours import Neighbours, neighbours
     from konkyo.evaluation.recommend import recommend
     from konkyo.evaluation.result import Evaluation
@@ -63,6 +65,8 @@ _HOMES = {
     "konkyo.evaluation.diagnose.regions": ("RegionTest", "region_test"),
     "konkyo.evaluation.diagnose.result": ("DiagnosisReport",),
     "konkyo.evaluation.diagnose.run": ("diagnose",),
+    "konkyo.evaluation.map_log": ("log_maps",),
+    "konkyo.evaluation.map_logger": ("MapLogger",),
     "konkyo.evaluation.neighbours": ("Neighbours", "neighbours"),
     "konkyo.explanation.diagnosis": ("Diagnosis",),
     "konkyo.errors": ("KonkyoError", "KonkyoWarning", "NotApplicable"),
@@ -146,6 +150,7 @@ __all__ = [
     "KonkyoError",
     "KonkyoWarning",
     "Layer",
+    "MapLogger",
     "Maps",
     "Mask",
     "Matching",
@@ -187,6 +192,7 @@ __all__ = [
     "forgrad",
     "image_guided_detector",
     "load",
+    "log_maps",
     "method",
     "methods",
     "metrics",

@@ -77,6 +77,8 @@ def test_an_option_is_declared_once() -> None:
         "--all",
         "--score",
         "--data",
+        "--limit",
+        "--sort",
         "--target",
         "--region",
         "--class",

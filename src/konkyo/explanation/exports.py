@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from konkyo.data.frame import Frame
 from konkyo.errors import KonkyoError
 from konkyo.explanation.rows import selected
 from konkyo.explanation.words import box_of, decision_of, image_name, target_of
@@ -60,30 +61,39 @@ def to_coco(result: Explanation, threshold: float) -> dict[str, Any]:
     images: dict[int, dict[str, Any]] = {}
     annotations = []
     for row, index in enumerate(result.image_index.tolist()):
-        mask, box = _cut(result, row, threshold)
-        size = {"height": mask.shape[0], "width": mask.shape[1]}
+        annotation = coco_annotation(result, row, threshold)
+        height, width = annotation["segmentation"]["size"]
         known = {"id": numbers[index], "file_name": image_name(result, row)}
-        images.setdefault(index, known | size)
-        left, top, right, bottom = box
-        annotations.append(
-            {
-                "id": row + 1,
-                "image_id": numbers[index],
-                "category_id": categories[result.labels[row]],
-                "bbox": [round(side, 2) for side in (left, top, right - left, bottom - top)],
-                "area": int(mask.sum()),
-                "segmentation": {"size": list(mask.shape), "counts": _run_lengths(mask)},
-                "iscrowd": 0,
-                "score": _confidence(result, row),
-                "method": result.method,
-                "diagnosis": result.diagnosis[row].kind if result.diagnosis else None,
-            }
-        )
+        images.setdefault(index, known | {"height": height, "width": width})
+        ids = {"id": row + 1, "image_id": numbers[index], "category_id": categories[result.labels[row]]}
+        annotations.append(ids | annotation)
     return {
         "info": {"description": f"{result.method} at {result.layer}, cut at {threshold:g}", "model": result.model},
         "images": list(images.values()),
         "categories": [{"id": number, "name": name} for name, number in categories.items()],
         "annotations": annotations,
+    }
+
+
+def coco_annotation(result: Explanation, row: int, threshold: float, frame: Frame = Frame()) -> dict[str, Any]:
+    """Returns a row as an annotation of COCO without its ids: box, mask as run lengths, score, method, diagnosis.
+
+    `frame`: where what the model saw lies in the whole picture, whose pixels then count.
+    """
+    mask, (left, top, right, bottom) = _cut(result, row, threshold)
+    if frame.whole is not None:
+        x, y = frame.corner
+        whole = mask.new_zeros(frame.whole)
+        whole[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
+        mask, left, top, right, bottom = whole, left + x, top + y, right + x, bottom + y
+    return {
+        "bbox": [round(side, 2) for side in (left, top, right - left, bottom - top)],
+        "area": int(mask.sum()),
+        "segmentation": {"size": list(mask.shape), "counts": _run_lengths(mask)},
+        "iscrowd": 0,
+        "score": _confidence(result, row),
+        "method": result.method,
+        "diagnosis": result.diagnosis[row].kind if result.diagnosis else None,
     }
 
 

@@ -277,6 +277,7 @@ def _data(page: Page) -> tuple[dict[str, Any], list[list[str]], list[list[Any]]]
         "rows": rows,
         "methods": _methods(page),
         "columns": list(dict.fromkeys(name for row in page.rows for name in row.values)),
+        "ordered": page.ordered,
         "block": BLOCK,
         "tables": colour_tables(),
         "answers": [{"q": response.question, "p": response.pieces} for response in answers.values()],

@@ -228,6 +228,8 @@ class Page:
     """Which questions were not asked, and why."""
     shortlists: tuple[Shortlist, ...] = ()
     rows: tuple[ImageRow, ...] = ()
+    ordered: bool = False
+    """Whether the rows stand in the order in which they are to be looked at; else wrong decisions are shown first."""
     classes: tuple[ClassCard, ...] = ()
     confusion: ConfusionMatrix | None = None
     tables: tuple[TableBlock, ...] = ()
@@ -241,3 +243,5 @@ class Page:
     """The command line that makes it again, with its paths shortened to names."""
     notes: tuple[Text, ...] = ()
     """Sentences that a reader of the numbers has to know."""
+    links: tuple[tuple[Text, str], ...] = ()
+    """(what it is called, file) of the pages that belong to a report of several; "" in place of this one's file."""

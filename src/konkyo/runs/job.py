@@ -26,6 +26,8 @@ from konkyo.version import __version__
 
 MANIFEST = "run.json"
 FORM = 1
+MERGED = "merged"
+"""The data of the runs that were merged, in the manifest of the run that was made of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +124,11 @@ def begin(folder: Path, settings: Mapping[str, Any], *, anew: bool) -> None:
     """
     path = folder / MANIFEST
     if path.exists() and not anew:
+        if parts := manifest_of(folder)["data"].get(MERGED):
+            raise KonkyoError(
+                f"{folder} was merged from {len(parts)} runs and does not go on; run into a folder of its own, and "
+                "merge again"
+            )
         if differ := differences(manifest_of(folder), {"run": FORM, **settings}):
             raise KonkyoError(
                 f"{folder} holds a run with other {', '.join(differ)}; a run goes on with the same only. Choose "

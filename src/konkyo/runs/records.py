@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from konkyo.explanation.diagnosis import Diagnosis
 from konkyo.explanation.files import target_from_json
 from konkyo.explanation.result import Explanation
 from konkyo.runs.job import manifest_of
-from konkyo.runs.shards import Receipt, arrow, shard_path, unpacked, whole_shards
+from konkyo.runs.query import LIMIT, SUSPICIOUS, Answer, Question, asked
+from konkyo.runs.shards import ROW_GROUP, Receipt, arrow, shard_path, unpacked, whole_shards
 from konkyo.tasks.decision import Decision
 
 
@@ -66,20 +68,38 @@ class Records:
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """Yields the rows as dictionaries, in order, a few at a time in memory. `columns`: these alone."""
-        pa = arrow()
         for file in self.files:
-            with pa.parquet.ParquetFile(file) as table:
-                known = table.schema_arrow.names
-                if missing := [name for name in columns or () if name not in known]:
-                    raise KonkyoError(f"shards have no column {', '.join(missing)}; there are {', '.join(known)}")
-                for group in table.iter_batches(batch_size=64, columns=None if columns is None else list(columns)):
-                    yield from group.to_pylist()
+            yield from rows_of_file(file, columns)
+
+    def query(
+        self,
+        where: str | None = None,
+        *,
+        columns: Sequence[str] = (),
+        sort: str = SUSPICIOUS,
+        limit: int | None = LIMIT,
+        sql: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """Returns the rows that a query finds as dictionaries, the most suspicious first.
+
+        `where`: a condition in SQL, as in "method = 'grad_cam' AND probability > 0.9"; names such as "ebpg@box" stand
+        in double quotes. `columns`: these alone, `suspicion` and `why` among them. `sort`: a column, with "-" before
+        it from the highest down. `limit`: so many rows; None: all. `sql`: a whole SELECT of the view `rows` instead.
+        KonkyoError: SQL that is not understood, a column that is not known, no DuckDB, or no finished shard.
+        """
+        question = Question(where, tuple(columns) if not isinstance(columns, str) else columns, sort, limit, sql)
+        with self.answer(question) as answer:
+            return [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+
+    def answer(self, question: Question) -> AbstractContextManager[Answer]:
+        """Returns a context with the answer to a question, whose rows are fetched a few at a time."""
+        return asked(self.files, question, self.manifest.get("metrics") or ())
 
     def explanations(self) -> Iterator[Explanation]:
         """Yields an explanation for every image and method that has maps, in order; without pictures."""
         rows: list[dict[str, Any]] = []
         for row in self.rows():
-            if rows and (row["image"], row["method"]) != (rows[0]["image"], rows[0]["method"]):
+            if rows and (row["row"] == 0 or row["method"] != rows[0]["method"]):
                 yield explanation_of(rows, self.manifest)
                 rows = []
             if row["map"] is not None:
@@ -119,6 +139,16 @@ class Records:
             f"Records of {self.manifest['model']} on {self.manifest['data']['source']}: {self.images} images, "
             f"{len(self)} rows, {self.errors} errors, {state} ({self.folder})"
         )
+
+
+def rows_of_file(file: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a shard as dictionaries, a few at a time in memory. KonkyoError: no such column."""
+    with arrow().parquet.ParquetFile(file) as table:
+        known = table.schema_arrow.names
+        if missing := [name for name in columns or () if name not in known]:
+            raise KonkyoError(f"shards have no column {', '.join(missing)}; there are {', '.join(known)}")
+        for group in table.iter_batches(batch_size=ROW_GROUP, columns=None if columns is None else list(columns)):
+            yield from group.to_pylist()
 
 
 def explanation_of(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> Explanation:

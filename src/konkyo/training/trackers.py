@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.utils.files import read_text, write_text
@@ -20,6 +24,14 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Takes no more."""
+
+
+@runtime_checkable
+class PictureTracker(Tracker, Protocol):
+    """This takes pictures beside the numbers, as all trackers of this file do."""
+
+    def log_pictures(self, pictures: Mapping[str, Image.Image], step: int, /) -> None:
+        """Takes the pictures of a step by name."""
 
 
 class TensorBoard:
@@ -40,6 +52,12 @@ class TensorBoard:
             self._writer.add_scalar(_grouped(name), value, step)
         self._writer.flush()
 
+    def log_pictures(self, pictures: Mapping[str, Image.Image], step: int, /) -> None:
+        """As of `PictureTracker`."""
+        for name, picture in pictures.items():
+            self._writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+        self._writer.flush()
+
     def close(self) -> None:
         """As of `Tracker`."""
         self._writer.close()
@@ -56,6 +74,7 @@ class WandB:
             raise _missing("wandb", error) from error
         known = _run_of(folder, "wandb")
         folder.mkdir(parents=True, exist_ok=True)
+        self._wandb: Any = wandb
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "konkyo"),
             name=_name(folder),
@@ -69,6 +88,10 @@ class WandB:
     def log(self, numbers: Mapping[str, float], step: int, /) -> None:
         """As of `Tracker`."""
         self._run.log({_grouped(name): value for name, value in numbers.items()}, step=step)
+
+    def log_pictures(self, pictures: Mapping[str, Image.Image], step: int, /) -> None:
+        """As of `PictureTracker`."""
+        self._run.log({name: self._wandb.Image(picture) for name, picture in pictures.items()}, step=step)
 
     def close(self) -> None:
         """As of `Tracker`."""
@@ -95,6 +118,11 @@ class MLflow:
         """As of `Tracker`; numbers that are none are left out, which MLflow's stores do not all take."""
         known = {_grouped(name): value for name, value in numbers.items() if math.isfinite(value)}
         self._mlflow.log_metrics(known, step=step)
+
+    def log_pictures(self, pictures: Mapping[str, Image.Image], step: int, /) -> None:
+        """As of `PictureTracker`; an artifact each, in a folder of its step."""
+        for name, picture in pictures.items():
+            self._mlflow.log_image(picture, f"step-{step:06d}/{_file_name(name)}.png")
 
     def close(self) -> None:
         """As of `Tracker`."""
@@ -123,6 +151,16 @@ def _grouped(name: str) -> str:
     """Returns train/loss for train_loss: trackers draw what has one beginning together."""
     part, line, rest = name.partition("_")
     return f"{part}/{rest}" if line and part in ("train", "valid") else name
+
+
+def _file_name(name: str) -> str:
+    """Returns a name whose folders stay, and in which nothing else is special.
+
+    >>> _file_name("maps/../a b.png")
+    'maps/a_b.png'
+    """
+    parts = (re.sub(r"[^\w.-]", "_", part).strip(".") for part in name.split("/"))
+    return "/".join(part for part in parts if part) or "picture"
 
 
 def _name(folder: Path) -> str:

@@ -23,6 +23,7 @@ from konkyo.apps.cli.listing import layers, list_methods, list_metrics
 from konkyo.apps.cli.neighbours import nearest_images
 from konkyo.apps.cli.pair import pair
 from konkyo.apps.cli.recommend import recommend
+from konkyo.apps.cli.records import export, merge, query
 from konkyo.apps.cli.report import report
 from konkyo.apps.cli.run import run
 from konkyo.apps.cli.sanity import sanity
@@ -56,6 +57,9 @@ app.command()(cover)
 app.command(name="export-cam")(export_cam)
 app.command(name="neighbours")(nearest_images)
 app.command()(pair)
+app.command()(query)
+app.command()(merge)
+app.command()(export)
 app.add_typer(benchmark, name="benchmark")
 app.add_typer(train, name="train")
 app.add_typer(report, name="report")

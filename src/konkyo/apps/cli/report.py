@@ -11,8 +11,10 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from konkyo.apps.cli.options import Format, Json, figure_format
+from konkyo.apps.cli.records import PicturesNow
 from konkyo.apps.cli.reports import Anonymous, Language, PictureCount, ReportOptions, write_report
 from konkyo.apps.cli.terminal import out, print_table
+from konkyo.errors import KonkyoError
 
 
 class _FolderByDefault(TyperGroup):
@@ -37,14 +39,27 @@ def _report() -> None:
 @report.command()
 def folder(
     folder: Annotated[
-        Path, typer.Argument(help="What `konkyo explain`, `evaluate`, `consistency` or `diagnose` wrote.")
+        Path, typer.Argument(help="What `konkyo explain`, `evaluate`, `consistency`, `diagnose` or `run` wrote.")
     ],
-    to: Annotated[Path | None, typer.Option("--out", help="FILE.html; default: report.html in the folder.")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--out", help="FILE.html (report.html in the folder); of a run a folder (report in the run's)."),
+    ] = None,
     lang: Language = "auto",
     pictures: PictureCount = "500",
     anonymous: Anonymous = False,
+    pages: Annotated[
+        str, typer.Option("--pages", help="Of a run: so many pages of images, the most suspicious first; or all.")
+    ] = "2",
+    per_page: Annotated[int, typer.Option("--per-page", min=1, help="Of a run: so many images on a page.")] = 250,
+    data: PicturesNow = None,
 ) -> None:
-    """Make the page of a finished folder. It reads the folder's files, and the pictures that these name."""
+    """Make the page of a finished folder, of a run several. It reads the files there, and the pictures they name."""
+    if (folder / "run.json").is_file():
+        _report_run(
+            folder, to or folder / "report", ReportOptions(None, lang, pictures, anonymous), pages, per_page, data
+        )
+        return
     import konkyo.studies.report  # noqa: F401 - makes folders of studies known
     from konkyo.report.builders import Request
     from konkyo.report.folder import page_of_folder
@@ -52,6 +67,23 @@ def folder(
     options = ReportOptions(to or folder / "report.html", lang, pictures, anonymous)
     page = page_of_folder(folder, Request(most=options.most))
     out.print(escape(write_report(page, options)), highlight=False, soft_wrap=True)
+
+
+def _report_run(
+    folder: Path, to: Path, options: ReportOptions, pages: str, per_page: int, data: list[str] | None
+) -> None:
+    """Writes the pages of a run, and says which one comes first."""
+    from konkyo.runs.report import RunReportOptions, report_run
+
+    if pages != "all" and not pages.isdecimal():
+        raise KonkyoError(f"--pages is a number or all; got {pages!r}")
+    if to.suffix.lower() in (".html", ".htm"):
+        raise KonkyoError(f"the report of a run is a folder of pages; got {to.name}")
+    most = None if pages == "all" else int(pages)
+    files = report_run(folder, to, RunReportOptions(most, per_page, data, options.lang, options.anonymous))  # type: ignore[arg-type] # checked
+    size = sum(file.stat().st_size for file in files) / 1e6
+    text = f"report: {files[0]} and {len(files) - 1} pages of images ({size:.1f} MB)"
+    out.print(escape(text), highlight=False, soft_wrap=True)
 
 
 @report.command()

@@ -189,7 +189,7 @@
   const orders = ORDERS.filter((order) => order === "given" || (order === "wrong" && has.truth && has.decision)
     || (order === "unsure" && has.decision) || (order === "suspicious" && has.suspicion));
   const DEFAULTS = {
-    text: "", flags: [], kinds: [], truth: "", decision: "", pair: "", list: "", order: orders[1] && orders[1] === "wrong" ? "wrong" : "given",
+    text: "", flags: [], kinds: [], truth: "", decision: "", pair: "", list: "", order: !DATA.ordered && orders[1] === "wrong" ? "wrong" : "given",
     column: "", down: false, method: DATA.methods[0] || "", opacity: 70, threshold: 0, theme: "", lang: "", open: "",
   };
   const state = structuredClone(DEFAULTS);
