@@ -281,6 +281,60 @@ def test_automatic_batches_are_kept_when_a_run_goes_on(model: konkyo.Model, phot
     assert first.manifest["batch"] == explained(model, photos, tmp_path / "run", batch="auto").manifest["batch"]
 
 
+def test_errors_are_tried_again_when_asked(model: konkyo.Model, tmp_path: Path) -> None:
+    folder, rng = tmp_path / "photos", np.random.default_rng(1)
+    folder.mkdir()
+    for k in range(4):
+        Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(folder / f"{k}.png")
+    whole = (folder / "3.png").read_bytes()
+    (folder / "3.png").write_bytes(whole[:40])
+    assert explained(model, folder, tmp_path / "run", shard=2).errors == 1
+    (folder / "3.png").write_bytes(whole)
+    before = shard_path(tmp_path / "run", 0).stat().st_mtime_ns
+    assert explained(model, folder, tmp_path / "run", shard=2).errors == 1
+    assert explained(model, folder, tmp_path / "run", shard=2, retry_errors=True).errors == 0
+    assert shard_path(tmp_path / "run", 0).stat().st_mtime_ns == before
+    explained(model, folder, tmp_path / "fresh", shard=2)
+    assert shard_path(tmp_path / "run", 1).read_bytes() == shard_path(tmp_path / "fresh", 1).read_bytes()
+
+
+def test_a_name_that_is_no_text_is_written_all_the_same(model: konkyo.Model, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (24, 24), "red").save(folder / "whole.png")
+    (folder / os.fsdecode(b"odd\xff.png")).write_bytes((folder / "whole.png").read_bytes())
+    (folder / os.fsdecode(b"bad\xff.png")).write_bytes(b"no picture")
+    rows = list(explained(model, folder, tmp_path / "run", methods=["grad_cam"]))
+    assert [row["image"] for row in rows] == ["bad\\xff.png", "odd\\xff.png", "whole.png"]
+    assert [row["error"] is None for row in rows] == [False, True, True]
+
+
+def test_a_part_that_cannot_be_opened_is_told_when_the_others_are_done(model: konkyo.Model, tmp_path: Path) -> None:
+    import io
+    import tarfile
+
+    for k in range(3):
+        with tarfile.open(tmp_path / f"part-{k}.tar", "w") as archive:
+            data = io.BytesIO()
+            Image.new("RGB", (24, 24), ("red", "green", "blue")[k]).save(data, "PNG")
+            member = tarfile.TarInfo(f"{k}.png")
+            member.size = len(data.getvalue())
+            archive.addfile(member, io.BytesIO(data.getvalue()))
+
+    class Hiding(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            if (tmp_path / "part-1.tar").exists():
+                (tmp_path / "part-1.tar").replace(tmp_path / "hidden")
+            return super().forward(images)
+
+    with pytest.raises(konkyo.KonkyoError, match=r"part of the data is missing.*part-1\.tar"):
+        konkyo.run(model_of(Hiding()), f"tar:{tmp_path}/part-{{0..2}}.tar", tmp_path / "run", batch=1, workers=0)
+    assert konkyo.Records.open(tmp_path / "run").images == 2
+    (tmp_path / "hidden").replace(tmp_path / "part-1.tar")
+    records = konkyo.run(model, f"tar:{tmp_path}/part-{{0..2}}.tar", tmp_path / "run", batch=1, workers=0)
+    assert records.images == 3
+
+
 # --- nothing is lost --------------------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ from konkyo import KonkyoError
 from konkyo.data.sets.lesions import CLASSES
 from konkyo.data.splits import splits
 from konkyo.evaluation.evaluate import evaluate
+from konkyo.evaluation.result import Evaluation
 from konkyo.models import Model
 from konkyo.models.networks.backbone import Backbone
 from konkyo.models.networks.recam import ReCAM
@@ -222,6 +223,20 @@ def test_each_network_comes_back_and_is_explained(study: Path, name: str) -> Non
     if name != "recam":
         torch.testing.assert_close(shown.maps, cams[:3], rtol=1e-4, atol=1e-5)
     assert konkyo.explain(model, images[:1], method="grad_cam", target="ring").maps.shape == cams[:1].shape
+
+
+@pytest.mark.parametrize("name", ["plain", "recam"])
+def test_changed_images_are_scored_by_the_classifier_that_decides(study: Path, name: str) -> None:
+    folder = study / name / "seed_0"
+    model = konkyo.load(f"trained/{folder}")
+    images, labels = batch("lesions:90", 32)
+    with torch.no_grad():
+        logits = model(images)
+    rows = Evaluation.load(folder / "test").rows
+    assert [row.explained for row in rows] == [CLASSES[label] for label in labels]
+    expected = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor([row.score for row in rows]), expected, atol=1e-5, rtol=1e-4)
+    assert [row.decision for row in rows] == [CLASSES[best] for best in logits.argmax(1)]
 
 
 @pytest.mark.filterwarnings("ignore::konkyo.errors.KonkyoWarning")  # blank maps of networks that learnt little

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from konkyo.explanation.result import Explanation
 
+WHOLE = Frame()
 THRESHOLD = 0.2
 """A mask is where a map scaled to [0, 1] is above this: the cut at 20 % with which CAM localises (Zhou, 2016)."""
 
@@ -75,7 +76,7 @@ def to_coco(result: Explanation, threshold: float) -> dict[str, Any]:
     }
 
 
-def coco_annotation(result: Explanation, row: int, threshold: float, frame: Frame = Frame()) -> dict[str, Any]:
+def coco_annotation(result: Explanation, row: int, threshold: float, frame: Frame = WHOLE) -> dict[str, Any]:
     """Returns a row as an annotation of COCO without its ids: box, mask as run lengths, score, method, diagnosis.
 
     `frame`: where what the model saw lies in the whole picture, whose pixels then count.

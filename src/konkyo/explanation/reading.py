@@ -64,6 +64,8 @@ class Group:
     """(n, C, H, W)"""
     last: bool
     """Whether it is the last one of its piece."""
+    failure: str = ""
+    """Why the piece cannot be opened at all; then it is its only group."""
 
     def split(self) -> list[Group]:
         """Returns the images of a group with a tensor one by one."""
@@ -96,7 +98,11 @@ class _Stream(IterableDataset[Group]):
             yield from self._of_piece(piece)
 
     def _of_piece(self, piece: Piece) -> Iterator[Group]:
-        data = piece.open()
+        try:
+            data = piece.open()
+        except (KonkyoError, OSError) as error:
+            yield Group(piece.number, (), None, last=True, failure=str(error) or type(error).__name__)
+            return
         numbers, groups = iter(range(len(data))), list[Group]()
         while batch := list(islice(numbers, self.batch)):
             read = [read_sample(self.preprocess, data, number, self.kept, piece.first) for number in batch]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from konkyo.data.pieces import Piece
@@ -20,17 +20,18 @@ def run_locally(job: Job, pieces: Sequence[Piece], folder: Path, *, workers: int
     """Yields the receipt of every piece, once its shard is written. `workers`: so many processes read.
 
     A reading process that dies is replaced, and the pieces that were under way are begun again. KonkyoError: it died
-    TRIES times with no shard finished in between.
+    TRIES times with no shard finished in between; or, when all others are done, pieces that cannot be opened.
     """
-    left, tries = list(pieces), 1
+    left, tries, failures = list(pieces), 1, dict[int, str]()
     names = {piece.number: piece.name for piece in pieces}
     while left:
         groups = read_groups(job.model, left, batch=job.batch, workers=workers, kept=kept(job))
         try:
-            for receipt in shards_of(job, names, groups, folder, tries):
+            for receipt in shards_of(job, names, groups, folder, tries, failures):
                 left = [piece for piece in left if piece.number != receipt.shard]
                 tries = 1
                 yield receipt
+            left = []
         except RuntimeError as error:
             if not _is_dead_worker(error):
                 raise
@@ -41,6 +42,19 @@ def run_locally(job: Job, pieces: Sequence[Piece], folder: Path, *, workers: int
                     "fewer --workers, or 0"
                 ) from error
             tries += 1
+            left = [piece for piece in left if piece.number not in failures]
+    if failures:
+        raise KonkyoError(unopened(names, failures))
+
+
+def unopened(names: Mapping[int, str], failures: Mapping[int, str]) -> str:
+    """Returns a sentence about pieces that are missing, and why the first of them is."""
+    first = min(failures)
+    several = f"{len(failures)} parts of the data are missing" if len(failures) > 1 else "a part of the data is missing"
+    return (
+        f"{several}, the first: {names[first]}: {failures[first]}. What was written is kept; the same command tries "
+        "them again"
+    )
 
 
 def kept(job: Job) -> Kept:

@@ -85,6 +85,7 @@ def run(
     engine: Engine = "local",
     actors: int = 1,
     address: str | None = None,
+    retry_errors: bool = False,
     progress: RunProgress | None = None,
     **options: Any,
 ) -> Records:
@@ -100,8 +101,10 @@ def run(
     cluster at `address` (None: this machine), each with a model of its own; the shards are the same.
 
     A shard is there only when it is whole. The same call goes on where another one ended, also by a signal; shards
-    that are damaged are made again. An image that cannot be read becomes a row with its error. KonkyoError: the folder
-    holds a run with other settings or another process writes into it, or a method or metric is not known.
+    that are damaged are made again. An image that cannot be read becomes a row with its error; `retry_errors` makes
+    the shards that have such rows again, as after a store was away. KonkyoError: the folder holds a run with other
+    settings or another process writes into it, a method or metric is not known, or a part of the data cannot be opened
+    (the others are done first).
     NotApplicable: a method has no place in the model.
     """
     folder, adapted = Path(out), as_model(model)
@@ -116,10 +119,12 @@ def run(
         done, broken = whole_shards(folder)
         for sentence in broken:
             warnings.warn(f"{sentence}: it is made again", KonkyoWarning, stacklevel=2)
+        if retry_errors:
+            done = {number: receipt for number, receipt in done.items() if not receipt.errors}
         left = [piece for piece in pieces.parts if piece.number not in done]
-        if not done:
+        if left and not done:
             require_place(job, left)
-        begin(folder, job.settings(pieces, shard), anew=not done and not broken)
+        begin(folder, job.settings(pieces, shard), anew=not (done or broken or retry_errors))
         _follow(pieces, done, _engine(engine, job, left, folder, workers, actors, address), progress)
     return Records.open(folder)
 

@@ -74,14 +74,25 @@ class Shard:
 
 
 def shards_of(
-    job: Job, names: Mapping[int, str], groups: Iterable[Group], folder: Path, tries: int = 1
+    job: Job,
+    names: Mapping[int, str],
+    groups: Iterable[Group],
+    folder: Path,
+    tries: int = 1,
+    failures: dict[int, str] | None = None,
 ) -> Iterator[Receipt]:
     """Yields the receipt of every piece of which all groups came, once its shard is written.
 
-    `names`: of the pieces, by number. Groups of several pieces may come in turns.
+    `names`: of the pieces, by number. Groups of several pieces may come in turns. A piece that cannot be opened is
+    noted in `failures` with the reason. KonkyoError: there is one, and no `failures`.
     """
     under_way: dict[int, Shard] = {}
     for group in groups:
+        if group.failure and failures is None:
+            raise KonkyoError(group.failure)
+        if group.failure and failures is not None:
+            failures[group.piece] = group.failure
+            continue
         shard = under_way.setdefault(group.piece, Shard(group.piece, names[group.piece]))
         shard.add(job, group)
         if group.last:
@@ -197,18 +208,23 @@ def _of_decision(decision: Decision) -> dict[str, Any]:
 
 def _of_entry(entry: Entry) -> dict[str, Any]:
     return {
-        "image": entry.name,
+        "image": text_of(entry.name),
         "sha256": entry.sha256 or None,
         "height": entry.size[0] or None,
         "width": entry.size[1] or None,
-        "true_label": entry.label,
+        "true_label": None if entry.label is None else text_of(entry.label),
         "question": entry.question,
-        "notes": list(entry.notes),
+        "notes": list(map(text_of, entry.notes)),
     }
 
 
 def _failed(entry: Entry, reason: str) -> dict[str, Any]:
-    return _of_entry(entry) | {"row": 0, "error": reason}
+    return _of_entry(entry) | {"row": 0, "error": text_of(reason)}
+
+
+def text_of(name: str) -> str:
+    """Returns a name as text that can be written; a byte of a file's name that is no text is shown as in "\\xff"."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _finite(value: float) -> float | None:

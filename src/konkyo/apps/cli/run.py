@@ -67,6 +67,9 @@ def run(
     address: Annotated[
         str | None, typer.Option("--address", help="Ray: the cluster, as in auto or ray://HOST:10001; this machine.")
     ] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Make shards again in which images could not be used.")
+    ] = False,
     model_options: ModelOptions = ModelOptions(),
     method_options: MethodOptions = MethodOptions(),
     as_json: Json = False,
@@ -104,6 +107,7 @@ def run(
             engine=engine,  # type: ignore[arg-type] # checked by run
             actors=actors,
             address=address,
+            retry_errors=retry_errors,
             progress=tell,
             **request["options"],
         )

@@ -24,7 +24,7 @@ from konkyo.evaluation.consistency import consistency
 from konkyo.evaluation.evaluate import evaluate
 from konkyo.evaluation.result import Cell, Evaluation
 from konkyo.explanation.explain import explain
-from konkyo.methods.base import find
+from konkyo.methods.base import Method, find
 from konkyo.models import Model, Preprocess
 from konkyo.models.networks.attention_branch import attention_branch_loss
 from konkyo.models.networks.recam import ReCAM, recam_loss
@@ -57,7 +57,7 @@ from konkyo.training.loop import fit
 from konkyo.training.recipe import Numbers, Optimisers, Recipe
 from konkyo.utils.files import plain, read_json, write_text
 from konkyo.utils.progress import Progress, StageProgress
-from konkyo.utils.tensors import cross_entropy
+from konkyo.utils.tensors import channels, cross_entropy
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -380,23 +380,38 @@ def _tested(study: VIBStudy, data: StudyData, network: nn.Module, folder: Path, 
     numbers: dict[str, Any] = classification_scores(network, test, device)
     if isinstance(network, VIBClassifier):
         numbers |= _coded(network, test, device)
-    explained = network.reactivated().eval() if isinstance(network, ReCAM) else network
-    model = Model(explained, study.preprocess, parts.classes, study.backbone)
+    method = reactivated(network) if isinstance(network, ReCAM) else CAM
+    model = Model(network, study.preprocess, parts.classes, study.backbone)
     few = (parts.test[i].annotations for i in range(min(len(parts.test), 20)))
     masked = any(thing.mask is not None for things in few for thing in things)
     if columns := (*(WITH_MASKS if masked else ()), *study.metrics):
-        evaluation = evaluate(model, parts.test, [CAM], columns, explained="label", out=folder / "test")
+        evaluation = evaluate(model, parts.test, [method], columns, explained="label", out=folder / "test")
         numbers["maps"] = _cells(evaluation, missing)
         numbers["blank"] = evaluation.absent[CAM.name] / max(1, len(evaluation.rows))
-    numbers |= _consistency(model, parts.test, missing)
+    numbers |= _consistency(model, method, parts.test, missing)
     try:
-        maps = _shown_maps(study, data, model)
+        maps = _shown_maps(study, data, model, method)
     except KonkyoError as error:
         maps, missing["pictures"] = torch.zeros(len(data.shown), 1, 1), str(error)
     if len(maps):
         write_maps(folder, maps)
     numbers["pictures"] = _decisions(study, data, network, device)
     write_text(folder / "test.json", json.dumps(plain(numbers | {"missing": missing}), indent=1) + "\n")
+
+
+def reactivated(network: ReCAM) -> Method:
+    """Returns ReCAM as a method of the network's first classifier, which decides: its CAM with weights w_k * w'_k.
+
+    Decisions, and scores of changed images, are those of w; the classifier `network.reactivated()` has ReCAM for its
+    CAM, but its own scores were trained for nothing.
+    """
+    second = network.second.weight.detach()
+
+    def recam(class_weights: Tensor, activations: Tensor, targets: Sequence[Any]) -> Tensor:
+        classes = [target.index for target in targets]
+        return channels(class_weights * second[classes], activations) * activations
+
+    return replace(CAM, function=recam, needs=("class_weights", "activations", "targets"))
 
 
 def _cells(evaluation: Evaluation, missing: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -414,10 +429,10 @@ def _cells(evaluation: Evaluation, missing: dict[str, str]) -> dict[str, dict[st
     return cells
 
 
-def _consistency(model: Model, test: Samples, missing: dict[str, str]) -> Numbers:
+def _consistency(model: Model, method: Method, test: Samples, missing: dict[str, str]) -> Numbers:
     """Returns "L" and "wt" (W / T) of the maps of the label, of images decided correctly; NaN as in `_cells`."""
     try:
-        measured = consistency(model, test, method=CAM, resamples=0, permutations=0, baselines=False)
+        measured = consistency(model, test, method=method, resamples=0, permutations=0, baselines=False)
     except KonkyoError as error:
         missing["L"] = str(error)
         return {"L": math.nan, "wt": math.nan}
@@ -426,12 +441,12 @@ def _consistency(model: Model, test: Samples, missing: dict[str, str]) -> Number
     return {"L": measured.value, "wt": measured.ratio}
 
 
-def _shown_maps(study: VIBStudy, data: StudyData, model: Model) -> Tensor:
+def _shown_maps(study: VIBStudy, data: StudyData, model: Model, method: Method) -> Tensor:
     """Returns the maps (P, h, w) of the pictures that are shown. KonkyoError: there can be none."""
     maps = list[Tensor]()
     for picture in data.shown:
         image = study.preprocess(_picture(data, picture.name))[None]
-        maps.append(explain(model, image, method=CAM, target=data.parts.classes.index(picture.label)).maps.cpu())
+        maps.append(explain(model, image, method=method, target=data.parts.classes.index(picture.label)).maps.cpu())
     return torch.cat(maps) if maps else torch.zeros(0, 1, 1)
 
 
