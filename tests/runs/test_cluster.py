@@ -16,6 +16,7 @@ import pytest
 
 from helpers.gates import IMAGES, SHARD, drilled, gated, until
 from konkyo.errors import KonkyoError
+from konkyo.runs.cluster import Pool
 from konkyo.runs.records import Records
 from konkyo.runs.run import run
 from konkyo.runs.shards import FOLDER
@@ -56,7 +57,7 @@ def shards(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / FOLDER).glob("*.parquet"))}
 
 
-def on_ray(model: Any, data: Any, out: Path, address: str, **options: Any) -> Records:
+def on_ray(model: Any, data: Any, out: Path, address: str | None, **options: Any) -> Records:
     given = {"methods": METHODS, "batch": 2, "shard": SHARD, "engine": "ray", "address": address, **options}
     return run(model, data, out, **given)
 
@@ -75,6 +76,20 @@ def in_background(action: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=action, daemon=True)
     thread.start()
     return thread
+
+
+def test_room_is_counted_node_by_node() -> None:
+    def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict[str, Any]:
+        return {"Alive": alive, "Resources": {"CPU": cpus, "GPU": gpus}}
+
+    assert Pool(1, readers=1, gpus=0).places([node(1), node(1)]) == 0  # an actor is on one node
+    assert Pool(1, readers=1, gpus=0).places([node(5), node(4), node(8, alive=False)]) == 4
+    assert Pool(1, readers=1, gpus=1).places([node(64), node(64, 2), node(3, 4)]) == 3
+    with pytest.raises(KonkyoError, match=r"2 actors .* room for 1.*2 CPUs \(1 for the network, 1 for reading\)"):
+        Pool(2, readers=1, gpus=0).require([node(2)])
+    with pytest.raises(KonkyoError, match=r"room for 0.*1 CPU .* and 1 GPU.*a model on the CPU"):
+        Pool(1, readers=0, gpus=1).require([node(16)])
+    Pool(2, readers=0, gpus=0).require([node(2)])
 
 
 def test_more_actors_than_have_room_are_refused_with_the_numbers(cluster: Any, tmp_path: Path) -> None:
@@ -103,21 +118,17 @@ def test_an_actor_that_is_killed_is_replaced(cluster: Any, tmp_path: Path, undis
 
 
 def test_parts_that_always_fail_are_named_and_the_others_are_done(
-    cluster: Any, tmp_path: Path, undisturbed: dict[str, bytes]
+    cluster: Any, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("konkyo.runs.cluster.TRIES", 2)
     model, _ = gated(tmp_path / "gate")
     (tmp_path / "bad").touch()
-    data = drilled(tmp_path, raising=9, deadly=18)
     with pytest.raises(KonkyoError) as caught:
-        on_ray(model, data, tmp_path / "run", cluster.address)
+        on_ray(model, drilled(tmp_path, raising=9, deadly=18), tmp_path / "run", cluster.address)
+    assert "2 of the parts of the data failed 2 times" in str(caught.value)
     assert "images 8-11 (RuntimeError: a cosmic ray); images 16-19 (its actor died)" in str(caught.value)
-    assert "2 of the parts of the data failed 3 times" in str(caught.value)
-    written = shards(tmp_path / "run")
-    assert written == {name: data for name, data in undisturbed.items() if name[6:12] not in ("000002", "000004")}
-
-    (tmp_path / "bad").unlink()
-    on_ray(model, data, tmp_path / "run", cluster.address)
-    require_whole(tmp_path / "run", undisturbed)
+    missing = ("shard-000002.parquet", "shard-000004.parquet")
+    assert shards(tmp_path / "run") == {name: data for name, data in undisturbed.items() if name not in missing}
 
 
 def test_two_nodes_of_which_one_dies(cluster: Any, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
@@ -147,43 +158,58 @@ from pathlib import Path
 from helpers.gates import drilled, gated, until
 from konkyo.runs.run import run
 
-folder, deadly = Path(sys.argv[1]), len(sys.argv) > 2
+folder, address = Path(sys.argv[1]), sys.argv[2]
 model, gate = gated(folder / "gate")
 
 def kill(state):
-    if deadly and state.shards == 2:
+    if state.shards == 2:
         gate.close()
         until(gate.waiting)
         os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
-    run(model, drilled(), folder / "run", methods=("grad_cam", "saliency"), batch=2, shard=4, engine="ray", progress=kill)
-    import ray
-    assert not ray.is_initialized()
+    run(
+        model, drilled(), folder / "run", methods=("grad_cam", "saliency"), batch=2, shard=4, engine="ray",
+        address=address, progress=kill,
+    )
 """
 
 
-def test_a_driver_that_is_killed_goes_on_and_leaves_no_process(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    pytest.importorskip("ray")
+def test_a_driver_that_is_killed_leaves_nobody_at_work_and_goes_on(
+    cluster: Any, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
     (tmp_path / "driver.py").write_text(DRIVER)
-    paths = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, "PYTHONPATH": paths, "KONKYO_DRILL": str(tmp_path)}
-    command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path)]
-
-    first = subprocess.run([*command, "deadly"], env=environment, capture_output=True, timeout=200, check=False)
-    assert first.returncode == -signal.SIGKILL, first.stderr.decode()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path), cluster.address]
+    killed = subprocess.run(command, env=environment, capture_output=True, timeout=200, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert 2 <= len(shards(tmp_path / "run")) < IMAGES // SHARD
-    until(lambda: not processes_with(f"KONKYO_DRILL={tmp_path}"), 60)
-    (tmp_path / "gate" / "closed").unlink()
+    model, gate = gated(tmp_path / "gate")
+    assert gate.waiting()
+    until(lambda: not any(alive(process) for process in gate.waiting()))
 
-    second = subprocess.run(command, env=environment, capture_output=True, timeout=200, check=False)
-    assert second.returncode == 0, second.stderr.decode()
+    gate.open()
+    on_ray(model, drilled(), tmp_path / "run", cluster.address)
     require_whole(tmp_path / "run", undisturbed)
-    until(lambda: not processes_with(f"KONKYO_DRILL={tmp_path}"), 60)
+
+
+def test_ray_is_started_for_the_run_and_ends_with_it(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    ray = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KONKYO_DRILL", str(tmp_path))
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        on_ray(gated(tmp_path / "gate")[0], drilled(), tmp_path / "run", None, workers=0)
+    assert not ray.is_initialized()
+    require_whole(tmp_path / "run", undisturbed)
+    until(lambda: processes_with(f"KONKYO_DRILL={tmp_path}") == [])
+
+
+def alive(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
 
 
 def processes_with(variable: str) -> list[int]:
-    """Returns the processes that have this variable in their environment."""
+    """Returns the processes that were started with this variable in their environment."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:

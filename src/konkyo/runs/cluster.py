@@ -32,11 +32,11 @@ IN_A_ROW = 8
 """So many pieces that fail one after the other, for each actor, end the run: it is not the pieces that are wrong."""
 
 
-class Unshared(KonkyoError):
+class UnsharedError(KonkyoError):
     """A node of the cluster does not see the folder of the run."""
 
 
-FATAL: Mapping[str, type[KonkyoError]] = {"NotApplicable": NotApplicable, "Unshared": Unshared}
+FATAL: Mapping[str, type[KonkyoError]] = {"NotApplicable": NotApplicable, "UnsharedError": UnsharedError}
 """These errors end the run, for the next piece would fail as well."""
 
 
@@ -52,7 +52,7 @@ class Work:
     """Where the model is explained, "cpu" or "cuda"."""
     threads: int
     """So many threads compute."""
-    directory: str
+    directory: Path
     """Where the driver runs: paths may be relative to it."""
 
 
@@ -121,7 +121,8 @@ def run_on_ray(
         pool.require(library.nodes())
         _warn_if_busy(library, pool)
         threads = max(1, min(torch.get_num_threads(), int(library.cluster_resources().get("CPU", 1)) // actors))
-        work = _stored(library, Work(_portable(job), left.copy(), folder.resolve(), device, threads, os.getcwd()))
+        content = Work(_portable(job), left.copy(), folder.resolve(), device, threads, Path.cwd())
+        work = _stored(library, content)
         for tries in range(1, TRIES + 1):
             if not left:
                 return
@@ -178,12 +179,11 @@ def _rows(pool: Pool, work: Any, numbers: Sequence[int], tries: int) -> Iterator
     data.context.enable_progress_bars = False
     data.context.print_on_execution_start = False
     data.context.execution_no_progress_timeout_s = -1  # a piece may take hours
-    # Without retries by Ray, what a dead actor was to do comes back at once, and does not wait for a place that is gone.
+    # Ray retries nothing: what a dead actor was to do fails at once, and does not wait for a place that is gone.
     data.context.max_errored_blocks = max(100, len(numbers) // 10)
     try:
         for block in data.iter_batches(batch_size=None, prefetch_batches=0):
-            for row in zip(*(block[name].tolist() for name in ("piece", "receipt", "kind", "reason")), strict=True):
-                yield row
+            yield from zip(*(block[name].tolist() for name in ("piece", "receipt", "kind", "reason")), strict=True)
     except (ray.exceptions.RayError, ray.data.exceptions.RayDataUserCodeException) as error:
         raise KonkyoError(
             f"actors of Ray cannot work: {_last_line(error)}. What was written is kept; the same call goes on"
@@ -199,7 +199,7 @@ class Explainer:
         self.work: Work = ray.get(work)
         self.work.job.model.module.to(self.work.device)
         self.turn = threading.Lock()
-        if Path(self.work.directory).is_dir():
+        if self.work.directory.is_dir():
             os.chdir(self.work.directory)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -218,9 +218,9 @@ class Explainer:
         job, piece, folder = self.work.job, self.work.pieces[number], self.work.folder
         torch.set_num_threads(self.work.threads)
         if not (folder / MANIFEST).is_file():
-            raise Unshared(
-                f"the node {os.uname().nodename} does not see {folder / MANIFEST}: out= is a folder on storage that all "
-                "nodes of the cluster share, under the same path"
+            raise UnsharedError(
+                f"the node {os.uname().nodename} does not see {folder / MANIFEST}: out= is a folder on storage that "
+                "all nodes of the cluster share, under the same path"
             )
         groups = _in_turn(read_groups(job.model, [piece], batch=job.batch, kept=kept(job)), self.turn)
         (receipt,) = shards_of(job, {number: piece.name}, groups, folder, tries)
@@ -251,7 +251,6 @@ def _running(library: Any, address: str | None) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     of_start = {"include_dashboard": False} if address is None else {}
     try:
         try:
@@ -284,8 +283,8 @@ def _warn_if_busy(library: Any, pool: Pool) -> None:
     free = library.available_resources()
     if free.get("CPU", 0) < pool.cpus or free.get("GPU", 0) < pool.gpus:
         warn(
-            f"the cluster is in use: {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free, and an actor "
-            f"takes {pool.cpus} and {pool.gpus}. The run begins when they are free"
+            f"the cluster is in use: {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free, and an "
+            f"actor takes {pool.cpus} and {pool.gpus}. The run begins when they are free"
         )
 
 
