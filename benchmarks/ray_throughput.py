@@ -27,7 +27,8 @@ def rate(engine: str, images: int, shard: int, batch: int, model: str, size: int
     with tempfile.TemporaryDirectory() as folder:
         run(
             network, f"scenes:{images},size={size}", Path(folder) / "run", methods=["grad_cam"], batch=batch,
-            shard=shard, workers=1, engine=engine, progress=lambda state: times.append((time.perf_counter(), state.images)),
+            shard=shard, workers=1, engine=engine,
+            progress=lambda state: times.append((time.perf_counter(), state.images)),
         )  # fmt: skip
     (start, before), (end, after) = times[SKIPPED - 1], times[-1]
     return (after - before) / (end - start)
