@@ -1,4 +1,4 @@
-"""Time and memory of konkyo beside pytorch-grad-cam, torch-cam and captum, in one process, interleaved.
+"""Time and memory of konkyo beside pytorch-grad-cam, torch-cam, captum, lime and shap, in one process, interleaved.
 
 Every number is a ratio to the model's plain forward under `inference_mode`, measured in the same rounds: the contenders
 of a section take turns, and the medians over the rounds are divided. CPU time counts both cores, so it hardly feels
@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not count as work
 
@@ -34,6 +36,7 @@ import torchvision
 from torch import Tensor, nn
 
 import konkyo
+from konkyo.methods.game import hidden_pixels
 from konkyo.utils.files import replacing
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -51,6 +54,10 @@ PGC = {
     "full_grad": "FullGrad",
 }
 TORCHCAM = {"grad_cam": "GradCAM", "layer_cam": "LayerCAM", "xgrad_cam": "XGradCAM", "score_cam": "ScoreCAM"}
+PACKAGES = (
+    *("torch", "torchvision", "konkyo", "grad-cam", "torchcam", "captum"),
+    *("lime", "shap", "scikit-learn"),
+)
 Contender = Callable[[], object]
 
 
@@ -177,7 +184,9 @@ def section(
                 peaks[name] = peak_megabytes(lambda call=call, result=result: result.append(once(call)))
                 times[name] += result
             else:
-                times[name] += [once(call) for _ in range(5 if name == "forward" else 1)]
+                times[name].append(once(call))
+                if name == "forward" and times[name][-1][0] < 1:
+                    times[name] += [once(call) for _ in range(4)]
     middle = {name: tuple(statistics.median(column) for column in zip(*t, strict=True)) for name, t in times.items()}
     rows = {}
     for name in contenders:
@@ -554,6 +563,250 @@ def measuring(device: str, rounds: int) -> Iterator[dict[str, object]]:
     yield section(title, forward, {"konkyo vea + ebpg + pointing_game": localisation}, min(rounds, 5))
 
 
+def tiles(device: str) -> Tensor:
+    """Segments (224, 224) in the form of 7 x 7 tiles, for every contender the same."""
+    cells = torch.arange(49, device=device).view(7, 7)
+    return cells.repeat_interleave(32, 0).repeat_interleave(32, 1)
+
+
+def lime_package(model: nn.Module, x: Tensor, segments: Tensor, samples: int, batch: int) -> Contender:
+    from lime.lime_image import LimeImageExplainer
+
+    image, parts = x[0].permute(1, 2, 0).double().cpu().numpy(), segments.cpu().numpy()
+    predict, explainer = of_pixels(model, x.device, softmax=True), LimeImageExplainer(random_state=0)
+    return lambda: explainer.explain_instance(
+        *(image, predict),
+        labels=(0,),
+        top_labels=None,
+        num_samples=samples,
+        batch_size=batch,
+        segmentation_fn=lambda _: parts,
+    )
+
+
+def of_pixels(model: nn.Module, device: torch.device, softmax: bool = False) -> Callable[[Any], Any]:
+    """The network as a function of arrays (N, H, W, C), as lime and shap want it."""
+
+    def predict(images: Any) -> Any:
+        with torch.inference_mode():
+            batch = torch.as_tensor(images).to(device, torch.float32).permute(0, 3, 1, 2)  # channels_last as it lies
+            out = model(batch)
+            return (out.softmax(1) if softmax else out).cpu().numpy()
+
+    return predict
+
+
+def shap_kernel(model: nn.Module, x: Tensor, hidden: Tensor, segments: Tensor, samples: int, batch: int) -> Contender:
+    import shap
+
+    def value(shown: Any) -> Any:
+        masks = torch.as_tensor(shown, device=x.device).bool()
+        found = []
+        with torch.inference_mode():
+            for part in masks.split(batch):
+                found.append(model(torch.where(part[:, segments][:, None], x, hidden))[:, 0])
+        return torch.cat(found).cpu().numpy()
+
+    count = int(segments.max()) + 1
+    none, whole = torch.zeros(1, count).numpy(), torch.ones(1, count).numpy()
+    # every segment is kept, as with konkyo; by default about ten are
+    return lambda: shap.KernelExplainer(value, none).shap_values(
+        whole, nsamples=samples, l1_reg=f"num_features({count})", silent=True
+    )
+
+
+def shap_partition(model: nn.Module, x: Tensor, evaluations: int, batch: int) -> Contender:
+    import shap
+
+    image, predict = x.permute(0, 2, 3, 1).cpu().numpy(), of_pixels(model, x.device)
+
+    def call() -> object:
+        masker = shap.maskers.Image("blur(56,56)", image[0].shape)
+        explainer = shap.PartitionExplainer(lambda images: predict(images)[:, :1], masker)
+        return explainer(image, max_evals=evaluations, batch_size=batch, silent=True)
+
+    return call
+
+
+def games(device: str, rounds: int) -> Iterator[dict[str, object]]:
+    """Methods of segments: about as many forwards of batches as large, of the same segments, hidden in the same way."""
+    from captum import attr
+
+    model, x, _ = network("resnet18", device)
+    batch, segments = 16 if device == "cpu" else 128, tiles(device)
+    hidden = hidden_pixels(x, torch.zeros_like(x), segments[None], "mean")
+    mask, grid = segments[None, None], {"segments": segments, "target": 0}
+    theirs = {"target": 0, "baselines": hidden, "feature_mask": mask, "perturbations_per_eval": batch}
+
+    def captum(kind: str, **options: object) -> Contender:
+        explainer = getattr(attr, kind)(model)
+        return lambda: explainer.attribute(x, **theirs, **options)
+
+    def measured(name: str, count: int, contenders: dict[str, Contender], slow: tuple[str, ...] = ()) -> object:
+        title = f"resnet18, 224 x 224, 49 segments: {name}, against {count} forwards in batches of {batch}"
+        return section(title, bare(model, x, count, batch), contenders, min(rounds, 5), slow)
+
+    contenders = {
+        "konkyo lime": ours(model, x, "lime", samples=96, **grid),
+        "lime LimeImageExplainer": lime_package(model, x, segments, 96, batch),
+        "captum Lime": captum("Lime", n_samples=96),
+    }
+    yield measured("LIME of 96 samples", 96, contenders)
+    contenders = {
+        "konkyo kernel_shap": ours(model, x, "kernel_shap", samples=94, **grid),
+        "captum KernelShap": captum("KernelShap", n_samples=96),
+        "shap KernelExplainer": shap_kernel(model, x, hidden, segments, 94, batch),
+    }
+    yield measured("KernelSHAP of 94 samples and both ends", 96, contenders)
+    contenders = {
+        "konkyo shapley_sampling": ours(model, x, "shapley_sampling", permutations=2, **grid),
+        "captum ShapleyValueSampling": captum("ShapleyValueSampling", n_samples=2),
+    }
+    yield measured("Shapley value sampling of 2 orders", 98, contenders)
+    contenders = {
+        "konkyo feature_ablation": ours(model, x, "feature_ablation", **grid),
+        "captum FeatureAblation": captum("FeatureAblation"),
+    }
+    yield measured("feature ablation", 50, contenders)
+    contenders = {
+        "konkyo partition": ours(model, x, "partition", evaluations=96, target=0),
+        "shap PartitionExplainer": shap_partition(model, x, 96, batch),
+    }
+    title = f"resnet18, 224 x 224: partition of 96 evaluations, against 96 forwards in batches of {batch}"
+    yield section(title, bare(model, x, 96, batch), contenders, min(rounds, 5))
+
+
+def backwards(device: str, rounds: int) -> Iterator[dict[str, object]]:
+    """Methods that change the way back, on a network whose every function is a module of its own, as captum needs."""
+    from captum import attr
+
+    model, x, forward = network("vgg11", device)
+    plain = copy.deepcopy(model)  # captum puts hooks and rules on it
+    for module in plain.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    black = torch.zeros_like(x)
+
+    def captum(kind: str, **options: object) -> Contender:
+        return lambda: getattr(attr, kind)(plain).attribute(x.clone().requires_grad_(), target=0, **options)
+
+    def noisy(kind: str) -> Contender:
+        tunnel = attr.NoiseTunnel(attr.Saliency(plain))
+        settings = {"nt_type": kind, "nt_samples": 16, "nt_samples_batch_size": 4, "stdevs": 0.5, "target": 0}
+        return lambda: tunnel.attribute(x.clone().requires_grad_(), **settings)
+
+    contenders = {
+        'konkyo lrp, composite="epsilon"': ours(model, x, "lrp", target=0, composite="epsilon"),
+        "captum LRP (epsilon)": captum("LRP"),
+        "konkyo lrp": ours(model, x, "lrp", target=0),
+        "konkyo deep_lift": ours(model, x, "deep_lift", target=0, baseline="zero"),
+        "captum DeepLift": captum("DeepLift", baselines=black),
+        "konkyo deconvnet": ours(model, x, "deconvnet", target=0),
+        "captum Deconvolution": captum("Deconvolution"),
+        "konkyo excitation_backprop": ours(model, x, "excitation_backprop", target=0),
+    }
+    yield section("vgg11: relevance and the like, down to the pixels", forward, contenders, rounds)
+    contenders = {
+        "konkyo square_grad, 16 samples": ours(model, x, "square_grad", target=0, samples=16),
+        "captum NoiseTunnel(Saliency), smoothgrad_sq": noisy("smoothgrad_sq"),
+    }
+    title = "vgg11: squared noisy gradients, 16 samples, against 16 forwards in batches of 4"
+    yield section(title, bare(model, x, 16, 4), contenders, min(rounds, 5))
+
+
+def concepts(device: str, rounds: int) -> Iterator[dict[str, object]]:
+    """Concepts of the classifier that ships, in images of scenes."""
+    from sklearn.decomposition import NMF
+
+    from konkyo.concepts import factorise, tcav
+    from konkyo.concepts.factors import nonnegative_factors
+
+    model = konkyo.load("konkyo/scenes-classifier", device=device)
+    drawn = konkyo.data.scenes.Scenes(64, seed=3, objects=1)
+    x = torch.stack([model.preprocess(scene.image) for scene in drawn]).to(device)
+    layer = dict(model.module.named_modules())[model.layer(None, tuple(x.shape[1:])).name]
+
+    def features() -> Tensor:
+        held: list[Tensor] = []
+        handle = layer.register_forward_hook(lambda _module, _args, output: held.append(output))
+        try:
+            with torch.inference_mode():
+                for part in x.split(16):
+                    model.module(part)
+        finally:
+            handle.remove()
+        return torch.cat(held).flatten(2).mT.reshape(-1, held[0].shape[1])
+
+    def peer(values: Tensor, **options: object) -> tuple[Any, Any]:
+        nmf = NMF(8, init="nndsvd", max_iter=200, **options)
+        return nmf.fit_transform(values.cpu().numpy()), nmf.components_
+
+    def forwards() -> None:
+        with torch.inference_mode():
+            for part in x.split(16):
+                model.module(part)
+
+    contenders: dict[str, Contender] = {
+        "konkyo factorise": lambda: factorise(model, x, 8),
+        "forwards + scikit-learn NMF": lambda: peer(features()),
+    }
+    title = "konkyo/scenes-classifier: 8 concepts of 64 images, against their forwards in batches of 16"
+    yield section(title, forwards, contenders, min(rounds, 5))
+
+    values = features().clone()
+    values -= values.amin(0)
+    contenders = {
+        "scikit-learn NMF": lambda: peer(values),
+        'scikit-learn NMF, solver "mu"': lambda: peer(values, solver="mu"),
+    }
+    shape = " x ".join(map(str, values.shape))
+    title = f"8 non-negative factors of {shape} features, against konkyo's"
+    result = section(title, lambda: nonnegative_factors(values, 8), contenders, min(rounds, 5))
+
+    def missed(coefficients: Any, directions: Any) -> float:
+        built = torch.as_tensor(coefficients) @ torch.as_tensor(directions)
+        return float((values.cpu() - built.cpu()).norm() / values.norm())
+
+    errors = [missed(*nonnegative_factors(values, 8)), missed(*peer(values)), missed(*peer(values, solver="mu"))]
+    result["note"] = "Share of the features that is left out: {:.4f} by konkyo, {:.4f} and {:.4f} by its peers.".format(
+        *errors
+    )
+    print(f"  {result['note']}")
+    yield result
+
+    shown, examples, others = x[:16], x[16:24], x[24:]
+    with TemporaryDirectory() as folder:
+        contenders = {
+            "konkyo tcav, 10 sets and 99 random concepts": lambda: tcav(model, shown, examples, others, target=0),
+            "captum TCAV, 10 sets": captum_tcav(model.module, layer, (shown, examples, others), folder),
+        }
+        title = "konkyo/scenes-classifier: TCAV, 8 images of a concept, 40 others, 16 to explain; against 64 forwards"
+        yield section(title, forwards, contenders, min(rounds, 5))
+
+
+def captum_tcav(module: nn.Module, layer: nn.Module, images: tuple[Tensor, Tensor, Tensor], folder: str) -> Contender:
+    """Ten random sets, drawn as konkyo draws them; every directional derivative as konkyo's."""
+    from captum.attr import LayerGradientXActivation
+    from captum.concept import TCAV, Concept
+
+    shown, examples, others = images
+    name = next(n for n, m in module.named_modules() if m is layer)
+
+    def concept(number: int, members: Tensor) -> Concept:
+        return Concept(number, f"set{number}", torch.utils.data.DataLoader(list(members), batch_size=16))
+
+    def call() -> object:
+        own = concept(0, examples)
+        draws = [others[torch.randperm(len(others))[: len(examples)]] for _ in range(10)]
+        sets = [[own, concept(k + 1, members)] for k, members in enumerate(draws)]
+        gradients = LayerGradientXActivation(module, layer, multiply_by_inputs=False)
+        test = TCAV(module, [name], model_id="peer", layer_attr_method=gradients, save_path=folder)
+        test.compute_cavs(sets, force_train=True)
+        return test.interpret(shown, sets, target=0)
+
+    return call
+
+
 class Small(nn.Sequential):
     """Four convolutions, as the small networks of the study of gaze consistency have; maps of 8 x 8 for 64 x 64."""
 
@@ -626,6 +879,7 @@ SECTIONS = {
     **{"costs": costs, "gradient": gradient, "transformer": transformer, "whole": whole, "path": path},
     **{"augmentation": augmentation, "ablation": ablation, "score": score, "detection": detection},
     **{"adaptive": adaptive, "adaptive_ratio": adaptive_ratio},
+    **{"games": games, "backwards": backwards, "concepts": concepts},
     "measuring": measuring,
     "training": training,
     "first_call": first_call,
@@ -641,17 +895,23 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     chosen = arguments.only or list(SECTIONS)
-    kept = json.loads(arguments.out.read_text())["sections"] if arguments.out.is_file() and arguments.only else {}
+    before = json.loads(arguments.out.read_text()) if arguments.out.is_file() and arguments.only else {}
+    kept = before.get("sections", {})
+    machine = {
+        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else platform.machine() + " CPU",
+        "threads": torch.get_num_threads(),
+        "versions": {p: version(p) for p in PACKAGES},
+    }
     for name in chosen:
         with quiet():
             kept[name] = list(SECTIONS[name](arguments.device, arguments.rounds))
-        machine = {
-            "device": torch.cuda.get_device_name() if arguments.device == "cuda" else platform.machine() + " CPU",
-            "threads": torch.get_num_threads(),
-            "versions": {p: version(p) for p in ("torch", "torchvision", "konkyo", "grad-cam", "torchcam", "captum")},
-        }
+        if before:  # the other sections' stays
+            for part in kept[name]:
+                part["machine"] = machine
         with replacing(arguments.out) as temporary:
-            temporary.write_text(json.dumps({"machine": machine, "sections": kept}, indent=1) + "\n")
+            temporary.write_text(
+                json.dumps({"machine": before.get("machine", machine), "sections": kept}, indent=1) + "\n"
+            )
     print(f"\nwritten to {arguments.out}")
 
 

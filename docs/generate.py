@@ -184,11 +184,17 @@ def benchmark_tables() -> str:
     """Every section with every number."""
     found = results()
     machine = found["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    parts = [f"Measured on {machine['device']}, {machine['threads']} threads, with {versions}."]
+
+    def measured_on(machine: dict[str, Any]) -> str:
+        versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+        return f"Measured on {machine['device']}, {machine['threads']} threads, with {versions}."
+
+    parts = [measured_on(machine)]
     for sections in found["sections"].values():
         for section in sections:
             parts.append(f"## {section['title']}")
+            if section.get("machine", machine) != machine:
+                parts.append(measured_on(section["machine"]))
             lines = ["| | wall / forward | CPU / forward | peak MB | rounds |", "|---|---|---|---|---|"]
             for name, row in section["rows"].items():
                 memory = "" if row["mb"] is None else f"{row['mb']:.0f}"
@@ -196,6 +202,8 @@ def benchmark_tables() -> str:
             if "bf16 correlation" in section:
                 value = section["bf16 correlation"]
                 lines.append(f"\nThe bf16 map correlates with the fp32 map at {value:.4f}.")
+            if "note" in section:
+                lines.append(f"\n{section['note']}")
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
 

@@ -4,6 +4,8 @@ python docs/pictures.py [NAME ...]
 python docs/pictures.py segmentation   (docs/assets/segmentation.webp: a class, a contrast and a pixel, three methods)
 python docs/pictures.py vqa            (docs/assets/vqa.webp: a question of every kind, four methods)
 python docs/pictures.py answers        (docs/assets/answers.webp: maps of words, by examples/caption_scenes.py)
+python docs/pictures.py families       (docs/assets/segments.webp, relevance.webp, gradients.webp: one scene)
+python docs/pictures.py concepts       (docs/assets/concepts.webp: four concepts of cats and rabbits)
 python docs/pictures.py zero_shot      (docs/assets/zero_shot.jpg: five scenes, five maps of konkyo/scenes-clip)
 python docs/pictures.py checkpoints    (docs/assets/checkpoints.webp, by the code of docs/cookbook/checkpoints.md)
 """
@@ -27,6 +29,31 @@ from konkyo.draw.sheets import save_image
 
 FOLDER = Path(__file__).resolve().parent / "assets" / "methods"
 SEED, INDEX, SIDE, GAP = 2033, 0, 200, 6
+LARGE = 22
+"""A scene whose two objects are large, for maps of fine lines."""
+FAMILIES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "segments": {
+        "lime": ("lime", {"segments": "slic", "ridge": 0.01}),
+        "kernel_shap": ("kernel_shap", {}),
+        "partition": ("partition", {}),
+        "sobol": ("sobol", {}),
+    },
+    "relevance": {
+        "lrp": ("lrp", {}),
+        "lrp, gamma and box": ("lrp", {"composite": "epsilon_gamma_box"}),
+        "deep_lift": ("deep_lift", {}),
+        "excitation_backprop": ("excitation_backprop", {}),
+        "its contrast=True": ("excitation_backprop", {"contrast": True}),
+    },
+    "gradients": {
+        "guided_ig": ("guided_ig", {}),
+        "blur_ig": ("blur_ig", {}),
+        "deconvnet": ("deconvnet", {}),
+        "square_grad, std=0.15": ("square_grad", {}),
+        "square_grad, std=0.02": ("square_grad", {"std": 0.02}),
+    },
+}
+"""The columns of a sheet: what stands over it, the method and its options."""
 VQA = {"exist": 0, "count": 0, "objects": 0, "side": 0, "relation": 2}
 """Of every kind of question, which of the samples is drawn."""
 
@@ -65,6 +92,50 @@ def checkpoints() -> None:
         for i, when in enumerate(("before", "after")):
             sheet.paste(Image.open(f"{row}-{when}.png").convert("RGB").resize((SIDE, SIDE)), (i * (SIDE + GAP), 0))
     save_image(sheet, FOLDER.parent / "checkpoints.webp")
+
+
+def families() -> None:
+    """A sheet per family: a row for each of the scene's classes, with its object outlined, and a column per method."""
+    warnings.simplefilter("ignore", konkyo.KonkyoWarning)
+    model = konkyo.load("konkyo/scenes-classifier")
+    scene = konkyo.data.scenes.Scenes(LARGE + 1, seed=SEED, size=256, objects=2)[LARGE]
+    names = [konkyo.data.scenes.CLASSES[label] for label in scene.labels.tolist()]
+    for family, columns in FAMILIES.items():
+        side, top, font = 170, 22, ImageFont.load_default(13)
+        sheet = Image.new("RGB", ((side + GAP) * (1 + len(columns)) - GAP, (top + side) * 2), "white")
+        pen = ImageDraw.Draw(sheet)
+        found = [
+            konkyo.explain(model, scene.image, method=method, target=konkyo.Each(*names), **options)
+            for method, options in columns.values()
+        ]
+        for row, name in enumerate(names):
+            y = row * (top + side)
+            shown = outlined(scene.image, scene.masks[row])
+            cells = [shown, *(result.overlay(row, brightness="full") for result in found)]
+            for column, (title, cell) in enumerate(zip((f"why {name}?", *columns), cells, strict=True)):
+                x = column * (side + GAP)
+                pen.text((x, y + 3), title, "black", font)
+                sheet.paste(cell.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), (x, y + top))
+        sheet.save(FOLDER.parent / f"{family}.webp", quality=75, method=6)
+
+
+def outlined(picture: Image.Image, mask: Any) -> Image.Image:
+    """The picture with the edge of a mask drawn."""
+    area = Image.fromarray(mask.numpy()).convert("L")
+    shown = picture.copy()
+    shown.paste((255, 0, 140), mask=ImageChops.subtract(area.filter(ImageFilter.MaxFilter(5)), area))
+    return shown
+
+
+def concepts() -> None:
+    """A row per concept, the one that counts most for "cat" first: the images that hold most of it."""
+    from konkyo.concepts import factorise
+
+    model = konkyo.load("konkyo/scenes-classifier")
+    scenes = [scene.image for scene in konkyo.data.scenes.Scenes(24, seed=3, objects=1, classes=["cat", "rabbit"])]
+    found = factorise(model, scenes, 4)
+    counts = found.importance("cat", designs=8)
+    found.examples(k=5, importance=counts, side=130).save(FOLDER.parent / "concepts.webp", quality=75, method=6)
 
 
 def vqa() -> None:
@@ -170,5 +241,5 @@ def zero_shot() -> None:
 
 
 if __name__ == "__main__":
-    pages = {f.__name__: f for f in (answers, checkpoints, segmentation, vqa, zero_shot)}
+    pages = {f.__name__: f for f in (answers, checkpoints, concepts, families, segmentation, vqa, zero_shot)}
     (pages.get(sys.argv[1], main) if len(sys.argv) == 2 else main)()

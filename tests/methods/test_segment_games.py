@@ -136,6 +136,30 @@ def test_a_permutation_and_its_reverse_halve_what_two_players_do_together() -> N
     assert sorted(alone.tolist()) == [0, 0, 0, 0, 0, 1]
 
 
+@pytest.mark.parametrize("budget", [None, 2 + 5 * 7])
+def test_shapley_sampling_tells_how_far_its_values_may_be_off(budget: int | None) -> None:
+    """Of three players who count together alone, an order and its reverse give 1/2 to all but the one between."""
+    options = {"segments": "grid", "count": CELLS, "hide": "zero", "target": konkyo.ClassTarget(0)}
+    game = Game(lambda z: z[:, 1] * z[:, 2] * z[:, 5])
+    x = torch.ones(1, 3, 8, 12, dtype=torch.float64)
+    found = konkyo.explain(game, x, method="shapley_sampling", permutations=20, budget=budget, **options)
+    pairs = 10 if budget is None else 3
+    phi = played(game.value, "shapley_sampling", permutations=2 * pairs)
+    share = 2 * phi[[1, 2, 5]]
+    assert 0 < share.min() < share.max()
+    errors = (pairs / (pairs - 1) * share * (1 - share) / 4 / pairs).sqrt()
+    assert float(found.notes["standard_error"]) == pytest.approx(float(errors.max()), abs=1e-6)
+
+
+@pytest.mark.parametrize(("permutations", "expected"), [(1, math.nan), (3, math.nan), (4, 0.0)])
+def test_two_pairs_of_orders_are_needed_to_see_a_spread(permutations: int, expected: float) -> None:
+    options = {"segments": "grid", "count": CELLS, "hide": "zero", "target": konkyo.ClassTarget(0)}
+    game = Game(lambda z: z[:, 1] * z[:, 4])  # a pair of orders is exact
+    x = torch.ones(1, 3, 8, 12, dtype=torch.float64)
+    found = konkyo.explain(game, x, method="shapley_sampling", permutations=permutations, **options)
+    assert float(found.notes["standard_error"]) == pytest.approx(expected, nan_ok=True)
+
+
 def test_draws_of_kernel_shap_come_near_the_values_and_with_more_of_them_nearer() -> None:
     torch.manual_seed(4)
     weights, pairs = torch.randn(12).double(), 0.3 * torch.randn(12, 12).double()

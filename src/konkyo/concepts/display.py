@@ -65,7 +65,9 @@ def sheet_of(concepts: Concepts, images: Sequence[int]) -> Image.Image:
     return contact_sheet(rows, columns, title=heading)
 
 
-def examples_of(concepts: Concepts, k: int, importance: Importance | None, side: int) -> Image.Image:
+def examples_of(
+    concepts: Concepts, k: int, importance: Importance | None, side: int, only: Sequence[int] | None = None
+) -> Image.Image:
     """Returns a row per concept: the k images that hold most of it. By importance, where it is known, else by energy.
 
     The maps of a concept have one scale, from 0 to their highest value, so that a faint one is faint.
@@ -77,8 +79,11 @@ def examples_of(concepts: Concepts, k: int, importance: Importance | None, side:
     if k < 1:
         raise KonkyoError(f"1 image or more per concept was expected; got {k}")
     order = range(len(concepts)) if importance is None else importance.values.argsort(descending=True).tolist()
+    chosen = [j for j in order if only is None or j in only]
+    if not chosen:
+        raise KonkyoError(f"only: concepts from 0 to {len(concepts) - 1} were expected; got {only}")
     gap, strips = 4, []
-    for j in order:
+    for j in chosen:
         limits = (0.0, max(float(concepts.maps[:, j].amax()), 1e-12))
         cells = [
             overlay(concepts.picture(i), concepts.maps[i, j].cpu(), limits=limits) for i in concepts.strongest(j, k)

@@ -120,12 +120,21 @@ class Concepts:
         return means.argsort(descending=True, stable=True)[:k].tolist()
 
     def examples(
-        self, path: str | Path | None = None, *, k: int = 5, importance: Importance | None = None, side: int = 160
+        self,
+        path: str | Path | None = None,
+        *,
+        k: int = 5,
+        importance: Importance | None = None,
+        side: int = 160,
+        only: Sequence[int] | None = None,
     ) -> Image.Image:
-        """Draws a row per concept: the k images that hold most of it, with its maps. -> the picture, also in `path`."""
+        """Draws a row per concept: the k images that hold most of it, with its maps. -> the picture, also in `path`.
+
+        `only`: these concepts, counted from 0 (None: all), the one that counts most first.
+        """
         from konkyo.concepts.display import examples_of
 
-        return _saved(examples_of(self, k, importance, side), path)
+        return _saved(examples_of(self, k, importance, side, only), path)
 
     def sheet(self, path: str | Path | None = None, *, images: Sequence[int] | None = None) -> Image.Image:
         """Draws a row per image (None: the first 12) and a column per concept, all maps of a concept on one scale."""

@@ -157,6 +157,7 @@ def shapley_sampling(
     segment: Segment,
     rescore: Rescore,
     generator: torch.Generator,
+    note: Note,
     *,
     permutations: int = 10,
     segments: Segmentation = "slic",
@@ -169,7 +170,9 @@ def shapley_sampling(
     map = phi_g on every pixel of segment g, phi_g = mean over orders of v(those before g, and g) - v(those before g).
     Every second order is the one before it backwards, which leaves less noise; `permutations` counts both. The sum of
     phi is v(1) - v(0) for any number of them, and a segment that never changes the score gets exactly 0. `segments`,
-    `count`, `hide` and `spread` as in `feature_ablation`. Cost: `permutations` (d - 1) + 2 forwards for d segments, 492
+    `count`, `hide` and `spread` as in `feature_ablation`. The explanation's `notes` have `standard_error`, that of the
+    segment whose phi is least certain, by the spread over pairs of an order and its reverse; NaN of fewer than two
+    pairs. Cost: `permutations` (d - 1) + 2 forwards for d segments, 492
     for 50; under a budget the mean is over the orders that were completed.
     """
     if permutations < 1:
@@ -186,14 +189,20 @@ def shapley_sampling(
 
     game = Game.of(inputs, black, segment(segments, count), hide)
     drawn = {d: orders(d) for d in game.sizes}
-    phi = []
+    phi, errors = [], []
     for d, v in zip(game.players, game.play(rescore, {d: prefixes(of) for d, of in drawn.items()}), strict=True):
         whole, none = (end.expand(permutations, 1) for end in v[:2])
         chains = torch.cat([none, v[2:].view(permutations, d - 1), whole], 1)
         done = ran_of(chains).all(1)
         steps = torch.where(done[:, None], chains.diff(), 0.0)
-        total = v.new_zeros(d).index_add(0, drawn[d].flatten(), steps.flatten())
-        phi.append(safe_divide(total, done.sum()))
+        added = torch.zeros_like(steps).scatter(1, drawn[d], steps)  # (permutations, d): what each player adds
+        phi.append(safe_divide(added.sum(0), done.sum()))
+        pairs = permutations // 2 * 2
+        both = done[:pairs].view(-1, 2).all(1)
+        means = added[:pairs].view(-1, 2, d).mean(1)[both]
+        spread_of = means.std(0).amax() if len(means) > 1 else v.new_tensor(torch.nan)
+        errors.append(spread_of / max(len(means), 1) ** 0.5)
+    note("standard_error", torch.stack(errors).to(inputs.device))
     return game.map(phi, spread)
 
 

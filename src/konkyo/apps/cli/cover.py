@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import Batch, Data, Json, Limit, ModelName, ModelOptions, Seed, setup_of
+from konkyo.apps.cli.sources import samples_of
 from konkyo.apps.cli.terminal import err, out, print_table
-
-if TYPE_CHECKING:
-    from konkyo.data.samples import Samples
 
 
 @with_groups
@@ -56,7 +54,7 @@ def cover(
 
     setup = setup_of(model, model_options)
     box = re.fullmatch(r"[\d.]+(,[\d.]+){3}", region)
-    pictures = _pictures(image) if image else None
+    pictures = samples_of(image) if image else None
     fill = fill or ("blur" if pictures else "swap")
     target = "decision" if pictures and target == "label" else target
     chosen = pictures or samples(data, limit=limit, seed=seed)
@@ -88,12 +86,3 @@ def cover(
     out.print(f"{result.forwards} forwards", highlight=False)
     if to is not None:
         out.print(f"before-after.png and images.csv in {escape(str(to))}", highlight=False, soft_wrap=True)
-
-
-def _pictures(files: list[Path]) -> Samples:
-    """Returns image files as samples without labels."""
-    from konkyo.data.images import open_image
-    from konkyo.data.samples import Sample, Samples
-
-    names = tuple(map(str, files))
-    return Samples(names, lambda index: Sample(names[index], open_image(files[index])))

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from konkyo.apps.cli.benchmark import benchmark
 from konkyo.apps.cli.compare import compare
+from konkyo.apps.cli.concepts import concepts
 from konkyo.apps.cli.consistency import consistency
 from konkyo.apps.cli.cover import cover
 from konkyo.apps.cli.demo import demo
@@ -54,6 +55,7 @@ app.command()(sanity)
 app.command()(consistency)
 app.command()(diagnose)
 app.command()(cover)
+app.command()(concepts)
 app.command(name="export-cam")(export_cam)
 app.command(name="neighbours")(nearest_images)
 app.command()(pair)

@@ -16,6 +16,7 @@ import typer
 from konkyo.errors import KonkyoError, unknown
 
 if TYPE_CHECKING:
+    from konkyo.data.samples import Samples
     from konkyo.models import Model
 
 _Anything = TypeVar("_Anything")
@@ -104,6 +105,15 @@ def pictures_of(images: Sequence[str] | None, model: Model, options: TruthOption
             "of each, --data folder:DIR, or folders called like the model's classes"
         )
     return pictures
+
+
+def samples_of(files: Sequence[Path]) -> Samples:
+    """Returns image files as samples without labels."""
+    from konkyo.data.images import open_image
+    from konkyo.data.samples import Sample, Samples
+
+    names = tuple(map(str, files))
+    return Samples(names, lambda index: Sample(names[index], open_image(files[index])))
 
 
 def _window(options: TruthOptions, model: Model) -> str:

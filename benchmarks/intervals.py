@@ -1,7 +1,7 @@
 """How often the intervals of consistency hold what they are about: simulated samples of populations that are known.
 
-    python benchmarks/coverage.py --out coverage.jsonl          # simulates what the file does not hold yet
-    python benchmarks/coverage.py --out coverage.jsonl --table  # prints Markdown of what it holds
+    python benchmarks/intervals.py --out coverage.jsonl          # simulates what the file does not hold yet
+    python benchmarks/intervals.py --out coverage.jsonl --table  # prints Markdown of what it holds
 
 A population is a class's 1,000 maps, all equally likely, so that L, W and T of it are exact. Samples are drawn with
 replacement. Every line of the file is one population, distance, number of maps a class and number of classes.
