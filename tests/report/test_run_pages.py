@@ -143,7 +143,7 @@ def test_pictures_that_are_gone_or_changed_are_said(photos: Path, tmp_path: Path
     (tmp_path / "now").mkdir()
     for file in photos.iterdir():
         Image.open(photos / ("1.png" if file.name == "0.png" else file.name)).save(tmp_path / "now" / file.name)
-    (index,) = report_run(run, tmp_path / "b", RunReportOptions(pages=0, data=tmp_path / "now"))
+    (index,) = report_run(run, tmp_path / "b", RunReportOptions(pages=0, data=[str(tmp_path / "now")]))
     assert [row["n"] for row in embedded(index)["rows"] if "p" not in row] == ["cut.png", "0.png", "empty.png"]
     assert "1 pictures are not shown, for their pixels are others now: 0.png" in index.read_text(encoding="utf-8")
     with pytest.raises(KonkyoError):

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from PIL import Image
 
@@ -18,7 +18,7 @@ from konkyo.explanation.result import Explanation
 from konkyo.models.preprocess import Preprocess, preprocess_of
 from konkyo.runs.job import MERGED
 
-DataNow = str | Path | Sequence[str | Path] | None
+DataNow: TypeAlias = str | Path | Sequence[str | Path] | None
 """Where the pictures of a run are now: as of `run`; None: where the manifest says."""
 
 
@@ -50,6 +50,8 @@ class RunPictures:
         """Returns the pictures of a run. KonkyoError: `data` was given and cannot be opened."""
         seed = int(manifest.get("seed") or 0)
         if data is not None:
+            if not isinstance(data, (str, Path)) and len(data) == 1:
+                (data,) = data  # one name may be that of a data set, several are files and folders
             return cls(preprocess_of(manifest.get("preprocess")), iter(pieces_of(data, seed=seed).parts))
         parts = manifest["data"].get(MERGED) or [manifest["data"]]
         known, reasons = list[Piece](), list[str]()
