@@ -72,7 +72,8 @@ class _OfLogger:
         self.logger.log_metrics(dict(numbers), step)
 
     def log_pictures(self, pictures: Mapping[str, Image.Image], step: int, /) -> None:
-        experiment: Any = self.logger.experiment
+        logger: Any = self.logger  # what it writes to is said by its kind
+        experiment: Any = logger.experiment
         for name, picture in pictures.items():
             if isinstance(self.logger, TensorBoardLogger):
                 experiment.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
