@@ -43,7 +43,7 @@ def visit(chromium: Any, report_file: Path) -> Iterator[Callable[..., Any]]:
     def opened(fragment: str = "", *, file: Path | None = None, **options: Any) -> Any:
         context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, "locale": "en-US", **options})
         contexts.append(context)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(60_000)
         page = context.new_page()
         page.on("console", lambda message: troubles.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
