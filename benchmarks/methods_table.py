@@ -2,7 +2,7 @@
 
     python benchmarks/methods_table.py --out FOLDER [--models classifier,detector,...] [--images 12] [--most 500]
 
-A folder per model in FOLDER, where an interrupted run goes on; at the end benchmarks/results-methods.json, of which
+A folder per model in FOLDER, where an interrupted run goes on, also in counting; at the end benchmarks/results-methods.json, of which
 docs/generate.py makes the table of methods. Methods that cost more than `--most` forwards of an image are counted and
 not measured. The images are the same for all methods of a model.
 """
@@ -69,15 +69,18 @@ def measured(kind: str, count: int, most: float, folder: Path) -> dict[str, Any]
     """Returns the costs and the values of all methods that apply to a model."""
     setting = SETTINGS[kind]
     model, source = konkyo.load(setting.model), samples(setting.data.format(count=count))
-    costs, refused = dict[str, float](), dict[str, str]()
+    known = folder / kind / "costs.json"
+    costs, refused = read_json(known) if known.is_file() else ({}, {})
     for name in konkyo.methods():
+        if name in costs or name in refused:
+            continue
         start, sample = time.perf_counter(), source[0]
         try:
             costs[name] = forwards(model.prompted(question=sample.question), [sample], name)
         except NotApplicable as error:
             refused[name] = str(error)
-            continue
-        print(f"{kind} {name}: {costs[name]:.1f} forwards, {time.perf_counter() - start:.1f} s", flush=True)
+        write_text(known, json.dumps([costs, refused]))
+        print(f"{kind} {name}: {costs.get(name, 'refused')}, {time.perf_counter() - start:.1f} s", flush=True)
     chosen = [name for name, cost in costs.items() if cost <= most]
     parts = {}
     for name in chosen:  # a folder each, so that a new method is measured alone
