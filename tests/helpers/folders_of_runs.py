@@ -134,7 +134,7 @@ def run_folder(
         "options": {},
         "seed": 0,
         "batch": 4,
-        "versions": {"konkyo": "0.1.0", "torch": "2", "python": "3.11"},
+        "versions": {"konkyo": "0.1.0", "torch": "2"},
         **settings,
     }
     write_text(folder / MANIFEST, json.dumps(manifest))

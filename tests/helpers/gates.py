@@ -77,7 +77,7 @@ def drilled(folder: Path | None = None, *, raising: int = -1, deadly: int = -1) 
 def _read(scenes: Samples, folder: Path | None, raising: int, deadly: int, index: int) -> Sample:
     if folder is not None and (folder / "bad").exists():
         if index == raising:
-            raise RuntimeError("a cosmic ray")
+            raise MemoryError("a cosmic ray")  # other errors become rows
         if index == deadly:
             os.kill(os.getpid(), signal.SIGKILL)
     return scenes[index]

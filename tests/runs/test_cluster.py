@@ -126,7 +126,7 @@ def test_parts_that_always_fail_are_named_and_the_others_are_done(
     with pytest.raises(KonkyoError) as caught:
         on_ray(model, drilled(tmp_path, raising=9, deadly=18), tmp_path / "run", cluster.address)
     assert "2 of the parts of the data failed 2 times" in str(caught.value)
-    assert "images 8-11 (RuntimeError: a cosmic ray); images 16-19 (its actor died)" in str(caught.value)
+    assert "images 8-11 (MemoryError: a cosmic ray); images 16-19 (its actor died)" in str(caught.value)
     missing = ("shard-000002.parquet", "shard-000004.parquet")
     assert shards(tmp_path / "run") == {name: data for name, data in undisturbed.items() if name not in missing}
 

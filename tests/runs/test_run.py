@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import konkyo
+from helpers.gates import IMAGES, drilled, gated
 from konkyo.data.samples import Sample, samples
 from konkyo.runs.job import MANIFEST
 from konkyo.runs.shards import packed, shard_path, unpacked
@@ -298,6 +299,111 @@ def test_errors_are_tried_again_when_asked(model: konkyo.Model, tmp_path: Path) 
     assert shard_path(tmp_path / "run", 1).read_bytes() == shard_path(tmp_path / "fresh", 1).read_bytes()
 
 
+def test_trying_errors_again_never_makes_it_worse(model: konkyo.Model, tmp_path: Path) -> None:
+    folder, rng = tmp_path / "photos", np.random.default_rng(1)
+    folder.mkdir()
+    for k in range(4):
+        Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(folder / f"{k}.png")
+    whole = (folder / "3.png").read_bytes()
+    (folder / "3.png").write_bytes(bytes(len(whole)))
+    explained(model, folder, tmp_path / "run", shard=4)
+    before = shard_path(tmp_path / "run", 0).read_bytes()
+    pictures = {path: path.read_bytes() for path in folder.iterdir()}
+    for path in pictures:  # the store is away
+        path.write_bytes(bytes(path.stat().st_size))
+    assert explained(model, folder, tmp_path / "run", shard=4, retry_errors=True).errors == 1
+    assert shard_path(tmp_path / "run", 0).read_bytes() == before
+    for path, data in pictures.items():
+        path.write_bytes(data)
+    (folder / "3.png").write_bytes(whole)
+    assert explained(model, folder, tmp_path / "run", shard=4, retry_errors=True).errors == 0
+
+
+class Odd(torch.utils.data.Dataset):
+    """Samples of which one raises an error of its own kind, which nobody expects."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == self.bad and self.spoilt:
+            raise ZeroDivisionError("odd")
+        return Sample(f"s{index}", Image.new("RGB", (24, 24), (40 * index, 90, 30)))
+
+    bad, spoilt = 2, False
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_any_error_of_a_sample_is_a_row(model: konkyo.Model, tmp_path: Path, workers: int) -> None:
+    data = Odd()
+    listed = samples(data)
+    data.spoilt = True
+    rows = list(explained(model, listed, tmp_path / "run", methods=["grad_cam"], workers=workers))
+    assert {row["image"]: row["error"] for row in rows} == {
+        "s0": None, "s1": None, "s2": "ZeroDivisionError: odd", "s3": None, "s4": None
+    }  # fmt: skip
+
+
+class Picky(Net):
+    """It fails on images that are dark all over."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if (images.amax((1, 2, 3)) < -0.9).any():
+            raise ValueError("too dark")
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_an_image_on_which_the_network_fails_is_a_row_wherever_it_stands(tmp_path: Path, place: int) -> None:
+    colours = [(90, 10, 200), (10, 200, 30), (220, 90, 30)]
+    colours.insert(place, (0, 0, 0))
+    data = [Sample(f"s{k}", Image.new("RGB", (24, 24), colour)) for k, colour in enumerate(colours)]
+    rows = list(konkyo.run(model_of(Picky()), data, tmp_path / "run", methods=["grad_cam"], workers=0))
+    assert len(rows) == 4
+    assert [row["image"] for row in rows if row["error"] is not None] == [f"s{place}"]
+    assert "too dark" in rows[place]["error"]
+
+
+def test_modules_of_one_look_are_told_apart_in_the_manifest(tmp_path: Path, photos: Path) -> None:
+    net = Net()
+    first, second = net.features[1], net.features[3]
+    explained(model_of(net), photos, tmp_path / "run", layer=first)
+    with pytest.raises(konkyo.KonkyoError, match=r"layer \(features\.1 there, features\.3 now\)"):
+        explained(model_of(net), photos, tmp_path / "run", layer=second)
+    explained(model_of(net), photos, tmp_path / "run", layer="features.1")
+
+
+def test_shards_without_a_manifest_are_not_adopted(model: konkyo.Model, photos: Path, tmp_path: Path) -> None:
+    explained(model, photos, tmp_path / "run")
+    (tmp_path / "run" / MANIFEST).unlink()
+    with pytest.raises(konkyo.KonkyoError, match=r"holds shards and no run\.json"):
+        explained(model, photos, tmp_path / "run", methods=["layer_cam"])
+
+
+def test_a_store_is_no_folder(model: konkyo.Model, photos: Path) -> None:
+    with pytest.raises(konkyo.KonkyoError, match=r"a folder on a disk.*s3://bucket/run"):
+        explained(model, photos, "s3://bucket/run")  # type: ignore[arg-type]
+
+
+def test_progress_of_an_empty_archive(model: konkyo.Model, tmp_path: Path) -> None:
+    import tarfile
+
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    states = []
+    records = konkyo.run(model, f"tar:{tmp_path}/empty.tar", tmp_path / "run", workers=0, progress=states.append)
+    assert records.complete
+    assert [(state.images, state.rate, state.left) for state in states] == [(0, 0, None)]
+
+
+def test_what_a_killed_process_left_half_written_goes(model: konkyo.Model, photos: Path, tmp_path: Path) -> None:
+    explained(model, photos, tmp_path / "run")
+    leftover = tmp_path / "run" / "shards" / ".shard-000001.parquet.12-34.parquet"
+    leftover.write_bytes(b"PAR1")
+    explained(model, photos, tmp_path / "run")
+    assert not leftover.exists()
+
+
 def test_a_name_that_is_no_text_is_written_all_the_same(model: konkyo.Model, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -391,9 +497,21 @@ def test_a_killed_reading_process_is_replaced(
 
 
 def test_reading_processes_that_always_die_are_reported(model: konkyo.Model, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(konkyo.KonkyoError, match=r"died 3 times.*--workers"):
+    with pytest.raises(konkyo.KonkyoError, match=r"a part of the data is missing.*died 3 times"):
         explained(model_of(Murderous(times=1000)), photos, tmp_path / "run", workers=1, shard=1000)
     assert explained(model, photos, tmp_path / "run", shard=1000).complete
+
+
+def test_a_picture_that_kills_its_reader_holds_nobody_up(tmp_path: Path) -> None:
+    model, _ = gated(tmp_path / "gate")
+    (tmp_path / "bad").touch()
+    data = drilled(tmp_path, deadly=1)
+    out = tmp_path / "run"
+    with pytest.raises(konkyo.KonkyoError, match=r"a part of the data is missing.*0-3.*died 3 times"):
+        konkyo.run(model, data, out, shard=4, batch=2, workers=2)
+    assert konkyo.Records.open(out).images == IMAGES - 4
+    (tmp_path / "bad").unlink()
+    assert konkyo.run(model, data, out, shard=4, batch=2, workers=2).images == IMAGES
 
 
 SCRIPT = """

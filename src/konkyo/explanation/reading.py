@@ -100,8 +100,10 @@ class _Stream(IterableDataset[Group]):
     def _of_piece(self, piece: Piece) -> Iterator[Group]:
         try:
             data = piece.open()
-        except (KonkyoError, OSError) as error:
-            yield Group(piece.number, (), None, last=True, failure=str(error) or type(error).__name__)
+        except MemoryError:
+            raise
+        except Exception as error:
+            yield Group(piece.number, (), None, last=True, failure=_reason(error))
             return
         numbers, groups = iter(range(len(data))), list[Group]()
         while batch := list(islice(numbers, self.batch)):
@@ -119,8 +121,10 @@ def read_sample(preprocess: Preprocess, data: Samples, number: int, kept: Kept, 
         sample = data[number]
         image = sample.image
         pixels = preprocess(image)
-    except (KonkyoError, OSError) as error:
-        return Entry(name, first + number, error=str(error) or type(error).__name__), None
+    except MemoryError:
+        raise
+    except Exception as error:  # data sets of users and stores fail in every possible way
+        return Entry(name, first + number, error=_reason(error)), None
     entry = Entry(
         name,
         first + number,
@@ -134,6 +138,12 @@ def read_sample(preprocess: Preprocess, data: Samples, number: int, kept: Kept, 
         view=preprocess.view(image) if kept.views else None,
     )
     return entry, pixels
+
+
+def _reason(error: Exception) -> str:
+    """Returns what an error says, in a line; of one that is not konkyo's with its kind."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, KonkyoError) else f"{type(error).__name__}: {said}".removesuffix(": ")
 
 
 def grouped(piece: int, read: Sequence[Read]) -> Iterator[Group]:

@@ -7,8 +7,8 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,7 +24,7 @@ from konkyo.models import Model
 from konkyo.runs.job import MANIFEST, Job
 from konkyo.runs.local import TRIES, kept
 from konkyo.runs.shards import Receipt
-from konkyo.runs.work import shards_of
+from konkyo.runs.work import UnopenedError, shards_of
 
 WINDOW = 10_000
 """So many pieces are given to Ray at once, for it keeps a record of each."""
@@ -143,7 +143,7 @@ def _round(pool: Pool, work: Any, left: dict[int, Piece], reasons: dict[int, str
                 yield Receipt(**json.loads(receipt))
                 continue
             reasons[number] = reason
-            in_a_row += 1
+            in_a_row += kind != UnopenedError.__name__  # that is of the piece, not of the job
             if kind in FATAL:
                 raise FATAL[kind](reason)
             if tries == 1 and in_a_row == IN_A_ROW * pool.actors:
@@ -223,11 +223,12 @@ class Explainer:
                 "all nodes of the cluster share, under the same path"
             )
         groups = _in_turn(read_groups(job.model, [piece], batch=job.batch, kept=kept(job)), self.turn)
-        (receipt,) = shards_of(job, {number: piece.name}, groups, folder, tries)
+        with closing(groups):  # so that the turn goes on, whatever happens
+            (receipt,) = shards_of(job, {number: piece.name}, groups, folder, tries)
         return receipt
 
 
-def _in_turn(groups: Iterator[Group], turn: threading.Lock) -> Iterator[Group]:
+def _in_turn(groups: Iterator[Group], turn: threading.Lock) -> Generator[Group, None, None]:
     """Yields groups; while one of them is explained, other threads can only read."""
     for group in groups:
         with turn:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from konkyo.data.pieces import Pieces
 from konkyo.engine.forward import Precision
@@ -96,15 +102,51 @@ class Job:
             "methods": [m.name for m in self.methods],
             "metrics": self.metrics,
             "matching": str(self.matching) if self.columns else None,
-            "target": repr(self.target),
-            "layer": None if self.layer is None else str(self.layer),
-            "options": {name: repr(value) for name, value in self.options.items()},
+            "target": in_words(self.target, model.module),
+            "layer": in_words(self.layer, model.module),
+            "options": {name: in_words(value, model.module) for name, value in self.options.items()},
             "seed": self.seed,
             "precision": self.precision,
             "batch": self.batch,
             "device": parameter.device.type,
-            "versions": {"konkyo": __version__, "torch": torch.__version__},
+            "versions": {"konkyo": __version__, **versions()},
         }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the libraries that prepare pictures and run networks, of those that are installed."""
+    known = {}
+    for name in ("torch", "torchvision", "timm", "transformers", "pillow"):
+        with suppress(PackageNotFoundError):
+            known[name] = version(name)
+    return known
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def in_words(value: Any, network: nn.Module) -> Any:
+    """Returns what tells a setting from others, as plain JSON values: the same in every process.
+
+    Modules are named by their place in the network, tensors and arrays by their digest.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, nn.Module):
+        return next((name for name, module in network.named_modules() if module is value), type(value).__name__)
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        array = value.detach().cpu().contiguous().numpy() if isinstance(value, torch.Tensor) else value
+        return f"{array.dtype} {list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
+    if isinstance(value, (list, tuple)):
+        return [in_words(item, network) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): in_words(item, network) for name, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {f.name: in_words(getattr(value, f.name), network) for f in fields(value) if f.repr}
+        return {type(value).__name__: parts}
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return _ADDRESS.sub("", repr(value))
 
 
 def methods_of(names: Sequence[Which]) -> tuple[Method, ...]:

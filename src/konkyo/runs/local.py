@@ -2,49 +2,58 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from konkyo.data.pieces import Piece
 from konkyo.errors import KonkyoError
-from konkyo.explanation.reading import Kept, read_groups
+from konkyo.explanation.reading import AHEAD, Kept, read_groups
 from konkyo.runs.job import Job
 from konkyo.runs.shards import Receipt
 from konkyo.runs.work import shards_of
 
 TRIES = 3
-"""So many times a piece is begun whose reading process died."""
+"""So many times a piece is read alone whose reading process died."""
 
 
 def run_locally(job: Job, pieces: Sequence[Piece], folder: Path, *, workers: int = 0) -> Iterator[Receipt]:
     """Yields the receipt of every piece, once its shard is written. `workers`: so many processes read.
 
-    A reading process that dies is replaced, and the pieces that were under way are begun again. KonkyoError: it died
-    TRIES times with no shard finished in between; or, when all others are done, pieces that cannot be opened.
+    When a reading process dies, the pieces that may have been under way are read one at a time, so that a death tells
+    of its piece. KonkyoError, when all others are done: pieces that cannot be opened, or whose process died TRIES
+    times.
     """
-    left, tries, failures = list(pieces), 1, dict[int, str]()
-    names = {piece.number: piece.name for piece in pieces}
-    while left:
-        groups = read_groups(job.model, left, batch=job.batch, workers=workers, kept=kept(job))
-        try:
-            for receipt in shards_of(job, names, groups, folder, tries, failures):
-                left = [piece for piece in left if piece.number != receipt.shard]
-                tries = 1
-                yield receipt
-            left = []
-        except RuntimeError as error:
-            if not _is_dead_worker(error):
-                raise
-            if tries == TRIES:
-                raise KonkyoError(
-                    f"a process that reads images died {TRIES} times ({str(error).splitlines()[0]}), the last time at "
-                    f"images {left[0].name} or after; what was written is kept. Too little memory is the usual cause: "
-                    "fewer --workers, or 0"
-                ) from error
-            tries += 1
-            left = [piece for piece in left if piece.number not in failures]
+    left, failures, tries = {piece.number: piece for piece in pieces}, dict[int, str](), Counter[int]()
+
+    def done(parts: Sequence[Piece], count: int, attempt: int) -> Iterator[Receipt]:
+        groups = read_groups(job.model, parts, batch=job.batch, workers=count, kept=kept(job))
+        names = {piece.number: piece.name for piece in parts}
+        for receipt in shards_of(job, names, groups, folder, attempt, failures):
+            del left[receipt.shard]
+            yield receipt
+
+    while parts := [piece for number, piece in left.items() if number not in failures]:
+        with suppress_dead_workers():
+            yield from done(parts, workers, 1)
+            continue
+        alone = [piece for number, piece in left.items() if number not in failures][: (AHEAD + 2) * workers]
+        for piece in alone:
+            while piece.number in left and piece.number not in failures:
+                tries[piece.number] += 1
+                try:
+                    yield from done([piece], 1, tries[piece.number] + 1)
+                except RuntimeError as error:
+                    if not _is_dead_worker(error):
+                        raise
+                    if tries[piece.number] == TRIES:
+                        failures[piece.number] = (
+                            f"the process that reads it died {TRIES} times ({str(error).splitlines()[0]}); too little "
+                            "memory is the usual cause"
+                        )
     if failures:
-        raise KonkyoError(unopened(names, failures))
+        raise KonkyoError(unopened({piece.number: piece.name for piece in pieces}, failures))
 
 
 def unopened(names: Mapping[int, str], failures: Mapping[int, str]) -> str:
@@ -60,6 +69,16 @@ def unopened(names: Mapping[int, str], failures: Mapping[int, str]) -> str:
 def kept(job: Job) -> Kept:
     """Returns what of a sample has to reach the one that explains."""
     return Kept(samples=bool(job.columns), hashes=True)
+
+
+@contextmanager
+def suppress_dead_workers() -> Iterator[None]:
+    """Within the context, the death of a reading process is no error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_dead_worker(error):
+            raise
 
 
 def _is_dead_worker(error: RuntimeError) -> bool:

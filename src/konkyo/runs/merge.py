@@ -79,19 +79,14 @@ def _finished(folder: Path) -> Records:
 
 
 def _require_one_job(runs: Sequence[Records]) -> None:
-    """KonkyoError: manifests that differ in more than the data and the version of Python."""
-    first, *others = [_job_of(run.manifest) for run in runs]
+    """KonkyoError: manifests that differ in more than the data."""
+    first, *others = [{name: value for name, value in run.manifest.items() if name != "data"} for run in runs]
     for run, other in zip(runs[1:], others, strict=True):
         if differ := differences(first, other):
             raise KonkyoError(
                 f"{runs[0].folder} (there) and {run.folder} (now) are of different jobs: {', '.join(differ)}. Only the "
                 "data may differ"
             )
-
-
-def _job_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    versions = {name: value for name, value in manifest.get("versions", {}).items() if name != "python"}
-    return {**{name: value for name, value in manifest.items() if name != "data"}, "versions": versions}
 
 
 def _write(runs: Sequence[Records], folder: Path) -> None:
@@ -122,8 +117,8 @@ def _place(file: Path, to: Path, receipt: Receipt) -> None:
         os.link(file, to)
     except OSError:  # another file system, or one without links
         shutil.copyfile(file, to)
-        if digest_of(to) != receipt.sha256:
-            raise KonkyoError(f"{file} changed while it was copied; merge again when nothing writes there") from None
+    if digest_of(to) != receipt.sha256:
+        raise KonkyoError(f"{file} changed while it was placed; merge again when nothing writes there")
 
 
 def _receipt_of(rows: Sequence[Mapping[str, Any]], receipt: Receipt, path: Path) -> Receipt:
@@ -171,7 +166,7 @@ class _Shared:
         homes, shared = dict[Key, int](), dict[Key, str | None]()
         for number, run in enumerate(runs):
             for row in run.rows(["image", "sha256", "row"]):
-                if homes.setdefault(key := _key(row), number) != number:
+                if row["sha256"] is not None and homes.setdefault(key := _key(row), number) != number:
                     shared[key] = None
         return cls(shared)
 
@@ -179,7 +174,7 @@ class _Shared:
         """Yields the rows of a shard but those of images that came in an earlier run. KonkyoError: other values."""
         folder = file.parent.parent
         for key, rows in _images(rows_of_file(file)):
-            if key in self.keys:
+            if key in self.keys and rows[0]["sha256"] is not None:
                 said, before = _content(rows), self.keys[key]
                 if before is None:
                     self.keys[key], self.homes[key] = said, folder

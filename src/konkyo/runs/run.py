@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -24,19 +24,21 @@ from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable, silenced, u
 from konkyo.evaluation.columns import column
 from konkyo.evaluation.evaluate import RIGHT
 from konkyo.explanation.explain import Which, explanations
-from konkyo.explanation.reading import Kept, prepared_of, read_groups
+from konkyo.explanation.reading import Group, prepared_of, read_groups
 from konkyo.explanation.run import Where
 from konkyo.models import Model, as_model
 from konkyo.runs.job import MANIFEST, Job, begin, manifest_of, methods_of
-from konkyo.runs.local import run_locally
+from konkyo.runs.local import run_locally, suppress_dead_workers
 from konkyo.runs.records import Records
-from konkyo.runs.shards import Receipt, whole_shards
+from konkyo.runs.shards import FOLDER, Receipt, clean, whole_shards
 from konkyo.tasks.base import Matching
 from konkyo.utils.ledger import held
 
 Engine = Literal["local", "ray"]
 CPU_BATCH, GPU_BATCH = 16, 256
 """The largest batches that "auto" takes: on a CPU larger ones are no faster."""
+FIRST = 8
+"""So many images are tried for one that tells whether the methods have a place."""
 
 
 @dataclass(frozen=True)
@@ -107,25 +109,38 @@ def run(
     (the others are done first).
     NotApplicable: a method has no place in the model.
     """
-    folder, adapted = Path(out), as_model(model)
+    folder, adapted = _local(out), as_model(model)
     if engine not in get_args(Engine):
         raise unknown("engine", engine, get_args(Engine))
     chosen = methods_of(methods or [adapted.task.method])
     pieces = pieces_of(data, size=shard, limit=limit, seed=seed)
     columns = tuple(column(name) for name in metrics)
+    readers = max(1, (os.cpu_count() or 2) // 2) if workers is None else workers
     job = Job(adapted, chosen, columns, target, layer, options, seed, precision, 1, matching)
     with held(folder / MANIFEST):
-        job = replace(job, batch=_batch(job, pieces, batch, folder))
+        clean(folder)
         done, broken = whole_shards(folder)
+        if (done or broken) and not (folder / MANIFEST).is_file():
+            raise KonkyoError(
+                f"{folder} holds shards and no {MANIFEST}, so nobody can tell what they are of; choose another folder, "
+                f"or remove {folder / FOLDER}"
+            )
         for sentence in broken:
             warnings.warn(f"{sentence}: it is made again", KonkyoWarning, stacklevel=2)
+        anew = not (done or broken)
         if retry_errors:
             done = {number: receipt for number, receipt in done.items() if not receipt.errors}
         left = [piece for piece in pieces.parts if piece.number not in done]
-        if left and not done:
-            require_place(job, left)
-        begin(folder, job.settings(pieces, shard), anew=not (done or broken or retry_errors))
-        _follow(pieces, done, _engine(engine, job, left, folder, workers, actors, address), progress)
+        first = first_images(adapted, left, readers) if anew else []
+        require_place(job, first)
+        job = replace(job, batch=_batch(job, batch, None if anew else manifest_of(folder), first))
+        begin(folder, job.settings(pieces, shard), anew=anew)
+        _follow(
+            pieces,
+            done,
+            _engine(engine, job, left, folder, readers if engine == "local" else workers, actors, address),
+            progress,
+        )
     return Records.open(folder)
 
 
@@ -133,9 +148,7 @@ def _engine(
     engine: Engine, job: Job, left: Sequence[Piece], folder: Path, workers: int | None, actors: int, address: str | None
 ) -> Iterator[Receipt]:
     if engine == "local":
-        return run_locally(
-            job, left, folder, workers=max(1, (os.cpu_count() or 2) // 2) if workers is None else workers
-        )
+        return run_locally(job, left, folder, workers=workers or 0)
     from konkyo.runs.cluster import run_on_ray
 
     return run_on_ray(job, left, folder, actors=actors, workers=workers, address=address)
@@ -145,74 +158,96 @@ def _follow(
     pieces: Pieces, done: Mapping[int, Receipt], receipts: Iterator[Receipt], progress: RunProgress | None
 ) -> None:
     """Runs the engine to its end, and tells how far it is."""
-    start, before = time.perf_counter(), sum(receipt.images for receipt in done.values())
-    every = dict(done)
+    start, shards = time.perf_counter(), len(done)
+    images, errors, refused = (
+        sum(getattr(receipt, name) for receipt in done.values()) for name in ("images", "errors", "refused")
+    )
+    before = images
     for receipt in receipts:
-        every[receipt.shard] = receipt
+        shards, images = shards + 1, images + receipt.images
+        errors, refused = errors + receipt.errors, refused + receipt.refused
         if progress is None:
             continue
-        images = sum(r.images for r in every.values())
         rate = (images - before) / (time.perf_counter() - start)
-        rest = None if pieces.images is None else (pieces.images - images) / rate
-        if pieces.images is None:  # as many images in each of the archives that are left
-            rest = (len(pieces) - len(every)) * images / len(every) / rate
-        progress(
-            State(
-                images,
-                pieces.images,
-                len(every),
-                len(pieces),
-                sum(r.errors for r in every.values()),
-                sum(r.refused for r in every.values()),
-                rate,
-                rest,
-            )
-        )
+        rest = None
+        if rate and pieces.images is not None:
+            rest = (pieces.images - images) / rate
+        elif rate:  # as many images in each of the archives that are left
+            rest = (len(pieces) - shards) * images / shards / rate
+        progress(State(images, pieces.images, shards, len(pieces), errors, refused, rate, rest))
 
 
-def require_place(job: Job, pieces: Sequence[Piece]) -> None:
-    """Explains the first image that can be read, before anything is written. NotApplicable: a method has no place."""
-    for group in read_groups(job.model, pieces[:1], batch=1, kept=Kept()):
-        if group.tensor is None:
+def first_images(model: Model, pieces: Sequence[Piece], workers: int) -> list[Group]:
+    """Returns the first images that can be read, FIRST at most, of the first piece that has some; a group each.
+
+    They are read by a process of its own, if any is: a picture may kill its reader.
+    """
+    for piece in pieces:
+        groups = list[Group]()
+        with suppress_dead_workers():
+            for group in read_groups(model, [piece], batch=1, workers=min(1, workers)):
+                groups += [group] if group.tensor is not None else []
+                if len(groups) == FIRST:
+                    break
+        if groups:
+            return groups
+    return []
+
+
+def require_place(job: Job, groups: Sequence[Group]) -> None:
+    """Explains the first of the images on which the network does not fail. NotApplicable: a method has no place."""
+    for group in groups:
+        try:
+            with silenced():
+                results = explanations(job.model, prepared_of(job.model, group), job.methods, **job.request)
+        except NotApplicable:
+            raise
+        except KonkyoError:  # it becomes a row with its error
             continue
-        with silenced():
-            results = explanations(job.model, prepared_of(job.model, group), job.methods, **job.request)
         for result in results.values():
             if isinstance(result, NotApplicable):
                 raise result
         return
 
 
-def _batch(job: Job, pieces: Pieces, batch: int | Literal["auto"], folder: Path) -> int:
+def _batch(job: Job, batch: int | Literal["auto"], manifest: Mapping[str, Any] | None, groups: Sequence[Group]) -> int:
     """Returns how many images share a forward: as asked, as an earlier run did, or as memory allows."""
     if batch != "auto":
         if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
             raise KonkyoError(f'batch is a number of images, 1 or more, or "auto"; got {batch!r}')
         return batch
-    if (folder / MANIFEST).is_file():
-        return int(manifest_of(folder).get("batch", 1))
+    if manifest is not None:
+        return int(manifest.get("batch", 1))
     if job.columns:
         return 1  # every image is measured alone
-    return automatic_batch(job.model, pieces)
+    return automatic_batch(job.model, groups)
 
 
-def automatic_batch(model: Model, pieces: Pieces) -> int:
+def automatic_batch(model: Model, groups: Sequence[Group]) -> int:
     """Returns the batch that fits into half of the free memory, a power of two; on a CPU at most CPU_BATCH.
 
     One image is run forward, and the outputs of all modules are counted twice: once for their gradients.
     """
-    groups = (g for piece in pieces.parts[:1] for g in read_groups(model, [piece], batch=1) if g.tensor is not None)
-    group = next(islice(groups, 1), None)
-    if group is None:
-        return 1
-    images = prepared_of(model, group).images
-    session = untouched(model.module, 0)
-    with session, session, torch.no_grad(), measured_outputs(model.module, frozenset()) as outputs:
-        model(images)
-    each = 2 * max(1, outputs.total)
-    most = GPU_BATCH if images.device.type == "cuda" else CPU_BATCH
-    fitting = max(1, _free_bytes(images.device) // 2 // each)
-    return 1 << min(most.bit_length() - 1, fitting.bit_length() - 1)
+    for group in groups:
+        images = prepared_of(model, group).images
+        session = untouched(model.module, 0)
+        try:
+            with session, session, torch.no_grad(), measured_outputs(model.module, frozenset()) as outputs:
+                model(images)
+        except KonkyoError:
+            continue
+        each = 2 * max(1, outputs.total)
+        most = GPU_BATCH if images.device.type == "cuda" else CPU_BATCH
+        fitting = max(1, _free_bytes(images.device) // 2 // each)
+        return 1 << min(most.bit_length() - 1, fitting.bit_length() - 1)
+    return 1
+
+
+def _local(out: str | Path) -> Path:
+    """Returns the folder. KonkyoError: an address, where a rename is no rename."""
+    if re.match(r"[a-z][a-z0-9+.-]+://", str(out)):
+        raise KonkyoError(f"out is a folder on a disk, whose files are copied to a store when it is done; got {out}")
+    return Path(out)
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -113,11 +114,35 @@ def shard_path(folder: Path, number: int) -> Path:
 def write_shard(folder: Path, number: int, rows: Iterable[Mapping[str, Any]], metrics: Sequence[str]) -> Path:
     """Writes the rows as a shard under a name of its own until it is whole. -> the file"""
     pa = arrow()
-    table = pa.Table.from_pylist(list(rows), schema=schema_of(metrics))
+    table = pa.Table.from_pylist([_writable(row) for row in rows], schema=schema_of(metrics))
     path = shard_path(folder, number)
     with replacing(path) as temporary:
         pa.parquet.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP, write_statistics=True)
     return path
+
+
+def _writable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a row whose texts can be written."""
+    return {
+        name: text_of(value)
+        if isinstance(value, str)
+        else [text_of(item) for item in value]
+        if name == "notes"
+        else value
+        for name, value in row.items()
+    }
+
+
+def text_of(text: str) -> str:
+    """Returns text that can be written; a byte of a file's name that is no text is shown as in "\\xff"."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def clean(folder: Path) -> None:
+    """Removes what a killed process left half written; nobody else may write into the folder."""
+    for path in (folder / FOLDER).glob(".shard-*"):
+        with suppress(OSError):
+            path.unlink()
 
 
 def write_receipt(folder: Path, receipt: Receipt) -> None:
@@ -145,6 +170,12 @@ def receipt_of(path: Path) -> Receipt:
     if not isinstance(values, dict) or not {"shard", "bytes", "sha256"} <= values.keys() <= names:
         raise KonkyoError(f"{path} is no receipt of a shard")
     return Receipt(**values)
+
+
+def is_whole(folder: Path, receipt: Receipt) -> bool:
+    """Tells whether the shard of a receipt holds the bytes that were written."""
+    path = shard_path(folder, receipt.shard)
+    return path.is_file() and path.stat().st_size == receipt.bytes and digest_of(path) == receipt.sha256
 
 
 def whole_shards(folder: Path, *, verify: bool = True) -> tuple[dict[int, Receipt], list[str]]:

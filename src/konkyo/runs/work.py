@@ -20,7 +20,7 @@ from konkyo.explanation.reading import Entry, Group, prepared_of
 from konkyo.explanation.result import Explanation
 from konkyo.explanation.words import box_of, decision_of
 from konkyo.runs.job import Job
-from konkyo.runs.shards import Receipt, digest_of, packed, write_receipt, write_shard
+from konkyo.runs.shards import Receipt, digest_of, is_whole, packed, receipt_of, shard_path, write_receipt, write_shard
 from konkyo.tasks.decision import Decision
 
 NOTHING = "nothing"
@@ -51,7 +51,9 @@ class Shard:
         self.seconds["explain"] += time.perf_counter() - start
 
     def write(self, job: Job, folder: Path, tries: int = 1) -> Receipt:
-        """Writes the shard and then its receipt."""
+        """Writes the shard and then its receipt; a whole one with no more errors that is there already is kept."""
+        if (before := _before(folder, self.number)) is not None and before.errors <= self.errors:
+            return before
         start = time.perf_counter()
         path = write_shard(folder, self.number, self.rows, job.metrics)
         self.seconds["write"] = time.perf_counter() - start
@@ -73,6 +75,19 @@ class Shard:
         return receipt
 
 
+def _before(folder: Path, number: int) -> Receipt | None:
+    """Returns the receipt of a whole shard of an earlier run; None where there is none."""
+    try:
+        receipt = receipt_of(shard_path(folder, number).with_suffix(".json"))
+    except KonkyoError:
+        return None
+    return receipt if is_whole(folder, receipt) else None
+
+
+class UnopenedError(KonkyoError):
+    """A piece of the data that cannot be opened."""
+
+
 def shards_of(
     job: Job,
     names: Mapping[int, str],
@@ -84,12 +99,12 @@ def shards_of(
     """Yields the receipt of every piece of which all groups came, once its shard is written.
 
     `names`: of the pieces, by number. Groups of several pieces may come in turns. A piece that cannot be opened is
-    noted in `failures` with the reason. KonkyoError: there is one, and no `failures`.
+    noted in `failures` with the reason. UnopenedError: there is one, and no `failures`.
     """
     under_way: dict[int, Shard] = {}
     for group in groups:
         if group.failure and failures is None:
-            raise KonkyoError(group.failure)
+            raise UnopenedError(group.failure)
         if group.failure and failures is not None:
             failures[group.piece] = group.failure
             continue
@@ -208,23 +223,18 @@ def _of_decision(decision: Decision) -> dict[str, Any]:
 
 def _of_entry(entry: Entry) -> dict[str, Any]:
     return {
-        "image": text_of(entry.name),
+        "image": entry.name,
         "sha256": entry.sha256 or None,
         "height": entry.size[0] or None,
         "width": entry.size[1] or None,
-        "true_label": None if entry.label is None else text_of(entry.label),
+        "true_label": entry.label,
         "question": entry.question,
-        "notes": list(map(text_of, entry.notes)),
+        "notes": list(entry.notes),
     }
 
 
 def _failed(entry: Entry, reason: str) -> dict[str, Any]:
-    return _of_entry(entry) | {"row": 0, "error": text_of(reason)}
-
-
-def text_of(name: str) -> str:
-    """Returns a name as text that can be written; a byte of a file's name that is no text is shown as in "\\xff"."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return _of_entry(entry) | {"row": 0, "error": reason}
 
 
 def _finite(value: float) -> float | None:

@@ -57,7 +57,9 @@ def run(
     to: Annotated[
         Path, typer.Option("--out", help="Folder for the shards; the same command goes on where it ended.")
     ] = Path("konkyo-run"),
-    batch: Annotated[str, typer.Option("--batch", help="Images in one forward, or auto: as memory allows.")] = "auto",
+    batch: Annotated[
+        str, typer.Option("--batch", help="Images in one forward, or auto: as memory allows; with --metrics 1.")
+    ] = "auto",
     shard: Annotated[int, typer.Option("--shard", min=1, help="Images in one file.")] = 256,
     workers: Annotated[
         int | None, typer.Option("--workers", min=0, help="Processes that read images; default: half of the CPUs.")
