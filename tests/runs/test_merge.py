@@ -82,9 +82,14 @@ def test_an_image_of_two_runs_counts_once(tmp_path: Path) -> None:
         ("first", "first-9"),
     ]
     receipts = merged.receipts
-    assert [(r.shard, r.images, r.rows, r.errors) for r in receipts] == [(0, 4, 5, 1), (1, 1, 1, 0), (2, 1, 1, 0)]
+    assert [(r.shard, r.images, r.rows, r.errors) for r in receipts] == [
+        (0, 4, 5, 1),
+        (1, 1, 1, 0),
+        (2, 1, 1, 1),
+        (3, 1, 1, 0),
+    ]
     assert merged.complete
-    assert merged.manifest["data"]["images"] == 6
+    assert merged.manifest["data"]["images"] == 7
     assert whole_shards(tmp_path / "all")[1] == []
 
 
