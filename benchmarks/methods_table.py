@@ -2,7 +2,8 @@
 
     python benchmarks/methods_table.py --out FOLDER [--models classifier,detector,...] [--images 12] [--most 500]
 
-A folder per model in FOLDER, where an interrupted run goes on, also in counting; at the end benchmarks/results-methods.json, of which
+A folder per model in FOLDER, where an interrupted run goes on, also in counting; at the end
+benchmarks/results-methods.json, of which
 docs/generate.py makes the table of methods. Methods that cost more than `--most` forwards of an image are counted and
 not measured. The images are the same for all methods of a model.
 """

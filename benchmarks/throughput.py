@@ -24,8 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from typer.testing import CliRunner
 
 import konkyo
+from konkyo.apps.cli.main import app
 from konkyo.data.images import find_images, open_image
 from konkyo.data.samples import samples
 from konkyo.models import Model, Preprocess
@@ -137,6 +139,37 @@ def compared(
     }
 
 
+def with_pictures(name: str, weights: str, folder: Path, batch: int, rounds: int) -> dict[str, float]:
+    """Returns how fast `konkyo explain` is, which writes an overlay and a map per image, beside `konkyo run`."""
+    runner, common = CliRunner(), ["--model", name, "--weights", weights, "--method", "grad_cam"]
+
+    def call(command: str, *options: str) -> float:
+        with tempfile.TemporaryDirectory() as out:
+            start = time.perf_counter()
+            ended = runner.invoke(app, [command, str(folder), "--out", out, *common, *options])
+            spent = time.perf_counter() - start
+        assert ended.exit_code == 0, ended.output
+        return spent
+
+    def of_explain() -> float:
+        return call("explain", "--batch-size", str(batch))
+
+    def of_run() -> float:
+        return call("run", "--batch", str(batch), "--workers", "0")
+
+    of_explain(), of_run()
+    times = [(of_run(), of_explain()) for _ in range(rounds)]
+    run, explain = (statistics.median(column) for column in zip(*times, strict=True))
+    return {
+        "images": len(find_images(folder)),
+        "run_seconds": round(run, 2),
+        "explain_seconds": round(explain, 2),
+        "ratio": round(run / explain, 3),
+        "lowest_ratio": round(min(a / b for a, b in times), 3),
+        "highest_ratio": round(max(a / b for a, b in times), 3),
+    }
+
+
 def drawn(folder: Path, count: int, size: int) -> Path:
     """Writes drawn scenes as JPEG files, unless they are there."""
     for sample in samples(f"scenes:{count},objects=1,size={size}"):
@@ -168,6 +201,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--only", choices=("grad_cam", "odam", "explain"), action="append")
     parser.add_argument("--memory", type=int, metavar="IMAGES", help="measure memory over so many images instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -182,13 +216,21 @@ def main() -> None:
                 "grad_cam": ("konkyo/scenes-classifier", "stage4", bare_grad_cam),
                 "odam": ("konkyo/scenes-detr", None, bare_odam),
             }
+            wanted = arguments.only or [*cases, "explain"]
             for method, (name, layer, bare) in cases.items():
+                if method not in wanted:
+                    continue
                 model, own = konkyo.load(name), konkyo.load(name)
                 layer = layer or konkyo.explain(model, next(iter(samples("scenes:1"))), method=method).layer
                 contender = bare(own, layer)
                 found = compared(model, method, contender, pictures, 16, arguments.workers, arguments.rounds)
                 results[method] = found
                 print(method, found, flush=True)
+            for name, weights in {"konkyo/scenes-classifier": "default", "torchvision/resnet50": "random"}.items():
+                if "explain" in wanted:
+                    found = with_pictures(name, weights, pictures, 16, max(1, arguments.rounds // 2))
+                    results[f"explain, {name}"] = found
+                    print(name, found, flush=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 

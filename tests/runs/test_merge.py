@@ -104,10 +104,12 @@ def test_an_image_of_which_two_runs_differ_is_refused(tmp_path: Path, change: di
 
 def test_other_jobs_are_refused(two: tuple[Path, Path], tmp_path: Path) -> None:
     other = run_folder(tmp_path / "c", [[map_row("c")]], seed=1, weights="4567")
-    with pytest.raises(KonkyoError, match=r"weights \(0123 there, 4567 now\), seed \(0 there, 1 now\)"):
+    with pytest.raises(
+        KonkyoError, match=r"weights \(0123 in the first, 4567 in the other\), seed \(0 in the first, 1 in the other\)"
+    ):
         merge([two[0], other], tmp_path / "all")
     newer = run_folder(tmp_path / "d", [[map_row("c")]], versions={"konkyo": "0.1.0", "torch": "3"})
-    with pytest.raises(KonkyoError, match=r"versions\.torch \(2 there, 3 now\)"):
+    with pytest.raises(KonkyoError, match=r"versions\.torch \(2 in the first, 3 in the other\)"):
         merge([two[0], newer], tmp_path / "all")
     merge(two, tmp_path / "all")
     with pytest.raises(KonkyoError, match="two folders of `konkyo run` or more"):

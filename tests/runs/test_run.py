@@ -169,6 +169,26 @@ def test_metrics_are_those_of_evaluate(tmp_path: Path) -> None:
         assert [row[name] for row in rows] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
+def test_measured_rows_know_what_is_true_as_others_do(tmp_path: Path) -> None:
+    model, data = konkyo.load("konkyo/scenes-classifier"), "scenes:3,objects=1"
+    plain = konkyo.run(model, data, tmp_path / "plain", methods=["grad_cam"], workers=0)
+    measured = konkyo.run(model, data, tmp_path / "measured", methods=["grad_cam"], metrics=["compactness"], workers=0)
+    assert [row["correct"] for row in measured] == [row["correct"] for row in plain]
+    assert None not in [row["correct"] for row in measured]
+
+
+def test_a_metric_without_truth_is_told(model: konkyo.Model, photos: Path, tmp_path: Path) -> None:
+    records = explained(model, photos / "red", tmp_path / "run", methods=["grad_cam"], metrics=["ebpg@box"], batch=1)
+    assert f"ebpg@box could not be measured of {COUNT // 2 - 1} of {COUNT // 2 - 1} maps" in records.summary()
+
+
+def test_a_folder_of_other_files_is_refused(model: konkyo.Model, photos: Path) -> None:
+    before = sorted(photos.iterdir())
+    with pytest.raises(konkyo.KonkyoError, match="holds other files"):
+        explained(model, photos, photos)
+    assert sorted(photos.iterdir()) == before
+
+
 def test_a_detector_has_a_row_per_detection_or_one_that_says_nothing(tmp_path: Path) -> None:
     model = konkyo.load("konkyo/scenes-detr")
     blank = Sample("blank", Image.new("RGB", (64, 64)))

@@ -98,7 +98,7 @@ def test_numpy_has_every_map_and_every_row(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
     rows = list(Records.open(run).rows())
     assert [line["image"] for line in lines] == [row["image"] for row in rows]
-    maps = [np.asarray(r.signed[0]) for r in Records.open(run).explanations()]
+    maps = [np.asarray(r.maps[0]) for r in Records.open(run).explanations()]
     with_maps = [line for line in lines if "file" in line]
     assert len(with_maps) == len(maps)
     for line, map_ in zip(with_maps, maps, strict=True):

@@ -117,6 +117,7 @@ def export_numpy(records: Records, out: Path, _wishes: Wishes = Wishes()) -> str
     """Writes maps-NUMBER.npz for every shard, and rows.jsonl with all but the maps, a line per row.
 
     An archive has an array (n, h, w) float32 for each grid, as "7x7"; a line names its `file`, `array` and `index`.
+    Maps are as the method defines them, after its ReLU if it ends in one: `Explanation.maps`.
     """
     out.mkdir(parents=True, exist_ok=True)
     count = 0
@@ -129,7 +130,8 @@ def export_numpy(records: Records, out: Path, _wishes: Wishes = Wishes()) -> str
                 if data is not None:
                     array = "x".join(map(str, shape))
                     row |= {"file": name, "array": array, "index": len(maps.setdefault(array, []))}
-                    maps[array].append(unpacked(data, shape, scale))
+                    signed = unpacked(data, shape, scale)
+                    maps[array].append(np.maximum(signed, 0) if row["rectified"] else signed)
                     count += 1
                 lines.write(json.dumps(plain(row)) + "\n")
             with replacing(out / name) as archive:

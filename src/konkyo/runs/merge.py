@@ -83,9 +83,9 @@ def _require_one_job(runs: Sequence[Records]) -> None:
     first, *others = [{name: value for name, value in run.manifest.items() if name != "data"} for run in runs]
     for run, other in zip(runs[1:], others, strict=True):
         if differ := differences(first, other):
+            told = ", ".join(differ).replace(" there, ", " in the first, ").replace(" now)", " in the other)")
             raise KonkyoError(
-                f"{runs[0].folder} (there) and {run.folder} (now) are of different jobs: {', '.join(differ)}. Only the "
-                "data may differ"
+                f"{runs[0].folder} and {run.folder} are of different jobs: {told}. Only the data may differ"
             )
 
 

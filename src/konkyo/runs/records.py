@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -129,9 +130,20 @@ class Records:
         if self.errors:
             first = next(row for row in self.rows(("image", "method", "error")) if row["error"] and not row["method"])
             lines.append(f"{self.errors} images could not be used, the first: {first['image']}: {first['error']}")
+        maps, missing = self._unmeasured()
+        lines += [f"{name} could not be measured of {count} of {maps} maps" for name, count in missing.items()]
         if self.refused:
             lines.append(f"{self.refused} rows are of a method that does not apply to the image")
         return lines
+
+    def _unmeasured(self) -> tuple[int, Counter[str]]:
+        """Returns how many maps there are, and of how many of them each metric has no value."""
+        metrics, maps, missing = list(self.manifest.get("metrics") or ()), 0, Counter[str]()
+        for row in self.rows(["shape", *metrics]) if metrics else ():
+            if row["shape"] is not None:
+                maps += 1
+                missing.update(name for name in metrics if row[name] is None)
+        return maps, missing
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else f"{len(self.receipts)} of {self.manifest['data']['shards']} shards"

@@ -8,7 +8,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from konkyo.errors import KonkyoError, NotApplicable, silenced
 from konkyo.evaluation.evaluate import measured_maps
 from konkyo.explanation.explain import explanations
 from konkyo.explanation.files import target_to_json
+from konkyo.explanation.inputs import known_classes
 from konkyo.explanation.reading import Entry, Group, prepared_of
 from konkyo.explanation.result import Explanation
 from konkyo.explanation.words import box_of, decision_of
@@ -158,7 +159,10 @@ def _measured(job: Job, entry: Entry) -> Iterator[dict[str, Any]]:
         yield _failed(entry, str(error))
         return
     rows = []
+    known, _ = known_classes(job.model, [entry.label])
     for name, result in results.items():
+        if isinstance(result, Explanation) and known:
+            result = replace(result, true_labels=known * len(result))
         listed = [row for _, row in (_refused(name, result, 1) if isinstance(result, NotApplicable) else _rows(result))]
         for column, of_rows in values.get(name, {}).items():
             for row, value in zip(listed, of_rows, strict=True):

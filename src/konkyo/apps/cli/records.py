@@ -51,7 +51,8 @@ def query(
         if csv is not None:
             with replacing(csv) as temporary:
                 count = _write_csv(temporary, answer.columns, answer.rows)
-            out.print(f"{count} rows in {escape(str(csv))}", highlight=False, soft_wrap=True)
+            rest = "; --limit 0 writes all" if limit and count == limit and not sql else ""
+            out.print(f"{count} rows in {escape(str(csv))}{rest}", highlight=False, soft_wrap=True)
         elif as_json:
             _print_json(answer.columns, answer.rows)
         else:
