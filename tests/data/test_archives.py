@@ -22,10 +22,10 @@ from PIL import Image
 from torch import nn
 
 import konkyo
-from konkyo.data import stores
-from konkyo.data.archives import open_tar
+from konkyo.data import archives, stores
+from konkyo.data.archives import Member, grouped, open_tar
 from konkyo.data.pieces import Pieces, pieces_of
-from konkyo.data.samples import samples
+from konkyo.data.samples import Sample, Samples, samples
 from konkyo.errors import ImageError, KonkyoError
 
 CLASSES = ("cat", "dog", "owl")
@@ -280,6 +280,36 @@ def test_a_truncated_tar_is_said(tmp_path: Path, where: str) -> None:
     assert where != "within a picture" or "cut short: 100 bytes are there" in found["a/002"]
 
 
+def test_a_member_called_as_the_rest_does_not_hide_a_cut(tmp_path: Path) -> None:
+    path = pack(tmp_path / "x.tar", {"(the rest).png": png(0), "b.png": png(1)})
+    whole = path.read_bytes().rstrip(b"\0")
+    path.write_bytes(whole + b"\0" * (-len(whole) % 512))  # without the blocks that end it
+    found = errors_of(path)
+    assert [found["(the rest)"], found["b"]] == ["", ""]
+    assert "get the file again" in found["(the rest)#2"]
+
+
+class Counted(set[str]):
+    """It counts how often it is asked."""
+
+    asked = 0
+
+    def __contains__(self, name: object) -> bool:
+        self.asked += 1
+        return super().__contains__(name)
+
+
+def test_many_keys_that_print_alike_are_told_apart_in_few_looks() -> None:
+    members = [Member(f"{'./' * k}x.png", 0, 1) for k in range(300)]
+    names = [entry.name for entry in grouped("t.tar", [*members, Member("x#3.png", 0, 1)])]
+    assert names == ["t.tar/x", *(f"t.tar/x#{k}" for k in range(2, 301)), "t.tar/x#3#2"]
+    taken, counts = Counted(), dict[str, int]()
+    for _ in range(1000):
+        taken.add(archives._free("x", taken, counts))
+    assert len(taken) == 1000
+    assert taken.asked < 2500
+
+
 def test_two_tars_in_one_file_are_both_read(tmp_path: Path) -> None:
     path = pack(tmp_path / "x.tar", three(0))
     path.write_bytes(path.read_bytes() + pack(tmp_path / "y.tar", three(3)).read_bytes())
@@ -459,6 +489,43 @@ def test_lists_name_images_and_labels(tmp_path: Path, memory: Any) -> None:
         pieces_of(f"list:{tmp_path}/list.txt")
 
 
+@pytest.mark.parametrize("kind", ["folder", "files", "set", "list", "few"])
+def test_the_digest_tells_replaced_pictures_and_other_labels_apart(tmp_path: Path, kind: str) -> None:
+    folder = folder_of(tmp_path / "photos")
+    (tmp_path / "list.txt").write_text("\n".join(f"photos/{CLASSES[k % 3]}/{k}.png" for k in range(6)))
+    sources = {"set": f"folder:{folder}", "list": f"list:{tmp_path}/list.txt", "files": sorted(folder.rglob("*.png"))}
+
+    def now() -> str:
+        return pieces_of(sources.get(kind, folder), limit=6 if kind == "few" else None).listing
+
+    first = now()
+    assert now() == first
+    (folder / "dog" / "4.png").write_bytes(png(4) + b"more")
+    assert now() != first
+    (folder / "dog" / "4.png").write_bytes(png(4))
+    assert now() == first
+    (folder / "dog" / "4.png").unlink()
+    if kind == "list":
+        assert now() != first
+
+
+def test_the_digest_tells_other_labels_apart(tmp_path: Path) -> None:
+    named = [Sample(name, Image.new("RGB", (8, 8))) for name in "ab"]
+    data = [Samples(("a", "b"), named.__getitem__, labels=labels) for labels in ((), ("x", "y"), ("x", "z"))]
+    assert len({pieces_of(each).listing for each in data}) == 3
+
+
+def test_a_piece_of_files_has_its_own_alone(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "photos")
+    pieces = pieces_of(str(folder), size=2)
+    assert [name for name, _, _ in pixels(pieces)] == [
+        f"{CLASSES[k // 2]}/{k // 2 + 3 * (k % 2)}.png" for k in range(6)
+    ]
+    for other, part in enumerate(pieces.parts):
+        sent = pickle.dumps(part)
+        assert [f"{name}/".encode() in sent for name in CLASSES] == [k == other for k in range(3)]
+
+
 # --- addresses --------------------------------------------------------------------------------------------------------
 
 
@@ -586,10 +653,125 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         pieces_of("tar:nothing://bucket/x.tar")
 
 
+class BusyError(Exception):
+    """It stands for errors of stores' own libraries, which are no OSError."""
+
+    def __init__(self, message: str, status: int = 503) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@pytest.fixture
+def unsteady() -> Iterator[Any]:
+    """A store whose every request fails as often as its list of errors is long."""
+    fsspec = pytest.importorskip("fsspec")
+
+    class Unsteady(fsspec.AbstractFileSystem):  # type: ignore[misc]
+        protocol = "unsteady"
+        files: dict[str, bytes] = {}  # noqa: RUF012 - there is one store
+        errors: list[Exception] = []  # noqa: RUF012
+        asked = 0
+
+        def answer(self) -> None:
+            type(self).asked += 1
+            if self.errors:
+                raise self.errors.pop(0)
+
+        def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
+            self.answer()
+            path = self._strip_protocol(path).rstrip("/")
+            names = [name for name in self.files if name == path or name.rpartition("/")[0] == path]
+            infos = [{"name": name, "size": len(self.files[name]), "type": "file"} for name in names]
+            return infos if detail else names
+
+        def _open(self, path: str, *_: Any, **__: Any) -> io.BytesIO:
+            self.answer()
+            return io.BytesIO(self.files[self._strip_protocol(path)])
+
+    fsspec.register_implementation("unsteady", Unsteady, clobber=True)
+    yield Unsteady
+    pytest.importorskip("fsspec.registry")._registry.pop("unsteady")
+
+
+@pytest.mark.parametrize("kind", ["tar:unsteady://b/x.tar", "parquet:unsteady://b/x.parquet", "unsteady://b/", "list:"])
+def test_errors_of_the_stores_own_classes_are_tried_again(
+    tmp_path: Path, unsteady: Any, no_wait: None, kind: str
+) -> None:
+    (tmp_path / "list.txt").write_text("unsteady://b/0.png\nunsteady://b/1.png")
+    source = f"list:{tmp_path}/list.txt" if kind == "list:" else kind
+    unsteady.files["b/x.tar"] = pack(tmp_path / "x.tar", three(0)).read_bytes()
+    unsteady.files["b/x.parquet"] = bytes_table(tmp_path / "x.parquet", 3).read_bytes()
+    unsteady.files |= {f"b/{k}.png": png(k) for k in range(3)}
+    busy = "503: GET https://me:pass@host/x?X-Signature=SECRET (/x?X-Signature=SECRET)"
+    unsteady.errors[:] = [BusyError(busy), BusyError(busy)]
+    piece = pieces_of(source).parts[0]
+    unsteady.errors[:] = [BusyError(busy), BusyError(busy)]
+    assert piece.open()[1].image.tobytes() == picture(1).tobytes()
+    assert not unsteady.errors
+    unsteady.asked, unsteady.errors[:] = 0, [BusyError(busy)] * 99
+    with pytest.raises(KonkyoError, match=r"unsteady://b/\S+ cannot be read: 503: GET https://host/x \(/x$"):
+        piece.open()[0]
+    assert unsteady.asked == 4
+    unsteady.asked, unsteady.errors[:] = 0, [BusyError("not allowed", 403)] * 99
+    with pytest.raises(KonkyoError, match=r"unsteady://b/\S+ cannot be read: not allowed"):
+        piece.open()[0]
+    assert unsteady.asked == 1
+    unsteady.errors[:] = [MemoryError()]
+    with pytest.raises(MemoryError):
+        piece.open()[0]
+    if kind != "list:":
+        unsteady.errors[:] = [BusyError(busy)] * 99
+        with pytest.raises(KonkyoError, match=r"unsteady://b\S* cannot be read: 503: GET https://host/x \(/x$"):
+            pieces_of(source)
+
+
+def test_a_tar_that_is_gone_is_an_error_of_the_image(tmp_path: Path) -> None:
+    path = pack(tmp_path / "x.tar", three(0))
+    data = open_tar(str(path), "x.tar", {})
+    path.unlink()
+    with pytest.raises(ImageError, match=r"x\.tar cannot be read: .*No such file"):
+        data[0]
+
+
 def test_passwords_and_signatures_are_not_kept(memory: Any) -> None:
     assert stores.public("https://me:secret@host/x.tar?X-Signature=y") == "https://host/x.tar"
     one, other = (stores.Stored(f"https://host/x.tar?signature={k}", 10, "e") for k in "ab")
     assert one.identity == other.identity
+
+
+@pytest.mark.parametrize(
+    ("where", "want"),
+    [
+        ("x.tar::http://h/y.tar?sig=SECRET", "x.tar::http://h/y.tar"),
+        ("x.tar,https://me:SECRET@h/y.tar", "x.tar,https://h/y.tar"),
+        ("https://me:SEC@RET@host/a?SECRET", "https://host/a"),
+        ("HTTP://h/a.tar?SECRET::s3://b/c-?.tar::https://h/{a,b}.tar#SECRET", "HTTP://h/a.tar::s3://b/c-?.tar::https://h/{a,b}.tar"),
+        ("zip://*.png::https://me:SECRET@h/a.zip?sig=SECRET", "zip://*.png::https://h/a.zip"),
+        ("s3://b/x.tar?X-Amz-Signature=SECRET::y.tar", "s3://b/x.tar::y.tar"),
+        ("http://h/a.png?rect=0,10&s=SECRET,s3://k:SECRET@b/c.tar", "http://h/a.png,s3://b/c.tar"),
+        ("s3://b/x?versionId=7", "s3://b/x?versionId=7"),
+        ("my@photos/what?x=1.tar", "my@photos/what?x=1.tar"),
+    ],
+)  # fmt: skip
+def test_every_part_of_a_pattern_is_without_secrets(where: str, want: str) -> None:
+    assert stores.public(where) == want
+
+
+def test_sources_and_words_of_stores_are_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: Any
+) -> None:
+    path = pack(tmp_path / "x.tar", three(0))
+    table = bytes_table(tmp_path / "x.parquet", 3)
+    web = "http://me:SEC@RET@h/y?sig=SECRET"
+    listed = stores._asked_for
+    monkeypatch.setattr(stores, "_asked_for", lambda address: [stores.Stored(address, 9)])
+    assert pieces_of(f"tar:{path}::{web}").source == f"tar:{path}::http://h/y"
+    monkeypatch.setattr(stores, "opened", lambda _: table.open("rb"))
+    assert pieces_of(f"parquet:{web},image=img").source == "parquet:http://h/y,image=img"
+    monkeypatch.setattr(stores, "_asked_for", listed)
+    said = f"{web} refused (and so did <https://k:SECRET@g/z?SECRET>, /y?sig=SECRET): SE"
+    error = stores.unanswered(web, OSError(said))
+    assert str(error) == "http://h/y cannot be read: http://h/y refused (and so did <https://g/z>, /y SE"
 
 
 # --- with the rest ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import tarfile
 import tempfile
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -94,7 +94,8 @@ def open_tar(where: str, name: str, classes: Mapping[str, str]) -> Samples:
     entries = grouped(name, members)
     if fault:
         lost = f"{name} {fault}; what came after is not there: get the file again"
-        entries.append(Packed(f"{name}/(the rest)", Member("", 0, 0, lost)))
+        rest = _free(f"{name}/(the rest)", {entry.name for entry in entries}, {})
+        entries.append(Packed(rest, Member("", 0, 0, lost)))
     names = tuple(entry.name for entry in entries)
     known = tuple(dict.fromkeys(classes.values()))
     return Samples(names, partial(read_packed, source, tuple(entries), classes), known, source=name)
@@ -115,14 +116,20 @@ class Source:
         return {"where": self.where, "_copy": None}
 
     def members(self) -> tuple[list[Member], str]:
-        """Returns what `scan` does of the file. OSError: it cannot be read."""
+        """Returns what `scan` does of the file. OSError, KonkyoError: it cannot be read."""
         if stores.is_address(self.where):
             return scan(self._copied())
         with Path(self.where).expanduser().open("rb") as file:
             return scan(file)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Returns bytes of the file. OSError: it cannot be read."""
+        """Returns bytes of the file. ImageError: it cannot be read."""
+        try:
+            return self._bytes(offset, size)
+        except (OSError, KonkyoError) as error:
+            raise ImageError(str(stores.unanswered(self.where, error))) from error
+
+    def _bytes(self, offset: int, size: int) -> bytes:
         if not stores.is_address(self.where):
             return stores.read(self.where, offset, offset + size)
         file = self._copied()
@@ -245,9 +252,9 @@ def grouped(tar: str, members: Iterable[Member]) -> list[Packed]:
         stem, _, suffix = base.partition(".")
         if stem and not (stem.startswith("__") and stem.endswith("__")) and "__MACOSX" not in folder.split("/"):
             keys.setdefault(f"{folder}/{stem}" if folder else stem, []).append((suffix.lower(), member))
-    names: dict[str, Packed] = {}
+    names, counts = dict[str, Packed](), dict[str, int]()
     for key, of_key in keys.items():
-        name = _free(f"{tar}/{_printable(key)}", names)
+        name = _free(f"{tar}/{_printable(key)}", names, counts)
         pictures = [m for suffix, m in of_key if "." not in suffix and is_image_name(f"x.{suffix}")]
         pictures = pictures or [m for suffix, m in of_key if is_image_name(f"x.{suffix}")]
         by_suffix = {suffix: member for suffix, member in of_key if not member.fault and member.size <= _MOST_TEXT}
@@ -267,10 +274,12 @@ def _printable(key: str) -> str:
     return "/".join("_" if part == ".." else part for part in parts).replace("\0", "")
 
 
-def _free(name: str, taken: Any) -> str:
-    number = 1
+def _free(name: str, taken: Container[str], counts: dict[str, int]) -> str:
+    """Returns a name that is not taken: NAME#2, NAME#3 and so on; `counts` keeps the last number of each name."""
+    number = counts.get(name, 1)
     while (free := name if number == 1 else f"{name}#{number}") in taken:
         number += 1
+    counts[name] = number
     return free
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from konkyo.data import stores
 from konkyo.data.archives import open_bytes
 from konkyo.data.images import is_image_name, open_image
-from konkyo.data.pieces import Cut, Piece, Pieces, listing, opener, spans
+from konkyo.data.pieces import Cut, Piece, Pieces, listing, mark, opener, spans
 from konkyo.data.samples import Sample, Samples, samples
 from konkyo.errors import ImageError, KonkyoError
 from konkyo.utils.files import read_text
@@ -38,8 +38,11 @@ def lists(text: str, cut: Cut) -> Pieces | None:
     names = [stores.public(name) for name, _ in rows]
     files = [name if stores.is_address(name) else str(path.parent / Path(name).expanduser()) for name, _ in rows]
     labels = tuple(label for _, label in rows)
-    marks = [f"{name} {label or ''}" for name, label in zip(names, labels, strict=True)]
-    return _in_pieces(text, names, files, labels, marks, cut)
+
+    def marked(k: int) -> str:
+        return mark(names[k], None if stores.is_address(files[k]) else files[k], labels[k])
+
+    return _in_pieces(text, names, files, labels, marked, cut)
 
 
 @opener
@@ -51,14 +54,14 @@ def folders(text: str, cut: Cut) -> Pieces | None:
     if not stores.is_address(text):
         return None
     base, below = stores.below(text)
-    found = [file for file in below if _is_seen(file.where[len(base) :])]
+    found = [file for file in below if _is_seen(stores.public(file.where)[len(base) :])]
     if not found:
         raise KonkyoError(f"{stores.public(text)}: of {len(below)} files none is an image, by their suffixes")
-    names = [file.where[len(base) :] for file in found]
+    names = [stores.public(file.where)[len(base) :] for file in found]
     labels = tuple(PurePosixPath(name).parent.name or None for name in names)
     source = stores.public(text)
     marks = stores.marks(found)
-    return _in_pieces(source, names, [file.where for file in found], labels, marks, cut)
+    return _in_pieces(source, names, [file.where for file in found], labels, marks.__getitem__, cut)
 
 
 def _is_seen(name: str) -> bool:
@@ -71,10 +74,13 @@ def _in_pieces(
     names: Sequence[str],
     files: Sequence[str],
     labels: Sequence[str | None],
-    marks: Sequence[str],
+    marked: Callable[[int], str],
     cut: Cut,
 ) -> Pieces:
-    """Returns the images as pieces of `size`, each of which holds the names of its own images alone."""
+    """Returns the images as pieces of `size`, each of which holds the names of its own images alone.
+
+    `marked` returns what the listing takes of an image.
+    """
     every = list(range(len(names)))
     if cut.limit is not None:
         whole = samples(Samples(tuple(names), partial(_read, names, files, labels)), limit=cut.limit, seed=cut.seed)
@@ -87,7 +93,7 @@ def _in_pieces(
         own = [every[k] for k in span]
         opens = partial(_samples, [names[k] for k in own], [files[k] for k in own], [labels[k] for k in own], source)
         parts.append(Piece(number, f"{span.start}-{span.stop - 1}", span.start, opens))
-    return Pieces(source, tuple(parts), len(every), (), listing([marks[k] for k in every]))
+    return Pieces(source, tuple(parts), len(every), (), listing(map(marked, every)))
 
 
 def _samples(names: Sequence[str], files: Sequence[str], labels: Sequence[str | None], source: str) -> Samples:
@@ -109,8 +115,8 @@ def _read(names: Sequence[str], files: Sequence[str], labels: Sequence[str | Non
         data = stores.read(where)
     except FileNotFoundError:
         raise ImageError(f"{stores.public(where)} does not exist") from None
-    except (OSError, TimeoutError) as error:
-        raise ImageError(str(stores.unanswered(where, error))) from error
+    except KonkyoError as error:
+        raise ImageError(str(error)) from error
     return Sample(names[index], open_bytes(data, stores.public(where)), labels[index])
 
 

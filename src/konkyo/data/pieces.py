@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ class Pieces:
     """How many there are; None where only opening every piece would tell."""
     classes: tuple[str, ...] = ()
     listing: str = ""
-    """A digest of all names: other data has another one."""
+    """A digest of all names, and of sizes, marks of a store and labels where they are known: other data has another."""
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -82,19 +83,29 @@ def pieces_of(
     """Returns data as pieces of `size` images, or as the archives that it comes in.
 
     `data`: as `konkyo.data.samples` takes it, a list of image files, folders and patterns, or addresses of archives.
-    `limit`: so many images, drawn by the seed. KonkyoError: data that cannot be opened, or a limit on archives.
+    `limit`: so many images, drawn by the seed. For the listing the size of every file on this machine is asked for.
+    KonkyoError: data that cannot be opened, or a limit on archives.
     """
     if size < 1:
         raise KonkyoError(f"a piece has at least one image; got {size}")
     alone = data[0] if isinstance(data, (list, tuple)) and len(data) == 1 else data
     if isinstance(alone, str) and (own := own_pieces(alone, Cut(size, limit, seed))) is not None:
         return own
-    listed = samples(_of_files(data) if _are_files(data) else data, limit=limit, seed=seed)  # type: ignore[arg-type]
+    files = _are_files(data)
+    listed = samples(_of_files(data) if files else data, limit=limit, seed=seed)  # type: ignore[arg-type]
     parts = tuple(
-        Piece(k, f"{span.start}-{span.stop - 1}", span.start, partial(chosen, listed, span))
+        Piece(k, f"{span.start}-{span.stop - 1}", span.start, _opening(listed, span, files))
         for k, span in enumerate(spans(len(listed), size))
     )
-    return Pieces(listed.source or "samples", parts, len(listed), listed.classes, listing(listed.names))
+    return Pieces(listed.source or "samples", parts, len(listed), listed.classes, listing(_marks(listed)))
+
+
+def _opening(listed: Samples, span: range, files: bool) -> Callable[[], Samples]:
+    """Returns what opens a piece: of files, with its own alone; a data set may read in any way, and goes as a whole."""
+    if not files:
+        return partial(chosen, listed, span)
+    own = slice(span.start, span.stop)
+    return partial(_samples, listed.files[own], listed.names[own], listed.source)
 
 
 def spans(count: int, size: int) -> list[range]:
@@ -112,7 +123,27 @@ def own_pieces(data: str, cut: Cut = Cut()) -> Pieces | None:
     return next((pieces for pieces in opened if pieces is not None), None)
 
 
-def listing(names: Sequence[str]) -> str:
+def mark(name: str, file: str | Path | None = None, label: str | None = None) -> str:
+    """Returns what a listing takes of an image: its name, the size of its file on this machine, and its label.
+
+    A picture that was replaced by one of the same size is not told apart: no file is opened.
+    """
+    if file is None and label is None:
+        return name
+    try:
+        size = "" if file is None else os.stat(file).st_size  # noqa: PTH116 - a Path each takes three times as long
+    except OSError:
+        size = "none"
+    return f"{name}\n{size}\n{label or ''}"
+
+
+def _marks(data: Samples) -> Iterator[str]:
+    """Yields what a listing takes of samples."""
+    for index, name in enumerate(data.names):
+        yield mark(name, data.files[index] if data.files else None, data.labels[index] if data.labels else None)
+
+
+def listing(names: Iterable[str]) -> str:
     """Returns a digest of names, in their order."""
     digest = hashlib.sha256()
     for name in names:
@@ -135,6 +166,10 @@ def _of_files(data: Any) -> Samples:
     files = tuple(find_images(given))
     names = _names(files, given)
     source = ", ".join(map(str, given[:3])) + (", ..." if len(given) > 3 else "")
+    return _samples(files, names, source)
+
+
+def _samples(files: tuple[Path, ...], names: tuple[str, ...], source: str) -> Samples:
     return Samples(names, partial(_read, files, names), source=source, files=files)
 
 

@@ -23,7 +23,14 @@ MOST = 1_000_000
 THREADS = 16
 """So many addresses are asked for at once, where each takes a request of its own."""
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_APART = re.compile(rf"(::|,(?={_ADDRESS.pattern}))", re.IGNORECASE)
+"""What stands between the addresses of one text."""
+_USER = re.compile(r"(?<=://)[^/?#]*@")
+_WEB_QUERY = re.compile(r"(?<=http)(s?://[^?#]*)[?#].*", re.IGNORECASE | re.DOTALL)
+_QUERY = re.compile(r"\?(?!versionId=)[\w.%~-]+=.*", re.DOTALL)
+_FINAL = (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_REFUSALS = {"401", "403", "404", "410"}
+"""Answers of the web that another try does not change."""
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _MARKS = ("ETag", "etag", "md5Hash", "md5", "content_md5", "versionId", "generation")
 _Result = TypeVar("_Result")
@@ -57,15 +64,27 @@ def is_address(text: str) -> bool:
 
 
 def public(where: str) -> str:
-    """Returns an address without what is secret in it: a password, or the signature of a web address.
+    """Returns addresses without what is secret in them: passwords, and the queries of the web, as signatures.
 
-    >>> public("https://me:secret@host/a.tar?signature=x"), public("s3://bucket/a.tar")
-    ('https://host/a.tar', 's3://bucket/a.tar')
+    `where`: an address, or several that "::" or commas join. What a comma parts from a query counts as of the query.
+
+    >>> public("https://me:sec@ret@host/a.tar?signature=x"), public("a.tar::http://h/b.tar?key=x::s3://bucket/c-?.tar")
+    ('https://host/a.tar', 'a.tar::http://h/b.tar::s3://bucket/c-?.tar')
     """
-    if not is_address(where):
+    if "://" not in where:
         return where
-    where = re.sub(r"(?<=://)[^/@]*@", "", where)
-    return where.partition("?")[0] if where.lower().startswith("http") else where
+    parts = _APART.split(_USER.sub("", where))
+    return "".join(_QUERY.sub("", _WEB_QUERY.sub(r"\1", part)) if "://" in part else part for part in parts)
+
+
+def _without_secrets(reason: str, address: str) -> str:
+    """Returns what a store says of an address, with the public forms of it and of all others that are in the words.
+
+    >>> _without_secrets("GET 'http://h/b?key=x' (/b?key=x) failed", "http://me:secret@h/b?key=x")
+    "GET 'http://h/b' (/b failed"
+    """
+    reason = reason.replace(address, public(address))
+    return re.sub(r"[^\s'\"<>]+", lambda word: _QUERY.sub("", public(word[0])), reason)
 
 
 def found(patterns: str, kind: str) -> list[Stored]:
@@ -98,35 +117,35 @@ def found(patterns: str, kind: str) -> list[Stored]:
 def below(address: str) -> tuple[str, list[Stored]]:
     """Returns (the folder, all files in an address's folder and below, or that a pattern matches), in natural order.
 
-    The names of the files begin with the folder. KonkyoError: nothing is there, or the store cannot be asked.
+    The public forms of the files begin with the folder. KonkyoError: nothing is there, or the store cannot be asked.
     """
     system, path = _system(address)
     if "*" in path or "?" in path or "[" in path:
         files = _matching(address)
-        fixed = re.split(r"[*?\[]", address)[0]
+        fixed = re.split(r"[*?\[]", public(address))[0]
         return fixed[: fixed.rindex("/") + 1], files
     listed = _asked(address, lambda: system.find(path, detail=True))
     files = sorted((_stored(system, info) for info in listed.values()), key=_order)
     if not files:
         raise KonkyoError(f"{public(address)} holds no files")
     whole = len(files) == 1 and files[0].where.rstrip("/") == _whole(system, path).rstrip("/")
-    base = _whole(system, path).rstrip("/") + "/"
+    base = public(_whole(system, path)).rstrip("/") + "/"
     return (base.rstrip("/").rpartition("/")[0] + "/" if whole else base), files
 
 
 def read(where: str, start: int | None = None, stop: int | None = None) -> bytes:
-    """Returns the bytes of a file, or those from `start` to `stop`. OSError: after WAITS it still cannot be read."""
+    """Returns the bytes of a file, or those from `start` to `stop`. OSError, KonkyoError: as of `retried`."""
     if not is_address(where):
         with Path(where).expanduser().open("rb") as file:
             file.seek(start or 0)
             return file.read(-1 if stop is None else stop - (start or 0))
     system, path = _system(where)
-    data: bytes = retried(lambda: system.cat_file(path, start=start, end=stop))
+    data: bytes = retried(where, lambda: system.cat_file(path, start=start, end=stop))
     return data
 
 
 def fetch(where: str, target: Any) -> None:
-    """Writes a file at an address to an open one, from its beginning. OSError: as of `read`."""
+    """Writes a file at an address to an open one, from its beginning. OSError, KonkyoError: as of `retried`."""
     system, path = _system(where)
 
     def copy() -> None:
@@ -136,7 +155,7 @@ def fetch(where: str, target: Any) -> None:
             while block := source.read(2**23):
                 target.write(block)
 
-    retried(copy)
+    retried(where, copy)
 
 
 def opened(where: str) -> Any:
@@ -144,19 +163,31 @@ def opened(where: str) -> Any:
     if not is_address(where):
         return Path(where).expanduser().open("rb")
     system, path = _system(where)
-    return retried(lambda: system.open(path, "rb", block_size=2**22, cache_type="readahead"))
+    return retried(where, lambda: system.open(path, "rb", block_size=2**22, cache_type="readahead"))
 
 
-def retried(action: Callable[[], _Result]) -> _Result:
-    """Returns what an action returns, and tries it again after each of WAITS. OSError: the last, or "not found"."""
-    for wait in WAITS:
+def retried(where: str, action: Callable[[], _Result], final: tuple[type[Exception], ...] = ()) -> _Result:
+    """Returns what an action on a file at an address returns, and tries it again after each of WAITS.
+
+    Libraries of stores have errors of their own classes, so all are tried again but those that stay: that the file is
+    not there or not allowed, and `final` ones. FileNotFoundError: it is not there. KonkyoError: any other reason.
+    """
+    waits = iter(WAITS)
+    while True:
         try:
             return action()
-        except _FINAL:
+        except (FileNotFoundError, KonkyoError, MemoryError):
             raise
-        except (OSError, TimeoutError):
-            time.sleep(wait)
-    return action()
+        except Exception as error:
+            wait = None if isinstance(error, (*_FINAL, *final)) or _is_refusal(error) else next(waits, None)
+            if wait is None:
+                raise unanswered(where, error) from error
+        time.sleep(wait)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Tells whether an error has the number of an answer of the web that is final."""
+    return any(str(getattr(error, name, "")) in _REFUSALS for name in ("status", "code", "status_code"))
 
 
 def mapped(function: Callable[[str], _Result], addresses: Sequence[str]) -> list[_Result]:
@@ -233,7 +264,7 @@ def _named(names: Sequence[str]) -> Iterator[Stored]:
     for folder in folders:
         system, key = _system(folder + "/")
         try:
-            infos = _asked(folder, partial(system.ls, key, detail=True))
+            infos = retried(folder, partial(system.ls, key, detail=True))
         except FileNotFoundError:
             continue
         for info in infos:
@@ -245,7 +276,7 @@ def _named(names: Sequence[str]) -> Iterator[Stored]:
 def _asked_for(address: str) -> list[Stored]:
     system, path = _system(address)
     try:
-        return [_stored(system, _asked(address, lambda: system.info(path)), address)]
+        return [_stored(system, retried(address, lambda: system.info(path)), address)]
     except FileNotFoundError:
         return []
 
@@ -272,18 +303,18 @@ def _whole(system: Any, path: str) -> str:
 
 
 def _asked(address: str, action: Callable[[], Any]) -> Any:
-    """Returns what a store answers. KonkyoError: it does not, and it is not said that there is no such file."""
+    """Returns what a store answers. KonkyoError: as of `retried`, or that nothing is there."""
     try:
-        return retried(action)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # stores' libraries have errors of their own, as for missing credentials
+        return retried(address, action)
+    except FileNotFoundError as error:
         raise unanswered(address, error) from error
 
 
 def unanswered(address: str, error: Exception) -> KonkyoError:
-    """Returns the error for a file that cannot be read."""
-    reason = " ".join(str(error).split()) or type(error).__name__
+    """Returns the error for a file that cannot be read, without secrets; one of konkyo's stays what it is."""
+    if isinstance(error, KonkyoError):
+        return error
+    reason = _without_secrets(" ".join(str(error).split()), address) or type(error).__name__
     return KonkyoError(f"{public(address)} cannot be read: {reason[:300]}")
 
 
@@ -301,7 +332,8 @@ def _system(address: str) -> tuple[Any, str]:
             f"{protocol}:// is read with a library that is not here ({error}): pip install {_library(protocol, error)}"
         ) from error
     except ValueError as error:
-        raise KonkyoError(f"{public(address)} is no address that fsspec knows: {error}") from error
+        reason = _without_secrets(str(error), address)
+        raise KonkyoError(f"{public(address)} is no address that fsspec knows: {reason}") from error
     except Exception as error:
         raise unanswered(address, error) from error
     return system, path

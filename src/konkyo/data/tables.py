@@ -59,9 +59,8 @@ def tables(text: str, cut: Cut) -> Pieces | None:
             first += rows
     known = tuple(dict.fromkeys(name for columns in every[:1] for name in columns.classes.values()))
     chosen = [f"{c.image} {c.label}" for c in every]
-    return Pieces(
-        f"parquet:{stores.public(rest)}", tuple(parts), first, known, listing([*stores.marks(files), *chosen])
-    )
+    source = ",".join([f"parquet:{stores.public(pattern)}", *(f"{name}={value}" for name, value in options.items())])
+    return Pieces(source, tuple(parts), first, known, listing([*stores.marks(files), *chosen]))
 
 
 def _runs(counts: Sequence[int], size: int) -> Iterator[tuple[list[int], int]]:
@@ -89,10 +88,14 @@ def _foot(where: str) -> tuple[Any, list[int]]:
 
 
 def _answer(where: str, action: Callable[[], _Result]) -> _Result:
-    """Returns what reading a file returns; at an address it is tried again. KonkyoError: the file cannot be read."""
+    """Returns what reading a file returns; at an address it is tried again, unless the table itself is damaged.
+
+    KonkyoError: the file cannot be read.
+    """
+    damaged = arrow().ArrowException
     try:
-        return stores.retried(action) if stores.is_address(where) else action()
-    except (OSError, TimeoutError, arrow().ArrowException) as error:
+        return stores.retried(where, action, (damaged,)) if stores.is_address(where) else action()
+    except (OSError, damaged) as error:
         raise stores.unanswered(where, error) from error
 
 
