@@ -159,10 +159,11 @@ def methods_of(names: Sequence[Which]) -> tuple[Method, ...]:
     return chosen
 
 
-def begin(folder: Path, settings: Mapping[str, Any], *, anew: bool) -> None:
+def begin(folder: Path, settings: Mapping[str, Any], *, anew: bool, mended: bool = False) -> None:
     """Writes the manifest of a run, or compares it with the one that is there. KonkyoError: it is of another run.
 
-    `anew`: nothing was finished, so the one that is there does not count.
+    `anew`: nothing was finished, so the one that is there does not count. `mended`: files of errors may be others now,
+    of other sizes, so the listing of the data may differ, and is written anew.
     """
     path = folder / MANIFEST
     if path.exists() and not anew:
@@ -171,9 +172,16 @@ def begin(folder: Path, settings: Mapping[str, Any], *, anew: bool) -> None:
                 f"{folder} was merged from {len(parts)} runs and does not go on; run into a folder of its own, and "
                 "merge again"
             )
-        if differ := differences(manifest_of(folder), {"run": FORM, **settings}):
+        manifest = manifest_of(folder)
+        differ = differences(manifest, {"run": FORM, **settings})
+        if mended and len(differ) == 1 and differ[0].startswith("data.listing "):
+            manifest["data"]["listing"] = settings["data"]["listing"]
+            write_text(path, json.dumps(manifest, indent=1) + "\n")
+        elif differ:
+            changed = any(entry.startswith("data.listing ") for entry in differ)
+            why = " (pictures were added, removed or changed)" if changed else ""
             raise KonkyoError(
-                f"{folder} holds a run with other {', '.join(differ)}; a run goes on with the same only. Choose "
+                f"{folder} holds a run with other {', '.join(differ)}{why}; a run goes on with the same only. Choose "
                 "another folder, or remove this one"
             )
         return

@@ -137,7 +137,7 @@ def run(
         first = first_images(adapted, left, readers) if anew else []
         require_place(job, first)
         job = replace(job, batch=_batch(job, batch, None if anew else manifest_of(folder), first))
-        begin(folder, job.settings(pieces, shard), anew=anew)
+        begin(folder, job.settings(pieces, shard), anew=anew, mended=retry_errors)
         _follow(
             pieces,
             done,
