@@ -25,7 +25,7 @@ pytest.importorskip("pyarrow")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets and processes to their ends
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.timeout(280),
+    pytest.mark.timeout(600),
 ]
 METHODS = ("grad_cam", "saliency")
 
