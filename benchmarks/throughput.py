@@ -225,11 +225,13 @@ def main() -> None:
                 contender = bare(own, layer)
                 found = compared(model, method, contender, pictures, 16, arguments.workers, arguments.rounds)
                 results[method] = found
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
                 print(method, found, flush=True)
             for name, weights in {"konkyo/scenes-classifier": "default", "torchvision/resnet50": "random"}.items():
                 if "explain" in wanted:
                     found = with_pictures(name, weights, pictures, 16, max(1, arguments.rounds // 2))
                     results[f"explain, {name}"] = found
+                    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
                     print(name, found, flush=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
