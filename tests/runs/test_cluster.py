@@ -39,7 +39,10 @@ def cluster() -> Iterator[Any]:
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
         from ray.cluster_utils import Cluster
 
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        try:
+            nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        except Exception as error:  # without a network, shared memory or processes of its own
+            pytest.skip(f"Ray does not start here: {error}")
         try:
             yield nodes
         finally:
