@@ -82,7 +82,7 @@ class Kept:
     hashes: bool = False
 
 
-NOTHING = Kept()
+PIXELS_ALONE = Kept()
 
 
 class _Stream(IterableDataset[Group]):
@@ -114,6 +114,11 @@ class _Stream(IterableDataset[Group]):
         yield replace(groups[0] if groups else Group(piece.number, (), None, last=True), last=True)
 
 
+def digest_of_pixels(picture: Image.Image) -> str:
+    """Returns the SHA-256 of a picture's pixels, upright and RGB as samples are."""
+    return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
 def read_sample(preprocess: Preprocess, data: Samples, number: int, kept: Kept, first: int = 0) -> Read:
     """Returns a sample as the network takes it; an error of one that cannot be read is part of the entry."""
     name = data.names[number]
@@ -132,7 +137,7 @@ def read_sample(preprocess: Preprocess, data: Samples, number: int, kept: Kept, 
         question=sample.question,
         notes=tuple(image.info.get("konkyo", ())),
         size=(image.height, image.width),
-        sha256=hashlib.sha256(image.tobytes()).hexdigest() if kept.hashes else "",
+        sha256=digest_of_pixels(image) if kept.hashes else "",
         frame=preprocess.frame(image),
         sample=sample if kept.samples else None,
         view=preprocess.view(image) if kept.views else None,
@@ -161,7 +166,7 @@ def _unchanged(group: Any) -> Any:
 
 
 def read_groups(
-    model: Model, pieces: Sequence[Piece], *, batch: int, workers: int = 0, kept: Kept = NOTHING
+    model: Model, pieces: Sequence[Piece], *, batch: int, workers: int = 0, kept: Kept = PIXELS_ALONE
 ) -> Iterator[Group]:
     """Yields the images of pieces, at most `batch` at a time, of one size each, prepared for the model.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from konkyo.data.frame import Frame
 from konkyo.data.pieces import Piece, pieces_of
 from konkyo.data.samples import Sample, Samples
 from konkyo.errors import KonkyoError
+from konkyo.explanation.reading import digest_of_pixels
 from konkyo.explanation.result import Explanation
 from konkyo.models.preprocess import Preprocess, preprocess_of
 from konkyo.runs.job import MERGED
@@ -115,11 +115,6 @@ class RunPictures:
             return Found(samples[index], samples.files[index] if samples.files else None)
         except (KonkyoError, OSError):
             return None
-
-
-def digest_of_pixels(picture: Image.Image) -> str:
-    """Returns what a run notes of a picture: the SHA-256 of its pixels, upright and RGB."""
-    return hashlib.sha256(picture.tobytes()).hexdigest()
 
 
 def with_picture(result: Explanation, picture: Image.Image | None) -> Explanation:

@@ -129,7 +129,7 @@ def run(
             warnings.warn(f"{sentence}: it is made again", KonkyoWarning, stacklevel=2)
         anew = not (done or broken)
         others = [path.name for path in folder.iterdir() if path.name not in (MANIFEST, FOLDER) and path.name[0] != "."]
-        if anew and others and not (folder / MANIFEST).is_file():
+        if others and not (folder / MANIFEST).is_file():
             raise KonkyoError(f"{folder} holds other files ({', '.join(others[:3])}, ...); choose a folder of its own")
         if retry_errors:
             done = {number: receipt for number, receipt in done.items() if not receipt.errors}
