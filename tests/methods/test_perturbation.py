@@ -450,6 +450,18 @@ def test_a_budget_of_rise_is_the_mean_of_the_masks_that_ran() -> None:
     close(found.maps[0], network(x).softmax(1)[0, 1].detach().expand(32, 40))
 
 
+def test_rise_of_segments_is_of_each_images_own_and_keeps_its_budget() -> None:
+    """Masks of all ones give the score itself, whatever ran."""
+    network, x = seeded(SmallResNet()), images(2)
+    options: dict[str, Any] = {"method": "rise", "target": [3, 0], "segments": "grid", "levels": (4, 9), "masks": 30}
+    found = konkyo.explain(network, x, keep=1.0, budget=20, **options)
+    p = network(x).softmax(1).detach()
+    close(found.maps, torch.stack([p[0, 3].expand(32, 40), p[1, 0].expand(32, 40)]))
+    both = konkyo.explain(network, x, seed=3, **options).maps
+    alone = konkyo.explain(network, x[1:], seed=3, **options | {"target": 0}).maps
+    close(both[1], alone[0])
+
+
 def test_a_budget_of_occlusion_is_spread_over_the_image() -> None:
     network, x = seeded(SmallResNet()), images(1)
     run = lambda **o: konkyo.explain(network, x, method="occlusion", target=1, window=4, stride=4, **o).maps[0]

@@ -7,19 +7,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.engine.needs import Rescore
+from konkyo.engine.needs import Rescore, Segment
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
-from konkyo.utils.tensors import normalised, resize, safe_divide
+from konkyo.utils.segments import Segmentation
+from konkyo.utils.tensors import blurred, normalised, resize, safe_divide
 
 Enlarging = Literal["bilinear", "nearest"]
 Border = Literal["clamp", "mirror"]
 """What lies beyond the border of a coarse grid when it is enlarged: its last cells again, or those before them."""
+LEVELS = (150, 300, 600, 1200)
+"""How many superpixels the masks of each level are made of, about."""
 
 
 @method(layer="input", score="probability")
 def rise(
     inputs: Tensor,
+    segment: Segment,
     rescore: Rescore,
     generator: torch.Generator,
     *,
@@ -27,6 +31,8 @@ def rise(
     cells: int | tuple[int, ...] = 7,
     keep: float = 0.5,
     border: Border = "clamp",
+    segments: Segmentation | None = None,
+    levels: tuple[int, ...] = LEVELS,
 ) -> Tensor:
     """RISE (Petsiuk et al., 2018, Eq. 6) is the mean of random masks, weighted by the score of the masked image.
 
@@ -35,8 +41,11 @@ def rise(
     `keep`; the grid is enlarged bilinearly to one cell more than the image and cropped at random. All images see the
     same masks. `border` is how masks are enlarged in the outer half of the outermost cells: "clamp" repeats the cell,
     "mirror" goes on towards the cell before it, as the authors' code does. `score` "logit" weighs by the class's logit.
-    Cost: `masks` forwards; under a budget the mean is that of the masks that ran.
+    `segments` and `levels`: masks of superpixels, as in `d_rise`. Cost: `masks` forwards; under a budget the mean is
+    that of the masks that ran.
     """
+    if segments is not None:
+        return _of_segments(inputs, segment, rescore, generator, masks, keep, segments, levels)
     mask = _random_masks(inputs, generator, masks, cells, keep, "bilinear", border)
     return _of_masks(inputs, rescore, mask, masks) / keep
 
@@ -44,6 +53,7 @@ def rise(
 @method(layer="input", score="similarity")
 def d_rise(
     inputs: Tensor,
+    segment: Segment,
     rescore: Rescore,
     generator: torch.Generator,
     *,
@@ -53,6 +63,8 @@ def d_rise(
     enlarge: Enlarging = "bilinear",
     border: Border = "clamp",
     centre: bool = False,
+    segments: Segmentation | None = None,
+    levels: tuple[int, ...] = LEVELS,
 ) -> Tensor:
     """D-RISE (Petsiuk et al., 2021) is the mean of random masks, weighted by how much of the detection each leaves.
 
@@ -62,7 +74,14 @@ def d_rise(
     them and their forwards. `enlarge` "nearest" keeps hard edges, as a released implementation does; it has no
     `border`. `centre` takes the mean of the weights off, which takes the same constant background out of every map and
     leaves less noise. Cost: `masks` forwards, however many detections there are.
+
+    `segments` ("slic", "grid", ...) makes the masks of superpixels at several `levels`, so many segments each, which is
+    the idea of D-CLOSE (Truong et al., 2023); `cells`, `enlarge` and `border` then play no part. A level gets its share
+    of the masks; a segment is kept with probability `keep`, and the mask blurred (sigma: 1/40 of the shorter side).
+    map = the mean over levels of sum_i w_i M_i / sum_i M_i.
     """
+    if segments is not None:
+        return _of_segments(inputs, segment, rescore, generator, masks, keep, segments, levels, centre=centre)
     mask = _random_masks(inputs, generator, masks, cells, keep, enlarge, border)
     return _of_masks(inputs, rescore, mask, masks, centre=centre)
 
@@ -135,14 +154,61 @@ def _of_masks(
 ) -> Tensor:
     """Returns the mean of the masks that ran, weighted by the scores of the images seen through them. -> (N, *size)"""
     scores = rescore(count, inputs=lambda image, k: mask(k)[:, None] * inputs[image])
-    ran = scores != -torch.inf
-    scores = scores.masked_fill(~ran, 0)
+    weights, ran = _weights(scores, inputs, centre=centre)
+    return safe_divide(_blend(weights, mask), ran.sum(1).view(-1, *[1] * (inputs.ndim - 2)))
+
+
+def _weights(scores: Tensor, inputs: Tensor, *, centre: bool) -> tuple[Tensor, Tensor]:
+    """Returns the masks' weights (N, count), 0 of those that did not run, less their mean to `centre`; and 1 of those
+    that ran."""
     ones = torch.ones((), device=inputs.device, dtype=torch.promote_types(inputs.dtype, torch.float32))
-    runs = ran.sum(1, keepdim=True).to(ones)
+    ran = (scores != -torch.inf).to(ones)
+    weights = torch.where(ran > 0, scores.to(ones), 0.0)
     if centre:
-        scores = torch.where(ran, scores - safe_divide(scores.sum(1, keepdim=True), runs), 0.0)
-    total = _blend(scores.to(ones), mask)
-    return safe_divide(total, runs.view(-1, *[1] * (inputs.ndim - 2)))
+        weights = ran * (weights - safe_divide(weights.sum(1, keepdim=True), ran.sum(1, keepdim=True)))
+    return weights, ran
+
+
+def _of_segments(
+    inputs: Tensor,
+    segment: Segment,
+    rescore: Rescore,
+    generator: torch.Generator,
+    masks: int,
+    keep: float,
+    segments: Segmentation,
+    levels: Sequence[int],
+    *,
+    centre: bool = False,
+) -> Tensor:
+    """Returns the mean over levels of their masks' mean weight at every pixel, masks of superpixels. -> (N, *size)"""
+    levels = (levels,) if isinstance(levels, int) else tuple(levels)
+    share = masks // max(1, len(levels))
+    if share < 1 or not 0 < keep <= 1:
+        raise KonkyoError(f"masks >= levels >= 1 and 0 < keep <= 1 were expected; got {masks}, {levels!r} and {keep}")
+    labels = [segment(segments, count) for count in levels]
+    shown = [torch.rand(share, int(label.max()) + 1, generator=generator, device="cpu") < keep for label in labels]
+    shown = [part.to(inputs) for part in shown]
+    sigma = min(inputs.shape[2:]) / 40
+
+    def seen(image: int, indices: Tensor) -> Tensor:
+        """Returns the image through the masks of these indices (v, C, *size)."""
+        sharp = inputs.new_empty(len(indices), *inputs.shape[2:])
+        for level, (label, part) in enumerate(zip(labels, shown, strict=True)):
+            chosen = indices // share == level
+            sharp[chosen] = part[indices[chosen] % share][:, label[image]]
+        return blurred(sharp[:, None], sigma) * inputs[image]
+
+    scores = rescore(share * len(levels), inputs=seen)
+    weights, ran = _weights(scores, inputs, centre=centre)
+    maps = []
+    for label, part, weight, count in zip(
+        labels, shown, weights.split(share, 1), ran.split(share, 1), strict=True
+    ):  # blurring is linear: the sum over masks is taken of segments, and blurred once
+        sums = torch.stack([weight @ part.to(weight), count @ part.to(weight)], 1)
+        total = sums.gather(2, label.flatten(1)[:, None].expand(-1, 2, -1)).view(len(sums), 2, *label.shape[1:])
+        maps.append(safe_divide(*blurred(total, sigma).unbind(1)))
+    return torch.stack(maps).mean(0)
 
 
 @method(layer="input", score="probability")
