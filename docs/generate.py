@@ -104,7 +104,7 @@ def methods_pages() -> str:
     return "\n\n".join(parts)
 
 
-NO_PICTURE = "*No picture: the network that ships has no place for it.*"
+NO_PICTURE = "*No picture: none of the networks that ship has what it reads.*"
 
 
 def results() -> dict[str, Any]:

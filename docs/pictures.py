@@ -70,6 +70,9 @@ def main() -> None:
         of_instances |= "queries" in method.needs
         model, target = (detector, konkyo.Detections(top=2)) if of_instances else (classifier, classes)
         found = konkyo.explanations(model, scene.image, [name], target=target)[name]
+        if isinstance(found, konkyo.NotApplicable) and model is classifier:  # a method of transformers
+            clip = konkyo.load("konkyo/scenes-clip", texts=list(konkyo.data.scenes.CLASSES), template="a {}")
+            found = konkyo.explanations(clip, scene.image, [name], target=target)[name]
         if isinstance(found, konkyo.NotApplicable):
             print(f"{name}: {found}")  # noqa: T201 - what a reader of the terminal wants to know
             continue
