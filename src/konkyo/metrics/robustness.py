@@ -58,8 +58,8 @@ def local_lipschitz(
     for all images. -> (R,) The maps are the method's own, at its layer's resolution, so their units count: the value is
     0 for the gradient of a linear network, at most max |w| for its input x gradient. `normalise` divides every map by
     its largest absolute value first, which lets methods be compared; NaN where map(x) is 0 everywhere then. `norm` 1
-    sums the map's moves instead of their squares; with `normalise` that is Quantus'. Cost: `samples` explanations and
-    one more.
+    sums the map's moves instead of their squares, as the test of continuity does (Montavon et al., 2018). Cost:
+    `samples` explanations and one more.
     """
     _check_noise(std, samples, "std")
 
