@@ -308,6 +308,9 @@ class Model:
                 f"preprocessed images are a floating tensor (N, C, H, W) with N >= 1; got {tuple(images.shape)} "
                 f"{images.dtype}"
             )
+        if images.layout is not torch.strided or images.is_meta:
+            kind = "a meta tensor without values" if images.is_meta else f"one of layout {images.layout}"
+            raise KonkyoError(f"preprocessed images are a dense tensor; got {kind}: a sparse one has images.to_dense()")
         like = self.like()
         return images if like is None else images.to(like.device, like.dtype)
 
