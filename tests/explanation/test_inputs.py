@@ -449,6 +449,14 @@ def test_models_without_a_preprocessing_take_prepared_tensors_only(file: Path) -
     assert torch.equal(prepare(plain, {"pixel_values": expected()}).images, expected())
 
 
+@pytest.mark.parametrize("other", ["sparse", "meta"])
+def test_tensors_that_are_not_dense_are_refused(other: str) -> None:
+    prepared = torch.rand(1, 3, 32, 32)
+    images = prepared.to_sparse() if other == "sparse" else prepared.to("meta")
+    with pytest.raises(konkyo.KonkyoError, match="a dense tensor"):
+        konkyo.explain(nn.Conv2d(3, 4, 3), images)
+
+
 def test_raw_floats_are_warned_of() -> None:
     with pytest.warns(KonkyoWarning, match="values up to 255"):
         prepared(torch.full((1, 3, 16, 16), 255.0))

@@ -257,7 +257,12 @@ def test_what_a_network_raises_is_the_cause_of_a_konkyo_error(error: Exception, 
     assert caught.value.__cause__ is error
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("full"), KeyboardInterrupt(), SystemExit()])
+NO_MEMORY = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("full"), NO_MEMORY, KeyboardInterrupt(), SystemExit()]
+)
 def test_out_of_memory_and_interrupts_pass(error: BaseException) -> None:
     def fails(_features: nn.Module, _x: Tensor) -> Tensor:
         raise error

@@ -265,6 +265,28 @@ def test_the_automatic_layer_is_a_cut_of_places(name: str) -> None:
     agree(found.signed, on_finest([m.detach() for m in by_hand]).sum(0))
 
 
+def enlarged_middle(x: Tensor) -> Tensor:
+    """Returns the middle of pictures of 64 pixels, enlarged to their size."""
+    return functional.interpolate(x[:, :, 16:48, 16:48], size=(64, 64))
+
+
+def to_and_fro() -> nn.Module:
+    """Tokens whose every second row runs backwards."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        rows = [row.flip(-1) if index % 2 else row for index, row in enumerate(net.patch(x).unbind(2))]
+        return net.fc(net.encoder(torch.stack(rows, 2).flatten(2).mT).mean(1))
+
+    block = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True, dropout=0.0)
+    encoder = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+    return Wired(run, patch=nn.Conv2d(3, 16, 8, 8), encoder=encoder, fc=nn.Linear(16, 4))
+
+
+def test_tokens_whose_rows_run_to_and_fro_are_no_picture() -> None:
+    """Half of them lie where they should, which is not enough: the patches before are taken."""
+    assert konkyo.explain(built(to_and_fro), images((3, 64, 64)), target=1).layer == "patch"
+
+
 # Networks none of whose layers is a picture of the whole image.
 PICTURELESS: dict[str, tuple[Build, tuple[int, ...]]] = {
     "rows read by an LSTM": (rows_recurrent, (1, 16, 16)),
@@ -276,6 +298,10 @@ PICTURELESS: dict[str, tuple[Build, tuple[int, ...]]] = {
     "patches in another order": (lambda: moved(shuffled), RGB),
     "frequencies": (lambda: moved(lambda x: torch.fft.fft2(x).abs().log1p()), RGB),
     "a crop": (lambda: crops([(8, 8)]), RGB),
+    "the first corner": (lambda: moved(lambda x: x[:, :, :16, :16]), RGB),
+    "a corner of a larger picture": (lambda: moved(lambda x: x[:, :, :32, :32]), (3, 64, 64)),
+    "the middle, enlarged": (lambda: moved(enlarged_middle), (3, 64, 64)),
+    "a picture turned by half": (lambda: moved(lambda x: x.flip((2, 3))), (3, 64, 64)),
     "five crops": (lambda: crops([(0, 0), (0, 16), (16, 0), (16, 16), (8, 8)]), RGB),
     "halves": (
         lambda: Wired(
@@ -332,6 +358,16 @@ NO_CUTS: dict[str, tuple[Build, tuple[int, ...], Callable[[Tensor], Tensor]]] = 
             fc=nn.Linear(8, 4),
         ),
         RGB,
+        lambda output: output[:, 1],
+    ),
+    "the middle, enlarged, through a second tower": (
+        lambda: Wired(
+            lambda net, x: net.fc(means(net.a(x))) + net.fc(means(net.b(enlarged_middle(x)))),
+            a=tower(),
+            b=tower(),
+            fc=nn.Linear(8, 4),
+        ),
+        (3, 64, 64),
         lambda output: output[:, 1],
     ),
     "nine members": (lambda: ensemble(9), RGB, lambda output: output[:, 1]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -212,6 +213,17 @@ def test_embeddings_have_no_decision_and_no_class(build: Callable[[], nn.Module]
         )
     own = konkyo.explain(network, x, method="hires_cam", target=lambda o: o.sum(1))
     assert own.assumptions == ()
+
+
+@pytest.mark.parametrize("names", [(), tuple("abcde")])
+def test_outputs_of_the_length_1_are_embeddings_unless_they_have_names(names: tuple[str, ...]) -> None:
+    network = Several(lambda _m, _f, z: nn.functional.normalize(z)).eval()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = konkyo.explain(konkyo.Model(network, classes=names), IMAGES, method="hires_cam")
+    said = [str(warning.message) for warning in caught if "the length 1" in str(warning.message)]
+    assert len(said) == (0 if names else 1)
+    assert result.assumptions == tuple(said)
 
 
 def test_a_regression_of_transformers_has_no_class() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from konkyo.engine.capture import capture
 from konkyo.engine.layer import Layer
-from konkyo.engine.session import backward_errors, in_short, outside_inference, session_of
+from konkyo.engine.session import backward_errors, in_short, out_of_memory, outside_inference, session_of
 from konkyo.engine.sound import SoundForward
 from konkyo.errors import KonkyoError, NetworkError
 from konkyo.targets.base import BaseTarget
@@ -445,9 +445,11 @@ def score_of(output: Tensor, target: Target) -> Tensor:
     """
     try:
         values: object = target(output)
-    except (KonkyoError, MemoryError, torch.OutOfMemoryError):
+    except KonkyoError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         name = getattr(target, "__name__", repr(target))
         raise KonkyoError(
             f"the target {name} failed on an output of shape {tuple(output.shape)}: {in_short(error)}"

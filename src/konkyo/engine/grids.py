@@ -22,6 +22,8 @@ TOKEN_PLACE, FAINT_PLACE = 0.6, 0.25
 """The least likeness of tokens; and of those whose gradient is looked at before they are chosen."""
 OWN_TOKENS = 0.5
 """The least share of tokens whose gradient at the image is largest at their own place."""
+NEAR_TOKENS = 0.75
+"""The least share of those where it is largest there or in a cell beside: of rows to and fro half are right."""
 MIRRORED = 0.6
 """So much more like a mirror image of the change may a grid be, by chance: deep networks spread every change far."""
 _CHANCE = 3.0
@@ -34,8 +36,13 @@ OWN_CELLS = 1.2
 """So much more energy of a cell's gradient at the image is at least at the cell's own place."""
 FEW = 9
 """In a grid of fewer cells every cell sees the whole image, and its gradient has no place."""
-_SPREAD = ((0.15, 0.6, 0.35), (0.4, 0.15, 0.6), (0.6, 0.85, 0.1), (0.85, 0.4, 0.85))
-"""Where cells are looked at, as shares of a grid's sides: far apart, and none where a mirror image has another."""
+_SPREAD = ((0.15, 0.6, 0.35), (0.4, 0.15, 0.6))
+_WIDELY_SPREAD = ((0.99, 0.15, 0.35), (0.15, 0.0, 0.6), (0.0, 0.45, 0.1), (0.6, 0.8, 0.85))
+"""Where two cells of a small grid, and four of a larger one, are looked at, as shares of its sides.
+
+They are far apart, and some lie at an edge: a crop of the middle leaves there least of all what it was. However the
+grid is mirrored, or a square one turned, some cell comes to lie where none is.
+"""
 _WIDE = 5
 """In a grid that is as wide along an axis, the neighbours of a cell count as its place."""
 _CORNERS = (
@@ -88,24 +95,32 @@ def is_place(own: float, mirrored: float, layer: Layer, grid: Sequence[int], lea
     return own >= mirrored - max(MIRRORED, _CHANCE / math.sqrt(math.prod(grid)))
 
 
-def owned(energies: Mapping[int, Tensor], layer: Layer, grid: Sequence[int]) -> float:
-    """Returns the share of tokens whose gradient's energy (*size) is largest at their own place, of those on the grid.
+def owned(energies: Mapping[int, Tensor], layer: Layer, grid: Sequence[int]) -> tuple[float, float]:
+    """Returns the shares of tokens whose gradient's energy (*size) is largest at their own place, and in it or beside.
 
-    `energies`: by the index of the token, of which `layer.prefix` come before the grid.
+    Of the tokens that are asked, also those beyond the grid. `energies`: by the index of the token, of which
+    `layer.prefix` come before the grid.
     """
-    hits, prefix = [], layer.prefix
+    distances, prefix = [], layer.prefix
+    laid = [grid[axis] for axis in layer.order] if layer.order else list(grid)
     for index, energy in energies.items():
         if index >= prefix and index - prefix < math.prod(grid):
             shares = _pooled(energy, tuple(grid))
-            shares = (shares.permute(layer.order) if layer.order else shares).flatten()
-            hits.append((shares.argmax() == index - prefix) & (shares.amax() > 0))
+            shares = shares.permute(layer.order) if layer.order else shares
+            cell = torch.stack(torch.unravel_index(shares.flatten().argmax(), laid))
+            own = torch.stack(torch.unravel_index(torch.tensor(index - prefix), laid)).to(cell)
+            distances.append(torch.where(shares.amax() > 0, (cell - own).abs().amax(), math.inf))
     asked = [index for index in energies if index >= prefix]
-    return float(torch.stack(hits).sum()) / len(asked) if hits else 0.0
+    if not distances:
+        return 0.0, 0.0
+    far = torch.stack(distances)
+    exact, near = torch.stack([(far == 0).sum(), (far <= 1).sum()]).tolist()
+    return exact / len(asked), near / len(asked)
 
 
 def spread_cells(grid: Sequence[int], mirrored: bool) -> list[tuple[int, ...]]:
     """Returns some cells of a grid that lie far apart: two, or four of many."""
-    shares = _SPREAD[: 2 if math.prod(grid) <= 36 else 4]
+    shares = _SPREAD if math.prod(grid) <= 36 else _WIDELY_SPREAD
     found = [tuple(int(share * n) for share, n in zip(at, grid, strict=False)) for at in shares]
     return [(grid[0] - 1 - first, *rest) for first, *rest in found] if mirrored else found
 

@@ -12,6 +12,7 @@ from konkyo.engine.cuts import Graph
 from konkyo.engine.grids import (
     FAINT_PLACE,
     FEW,
+    NEAR_TOKENS,
     OWN_CELLS,
     OWN_TOKENS,
     TOKEN_PLACE,
@@ -121,9 +122,9 @@ class Places:
         best: Place | None = None
         known = [(layer, grid) for layer, grid in noted.readings if self.run.readings.fit(grid)]
         for layer, grid in known or noted.readings:
-            own = owned(energies, layer, grid)
+            own, near = owned(energies, layer, grid)
             if best is None or own > best.likeness:
-                best = Place(layer, grid, own, own >= OWN_TOKENS)
+                best = Place(layer, grid, own, own >= OWN_TOKENS and near >= NEAR_TOKENS)
         return best
 
     def _energy(self, noted: Output, weights: Tensor) -> Tensor | None:
@@ -153,6 +154,7 @@ class Places:
             return better.sure
         if math.prod(place.grid) < FEW:
             return True
+        arrives = False
         for mirrored in (False, True):
             weights, cells = torch.zeros(noted.shape), spread_cells(place.grid, mirrored)
             grid = place.layer.fold(weights)[0].movedim(0, -1)
@@ -165,7 +167,8 @@ class Places:
             ratio = 0.0 if energy is None else at_own_places(energy, cells, place.layer, place.grid)
             if ratio > 0:  # else a cell may be dead after a ReLU
                 return ratio >= OWN_CELLS
-        return place.likeness == 0  # nothing of the image arrives
+            arrives = arrives or (energy is not None and bool(energy.any()))
+        return place.likeness == 0 and not arrives  # of a crop, too, the parts that were changed may be missing
 
     def are_tokens(self, call: Call) -> bool:
         """Tells whether an output is one of tokens, in whichever way it is read."""

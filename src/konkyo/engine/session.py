@@ -299,14 +299,23 @@ def refuse_within_forward(root: nn.Module, name: str) -> None:
         )
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Tells whether an error says that no memory is left: torch raises a bare RuntimeError for that of the CPU."""
+    text = str(error).lower() if isinstance(error, RuntimeError) else ""
+    full = "out of memory" in text or "can't allocate memory" in text
+    return full or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
 def run_network(root: nn.Module, name: str, images: Tensor, forward: Callable[[], _T]) -> _T:
     """Runs a forward of a network. KonkyoError: what the network raises, its cause kept; out of memory passes."""
     session = session_of(root)
     try:
         return forward() if session is None else session.run(forward)
-    except (KonkyoError, MemoryError, torch.OutOfMemoryError):
+    except KonkyoError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         hint = " (one image needs a first axis of its own: images[None])" if images.ndim == 3 else ""
         raise NetworkError(
             f"{name} failed on images of shape {tuple(images.shape)}{hint}: {in_short(error)}"
@@ -318,9 +327,11 @@ def backward_errors(name: str) -> Iterator[None]:
     """Raises what the backward of a network raises as KonkyoError, its cause kept; out of memory passes."""
     try:
         yield
-    except (KonkyoError, MemoryError, torch.OutOfMemoryError):
+    except KonkyoError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         text, way_out = str(error), ""
         if "checkpoint" in f"{type(error).__name__} {text}".lower():
             way_out = "; switch gradient checkpointing off to explain, or use it with use_reentrant=False"

@@ -25,7 +25,7 @@ from konkyo.models.axes import known_axes, likely_axes
 from konkyo.models.blackbox import BlackBox
 from konkyo.models.kinds import known, libraries_of
 from konkyo.models.layers import Layers, Traces
-from konkyo.models.outputs import Choice, base_model_features, choose, headless, select_logits
+from konkyo.models.outputs import Choice, base_model_features, choose, headless, of_unit_length, select_logits
 from konkyo.models.pipelines import is_pipeline, opened
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.prompts import Prompts, Texts
@@ -233,7 +233,8 @@ class Model:
             return ""
         if self.select is not select_logits:
             return base_model_features(self.module, output.shape[-1])
-        return self._choice.get("features", "") or headless(self.module, output.shape[-1])
+        features = self._choice.get("features", "") or headless(self.module, output.shape[-1])
+        return features or of_unit_length(output)
 
     @property
     def detector(self) -> Detector | None:
@@ -307,6 +308,9 @@ class Model:
                 f"preprocessed images are a floating tensor (N, C, H, W) with N >= 1; got {tuple(images.shape)} "
                 f"{images.dtype}"
             )
+        if images.layout is not torch.strided or images.is_meta:
+            kind = "a meta tensor without values" if images.is_meta else f"one of layout {images.layout}"
+            raise KonkyoError(f"preprocessed images are a dense tensor; got {kind}: a sparse one has images.to_dense()")
         like = self.like()
         return images if like is None else images.to(like.device, like.dtype)
 

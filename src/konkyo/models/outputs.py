@@ -14,6 +14,7 @@ _AUXILIARY = ("aux", "loss")
 _FEATURES = ("feat", "embed", "hidden", "pool", "attention", "attn", "tokens", "latent", "representation")
 """Parts of names that logits never have."""
 _BOXES = ("boxes", "bbox")
+_UNIT_ROUNDING = 2e-3  # of lengths in half precision
 _NAMES: tuple[Callable[[str], bool], ...] = (
     lambda name: name == "logits",
     lambda name: name == "out",
@@ -208,6 +209,15 @@ def headless(module: nn.Module, outputs: int | None = None) -> str:
     if outputs is None and isinstance(before, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):  # which may be a head, too
         return ""
     return "the network's last module is an Identity in the place of a head"
+
+
+def of_unit_length(output: Tensor) -> str:
+    """Returns that every row of an output (N, K) has the length 1, as embeddings do; "": it has not, or is one-hot."""
+    if output.ndim != 2 or output.shape[1] < 3:
+        return ""
+    values = output.detach().float().abs()
+    unit = ((values.norm(dim=1) - 1).abs() < _UNIT_ROUNDING) & (values.amax(1) < 1 - _UNIT_ROUNDING)
+    return "every output has the length 1, as embeddings have and logits have not" if bool(unit.all()) else ""
 
 
 def base_model_features(module: nn.Module, outputs: int) -> str:
