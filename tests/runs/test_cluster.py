@@ -120,7 +120,7 @@ def test_an_actor_that_is_killed_is_replaced(cluster: Any, tmp_path: Path, undis
     require_whole(tmp_path / "run", undisturbed)
 
 
-def test_parts_that_always_fail_are_named_and_the_others_are_done(
+def test_a_part_that_always_fails_is_named_and_a_deadly_picture_is_a_row(
     cluster: Any, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("konkyo.runs.cluster.TRIES", 2)
@@ -128,10 +128,13 @@ def test_parts_that_always_fail_are_named_and_the_others_are_done(
     (tmp_path / "bad").touch()
     with pytest.raises(KonkyoError) as caught:
         on_ray(model, drilled(tmp_path, raising=9, deadly=18), tmp_path / "run", cluster.address)
-    assert "2 of the parts of the data failed 2 times" in str(caught.value)
-    assert "images 8-11 (MemoryError: a cosmic ray); images 16-19 (its actor died)" in str(caught.value)
-    missing = ("shard-000002.parquet", "shard-000004.parquet")
-    assert shards(tmp_path / "run") == {name: data for name, data in undisturbed.items() if name not in missing}
+    assert "1 of the parts of the data failed 4 times" in str(caught.value)
+    assert "images 8-11 (MemoryError: a cosmic ray)" in str(caught.value)
+    others = {n: d for n, d in undisturbed.items() if n not in ("shard-000002.parquet", "shard-000004.parquet")}
+    assert shards(tmp_path / "run").items() > others.items()
+    errors = [row for row in Records.open(tmp_path / "run").rows() if row["error"] is not None]
+    assert [row["image"] for row in errors] == [drilled().names[18]]
+    assert "died 2 times over it" in errors[0]["error"]
 
 
 def test_two_nodes_of_which_one_dies(cluster: Any, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 import konkyo
 from helpers.gates import IMAGES, drilled, gated
+from konkyo.data.pieces import Piece
 from konkyo.data.samples import Sample, samples
-from konkyo.runs.job import MANIFEST
+from konkyo.runs.deaths import Logbook
+from konkyo.runs.manifest import MANIFEST
 from konkyo.runs.shards import packed, shard_path, unpacked
 from konkyo.utils.ledger import held
 
@@ -524,16 +526,46 @@ def test_reading_processes_that_always_die_are_reported(model: konkyo.Model, pho
     assert explained(model, photos, tmp_path / "run", shard=1000).complete
 
 
-def test_a_picture_that_kills_its_reader_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_picture_that_kills_its_reader_is_a_row_with_its_error(tmp_path: Path) -> None:
     model, _ = gated(tmp_path / "gate")
     (tmp_path / "bad").touch()
     data = drilled(tmp_path, deadly=1)
     out = tmp_path / "run"
-    with pytest.raises(konkyo.KonkyoError, match=r"a part of the data is missing.*0-3.*died 3 times"):
-        konkyo.run(model, data, out, shard=4, batch=2, workers=2)
-    assert konkyo.Records.open(out).images == IMAGES - 4
+    records = konkyo.run(model, data, out, shard=4, batch=2, workers=2)
+    assert (records.images, records.errors, len(records), records.complete) == (IMAGES, 1, IMAGES, True)
+    (row,) = (row for row in records.rows() if row["error"] is not None)
+    assert row["image"] == data.names[1]
+    assert "died 2 times over it" in row["error"]
+    assert not list((out / "shards").glob(".*"))
+
     (tmp_path / "bad").unlink()
-    assert konkyo.run(model, data, out, shard=4, batch=2, workers=2).images == IMAGES
+    konkyo.run(model, data, out, shard=4, batch=2, workers=2, retry_errors=True)
+    konkyo.run(model, data, tmp_path / "undisturbed", shard=4, batch=2, workers=0)
+    for path in sorted((out / "shards").glob("*.parquet")):
+        assert path.read_bytes() == (tmp_path / "undisturbed" / "shards" / path.name).read_bytes()
+
+
+def test_a_death_is_of_the_picture_that_was_being_read(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    logbook, data = Logbook.of(tmp_path, 3), samples("scenes:4,size=32")
+    piece = Piece(3, "0-3", 0, lambda: data)
+    assert logbook.deaths() == {}
+    logbook.piece(piece).watch(2)
+    assert logbook.deaths() == {2: 1}
+    again = logbook.piece(piece)
+    assert [sample.name for sample in again.open()] == list(data.names)  # one death is no proof
+    again.watch(2)
+    again.watch(None)  # it was read after all
+    assert logbook.deaths() == {2: 1}
+    again.watch(2)
+    last = logbook.piece(piece).open()
+    assert last[1].name == data.names[1]
+    with pytest.raises(konkyo.KonkyoError, match="died 2 times"):
+        last[2]
+    logbook.close()
+    assert logbook.deaths() == {}
+    logbook.path.write_text("torn")
+    assert logbook.deaths() == {}
 
 
 SCRIPT = """

@@ -18,6 +18,10 @@ SIZE = 256
 """So many images are a piece, unless the data says otherwise."""
 
 
+def _unwatched(_number: int | None) -> None:
+    """Takes no note."""
+
+
 @dataclass(frozen=True, eq=False)
 class Piece:
     """A piece is the part of the data that becomes one shard of a run."""
@@ -29,6 +33,8 @@ class Piece:
     """The number of its first image; the others follow."""
     open: Callable[[], Samples] = field(repr=False)
     """Returns its samples, which open their pictures when they are asked for."""
+    watch: Callable[[int | None], object] = field(default=_unwatched, repr=False)
+    """It hears which of its images is being read; None: none is."""
 
 
 @dataclass(frozen=True, eq=False)

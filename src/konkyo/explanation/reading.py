@@ -107,11 +107,18 @@ class _Stream(IterableDataset[Group]):
             return
         numbers, groups = iter(range(len(data))), list[Group]()
         while batch := list(islice(numbers, self.batch)):
-            read = [read_sample(self.preprocess, data, number, self.kept, piece.first) for number in batch]
+            read = [self._read(piece, data, number) for number in batch]
             for group in grouped(piece.number, read):
                 yield from groups
                 groups = [group]
         yield replace(groups[0] if groups else Group(piece.number, (), None, last=True), last=True)
+
+    def _read(self, piece: Piece, data: Samples, number: int) -> Read:
+        piece.watch(number)
+        try:
+            return read_sample(self.preprocess, data, number, self.kept, piece.first)
+        finally:
+            piece.watch(None)
 
 
 def digest_of_pixels(picture: Image.Image) -> str:

@@ -196,7 +196,7 @@ def _picture_file(folder: Path, name: str, number: int) -> Path:
 
 def _export_to_tracker(name: str, records: Records, out: Path, wishes: Wishes) -> str:
     """Sends the run's numbers, and the most suspicious images with their maps drawn over them, to a tracker."""
-    with opened(records.files) as database:
+    with opened(records.files, records.receipts) as database:
         summary = Summary.of(records, database)
         rows = rows_of_images(database, most_suspicious(database, wishes.pictures))
     tracker = tracker_of(name, out, {k: v for k, v in plain(dict(records.manifest)).items() if not isinstance(v, dict)})

@@ -14,7 +14,7 @@ from typing import Any
 
 from konkyo.data.pieces import listing
 from konkyo.errors import KonkyoError
-from konkyo.runs.job import MANIFEST, MERGED
+from konkyo.runs.manifest import FREE, MANIFEST, MERGED
 from konkyo.runs.records import Records, rows_of_file
 from konkyo.runs.shards import (
     Receipt,
@@ -82,7 +82,7 @@ def _require_one_job(runs: Sequence[Records]) -> None:
     """KonkyoError: manifests that differ in more than the data."""
     first, *others = [{name: value for name, value in run.manifest.items() if name != "data"} for run in runs]
     for run, other in zip(runs[1:], others, strict=True):
-        if differ := differences(first, other):
+        if differ := differences(first, other, FREE):
             told = ", ".join(differ).replace(" there, ", " in the first, ").replace(" now)", " in the other)")
             raise KonkyoError(
                 f"{runs[0].folder} and {run.folder} are of different jobs: {told}. Only the data may differ"

@@ -16,7 +16,7 @@ from konkyo.errors import KonkyoError
 from konkyo.explanation.reading import digest_of_pixels
 from konkyo.explanation.result import Explanation
 from konkyo.models.preprocess import Preprocess, preprocess_of
-from konkyo.runs.job import MERGED
+from konkyo.runs.manifest import MERGED
 
 DataNow: TypeAlias = str | Path | Sequence[str | Path] | None
 """Where the pictures of a run are now: as of `run`; None: where the manifest says."""
@@ -61,6 +61,10 @@ class RunPictures:
             except (KonkyoError, OSError) as error:
                 reasons.append(f"{part['source']}: {error}")
         return cls(preprocess_of(manifest.get("preprocess")), iter(known), "; ".join(reasons))
+
+    def of_next_page(self) -> RunPictures:
+        """Returns the same pictures, listed no further than before, of which none is known to be missing."""
+        return replace(self, missing=[], changed=[])
 
     def find(self, name: str, sha256: str | None) -> Found | None:
         """Returns the picture of this name whose pixels have the digest; None: it cannot be read, or is another."""

@@ -27,8 +27,9 @@ from konkyo.explanation.explain import Which, explanations
 from konkyo.explanation.reading import Group, prepared_of, read_groups
 from konkyo.explanation.run import Where
 from konkyo.models import Model, as_model
-from konkyo.runs.job import MANIFEST, Job, begin, manifest_of, methods_of
+from konkyo.runs.job import Job, methods_of
 from konkyo.runs.local import run_locally, suppress_dead_workers
+from konkyo.runs.manifest import MANIFEST, begin, manifest_of
 from konkyo.runs.records import Records
 from konkyo.runs.shards import FOLDER, Receipt, clean, whole_shards
 from konkyo.tasks.base import Matching

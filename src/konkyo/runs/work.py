@@ -21,11 +21,18 @@ from konkyo.explanation.reading import Entry, Group, prepared_of
 from konkyo.explanation.result import Explanation
 from konkyo.explanation.words import box_of, decision_of
 from konkyo.runs.job import Job
-from konkyo.runs.shards import Receipt, digest_of, is_whole, packed, receipt_of, shard_path, write_receipt, write_shard
+from konkyo.runs.shards import (
+    NOTHING,
+    Receipt,
+    digest_of,
+    is_whole,
+    packed,
+    receipt_of,
+    shard_path,
+    write_receipt,
+    write_shard,
+)
 from konkyo.tasks.decision import Decision
-
-NOTHING = "nothing"
-"""The diagnosis of an image in which the model found nothing to explain."""
 
 
 @dataclass(eq=False)

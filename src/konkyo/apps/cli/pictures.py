@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from konkyo.apps.cli.manifest import Manifest
 from konkyo.apps.cli.sources import Pictures
 from konkyo.errors import ImageError, KonkyoError, NotApplicable
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
     from konkyo.models import Model
 
+WRITERS = 4
+"""So many threads write pictures at most."""
 _CHEAPEST = "edge_map"
 """The method that needs nothing of the network, and so one forward for the decision."""
 
@@ -211,6 +216,50 @@ def one_ahead(
             done = next_one.result()
             next_one = reader.submit(read, parts[k + 1]) if k + 1 < len(parts) else None
             yield part, done
+
+
+class Writing:
+    """Threads write what becomes of images, while the next ones are explained; the manifest hears of it in order.
+
+    At most `most` images wait; then the next one waits for the first of them. It is a context manager: at its end, also
+    by an error or Ctrl-C, images under way are written and recorded, and those not begun are not.
+    """
+
+    def __init__(self, manifest: Manifest, most: int, said: Callable[[str], object]) -> None:
+        self._manifest, self._most, self._said = manifest, most, said
+        self._threads = ThreadPoolExecutor(min(WRITERS, os.cpu_count() or 1), "konkyo-writing")
+        self._waiting: deque[tuple[Path, Future[tuple[dict[str, Any], str]]]] = deque()
+
+    def add(self, file: Path, write: Callable[[], tuple[dict[str, Any], str]]) -> None:
+        """Takes an image and what writes its files. -> its entry, and a line about it, once all are written.
+
+        An ImageError of `write` makes it a skipped image; all other errors, also of images before it, come from here.
+        """
+        self._waiting.append((file, self._threads.submit(write)))
+        while len(self._waiting) > self._most:
+            self._record()
+
+    def _record(self) -> None:
+        file, written = self._waiting.popleft()
+        with self._manifest.image(file) as entry:
+            values, line = written.result()
+            entry.update(values)
+            self._said(line)
+
+    def __enter__(self) -> Writing:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _error: object, _trace: object) -> None:
+        try:
+            while self._waiting and kind is None:
+                self._record()
+        finally:
+            under_way = [waiting for waiting in self._waiting if not waiting[1].cancel()]
+            self._waiting = deque(under_way)
+            while self._waiting:
+                with suppress(KonkyoError):  # what ended the command is told
+                    self._record()
+            self._threads.shutdown()
 
 
 def batches(files: Sequence[Path], size: int) -> list[list[Path]]:
