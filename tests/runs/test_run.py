@@ -304,6 +304,33 @@ def test_automatic_batches_are_kept_when_a_run_goes_on(model: konkyo.Model, phot
     assert first.manifest["batch"] == explained(model, photos, tmp_path / "run", batch="auto").manifest["batch"]
 
 
+def test_few_images_are_divided_among_those_that_read_and_stay_so(model: konkyo.Model, tmp_path: Path) -> None:
+    """The size of shards follows the first run's number of readers, and not that of the one that goes on."""
+    data, out = samples("scenes:70,size=32,objects=1"), tmp_path / "run"
+    assert len(konkyo.run(model, data, out, batch=8, workers=2).receipts) == 2
+    before = shard_path(out, 1).read_bytes()
+    shard_path(out, 1).unlink()
+    with pytest.warns(konkyo.KonkyoWarning, match="missing"):
+        records = konkyo.run(model, data, out, batch=8, workers=0)
+    assert [receipt.images for receipt in records.receipts] == [35, 35]
+    assert shard_path(out, 1).read_bytes() == before
+    alone = konkyo.run(model, data, tmp_path / "alone", batch=8, workers=0)
+    assert [receipt.images for receipt in alone.receipts] == [70]
+
+
+def test_the_number_of_threads_is_noted_and_may_change(model: konkyo.Model, tmp_path: Path) -> None:
+    data, threads = samples("scenes:4,size=32,objects=1"), torch.get_num_threads()
+    konkyo.run(model, data, tmp_path, shard=2, batch=2, workers=0)
+    shard_path(tmp_path, 1).with_suffix(".json").unlink()
+    try:
+        torch.set_num_threads(threads + 1)
+        records = konkyo.run(model, data, tmp_path, shard=2, batch=2, workers=0)
+    finally:
+        torch.set_num_threads(threads)
+    assert records.complete
+    assert records.manifest["threads"] == threads
+
+
 def test_errors_are_tried_again_when_asked(model: konkyo.Model, tmp_path: Path) -> None:
     folder, rng = tmp_path / "photos", np.random.default_rng(1)
     folder.mkdir()

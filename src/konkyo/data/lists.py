@@ -89,7 +89,7 @@ def _in_pieces(
     elif len(set(names)) < len(names):
         Samples(tuple(names), partial(_read, names, files, labels))  # says which name comes twice
     parts = []
-    for number, span in enumerate(spans(len(every), cut.size)):
+    for number, span in enumerate(spans(len(every), cut.size_of(len(every)))):
         own = [every[k] for k in span]
         opens = partial(_samples, [names[k] for k in own], [files[k] for k in own], [labels[k] for k in own], source)
         parts.append(Piece(number, f"{span.start}-{span.stop - 1}", span.start, opens))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from PIL import Image
@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from konkyo.data.frame import Frame
 from konkyo.data.pieces import Piece
 from konkyo.data.samples import Sample, Samples
-from konkyo.errors import KonkyoError
+from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.explanation.inputs import Prepared, known_classes
 from konkyo.models import Model, Preprocess
 
+T = TypeVar("T")
 WHOLE = Frame()
 AHEAD = 2
 """So many batches every reading process has ready."""
@@ -201,6 +202,27 @@ def _begin(_worker: int) -> None:
     """A reading process uses one thread, for others read beside it, and leaves Ctrl-C to the one that explains."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def explained_groups(
+    group: Group, explain: Callable[[Group], T], failing: type[KonkyoError]
+) -> Iterator[tuple[Group, T | KonkyoError]]:
+    """Yields a group with a tensor and what `explain` gives for it; where that fails, each of its images alone.
+
+    The error takes the place of what an image alone would give. `failing`: errors that are an image's; others, and
+    NotApplicable, come from here.
+    """
+    try:
+        outcome: T | KonkyoError = explain(group)
+    except NotApplicable:
+        raise
+    except failing as error:
+        if len(group.entries) > 1:
+            for single in group.split():
+                yield from explained_groups(single, explain, failing)
+            return
+        outcome = error
+    yield group, outcome
 
 
 def prepared_of(model: Model, group: Group) -> Prepared:

@@ -142,29 +142,29 @@ def _explained_input(
 def _explained_together(model: Model, group: Group, names: list[str], request: Mapping[str, Any]) -> dict[int, Outcome]:
     """Returns the outcome of every image of a group by its number; where a batch fails, of each image alone."""
     from konkyo.explanation.explain import explanations
-    from konkyo.explanation.reading import prepared_of
+    from konkyo.explanation.reading import explained_groups, prepared_of
 
     if group.tensor is None:
         return {entry.number: Outcome(error=ImageError(entry.error)) for entry in group.entries}
-    try:
+
+    def explain(part: Group) -> Mapping[str, Explanation | NotApplicable]:
         with failures_of(model):
-            together = explanations(model, prepared_of(model, group), names, **request)
-    except ImageError as error:
-        if len(group.entries) == 1:
-            (entry,) = group.entries
-            said = error if entry.name in str(error) else ImageError(f"{entry.name}: {error}")
-            return {entry.number: Outcome(error=said)}
-        alone = (_explained_together(model, single, names, request) for single in group.split())
-        return {number: outcome for one in alone for number, outcome in one.items()}
-    return {
-        entry.number: Outcome(
-            {n: r if isinstance(r, NotApplicable) else r.of_image(index) for n, r in together.items()},
-            entry.notes,
-            name=entry.name,
-            true_label=entry.label,
-        )
-        for index, entry in enumerate(group.entries)
-    }
+            return explanations(model, prepared_of(model, part), names, **request)
+
+    outcomes = dict[int, Outcome]()
+    for part, together in explained_groups(group, explain, ImageError):
+        for index, entry in enumerate(part.entries):
+            if isinstance(together, KonkyoError):
+                said = str(together) if entry.name in str(together) else f"{entry.name}: {together}"
+                outcomes[entry.number] = Outcome(error=ImageError(said))
+                continue
+            outcomes[entry.number] = Outcome(
+                {n: r if isinstance(r, NotApplicable) else r.of_image(index) for n, r in together.items()},
+                entry.notes,
+                name=entry.name,
+                true_label=entry.label,
+            )
+    return outcomes
 
 
 @contextmanager
