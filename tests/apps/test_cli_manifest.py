@@ -294,7 +294,8 @@ def test_ctrl_c_records_what_is_under_way_and_nothing_else(tmp_path: Path) -> No
         interrupt()
     written = [file.stem for file in files if file.exists()]
     assert 1 <= len(written) <= WRITERS
-    assert lines == written == [entry["name"] for entry in Manifest(tmp_path / "out", {}, resume=True).images]
+    with Manifest(tmp_path / "out", {}) as record:
+        assert lines == written == [entry["name"] for entry in record.images]
 
 
 def test_an_image_counts_when_its_files_are_written_in_the_order_of_the_images(tmp_path: Path) -> None:

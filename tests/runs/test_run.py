@@ -306,7 +306,7 @@ def test_automatic_batches_are_kept_when_a_run_goes_on(model: konkyo.Model, phot
 
 def test_few_images_are_divided_among_those_that_read_and_stay_so(model: konkyo.Model, tmp_path: Path) -> None:
     """The size of shards follows the first run's number of readers, and not that of the one that goes on."""
-    data, out = samples("scenes:70,size=32,objects=1"), tmp_path / "run"
+    data, out = samples("scenes:70,size=64,objects=1"), tmp_path / "run"
     assert len(konkyo.run(model, data, out, batch=8, workers=2).receipts) == 2
     before = shard_path(out, 1).read_bytes()
     shard_path(out, 1).unlink()
@@ -319,7 +319,7 @@ def test_few_images_are_divided_among_those_that_read_and_stay_so(model: konkyo.
 
 
 def test_the_number_of_threads_is_noted_and_may_change(model: konkyo.Model, tmp_path: Path) -> None:
-    data, threads = samples("scenes:4,size=32,objects=1"), torch.get_num_threads()
+    data, threads = samples("scenes:4,size=64,objects=1"), torch.get_num_threads()
     konkyo.run(model, data, tmp_path, shard=2, batch=2, workers=0)
     shard_path(tmp_path, 1).with_suffix(".json").unlink()
     try:
@@ -573,8 +573,7 @@ def test_a_picture_that_kills_its_reader_is_a_row_with_its_error(tmp_path: Path)
 
 
 def test_a_death_is_of_the_picture_that_was_being_read(tmp_path: Path) -> None:
-    (tmp_path / "shards").mkdir()
-    logbook, data = Logbook.of(tmp_path, 3), samples("scenes:4,size=32")
+    logbook, data = Logbook.of(tmp_path, 3), samples("scenes:4,size=64")
     piece = Piece(3, "0-3", 0, lambda: data)
     assert logbook.deaths() == {}
     logbook.piece(piece).watch(2)

@@ -111,8 +111,8 @@ def pieces_of(
         raise KonkyoError(f"a piece has at least one image; got {size}")
     cut = Cut(size, limit, seed, readers)
     alone = data[0] if isinstance(data, (list, tuple)) and len(data) == 1 else data
-    if isinstance(alone, str) and (own := own_pieces(alone, cut)) is not None:
-        return own
+    if isinstance(alone, str) and (pieces := registered_pieces(alone, cut)) is not None:
+        return pieces
     files = _are_files(data)
     listed = samples(_of_files(data) if files else data, limit=limit, seed=seed)  # type: ignore[arg-type]
     parts = tuple(
@@ -126,8 +126,8 @@ def _opening(listed: Samples, span: range, files: bool) -> Callable[[], Samples]
     """Returns what opens a piece: of files, with its own alone; a data set may read in any way, and goes as a whole."""
     if not files:
         return partial(chosen, listed, span)
-    own = slice(span.start, span.stop)
-    return partial(_samples, listed.files[own], listed.names[own], listed.source)
+    part = slice(span.start, span.stop)
+    return partial(_samples, listed.files[part], listed.names[part], listed.source)
 
 
 def spans(count: int, size: int) -> list[range]:
@@ -135,7 +135,7 @@ def spans(count: int, size: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def own_pieces(data: str, cut: Cut = Cut()) -> Pieces | None:
+def registered_pieces(data: str, cut: Cut = Cut()) -> Pieces | None:
     """Returns the pieces of data that comes in its own; None: a text names other data."""
     import konkyo.data.archives
     import konkyo.data.lists

@@ -46,7 +46,7 @@ def tables(text: str, cut: Cut) -> Pieces | None:
         return None
     cut.no_limit(text)
     pattern, options = options_of(rest, "parquet", ("image", "label", "classes"))
-    files = stores.found(pattern, "parquet:")
+    files = stores.files_of(pattern, "parquet:")
     classes = classes_of(options.get("classes"))
     feet = stores.mapped(_foot, [file.where for file in files])
     parts, first = list[Piece](), 0

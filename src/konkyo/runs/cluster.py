@@ -23,7 +23,7 @@ from konkyo.explanation.reading import Group, read_groups
 from konkyo.models import Model
 from konkyo.runs.deaths import Logbook
 from konkyo.runs.job import Job
-from konkyo.runs.local import TRIES, kept
+from konkyo.runs.local import TRIES, extras_of
 from konkyo.runs.manifest import MANIFEST
 from konkyo.runs.shards import Receipt
 from konkyo.runs.work import UnopenedError, shards_of
@@ -87,16 +87,16 @@ class Pool:
         places = self.places(nodes)
         if places >= self.actors:
             return
-        each = f"{self.cpus} CPU{'s' * (self.cpus > 1)} (1 for the network, {self.readers} for reading)"
-        each += f" and {self.gpus} GPU" * (self.gpus > 0)
+        resources = f"{self.cpus} CPU{'s' * (self.cpus > 1)} (1 for the network, {self.readers} for reading)"
+        resources += f" and {self.gpus} GPU" * (self.gpus > 0)
         alive = [node.get("Resources", {}) for node in nodes if node.get("Alive")]
         there = ", ".join(f"{r.get('CPU', 0):g} CPUs and {r.get('GPU', 0):g} GPUs" for r in alive[:5])
         ways = [f"actors={places}"] if places else []
         ways += [f"workers={self.readers - 1}"] if self.readers else []
         ways += ["a model on the CPU"] if self.gpus and not any(r.get("GPU") for r in alive) else []
         raise KonkyoError(
-            f"{self.actors} actors were asked for, and there is room for {places}: each takes {each} of one node, and "
-            f"the {len(alive)} node{'s' * (len(alive) != 1)} of the cluster have {there}"
+            f"{self.actors} actors were asked for, and there is room for {places}: each takes {resources} of one "
+            f"node, and the {len(alive)} node{'s' * (len(alive) != 1)} of the cluster have {there}"
             f"{', ...' if len(alive) > 5 else ''}. They would wait without an end; give {' or '.join(ways)}, or add "
             "nodes"
         )
@@ -233,7 +233,7 @@ class Explainer:
         logbook = Logbook.of(folder, number)
         if tries > 1:  # the actor has this piece alone
             piece = logbook.piece(piece)
-        groups = _in_turn(read_groups(job.model, [piece], batch=job.batch, kept=kept(job)), self.turn)
+        groups = _in_turn(read_groups(job.model, [piece], batch=job.batch, extras=extras_of(job)), self.turn)
         with closing(groups):  # so that the turn goes on, whatever happens
             (receipt,) = shards_of(job, {number: piece.name}, groups, folder, tries)
         logbook.close()

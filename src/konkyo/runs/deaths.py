@@ -38,6 +38,7 @@ class Logbook:
         """Returns the piece with what it reads noted; pictures that were given up are errors."""
         deaths = self.deaths()
         given_up = {index: times for index, times in deaths.items() if times >= DEATHS}
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # there may be no shard yet
         self._write(deaths, None)
         return replace(piece, open=partial(_spared, piece, given_up), watch=partial(self._write, deaths))
 

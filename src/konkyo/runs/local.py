@@ -8,7 +8,7 @@ from pathlib import Path
 
 from konkyo.data.pieces import Piece
 from konkyo.errors import KonkyoError
-from konkyo.explanation.reading import AHEAD, Kept, read_groups
+from konkyo.explanation.reading import AHEAD, Extras, read_groups
 from konkyo.runs.deaths import Logbook
 from konkyo.runs.job import Job
 from konkyo.runs.shards import Receipt
@@ -28,7 +28,7 @@ def run_locally(job: Job, pieces: Sequence[Piece], folder: Path, *, workers: int
     left, failures = {piece.number: piece for piece in pieces}, dict[int, str]()
 
     def done(parts: Sequence[Piece], count: int, attempt: int) -> Iterator[Receipt]:
-        groups = read_groups(job.model, parts, batch=job.batch, workers=count, kept=kept(job))
+        groups = read_groups(job.model, parts, batch=job.batch, workers=count, extras=extras_of(job))
         names = {piece.number: piece.name for piece in parts}
         for receipt in shards_of(job, names, groups, folder, attempt, failures):
             del left[receipt.shard]
@@ -69,9 +69,9 @@ def unopened(names: Mapping[int, str], failures: Mapping[int, str]) -> str:
     )
 
 
-def kept(job: Job) -> Kept:
+def extras_of(job: Job) -> Extras:
     """Returns what of a sample has to reach the one that explains."""
-    return Kept(samples=bool(job.columns), hashes=True)
+    return Extras(samples=bool(job.columns), hashes=True)
 
 
 @contextmanager

@@ -100,7 +100,7 @@ class Database:
 
     def ask(self, sql: str) -> Answer:
         """Returns the answer to one SELECT, good until the next. KonkyoError: something else, or SQL that fails."""
-        with self.told():
+        with self.translated_errors():
             statements = self.connection.extract_statements(sql)
             if [statement.type for statement in statements] != [self.library.StatementType.SELECT]:
                 kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
@@ -115,14 +115,14 @@ class Database:
 
     def _fetched(self, cursor: Any) -> Iterator[tuple[Any, ...]]:
         while True:
-            with self.told():
+            with self.translated_errors():
                 rows = cursor.fetchmany(BATCH)
             if not rows:
                 return
             yield from rows
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def translated_errors(self) -> Iterator[None]:
         """Within the context an error of DuckDB becomes one of ours."""
         try:
             yield
@@ -154,7 +154,7 @@ def opened(files: Sequence[Path], receipts: Sequence[Receipt] = ()) -> Iterator[
 
 
 @contextmanager
-def asked(
+def answer_to(
     files: Sequence[Path], question: Question, metrics: Sequence[str] = (), receipts: Sequence[Receipt] = ()
 ) -> Iterator[Answer]:
     """Yields the answer to a question of these shards. KonkyoError: as of `opened`, or SQL that is refused."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from konkyo.errors import KonkyoError
 from konkyo.runs.manifest import manifest_of
-from konkyo.runs.query import LIMIT, SUSPICIOUS, Answer, Question, asked
+from konkyo.runs.query import LIMIT, SUSPICIOUS, Answer, Question, answer_to
 from konkyo.runs.shards import ROW_GROUP, Receipt, arrow, shard_path, unpacked, whole_shards
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Records:
 
     def answer(self, question: Question) -> AbstractContextManager[Answer]:
         """Returns a context with the answer to a question, whose rows are fetched a few at a time."""
-        return asked(self.files, question, self.manifest.get("metrics") or (), self.receipts)
+        return answer_to(self.files, question, self.manifest.get("metrics") or (), self.receipts)
 
     def explanations(self) -> Iterator[Explanation]:
         """Yields an explanation for every image and method that has maps, in order; without pictures."""

@@ -142,8 +142,9 @@ def _page_of_images(records: Records, database: Database, images: Sequence[Image
 def _add(rows: CollectedRows, of_image: Sequence[dict[str, Any]], records: Records, pictures: RunPictures) -> None:
     """Adds the rows of an image to those of a page: its maps, or why there is none."""
     first = of_image[0]
-    found = None if first["error"] and first["method"] is None else pictures.find(first["image"], first["sha256"])
-    picture = None if found is None else pictures.view(found.sample.image)
+    unused = first["error"] and first["method"] is None
+    source = None if unused else pictures.find(first["image"], first["sha256"])
+    picture = None if source is None else pictures.view(source.sample.image)
     metrics = records.manifest.get("metrics") or ()
     results = [
         with_picture(explanation_of(list(part), records.manifest), picture)
@@ -237,11 +238,11 @@ def _tables(summary: Summary, records: Records) -> Iterator[TableBlock]:
     if summary.metrics:
         yield _metric_table(summary)
     of_method = dict.fromkeys(method for method, _, _ in summary.diagnosis)
-    found = list(dict.fromkeys(["ok", *(kind for _, kind, _ in summary.diagnosis)]))
+    diagnoses = list(dict.fromkeys(["ok", *(kind for _, kind, _ in summary.diagnosis)]))
     counts = {(method, kind): n for method, kind, n in summary.diagnosis}
     if counts:
-        lines: list[list[Cell]] = [[m, *(counts.get((m, kind), 0) for kind in found)] for m in of_method]
-        yield TableBlock(words("Diagnosis of the maps", "マップの診断"), ["method", *found], lines)
+        lines: list[list[Cell]] = [[m, *(counts.get((m, kind), 0) for kind in diagnoses)] for m in of_method]
+        yield TableBlock(words("Diagnosis of the maps", "マップの診断"), ["method", *diagnoses], lines)
     if summary.errors:
         errors: list[list[Cell]] = [[error, n] for error, n in summary.errors]
         yield TableBlock(words("Images that could not be used", "使えなかった画像"), ["error", "images"], errors)

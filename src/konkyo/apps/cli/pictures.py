@@ -107,7 +107,7 @@ def read_files(model: Model, files: Sequence[Path], source: Pictures) -> list[Re
     """Returns the files as the network takes them, each with what is known of it."""
     from konkyo.data.images import open_image
     from konkyo.data.samples import Sample, Samples
-    from konkyo.explanation.reading import Kept, read_sample
+    from konkyo.explanation.reading import Extras, read_sample
 
     if model.preprocess is None or not model.takes_pictures:
         return []
@@ -119,7 +119,7 @@ def read_files(model: Model, files: Sequence[Path], source: Pictures) -> list[Re
 
     unique = [f"{k} {file}" for k, file in enumerate(files)]
     data = Samples(tuple(unique), opened)
-    read = [read_sample(model.preprocess, data, k, Kept(views=True)) for k in range(len(files))]
+    read = [read_sample(model.preprocess, data, k, Extras(views=True)) for k in range(len(files))]
     called = [source.names.get(file, file.name) for file in files]
     return [(replace(entry, name=name), pixels) for (entry, pixels), name in zip(read, called, strict=True)]
 
