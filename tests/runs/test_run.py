@@ -307,12 +307,12 @@ def test_automatic_batches_are_kept_when_a_run_goes_on(model: konkyo.Model, phot
 def test_few_images_are_divided_among_those_that_read_and_stay_so(model: konkyo.Model, tmp_path: Path) -> None:
     """The size of shards follows the first run's number of readers, and not that of the one that goes on."""
     data, out = samples("scenes:70,size=64,objects=1"), tmp_path / "run"
-    assert len(konkyo.run(model, data, out, batch=8, workers=2).receipts) == 2
+    assert len(konkyo.run(model, data, out, batch=8, workers=2).receipts) == 3
     before = shard_path(out, 1).read_bytes()
     shard_path(out, 1).unlink()
     with pytest.warns(konkyo.KonkyoWarning, match="missing"):
         records = konkyo.run(model, data, out, batch=8, workers=0)
-    assert [receipt.images for receipt in records.receipts] == [35, 35]
+    assert [receipt.images for receipt in records.receipts] == [32, 32, 6]
     assert shard_path(out, 1).read_bytes() == before
     alone = konkyo.run(model, data, tmp_path / "alone", batch=8, workers=0)
     assert [receipt.images for receipt in alone.receipts] == [70]
