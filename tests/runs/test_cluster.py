@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,14 +10,19 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from helpers.gates import IMAGES, SHARD, drilled, gated, until
+from konkyo.data.pieces import Piece
+from konkyo.data.samples import chosen
 from konkyo.errors import KonkyoError
-from konkyo.runs.cluster import Pool
+from konkyo.runs.cluster import Explainer, Pool, Work
+from konkyo.runs.job import Job, methods_of
+from konkyo.runs.manifest import MANIFEST
 from konkyo.runs.records import Records
 from konkyo.runs.run import run
 from konkyo.runs.shards import FOLDER
@@ -93,6 +99,26 @@ def test_room_is_counted_node_by_node() -> None:
     with pytest.raises(KonkyoError, match=r"room for 0.*1 CPU .* and 1 GPU.*a model on the CPU"):
         Pool(1, readers=0, gpus=1).require([node(16)])
     Pool(2, readers=0, gpus=0).require([node(2)])
+
+
+def test_an_actor_gives_a_picture_up_over_which_others_died(tmp_path: Path) -> None:
+    """Without Ray: three processes die over one picture, the first unnoticed; the fourth goes on."""
+    model, _ = gated(tmp_path / "gate")
+    (tmp_path / "bad").touch()
+    (tmp_path / MANIFEST).touch()
+    job, data = Job(model, methods_of(METHODS), batch=2), drilled(tmp_path, deadly=1)
+    explainer = object.__new__(Explainer)  # its own way to its work is an object store
+    pieces = {0: Piece(0, "0-3", 0, partial(chosen, data, range(SHARD)))}
+    explainer.work = Work(job, pieces, tmp_path, "cpu", 1, Path.cwd())
+    explainer.turn = threading.Lock()
+    for tries in (1, 2, 3):
+        actor = multiprocessing.get_context("fork").Process(target=explainer.receipt_of, args=(0, tries))
+        actor.start()
+        actor.join(60)
+        assert actor.exitcode == -signal.SIGKILL
+    receipt = explainer.receipt_of(0, 4)
+    assert (receipt.images, receipt.errors, receipt.rows) == (SHARD, 1, 2 * (SHARD - 1) + 1)
+    assert [path.suffix for path in sorted((tmp_path / FOLDER).iterdir())] == [".json", ".parquet"]
 
 
 def test_more_actors_than_have_room_are_refused_with_the_numbers(cluster: Any, tmp_path: Path) -> None:
