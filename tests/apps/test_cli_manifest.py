@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from threading import Event, Timer
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ from PIL import Image
 
 from helpers.commands import Run, runner
 from konkyo.apps.cli.manifest import Manifest
+from konkyo.apps.cli.pictures import WRITERS, Writing
+from konkyo.errors import ImageError, KonkyoError
 from konkyo.utils import ledger
 
 NET = """from torch import manual_seed, nn
@@ -263,6 +268,60 @@ def test_resume_explains_again_what_has_changed_or_is_gone(run: Run) -> None:
     assert [line.partition(":")[0] for line in again.out.splitlines()[:2]] == ["000.png", "001.png"]
     assert Path("out/000.grad_cam.png").is_file()
     assert Path("out/002.grad_cam.png").stat().st_mtime_ns == before
+
+
+def test_ctrl_c_records_what_is_under_way_and_nothing_else(tmp_path: Path) -> None:
+    files = [tmp_path / f"{k}.png" for k in range(40)]
+    begun, interrupted = Event(), Event()
+
+    def write(k: int) -> tuple[dict[str, Any], str]:
+        begun.set()
+        interrupted.wait(10)
+        files[k].touch()
+        return {"name": str(k)}, str(k)
+
+    lines: list[str] = []
+
+    def interrupt() -> None:
+        with Manifest(tmp_path / "out", {}) as record, Writing(record, len(files), lines.append) as writing:
+            for k, file in enumerate(files):
+                writing.add(file, partial(write, k))
+            assert begun.wait(10)
+            Timer(0.2, interrupted.set).start()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    written = [file.stem for file in files if file.exists()]
+    assert 1 <= len(written) <= WRITERS
+    with Manifest(tmp_path / "out", {}) as record:
+        assert lines == written == [entry["name"] for entry in record.images]
+
+
+def test_an_image_counts_when_its_files_are_written_in_the_order_of_the_images(tmp_path: Path) -> None:
+    """The first image takes longest, the third is none, and on the fifth the disk is full."""
+    files, lines = [tmp_path / f"{k}.png" for k in range(6)], list[str]()
+
+    def write(k: int) -> tuple[dict[str, Any], str]:
+        sleep(0.3 * (k == 0))
+        if k == 2:
+            raise ImageError("2.png is not an image")
+        if k == 4:
+            raise KonkyoError("4.png cannot be written: no space left on device")
+        return {"name": str(k)}, str(k)
+
+    def fill(record: Manifest) -> None:
+        with Writing(record, 3, lines.append) as writing:
+            for k, file in enumerate(files[:4]):
+                writing.add(file, partial(write, k))
+            assert lines == ["0"]  # of four images three wait at most
+            writing.add(files[4], partial(write, 4))
+
+    with Manifest(tmp_path / "out", {}) as record, pytest.raises(KonkyoError, match="no space left"):
+        fill(record)
+    assert lines == ["0", "1", "3"]
+    assert [entry["name"] for entry in record.images] == lines
+    assert [entry["reason"] for entry in record.skipped] == ["2.png is not an image"]
 
 
 def test_a_long_name_is_cut_short(run: Run) -> None:

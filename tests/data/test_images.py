@@ -16,7 +16,7 @@ from PIL import Image
 
 from konkyo.data import images
 from konkyo.data.images import find_images, open_image
-from konkyo.errors import ImageError, KonkyoError
+from konkyo.errors import ImageError, KonkyoError, KonkyoWarning
 
 ORIENTATION = 0x0112
 
@@ -473,6 +473,14 @@ def test_sources_that_match_nothing(folder):
             find_images([folder, source])
         assert repr(str(source)) in str(caught.value)
     assert find_images([]) == []
+
+
+def test_links_that_lead_to_no_file_are_told(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    for name in ("b.png", "c.png", "notes.txt"):
+        (tmp_path / name).symlink_to(tmp_path / "gone.png")
+    with pytest.warns(KonkyoWarning, match=r"2 links lead to no file and are left out: .*[bc]\.png"):
+        assert find_images(tmp_path) == [tmp_path / "a.png"]
 
 
 def test_a_folder_that_contains_itself(folder):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from konkyo.runs.job import FORM, MANIFEST
+from konkyo.runs.manifest import FORM, MANIFEST
 from konkyo.runs.shards import Receipt, digest_of, packed, write_receipt, write_shard
 from konkyo.utils.files import write_text
 

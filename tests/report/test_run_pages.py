@@ -20,6 +20,7 @@ from konkyo.data.pieces import pieces_of
 from konkyo.errors import KonkyoError
 from konkyo.models import Preprocess
 from konkyo.report.folder import page_of_folder
+from konkyo.runs import pictures
 from konkyo.runs.merge import merge
 from konkyo.runs.pictures import digest_of_pixels
 from konkyo.runs.query import opened
@@ -124,8 +125,11 @@ def test_pages_hold_the_most_suspicious_images_in_order(files: list[Path]) -> No
         assert table in text
 
 
-def test_all_pages_are_written_where_they_are_asked_for(run: Path, tmp_path: Path) -> None:
+def test_all_pages_are_written_where_they_are_asked_for(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    listed: list[Any] = []
+    monkeypatch.setattr(pictures, "pieces_of", lambda *a, **k: listed.append(a) or pieces_of(*a, **k))
     files = report_run(run, tmp_path, RunReportOptions(pages=None, per_page=4))
+    assert len(listed) == 1  # the data is listed once, and not for every page
     assert [name for file in files[1:] for name in names(file)] == ORDER
     assert [file.name for file in report_run(run, tmp_path / "none", RunReportOptions(pages=0))] == ["index.html"]
     assert [row.name for row in page_of_folder(run).rows] == ORDER

@@ -15,7 +15,7 @@ from helpers.commands import Run, runner, told
 from helpers.folders_of_runs import divided, error_row, many_rows, map_row, nothing_row, run_folder
 from konkyo import load
 from konkyo.errors import KonkyoError
-from konkyo.runs.job import MANIFEST, manifest_of
+from konkyo.runs.manifest import MANIFEST, manifest_of
 from konkyo.runs.merge import merge
 from konkyo.runs.records import Records
 from konkyo.runs.run import run

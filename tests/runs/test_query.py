@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import pytest
 from helpers.commands import Run, runner, told
 from helpers.folders_of_runs import divided, error_row, many_rows, map_row, nothing_row, run_folder
 from konkyo.errors import KonkyoError
-from konkyo.runs.records import Records
+from konkyo.report import of_explanations
+from konkyo.runs import query
+from konkyo.runs.records import Records, rows_of_file
 from konkyo.runs.shards import shard_path
 
 pytest.importorskip("duckdb")
@@ -77,6 +81,34 @@ def test_maps_come_as_bytes_where_they_are_asked_for(records: Records) -> None:
     first = next(row for row in records.rows() if row["map"] is not None)
     (found,) = records.query(f"image = '{first['image']}' AND method = 'grad_cam'", columns=["map", "shape", "notes"])
     assert found == {name: first[name] for name in ("map", "shape", "notes")}
+
+
+def test_a_row_knows_its_shard_and_how_long_its_images_took(folder: Path) -> None:
+    for path in sorted((folder / "shards").glob("*.json")):
+        receipt = json.loads(path.read_text())
+        receipt["seconds"] = {"explain": 2.0 * (receipt["shard"] + 1), "write": 0.5, "all": 9.0}
+        path.write_text(json.dumps(receipt))
+    records = Records.open(folder)
+    images = {r.shard: r.images for r in records.receipts}
+    shards = [number for number, file in enumerate(records.files) for _ in rows_of_file(file, ["image"])]
+    rows = records.query(sql="SELECT image, shard, seconds FROM rows")
+    assert sorted(row["shard"] for row in rows) == shards
+    for row in rows:
+        assert row["seconds"] == pytest.approx(2.0 * (row["shard"] + 1) / images[row["shard"]])
+    assert records.query(sql="SELECT shard, write_seconds, all_seconds, images FROM receipts ORDER BY shard") == [
+        {"shard": n, "write_seconds": 0.5, "all_seconds": 9.0, "images": images[n]} for n in sorted(images)
+    ]
+
+
+def test_a_query_waits_for_no_network_library(folder: Path) -> None:
+    """Torch takes seconds to import; the limit of probabilities is that of reports all the same."""
+    code = (
+        "import sys; from konkyo.runs.records import Records; "
+        f"print(len(Records.open({str(folder)!r}).query(limit=3)), 'torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["3", "False"]
+    assert query.UNSURE == of_explanations.UNSURE
 
 
 def test_whole_queries(records: Records) -> None:

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 import konkyo
 from helpers.gates import IMAGES, drilled, gated
+from konkyo.data.pieces import Piece
 from konkyo.data.samples import Sample, samples
-from konkyo.runs.job import MANIFEST
+from konkyo.runs.deaths import Logbook
+from konkyo.runs.manifest import MANIFEST
 from konkyo.runs.shards import packed, shard_path, unpacked
 from konkyo.utils.ledger import held
 
@@ -302,6 +304,33 @@ def test_automatic_batches_are_kept_when_a_run_goes_on(model: konkyo.Model, phot
     assert first.manifest["batch"] == explained(model, photos, tmp_path / "run", batch="auto").manifest["batch"]
 
 
+def test_few_images_are_divided_among_those_that_read_and_stay_so(model: konkyo.Model, tmp_path: Path) -> None:
+    """The size of shards follows the first run's number of readers, and not that of the one that goes on."""
+    data, out = samples("scenes:70,size=64,objects=1"), tmp_path / "run"
+    assert len(konkyo.run(model, data, out, batch=8, workers=2).receipts) == 3
+    before = shard_path(out, 1).read_bytes()
+    shard_path(out, 1).unlink()
+    with pytest.warns(konkyo.KonkyoWarning, match="missing"):
+        records = konkyo.run(model, data, out, batch=8, workers=0)
+    assert [receipt.images for receipt in records.receipts] == [32, 32, 6]
+    assert shard_path(out, 1).read_bytes() == before
+    alone = konkyo.run(model, data, tmp_path / "alone", batch=8, workers=0)
+    assert [receipt.images for receipt in alone.receipts] == [70]
+
+
+def test_the_number_of_threads_is_noted_and_may_change(model: konkyo.Model, tmp_path: Path) -> None:
+    data, threads = samples("scenes:4,size=64,objects=1"), torch.get_num_threads()
+    konkyo.run(model, data, tmp_path, shard=2, batch=2, workers=0)
+    shard_path(tmp_path, 1).with_suffix(".json").unlink()
+    try:
+        torch.set_num_threads(threads + 1)
+        records = konkyo.run(model, data, tmp_path, shard=2, batch=2, workers=0)
+    finally:
+        torch.set_num_threads(threads)
+    assert records.complete
+    assert records.manifest["threads"] == threads
+
+
 def test_errors_are_tried_again_when_asked(model: konkyo.Model, tmp_path: Path) -> None:
     folder, rng = tmp_path / "photos", np.random.default_rng(1)
     folder.mkdir()
@@ -524,16 +553,45 @@ def test_reading_processes_that_always_die_are_reported(model: konkyo.Model, pho
     assert explained(model, photos, tmp_path / "run", shard=1000).complete
 
 
-def test_a_picture_that_kills_its_reader_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_picture_that_kills_its_reader_is_a_row_with_its_error(tmp_path: Path) -> None:
     model, _ = gated(tmp_path / "gate")
     (tmp_path / "bad").touch()
     data = drilled(tmp_path, deadly=1)
     out = tmp_path / "run"
-    with pytest.raises(konkyo.KonkyoError, match=r"a part of the data is missing.*0-3.*died 3 times"):
-        konkyo.run(model, data, out, shard=4, batch=2, workers=2)
-    assert konkyo.Records.open(out).images == IMAGES - 4
+    records = konkyo.run(model, data, out, shard=4, batch=2, workers=2)
+    assert (records.images, records.errors, len(records), records.complete) == (IMAGES, 1, IMAGES, True)
+    (row,) = (row for row in records.rows() if row["error"] is not None)
+    assert row["image"] == data.names[1]
+    assert "died 2 times over it" in row["error"]
+    assert not list((out / "shards").glob(".*"))
+
     (tmp_path / "bad").unlink()
-    assert konkyo.run(model, data, out, shard=4, batch=2, workers=2).images == IMAGES
+    konkyo.run(model, data, out, shard=4, batch=2, workers=2, retry_errors=True)
+    konkyo.run(model, data, tmp_path / "undisturbed", shard=4, batch=2, workers=0)
+    for path in sorted((out / "shards").glob("*.parquet")):
+        assert path.read_bytes() == (tmp_path / "undisturbed" / "shards" / path.name).read_bytes()
+
+
+def test_a_death_is_of_the_picture_that_was_being_read(tmp_path: Path) -> None:
+    logbook, data = Logbook.of(tmp_path, 3), samples("scenes:4,size=64")
+    piece = Piece(3, "0-3", 0, lambda: data)
+    assert logbook.deaths() == {}
+    logbook.piece(piece).watch(2)
+    assert logbook.deaths() == {2: 1}
+    again = logbook.piece(piece)
+    assert [sample.name for sample in again.open()] == list(data.names)  # one death is no proof
+    again.watch(2)
+    again.watch(None)  # it was read after all
+    assert logbook.deaths() == {2: 1}
+    again.watch(2)
+    last = logbook.piece(piece).open()
+    assert last[1].name == data.names[1]
+    with pytest.raises(konkyo.KonkyoError, match="died 2 times"):
+        last[2]
+    logbook.close()
+    assert logbook.deaths() == {}
+    logbook.path.write_text("torn")
+    assert logbook.deaths() == {}
 
 
 SCRIPT = """

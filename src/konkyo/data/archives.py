@@ -64,7 +64,7 @@ def tars(text: str, cut: Cut) -> Pieces | None:
         return None
     cut.no_limit(text)
     pattern, options = options_of(rest, "tar", ("classes",))
-    files = stores.found(pattern, "tar:")
+    files = stores.files_of(pattern, "tar:")
     if packed := next((f.base for f in files if f.base.lower().endswith(_COMPRESSED)), None):
         raise KonkyoError(
             f"{packed} is compressed, so that its members have no place in the file; unpack it: images are compressed "

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from konkyo.data import scans
 from konkyo.data.windows import Window, no_own_window, no_window, require_finite, to_bytes, window_of, windowed
-from konkyo.errors import ImageError, KonkyoError
+from konkyo.errors import ImageError, KonkyoError, warn
 from konkyo.utils.files import read_text
 
 MAX_PIXELS = 64_000_000
@@ -306,14 +306,21 @@ def _below(folder: Path) -> Iterator[Path]:
     def stop(error: OSError) -> None:
         raise KonkyoError(f"{error.filename} cannot be listed: {error.strerror}")
 
-    visited = set[str]()
+    visited, lost = set[str](), list[Path]()
     for where, folders, names in os.walk(folder, onerror=stop, followlinks=True):
         if (real := os.path.realpath(where)) in visited:  # links that lead in a circle
             folders.clear()
             continue
         visited.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (path for name in names if _is_image(path := Path(where) / name))
+        for path in (Path(where) / name for name in names):
+            if _is_image(path):
+                yield path
+            elif is_image_name(path.name) and path.is_symlink():
+                lost.append(path)
+    if lost:
+        several = f"{len(lost)} links lead" if len(lost) > 1 else "a link leads"
+        warn(f"in {folder} {several} to no file and {'are' if len(lost) > 1 else 'is'} left out: {lost[0]}")
 
 
 def _is_image(path: Path) -> bool:

@@ -54,14 +54,14 @@ def folders(text: str, cut: Cut) -> Pieces | None:
     if not stores.is_address(text):
         return None
     base, below = stores.below(text)
-    found = [file for file in below if _is_seen(stores.public(file.where)[len(base) :])]
-    if not found:
+    images = [file for file in below if _is_seen(stores.public(file.where)[len(base) :])]
+    if not images:
         raise KonkyoError(f"{stores.public(text)}: of {len(below)} files none is an image, by their suffixes")
-    names = [stores.public(file.where)[len(base) :] for file in found]
+    names = [stores.public(file.where)[len(base) :] for file in images]
     labels = tuple(PurePosixPath(name).parent.name or None for name in names)
     source = stores.public(text)
-    marks = stores.marks(found)
-    return _in_pieces(source, names, [file.where for file in found], labels, marks.__getitem__, cut)
+    marks = stores.marks(images)
+    return _in_pieces(source, names, [file.where for file in images], labels, marks.__getitem__, cut)
 
 
 def _is_seen(name: str) -> bool:
@@ -89,9 +89,11 @@ def _in_pieces(
     elif len(set(names)) < len(names):
         Samples(tuple(names), partial(_read, names, files, labels))  # says which name comes twice
     parts = []
-    for number, span in enumerate(spans(len(every), cut.size)):
-        own = [every[k] for k in span]
-        opens = partial(_samples, [names[k] for k in own], [files[k] for k in own], [labels[k] for k in own], source)
+    for number, span in enumerate(spans(len(every), cut.size_of(len(every)))):
+        members = [every[k] for k in span]
+        opens = partial(
+            _samples, [names[k] for k in members], [files[k] for k in members], [labels[k] for k in members], source
+        )
         parts.append(Piece(number, f"{span.start}-{span.stop - 1}", span.start, opens))
     return Pieces(source, tuple(parts), len(every), (), listing(map(marked, every)))
 

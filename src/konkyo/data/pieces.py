@@ -15,7 +15,13 @@ from konkyo.data.sets.scenes import Scenes
 from konkyo.errors import KonkyoError
 
 SIZE = 256
-"""So many images are a piece, unless the data says otherwise."""
+"""So many images are a piece at most, unless the data or the user says otherwise."""
+LEAST = 32
+"""So many images a piece has at least, where data is divided among several that read it."""
+
+
+def _unwatched(_number: int | None) -> None:
+    """Takes no note."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +35,8 @@ class Piece:
     """The number of its first image; the others follow."""
     open: Callable[[], Samples] = field(repr=False)
     """Returns its samples, which open their pictures when they are asked for."""
+    watch: Callable[[int | None], object] = field(default=_unwatched, repr=False)
+    """It hears which of its images is being read; None: none is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +60,21 @@ class Pieces:
 class Cut:
     """A cut says how images that are known by name become pieces, as the arguments of `pieces_of` do."""
 
-    size: int = SIZE
+    size: int | None = None
     limit: int | None = None
     seed: int = 0
+    readers: int = 1
+    """So many read side by side; of `size` None each gets two pieces at least, if there are images enough."""
+
+    def size_of(self, images: int | None) -> int:
+        """Returns how many of so many images are a piece. None: nobody knows how many there are.
+
+        >>> Cut(readers=4).size_of(400), Cut(readers=4).size_of(100), Cut(readers=4).size_of(10**6), Cut(7).size_of(400)
+        (50, 32, 256, 7)
+        """
+        if self.size is not None:
+            return self.size
+        return SIZE if self.readers < 2 or images is None else min(SIZE, max(LEAST, -(-images // (2 * self.readers))))
 
     def no_limit(self, data: str) -> None:
         """Raises KonkyoError where a limit is asked for of archives."""
@@ -76,26 +96,28 @@ def opener(function: Openable) -> Openable:
 def pieces_of(
     data: str | Path | Data | Scenes | Samples | Sequence[str | Path],
     *,
-    size: int = SIZE,
+    size: int | None = None,
     limit: int | None = None,
     seed: int = 0,
+    readers: int = 1,
 ) -> Pieces:
-    """Returns data as pieces of `size` images, or as the archives that it comes in.
+    """Returns data as pieces of `size` images (None: as `Cut.size_of`), or as the archives that it comes in.
 
     `data`: as `konkyo.data.samples` takes it, a list of image files, folders and patterns, or addresses of archives.
     `limit`: so many images, drawn by the seed. For the listing the size of every file on this machine is asked for.
     KonkyoError: data that cannot be opened, or a limit on archives.
     """
-    if size < 1:
+    if size is not None and size < 1:
         raise KonkyoError(f"a piece has at least one image; got {size}")
+    cut = Cut(size, limit, seed, readers)
     alone = data[0] if isinstance(data, (list, tuple)) and len(data) == 1 else data
-    if isinstance(alone, str) and (own := own_pieces(alone, Cut(size, limit, seed))) is not None:
-        return own
+    if isinstance(alone, str) and (pieces := registered_pieces(alone, cut)) is not None:
+        return pieces
     files = _are_files(data)
     listed = samples(_of_files(data) if files else data, limit=limit, seed=seed)  # type: ignore[arg-type]
     parts = tuple(
         Piece(k, f"{span.start}-{span.stop - 1}", span.start, _opening(listed, span, files))
-        for k, span in enumerate(spans(len(listed), size))
+        for k, span in enumerate(spans(len(listed), cut.size_of(len(listed))))
     )
     return Pieces(listed.source or "samples", parts, len(listed), listed.classes, listing(_marks(listed)))
 
@@ -104,8 +126,8 @@ def _opening(listed: Samples, span: range, files: bool) -> Callable[[], Samples]
     """Returns what opens a piece: of files, with its own alone; a data set may read in any way, and goes as a whole."""
     if not files:
         return partial(chosen, listed, span)
-    own = slice(span.start, span.stop)
-    return partial(_samples, listed.files[own], listed.names[own], listed.source)
+    part = slice(span.start, span.stop)
+    return partial(_samples, listed.files[part], listed.names[part], listed.source)
 
 
 def spans(count: int, size: int) -> list[range]:
@@ -113,7 +135,7 @@ def spans(count: int, size: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def own_pieces(data: str, cut: Cut = Cut()) -> Pieces | None:
+def registered_pieces(data: str, cut: Cut = Cut()) -> Pieces | None:
     """Returns the pieces of data that comes in its own; None: a text names other data."""
     import konkyo.data.archives
     import konkyo.data.lists

@@ -182,9 +182,9 @@ def samples(
 def _of_pieces(source: str) -> Samples | None:
     """Returns the samples of data that comes in pieces; None: it is of another kind."""
     from konkyo.data.archives import joined  # they are made of samples
-    from konkyo.data.pieces import own_pieces
+    from konkyo.data.pieces import registered_pieces
 
-    pieces = own_pieces(source)
+    pieces = registered_pieces(source)
     return None if pieces is None else joined(pieces)
 
 

@@ -87,7 +87,7 @@ def _without_secrets(reason: str, address: str) -> str:
     return re.sub(r"[^\s'\"<>]+", lambda word: _QUERY.sub("", public(word[0])), reason)
 
 
-def found(patterns: str, kind: str) -> list[Stored]:
+def files_of(patterns: str, kind: str) -> list[Stored]:
     """Returns the files that patterns name, in their order, those of one pattern in natural order; each once.
 
     Patterns are joined by "::" or commas: paths or addresses, with ranges ({000..099}), choices ({train,val}), * and

@@ -46,13 +46,14 @@ def tables(text: str, cut: Cut) -> Pieces | None:
         return None
     cut.no_limit(text)
     pattern, options = options_of(rest, "parquet", ("image", "label", "classes"))
-    files = stores.found(pattern, "parquet:")
+    files = stores.files_of(pattern, "parquet:")
     classes = classes_of(options.get("classes"))
     feet = stores.mapped(_foot, [file.where for file in files])
     parts, first = list[Piece](), 0
     every = [columns_of(file, schema, options, classes) for file, (schema, _) in zip(files, feet, strict=True)]
+    size = cut.size_of(sum(sum(counts) for _, counts in feet))
     for file, name, columns, (_, counts) in zip(files, unique_names(files), every, feet, strict=True):
-        for groups, start in _runs(counts, cut.size):
+        for groups, start in _runs(counts, size):
             rows = sum(counts[k] for k in groups)
             opens = partial(open_rows, file.where, name, columns, groups, start, [counts[k] for k in groups])
             parts.append(Piece(len(parts), f"{name}/{start}-{start + rows - 1}", first, opens))

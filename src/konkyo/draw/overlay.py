@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -42,7 +43,7 @@ def colourise(map_: Map, *, cmap: str | None = None, limits: Limits | None = Non
     values = _values(map_)
     signed = is_signed(values, limits)
     levels, missing = _levels(_scaled(values, signed, limits), signed, tuple(values.shape))
-    return _hatched(Image.fromarray(_colours(cmap, signed)[levels]), missing)
+    return _hatched(_coloured(_colours(cmap, signed), levels), missing)
 
 
 def overlay(
@@ -75,7 +76,7 @@ def overlay(
     covered = np.minimum(strength / _STRONG, 1) * 255
     picture = image.convert("RGB")
     picture = Image.composite(picture.convert("L").convert("RGB"), picture, _mask(covered, levels))
-    colours = Image.fromarray(_colours(cmap, signed, skip=_PALE)[levels])
+    colours = _coloured(_colours(cmap, signed, skip=_PALE), levels)
     return _hatched(Image.composite(colours, picture, _mask(covered * opacity, levels)), missing)
 
 
@@ -228,8 +229,9 @@ def _levels(scaled: Tensor, signed: bool, size: tuple[int, ...]) -> tuple[NDArra
     return steps.clip(0, _HIGHEST_LEVEL).astype(np.uint8), missing
 
 
+@lru_cache(maxsize=32)
 def _colours(cmap: str | None, signed: bool, skip: float = 0.0) -> NDArray[np.uint8]:
-    """Returns RGB of every level; of a signed scale the share `skip` around the middle is left out."""
+    """Returns RGB of every level, read-only; of a signed scale the share `skip` around the middle is left out."""
     import matplotlib  # drawing only: `import konkyo` stays light
 
     name = cmap or (DIVERGING if signed else SEQUENTIAL)
@@ -239,7 +241,16 @@ def _colours(cmap: str | None, signed: bool, skip: float = 0.0) -> NDArray[np.ui
     if signed:
         around = 2 * where - 1
         where = (1 + np.sign(around) * skip + around * (1 - skip)) / 2
-    return np.asarray(matplotlib.colormaps[name](where, bytes=True)[:, :3], dtype=np.uint8)
+    table = np.array(matplotlib.colormaps[name](where, bytes=True)[:, :3], dtype=np.uint8)
+    table.flags.writeable = False  # it is shared
+    return table
+
+
+def _coloured(table: NDArray[np.uint8], levels: NDArray[np.uint8]) -> Image.Image:
+    """Returns the picture of a palette's colours (k, 3) at levels (h, w)."""
+    picture = Image.frombytes("P", levels.shape[::-1], levels.tobytes())
+    picture.putpalette(table.tobytes())
+    return picture.convert("RGB")
 
 
 def _mask(per_level: NDArray[np.float64], levels: NDArray[np.uint8]) -> Image.Image:

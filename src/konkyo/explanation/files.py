@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
 
 
+_SMALL = 16_384
+"""Arrays of fewer bytes are not compressed."""
 _NOTE = "notes."
 """So the names of tensors begin that are notes."""
 
@@ -116,8 +119,13 @@ def load(kind: type[Explanation], path: Path) -> Explanation:
 
 
 def _save_npz(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
+    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+    if sum(array.nbytes for array in arrays.values()) < _SMALL:  # compressing would take longer than writing
+        archive = io.BytesIO()
+        np.savez(archive, konkyo=np.array(text), **arrays)
+        path.write_bytes(archive.getvalue())
+        return
     with path.open("wb") as file:  # a file object, so that numpy keeps the temporary name
-        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
         np.savez_compressed(file, konkyo=np.array(text), **arrays)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from PIL import Image
@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from konkyo.data.frame import Frame
 from konkyo.data.pieces import Piece
 from konkyo.data.samples import Sample, Samples
-from konkyo.errors import KonkyoError
+from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.explanation.inputs import Prepared, known_classes
 from konkyo.models import Model, Preprocess
 
+T = TypeVar("T")
 WHOLE = Frame()
 AHEAD = 2
 """So many batches every reading process has ready."""
@@ -45,9 +46,9 @@ class Entry:
     """Of the picture's pixels, upright and RGB."""
     frame: Frame = WHOLE
     sample: Sample | None = None
-    """The sample itself, where it is kept."""
+    """The sample itself, where it is extras."""
     view: Image.Image | None = None
-    """What the model sees of the picture, where it is kept."""
+    """What the model sees of the picture, where it is extras."""
 
 
 Read: TypeAlias = "tuple[Entry, Tensor | None]"
@@ -74,27 +75,27 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """This says what is kept of a sample beside what the network gets."""
+class Extras:
+    """The extras say what is kept of a sample beside what the network gets."""
 
     samples: bool = False
     views: bool = False
     hashes: bool = False
 
 
-PIXELS_ALONE = Kept()
+PIXELS_ALONE = Extras()
 
 
 class _Stream(IterableDataset[Group]):
     """It reads pieces batch by batch; of several processes each reads pieces of its own."""
 
-    def __init__(self, preprocess: Preprocess, pieces: Sequence[Piece], batch: int, kept: Kept) -> None:
-        self.preprocess, self.pieces, self.batch, self.kept = preprocess, list(pieces), batch, kept
+    def __init__(self, preprocess: Preprocess, pieces: Sequence[Piece], batch: int, extras: Extras) -> None:
+        self.preprocess, self.pieces, self.batch, self.extras = preprocess, list(pieces), batch, extras
 
     def __iter__(self) -> Iterator[Group]:
         worker = get_worker_info()
-        own = self.pieces if worker is None else self.pieces[worker.id :: worker.num_workers]
-        for piece in own:
+        pieces = self.pieces if worker is None else self.pieces[worker.id :: worker.num_workers]
+        for piece in pieces:
             yield from self._of_piece(piece)
 
     def _of_piece(self, piece: Piece) -> Iterator[Group]:
@@ -107,11 +108,18 @@ class _Stream(IterableDataset[Group]):
             return
         numbers, groups = iter(range(len(data))), list[Group]()
         while batch := list(islice(numbers, self.batch)):
-            read = [read_sample(self.preprocess, data, number, self.kept, piece.first) for number in batch]
+            read = [self._read(piece, data, number) for number in batch]
             for group in grouped(piece.number, read):
                 yield from groups
                 groups = [group]
         yield replace(groups[0] if groups else Group(piece.number, (), None, last=True), last=True)
+
+    def _read(self, piece: Piece, data: Samples, number: int) -> Read:
+        piece.watch(number)
+        try:
+            return read_sample(self.preprocess, data, number, self.extras, piece.first)
+        finally:
+            piece.watch(None)
 
 
 def digest_of_pixels(picture: Image.Image) -> str:
@@ -119,7 +127,7 @@ def digest_of_pixels(picture: Image.Image) -> str:
     return hashlib.sha256(picture.tobytes()).hexdigest()
 
 
-def read_sample(preprocess: Preprocess, data: Samples, number: int, kept: Kept, first: int = 0) -> Read:
+def read_sample(preprocess: Preprocess, data: Samples, number: int, extras: Extras, first: int = 0) -> Read:
     """Returns a sample as the network takes it; an error of one that cannot be read is part of the entry."""
     name = data.names[number]
     try:
@@ -137,10 +145,10 @@ def read_sample(preprocess: Preprocess, data: Samples, number: int, kept: Kept, 
         question=sample.question,
         notes=tuple(image.info.get("konkyo", ())),
         size=(image.height, image.width),
-        sha256=digest_of_pixels(image) if kept.hashes else "",
+        sha256=digest_of_pixels(image) if extras.hashes else "",
         frame=preprocess.frame(image),
-        sample=sample if kept.samples else None,
-        view=preprocess.view(image) if kept.views else None,
+        sample=sample if extras.samples else None,
+        view=preprocess.view(image) if extras.views else None,
     )
     return entry, pixels
 
@@ -166,7 +174,7 @@ def _unchanged(group: Any) -> Any:
 
 
 def read_groups(
-    model: Model, pieces: Sequence[Piece], *, batch: int, workers: int = 0, kept: Kept = PIXELS_ALONE
+    model: Model, pieces: Sequence[Piece], *, batch: int, workers: int = 0, extras: Extras = PIXELS_ALONE
 ) -> Iterator[Group]:
     """Yields the images of pieces, at most `batch` at a time, of one size each, prepared for the model.
 
@@ -175,7 +183,7 @@ def read_groups(
     """
     if model.preprocess is None:
         raise KonkyoError(f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)")
-    stream = _Stream(model.preprocess, pieces, batch, kept)
+    stream = _Stream(model.preprocess, pieces, batch, extras)
     workers = min(workers, len(pieces))
     if workers == 0:
         yield from stream
@@ -194,6 +202,27 @@ def _begin(_worker: int) -> None:
     """A reading process uses one thread, for others read beside it, and leaves Ctrl-C to the one that explains."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def explained_groups(
+    group: Group, explain: Callable[[Group], T], failing: type[KonkyoError]
+) -> Iterator[tuple[Group, T | KonkyoError]]:
+    """Yields a group with a tensor and what `explain` gives for it; where that fails, each of its images alone.
+
+    The error takes the place of what an image alone would give. `failing`: errors that are an image's; others, and
+    NotApplicable, come from here.
+    """
+    try:
+        outcome: T | KonkyoError = explain(group)
+    except NotApplicable:
+        raise
+    except failing as error:
+        if len(group.entries) > 1:
+            for single in group.split():
+                yield from explained_groups(single, explain, failing)
+            return
+        outcome = error
+    yield group, outcome
 
 
 def prepared_of(model: Model, group: Group) -> Prepared:

@@ -21,8 +21,10 @@ from konkyo.data.pieces import Piece
 from konkyo.errors import KonkyoError, NotApplicable, install_hint, warn
 from konkyo.explanation.reading import Group, read_groups
 from konkyo.models import Model
-from konkyo.runs.job import MANIFEST, Job
-from konkyo.runs.local import TRIES, kept
+from konkyo.runs.deaths import Logbook
+from konkyo.runs.job import Job
+from konkyo.runs.local import TRIES, extras_of
+from konkyo.runs.manifest import MANIFEST
 from konkyo.runs.shards import Receipt
 from konkyo.runs.work import UnopenedError, shards_of
 
@@ -85,16 +87,16 @@ class Pool:
         places = self.places(nodes)
         if places >= self.actors:
             return
-        each = f"{self.cpus} CPU{'s' * (self.cpus > 1)} (1 for the network, {self.readers} for reading)"
-        each += f" and {self.gpus} GPU" * (self.gpus > 0)
+        resources = f"{self.cpus} CPU{'s' * (self.cpus > 1)} (1 for the network, {self.readers} for reading)"
+        resources += f" and {self.gpus} GPU" * (self.gpus > 0)
         alive = [node.get("Resources", {}) for node in nodes if node.get("Alive")]
         there = ", ".join(f"{r.get('CPU', 0):g} CPUs and {r.get('GPU', 0):g} GPUs" for r in alive[:5])
         ways = [f"actors={places}"] if places else []
         ways += [f"workers={self.readers - 1}"] if self.readers else []
         ways += ["a model on the CPU"] if self.gpus and not any(r.get("GPU") for r in alive) else []
         raise KonkyoError(
-            f"{self.actors} actors were asked for, and there is room for {places}: each takes {each} of one node, and "
-            f"the {len(alive)} node{'s' * (len(alive) != 1)} of the cluster have {there}"
+            f"{self.actors} actors were asked for, and there is room for {places}: each takes {resources} of one "
+            f"node, and the {len(alive)} node{'s' * (len(alive) != 1)} of the cluster have {there}"
             f"{', ...' if len(alive) > 5 else ''}. They would wait without an end; give {' or '.join(ways)}, or add "
             "nodes"
         )
@@ -107,7 +109,8 @@ def run_on_ray(
 
     `workers`: pieces that an actor reads while it explains another one; None: 1. `address`: of the cluster; None: this
     machine. Ray is started unless it runs in this process, and then also ended. A piece that fails, or whose actor or
-    node dies, is done again after the others, TRIES times in all. KonkyoError: fewer CPUs or GPUs than the actors need,
+    node dies, is done again after the others, TRIES times in all, or more while pictures are found that kill their
+    reader and become rows with their error. KonkyoError: fewer CPUs or GPUs than the actors need,
     before anything is done; no such cluster; a node that does not see the folder; at the end, pieces that are missing.
     """
     if actors < 1 or (workers is not None and workers < 0):
@@ -123,13 +126,18 @@ def run_on_ray(
         threads = max(1, min(torch.get_num_threads(), int(library.cluster_resources().get("CPU", 1)) // actors))
         content = Work(_portable(job), left.copy(), folder.resolve(), device, threads, Path.cwd())
         work = _stored(library, content)
-        for tries in range(1, TRIES + 1):
-            if not left:
-                return
+        tries, deaths = 0, 0
+        while left and (tries < TRIES or _deaths(folder, left) > deaths):  # it takes two over a picture to give it up
+            tries, deaths = tries + 1, _deaths(folder, left)
             size = max(1, min(actors, len(left), pool.places(library.nodes())))
             yield from _round(replace(pool, actors=size), work, left, reasons, tries)
     if left:
-        raise KonkyoError(_missing(left, reasons))
+        raise KonkyoError(_missing(left, reasons, tries))
+
+
+def _deaths(folder: Path, left: Iterable[int]) -> int:
+    """Returns how many deaths over pictures are known in pieces that are left."""
+    return sum(sum(Logbook.of(folder, number).deaths().values()) for number in left)
 
 
 def _round(pool: Pool, work: Any, left: dict[int, Piece], reasons: dict[int, str], tries: int) -> Iterator[Receipt]:
@@ -222,9 +230,13 @@ class Explainer:
                 f"the node {os.uname().nodename} does not see {folder / MANIFEST}: out= is a folder on storage that "
                 "all nodes of the cluster share, under the same path"
             )
-        groups = _in_turn(read_groups(job.model, [piece], batch=job.batch, kept=kept(job)), self.turn)
+        logbook = Logbook.of(folder, number)
+        if tries > 1:  # the actor has this piece alone
+            piece = logbook.piece(piece)
+        groups = _in_turn(read_groups(job.model, [piece], batch=job.batch, extras=extras_of(job)), self.turn)
         with closing(groups):  # so that the turn goes on, whatever happens
             (receipt,) = shards_of(job, {number: piece.name}, groups, folder, tries)
+        logbook.close()
         return receipt
 
 
@@ -307,12 +319,12 @@ def _stored(library: Any, work: Work) -> Any:
         ) from error
 
 
-def _missing(left: Mapping[int, Piece], reasons: Mapping[int, str]) -> str:
+def _missing(left: Mapping[int, Piece], reasons: Mapping[int, str], tries: int) -> str:
     """Returns what to say of pieces that could not be done."""
     listed = [f"images {left[n].name} ({reasons.get(n, 'its actor died')})" for n in sorted(left)]
     more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
     return (
-        f"{len(listed)} of the parts of the data failed {TRIES} times and are missing: {'; '.join(listed[:5])}{more}. "
+        f"{len(listed)} of the parts of the data failed {tries} times and are missing: {'; '.join(listed[:5])}{more}. "
         "The others are written; the same call tries those that are missing again"
     )
 

@@ -151,17 +151,17 @@ def export_fiftyone(records: Records, out: Path, wishes: Wishes = Wishes()) -> s
     pictures, dataset, count = RunPictures.of(records.manifest, wishes.data), library.Dataset(out.name), 0
     dataset.persistent = True
     for rows in _images_of(records):
-        found = pictures.find(rows[0]["image"], rows[0]["sha256"])
-        if found is None:
+        picture = pictures.find(rows[0]["image"], rows[0]["sha256"])
+        if picture is None:
             continue
-        file = found.file or save_image(found.sample.image, _picture_file(out, rows[0]["image"], count))
+        file = picture.file or save_image(picture.sample.image, _picture_file(out, rows[0]["image"], count))
         sample = library.Sample(filepath=str(file.resolve()))
         first = rows[0]
         if first["true_label"] is not None:
             sample["ground_truth"] = library.Classification(label=first["true_label"])
         if first["decision"] is not None:
             sample["decision"] = library.Classification(label=first["decision"], confidence=first["probability"])
-        seen, frame = seen_of(pictures.preprocess, (found.sample.image.height, found.sample.image.width))
+        seen, frame = seen_of(pictures.preprocess, (picture.sample.image.height, picture.sample.image.width))
         for result in _explained(rows, records):
             for place, heat in enumerate(to_fiftyone(_on_whole(with_picture(result, seen), frame))):
                 sample[f"{result.method}_{place}" if place else result.method] = heat
@@ -196,26 +196,26 @@ def _picture_file(folder: Path, name: str, number: int) -> Path:
 
 def _export_to_tracker(name: str, records: Records, out: Path, wishes: Wishes) -> str:
     """Sends the run's numbers, and the most suspicious images with their maps drawn over them, to a tracker."""
-    with opened(records.files) as database:
+    with opened(records.files, records.receipts) as database:
         summary = Summary.of(records, database)
         rows = rows_of_images(database, most_suspicious(database, wishes.pictures))
     tracker = tracker_of(name, out, {k: v for k, v in plain(dict(records.manifest)).items() if not isinstance(v, dict)})
-    pictures, drawn = RunPictures.of(records.manifest, wishes.data), 0
+    pictures, count = RunPictures.of(records.manifest, wishes.data), 0
     try:
         tracker.log(summary.numbers(), 0)
         assert isinstance(tracker, PictureTracker)
         for place, of_image in enumerate(rows):
-            found = pictures.find(of_image[0]["image"], of_image[0]["sha256"])
-            if found is None:
+            picture = pictures.find(of_image[0]["image"], of_image[0]["sha256"])
+            if picture is None:
                 continue
-            view = pictures.view(found.sample.image)
+            view = pictures.view(picture.sample.image)
             for result in _explained(of_image, records):
                 shown = with_picture(result, view)
                 tracker.log_pictures({f"{place:03d} {of_image[0]['image']}/{result.method}": shown.overlay(0)}, 0)
-                drawn += 1
+                count += 1
     finally:
         tracker.close()
-    return " ".join([f"{len(summary.numbers())} numbers and {drawn} pictures to {name}: {out}.", *pictures.notes])
+    return " ".join([f"{len(summary.numbers())} numbers and {count} pictures to {name}: {out}.", *pictures.notes])
 
 
 def _tracker_export(name: str) -> Export:

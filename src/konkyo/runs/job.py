@@ -1,15 +1,13 @@
-"""A job: what a run does with every image, and the manifest that says so."""
+"""A job: what a run does with every image, and what its manifest says of that."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,14 +24,7 @@ from konkyo.explanation.run import Where
 from konkyo.methods.base import Method, find
 from konkyo.models import Model
 from konkyo.tasks.base import Matching
-from konkyo.utils.files import plain, read_json, write_text
-from konkyo.utils.ledger import differences
 from konkyo.version import __version__
-
-MANIFEST = "run.json"
-FORM = 1
-MERGED = "merged"
-"""The data of the runs that were merged, in the manifest of the run that was made of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +100,7 @@ class Job:
             "precision": self.precision,
             "batch": self.batch,
             "device": parameter.device.type,
+            "threads": torch.get_num_threads(),
             "versions": {"konkyo": __version__, **versions()},
         }
 
@@ -157,46 +149,3 @@ def methods_of(names: Sequence[Which]) -> tuple[Method, ...]:
     if len({m.name for m in chosen}) < len(chosen):
         raise KonkyoError(f"two of the methods have one name: {', '.join(m.name for m in chosen)}")
     return chosen
-
-
-def begin(folder: Path, settings: Mapping[str, Any], *, anew: bool, mended: bool = False) -> None:
-    """Writes the manifest of a run, or compares it with the one that is there. KonkyoError: it is of another run.
-
-    `anew`: nothing was finished, so the one that is there does not count. `mended`: files of errors may be others now,
-    of other sizes, so the listing of the data may differ, and is written anew.
-    """
-    path = folder / MANIFEST
-    if path.exists() and not anew:
-        if parts := manifest_of(folder)["data"].get(MERGED):
-            raise KonkyoError(
-                f"{folder} was merged from {len(parts)} runs and does not go on; run into a folder of its own, and "
-                "merge again"
-            )
-        manifest = manifest_of(folder)
-        differ = differences(manifest, {"run": FORM, **settings})
-        if mended and len(differ) == 1 and differ[0].startswith("data.listing "):
-            manifest["data"]["listing"] = settings["data"]["listing"]
-            write_text(path, json.dumps(manifest, indent=1) + "\n")
-        elif differ:
-            changed = any(entry.startswith("data.listing ") for entry in differ)
-            why = " (pictures were added, removed or changed)" if changed else ""
-            raise KonkyoError(
-                f"{folder} holds a run with other {', '.join(differ)}{why}; a run goes on with the same only. Choose "
-                "another folder, or remove this one"
-            )
-        return
-    write_text(path, json.dumps({"run": FORM, **plain(dict(settings))}, indent=1) + "\n")
-
-
-def manifest_of(folder: Path) -> dict[str, Any]:
-    """Returns the manifest of a run. KonkyoError: the folder holds none, or one of another form."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        what = "is no folder" if not folder.is_dir() else f"has no {MANIFEST}"
-        raise KonkyoError(f"a folder of `konkyo run` was expected; {folder} {what}")
-    values = read_json(path)
-    if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
-        raise KonkyoError(f"{path} is no manifest of a run")
-    if values.get("run") != FORM:
-        raise KonkyoError(f"{path} is of form {values.get('run')}; this version of konkyo reads form {FORM}")
-    return values

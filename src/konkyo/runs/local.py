@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from konkyo.data.pieces import Piece
 from konkyo.errors import KonkyoError
-from konkyo.explanation.reading import AHEAD, Kept, read_groups
+from konkyo.explanation.reading import AHEAD, Extras, read_groups
+from konkyo.runs.deaths import Logbook
 from konkyo.runs.job import Job
 from konkyo.runs.shards import Receipt
 from konkyo.runs.work import shards_of
 
 TRIES = 3
-"""So many times a piece is read alone whose reading process died."""
+"""So many times a piece is read alone whose reading process died, nobody knows why."""
 
 
 def run_locally(job: Job, pieces: Sequence[Piece], folder: Path, *, workers: int = 0) -> Iterator[Receipt]:
     """Yields the receipt of every piece, once its shard is written. `workers`: so many processes read.
 
     When a reading process dies, the pieces that may have been under way are read one at a time, so that a death tells
-    of its piece. KonkyoError, when all others are done: pieces that cannot be opened, or whose process died TRIES
-    times.
+    of its piece. If it dies twice over one picture, that becomes a row with its error. KonkyoError, when all others
+    are done: pieces that cannot be opened, or whose process died TRIES times over no picture.
     """
-    left, failures, tries = {piece.number: piece for piece in pieces}, dict[int, str](), Counter[int]()
+    left, failures = {piece.number: piece for piece in pieces}, dict[int, str]()
 
     def done(parts: Sequence[Piece], count: int, attempt: int) -> Iterator[Receipt]:
-        groups = read_groups(job.model, parts, batch=job.batch, workers=count, kept=kept(job))
+        groups = read_groups(job.model, parts, batch=job.batch, workers=count, extras=extras_of(job))
         names = {piece.number: piece.name for piece in parts}
         for receipt in shards_of(job, names, groups, folder, attempt, failures):
             del left[receipt.shard]
@@ -40,18 +40,21 @@ def run_locally(job: Job, pieces: Sequence[Piece], folder: Path, *, workers: int
             continue
         alone = [piece for number, piece in left.items() if number not in failures][: (AHEAD + 2) * workers]
         for piece in alone:
+            logbook, tries, deaths = Logbook.of(folder, piece.number), 0, 0
             while piece.number in left and piece.number not in failures:
-                tries[piece.number] += 1
+                tries, before = tries + 1, logbook.deaths()
                 try:
-                    yield from done([piece], 1, tries[piece.number] + 1)
+                    yield from done([logbook.piece(piece)], 1, tries + 1)
                 except RuntimeError as error:
                     if not _is_dead_worker(error):
                         raise
-                    if tries[piece.number] == TRIES:
+                    deaths += logbook.deaths() == before  # else a picture may be it, and is given up at last
+                    if deaths == TRIES:
                         failures[piece.number] = (
                             f"the process that reads it died {TRIES} times ({str(error).splitlines()[0]}); too little "
                             "memory is the usual cause"
                         )
+            logbook.close()
     if failures:
         raise KonkyoError(unopened({piece.number: piece.name for piece in pieces}, failures))
 
@@ -66,9 +69,9 @@ def unopened(names: Mapping[int, str], failures: Mapping[int, str]) -> str:
     )
 
 
-def kept(job: Job) -> Kept:
+def extras_of(job: Job) -> Extras:
     """Returns what of a sample has to reach the one that explains."""
-    return Kept(samples=bool(job.columns), hashes=True)
+    return Extras(samples=bool(job.columns), hashes=True)
 
 
 @contextmanager

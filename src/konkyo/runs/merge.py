@@ -14,7 +14,7 @@ from typing import Any
 
 from konkyo.data.pieces import listing
 from konkyo.errors import KonkyoError
-from konkyo.runs.job import MANIFEST, MERGED
+from konkyo.runs.manifest import FREE, MANIFEST, MERGED
 from konkyo.runs.records import Records, rows_of_file
 from konkyo.runs.shards import (
     Receipt,
@@ -82,10 +82,10 @@ def _require_one_job(runs: Sequence[Records]) -> None:
     """KonkyoError: manifests that differ in more than the data."""
     first, *others = [{name: value for name, value in run.manifest.items() if name != "data"} for run in runs]
     for run, other in zip(runs[1:], others, strict=True):
-        if differ := differences(first, other):
-            told = ", ".join(differ).replace(" there, ", " in the first, ").replace(" now)", " in the other)")
+        if differ := differences(first, other, FREE):
+            words = ", ".join(differ).replace(" there, ", " in the first, ").replace(" now)", " in the other)")
             raise KonkyoError(
-                f"{runs[0].folder} and {run.folder} are of different jobs: {told}. Only the data may differ"
+                f"{runs[0].folder} and {run.folder} are of different jobs: {words}. Only the data may differ"
             )
 
 
@@ -95,12 +95,12 @@ def _write(runs: Sequence[Records], folder: Path) -> None:
         for receipt in run.receipts:
             file = shard_path(run.folder, receipt.shard)
             if shared.keys:
-                kept = list(shared.rows(file))
-                if not kept:
+                rows = list(shared.rows(file))
+                if not rows:
                     continue
-                if len(kept) < receipt.rows:
-                    path = write_shard(folder, number, kept, metrics)
-                    write_receipt(folder, _receipt_of(kept, replace(receipt, shard=number), path))
+                if len(rows) < receipt.rows:
+                    path = write_shard(folder, number, rows, metrics)
+                    write_receipt(folder, _receipt_of(rows, replace(receipt, shard=number), path))
                     number += 1
                     continue
             _place(file, shard_path(folder, number), receipt)

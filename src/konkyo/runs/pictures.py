@@ -16,14 +16,14 @@ from konkyo.errors import KonkyoError
 from konkyo.explanation.reading import digest_of_pixels
 from konkyo.explanation.result import Explanation
 from konkyo.models.preprocess import Preprocess, preprocess_of
-from konkyo.runs.job import MERGED
+from konkyo.runs.manifest import MERGED
 
 DataNow: TypeAlias = str | Path | Sequence[str | Path] | None
 """Where the pictures of a run are now: as of `run`; None: where the manifest says."""
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class RunPicture:
     """A picture that was found again."""
 
     sample: Sample
@@ -62,16 +62,20 @@ class RunPictures:
                 reasons.append(f"{part['source']}: {error}")
         return cls(preprocess_of(manifest.get("preprocess")), iter(known), "; ".join(reasons))
 
-    def find(self, name: str, sha256: str | None) -> Found | None:
+    def of_next_page(self) -> RunPictures:
+        """Returns the same pictures, listed no further than before, of which none is known to be missing."""
+        return replace(self, missing=[], changed=[])
+
+    def find(self, name: str, sha256: str | None) -> RunPicture | None:
         """Returns the picture of this name whose pixels have the digest; None: it cannot be read, or is another."""
         tried, other = 0, False
         while True:
             homes = self._homes.get(name, [])
             for piece, index in homes[tried:]:
-                found = self._read(piece, index)
-                if found is not None and (sha256 is None or digest_of_pixels(found.sample.image) == sha256):
-                    return found
-                other |= found is not None
+                picture = self._read(piece, index)
+                if picture is not None and (sha256 is None or digest_of_pixels(picture.sample.image) == sha256):
+                    return picture
+                other |= picture is not None
             tried = len(homes)
             if not self._list_next():
                 (self.changed if other else self.missing).append(name)
@@ -109,10 +113,10 @@ class RunPictures:
             self._open = piece, piece.open()
         return self._open[1]
 
-    def _read(self, piece: Piece, index: int) -> Found | None:
+    def _read(self, piece: Piece, index: int) -> RunPicture | None:
         try:
             samples = self._samples(piece)
-            return Found(samples[index], samples.files[index] if samples.files else None)
+            return RunPicture(samples[index], samples.files[index] if samples.files else None)
         except (KonkyoError, OSError):
             return None
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from konkyo.errors import KonkyoError, install_hint, unknown
-from konkyo.report.of_explanations import UNSURE
-from konkyo.runs.shards import arrow
-from konkyo.runs.work import NOTHING
+from konkyo.runs.shards import NOTHING, Receipt, arrow
 
 SUSPICIOUS = "suspicious"
 """The order in which the most suspicious rows come first."""
 LIMIT = 20
+UNSURE = 0.5
+"""A decision below this probability is unsure, as in reports."""
 SUSPICION = f"""CASE
     WHEN error IS NOT NULL THEN 5.0
     WHEN correct = false THEN 3.0 + coalesce(probability, 0)
@@ -32,7 +32,10 @@ WHY = f"""CASE
     WHEN probability < {UNSURE} THEN 'unsure'
     ELSE 'ok'
 END"""
-VIEW = f"CREATE VIEW rows AS SELECT *, CAST({SUSPICION} AS DOUBLE) AS suspicion, {WHY} AS why FROM shards"
+VIEW = f"""CREATE VIEW rows AS SELECT shards.*, times.seconds, CAST({SUSPICION} AS DOUBLE) AS suspicion, {WHY} AS why
+FROM shards LEFT JOIN (
+    SELECT shard, explain_seconds / nullif(images, 0) AS seconds FROM receipts
+) AS times USING (shard)"""
 SHOWN = ("why", "suspicion", "image", "true_label", "decision", "probability", "method", "label", "score", "diagnosis")
 """The columns of an answer, unless others are named; metrics and errors come after them."""
 ORDER = ("image", "method", "row")
@@ -97,7 +100,7 @@ class Database:
 
     def ask(self, sql: str) -> Answer:
         """Returns the answer to one SELECT, good until the next. KonkyoError: something else, or SQL that fails."""
-        with self.told():
+        with self.translated_errors():
             statements = self.connection.extract_statements(sql)
             if [statement.type for statement in statements] != [self.library.StatementType.SELECT]:
                 kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
@@ -112,14 +115,14 @@ class Database:
 
     def _fetched(self, cursor: Any) -> Iterator[tuple[Any, ...]]:
         while True:
-            with self.told():
+            with self.translated_errors():
                 rows = cursor.fetchmany(BATCH)
             if not rows:
                 return
             yield from rows
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def translated_errors(self) -> Iterator[None]:
         """Within the context an error of DuckDB becomes one of ours."""
         try:
             yield
@@ -129,13 +132,18 @@ class Database:
 
 
 @contextmanager
-def opened(files: Sequence[Path]) -> Iterator[Database]:
-    """Yields a database with the rows of these shards alone. KonkyoError: no shard, or no DuckDB."""
+def opened(files: Sequence[Path], receipts: Sequence[Receipt] = ()) -> Iterator[Database]:
+    """Yields a database with the rows of these shards alone, and with their receipts.
+
+    A row has the number of its `shard`, and the `seconds` that an image of it took, the mean of the shard. KonkyoError:
+    no shard, or no DuckDB.
+    """
     if not files:
         raise KonkyoError("no shard is finished yet: there is nothing to query")
     duckdb = _duckdb()
     with tempfile.TemporaryDirectory() as spilled, duckdb.connect(":memory:") as connection:
         connection.register("shards", _dataset(files))
+        connection.register("receipts", _table(receipts))
         connection.execute(VIEW)
         known = tuple(str(row[0]) for row in connection.execute("DESCRIBE rows").fetchall())
         connection.execute(f"SET temp_directory = {literal(spilled)}")
@@ -146,9 +154,11 @@ def opened(files: Sequence[Path]) -> Iterator[Database]:
 
 
 @contextmanager
-def asked(files: Sequence[Path], question: Question, metrics: Sequence[str] = ()) -> Iterator[Answer]:
+def answer_to(
+    files: Sequence[Path], question: Question, metrics: Sequence[str] = (), receipts: Sequence[Receipt] = ()
+) -> Iterator[Answer]:
     """Yields the answer to a question of these shards. KonkyoError: as of `opened`, or SQL that is refused."""
-    with opened(files) as database:
+    with opened(files, receipts) as database:
         yield database.ask(question.text(database.known, metrics))
 
 
@@ -167,10 +177,31 @@ def literal(value: str) -> str:
 
 
 def _dataset(files: Sequence[Path]) -> Any:
-    arrow()
-    from pyarrow import dataset
+    """Returns the shards as one table, with a column for the number of the shard."""
+    pa = arrow()
+    from pyarrow import dataset, fs
 
-    return dataset.dataset([str(file) for file in files], format="parquet")
+    numbers = [dataset.field("shard") == pa.scalar(int(file.stem.rpartition("-")[2]), pa.int32()) for file in files]
+    schema = pa.parquet.read_schema(files[0]).append(pa.field("shard", pa.int32()))
+    form, place = dataset.ParquetFileFormat(), fs.LocalFileSystem()
+    return dataset.FileSystemDataset.from_paths(
+        [str(file) for file in files], schema=schema, format=form, filesystem=place, partitions=numbers
+    )
+
+
+def _table(receipts: Sequence[Receipt]) -> Any:
+    """Returns receipts as a table, with what took how many seconds in columns."""
+    pa = arrow()
+    columns: dict[str, Any] = {name: pa.int64() for name in ("shard", "images", "rows", "errors", "refused", "bytes")}
+    columns |= {"tries": pa.int64(), "piece": pa.string(), "host": pa.string()}
+    seconds = ("explain", "write", "all")
+    rows = [
+        {name: getattr(receipt, name) for name in columns}
+        | {f"{what}_seconds": receipt.seconds.get(what) for what in seconds}
+        for receipt in receipts
+    ]
+    columns |= {f"{what}_seconds": pa.float64() for what in seconds}
+    return pa.Table.from_pylist(rows, schema=pa.schema(list(columns.items())))
 
 
 def _duckdb() -> Any:

@@ -8,18 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from konkyo.errors import KonkyoError
-from konkyo.explanation.diagnosis import Diagnosis
-from konkyo.explanation.files import target_from_json
-from konkyo.explanation.result import Explanation
-from konkyo.runs.job import manifest_of
-from konkyo.runs.query import LIMIT, SUSPICIOUS, Answer, Question, asked
+from konkyo.runs.manifest import manifest_of
+from konkyo.runs.query import LIMIT, SUSPICIOUS, Answer, Question, answer_to
 from konkyo.runs.shards import ROW_GROUP, Receipt, arrow, shard_path, unpacked, whole_shards
-from konkyo.tasks.decision import Decision
+
+if TYPE_CHECKING:
+    from konkyo.explanation.result import Explanation
+    from konkyo.tasks.decision import Decision
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +92,7 @@ class Records:
 
     def answer(self, question: Question) -> AbstractContextManager[Answer]:
         """Returns a context with the answer to a question, whose rows are fetched a few at a time."""
-        return asked(self.files, question, self.manifest.get("metrics") or ())
+        return answer_to(self.files, question, self.manifest.get("metrics") or (), self.receipts)
 
     def explanations(self) -> Iterator[Explanation]:
         """Yields an explanation for every image and method that has maps, in order; without pictures."""
@@ -165,6 +163,12 @@ def rows_of_file(file: Path, columns: Sequence[str] | None = None) -> Iterator[d
 
 def explanation_of(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> Explanation:
     """Returns the rows of one image and method as an explanation, its maps with the precision of float16."""
+    import torch  # a query waits for none of these
+
+    from konkyo.explanation.diagnosis import Diagnosis
+    from konkyo.explanation.files import target_from_json
+    from konkyo.explanation.result import Explanation
+
     first = rows[0]
     maps = torch.stack([torch.from_numpy(unpacked(r["map"], r["shape"], r["scale"])) for r in rows])
     boxes = [r["box"] for r in rows]
@@ -193,6 +197,8 @@ def explanation_of(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any
 
 
 def _decision_of(row: Mapping[str, Any]) -> Decision | None:
+    from konkyo.tasks.decision import Decision
+
     if row["decision"] is None:
         return None
     return Decision(

@@ -22,7 +22,7 @@ from konkyo.report.html import words_of
 from konkyo.report.page import Cell, ConfusionMatrix, ImageRow, Measure, Page, TableBlock, words
 from konkyo.report.report import report
 from konkyo.report.rows import CollectedRows, reduced
-from konkyo.runs.job import MANIFEST, MERGED
+from konkyo.runs.manifest import MANIFEST, MERGED
 from konkyo.runs.pictures import DataNow, RunPictures, with_picture
 from konkyo.runs.query import Database, opened
 from konkyo.runs.records import Records, explanation_of
@@ -78,7 +78,7 @@ def report_run(
     folder = Path(out)
     pictures = RunPictures.of(known.manifest, options.data)
     style: dict[str, Any] = {"lang": options.lang, "anonymous": options.anonymous, "pictures": "all"}
-    with opened(known.files) as database:
+    with opened(known.files, known.receipts) as database:
         summary = Summary.of(known, database)
         most = None if options.pages is None else max(GLIMPSE, options.pages * options.per_page)
         images = most_suspicious(database, most)
@@ -90,7 +90,7 @@ def report_run(
         for number, file in enumerate(files[1:]):
             first = number * options.per_page
             part = shown[first : first + options.per_page]
-            page = _page_of_images(known, database, part, RunPictures.of(known.manifest, options.data))
+            page = _page_of_images(known, database, part, pictures.of_next_page())
             title = f"{known.manifest['model']}: images {first + 1}–{first + len(part)} of {summary.images}"
             report(replace(page, title=title, links=_links(count, number + 1)), file, **style)
     return files
@@ -100,7 +100,7 @@ def report_run(
 def page_of_run_folder(folder: Path, request: Request) -> Page:
     """Returns the page that sums a run up, with its most suspicious images. KonkyoError: it cannot be read."""
     records = Records.open(folder)
-    with opened(records.files) as database:
+    with opened(records.files, records.receipts) as database:
         summary = Summary.of(records, database)
         images = most_suspicious(database, request.most)
         return _summary_page(records, database, summary, images, RunPictures.of(records.manifest))
@@ -142,8 +142,9 @@ def _page_of_images(records: Records, database: Database, images: Sequence[Image
 def _add(rows: CollectedRows, of_image: Sequence[dict[str, Any]], records: Records, pictures: RunPictures) -> None:
     """Adds the rows of an image to those of a page: its maps, or why there is none."""
     first = of_image[0]
-    found = None if first["error"] and first["method"] is None else pictures.find(first["image"], first["sha256"])
-    picture = None if found is None else pictures.view(found.sample.image)
+    unused = first["error"] and first["method"] is None
+    source = None if unused else pictures.find(first["image"], first["sha256"])
+    picture = None if source is None else pictures.view(source.sample.image)
     metrics = records.manifest.get("metrics") or ()
     results = [
         with_picture(explanation_of(list(part), records.manifest), picture)
@@ -237,11 +238,11 @@ def _tables(summary: Summary, records: Records) -> Iterator[TableBlock]:
     if summary.metrics:
         yield _metric_table(summary)
     of_method = dict.fromkeys(method for method, _, _ in summary.diagnosis)
-    found = list(dict.fromkeys(["ok", *(kind for _, kind, _ in summary.diagnosis)]))
+    diagnoses = list(dict.fromkeys(["ok", *(kind for _, kind, _ in summary.diagnosis)]))
     counts = {(method, kind): n for method, kind, n in summary.diagnosis}
     if counts:
-        lines: list[list[Cell]] = [[m, *(counts.get((m, kind), 0) for kind in found)] for m in of_method]
-        yield TableBlock(words("Diagnosis of the maps", "マップの診断"), ["method", *found], lines)
+        lines: list[list[Cell]] = [[m, *(counts.get((m, kind), 0) for kind in diagnoses)] for m in of_method]
+        yield TableBlock(words("Diagnosis of the maps", "マップの診断"), ["method", *diagnoses], lines)
     if summary.errors:
         errors: list[list[Cell]] = [[error, n] for error, n in summary.errors]
         yield TableBlock(words("Images that could not be used", "使えなかった画像"), ["error", "images"], errors)

@@ -7,6 +7,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -14,7 +15,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import nn
 
-from konkyo.data.pieces import SIZE, Piece, Pieces, pieces_of
+from konkyo.data.pieces import Cut, Piece, Pieces, pieces_of
 from konkyo.data.samples import Data, Samples
 from konkyo.data.sets.scenes import Scenes
 from konkyo.engine.capture import measured_outputs
@@ -27,8 +28,9 @@ from konkyo.explanation.explain import Which, explanations
 from konkyo.explanation.reading import Group, prepared_of, read_groups
 from konkyo.explanation.run import Where
 from konkyo.models import Model, as_model
-from konkyo.runs.job import MANIFEST, Job, begin, manifest_of, methods_of
+from konkyo.runs.job import Job, methods_of
 from konkyo.runs.local import run_locally, suppress_dead_workers
+from konkyo.runs.manifest import MANIFEST, begin, manifest_of
 from konkyo.runs.records import Records
 from konkyo.runs.shards import FOLDER, Receipt, clean, whole_shards
 from konkyo.tasks.base import Matching
@@ -81,7 +83,7 @@ def run(
     seed: int = 0,
     precision: Precision | None = None,
     batch: int | Literal["auto"] = "auto",
-    shard: int = SIZE,
+    shard: int | None = None,
     matching: Matching = RIGHT,
     workers: int | None = None,
     engine: Engine = "local",
@@ -98,7 +100,8 @@ def run(
     default method is the task's. `metrics`: columns of `konkyo.evaluate` for every map, one image at a time. `limit`:
     so many images, drawn by the seed. `matching`: which of a detector's boxes a thing of the truth belongs to.
 
-    `batch`: images in one forward; "auto" finds it from the free memory. `shard`: so many images become one file.
+    `batch`: images in one forward; "auto" finds it from the free memory. `shard`: so many images become one file; None:
+    256, or fewer where each of those that read would get less than two files, and as before where a run goes on.
     `workers`: processes that read; None: half of the CPUs. `engine`: "local", or "ray" with so many `actors` on the
     cluster at `address` (None: this machine), each with a model of its own; the shards are the same.
 
@@ -113,9 +116,10 @@ def run(
     if engine not in get_args(Engine):
         raise unknown("engine", engine, get_args(Engine))
     chosen = methods_of(methods or [adapted.task.method])
-    pieces = pieces_of(data, size=shard, limit=limit, seed=seed)
-    columns = tuple(column(name) for name in metrics)
     readers = max(1, (os.cpu_count() or 2) // 2) if workers is None else workers
+    cut = _cut(folder, shard, readers if engine == "local" else actors * (1 if workers is None else max(1, workers)))
+    pieces = pieces_of(data, size=cut.size, limit=limit, seed=seed, readers=cut.readers)
+    columns = tuple(column(name) for name in metrics)
     job = Job(adapted, chosen, columns, target, layer, options, seed, precision, 1, matching)
     with held(folder / MANIFEST):
         clean(folder)
@@ -137,7 +141,7 @@ def run(
         first = first_images(adapted, left, readers) if anew else []
         require_place(job, first)
         job = replace(job, batch=_batch(job, batch, None if anew else manifest_of(folder), first))
-        begin(folder, job.settings(pieces, shard), anew=anew, mended=retry_errors)
+        begin(folder, job.settings(pieces, cut.size_of(pieces.images)), anew=anew, mended=retry_errors)
         _follow(
             pieces,
             done,
@@ -145,6 +149,14 @@ def run(
             progress,
         )
     return Records.open(folder)
+
+
+def _cut(folder: Path, shard: int | None, readers: int) -> Cut:
+    """Returns how images become shards: as asked, or as the run that is there began, or for so many that read."""
+    if shard is None and (folder / MANIFEST).is_file():
+        with suppress(KonkyoError, KeyError):  # what is wrong with the manifest is told where it is compared
+            return Cut(int(manifest_of(folder)["data"]["shard_size"]))
+    return Cut(shard, readers=readers)
 
 
 def _engine(

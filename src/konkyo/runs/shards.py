@@ -22,6 +22,8 @@ from konkyo.utils.arrow import arrow as arrow
 from konkyo.utils.files import read_json, replacing, write_text
 
 FOLDER = "shards"
+NOTHING = "nothing"
+"""The diagnosis of an image in which the model found nothing to explain."""
 ROW_GROUP = 64
 """Rows that are read together at least."""
 

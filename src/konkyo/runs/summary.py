@@ -147,11 +147,11 @@ def rows_of_images(database: Database, images: Sequence[Image]) -> list[list[dic
         return []
     names = ", ".join(literal(name) for name, _ in images)
     order = ", ".join(map(quoted, ORDER))
-    found: dict[Image, list[dict[str, Any]]] = {image: [] for image in images}
+    rows: dict[Image, list[dict[str, Any]]] = {image: [] for image in images}
     for row in database.table(f"SELECT * FROM rows WHERE image IN ({names}) ORDER BY {order}"):
-        if (row["image"], row["sha256"]) in found:
-            found[row["image"], row["sha256"]].append(row)
-    return list(found.values())
+        if (row["image"], row["sha256"]) in rows:
+            rows[row["image"], row["sha256"]].append(row)
+    return list(rows.values())
 
 
 def _classes(database: Database) -> tuple[ClassCount, ...]:

@@ -17,15 +17,22 @@ from konkyo.evaluation.evaluate import measured_maps
 from konkyo.explanation.explain import explanations
 from konkyo.explanation.files import target_to_json
 from konkyo.explanation.inputs import known_classes
-from konkyo.explanation.reading import Entry, Group, prepared_of
+from konkyo.explanation.reading import Entry, Group, explained_groups, prepared_of
 from konkyo.explanation.result import Explanation
 from konkyo.explanation.words import box_of, decision_of
 from konkyo.runs.job import Job
-from konkyo.runs.shards import Receipt, digest_of, is_whole, packed, receipt_of, shard_path, write_receipt, write_shard
+from konkyo.runs.shards import (
+    NOTHING,
+    Receipt,
+    digest_of,
+    is_whole,
+    packed,
+    receipt_of,
+    shard_path,
+    write_receipt,
+    write_shard,
+)
 from konkyo.tasks.decision import Decision
-
-NOTHING = "nothing"
-"""The diagnosis of an image in which the model found nothing to explain."""
 
 
 @dataclass(eq=False)
@@ -128,23 +135,22 @@ def rows_of(job: Job, group: Group) -> Iterator[dict[str, Any]]:
 
 def _explained(job: Job, group: Group) -> Iterator[dict[str, Any]]:
     """Yields the rows of a group that is explained together; if that fails, of each image alone."""
-    try:
+
+    def explain(part: Group) -> Mapping[str, Explanation | NotApplicable]:
         with silenced():  # every row has its diagnosis
-            results = explanations(job.model, prepared_of(job.model, group), job.methods, **job.request)
-    except NotApplicable:
-        raise
-    except KonkyoError as error:
-        if len(group.entries) == 1:
-            yield _failed(group.entries[0], str(error))
-        else:
-            for single in group.split():
-                yield from _explained(job, single)
-        return
-    rows: list[list[dict[str, Any]]] = [[] for _ in group.entries]
-    for name, result in results.items():
-        for index, row in _refused(name, result, len(rows)) if isinstance(result, NotApplicable) else _rows(result):
-            rows[index].append(row)
-    yield from (row for entry, of_image in zip(group.entries, rows, strict=True) for row in _completed(entry, of_image))
+            return explanations(job.model, prepared_of(job.model, part), job.methods, **job.request)
+
+    for part, results in explained_groups(group, explain, KonkyoError):
+        if isinstance(results, KonkyoError):
+            yield _failed(part.entries[0], str(results))
+            continue
+        rows: list[list[dict[str, Any]]] = [[] for _ in part.entries]
+        for name, result in results.items():
+            listed = _refused(name, result, len(rows)) if isinstance(result, NotApplicable) else _rows(result)
+            for index, row in listed:
+                rows[index].append(row)
+        for entry, of_image in zip(part.entries, rows, strict=True):
+            yield from _completed(entry, of_image)
 
 
 def _measured(job: Job, entry: Entry) -> Iterator[dict[str, Any]]:

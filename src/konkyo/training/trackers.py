@@ -144,7 +144,7 @@ def tracker_of(name: str, folder: Path, settings: Mapping[str, Any]) -> Tracker:
 
 
 def _missing(library: str, error: ImportError) -> KonkyoError:
-    return KonkyoError(f"--track {library} needs {library} ({error}): pip install {library}")
+    return KonkyoError(f"{library} is not installed ({error}): pip install {library}")
 
 
 def _grouped(name: str) -> str:

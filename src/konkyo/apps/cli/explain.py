@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,9 +35,23 @@ from konkyo.errors import KonkyoError, NotApplicable
 
 if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
+    from konkyo.tasks.base import Task
 
 from konkyo.apps.cli.manifest import Manifest, report_of, unique_names
-from konkyo.apps.cli.pictures import batches, explained, facts, in_a_line, one_ahead, read_files, rows_of
+from konkyo.apps.cli.pictures import (
+    Outcome,
+    Writing,
+    batches,
+    explained,
+    facts,
+    in_a_line,
+    one_ahead,
+    read_files,
+    rows_of,
+)
+
+FIGURES = Lock()
+"""What matplotlib draws is drawn by one thread at a time."""
 
 
 @with_groups
@@ -101,43 +116,71 @@ def explain(
         left = [file for file in files if not manifest.has(file, source.labels.get(file))]
         parts = batches(left, forward_options.batch_size)
         ahead = one_ahead(partial(read_files, setup.model, source=source), parts)
-        for (batch, read), tell in progress(ahead, "explaining", len(parts)):
-            outcomes = explained(
-                setup.model,
-                batch,
-                names,
-                {**request, "progress": tell},
-                source,
-                wrong_only=truth_options.wrong_only,
-                read=read,
-            )
-            for file, outcome in zip(batch, outcomes, strict=True):
-                with manifest.image(file) as entry:
-                    entry["name"] = names_on_disk[file]
-                    results = outcome.noted(entry)
-                    if truth_options.wrong_only and entry["correct"] is not False:
-                        entry["left_out"] = "not decided wrongly"
-                        continue
-                    for name, result in results.items():
-                        if isinstance(result, NotApplicable):
-                            entry.setdefault("not_applicable", []).append(str(result))
-                        elif len(result):
-                            plain = name.replace("(", "-").replace(")", "")
-                            _write(result, to / f"{entry['name']}.{plain}", maps, drawing, entry)
-                    if path:
-                        _write_paths(results, to / entry["name"], entry)
-                    if instances := setup.model.task.instances:
-                        _write_sheet(results, file, to / f"{entry['name']}.{instances}.png", drawing_options, entry)
-                    if not entry.get("maps") and not entry.get("not_applicable"):
-                        entry["nothing"] = setup.model.task.nothing(target)
-                    if (line := in_a_line(results) or entry.get("nothing")) and not as_json:
-                        out.print(
-                            escape(f"{source.names.get(file, file.name)}: {line}"), soft_wrap=True, highlight=False
-                        )
+        products = _Products(to, maps, drawing, drawing_options, path, setup.model.task, target)
+
+        def said(line: str) -> None:
+            if line and not as_json:
+                out.print(escape(line), soft_wrap=True, highlight=False)
+
+        with Writing(manifest, forward_options.batch_size, said) as writing:
+            for (batch, read), tell in progress(ahead, "explaining", len(parts)):
+                outcomes = explained(
+                    setup.model,
+                    batch,
+                    names,
+                    {**request, "progress": tell},
+                    source,
+                    wrong_only=truth_options.wrong_only,
+                    read=read,
+                )
+                for file, outcome in zip(batch, outcomes, strict=True):
+                    left_out = truth_options.wrong_only and outcome.error is None and outcome.correct is not False
+                    title, stem = source.names.get(file, file.name), names_on_disk[file]
+                    writing.add(file, partial(products.written, outcome, file, title, stem, left_out))
     notes = [f"pictures, maps and manifest in {to}"]
     if any(entry.get("maps") for entry in manifest.images):
         notes += report_of_folder(to, report_options)
     report_of(manifest, as_json, notes)
+
+
+@dataclass(frozen=True)
+class _Products:
+    """The products are the files that are made of every image."""
+
+    folder: Path
+    maps: str
+    """The suffix of raw maps."""
+    style: Mapping[str, Any]
+    """Of the overlays."""
+    sheet: DrawingOptions
+    paths: bool
+    task: Task
+    target: Any
+
+    def written(
+        self, outcome: Outcome, file: Path, title: str, stem: str, left_out: bool
+    ) -> tuple[dict[str, Any], str]:
+        """Writes the files of an image. -> its entry in the manifest, and a line about it. ImageError: no image."""
+        entry: dict[str, Any] = {"name": stem}
+        results = outcome.noted(entry)
+        if left_out:
+            return entry | {"left_out": "not decided wrongly"}, ""
+        for name, result in results.items():
+            if isinstance(result, NotApplicable):
+                entry.setdefault("not_applicable", []).append(str(result))
+            elif len(result):
+                plain = name.replace("(", "-").replace(")", "")
+                _write(result, self.folder / f"{stem}.{plain}", self.maps, self.style, entry)
+        if self.paths:
+            with FIGURES:
+                _write_paths(results, self.folder / stem, entry)
+        if self.task.instances:
+            with FIGURES:
+                _write_sheet(results, file, self.folder / f"{stem}.{self.task.instances}.png", self.sheet, entry)
+        if not entry.get("maps") and not entry.get("not_applicable"):
+            entry["nothing"] = self.task.nothing(self.target)
+        line = in_a_line(results) or entry.get("nothing")
+        return entry, f"{title}: {line}" if line else ""
 
 
 def _write(result: Explanation, stem: Path, maps: str, drawing: Mapping[str, Any], entry: dict[str, Any]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from konkyo.apps.cli.manifest import Manifest
 from konkyo.apps.cli.sources import Pictures
 from konkyo.errors import ImageError, KonkyoError, NotApplicable
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
     from konkyo.models import Model
 
+WRITERS = 4
+"""So many threads write pictures at most."""
 _CHEAPEST = "edge_map"
 """The method that needs nothing of the network, and so one forward for the decision."""
 
@@ -102,7 +107,7 @@ def read_files(model: Model, files: Sequence[Path], source: Pictures) -> list[Re
     """Returns the files as the network takes them, each with what is known of it."""
     from konkyo.data.images import open_image
     from konkyo.data.samples import Sample, Samples
-    from konkyo.explanation.reading import Kept, read_sample
+    from konkyo.explanation.reading import Extras, read_sample
 
     if model.preprocess is None or not model.takes_pictures:
         return []
@@ -114,7 +119,7 @@ def read_files(model: Model, files: Sequence[Path], source: Pictures) -> list[Re
 
     unique = [f"{k} {file}" for k, file in enumerate(files)]
     data = Samples(tuple(unique), opened)
-    read = [read_sample(model.preprocess, data, k, Kept(views=True)) for k in range(len(files))]
+    read = [read_sample(model.preprocess, data, k, Extras(views=True)) for k in range(len(files))]
     called = [source.names.get(file, file.name) for file in files]
     return [(replace(entry, name=name), pixels) for (entry, pixels), name in zip(read, called, strict=True)]
 
@@ -137,29 +142,29 @@ def _explained_input(
 def _explained_together(model: Model, group: Group, names: list[str], request: Mapping[str, Any]) -> dict[int, Outcome]:
     """Returns the outcome of every image of a group by its number; where a batch fails, of each image alone."""
     from konkyo.explanation.explain import explanations
-    from konkyo.explanation.reading import prepared_of
+    from konkyo.explanation.reading import explained_groups, prepared_of
 
     if group.tensor is None:
         return {entry.number: Outcome(error=ImageError(entry.error)) for entry in group.entries}
-    try:
+
+    def explain(part: Group) -> Mapping[str, Explanation | NotApplicable]:
         with failures_of(model):
-            together = explanations(model, prepared_of(model, group), names, **request)
-    except ImageError as error:
-        if len(group.entries) == 1:
-            (entry,) = group.entries
-            said = error if entry.name in str(error) else ImageError(f"{entry.name}: {error}")
-            return {entry.number: Outcome(error=said)}
-        alone = (_explained_together(model, single, names, request) for single in group.split())
-        return {number: outcome for one in alone for number, outcome in one.items()}
-    return {
-        entry.number: Outcome(
-            {n: r if isinstance(r, NotApplicable) else r.of_image(index) for n, r in together.items()},
-            entry.notes,
-            name=entry.name,
-            true_label=entry.label,
-        )
-        for index, entry in enumerate(group.entries)
-    }
+            return explanations(model, prepared_of(model, part), names, **request)
+
+    outcomes = dict[int, Outcome]()
+    for part, together in explained_groups(group, explain, ImageError):
+        for index, entry in enumerate(part.entries):
+            if isinstance(together, KonkyoError):
+                said = str(together) if entry.name in str(together) else f"{entry.name}: {together}"
+                outcomes[entry.number] = Outcome(error=ImageError(said))
+                continue
+            outcomes[entry.number] = Outcome(
+                {n: r if isinstance(r, NotApplicable) else r.of_image(index) for n, r in together.items()},
+                entry.notes,
+                name=entry.name,
+                true_label=entry.label,
+            )
+    return outcomes
 
 
 @contextmanager
@@ -211,6 +216,50 @@ def one_ahead(
             done = next_one.result()
             next_one = reader.submit(read, parts[k + 1]) if k + 1 < len(parts) else None
             yield part, done
+
+
+class Writing:
+    """Threads write what becomes of images, while the next ones are explained; the manifest hears of it in order.
+
+    At most `most` images wait; then the next one waits for the first of them. It is a context manager: at its end, also
+    by an error or Ctrl-C, images under way are written and recorded, and those not begun are not.
+    """
+
+    def __init__(self, manifest: Manifest, most: int, said: Callable[[str], object]) -> None:
+        self._manifest, self._most, self._said = manifest, most, said
+        self._threads = ThreadPoolExecutor(min(WRITERS, os.cpu_count() or 1), "konkyo-writing")
+        self._waiting: deque[tuple[Path, Future[tuple[dict[str, Any], str]]]] = deque()
+
+    def add(self, file: Path, write: Callable[[], tuple[dict[str, Any], str]]) -> None:
+        """Takes an image and what writes its files. -> its entry, and a line about it, once all are written.
+
+        An ImageError of `write` makes it a skipped image; all other errors, also of images before it, come from here.
+        """
+        self._waiting.append((file, self._threads.submit(write)))
+        while len(self._waiting) > self._most:
+            self._record()
+
+    def _record(self) -> None:
+        file, written = self._waiting.popleft()
+        with self._manifest.image(file) as entry:
+            values, line = written.result()
+            entry.update(values)
+            self._said(line)
+
+    def __enter__(self) -> Writing:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _error: object, _trace: object) -> None:
+        try:
+            while self._waiting and kind is None:
+                self._record()
+        finally:
+            under_way = [waiting for waiting in self._waiting if not waiting[1].cancel()]
+            self._waiting = deque(under_way)
+            while self._waiting:
+                with suppress(KonkyoError):  # what ended the command is told
+                    self._record()
+            self._threads.shutdown()
 
 
 def batches(files: Sequence[Path], size: int) -> list[list[Path]]:

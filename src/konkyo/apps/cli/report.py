@@ -82,7 +82,8 @@ def _report_run(
     most = None if pages == "all" else int(pages)
     files = report_run(folder, to, RunReportOptions(most, per_page, data, options.lang, options.anonymous))  # type: ignore[arg-type] # checked
     size = sum(file.stat().st_size for file in files) / 1e6
-    text = f"report: {files[0]} and {len(files) - 1} pages of images ({size:.1f} MB)"
+    pages_ = len(files) - 1
+    text = f"report: {files[0]} and {pages_} page{'s' * (pages_ != 1)} of images ({size:.1f} MB)"
     out.print(escape(text), highlight=False, soft_wrap=True)
 
 

@@ -60,7 +60,9 @@ def run(
     batch: Annotated[
         str, typer.Option("--batch", help="Images in one forward, or auto: as memory allows; with --metrics 1.")
     ] = "auto",
-    shard: Annotated[int, typer.Option("--shard", min=1, help="Images in one file.")] = 256,
+    shard: Annotated[
+        int | None, typer.Option("--shard", min=1, help="Images in one file; 256, or fewer where several read few.")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=0, help="Processes that read images; default: half of the CPUs.")
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from konkyo.evaluation.result import Evaluation
 
 out, err = Console(), Console(stderr=True)
+EVERY = 30.0
+"""Seconds between two lines of progress where there is no terminal."""
 
 
 class Bar(Protocol):
@@ -35,8 +38,39 @@ def progress(
         def tell(done: int, total: int) -> None:
             bar.update(variants, completed=done, total=total, visible=done < total)
 
-        for item in bar.track(listed, total=total, description=what):
+        count = len(listed) if total is None else total  # type: ignore[arg-type] # then it is a list
+        line = _lines(what)
+        for done, item in enumerate(bar.track(listed, total=count, description=what)):
+            line(done, count)
             yield item, tell
+
+
+def _lines(what: str, *, shown: bool = True) -> Bar:
+    """Returns a bar for what is no terminal, as a log: a line every EVERY seconds."""
+    start = last = time.monotonic()
+
+    def tell(done: int, total: int | None, stage: str | None = None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if not shown or err.is_terminal or now - last < EVERY:
+            return
+        last = now
+        left = "" if not (done and total) else f", {_duration((now - start) * (total - done) / done)} left"
+        words = f" ({stage})" if stage else ""
+        err.print(f"{what}{words}: {done} of {'?' if total is None else total}{left}", highlight=False, markup=False)
+
+    return tell
+
+
+def _duration(seconds: float) -> str:
+    """Returns seconds in words.
+
+    >>> _duration(42), _duration(600), _duration(9000)
+    ('42 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def print_table(columns: list[str], rows: Iterable[Sequence[str]]) -> None:
@@ -55,9 +89,10 @@ def progress_bar(what: str, rest: str = "what was measured is kept", *, shown: b
     """A bar on the terminal that hears how far the work is, and of which stage; `rest`: what an interruption leaves."""
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not (shown and err.is_terminal)) as bar:
-        task = bar.add_task(what, total=None)
+        task, line = bar.add_task(what, total=None), _lines(what, shown=shown)
 
         def tell(done: int, total: int | None, stage: str | None = None) -> None:
+            line(done, total, stage)
             bar.update(task, completed=done, total=total, description=stage)
 
         try:

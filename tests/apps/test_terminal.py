@@ -1,0 +1,37 @@
+"""What commands write where there is no terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from konkyo.apps.cli import terminal
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, now = io.StringIO(), [0.0]
+    monkeypatch.setattr(terminal, "err", Console(file=log, width=200))
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with terminal.progress_bar("explaining") as bar:
+        for second, done in ((1, 5), (40, 200), (50, 250), (80, 400)):
+            now[0] = second
+            bar(done, 1000, "5.0 images/s")
+    assert log.getvalue().splitlines() == [
+        "explaining (5.0 images/s): 200 of 1000, 3 min left",
+        "explaining (5.0 images/s): 400 of 1000, 2 min left",
+    ]
+
+
+def test_items_that_are_gone_through_are_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, now = io.StringIO(), [0.0]
+    monkeypatch.setattr(terminal, "err", Console(file=log, width=200))
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    for _ in terminal.progress(range(8), "comparing"):
+        now[0] += 20
+    assert log.getvalue().splitlines() == [
+        "comparing: 2 of 8, 2 min left",
+        "comparing: 4 of 8, 80 s left",
+        "comparing: 6 of 8, 40 s left",
+    ]
