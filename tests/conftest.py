@@ -36,7 +36,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     seed = zlib.crc32(item.nodeid.encode())
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would write down the whole stack, for four devices
 
 
 class _Demands:

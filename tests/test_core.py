@@ -887,22 +887,16 @@ def test_saturation_at_either_end(bias: float) -> None:
     assert diagnosed(network, x, target=konkyo.ClassTarget(1, score="probability")).kind == "saturated"
 
 
-def test_a_name_of_the_library_is_taken_from_the_start() -> None:
+def test_the_data_package_is_there_at_once_and_a_name_of_the_library_is_taken_from_the_start() -> None:
+    """In one process: data know nothing of methods."""
     import subprocess
     import sys
 
-    program = "import konkyo\n@konkyo.method\ndef grad_cam(activations):\n    'Mine.'\n    return activations"
+    program = "import konkyo; print(len(konkyo.data.scenes.CLASSES), konkyo.data.images.MAX_PIXELS)\n"
+    program += "@konkyo.method\ndef grad_cam(activations):\n    'Mine.'\n    return activations"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "registered already" in result.stderr
-
-
-def test_the_data_package_is_there_at_once() -> None:
-    import subprocess
-    import sys
-
-    program = "import konkyo; print(len(konkyo.data.scenes.CLASSES), konkyo.data.images.MAX_PIXELS)"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["10", "64000000"]
+    assert "registered already" in result.stderr
 
 
 def test_an_output_of_one_number_per_image() -> None:

@@ -385,6 +385,7 @@ def test_demo_of_the_detector(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
 def test_demo_without_transformers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *p: None if n == "transformers" else find(n, *p))
+    monkeypatch.setattr(cli, "_demo_of_mistake", lambda *_: [])  # another test has it
     found = run("demo", "--scenes", 1, "--out", "d")
     assert found.code == 0
     assert f"left out: the detector, which needs transformers: {install_hint('transformers')}\n" in found.out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,7 +165,8 @@ def _process(rank: int, folder: str) -> None:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_two_processes_get_the_value_of_all(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["torchmetrics"])  # imported once for both
+    torch.multiprocessing.start_processes(_process, (str(tmp_path),), nprocs=2, start_method="forkserver")
     for rank in (0, 1):
         values = torch.load(tmp_path / f"{rank}.pt")
         for name, options in CASES:

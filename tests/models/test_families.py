@@ -426,7 +426,7 @@ def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, name: 
 def test_other_adapters_do_not_import_these_libraries() -> None:
     code = (
         "import konkyo, sys, torch; konkyo.Model(torch.nn.Conv2d(3, 4, 3)); print('torchvision' in sys.modules); "
-        "konkyo.load('konkyo/scenes-classifier'); print({'timm', 'transformers'} & {*sys.modules})"
+        "konkyo.load('konkyo/scenes-classifier'); print({'timm', 'transformers', 'torchvision'} & {*sys.modules})"
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout == "False\nset()\n"

@@ -196,7 +196,7 @@ def detector() -> konkyo.Model:
 def test_convergence_goes_on_where_it_was_interrupted(
     detector: konkyo.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ig_odam, "REFERENCE_NODES", 9)
+    monkeypatch.setattr(ig_odam, "REFERENCE_NODES", 5)
     asked, original = list[Any](), ig_odam.explain
 
     def counted(model: konkyo.Model, picture: Any, **how: Any) -> konkyo.Explanation:
@@ -204,14 +204,14 @@ def test_convergence_goes_on_where_it_was_interrupted(
         return original(model, picture, **how)
 
     monkeypatch.setattr(ig_odam, "explain", counted)
-    first = convergence(detector, SCENES, nodes=(2, 5), limit=1, matching=FEW, out=tmp_path)
+    first = convergence(detector, SCENES, nodes=(2, 3), limit=1, matching=FEW, out=tmp_path)
     assert len(asked) == 5
-    whole = convergence(detector, SCENES, nodes=(2, 5), limit=2, matching=FEW, out=tmp_path)
+    whole = convergence(detector, SCENES, nodes=(2, 3), limit=2, matching=FEW, out=tmp_path)
     assert len(asked) == 10
     assert len({id(picture) for picture in asked[5:]}) == 1
     read = Convergence.read(tmp_path)
     for found in (whole, read):
-        assert found.nodes == (2, 5)
+        assert found.nodes == (2, 3)
         assert found.images == whole.images
         assert torch.equal(found.tracked, whole.tracked)
         for name, errors in whole.errors.items():
@@ -220,7 +220,7 @@ def test_convergence_goes_on_where_it_was_interrupted(
     assert set(first.images) == {samples(SCENES, limit=1).names[0]}
     with pytest.raises(konkyo.KonkyoError, match="nodes"):
         convergence(detector, SCENES, nodes=(2, 4), limit=1, matching=FEW, out=tmp_path)
-    values = path_values(whole, 5)
+    values = path_values(whole, 3)
     assert list(values["ig_odam", claims.DISTANCE].values()) == whole.errors["ig_odam"][1].tolist()
     assert len(values["ig_odam", claims.TRACKED]) == len(whole.images)
 

@@ -137,11 +137,12 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_split_has_its_own_images_weights_and_folder(several: Path, tmp_path: Path) -> None:
-    train_gaze(replace(SMALL, seeds=(0, 1)), tmp_path, fabric=FABRIC)
+    train_gaze(replace(SMALL, seeds=(1,)), tmp_path, fabric=FABRIC)
     for weight in ("0", "3"):
         for seed in (0, 1):
             first, second = (several / f"level-1/{split}lambda_{weight}/seed_{seed}" for split in ("", "split_2/"))
-            assert same(files(first), files(tmp_path / first.relative_to(several)))
+            if seed == 1:  # as without splits
+                assert same(files(first), files(tmp_path / first.relative_to(several)))
             drawn = [splits("lesions:48", seed=n).test.names for n in (0, 2)]
             names = [[image.name for image in Consistency.load(f / "test").images] for f in (first, second)]
             assert list(map(sorted, names)) == list(map(sorted, drawn))
@@ -298,6 +299,7 @@ def test_the_studys_loss_step_by_step(number: int) -> None:
         torch.testing.assert_close(gaze.means[kind].double(), mean, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("light")
 def test_epochs_before_the_running_maps_have_no_columns_of_the_loss(tmp_path: Path) -> None:
     train_gaze(replace(SMALL, start=1, end=2, ema_start=2), tmp_path, fabric=FABRIC)
     for weight in ("0", "3"):

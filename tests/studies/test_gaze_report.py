@@ -274,13 +274,6 @@ def test_markdown_tables_are_whole(study: Path) -> None:
             assert before.count("|") == line.count("|")
 
 
-@pytest.fixture
-def light(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of many panels, which take long, are drawn in one test only."""
-    for name in ("mean_maps", "map_grid"):
-        monkeypatch.setattr(drawing, name, lambda *_: Image.new("RGB", (1, 1)))
-
-
 @pytest.mark.usefixtures("light")
 def test_a_single_run(tmp_path: Path) -> None:
     """No intervals, no differences, no correlation, and it is said."""

@@ -5,16 +5,24 @@
 
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Any
 
 from konkyo.metrics.base import METRICS, Metric, metric, metrics
 
+_LOGGED = "logged"
+"""The module whose library, torchmetrics, takes seconds to import; it defines no metric."""
+
 for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+    if _module.name != _LOGGED:
+        import_module(f"{__name__}.{_module.name}")
 
 __all__ = ["METRICS", "Metric", "metric", "metrics"]
 
 
 def __getattr__(name: str) -> Metric:
+    if name == _LOGGED:
+        module: Any = import_module(f"{__name__}.{_LOGGED}")
+        return module  # type: ignore[no-any-return]
     if name not in METRICS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return METRICS[name]

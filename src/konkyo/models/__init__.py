@@ -42,9 +42,11 @@ def load(
     if ".py:" in name:
         model = _from_file(name, weights)
     else:
-        for module in iter_modules(__path__):  # adapters import their library when a model of theirs is asked for
-            import_module(f"{__name__}.{module.name}")
         prefix, slash, rest = ("onnx", "/", name) if name.endswith(".onnx") else name.partition("/")
+        for module in sorted(iter_modules(__path__), key=lambda module: module.name != prefix):
+            if slash and prefix in ADAPTERS:  # that of another library would import it, which takes seconds
+                break
+            import_module(f"{__name__}.{module.name}")
         if not slash or prefix not in ADAPTERS:
             if (Path(name) / "manifest.json").is_file():
                 raise KonkyoError(f"{name!r} is a folder; what was trained there is 'trained/{name}'")

@@ -134,5 +134,6 @@ class _Drawn(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def __getitem__(self, place: Place) -> tuple[Tensor, int]:
         epoch, index, turn = place
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mixed(self._seed, epoch, index, *([turn] if turn else [])))
+            # torch.manual_seed would write down the whole stack, once for each kind of device.
+            torch.default_generator.manual_seed(mixed(self._seed, epoch, index, *([turn] if turn else [])))
             return self._data[index]
