@@ -202,10 +202,10 @@ def _of_segments(
     scores = rescore(share * len(levels), inputs=seen)
     weights, ran = _weights(scores, inputs, centre=centre)
     maps = []
-    for label, part, weight, count in zip(
-        labels, shown, weights.split(share, 1), ran.split(share, 1), strict=True
-    ):  # blurring is linear: the sum over masks is taken of segments, and blurred once
-        sums = torch.stack([weight @ part.to(weight), count @ part.to(weight)], 1)
+    of_levels = zip(labels, shown, torch.split(weights, share, 1), torch.split(ran, share, 1), strict=True)
+    for label, part, weight, count in of_levels:
+        kept = part.to(weight)
+        sums = torch.stack([weight @ kept, count @ kept], 1)  # of segments: blurring is linear, and once is enough
         total = sums.gather(2, label.flatten(1)[:, None].expand(-1, 2, -1)).view(len(sums), 2, *label.shape[1:])
         maps.append(safe_divide(*blurred(total, sigma).unbind(1)))
     return torch.stack(maps).mean(0)
