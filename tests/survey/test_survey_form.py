@@ -76,7 +76,7 @@ def test_the_order_of_a_code_is_pinned(tmp_path: Path) -> None:
     assert [(s.item.id, s.left) for s in order] == PINNED
 
 
-PINNED = [("?", "?")]
+PINNED = [("004", "b"), ("000", "a"), ("001", "b"), ("003", "a"), ("r00", "b"), ("002", "b")]
 
 
 def test_answers_are_read_as_they_were_written(tmp_path: Path) -> None:

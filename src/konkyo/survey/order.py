@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -49,7 +48,7 @@ def _shown(item: Item, sides: dict[str, tuple[str, str]]) -> tuple[str, str]:
 
 def _sides(form: Form, draw: random.Random) -> dict[str, tuple[str, str]]:
     """Returns (left, right) of every item that is no repeat."""
-    pairs: Sequence[tuple[str, str]] = list(combinations(form.methods, 2))
+    pairs = list(combinations(form.methods, 2))
     draw.shuffle(pairs)
     turned = [draw.random() < 0.5 for _ in pairs]
     dealt = list(form.plain_items)
@@ -62,7 +61,5 @@ def _sides(form: Form, draw: random.Random) -> dict[str, tuple[str, str]]:
     for item in form.items:
         if item.kind == "attention":
             first, second = draw.sample(sorted(item.pictures), 2)
-            if item.expected in item.pictures and item.expected not in (first, second):
-                second = item.expected
             sides[item.id] = (first, second)
     return sides

@@ -179,6 +179,7 @@
     if (refusal) say("refused", { reason: refusal });
     else if (count === 0) say(Object.keys(answers).length ? "saved" : "");
     else say(pause > 1000 ? "waiting" : "saving", { count });
+    $("done-text").hidden = count > 0 || Boolean(refusal); // until all is saved, the page must not be closed
   }
   async function request(method, path, body) {
     const headers = body ? { "Content-Type": "application/json" } : {};
@@ -282,12 +283,18 @@
   const store = data.offline ? local : server;
 
   // --- what the rater does ---
-  async function attempt(action) {
+  async function attempt(action, failed) {
     try {
       await action();
     } catch {
-      consent(s("picture.failed") && s("again"));
+      failed();
     }
+  }
+  function begin() {
+    attempt(() => store.begin(), () => {
+      say("unreachable");
+      setTimeout(begin, 3000);
+    });
   }
   for (const language of languages.length > 1 ? languages : []) {
     const button = document.createElement("button");
@@ -302,11 +309,11 @@
     $("languages").append(button);
     $("languages").hidden = false;
   }
-  $("agree").addEventListener("click", () => attempt(() => store.agree()));
+  $("agree").addEventListener("click", () => attempt(() => store.agree(), () => consent(s("unreachable"))));
   $("code-form").addEventListener("submit", (event) => {
     event.preventDefault();
     const code = $("code-input").value.toUpperCase().replace(/[^0-9A-Z]/g, "");
-    if (code) attempt(() => server.look(code));
+    if (code) attempt(() => server.look(code), () => consent(s("unreachable")));
   });
   for (const button of document.querySelectorAll("[data-answer]")) button.addEventListener("click", () => answer(button.dataset.answer));
   for (const button of document.querySelectorAll(".zoom"))
@@ -338,5 +345,5 @@
   });
   $("unsaved-note").hidden = lasting;
   translate();
-  attempt(() => store.begin());
+  begin();
 })();
