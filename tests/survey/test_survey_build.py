@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,9 @@ def test_strata_are_equally_large(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
-    pictures = explanation("x", 30).images
-    assert isinstance(pictures, tuple)
     sources = {
         "alpha": explanation("grad_cam", 30, seed=1, rows=2),
-        "beta": explanation("layer_cam", 27, seed=2, rows=2, images=pictures[:27]),
+        "beta": explanation("layer_cam", 27, seed=2, rows=2),
     }
     form = build(sources, tmp_path / "form", PLAN)
     assert form.sampling["possible"] == 27
@@ -165,9 +164,7 @@ def test_evidence_against_counts_as_nothing_of_every_method_unless_signed(tmp_pa
         {"a": one, "b": both}, tmp_path / "signed", replace(PLAN, attention=0, drawing=Drawing(signed=True, side=96))
     )
     for item in form.plain_items:
-        assert (
-            pixels(tmp_path / "form", item.pictures["a"]) != pixels(tmp_path / "form", item.pictures["b"])
-        ).mean() < 0.5
+        assert (pixels(tmp_path / "form", item.pictures["a"]) == pixels(tmp_path / "form", item.pictures["b"])).all()
     differ = [
         (pixels(tmp_path / "signed", i.pictures["a"]) != pixels(tmp_path / "signed", i.pictures["b"])).mean()
         for i in signed.plain_items
@@ -253,7 +250,7 @@ def test_a_run_becomes_a_form_by_the_command(tmp_path: Path) -> None:
     assert json.loads(again.stdout)["form_hash"] == form.form_hash
 
 
-def offline_file(folder: Path, form: Form, rater: str, *, word: str = "left", **changes: Any) -> Path:
+def offline_file(folder: Path, form: Form, rater: str, *, word: str = "left", changes: Any = None) -> Path:
     answers = [
         {
             "item": s.item.id,
@@ -266,7 +263,7 @@ def offline_file(folder: Path, form: Form, rater: str, *, word: str = "left", **
         }
         for at, s in enumerate(order_of(form, rater), 1)
     ]
-    values = {"konkyo_survey": 1, "form_hash": form.form_hash, "rater": rater, "answers": answers} | changes
+    values = {"konkyo_survey": 1, "form_hash": form.form_hash, "rater": rater, "answers": answers} | (changes or {})
     file = folder / f"answers-{rater}-{word}.json"
     file.write_text(json.dumps(values), encoding="utf-8")
     return file
@@ -311,7 +308,7 @@ def test_files_are_joined_and_the_later_answer_counts(tmp_path: Path) -> None:
 )
 def test_offline_files_that_are_wrong_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     form = small_form(tmp_path / "form", plain=12)
-    file = offline_file(tmp_path, form, "ABCD2345", **changes)
+    file = offline_file(tmp_path, form, "ABCD2345", changes=changes)
     with pytest.raises(KonkyoError, match=message):
         collect(form, [file])
 
@@ -319,7 +316,7 @@ def test_offline_files_that_are_wrong_are_refused(tmp_path: Path, changes: dict[
 def test_the_commands_that_gather(tmp_path: Path) -> None:
     form = small_form(tmp_path / "form")
     good = offline_file(tmp_path, form, "ABCD2345")
-    bad = offline_file(tmp_path, form, "ZZZZ9999", form_hash="0" * 64)
+    bad = offline_file(tmp_path, form, "ZZZZ9999", changes={"form_hash": "0" * 64})
     result = CliRunner().invoke(
         app, ["survey", "import", str(tmp_path / "form"), str(good), str(bad), "--out", str(tmp_path / "a.csv")]
     )
@@ -340,4 +337,4 @@ def test_the_offline_page_holds_no_method_and_no_address(tmp_path: Path) -> None
     assert "http://" not in text
     assert "https://" not in text
     assert text.count("data:image/webp;base64,") == len(form.digests)
-    assert "default-src 'none'" in text
+    assert "default-src 'none'" in unescape(text)

@@ -56,8 +56,8 @@ class Drawing:
         }
 
     def _values(self, result: Explanation, picture: Image.Image) -> Tensor:
-        values = result.at((picture.height, picture.width))[0].detach().cpu().float()
-        return values if self.signed else values.clamp(min=0)
+        shown = result if self.signed else replace(result, rectified=True)  # cell by cell, before maps are enlarged
+        return shown.at((picture.height, picture.width))[0].detach().cpu().float()
 
 
 def _limits(maps: Sequence[Tensor]) -> Limits:

@@ -46,6 +46,7 @@
   let answers = {}; // item -> word
   let at = 0;
   let since = 0; // when the pictures were shown; 0: they are not
+  let free = false; // whether an answer is taken
   let turn = 0; // tells late pictures of an earlier question from those of this one
   let status = ["", {}];
 
@@ -113,6 +114,7 @@
     if ($("agree").hidden && !trouble) $("consent-trouble").textContent = s("code.needed");
   }
   function ready(value) {
+    free = value;
     for (const button of document.querySelectorAll("[data-answer]")) button.setAttribute("aria-disabled", String(!value));
   }
   async function ask() {
@@ -152,10 +154,10 @@
   }
   function answer(word) {
     const time = Math.round(performance.now() - since);
-    if ($("ask").hidden || !since || time < GUARD || $("larger").open) return;
+    if ($("ask").hidden || !free || $("larger").open) return;
     const item = items[at];
     const given = { item: item.id, answer: word, ms: Math.min(time, 86400000), timestamp: new Date().toISOString(), position: at + 1, key: random(24, "0123456789abcdef") };
-    since = 0;
+    ready(false);
     answers[item.id] = word;
     store.add(given, item);
     at += 1;
