@@ -53,11 +53,11 @@ class Population:
         queues = [iter(listed) for _, listed in sorted(strata.items())]
         while queues:
             for queue in list(queues):
-                candidate = next(queue, None)
-                if candidate is None:
+                following = next(queue, None)
+                if following is None:
                     queues.remove(queue)
                 else:
-                    yield candidate
+                    yield following
 
 
 def population(sources: Sequence[Source], methods: Sequence[str], rule: str, seed: int) -> Population:
