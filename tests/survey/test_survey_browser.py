@@ -72,6 +72,7 @@ def code_of(page: Any) -> str:
     return str(page.inner_text("#code"))
 
 
+@pytest.mark.timeout(900)
 def test_three_raters_answer_one_after_a_reload(visit: Callable[..., Any], tmp_path: Path) -> None:
     """With keys, with the mouse on a phone and in Japanese, and with a reload in the middle: nothing is lost."""
     form = small_form(tmp_path / "form", target=HOSTILE)
