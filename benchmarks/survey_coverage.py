@@ -4,8 +4,8 @@
     python benchmarks/survey_coverage.py --out benchmarks/results-survey.json --table  # prints it as Markdown
 
 A population is `konkyo.survey.power.Population`: logit P(vote for the first) = middle + rater + item, both normal.
-Every simulation draws new raters and new items; each rater answers each item once. Strengths: four methods, a random pair of
-them an item and rater, with an effect of every rater and of every item on every method.
+Every simulation draws new raters and new items; each rater answers each item once. Strengths: four methods, a random
+pair of them an item and rater, with an effect of every rater and of every item on every method.
 """
 
 from __future__ import annotations

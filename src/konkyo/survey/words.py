@@ -211,8 +211,8 @@ def _of_agreement(a: Analysis, lang: str) -> list[str]:
         lang,
         "Raters hardly agree on single items (alpha below {least}: {low}). A preference over all items can be sure "
         "nevertheless; do not rest on single items.",
-        "項目ごとの評価者の一致は低いです（α が {least} 未満：{low}）。全体の選好は確かでありえますが、個々の項目を根拠に"
-        "しないでください。",
+        "項目ごとの評価者の一致は低いです（α が {least} 未満：{low}）。全体の選好は確かでありえますが、個々の項目を"
+        "根拠にしないでください。",
         low="; ".join(low),
         least=_RELIABLE,
     )
@@ -288,9 +288,10 @@ def _of_preference(a: Analysis, main: Preference, lang: str) -> list[str]:
         lines.append(
             _told(
                 lang,
-                'These numbers leave out {n} of {total} raters by the rule "{rule}"; with all raters, the rate is {rate} % '
-                "({low}–{high} %).",
-                "以上は除外規則「{rule}」により {total} 人中 {n} 人を除いた値であり、全員では {rate} %（{low}–{high} %）である。",
+                'These numbers leave out {n} of {total} raters by the rule "{rule}"; with all raters, the rate is '
+                "{rate} % ({low}–{high} %).",
+                "以上は除外規則「{rule}」により {total} 人中 {n} 人を除いた値であり、"
+                "全員では {rate} %（{low}–{high} %）である。",
                 n=len(a.excluded),
                 total=len(a.quality),
                 rule=a.rule,
