@@ -36,6 +36,13 @@ def percent(value: float) -> str:
     )
 
 
+def _span(low: float, high: float, lang: str) -> str:
+    """Returns an interval of shares in per cent."""
+    if not math.isfinite(low):
+        return _told(lang, "not known", "不明")
+    return f"{percent(low)}–{percent(high)} %"
+
+
 def p_value(p: float) -> str:
     """Returns a p-value behind "p", as in "= 0.118"; "not known" of what is not."""
     if not math.isfinite(p):
@@ -252,36 +259,17 @@ def _of_survey(a: Analysis, lang: str) -> str:
 
 def _of_preference(a: Analysis, main: Preference, lang: str) -> list[str]:
     half, everyone = (a.preference(*a.methods, *which) for which in (("kept", "half"), ("all", "dropped")))
-    lines = []
-    if math.isfinite(main.rate):
-        lines.append(
-            _told(
-                lang,
-                "{first} received {rate} % of {votes} votes (95 % interval {low}–{high} %, p {p}, raters and items "
-                "drawn at random; by a two-way bootstrap {boot_low}–{boot_high} %).",
-                "{first} への票は {votes} 票中 {rate} % であった（95 % 区間 {low}–{high} %、p {p}、評価者と項目を無作為"
-                "とみなす；二元ブートストラップでは {boot_low}–{boot_high} %）。",
-                first=main.first,
-                rate=percent(main.rate),
-                votes=main.votes,
-                low=percent(main.low),
-                high=percent(main.high),
-                p=p_value(main.p),
-                boot_low=percent(main.bootstrap_low),
-                boot_high=percent(main.bootstrap_high),
-            )
-        )
+    lines = [_of_rate(main, lang)] if math.isfinite(main.rate) else []
     lines.append(_of_sign_test(main, lang))
-    if half is not None and half.tied > 0:
+    if half is not None and 0 < half.tied < 1:
         lines.append(
             _told(
                 lang,
-                "{tied} % of the votes were ties; with ties counted half, the rate is {rate} % ({low}–{high} %).",
-                "票の {tied} % は「差がない」であり、これを 0.5 票として数えると {rate} %（{low}–{high} %）である。",
+                "{tied} % of the votes were ties; with ties counted half, the rate is {rate} % ({span}).",
+                "票の {tied} % は「差がない」であり、これを 0.5 票として数えると {rate} %（{span}）である。",
                 tied=percent(half.tied),
                 rate=percent(half.rate),
-                low=percent(half.low),
-                high=percent(half.high),
+                span=_span(half.low, half.high, lang),
             )
         )
     if a.excluded and everyone is not None:
@@ -289,34 +277,52 @@ def _of_preference(a: Analysis, main: Preference, lang: str) -> list[str]:
             _told(
                 lang,
                 'These numbers leave out {n} of {total} raters by the rule "{rule}"; with all raters, the rate is '
-                "{rate} % ({low}–{high} %).",
-                "以上は除外規則「{rule}」により {total} 人中 {n} 人を除いた値であり、"
-                "全員では {rate} %（{low}–{high} %）である。",
+                "{rate} % ({span}).",
+                "以上は除外規則「{rule}」により {total} 人中 {n} 人を除いた値であり、全員では "
+                "{rate} %（{span}）である。",
                 n=len(a.excluded),
                 total=len(a.quality),
                 rule=a.rule,
                 rate=percent(everyone.rate),
-                low=percent(everyone.low),
-                high=percent(everyone.high),
+                span=_span(everyone.low, everyone.high, lang),
             )
         )
     return lines
 
 
+def _of_rate(main: Preference, lang: str) -> str:
+    resampled = _span(main.bootstrap_low, main.bootstrap_high, lang)
+    bootstrap = _told(lang, "; by a two-way bootstrap {span}", "；二元ブートストラップでは {span}", span=resampled)
+    return _told(
+        lang,
+        "{first} received {rate} % of {votes} votes (95 % interval {span}, p {p}, raters and items drawn at random"
+        "{bootstrap}).",
+        "{first} への票は {votes} 票中 {rate} % であった（95 % 区間 {span}、p {p}、評価者と項目を無作為とみなす"
+        "{bootstrap}）。",
+        first=main.first,
+        rate=percent(main.rate),
+        votes=main.votes,
+        span=_span(main.low, main.high, lang),
+        p=p_value(main.p),
+        bootstrap=bootstrap if math.isfinite(main.bootstrap_low) else "",
+    )
+
+
 def _of_sign_test(main: Preference, lang: str) -> str:
     test = main.items
+    if not test.wins + test.losses:
+        return _told(lang, "No item had a majority.", "多数票を得た項目はなかった。")
     return _told(
         lang,
         "It won {wins} of {n} items with a majority, {draws} had none (exact sign test, two-sided, p {p}; 95 % "
-        "Clopper–Pearson interval {low}–{high} %).",
+        "Clopper–Pearson interval {span}).",
         "多数票を得た項目は {n} 件中 {wins} 件、同数は {draws} 件であった（正確な符号検定、両側、p {p}；95 % "
-        "Clopper–Pearson 区間 {low}–{high} %）。",
+        "Clopper–Pearson 区間 {span}）。",
         wins=test.wins,
         n=test.wins + test.losses,
         draws=test.draws,
         p=p_value(test.p),
-        low=percent(test.low),
-        high=percent(test.high),
+        span=_span(test.low, test.high, lang),
     )
 
 
