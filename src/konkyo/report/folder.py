@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -123,18 +123,13 @@ def _made(page: Page, folder: Path) -> Page:
 @reader(MANIFEST)
 def page_of_manifest(folder: Path, _request: Request) -> Page:
     """Returns the page of a folder of `konkyo explain`. KonkyoError: its manifest or a map cannot be read."""
-    document = read_json(folder / MANIFEST)
-    known = isinstance(document, dict) and isinstance(document.get("settings"), dict)
-    if not known or not isinstance(document.get("images"), list):
-        raise KonkyoError(f"{folder / MANIFEST} is no manifest of konkyo")
+    document = _document(folder)
     settings, entries = document["settings"], [e for e in document["images"] if _has_maps(e)]
     shown = {id(entry) for entry in entries}
-    seen = PicturesSeen(preprocess_of(settings.get("preprocess")), window=str(settings.get("window") or ""))
+    seen = _seen_by(settings)
     rows = CollectedRows(len(entries))
     for entry in entries:
-        picture = seen.open(Path(str(entry["file"])))
-        name = str(entry.get("image") or Path(str(entry["file"])).name)
-        rows.add([_explained(folder / file, name, entry, picture) for file in _map_files(entry)])
+        rows.add(_of_entry(folder, entry, seen))
     for entry in document["images"]:
         if isinstance(entry, dict) and id(entry) not in shown and isinstance(entry.get("decision"), dict):
             rows.count(str(entry.get("image")), entry["decision"].get("label", ""), entry.get("true_label") or "")
@@ -144,6 +139,36 @@ def page_of_manifest(folder: Path, _request: Request) -> Page:
     title = f"{settings.get('model', 'model')}: {', '.join(rows.layers)}"
     notes = [*_left_out(document), *seen.notes]
     return rows.page(title, provenance=provenance, command=command, notes=notes)
+
+
+def explanations_of_manifest(folder: Path) -> Iterator[Explanation]:
+    """Yields what `konkyo explain` saved: per image an explanation of every method, with the picture if it is there.
+
+    KonkyoError: the manifest or a map cannot be read.
+    """
+    document = _document(folder)
+    seen = _seen_by(document["settings"])
+    for entry in document["images"]:
+        if _has_maps(entry):
+            yield from _of_entry(folder, entry, seen)
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    document = read_json(folder / MANIFEST)
+    known = isinstance(document, dict) and isinstance(document.get("settings"), dict)
+    if not known or not isinstance(document.get("images"), list):
+        raise KonkyoError(f"{folder / MANIFEST} is no manifest of konkyo")
+    return dict(document)
+
+
+def _seen_by(settings: Mapping[str, Any]) -> PicturesSeen:
+    return PicturesSeen(preprocess_of(settings.get("preprocess")), window=str(settings.get("window") or ""))
+
+
+def _of_entry(folder: Path, entry: Mapping[str, Any], seen: PicturesSeen) -> list[Explanation]:
+    picture = seen.open(Path(str(entry["file"])))
+    name = str(entry.get("image") or Path(str(entry["file"])).name)
+    return [_explained(folder / file, name, entry, picture) for file in _map_files(entry)]
 
 
 def _has_maps(entry: Any) -> bool:

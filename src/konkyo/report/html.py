@@ -30,7 +30,7 @@ from konkyo.report.page import LANGUAGES, ImageRow, Measure, Page
 from konkyo.report.svg import curve_view
 from konkyo.report.truth import accuracy
 from konkyo.tasks.responses import Response
-from konkyo.utils.files import plain
+from konkyo.utils.markup import script_json
 
 Language: TypeAlias = Literal["auto", "en", "ja"]
 STATIC = 50
@@ -90,19 +90,13 @@ def _environment(lang: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(json=_json, both=_both, number=_number)
+    environment.filters.update(json=script_json, both=_both, number=_number)
     environment.globals.update(s=strings()[lang], words_of=words_of)
     return environment
 
 
 def _source(name: str) -> str:
     return (files("konkyo.report") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _json(value: Any) -> Markup:
-    """Returns JSON for a script element: no character in it can end the element or begin a comment."""
-    text = json.dumps(plain(value), ensure_ascii=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
 def _both(text: Text | str) -> Markup:

@@ -85,13 +85,13 @@ class Analysis:
 
     def remarks(self, lang: str = "en") -> list[str]:
         """Returns the sentences that a reader of the numbers has to know, in "en" or "ja"."""
-        from konkyo.survey.words import remarks
+        from konkyo.survey.sentences import remarks
 
         return remarks(self, lang)
 
     def paragraph(self, lang: str = "en") -> str:
         """Returns a paragraph for a paper, in "en" or "ja"."""
-        from konkyo.survey.words import paragraph
+        from konkyo.survey.sentences import paragraph
 
         return paragraph(self, lang)
 

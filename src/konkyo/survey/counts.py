@@ -52,7 +52,7 @@ class Counts:
 
     def lines(self, lang: str = "en") -> list[str]:
         """Returns what it says in sentences, in "en" or "ja"."""
-        from konkyo.survey.words import counted
+        from konkyo.survey.sentences import counted
 
         return counted(self, lang)
 

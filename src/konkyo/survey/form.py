@@ -85,13 +85,18 @@ class Form:
     @property
     def form_hash(self) -> str:
         """Returns the digest of all that is asked, pictures included; every answer bears it."""
-        text = json.dumps(plain(_as_json(self)), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(plain(self.as_json()), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def plain_items(self) -> tuple[Item, ...]:
         """Returns the items that preferences are counted over."""
         return tuple(item for item in self.items if item.kind == "plain")
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns all of it but the hash, as plain JSON values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values | {"items": [asdict(item) for item in self.items]}
 
     def item(self, name: str) -> Item:
         """Returns the item of this id. KonkyoError: there is none."""
@@ -103,7 +108,7 @@ class Form:
     def save(self, folder: str | Path) -> Path:
         """Writes the description into the folder, in which the pictures already are. -> the file"""
         file = Path(folder) / FORM
-        values = {"form": VERSION, "form_hash": self.form_hash, **_as_json(self)}
+        values = {"form": VERSION, "form_hash": self.form_hash, **self.as_json()}
         write_text(file, json.dumps(plain(values), indent=1, ensure_ascii=False) + "\n")
         return file
 
@@ -138,10 +143,6 @@ class Form:
         if form.form_hash != values.get("form_hash"):
             raise KonkyoError(f"{name} was changed after it was made: its hash is another; build the form again")
         return form
-
-
-def _as_json(form: Form) -> dict[str, Any]:
-    return {f.name: getattr(form, f.name) for f in fields(form)} | {"items": [asdict(item) for item in form.items]}
 
 
 def _require_sound(form: Form) -> None:
@@ -217,7 +218,7 @@ def answer_of(values: Mapping[str, Any], form: Form | None = None) -> Answer:
         raise KonkyoError(f"an answer has the columns {', '.join(COLUMNS)}; {', '.join(missing)} is missing")
     try:
         numbers = {"ms": int(values["ms"]), "position": int(values.get("position") or 0)}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise KonkyoError(f"ms and position of an answer are whole numbers: {error}") from error
     answer = Answer(**{name: str(values[name]) for name in COLUMNS[:5] + COLUMNS[6:8]} | numbers)  # type: ignore[arg-type] # checked below
     if answer.answer not in WORDS:

@@ -28,6 +28,7 @@ from konkyo.apps.cli.records import export, merge, query
 from konkyo.apps.cli.report import report
 from konkyo.apps.cli.run import run
 from konkyo.apps.cli.sanity import sanity
+from konkyo.apps.cli.survey import survey
 from konkyo.apps.cli.terminal import err, out
 from konkyo.apps.cli.train import train
 from konkyo.errors import KonkyoError, KonkyoWarning
@@ -65,6 +66,7 @@ app.command()(export)
 app.add_typer(benchmark, name="benchmark")
 app.add_typer(train, name="train")
 app.add_typer(report, name="report")
+app.add_typer(survey, name="survey")
 
 
 @app.callback(invoke_without_command=True)
