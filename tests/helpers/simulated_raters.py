@@ -20,7 +20,8 @@ def form_of(methods: Sequence[str], plain: int, repeats: int = 0, attention: int
     for n in range(attention):
         items.append(Item(f"a{n:02d}", "attention", "dog.jpg", "", "dog", "o.webp", checks, expected=methods[0]))
     texts = {"en": {"title": "Maps", "question": "Which is better?", "consent": "I agree."}}
-    return Form(texts, tuple(methods), tuple(items), 0)
+    files = dict.fromkeys(["o.webp", "blank.webp", *pictures.values()], "0" * 64)
+    return Form(texts, tuple(methods), tuple(items), 0, digests=files)
 
 
 def answer(rater: str, item: str, left: str, right: str, word: Word, **changes: object) -> Answer:

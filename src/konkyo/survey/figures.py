@@ -79,9 +79,7 @@ def _preferences(analysis: Analysis) -> Image.Image:
             values.append(("items won", main.items.share, main.items.low, main.items.high))
         title = f"for {shortened(first, _LONGEST)}\nagainst {shortened(second, _LONGEST)}"
         panels.append(Measured(title, values, best=values[0][0]))
-    figure = intervals_figure(
-        panels, "share of the votes, and of the items, with 95 % intervals; dashed: no preference"
-    )
+    figure = intervals_figure(panels, "shares, 95 % intervals; dashed: no preference")
     for axes in figure.axes:
         axes.set_xlim(0, 1)
         axes.axvline(0.5, color="#404040", linewidth=0.9, linestyle="--", zorder=0)

@@ -97,7 +97,7 @@ def qualities(answers: Sequence[Answer], items: Mapping[str, Item], rule: Rule) 
 
 
 def is_plain(answer: Answer, items: Mapping[str, Item]) -> bool:
-    """Tells whether an answer is to an item that preferences are counted over; "(blank)" and its like are no methods."""
+    """Tells whether an answer is to an item that preferences are counted over; "(blank)" is no method."""
     if answer.item in items:
         return items[answer.item].kind == "plain"
     return not answer.method_left.startswith("(") and not answer.method_right.startswith("(")
