@@ -153,6 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--simulations", type=int, default=1000)
+    parser.add_argument("--only", default="", help="populations whose name has this in it")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     results: dict[str, Any] = {"simulations": options.simulations, "resamples": RESAMPLES, "coverage": {}}
@@ -162,7 +163,7 @@ def main() -> None:
         print(table(results))
         return
     for name, job in jobs(results["simulations"], results["resamples"]):
-        if name not in results["coverage"]:
+        if name not in results["coverage"] and options.only in name:
             results["coverage"][name] = job()
             write_text(options.out, json.dumps(results, indent=1) + "\n")
             print(name, {k: v["covered"] for k, v in results["coverage"][name].items() if "covered" in v}, flush=True)

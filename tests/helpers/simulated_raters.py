@@ -56,7 +56,7 @@ def answers_of(
     kinds = len(form.methods)
     of_rater = deviations[0] * generator.standard_normal((raters, kinds)) / math.sqrt(2)
     of_item = {item.id: deviations[1] * generator.standard_normal(kinds) / math.sqrt(2) for item in form.plain_items}
-    answers = []
+    answers, digest = [], form.form_hash
     for r in range(raters):
         shown: dict[str, list[str]] = {}
         for position, item in enumerate(form.items, 1):
@@ -75,6 +75,6 @@ def answers_of(
                 else:
                     word = "left" if generator.random() < 1 / (1 + math.exp(effects[j] - effects[i])) else "right"
             word = "left" if r in careless else word
-            changes = {"form_hash": form.form_hash, "position": position}
+            changes = {"form_hash": digest, "position": position}
             answers.append(answer(f"RATER{r:03d}", item.id, str(names[0]), str(names[1]), word, **changes))
     return answers
