@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import locale
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +22,7 @@ from konkyo.apps.cli.options import (
     Seed,
     setup_of,
 )
-from konkyo.apps.cli.reports import ReportOptions, note_origin, report_of_folder
+from konkyo.apps.cli.reports import ReportOptions, language_of, note_origin, report_of_folder
 from konkyo.apps.cli.terminal import err, out, progress_bar
 from konkyo.errors import KonkyoError, unknown
 
@@ -99,7 +98,7 @@ def diagnose(
             progress=lambda done, total: progress(done, total or done),
             announce=announce,
         )
-    words = _language(report_options.lang)
+    words = language_of(report_options.lang)
     report.save(to, lang=words)
     note_origin(to, setup.model)
     if page and report_options.report is None:
@@ -124,10 +123,3 @@ def _thresholds(text: str) -> dict[str, float]:
         except ValueError:
             raise KonkyoError(f"--cue-rule takes NAME=NUMBER, as in cover=0.05,paste=0.03; got {part!r}") from None
     return values
-
-
-def _language(lang: str) -> str:
-    """Returns the language of the terminal's sentences; "auto" is that of the locale."""
-    if lang != "auto":
-        return lang
-    return "ja" if (locale.getlocale()[0] or "").startswith("ja") else "en"

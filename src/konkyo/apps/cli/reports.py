@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import locale
 import re
 import shlex
 import sys
@@ -49,6 +50,15 @@ class ReportOptions:
     def most(self) -> int | None:
         """Returns how many images have pictures at most; None: all."""
         return None if self.pictures == "all" else int(self.pictures)
+
+
+def language_of(lang: str) -> str:
+    """Returns the language of the terminal's sentences; "auto" is that of the locale. KonkyoError: another one."""
+    if lang not in LANGUAGES:
+        raise unknown("--lang", lang, LANGUAGES)
+    if lang != "auto":
+        return lang
+    return "ja" if (locale.getlocale()[0] or "").startswith("ja") else "en"
 
 
 def write_report(page: Page, options: ReportOptions) -> str:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from konkyo.apps.cli.evaluate import split
 from konkyo.apps.cli.options import Json, Seed
 from konkyo.apps.cli.records import PicturesNow
+from konkyo.apps.cli.survey_analysis import analyse, power
 from konkyo.apps.cli.terminal import err, out
 from konkyo.errors import KonkyoError, KonkyoWarning
 from konkyo.utils.files import parse_json, read_text
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _HELP = "Ask people which of two maps is better: build a form, serve it or send it as one file, gather the answers."
 survey = typer.Typer(help=_HELP, no_args_is_help=True)
+survey.command()(analyse)
+survey.command()(power)
 
 FormFolder = Annotated[Path, typer.Argument(help="The folder that `konkyo survey build` made.")]
 AnswersTable = Annotated[Path, typer.Option("--out", help="The table of the answers (csv).")]
