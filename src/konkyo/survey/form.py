@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -82,7 +83,7 @@ class Form:
     digests: Mapping[str, str] = field(default_factory=dict)
     """The SHA-256 of every file of a picture."""
 
-    @property
+    @cached_property
     def form_hash(self) -> str:
         """Returns the digest of all that is asked, pictures included; every answer bears it."""
         text = json.dumps(plain(self.as_json()), sort_keys=True, ensure_ascii=False, separators=(",", ":"))

@@ -258,7 +258,8 @@ def _of_survey(a: Analysis, lang: str) -> str:
 
 
 def _of_preference(a: Analysis, main: Preference, lang: str) -> list[str]:
-    half, everyone = (a.preference(*a.methods, *which) for which in (("kept", "half"), ("all", "dropped")))
+    first, second = a.methods
+    half, everyone = a.preference(first, second, ties="half"), a.preference(first, second, raters="all")
     lines = [_of_rate(main, lang)] if math.isfinite(main.rate) else []
     lines.append(_of_sign_test(main, lang))
     if half is not None and 0 < half.tied < 1:

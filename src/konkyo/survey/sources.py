@@ -16,7 +16,7 @@ from konkyo.explanation.reading import digest_of_pixels
 from konkyo.explanation.result import Explanation
 from konkyo.explanation.words import image_name
 from konkyo.report.folder import MANIFEST as OF_EXPLAIN
-from konkyo.runs.job import MANIFEST as OF_RUN
+from konkyo.runs.manifest import MANIFEST as OF_RUN
 from konkyo.runs.pictures import DataNow, RunPictures
 from konkyo.runs.records import Records, explanation_of, rows_of_file
 from konkyo.utils.files import read_json

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -72,7 +72,8 @@ class Strengths:
             drawn = np.full((len(weights), len(logs)), math.nan)
             if known.any():
                 drawn[known] = np.log(davidson(counted[known])[0])
-            return drawn - drawn.mean(1, keepdims=True)
+            centred: Floats = drawn - drawn.mean(1, keepdims=True)
+            return centred
 
         drawn = resampled(votes, values, resamples, seed) if resamples else np.full((1, len(logs)), math.nan)
         strengths = []
@@ -90,9 +91,9 @@ def tables(votes: Votes, weights: Floats) -> Floats:
     lost = np.where(votes.outcome == 1, votes.second, votes.first)
     tied = votes.outcome == 0.5
     place = tied * kinds * kinds + won * kinds + lost
-    counts = np.zeros((len(weights), 2 * kinds * kinds))
-    np.add.at(counts.T, place, weights.T)
-    counts = counts.reshape(-1, 2, kinds, kinds)
+    flat = np.zeros((len(weights), 2 * kinds * kinds))
+    np.add.at(flat.T, place, weights.T)
+    counts: Floats = flat.reshape(-1, 2, kinds, kinds)
     counts[:, 1] += counts[:, 1].transpose(0, 2, 1)
     return counts
 
@@ -175,13 +176,14 @@ def _interval(value: float, influence: Floats, votes: Votes) -> tuple[tuple[floa
 
 def _comparisons(votes: Votes, logs: Floats, influence: Floats) -> tuple[Comparison, ...]:
     """Returns all pairs, the method of the smaller index first."""
-    rows = []
+    found = []
     for i, j in combinations(range(len(logs)), 2):
         difference = float(logs[i] - logs[j])
         ends, p = _interval(difference, influence[:, i] - influence[:, j], votes)
-        rows.append((votes.methods[i], votes.methods[j], *(_probability(x) for x in (difference, *ends)), p))
-    adjusted = holm([row[-1] for row in rows])
-    return tuple(Comparison(*row, a) for row, a in zip(rows, adjusted, strict=True))
+        probability, low, high = (_probability(x) for x in (difference, *ends))
+        found.append(Comparison(votes.methods[i], votes.methods[j], probability, low, high, p, p))
+    adjusted = holm([comparison.p for comparison in found])
+    return tuple(replace(c, adjusted=a) for c, a in zip(found, adjusted, strict=True))
 
 
 def _probability(logit: float) -> float:

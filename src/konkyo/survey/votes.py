@@ -52,14 +52,16 @@ class Votes:
             0.5 if a.preferred is None else float(place[a.preferred] == pair[0])
             for a, pair in zip(listed, pairs, strict=True)
         ]
-        columns = (
-            [places[0][a.rater] for a in listed],
-            [places[1][a.item] for a in listed],
-            [pair[0] for pair in pairs],
-            [pair[1] for pair in pairs],
+        return cls(
+            tuple(methods),
+            tuple(raters),
+            tuple(items),
+            np.asarray([places[0][a.rater] for a in listed], dtype=np.int64),
+            np.asarray([places[1][a.item] for a in listed], dtype=np.int64),
+            np.asarray([pair[0] for pair in pairs], dtype=np.int64),
+            np.asarray([pair[1] for pair in pairs], dtype=np.int64),
+            np.asarray(outcomes, dtype=np.float64),
         )
-        arrays = [np.asarray(column, dtype=np.int64) for column in columns]
-        return cls(tuple(methods), tuple(raters), tuple(items), *arrays, np.asarray(outcomes, dtype=np.float64))
 
     def __len__(self) -> int:
         return len(self.outcome)
