@@ -17,7 +17,11 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.browser import chromium as chromium
 from helpers.demands import NOT_YET, described
+
+collect_ignore_glob = ["*/conftest.py"]
+"""They have no doctests, and two modules of one name cannot be collected."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

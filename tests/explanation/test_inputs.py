@@ -105,7 +105,11 @@ FILES: dict[str, tuple[Callable[[], Image.Image], str, dict[str, Any]]] = {
     "F in 0..1": (lambda: ramp(0, 1, "float32"), "a.tif", {}),
     "F below 0": (lambda: ramp(-1000, 2000, "float32"), "a.tif", {}),
     "CMYK": (lambda: picture().convert("CMYK"), "a.jpg", {"quality": 95}),
-    "YCbCr": (lambda: picture().convert("YCbCr"), "a.tif", {}),
+    "YCbCr": (
+        lambda: picture().convert("YCbCr"),
+        "a.tif",
+        {"compression": "tiff_lzw"},
+    ),  # Pillow 12 reads no plain ones
     "LAB": (lambda: Image.new("LAB", (30, 24), (120, 150, 90)), "a.tif", {}),
     "gif": (picture, "a.gif", {"save_all": True, "append_images": [picture(1), picture(2)]}),
     "apng": (picture, "a.png", {"save_all": True, "append_images": [picture(1)], "default_image": True}),

@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 
-from helpers.browser import chromium
 from helpers.pages import example_page
 from konkyo.report.html import html_of
-
-__all__ = ["chromium"]
 
 
 @pytest.fixture(scope="session")
