@@ -1,0 +1,64 @@
+"""The layout of the page: where the panels stand, and what happens when it is opened or its language changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from konkyo.apps.web.page import Page, known
+from konkyo.apps.web.panels.choose import choose_panel
+from konkyo.apps.web.panels.explain import explain_panel
+from konkyo.apps.web.session import Session
+from konkyo.apps.web.shelf import Shelf
+from konkyo.apps.web.words import LANGUAGES, language_of
+
+_LANGUAGE = "language => { document.documentElement.lang = language; return [language]; }"
+
+
+def theme_of() -> Any:
+    """Returns the theme: fonts of the reader's own system, for none is fetched from anywhere."""
+    fonts = ["system-ui", "-apple-system", "Segoe UI", "Hiragino Sans", "Noto Sans CJK JP", "sans-serif"]
+    return gr.themes.Base(
+        primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"]
+    )
+
+
+def blocks_of(shelf: Shelf) -> Any:
+    """Returns the page."""
+    with gr.Blocks(title="konkyo", analytics_enabled=False, delete_cache=(600, 1800), fill_width=True) as blocks:
+        page = Page(shelf)
+        with gr.Row(elem_classes="head"):
+            page.named(gr.Markdown(elem_classes="head"), value="head")
+            language = gr.Radio(
+                [("English", "en"), ("日本語", "ja")],
+                value="en",
+                label="Language / 言語",
+                elem_id="language",
+                scale=0,
+                min_width=220,
+            )
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                choose_panel(page)
+            with gr.Column(scale=3, min_width=320):
+                explain_panel(page)
+        outputs = [*page.outputs, *page.worded, language]
+
+        def opened(session: Session | None, request: gr.Request) -> Iterator[list[Any]]:
+            session = known(page, session)
+            session.lang = language_of(request.headers.get("accept-language"))
+            yield [*page.values(session), *page.words(session), session.lang]
+
+        def translated(session: Session | None, lang: Any) -> list[Any]:
+            session = known(page, session)
+            session.lang = lang if lang in LANGUAGES else "en"
+            return [*page.values(session), *page.words(session), session.lang]
+
+        started = blocks.load(opened, [page.state], outputs, api_visibility="private", show_progress="hidden")
+        started.then(None, [language], [language], js=_LANGUAGE, api_visibility="private")
+        language.input(
+            translated, [page.state, language], outputs, api_visibility="private", show_progress="hidden"
+        ).then(None, [language], [language], js=_LANGUAGE, api_visibility="private")
+    return blocks
