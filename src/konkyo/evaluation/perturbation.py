@@ -201,7 +201,8 @@ def curves(
     session = untouched(model.module, seed)
     with torch.no_grad(), silenced(), session, session:  # twice: see `Session`
         return tuple(
-            _curve(scored, maps, own.get(name) or column(name), steps, seed, check) for name in ("deletion", "insertion")
+            _curve(scored, maps, own.get(name) or column(name), steps, seed, check)
+            for name in ("deletion", "insertion")
         )
 
 
@@ -227,9 +228,7 @@ def _curve(scored: _Scored, maps: Tensor, measured: Column, steps: int, seed: in
     if options.get("protocol") == "odam":
         options["every"] = 1
     statistic = measured.metric.statistic(maps, **needs, **options)[0]
-    return PixelCurve(
-        measured.metric.name, measured.metric.better, tuple(statistic.double().tolist()), tuple(pictures)
-    )
+    return PixelCurve(measured.metric.name, measured.metric.better, tuple(statistic.double().tolist()), tuple(pictures))
 
 
 def _area(scored: _Scored) -> Tensor | None:

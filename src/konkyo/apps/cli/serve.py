@@ -37,7 +37,7 @@ def serve(
     from konkyo.apps.web.shelf import Shelf
 
     shelf = Shelf(tuple(models or ()), allow_ids, data)
-    for name in shelf.names:  # what cannot be loaded is said now, and not to the first user
+    for name in shelf.names or shelf.offer[:1]:  # what cannot be loaded is said now, and not to the first user
         shelf.model(name)
 
     def ready(address: str) -> None:

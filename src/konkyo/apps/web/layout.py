@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 
 from konkyo.apps.web.page import Page, known
 from konkyo.apps.web.panels.choose import choose_panel
-from konkyo.apps.web.panels.explain import explain_panel
+from konkyo.apps.web.panels.compare import compare_panel
+from konkyo.apps.web.panels.cover import cover_panel
+from konkyo.apps.web.panels.curves import curves_panel
+from konkyo.apps.web.panels.download import download_panel
+from konkyo.apps.web.panels.explain import explain_panel, maps_panel
+from konkyo.apps.web.panels.neighbours import neighbours_panel
+from konkyo.apps.web.panels.path import path_panel
 from konkyo.apps.web.session import Session
 from konkyo.apps.web.shelf import Shelf
 from konkyo.apps.web.words import LANGUAGES, language_of
 
+PANELS: dict[str, Callable[[Page], None]] = {
+    "maps": maps_panel,
+    "compare": compare_panel,
+    "cover": cover_panel,
+    "curves": curves_panel,
+    "path": path_panel,
+    "neighbours": neighbours_panel,
+    "download": download_panel,
+}
 _LANGUAGE = "language => { document.documentElement.lang = language; return [language]; }"
 
 
@@ -44,6 +59,10 @@ def blocks_of(shelf: Shelf) -> Any:
                 choose_panel(page)
             with gr.Column(scale=3, min_width=320):
                 explain_panel(page)
+                with gr.Tabs(elem_id="tabs"):
+                    for key, panel in PANELS.items():
+                        with page.named(gr.Tab(elem_id=f"tab-{key}"), label=f"tab.{key}"):
+                            panel(page)
         outputs = [*page.outputs, *page.worded, language]
 
         def opened(session: Session | None, request: gr.Request) -> Iterator[list[Any]]:

@@ -6,7 +6,17 @@
     const share = (value, start, length) => Math.min(Math.max((value - start) / length, 0), 1);
     return [share(event.clientX, at.left, at.width) * stage.dataset.width, share(event.clientY, at.top, at.height) * stage.dataset.height];
   };
-  let drag = null, dragged = false;
+  let drag = null, dragged = false, focused = null;
+
+  // A picture that is drawn anew takes its buttons along: the keyboard stays where it was.
+  element.addEventListener('focusin', event => {
+    const button = event.target.closest('[data-choice]');
+    focused = button ? button.dataset.choice : null;
+  });
+  watch('value', () => {
+    const button = focused !== null && document.activeElement === document.body && element.querySelector(`[data-choice="${focused}"]`);
+    if (button) { button.focus({ preventScroll: true }); }
+  });
 
   element.addEventListener('click', event => {
     const button = event.target.closest('[data-choice]');

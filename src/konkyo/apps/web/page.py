@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import escape
 
-from konkyo.apps.web.session import Session
+from konkyo.apps.web.session import Session, Stopped
 from konkyo.apps.web.shelf import Shelf
 from konkyo.apps.web.words import word
 from konkyo.errors import KonkyoError
@@ -99,6 +99,8 @@ def guarded(page: Page, function: Callable[..., Any]) -> Callable[..., Iterator[
             if isinstance(steps, Iterator):
                 for _ in steps:
                     yield page.values(session)
+        except Stopped:
+            pass
         except (KonkyoError, MemoryError) as error:
             message = str(error) or word(session.lang, "error.memory")
             gr.Warning(str(escape(message)), duration=12, title=word(session.lang, "error"))

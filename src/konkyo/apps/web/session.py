@@ -6,15 +6,18 @@ import io
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
-from konkyo.apps.web.choices import Choice, at_point, choices_of, code_of, contrast, in_box, of_class, picture_seen
+from konkyo.apps.web.choices import Box, Choice, at_point, choices_of, code_of, contrast, in_box, of_class, picture_seen
 from konkyo.apps.web.shelf import Shelf, asks, known_method
 from konkyo.data.images import open_image
 from konkyo.errors import KonkyoError, NotApplicable, silenced
+from konkyo.evaluation.neighbours import Neighbours
+from konkyo.evaluation.perturbation import Covering, PixelCurve
 from konkyo.explanation.explain import explanations
 from konkyo.explanation.result import Explanation
 from konkyo.models import Model
@@ -69,6 +72,15 @@ class Session:
     results: dict[str, Explanation] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     """Why a method has no map."""
+    pair: tuple[str, str] = ("", "")
+    """The names of the two maps that are compared."""
+    region: Box | None = None
+    """What was covered, as shares of the sides of what the model sees."""
+    covering: Covering | None = None
+    curves: dict[str, tuple[PixelCurve, ...]] = field(default_factory=dict)
+    neighbours: Neighbours | None = None
+    files: dict[str, bytes] = field(default_factory=dict)
+    """What was made for download last."""
     run: Run = field(default_factory=Run)
 
     # --- what is chosen -----------------------------------------------------------------------------------------------
@@ -91,7 +103,7 @@ class Session:
         before, self.model_name = self.model_name, name
         if before != name:
             self.text = ""
-            if self.picture is not None and self.source.startswith("konkyo.") and before:
+            if self.source.startswith("konkyo."):  # a sample; another model has others
                 self.picture = None
         if self.picture is None:
             self.take_sample(0)
@@ -101,13 +113,12 @@ class Session:
     def take_sample(self, index: int) -> None:
         """Takes one of the samples. KonkyoError: there is no such one."""
         self.stop()
-        data = self.shelf.samples(self.shelf.model(self.model_name))
+        data = self.shelf.samples(self.model_name)
         if not 0 <= index < len(data):
             raise KonkyoError(f"a sample from 0 to {len(data) - 1} was expected; got {index}")
-        sample = data[index]
+        sample, source = data[index], self.shelf.source(self.shelf.model(self.model_name))
         self.picture, self.name = sample.image, sample.name
-        limit = "" if not self.shelf.data else f", limit={len(data)}"
-        self.source = f"konkyo.data.samples.samples({self.shelf.source(self.model)!r}{limit})[{index}].image"
+        self.source = f"konkyo.data.samples.samples({source!r}, limit={len(data)})[{index}].image"
         if sample.question:
             self.text = sample.question
         self._look()
@@ -130,13 +141,19 @@ class Session:
 
     def _look(self) -> None:
         """Runs the model on the picture, and lists what can be explained."""
-        self.results, self.refused, self.choices, self.chosen = {}, {}, (), None
+        self._forget()
+        self.choices, self.chosen, self.neighbours, self.region = (), None, None, None
         if self.picture is not None:
             model = self.model
             if model.prompts is not None and model.prompts.value is None and model.prompts.required:
                 return
             self.choices = choices_of(model, self.picture)
             self.chosen = self.choices[0] if self.choices else None
+
+    def _forget(self) -> None:
+        """Forgets what was made of something else."""
+        self.results, self.refused, self.curves, self.files = {}, {}, {}, {}
+        self.covering = None
 
     def seen(self) -> Image.Image | None:
         """Returns the picture as the model sees it; None: there is none."""
@@ -149,7 +166,8 @@ class Session:
         if choice is None or choice == self.chosen:
             return
         self.stop()
-        self.chosen, self.results, self.refused = choice, {}, {}
+        self._forget()
+        self.chosen = choice
 
     def choose_number(self, index: int) -> None:
         """Takes one of what the model decided. KonkyoError: there is no such one."""
@@ -189,10 +207,34 @@ class Session:
         self.run = Run()
         return self.run
 
+    @contextmanager
+    def running(self) -> Iterator[Run]:
+        """Yields a run of its own for what is computed within; Stopped leaves all as it was."""
+        run = self.start()
+        run.ran = run.active = True
+        try:
+            yield run
+        finally:
+            run.active = False
+
+    def any_result(self, run: Run) -> tuple[Explanation, Model, Image.Image]:
+        """Returns a map of what is chosen, with the model and the picture; the first there is, else the usual one.
+
+        KonkyoError: nothing is chosen, or it has no map.
+        """
+        picture, chosen, model = self.picture, self.chosen, self.model
+        if picture is None or chosen is None:
+            raise KonkyoError("choose a picture, and what of it is explained, first")
+        result = next(iter(self.results.values()), None)
+        made = result or explained(model, picture, chosen.request, model.task.method, run)
+        if not isinstance(made, Explanation):
+            raise KonkyoError(made)
+        return made, model, picture
+
     def explain(self, names: Sequence[str], tell: Tell | None = None) -> Iterator[str]:
         """Yields the name of every method when its map is there, in `results` or with its reason in `refused`.
 
-        It ends early, and adds nothing more, when the run is stopped or something else is chosen meanwhile.
+        Stopped: the run was stopped, or something else was chosen meanwhile; what was there by then stays.
         KonkyoError: no picture, nothing chosen, or an unknown method.
         """
         picture, chosen, model = self.picture, self.chosen, self.model
@@ -201,11 +243,9 @@ class Session:
         wanted = list(dict.fromkeys(known_method(name, model) for name in names))
         if not wanted or len(wanted) > MOST_METHODS:
             raise KonkyoError(f"1 to {MOST_METHODS} methods are explained by at once; got {len(wanted)}")
-        run = self.start()
-        self.results = {name: result for name, result in self.results.items() if name in wanted}
-        self.refused = {}
-        run.ran = run.active = True
-        try:
+        with self.running() as run:
+            self.results = {name: result for name, result in self.results.items() if name in wanted}
+            self.refused, self.files = {}, {}
             for name in (name for name in wanted if name not in self.results):
                 outcome = explained(model, picture, chosen.request, name, run, tell)
                 if run is not self.run:
@@ -215,10 +255,6 @@ class Session:
                 else:
                     self.refused[name] = outcome
                 yield name
-        except Stopped:
-            return
-        finally:
-            run.active = False
 
     def code(self) -> str:
         """Returns the Python that makes the same maps. KonkyoError: nothing is chosen."""

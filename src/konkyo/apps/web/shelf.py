@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import nn
 
-from konkyo.data.samples import Samples, samples
+from konkyo.data.samples import Sample, Samples, samples
 from konkyo.engine.probe import NEEDS
 from konkyo.errors import KonkyoError, unknown
+from konkyo.evaluation.diagnose.collected import Collected, Settings, collect
+from konkyo.evaluation.neighbours import Neighbours, neighbours_of
 from konkyo.methods.base import Method, methods
 from konkyo.models import Model, load
 from konkyo.models.blackbox import BlackBox
@@ -23,6 +26,8 @@ from konkyo.tasks import ClassificationTask
 
 SAMPLES = 12
 """So many samples are offered."""
+POOL = 48
+"""Neighbours are looked for among so many images."""
 LOADED = 6
 """So many models are kept in memory; the one that was used longest ago goes first."""
 _PUBLIC = re.compile(r"(torchvision|timm|hf)/[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -38,6 +43,9 @@ class Shelf:
     """Whether any id of torchvision, timm and transformers may be asked for."""
     data: str = ""
     """The data set that the samples are of; "": drawn scenes, or questions about them."""
+    _pools: dict[str, Collected] = field(default_factory=dict)
+    """Of a model, what it makes of the images that neighbours are looked for in."""
+    _samples: dict[str, tuple[Sample, ...]] = field(default_factory=dict)
     _models: OrderedDict[str, Model] = field(default_factory=OrderedDict)
     _locks: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -64,12 +72,16 @@ class Shelf:
             with self._lock:
                 self._models[name] = model
                 while len(self._models) > LOADED:
-                    self._models.popitem(last=False)
+                    gone, _ = self._models.popitem(last=False)
+                    self._pools.pop(gone, None)
         return model
 
-    def samples(self, model: Model) -> Samples:
-        """Returns the samples that go with a model."""
-        return samples(self.source(model), limit=SAMPLES if self.data else None)
+    def samples(self, name: str) -> tuple[Sample, ...]:
+        """Returns the samples that go with a model, opened once for all users."""
+        source = self.source(self.model(name))
+        if source not in self._samples:
+            self._samples[source] = tuple(samples(source, limit=SAMPLES))
+        return self._samples[source]
 
     def source(self, model: Model, count: int = SAMPLES) -> str:
         """Returns what `konkyo.data.samples` reads the samples that go with a model from."""
@@ -78,6 +90,27 @@ class Shelf:
         if asks(model):
             return f"questions:{count}"
         return f"scenes:{count},objects=1" if isinstance(model.task, ClassificationTask) else f"scenes:{count}"
+
+    def neighbours(self, name: str, picture: Image.Image, count: int, check: Callable[[], None]) -> Neighbours:
+        """Returns the images that a picture resembles for a model, among POOL of those that its samples are of.
+
+        `check` is called now and then, and may end the work by an exception. KonkyoError: no classifier of classes of
+        its own.
+        """
+        model = self.model(name)
+        if not isinstance(model.task, ClassificationTask) or model.prompts is not None:
+            raise KonkyoError(f"neighbours are looked for by classifiers; {name} is none, or reads a text as well")
+        settings = Settings(batch=8)
+
+        def progress(done: int, total: int | None) -> None:
+            del done, total
+            check()
+
+        if (pool := self._pools.get(name)) is None:
+            data = samples(self.source(model, POOL), limit=POOL)
+            pool = self._pools[name] = collect(model, data, settings, progress=progress)
+        asked = Samples(("picture",), lambda _: Sample("picture", picture))
+        return neighbours_of(collect(model, asked, settings, train=pool), pool, count)
 
 
 def _is_public(name: str) -> bool:

@@ -41,9 +41,9 @@ def samples_view(session: Session) -> str:
     """Returns the samples as small pictures to choose."""
     if not session.model_name:
         return ""
-    data = session.shelf.samples(session.shelf.model(session.model_name))
-    entries = [(data[index].image, data.names[index]) for index in range(len(data))]
-    chosen = data.names.index(session.name) if session.name in data.names else None
+    data = session.shelf.samples(session.model_name)
+    entries = [(sample.image, sample.name) for sample in data]
+    chosen = next((number for number, sample in enumerate(data) if sample.name == session.name), None)
     return thumbnails(entries, chosen)
 
 
@@ -73,7 +73,7 @@ def choose_panel(page: Page) -> None:
     )
     page.shown(model, lambda session: session.model_name)
     upload = page.named(
-        gr.File(file_types=["image", ".dcm", ".tif", ".tiff"], type="filepath", height=120, elem_id="upload"),
+        gr.File(file_types=["image", ".dcm", ".tif", ".tiff"], type="filepath", height=140, elem_id="upload"),
         label="upload",
     )
     page.shown(upload, lambda _: None)

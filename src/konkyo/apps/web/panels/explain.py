@@ -74,9 +74,13 @@ def explain_panel(page: Page) -> None:
         go = page.named(gr.Button(variant="primary", elem_id="explain"), value="explain")
         stop = page.named(gr.Button(variant="stop", elem_id="stop"), value="stop")
     status = page.shown(gr.Markdown(elem_id="status"), status_view)
-    page.drawing(maps_view, elem_id="maps")
     page.on(go.click, explain, [chosen], show_progress="full", show_progress_on=[status], concurrency_limit=4)
     stop.click(_stop, [page.state], None, queue=False, api_visibility="private")
+
+
+def maps_panel(page: Page) -> None:
+    """Builds the part with the maps."""
+    page.drawing(maps_view, elem_id="maps")
 
 
 def _stop(session: Session | None) -> None:
