@@ -63,10 +63,12 @@ def blocks_of(shelf: Shelf) -> Any:
                     for key, panel in PANELS.items():
                         with page.named(gr.Tab(elem_id=f"tab-{key}"), label=f"tab.{key}"):
                             panel(page)
+        page.wire()
         outputs = [*page.outputs, *page.worded, language]
 
         def opened(session: Session | None, request: gr.Request) -> Iterator[list[Any]]:
             session = known(page, session)
+            session.sent.clear()  # a new page shows nothing yet
             session.lang = language_of(request.headers.get("accept-language"))
             yield [*page.values(session), *page.words(session), session.lang]
 

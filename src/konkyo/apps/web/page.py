@@ -18,6 +18,8 @@ from konkyo.errors import KonkyoError
 
 View = Callable[[Session], Any]
 """A session -> what a component shows of it."""
+Of = Callable[[Session], tuple[Any, ...]]
+"""A session -> what a view is made of; while these stay the same, it is not drawn anew."""
 
 
 @cache
@@ -33,31 +35,43 @@ class Page:
         self.shelf = shelf
         self.state = gr.State(None, time_to_live=3600, delete_callback=_end)
         self._words: list[tuple[Any, Mapping[str, str]]] = []
-        self._views: list[tuple[Any, View]] = []
+        self._views: list[tuple[Any, View, Of | None]] = []
+        self._events: list[tuple[Any, Callable[..., Any], Sequence[Any], dict[str, Any]]] = []
 
     def named(self, component: Any, **keys: str) -> Any:
         """Returns the component, and notes which of its properties are words of the page, and which."""
         self._words.append((component, keys))
         return component
 
-    def shown(self, component: Any, view: View) -> Any:
-        """Returns the component, and notes what it shows of a session after every event."""
-        self._views.append((component, view))
+    def shown(self, component: Any, view: View, of: Of | None = None) -> Any:
+        """Returns the component, and notes what it shows of a session; without `of` it is sent after every event."""
+        self._views.append((component, view, of))
         return component
 
-    def drawing(self, view: View | None = None, **settings: Any) -> Any:
+    def drawing(self, view: View, of: Of, **settings: Any) -> Any:
         """Returns a component for pictures of the page's own, which tells the event `select`."""
-        component = gr.HTML(js_on_load=asset("page.js"), **settings)
-        return component if view is None else self.shown(component, view)
+        return self.shown(gr.HTML(js_on_load=asset("page.js"), **settings), view, of)
 
     @property
     def outputs(self) -> list[Any]:
         """Returns what is drawn anew after an event: the session, and every component that shows something of it."""
-        return [self.state, *(component for component, _ in self._views)]
+        return [self.state, *(component for component, _, _ in self._views)]
 
     def values(self, session: Session) -> list[Any]:
         """Returns the values of `outputs`."""
-        return [session, *(view(session) for _, view in self._views)]
+        return [session, *(self._value(session, number) for number in range(len(self._views)))]
+
+    def _value(self, session: Session, number: int) -> Any:
+        _, view, of = self._views[number]
+        if of is None:
+            return view(session)
+        made_of = (session.lang, *of(session))
+        before = session.sent.get(number)
+        if before is not None and len(before) == len(made_of) and all(map(_same, before, made_of)):
+            return gr.skip()
+        value = view(session)
+        session.sent[number] = made_of
+        return value
 
     @property
     def worded(self) -> list[Any]:
@@ -68,9 +82,19 @@ class Page:
         """Returns the updates of `worded`."""
         return [gr.update(**{name: word(session.lang, key) for name, key in keys.items()}) for _, keys in self._words]
 
-    def on(self, event: Any, function: Callable[..., Any], inputs: Sequence[Any] = (), **settings: Any) -> Any:
-        """Runs `function(session, *inputs)` at an event, and draws everything anew; generators after every step."""
-        return event(guarded(self, function), [self.state, *inputs], self.outputs, api_visibility="private", **settings)
+    def on(self, event: Any, function: Callable[..., Any], inputs: Sequence[Any] = (), **settings: Any) -> None:
+        """Notes that `function(session, *inputs)` runs at an event, and all that changed is drawn; see `wire`."""
+        self._events.append((event, function, inputs, settings))
+
+    def wire(self) -> None:
+        """Tells Gradio of all events, once all components are known."""
+        for event, function, inputs, settings in self._events:
+            event(guarded(self, function), [self.state, *inputs], self.outputs, api_visibility="private", **settings)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Tells whether two things are one, or equal words or numbers; pictures are not compared by their pixels."""
+    return one is other or (isinstance(one, (str, int, float)) and bool(one == other))
 
 
 def _end(session: Session | None) -> None:

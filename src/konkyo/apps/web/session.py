@@ -53,7 +53,7 @@ class Run:
             raise Stopped
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Session:
     """One user's choices and results. Nothing of it is shared with other users."""
 
@@ -81,7 +81,12 @@ class Session:
     neighbours: Neighbours | None = None
     files: dict[str, bytes] = field(default_factory=dict)
     """What was made for download last."""
+    methods: tuple[str, ...] = ()
+    """The methods that are chosen; none: the usual one."""
+    sent: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    """Of every drawing, what it was made of when it was sent to the browser last."""
     run: Run = field(default_factory=Run)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     # --- what is chosen -----------------------------------------------------------------------------------------------
 
@@ -102,7 +107,7 @@ class Session:
         self.shelf.model(name)
         before, self.model_name = self.model_name, name
         if before != name:
-            self.text = ""
+            self.text, self.methods = "", ()
             if self.source.startswith("konkyo."):  # a sample; another model has others
                 self.picture = None
         if self.picture is None:
@@ -145,7 +150,7 @@ class Session:
         self.choices, self.chosen, self.neighbours, self.region = (), None, None, None
         if self.picture is not None:
             model = self.model
-            if model.prompts is not None and model.prompts.value is None and model.prompts.required:
+            if model.prompts is not None and model.prompts.value is None:  # it waits for its text
                 return
             self.choices = choices_of(model, self.picture)
             self.chosen = self.choices[0] if self.choices else None
@@ -165,9 +170,10 @@ class Session:
         """Takes what is explained; maps of something else go. None leaves all as it is."""
         if choice is None or choice == self.chosen:
             return
-        self.stop()
-        self._forget()
-        self.chosen = choice
+        with self._lock:
+            self.stop()
+            self._forget()
+            self.chosen = choice
 
     def choose_number(self, index: int) -> None:
         """Takes one of what the model decided. KonkyoError: there is no such one."""
@@ -248,12 +254,12 @@ class Session:
             self.refused, self.files = {}, {}
             for name in (name for name in wanted if name not in self.results):
                 outcome = explained(model, picture, chosen.request, name, run, tell)
-                if run is not self.run:
-                    return
-                if isinstance(outcome, Explanation):
-                    self.results[name] = outcome
-                else:
-                    self.refused[name] = outcome
+                with self._lock:  # what is chosen does not change between the check and the note
+                    run.check()
+                    if isinstance(outcome, Explanation):
+                        self.results[name] = outcome
+                    else:
+                        self.refused[name] = outcome
                 yield name
 
     def code(self) -> str:

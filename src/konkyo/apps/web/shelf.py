@@ -33,7 +33,7 @@ LOADED = 6
 _PUBLIC = re.compile(r"(torchvision|timm|hf)/[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Shelf:
     """The models on offer. Users share a network; its lock in the library keeps them from meeting inside it."""
 

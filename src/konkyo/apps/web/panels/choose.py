@@ -78,11 +78,13 @@ def choose_panel(page: Page) -> None:
     )
     page.shown(upload, lambda _: None)
     with page.named(gr.Accordion(open=True), label="samples"):
-        samples = page.drawing(samples_view, elem_id="samples")
-    text = page.shown(gr.Textbox(visible=False, max_length=300, elem_id="text"), text_view)
+        samples = page.drawing(samples_view, lambda s: (s.model_name, s.name), elem_id="samples")
+    text = page.shown(
+        gr.Textbox(visible=False, max_length=300, elem_id="text"), text_view, lambda s: (s.model_name, s.text)
+    )
     page.shown(gr.Markdown(elem_id="chosen"), chosen_view)
-    picture = page.drawing(picture_view, elem_id="picture")
-    choices = page.drawing(choices_view, elem_id="choices")
+    picture = page.drawing(picture_view, lambda s: (s.model_name, s.picture, s.choices, s.chosen), elem_id="picture")
+    choices = page.drawing(choices_view, lambda s: (s.choices, s.chosen), elem_id="choices")
     with gr.Row():
         label = page.named(gr.Textbox(max_length=100, elem_id="class"), label="class", info="class.info")
         against = page.named(gr.Textbox(max_length=100, elem_id="against"), label="against", info="against.info")

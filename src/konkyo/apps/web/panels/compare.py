@@ -57,8 +57,8 @@ def compare_panel(page: Page) -> None:
     with gr.Row():
         this = page.named(gr.Dropdown([], elem_id="this"), label="compare.this")
         that = page.named(gr.Dropdown([], elem_id="that"), label="compare.that")
-    page.shown(this, lambda session: _names(session, 0))
-    page.shown(that, lambda session: _names(session, 1))
-    page.drawing(compare_view, elem_id="compare")
+    page.shown(this, lambda session: _names(session, 0), lambda s: (*s.results, *s.pair))
+    page.shown(that, lambda session: _names(session, 1), lambda s: (*s.results, *s.pair))
+    page.drawing(compare_view, lambda s: (*s.results.values(), *s.pair), elem_id="compare")
     for component in (this, that):
         page.on(component.input, choose_pair, [this, that])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -97,7 +98,7 @@ def cover_panel(page: Page) -> None:
     page.named(gr.Markdown(), value="cover.how")
     with gr.Row():
         with gr.Column(min_width=280):
-            region = page.drawing(region_view, elem_id="region")
+            region = page.drawing(region_view, lambda s: (s.model_name, s.picture, s.region), elem_id="region")
         with gr.Column(min_width=280):
             fill = page.named(gr.Dropdown(list(FILLS), value=FILLS[0], elem_id="fill"), label="cover.fill")
             with gr.Row():
@@ -109,12 +110,12 @@ def cover_panel(page: Page) -> None:
                     for name, value in (("left", 33), ("top", 33), ("right", 66), ("bottom", 66))
                 ]
             go = page.named(gr.Button(elem_id="cover"), value="cover.go")
-            page.drawing(covering_view, elem_id="covering")
+            page.drawing(covering_view, lambda s: (s.covering, s.chosen), elem_id="covering")
     for component, side in zip(sides, range(4), strict=True):
-        page.shown(component, lambda session, side=side: _side(session, side))
+        page.shown(component, partial(_side, side), lambda s: (s.region,))
     page.on(region.select, drawn_region, [fill])
     page.on(go.click, typed_region, [*sides, fill])
 
 
-def _side(session: Session, side: int) -> Any:
+def _side(side: int, session: Session) -> Any:
     return gr.update() if session.region is None else round(100 * session.region[side])

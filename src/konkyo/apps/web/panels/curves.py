@@ -64,6 +64,6 @@ def curves_panel(page: Page) -> None:
     with gr.Row():
         name = page.named(gr.Dropdown([], elem_id="curve-of"), label="map")
         go = page.named(gr.Button(elem_id="measure"), value="curves.go")
-    page.shown(name, names_view)
-    page.drawing(curves_view, elem_id="curves")
+    page.shown(name, names_view, lambda s: tuple(s.results))
+    page.drawing(curves_view, lambda s: (*s.results, *s.curves.values()), elem_id="curves")
     page.on(go.click, measure, [name])

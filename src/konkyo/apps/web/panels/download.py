@@ -65,7 +65,7 @@ def download_panel(page: Page) -> None:
             button = page.named(gr.Button(elem_id=f"download-{suffix}"), value=f"download.{suffix}")
             made: Callable[[Session], None] = partial(prepare, suffix)
             page.on(button.click, made)
-    page.drawing(links_view, elem_id="links")
+    page.drawing(links_view, lambda s: (s.files, bool(s.results)), elem_id="links")
     code = page.named(
         gr.Code(language="python", interactive=False, elem_id="code", buttons=["copy"], show_line_numbers=False),
         label="download.code",

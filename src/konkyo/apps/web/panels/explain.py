@@ -49,9 +49,7 @@ def methods_view(session: Session) -> Any:
         for name in names
         if name in summaries
     ]
-    known = {name for _, name in choices}
-    chosen = [name for name in (*session.results, *session.refused) if name in known]
-    return gr.update(choices=choices, value=chosen or [model.task.method], max_choices=MOST_METHODS)
+    return gr.update(choices=choices, value=list(session.methods) or [model.task.method], max_choices=MOST_METHODS)
 
 
 def status_view(session: Session) -> str:
@@ -69,7 +67,8 @@ def explain_panel(page: Page) -> None:
         label="methods",
         info="methods.info",
     )
-    page.shown(chosen, methods_view)
+    page.shown(chosen, methods_view, lambda s: (s.model_name,))
+    chosen.input(_wanted, [page.state, chosen], None, api_visibility="private", show_progress="hidden")
     with gr.Row():
         go = page.named(gr.Button(variant="primary", elem_id="explain"), value="explain")
         stop = page.named(gr.Button(variant="stop", elem_id="stop"), value="stop")
@@ -80,12 +79,18 @@ def explain_panel(page: Page) -> None:
 
 def maps_panel(page: Page) -> None:
     """Builds the part with the maps."""
-    page.drawing(maps_view, elem_id="maps")
+    page.drawing(maps_view, lambda s: (*s.results.values(), *s.refused.values()), elem_id="maps")
 
 
 def _stop(session: Session | None) -> None:
     if session is not None:
         session.stop()
+
+
+def _wanted(session: Session | None, names: Any) -> None:
+    """Notes the methods that are chosen, so that they stay when the language changes."""
+    if session is not None and isinstance(names, list):
+        session.methods = tuple(str(name) for name in names[:MOST_METHODS])
 
 
 def explain(session: Session, names: Any, progress: gr.Progress = gr.Progress()) -> Iterator[str]:  # noqa: B008 - Gradio's own way

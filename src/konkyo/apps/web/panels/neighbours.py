@@ -44,5 +44,5 @@ def neighbours_panel(page: Page) -> None:
     """Builds the panel, and says what its events do."""
     page.named(gr.Markdown(), value="neighbours.how")
     go = page.named(gr.Button(elem_id="find"), value="neighbours.go")
-    page.drawing(neighbours_view, elem_id="neighbours")
+    page.drawing(neighbours_view, lambda s: (s.neighbours,), elem_id="neighbours")
     page.on(go.click, find)

@@ -40,5 +40,5 @@ def path_panel(page: Page) -> None:
     """Builds the panel, and says what its events do."""
     page.named(gr.Markdown(), value="path.how")
     go = page.named(gr.Button(elem_id="walk"), value="path.go")
-    page.drawing(path_view, elem_id="path")
+    page.drawing(path_view, lambda s: tuple(r for r in s.results.values() if r.path is not None), elem_id="path")
     page.on(go.click, walk)
