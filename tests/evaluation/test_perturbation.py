@@ -81,8 +81,8 @@ def test_a_check_ends_it_between_forwards(model: konkyo.Model, picture: Image.Im
     explained = konkyo.explain(model, picture)
     with pytest.raises(RuntimeError, match="enough"):
         curves(model, picture, explained, check=check)
+    calls.clear()
     with pytest.raises(RuntimeError, match="enough"):
-        calls.clear()
         cover(model, picture, explained, REGION, check=check)
     torch.testing.assert_close(konkyo.explain(model, picture).maps, explained.maps)
 

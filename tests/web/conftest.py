@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,7 +45,11 @@ def address(shelf: Shelf) -> Iterator[str]:
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     shelf.samples("konkyo/scenes-classifier")
-    server = uvicorn.Server(uvicorn.Config(application(shelf, port=port), log_level="error"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # Gradio makes event loops that it never runs nor closes
+        app = application(shelf, port=port)
+        gc.collect()
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     for _ in range(600):
@@ -64,7 +70,7 @@ def visit(chromium: Any, address: str) -> Iterator[Callable[..., Any]]:
     def opened(**options: Any) -> Any:
         context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, "locale": "en-US", **options})
         contexts.append(context)
-        context.set_default_timeout(90_000)
+        context.set_default_timeout(200_000)
         page = context.new_page()
         page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
         local = (address, "data:", "blob:")

@@ -35,8 +35,18 @@ _LANGUAGE = "language => { document.documentElement.lang = language; return [lan
 def theme_of() -> Any:
     """Returns the theme: fonts of the reader's own system, for none is fetched from anywhere."""
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Hiragino Sans", "Noto Sans CJK JP", "sans-serif"]
-    return gr.themes.Base(
+    theme = gr.themes.Base(
         primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"]
+    )
+    grey, blue = "#475569", "#1d4ed8"  # of enough contrast on white
+    return theme.set(
+        body_text_color_subdued=grey,
+        block_info_text_color=grey,
+        block_label_text_color=grey,
+        block_title_text_color=grey,
+        color_accent=blue,
+        button_primary_background_fill=blue,
+        button_primary_background_fill_hover="#1e40af",
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
+import tempfile
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
@@ -11,7 +13,7 @@ from konkyo.apps.web.session import MOST_BYTES
 from konkyo.apps.web.shelf import Shelf
 from konkyo.errors import KonkyoError, install_hint
 
-SESSIONS = 64
+SESSIONS = 32
 """So many users' sessions are kept in memory; the one that was used longest ago goes first."""
 WAITING = 32
 """So many requests wait for their turn at most; more are refused."""
@@ -83,7 +85,7 @@ async def _refuse(send: _Send, status: int, reason: str) -> None:
     await send({"type": "http.response.body", "body": reason.encode()})
 
 
-def application(shelf: Shelf, host: str = "127.0.0.1", port: int = 7860) -> Any:
+def application(shelf: Shelf, host: str = "127.0.0.1", port: int = 7860) -> Gate:
     """Returns the page as an ASGI application. KonkyoError: gradio is not installed."""
     try:
         import fastapi
@@ -121,18 +123,24 @@ def application(shelf: Shelf, host: str = "127.0.0.1", port: int = 7860) -> Any:
 
 def serve(shelf: Shelf, host: str = "127.0.0.1", port: int = 7860, ready: Callable[[str], None] | None = None) -> None:
     """Serves the page until it is interrupted; `ready` gets its address. KonkyoError: no gradio, or a taken port."""
-    app = application(shelf, host, port)
+    with tempfile.TemporaryDirectory(prefix="konkyo-") as folder:  # what Gradio writes goes with the server
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        app = application(shelf, host, port)
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((host, port))
+            except OSError as error:
+                message = f"{host}:{port} cannot be listened on: {error.strerror}; choose another --port"
+                raise KonkyoError(message) from error
+            _run(app, listener, host, ready)
+
+
+def _run(app: Gate, listener: socket.socket, host: str, ready: Callable[[str], None] | None) -> None:
+    """Serves an application on a socket until it is interrupted."""
     import uvicorn
 
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise KonkyoError(
-                f"{host}:{port} cannot be listened on: {error.strerror}; choose another --port"
-            ) from error
-        if ready is not None:
-            ready(f"http://{host}:{listener.getsockname()[1]}/")
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False)
-        uvicorn.Server(config).run(sockets=[listener])
+    if ready is not None:
+        ready(f"http://{host}:{listener.getsockname()[1]}/")
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, server_header=False)
+    uvicorn.Server(config).run(sockets=[listener])

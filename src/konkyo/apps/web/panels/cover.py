@@ -63,7 +63,7 @@ def covering_view(session: Session) -> str:
 
 
 def _signed(fall: float) -> str:
-    return "-" if math.isnan(fall) else f"{fall:+.3f}"
+    return "-" if math.isnan(fall) else f"{fall:.3f}"
 
 
 def cover_region(session: Session, box: tuple[float, float, float, float], fill: Any) -> None:
