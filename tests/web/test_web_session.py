@@ -16,7 +16,7 @@ import konkyo
 from konkyo.apps.web.choices import Choice, at_point, code_of
 from konkyo.apps.web.session import MOST_BYTES, Session, Stopped
 from konkyo.apps.web.shelf import Shelf, groups_of_methods
-from konkyo.errors import KonkyoError
+from konkyo.errors import KonkyoError, silenced
 
 CLASSIFIER, DETECTOR, SEGMENTER = "konkyo/scenes-classifier", "konkyo/scenes-detr", "konkyo/scenes-segmenter"
 
@@ -30,7 +30,8 @@ def png(width: int = 40, height: int = 30, colour: str = "teal") -> bytes:
 def made_by(code: str) -> dict[str, Any]:
     """Runs the Python that the page shows."""
     names: dict[str, Any] = {}
-    exec(compile(code.replace('.save("why.png")', ""), "code", "exec"), names)
+    with silenced():
+        exec(compile(code.replace('.save("why.png")', ""), "code", "exec"), names)
     return names
 
 

@@ -162,7 +162,7 @@ def cover(
             output = scored.output(image[None])
             scores.append(float(scored.score(output)))
             decisions.append(scored.decision(output) if len(decisions) < 2 else "")
-    return Covering(scores[0], scores[1], tuple(scores[2:]), *decisions[:2], scored.shown(changed[1]))
+    return Covering(scores[0], scores[1], tuple(scores[2:]), decisions[0], decisions[1], scored.shown(changed[1]))
 
 
 def _in_input(region: Sequence[float] | str, explanation: Explanation, row: int) -> Any:

@@ -103,7 +103,7 @@ def _asking(model: Model, target: Any, box: Box | None) -> Any:
     if isinstance(target, ClassTarget):
         return _name(model, target.index)
     if isinstance(target, InstanceTarget) and box is not None:
-        rounded = tuple(round(side, 1) for side in box)
+        rounded = _rounded(*box)
         return Detections(threshold=THRESHOLD, top=1, classes=(_name(model, target.label),), boxes=(rounded,))
     if isinstance(target, RegionTarget):
         return Region(_name(model, target.index))
@@ -149,7 +149,7 @@ def in_box(model: Model, picture: Image.Image, box: Box) -> Choice | None:
         return None
     left, top = _corner(model, picture)
     x0, y0, x1, y1 = box
-    region = tuple(round(side, 1) for side in (x0 + left, y0 + top, x1 + left, y1 + top))
+    region = _rounded(x0 + left, y0 + top, x1 + left, y1 + top)
     return Choice(f"region {x0:.0f},{y0:.0f},{x1:.0f},{y1:.0f}", Region(None, "all", box=region), box=box)
 
 
@@ -168,6 +168,11 @@ def contrast(model: Model, choice: Choice, other: str) -> Choice:
 def _corner(model: Model, picture: Image.Image) -> tuple[int, int]:
     assert model.preprocess is not None
     return model.preprocess.corner(picture)
+
+
+def _rounded(x0: float, y0: float, x1: float, y1: float) -> Box:
+    """Returns a box to a tenth of a pixel, as it stands in the Python that is shown."""
+    return round(x0, 1), round(y0, 1), round(x1, 1), round(y1, 1)
 
 
 def _within(box: Box, x: float, y: float) -> bool:

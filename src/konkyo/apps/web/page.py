@@ -80,7 +80,10 @@ class Page:
 
     def words(self, session: Session) -> list[Any]:
         """Returns the updates of `worded`."""
-        return [gr.update(**{name: word(session.lang, key) for name, key in keys.items()}) for _, keys in self._words]
+        updates: list[dict[str, Any]] = [
+            {name: word(session.lang, key) for name, key in keys.items()} for _, keys in self._words
+        ]
+        return [gr.update(**update) for update in updates]
 
     def on(self, event: Any, function: Callable[..., Any], inputs: Sequence[Any] = (), **settings: Any) -> None:
         """Notes that `function(session, *inputs)` runs at an event, and all that changed is drawn; see `wire`."""

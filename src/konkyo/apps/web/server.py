@@ -95,6 +95,7 @@ def application(shelf: Shelf, host: str = "127.0.0.1", port: int = 7860) -> Gate
     from konkyo.apps.web.layout import blocks_of, theme_of
     from konkyo.apps.web.page import asset
 
+    os.environ["GRADIO_RUN_HISTORY"] = "False"  # no browser keeps what was computed; older versions do not know it
     blocks = blocks_of(shelf)
     blocks.state_session_capacity = SESSIONS
     blocks.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False)
@@ -106,7 +107,6 @@ def application(shelf: Shelf, host: str = "127.0.0.1", port: int = 7860) -> Gate
         server_name=host,
         server_port=port,
         footer_links=[],
-        run_history=False,
         allowed_paths=[],
         show_error=False,
         max_file_size=MOST_BYTES,

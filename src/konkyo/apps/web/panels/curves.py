@@ -55,7 +55,7 @@ def measure(session: Session, name: Any) -> None:
 def names_view(session: Session) -> Any:
     """Returns the list of the maps there are."""
     names = list(session.results)
-    return gr.update(choices=names, value=(list(session.curves) or names or [None])[-1])
+    return gr.update(choices=names, value=next(reversed([*names, *session.curves]), None))
 
 
 def curves_panel(page: Page) -> None:
