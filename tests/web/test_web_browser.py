@@ -41,12 +41,10 @@ def idle(page: Any) -> None:
 
 
 def methods(page: Any, *names: str) -> None:
-    """Chooses methods beside the one that is there, by keyboard."""
+    """Chooses methods beside the one that is there."""
     for name in names:
-        box = page.locator("#methods input")
-        box.fill(name)
-        page.locator(f"#methods [role=option][aria-label^='{name} ']").first.wait_for()
-        box.press("Enter")
+        page.locator("#methods input").fill(name)
+        page.locator("[role=option]").filter(has_text=re.compile(rf"^\W*{name} ·")).first.click()
     page.keyboard.press("Escape")
 
 

@@ -62,7 +62,7 @@ def blocks_of(shelf: Shelf) -> Any:
                 label="Language / 言語",
                 elem_id="language",
                 scale=0,
-                min_width=220,
+                min_width=270,
             )
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
