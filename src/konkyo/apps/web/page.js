@@ -16,6 +16,7 @@
   watch('value', () => {
     const button = focused !== null && document.activeElement === document.body && element.querySelector(`[data-choice="${focused}"]`);
     if (button) { button.focus({ preventScroll: true }); }
+    element.querySelectorAll('[data-frame]').forEach(range => shown(range.closest('.animation'), Number(range.value)));
   });
 
   element.addEventListener('click', event => {
