@@ -74,7 +74,9 @@ def explain_panel(page: Page) -> None:
         stop = page.named(gr.Button(variant="stop", elem_id="stop"), value="stop")
     status = page.shown(gr.Markdown(elem_id="status"), status_view)
     page.on(go.click, explain, [chosen], show_progress="full", show_progress_on=[status], concurrency_limit=4)
-    stop.click(_stop, [page.state], None, queue=False, api_visibility="private")
+    stop.click(  # in the queue, as all that the gate lets through; it waits for nobody there
+        _stop, [page.state], None, api_visibility="private", show_progress="hidden", concurrency_limit=None
+    )
 
 
 def maps_panel(page: Page) -> None:
