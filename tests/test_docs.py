@@ -29,6 +29,7 @@ from helpers.paths import DOCS, EXAMPLES, ROOT
         "segments.md",
         "relevance.md",
         "answers.md",
+        "web.md",
     ],
 )
 def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,7 @@ def test_an_option_is_declared_once() -> None:
     """What several commands share stands in a group or in a named type; the rest is a command's own."""
     own = {
         "--method",
+        "--model",
         "--out",
         "--all",
         "--score",

@@ -73,7 +73,8 @@ class Integration:
                 weights = dict(zip(sampling.first, trapezoid(torch.tensor(sampling.first)).tolist(), strict=True))
                 for alpha, row, node in nodes(dict.fromkeys(sampling.first, group)):
                     sums[row].add_next(alpha, node, weights[alpha])
-                self._variants.report((done + 1) * sampling.nodes, total)
+                    if row == group[-1]:
+                        self._variants.report(done * sampling.nodes + len(tracks[row].nodes), total)
         values = [torch.stack(level) for level in zip(*(part.levels for part in sums), strict=True)]
         largest = torch.stack([part.largest() for part in sums])
         return Integral((sampling, by_activations), baseline, values, traced(tracks, sampling), largest)

@@ -130,15 +130,17 @@ class Variants:
         order, total = self._order_of_all(len(weights)), [torch.zeros(())] * len(self._rows)
         if not len(order):
             raise KonkyoError("regrad needs at least one variant")
-        groups = self._groups()
-        for done, group in enumerate(groups):
+        groups, done = self._groups(), 0
+        count = len(groups) * len(order)
+        for group in groups:
             forward, vary, stubbed = self._forward(group[0], inputs, activations)
             way = _Way(vary, partial(self._slopes, forward), stubbed, graph=True)
             for chunk in self._shared_chunks(group, order, way):
                 for row, slope in zip(chunk.rows, chunk.result, strict=True):
                     weighted = torch.einsum("v,v...->...", weights.to(slope)[chunk.indices], slope)
                     total[row] = total[row].to(slope) + weighted
-            self.report(done + 1, len(groups))
+                done, count = done + len(chunk.indices), count + chunk.added
+                self.report(done, count)
         return torch.stack(total)
 
     def visits(self, count: int, inputs: Vary) -> Iterator[Visit]:
@@ -149,12 +151,14 @@ class Variants:
         self, groups: Sequence[list[int]], way: _Way[tuple[Tensor, Iterator[Tensor]]], order: Tensor
     ) -> Iterator[Visit]:
         """Yields the activations and gradients of every row, chunk by chunk, group by group."""
-        for done, group in enumerate(groups):
+        done, count = 0, len(groups) * len(order)
+        for group in groups:
             for chunk in self._shared_chunks(group, order, way):
                 activations, slopes = chunk.result
                 for row, gradients in zip(chunk.rows, slopes, strict=True):
                     yield row, chunk.indices, activations, gradients
-            self.report(done + 1, len(groups))
+                done, count = done + len(chunk.indices), count + chunk.added
+                self.report(done, count)
 
     def report(self, done: int, total: int) -> bool:
         """Calls the budget's progress and returns whether the caller wants the run to stop."""

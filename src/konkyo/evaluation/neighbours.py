@@ -64,15 +64,16 @@ class Neighbours:
                 rows.append([query, decision, str(k + 1), name, self.labels[q][k], self.decisions[q][k], cosine])
         return head, rows
 
+    def picture(self, query: int, rank: int) -> Image.Image:
+        """Returns the neighbour of a query with its map over it; rank 0 is the nearest."""
+        return overlay(self._data.thumbnail(int(self.indices[query, rank])), self.maps[query, rank].clamp_min(0))
+
     def sheet(self, path: str | Path | None = None, *, side: int = 160) -> Image.Image:
         """Draws a line per query, itself and its neighbours with their maps -> the picture, also written to `path`."""
         rows = []
         for q in range(len(self.queries)):
             query = overlay(self._queries.thumbnail(q), self.query_maps[q].clamp_min(0))
-            others = [
-                overlay(self._data.thumbnail(int(index)), self.maps[q, k].clamp_min(0))
-                for k, index in enumerate(self.indices[q])
-            ]
+            others = [self.picture(q, k) for k in range(len(self.indices[q]))]
             rows.append([self._queries.thumbnail(q), query, *others])
         picture = beside(rows, side)
         if path is not None:

@@ -28,6 +28,7 @@ from konkyo.apps.cli.records import export, merge, query
 from konkyo.apps.cli.report import report
 from konkyo.apps.cli.run import run
 from konkyo.apps.cli.sanity import sanity
+from konkyo.apps.cli.serve import serve
 from konkyo.apps.cli.survey import survey
 from konkyo.apps.cli.terminal import err, out
 from konkyo.apps.cli.train import train
@@ -61,6 +62,7 @@ app.command(name="export-cam")(export_cam)
 app.command(name="neighbours")(nearest_images)
 app.command()(pair)
 app.command()(query)
+app.command()(serve)
 app.command()(merge)
 app.command()(export)
 app.add_typer(benchmark, name="benchmark")

@@ -1,0 +1,84 @@
+"""The server of the page for all its tests, and pages opened on it that fail on any request to another place."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from konkyo.apps.web.session import Session
+from konkyo.apps.web.shelf import Shelf
+
+DATA = "scenes:4,objects=1"
+
+
+@pytest.fixture(scope="session")
+def shelf() -> Shelf:
+    """Four samples, so that little is drawn."""
+    return Shelf(data=DATA)
+
+
+@pytest.fixture
+def session(shelf: Shelf) -> Session:
+    session = Session(shelf)
+    session.choose_model("konkyo/scenes-classifier")
+    return session
+
+
+@pytest.fixture(scope="session")
+def address(shelf: Shelf) -> Iterator[str]:
+    """Where the page is served."""
+    pytest.importorskip("gradio")
+    uvicorn = pytest.importorskip("uvicorn")
+    import socket
+
+    from konkyo.apps.web.server import application
+
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    shelf.samples("konkyo/scenes-classifier")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # Gradio makes event loops that it never runs nor closes
+        app = application(shelf, port=port)
+        gc.collect()
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    for _ in range(600):
+        if server.started:
+            break
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(30)
+    listener.close()
+
+
+@pytest.fixture
+def visit(chromium: Any, address: str) -> Iterator[Callable[..., Any]]:
+    """Opens the page; at the end there must have been no error in it, and no request to anywhere else."""
+    contexts, troubles = [], []
+
+    def opened(**options: Any) -> Any:
+        context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, "locale": "en-US", **options})
+        contexts.append(context)
+        context.set_default_timeout(200_000)
+        page = context.new_page()
+        page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
+        local = (address, "data:", "blob:")
+        page.on("request", lambda request: None if request.url.startswith(local) else troubles.append(request.url))
+        page.on("console", lambda m: troubles.append(m.text) if "Content Security Policy" in m.text else None)
+        page.goto(address)
+        page.wait_for_selector("#picture .stage img")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert troubles == []
