@@ -26,12 +26,12 @@ def main() -> None:
     assert not missing, f"the wheel lacks {missing}"
     with TemporaryDirectory() as folder:
         model = konkyo.load("konkyo/scenes-classifier")
-        scenes = konkyo.data.samples.samples("scenes:3,size=64,objects=1")
+        scenes = konkyo.data.samples.samples("scenes:3,objects=1")
         result = konkyo.explain(model, scenes)
         result.overlay(0).save(f"{folder}/map.png")
         page = konkyo.report(result, f"{folder}/report.html")
         assert Path(page).stat().st_size > 50_000
-        table = konkyo.evaluate(model, "scenes:2,size=64,objects=1", ["grad_cam"], ["ebpg@mask"])
+        table = konkyo.evaluate(model, "scenes:3,objects=1", ["grad_cam"], ["ebpg@mask"])
         assert 0 < table.values("grad_cam", "ebpg@mask").mean() < 1
     for arguments in (["--help"], ["methods"], ["metrics"], ["layers", "konkyo/scenes-classifier"]):
         subprocess.run([sys.executable, "-m", "konkyo", *arguments], check=True, stdout=subprocess.DEVNULL)
