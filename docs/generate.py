@@ -1,4 +1,4 @@
-"""Writes the parts of README.md and docs/*.md that come from the registry and from benchmarks/results.json.
+"""Writes the parts of README*.md and docs/*.md that come from the registry and from benchmarks/results.json.
 
 A part stands between `<!-- NAME -->` and `<!-- /NAME -->`. With --check nothing is written, and a part that is out of
 date is an error.
@@ -332,7 +332,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))):
         text = page.read_text(encoding="utf-8")
         new = text
         for name, make in PARTS.items():

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import konkyo
-from helpers.examples import run_page
+from helpers.examples import code_of, run_page
 from helpers.paths import DOCS, EXAMPLES, ROOT
 
 
@@ -30,6 +30,8 @@ from helpers.paths import DOCS, EXAMPLES, ROOT
         "relevance.md",
         "answers.md",
         "web.md",
+        "getting_started.md",
+        "accountability.md",
     ],
 )
 def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +89,24 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(tmp_path)
     run_page(ROOT / "README.md")
     assert {"report.html", "why.png", "why.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+
+
+JAPANESE = [(ROOT / "README.ja.md", ROOT / "README.md")] + [
+    (page, DOCS / page.name) for page in sorted((DOCS / "ja").glob("*.md"))
+]
+
+
+@pytest.mark.parametrize(("page", "original"), JAPANESE, ids=lambda path: path.name)
+def test_a_japanese_page_has_the_code_of_its_english_one(page: Path, original: Path) -> None:
+    """The English page's code is run, or shown as it is typed; comments aside, the Japanese page has the same."""
+    assert code_of(page) == code_of(original)
+    assert code_of(page)
+    assert len(re.findall("[ぁ-ん]", page.read_text(encoding="utf-8"))) > 300
+
+
+def test_the_japanese_readme_names_every_method() -> None:
+    section = JAPANESE[0][0].read_text(encoding="utf-8").partition("## 手法")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(\w+)`", section)) == set(konkyo.methods())
 
 
 @pytest.mark.parametrize("notebook", sorted((EXAMPLES / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)

@@ -150,8 +150,8 @@ def samples(
 
     The samples of a limit are the first of those of a larger limit. KonkyoError: a source that cannot be read.
 
-    >>> [sample.label for sample in samples("scenes:3,objects=1")]
-    ['windmill', 'windmill', 'taxi']
+    >>> print(*(sample.label for sample in samples("scenes:3,objects=1")))
+    windmill windmill taxi
     """
     if (limit is not None and limit < 1) or seed < 0:
         raise KonkyoError(f"expected a limit of at least 1 and a seed of at least 0, got {limit} and {seed}")

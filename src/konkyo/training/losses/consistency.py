@@ -38,8 +38,8 @@ class LambdaSchedule:
 
     KonkyoError: start after end, a weight that is no finite number.
 
-    >>> [LambdaSchedule(8.0)(epoch) for epoch in (1, 2, 3, 10, 50)]
-    [0.0, 0.0, 1.0, 8.0, 8.0]
+    >>> print(*(LambdaSchedule(8.0)(epoch) for epoch in (1, 2, 3, 10, 50)))
+    0.0 0.0 1.0 8.0 8.0
     """
 
     highest: float
