@@ -5,7 +5,8 @@
 A folder per model in FOLDER, where an interrupted run goes on, also in counting; at the end
 benchmarks/results-methods.json, of which
 docs/generate.py makes the table of methods. Methods that cost more than `--most` forwards of an image are counted and
-not measured. The images are the same for all methods of a model.
+not measured; those that do on the classifier are counted there alone. The images are the same for all methods of a
+model.
 """
 
 from __future__ import annotations
@@ -66,14 +67,18 @@ SETTINGS = {
 }
 
 
-def measured(kind: str, count: int, most: float, folder: Path) -> dict[str, Any]:
-    """Returns the costs and the values of all methods that apply to a model."""
+def measured(kind: str, count: int, most: float, folder: Path, dear: dict[str, float]) -> dict[str, Any]:
+    """Returns the costs and the values of all methods that apply to a model.
+
+    `dear`: the costs that were counted on another model. A method of more than `most` forwards there is neither
+    counted nor measured again: what it costs are its samples.
+    """
     setting = SETTINGS[kind]
     model, source = konkyo.load(setting.model), samples(setting.data.format(count=count))
     known = folder / kind / "costs.json"
     costs, refused = read_json(known) if known.is_file() else ({}, {})
     for name in konkyo.methods():
-        if name in costs or name in refused:
+        if name in costs or name in refused or dear.get(name, 0) > most:
             continue
         start, sample = time.perf_counter(), source[0]
         try:
@@ -122,7 +127,8 @@ def main() -> None:
     warnings.simplefilter("ignore", konkyo.KonkyoWarning)
     results = read_json(RESULTS) if RESULTS.is_file() else {}
     for kind in arguments.models.split(","):
-        results[kind] = measured(kind, arguments.images, arguments.most, arguments.out)
+        dear = results.get("classifier", {}).get("costs", {}) if kind != "classifier" else {}
+        results[kind] = measured(kind, arguments.images, arguments.most, arguments.out, dear)
         write_text(RESULTS, json.dumps(results, indent=1) + "\n")
 
 
