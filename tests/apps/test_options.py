@@ -84,6 +84,7 @@ def test_an_option_is_declared_once() -> None:
         "--region",
         "--class",
         "--resamples",
+        "--items",
         "steps",
         "size",
         "augment",

@@ -116,7 +116,7 @@ def test_an_answer_sent_again_counts_once_and_a_changed_mind_is_kept(survey: tup
     assert client.put(path, json=given(form, answer="right")).status_code == 200
     assert client.put(path, json=body).status_code == 200  # a late copy of the first does not win
     with sqlite3.connect(file) as database:
-        rows = database.execute("SELECT answer FROM answers WHERE rater = ?", (rater,)).fetchall()
+        rows = database.execute("SELECT answer FROM answers WHERE rater = ? ORDER BY number", (rater,)).fetchall()
     database.close()
     assert rows == [("left",), ("right",)]
     assert client.get(f"/api/raters/{rater}").json()["answers"] == {"000": "right"}
