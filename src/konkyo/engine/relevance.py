@@ -727,7 +727,7 @@ class _Relevance(OwnMode):
 def _times_matrix(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], after: list[Tensor]) -> bool:
     """Tells whether a product is a linear layer in other words: features times one matrix of weights."""
     pair = name in ("matmul", "mm") and len(args) == 2 and not kwargs and len(after) == 1 and args[0] is after[0]
-    return pair and args[0].ndim > 1 and isinstance(args[1], Tensor) and args[1].ndim == 2
+    return bool(pair and args[0].ndim > 1 and isinstance(args[1], Tensor) and args[1].ndim == 2)
 
 
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
