@@ -182,15 +182,32 @@ def test_masks_of_segments_are_weighted_level_by_level(centre: bool) -> None:
         seen = torch.stack(masks[image])
         weights = torch.tensor([weight_by_hand(model, target, m * images[image]) for m in masks[image]]).double()
         weights = weights - weights.mean() if centre else weights
-        parts = [(weights[a : a + 10, None, None] * seen[a : a + 10]).sum(0) / seen[a : a + 10].sum(0) for a in (0, 10)]
+        parts = [(weights[a::2, None, None] * seen[a::2]).sum(0) / seen[a::2].sum(0) for a in (0, 1)]
         torch.testing.assert_close(result.signed[row].double(), (parts[0] + parts[1]) / 2, rtol=0, atol=1e-5)
     # sharp but for a blur of sigma 24 / 40 pixels: in the middle of a cell of 12 x 11 pixels a mask is 0 or 1
-    middle = torch.stack(masks[0])[:10, 6::12, 5::11]
+    middle = torch.stack(masks[0])[::2, 6::12, 5::11]
     assert ((middle - middle.round()).abs() < 1e-4).all()
     assert 0 < middle.mean() < 1
 
 
-def test_masks_of_too_many_levels_are_refused() -> None:
+@pytest.mark.parametrize("budget", [1, 7])
+def test_levels_share_a_budget(budget: int) -> None:
+    model, network, images = recorded()
+    options = {"segments": "grid", "levels": ((2, 3), (4, 6)), "masks": 20}
+    result = konkyo.explain(model, images, method="d_rise", target=ALL, budget=budget, **options)
+    (masks,) = masks_by_hand(network, images, budget)
+    seen = torch.stack(masks)
+    for row, target in enumerate(result.targets):
+        assert isinstance(target, InstanceTarget)
+        weights = torch.tensor([weight_by_hand(model, target, m * images[0]) for m in masks])
+        levels = [((weights[a::2, None, None] * seen[a::2]).sum(0), seen[a::2].sum(0)) for a in range(min(budget, 2))]
+        expected = sum(torch.where(some > 0, of / some, 0.0) for of, some in levels) / len(levels)
+        known = torch.stack([some for _, some in levels]).amin(0) > 1e-3
+        torch.testing.assert_close(result.signed[row].double()[known], expected[known], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"masks": 3}, {"levels": ()}])
+def test_masks_of_too_many_levels_and_of_none_are_refused(wrong: dict[str, object]) -> None:
     model, _, images = recorded()
     with pytest.raises(konkyo.KonkyoError, match="masks >= levels"):
-        konkyo.explain(model, images, method="d_rise", target=ALL, segments="grid", masks=3)
+        konkyo.explain(model, images, method="d_rise", target=ALL, segments="grid", **wrong)

@@ -497,6 +497,59 @@ def test_functions_without_a_rule_are_named(end: Callable[[Tensor], Tensor]) -> 
         konkyo.explain(Ended(seeded(Plain())), images(1), method="lrp", target=1)
 
 
+@pytest.mark.parametrize(
+    "pooled",
+    [
+        lambda h: torch.cat([h.mean((2, 3)), h.std((2, 3))], 1)[:, 4:12],
+        lambda h: h.mean((2, 3)) + h.norm(dim=(2, 3)),
+        lambda h: h.mean((2, 3)) + (h.mean((2, 3)) + 0.1).sqrt().clamp_max(5.0),
+    ],
+    ids=["statistics", "norm", "root"],
+)
+def test_spreads_that_are_no_divisors_have_no_rule(pooled: Callable[[Tensor], Tensor]) -> None:
+    """As constants they would take their part of the score away in silence."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(pooled(self.a(x).relu()))
+
+    with pytest.raises(konkyo.NotApplicable, match=r"no relevance rule for Pooled's \w+ that is no divisor"):
+        konkyo.explain(seeded(Pooled()), images(1), method="lrp", target=1)
+
+
+def test_normalize_is_a_division_by_a_constant() -> None:
+    by_hand = without_biases(seeded(Plain(lambda t: t / t.norm(dim=1, keepdim=True))))
+    network, x = Plain(functional.normalize).double().eval(), images(2)
+    network.load_state_dict(by_hand.state_dict())
+    close(lrp(network, x), lrp(by_hand, x))
+    close(sums(lrp(network, x)), network(x)[:, 1].detach(), 1e-3)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_product_with_weights_is_a_linear_layer(bias: bool) -> None:
+    class Product(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            x = functional.max_pool2d(self.b(self.a(x).relu()).relu(), 2).mean((2, 3)) @ self.hidden.weight.mT
+            return (x + self.hidden.bias if bias else x).relu() @ self.head.weight.mT
+
+    class Layers(Product):
+        def forward(self, x: Tensor) -> Tensor:
+            x = functional.max_pool2d(self.b(self.a(x).relu()).relu(), 2).mean((2, 3))
+            x = functional.linear(x, self.hidden.weight, self.hidden.bias if bias else None)
+            return functional.linear(x.relu(), self.head.weight)
+
+    product, layers, x = seeded(Product()), seeded(Layers()), images(2)
+    for rule in ("z_plus", "gamma(0.5)", "alpha_beta(2, 1)", "epsilon"):
+        close(lrp(product, x, rules={"linear": rule}), lrp(layers, x, rules={"linear": rule}))
+    found = konkyo.explain(product, x, method="excitation_backprop", layer="a", target=1)
+    assert (found.signed >= 0).all()
+    close(sums(found.signed), torch.ones(2))
+
+
 # --- excitation backprop ----------------------------------------------------------------------------------------------
 
 

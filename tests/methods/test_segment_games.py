@@ -290,6 +290,14 @@ def test_lime_of_its_authors_on_the_same_segments_and_masks() -> None:
     close(ours, expected)
 
 
+@pytest.mark.parametrize(("budget", "kinds"), [(2, 1), (4, 2), (6, 4)])
+def test_kernel_shap_of_too_few_coalitions_favours_no_segment(budget: int, kinds: int) -> None:
+    """Segments that were always shown together get the same; so where only both ends ran, all do."""
+    phi = played(multilinear, "kernel_shap", budget=budget)
+    assert len(phi.float().mul(1e4).round().unique()) <= kinds
+    close(phi.sum(), shapley_by_hand(multilinear).sum())
+
+
 def test_kernel_shap_of_shap() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

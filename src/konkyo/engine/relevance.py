@@ -448,9 +448,11 @@ def _quotient(run: Application, mode: _Relevance) -> Any:
     return run.args[0] / run.args[1].detach()
 
 
-def _constant(run: Application, _mode: _Relevance) -> Any:
-    """Sizes and spreads, by which norms divide, are constants."""
-    return run.out.detach()
+def _constant(run: Application, mode: _Relevance) -> Any:
+    """Sizes and spreads, by which norms divide, are constants; what is made of them may multiply and divide alone."""
+    out: Tensor = run.out.detach()
+    mode.spreads[out] = f"{name_of(run.function)} that is no divisor"
+    return out
 
 
 def _softmax(run: Application, mode: _Relevance) -> Any:
@@ -507,7 +509,7 @@ _SMOOTH: dict[str, _Rule] = {
     **dict.fromkeys(("add", "iadd", "radd"), _sum_of_two),
     **dict.fromkeys(("sub", "isub", "subtract"), _difference),
     **dict.fromkeys(("mean", "sum", *(f"{k}avg_pool{d}d" for k in ("", "adaptive_") for d in (1, 2, 3))), _mean),
-    **dict.fromkeys(_ACTIVATIONS, _of_input),
+    **dict.fromkeys((*_ACTIVATIONS, "normalize"), _of_input),
     **dict.fromkeys(("hardtanh", "clamp", "clip", "clamp_min", "clamp_max"), _clip_around_zero),
     "pow": _power,
     **dict.fromkeys(MULTIPLY, _product),
@@ -549,6 +551,8 @@ class _Relevance(OwnMode):
         """The image and what only prepares or arranges it, each with its bounds."""
         self.gates = WeakIdKeyDictionary()
         """What sigmoids put out."""
+        self.spreads = WeakIdKeyDictionary()
+        """Sizes and spreads that were made constants, and what was made of them; each with what has no rule."""
         self._bounds = bounds
         self._outputs = WeakIdKeyDictionary()
         """What functions put out here; scripts and custom functions of autograd run unseen."""
@@ -572,7 +576,13 @@ class _Relevance(OwnMode):
                 return Steps().__torch_function__(function, types, args, kwargs)
         if self._bounds is not None and after and not len(self.first):
             self.first[after[0]] = self._bounds
+        spreads = [t for t in tensors_in((args, kwargs)) if t in self.spreads] if len(self.spreads) else []
+        if after and spreads and name_of(function) not in (*LOOKED_AT, *MULTIPLY, *DIVIDE):
+            raise self._refused(self.spreads[spreads[0]])  # its part would be lost in silence
         out = self._run(function, args, kwargs, after)
+        for tensor in tensors_in((out,)):
+            if spreads and not after and tensor.is_floating_point():
+                self.spreads[tensor] = self.spreads[spreads[0]]
         if learned and not after:  # what weights alone make is constant, as they are
             return detached(out)
         for tensor in (*tensors_in((out,)), *tensors_in(args[:1])):  # the first may be written to
@@ -595,8 +605,12 @@ class _Relevance(OwnMode):
             return folded
         for tensor in after:
             self._apply(tensor)
-        if name in (*_CONVOLUTIONS, "linear") or (self.rules.smooth and name in _TRANSPOSED):
-            call = self._linear(name, function, args, kwargs, after)
+        matrix = self.rules.smooth and _times_matrix(name, args, kwargs, after)
+        if matrix or name in (*_CONVOLUTIONS, "linear") or (self.rules.smooth and name in _TRANSPOSED):
+            if matrix:
+                call = self._linear("linear", functional.linear, (args[0], args[1].mT), {}, after)
+            else:
+                call = self._linear(name, function, args, kwargs, after)
             if call is not None:
                 out = function(*args, **kwargs)
                 out = out.clone() if out._is_view() else out  # what is a view cannot get another graph for nothing
@@ -708,6 +722,12 @@ class _Relevance(OwnMode):
             raise NotApplicable("compares with the opposite of what a last linear map puts out; this network has none")
         for tensor in left:
             self._apply(tensor, last=True)
+
+
+def _times_matrix(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], after: list[Tensor]) -> bool:
+    """Tells whether a product is a linear layer in other words: features times one matrix of weights."""
+    pair = name in ("matmul", "mm") and len(args) == 2 and not kwargs and len(after) == 1 and args[0] is after[0]
+    return bool(pair and args[0].ndim > 1 and isinstance(args[1], Tensor) and args[1].ndim == 2)
 
 
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")

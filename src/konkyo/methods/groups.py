@@ -123,8 +123,9 @@ def kernel_shap(
     is v(1) - v(0), pi(z) = (d - 1) / (C(d, k) k (d - k)) with k = |z|. All 2^d - 2 coalitions are run where that are
     `samples` or fewer, and phi are the Shapley values themselves. Otherwise `samples` are drawn with probability pi,
     each followed by its complement; repeats run once and count as often. The sum holds however few ran: it is solved
-    for, and not a heavy weight. Nothing is selected (shap's default keeps 10 features or so). `segments`, `count`,
-    `hide` and `spread` as in `feature_ablation`. Cost: up to `samples` + 2 forwards.
+    for, and not a heavy weight. Where too few ran for one solution, phi is the one nearest to equal parts. Nothing is
+    selected (shap's default keeps 10 features or so). `segments`, `count`, `hide` and `spread` as in
+    `feature_ablation`. Cost: up to `samples` + 2 forwards.
     """
     if samples < 1:
         raise KonkyoError(f"kernel_shap needs samples >= 1; got {samples}")
@@ -144,9 +145,9 @@ def kernel_shap(
             continue
         shown, pi = (part.to(v) for part in designs[d])
         ran, gain = ran_of(v[2:]), v[0] - v[1]
-        last = shown[ran, -1:]  # its phi is what the others leave of the sum
-        rest = _solve(shown[ran, :-1] - last, v[2:][ran] - v[1] - last[:, 0] * gain, pi[ran])
-        phi.append(torch.cat([rest, (gain - rest.sum())[None]]))
+        share = shown[ran].mean(1)  # phi is an equal part of the gain for all, and what adds up to 0
+        apart = _solve(shown[ran] - share[:, None], v[2:][ran] - v[1] - share * gain, pi[ran])
+        phi.append(gain / d + apart - apart.mean())
     return game.map(phi, spread)
 
 

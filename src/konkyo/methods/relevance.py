@@ -98,7 +98,9 @@ def excitation_backprop(propagate: Propagate, *, contrast: bool = False) -> Tens
 
     map = ReLU(sum_c R_c), R of the z_plus rule without biases: a layer's input gets x_i w_ij+ / sum_i x_i w_ij+ of what
     each output has (a negative input's products with negative weights count, too), and the parts of a residual sum by
-    their sizes. So the map is not negative and sums to 1, a distribution of where the walk down ends. `contrast`
+    their sizes. So the map is not negative and sums to 1, a distribution of where the walk down ends; at a layer of
+    several grids that is so before the coarser ones are enlarged, and not negative where averages are of no negative
+    values. `contrast`
     takes away the map of the opposite, whose last linear layer has negated weights (the paper's c-MWP), which leaves
     what speaks for the class alone. NotApplicable then: a network that does not end in a linear layer. One forward and
     a backward to the layer, twice with `contrast`.

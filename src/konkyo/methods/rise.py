@@ -183,8 +183,9 @@ def _of_segments(
 ) -> Tensor:
     """Returns the mean over levels of their masks' mean weight at every pixel, masks of superpixels. -> (N, *size)"""
     levels = (levels,) if isinstance(levels, int) else tuple(levels)
-    share = masks // max(1, len(levels))
-    if share < 1 or not 0 < keep <= 1:
+    depth = len(levels)
+    share = masks // max(1, depth)
+    if depth < 1 or share < 1 or not 0 < keep <= 1:
         raise KonkyoError(f"masks >= levels >= 1 and 0 < keep <= 1 were expected; got {masks}, {levels!r} and {keep}")
     labels = [segment(segments, count) for count in levels]
     shown = [torch.rand(share, int(label.max()) + 1, generator=generator, device="cpu") < keep for label in labels]
@@ -195,20 +196,21 @@ def _of_segments(
         """Returns the image through the masks of these indices (v, C, *size)."""
         sharp = inputs.new_empty(len(indices), *inputs.shape[2:])
         for level, (label, part) in enumerate(zip(labels, shown, strict=True)):
-            chosen = indices // share == level
-            sharp[chosen] = part[indices[chosen] % share][:, label[image]]
+            chosen = indices % depth == level  # in turn, so that a budget is shared
+            sharp[chosen] = part[indices[chosen] // depth][:, label[image]]
         return blurred(sharp[:, None], sigma) * inputs[image]
 
-    scores = rescore(share * len(levels), inputs=seen)
+    scores = rescore(share * depth, inputs=seen)
     weights, ran = _weights(scores, inputs, centre=centre)
-    maps = []
-    of_levels = zip(labels, shown, torch.split(weights, share, 1), torch.split(ran, share, 1), strict=True)
-    for label, part, weight, count in of_levels:
-        kept = part.to(weight)
-        sums = torch.stack([weight @ kept, count @ kept], 1)  # of segments: blurring is linear, and once is enough
+    maps = torch.zeros_like(inputs[:, 0], dtype=weights.dtype)
+    for level, (label, part) in enumerate(zip(labels, shown, strict=True)):
+        kept = part.to(weights)
+        weight, count = (values[:, level::depth] @ kept for values in (weights, ran))
+        sums = torch.stack([weight, count], 1)  # of segments: blurring is linear, and once is enough
         total = sums.gather(2, label.flatten(1)[:, None].expand(-1, 2, -1)).view(len(sums), 2, *label.shape[1:])
-        maps.append(safe_divide(*blurred(total, sigma).unbind(1)))
-    return torch.stack(maps).mean(0)
+        maps += safe_divide(*blurred(total, sigma).unbind(1))
+    levels_run = ran[:, :depth].sum(1).clamp_min(1)  # fewer than all under a small budget
+    return maps / levels_run.view(-1, *[1] * (maps.ndim - 1))
 
 
 @method(layer="input", score="probability")
