@@ -16,8 +16,10 @@ from helpers.simulated_raters import answer, answers_of, form_of, table_of
 from helpers.strict_json import strict as loads
 from konkyo.errors import KonkyoError
 from konkyo.survey.analysis import Analysis, analyse, read
+from konkyo.survey.counts import Counts
 from konkyo.survey.form import write_answers
 from konkyo.survey.quality import RULES, Repeats, Sides, qualities
+from konkyo.survey.sentences import percent
 
 
 def two_methods(seed: int = 0, careless: tuple[int, ...] = ()) -> Analysis:
@@ -236,8 +238,30 @@ def test_answers_that_cannot_be_analysed() -> None:
         analyse([one, one])
     with pytest.raises(KonkyoError, match="unknown method 'other'"):
         analyse([one], method="other")
+    with pytest.raises(KonkyoError, match=r"of another form \(0"):
+        analyse([answer("R", "i00", "ours", "theirs", "left", form_hash="0" * 64)], form)
+    with pytest.raises(KonkyoError, match="of 2 forms"):
+        analyse([one, answer("R", "i01", "ours", "theirs", "left", form_hash="1" * 64)])
     with pytest.raises(KonkyoError, match="unknown rule of exclusion 'strict'"):
         analyse([one], rule="strict")
+
+
+def test_shares_near_the_ends_keep_their_digits() -> None:
+    shares = (0.45, 0.7333, 0.9997, 0.99996, 0.00032, 0.0, 1.0)
+    assert [percent(share) for share in shares] == ["45", "73.3", "99.97", "99.996", "0.032", "0", "100"]
+
+
+def test_counts_that_are_sure_and_raters_who_are_few() -> None:
+    text = " ".join(Counts.of(15, 15, raters=(5,)).lines())
+    assert "p < 0.001 two-sided: significant" in text
+    assert "One item with 5 raters cannot reach p < 0.05" in text
+    assert "全員が一致しても" in " ".join(Counts.of(15, 15, raters=(5,)).lines("ja"))
+
+
+def test_a_dollar_in_a_name_is_no_formula() -> None:
+    names = ("a$\\frac$b", "theirs")
+    analysis = analyse(table_of([["left", "right"], ["left", "tie"]], names), resamples=0)
+    assert set(analysis.figures()) == {"votes.png", "preference.png"}
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -294,6 +318,8 @@ def test_the_command_on_answers(tmp_path: Path) -> None:
     [
         (["analyse"], "or --counts WON/ITEMS"),
         (["analyse", "a.csv", "--counts", "1/2"], "got both"),
+        (["analyse", "--counts", "1/2", "--form", "form", "--out", "x"], "--form, --out: for answers"),
+        (["analyse", "a.csv", "--raters", "5"], "--raters: for --counts"),
         (["analyse", "--counts", "1/2", "--raters", "few"], "--raters is a number"),
         (["analyse", "--counts", "1/2", "--rate", "0.4"], "--rate is between one half and 1"),
         (["analyse", "--counts", "1/2", "--lang", "fr"], "unknown --lang 'fr'"),

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from helpers.surveys import METHODS, served, small_form
+from konkyo.apps.cli.main import app
 from konkyo.survey import collect, write_offline
 from konkyo.survey.form import Form
 from konkyo.survey.order import order_of
@@ -148,6 +150,39 @@ def test_three_raters_answer_one_after_a_reload(visit: Callable[..., Any], tmp_p
         ]
         assert all(290 <= a.ms < 900_000 for a in kept.values())
     assert len(answers) == 3 * count
+    check_analysis(form, given, file, tmp_path)
+
+
+def check_analysis(form: Form, given: dict[str, list[str]], file: Path, folder: Path) -> None:
+    """Exports and analyses what was answered, by the commands, and compares with counts by hand."""
+    table, analysis = folder / "answers.csv", folder / "analysis"
+    form_folder = str(folder / "form")
+    for words in (
+        ["export", str(file), "--out", str(table)],
+        ["analyse", str(table), "--form", form_folder, "--out", str(analysis), "--lang", "en", "--resamples", "50"],
+    ):
+        reply = CliRunner().invoke(app, ["survey", *words])
+        assert reply.exit_code == 0, reply.output
+    shown = json.loads((analysis / "result.json").read_text(encoding="utf-8"))
+    votes = [
+        (showing.left == METHODS[0], word)
+        for rater, words in given.items()
+        for showing, word in zip(order_of(form, rater), words, strict=True)
+        if showing.item.kind == "plain"
+    ]
+    wins = sum(word == ("left" if on_left else "right") for on_left, word in votes)
+    ties, unjudged = (sum(word == kind for _, word in votes) for kind in ("tie", "cannot_judge"))
+    rates = {p["ties"]: p for p in shown["preferences"] if p["raters"] == "all"}
+    judged = len(votes) - unjudged
+    assert (rates["half"]["votes"], rates["dropped"]["votes"]) == (judged, judged - ties)
+    assert rates["half"]["rate"] == pytest.approx((wins + ties / 2) / judged)
+    assert rates["dropped"]["rate"] == pytest.approx(wins / (judged - ties))
+    assert (shown["raters"], shown["items"], shown["answers"]) == (3, 4, 3 * len(form.items))
+    assert {quality["rater"] for quality in shown["quality"]} == set(given)
+    assert shown["cannot_judge"] == pytest.approx(unjudged / len(votes))
+    assert "3 raters compared maps of secret_alpha and secret_beta on 4 items" in (analysis / "paragraph.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_lost_connection_loses_nothing_and_a_double_click_answers_once(
@@ -180,7 +215,7 @@ def test_a_lost_connection_loses_nothing_and_a_double_click_answers_once(
 
 def test_pictures_larger_and_codes_that_are_not_known(visit: Callable[..., Any], tmp_path: Path) -> None:
     small_form(tmp_path / "form")
-    with served(tmp_path / "form", tmp_path / "a.sqlite", invite=1) as (address, links, _):
+    with served(tmp_path / "form", tmp_path / "a.sqlite", invite=2) as (address, links, _):
         page = visit(f"{address}#AAAAAAAA", may_fail=True)
         wait_for(page, "not known", "#consent-trouble")
         assert not page.is_visible("#agree")  # for those who were invited
@@ -196,6 +231,9 @@ def test_pictures_larger_and_codes_that_are_not_known(visit: Callable[..., Any],
         assert not page.is_visible("#larger")
         assert asked(page) == 1
         assert all(word not in page.content() for word in METHODS)
+        page.goto(links[1])  # the link of another rater, in the same window
+        page.wait_for_selector("#agree:visible")
+        assert code_of(page) == links[1].partition("#")[2]
 
 
 def test_one_file_asks_without_a_server(visit: Callable[..., Any], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from konkyo.explanation.reading import digest_of_pixels
 from konkyo.explanation.result import Explanation
 from konkyo.survey import Drawing, Form, Plan, build, collect, write_answers, write_offline
 from konkyo.survey.order import order_of
+from konkyo.survey.sampling import population
+from konkyo.survey.sources import MapRow
 from konkyo.survey.store import Store
 from konkyo.targets.classes import ClassTarget
 from konkyo.tasks.decision import Decision
@@ -104,6 +107,28 @@ def test_names_of_files_do_not_tell_the_methods(tmp_path: Path) -> None:
     assert not any(method in name for name in form.digests for method in (*form.methods, "grad_cam"))
     first = [item.pictures["alpha"] < item.pictures["beta"] for item in form.plain_items]
     assert 4 <= sum(first) <= 20  # nor does their order
+
+
+def test_the_times_of_files_do_not_tell_the_methods(tmp_path: Path) -> None:
+    """A server tells when a picture was written: in the order of names, which is that of no method."""
+    form = built(tmp_path / "form")
+    times = [(tmp_path / "form" / name).stat().st_mtime_ns for name in sorted(form.digests)]
+    assert times == sorted(times)
+
+
+def test_an_image_with_many_targets_comes_no_more_often() -> None:
+    """Five of 50 images have 40 targets each, as a detector's; of 200 seeds they are the first item in about 20."""
+    rows = [
+        MapRow((f"{n:02d}", f"{t}", ""), f"{n:02d}", "", f"{t}", method, {})
+        for n in range(50)
+        for t in range(40 if n < 5 else 1)
+        for method in ("a", "b")
+    ]
+    source = Mock(name="source", rows=lambda: iter(rows))
+    source.name = "run"
+    firsts = [population([source], (), "random", seed).candidates[0].key for seed in range(200)]
+    assert 8 <= sum(image < "05" for image, *_ in firsts) <= 36
+    assert len({target for image, target, _ in firsts if image < "05"}) > 5  # any of its targets
 
 
 def test_strata_are_equally_large(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import socket
@@ -245,6 +246,29 @@ def test_wrong_requests_are_not_taken(survey: tuple[Any, Form, Path]) -> None:
     assert client.get(f"/api/raters/{rater}").json()["answers"] == {}
 
 
+@pytest.mark.parametrize("told", [b"10", b""])
+def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, told: bytes) -> None:
+    from konkyo.survey import server
+
+    monkeypatch.setattr(server, "MOST_SECONDS", 0.05)
+    parts = [{"type": "http.request", "body": b"{", "more_body": True}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return parts.pop() if parts else await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def never(*_: Any) -> None:
+        raise AssertionError("half a request was handed on")
+
+    scope = {"type": "http", "headers": [(b"content-length", told)] if told else []}
+    asyncio.run(server._Limited(never)(scope, receive, send))
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+
+
 def test_only_the_invited_take_part_and_consent_comes_first(tmp_path: Path) -> None:
     form = small_form(tmp_path / "form")
     with (
@@ -260,6 +284,9 @@ def test_only_the_invited_take_part_and_consent_comes_first(tmp_path: Path) -> N
         assert client.put(f"/api/raters/{codes[0]}/answers/000", json=given(form)).status_code == 403
         assert agree(client, form, rater=codes[0])["rater"] == codes[0]
         assert client.put(f"/api/raters/{codes[0]}/answers/000", json=given(form)).status_code == 200
+    with served(tmp_path / "form", tmp_path / "a.sqlite") as (_, _, process):  # started again, without --invite
+        assert process.stdout is not None
+        assert [process.stdout.readline().strip().partition("#")[2] for _ in codes] == codes
 
 
 def test_a_database_belongs_to_one_form(tmp_path: Path) -> None:

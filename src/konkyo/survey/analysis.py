@@ -149,10 +149,12 @@ def analyse(
 
     `method`: the one whose rate is reported; by default the first of the form's (in the order of the alphabet). `rule`:
     one of RULES, who is left out. `resamples`: of raters and items, for the bootstrap intervals; 0: none.
-    KonkyoError: no answers, names that are not on offer, or a rater who answers an item twice.
+    KonkyoError: no answers, answers to another form or to several, names that are not on offer, or a rater who answers
+    an item twice.
     """
     listed = list(answers)
     _require_once(listed)
+    _require_one_form(listed, form)
     items = {item.id: item for item in form.items} if form else {}
     judged = [answer for answer in listed if is_plain(answer, items)]
     if not judged:
@@ -206,8 +208,6 @@ def read(sources: Sequence[str | Path], form: Form | None = None) -> list[Answer
         for answer in read_answers(source, form):
             if merged.setdefault((answer.rater, answer.item), answer) != answer:
                 raise KonkyoError(f"{source}: rater {answer.rater} answers item {answer.item} otherwise than before")
-    if form is None and len(hashes := {a.form_hash for a in merged.values()}) > 1:
-        raise KonkyoError(f"the answers are of {len(hashes)} forms; analyse those of each form for themselves")
     return list(merged.values())
 
 
@@ -228,6 +228,14 @@ def _require_once(answers: Sequence[Answer]) -> None:
         if (key := (answer.rater, answer.item)) in seen:
             raise KonkyoError(f"rater {answer.rater} answers item {answer.item} more than once")
         seen.add(key)
+
+
+def _require_one_form(answers: Sequence[Answer], form: Form | None) -> None:
+    hashes = {a.form_hash for a in answers}
+    if form is not None and (others := hashes - {form.form_hash}):
+        raise KonkyoError(f"answers are of another form ({min(others)[:12]}..., not {form.form_hash[:12]}...)")
+    if len(hashes) > 1:
+        raise KonkyoError(f"the answers are of {len(hashes)} forms; analyse those of each form for themselves")
 
 
 def _by_item(votes: Votes, items: Mapping[str, Item]) -> tuple[ItemVotes, ...]:

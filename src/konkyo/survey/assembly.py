@@ -238,7 +238,7 @@ def _write(form: Form, files: Mapping[str, bytes], target: Path) -> None:
     under_way = target.with_name(f".{target.name}.building")
     shutil.rmtree(under_way, ignore_errors=True)
     try:
-        for name, data in files.items():
+        for name, data in sorted(files.items()):  # times and places of files do not tell the methods, either
             with replacing(under_way / name) as temporary:
                 temporary.write_bytes(data)
         form.save(under_way)

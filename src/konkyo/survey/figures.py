@@ -59,7 +59,9 @@ def votes_figure(rows: list[ItemVotes]) -> Image.Image:
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8.5, frameon=False)
+    legend = figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8.5, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # "$" in a name is no formula
     return to_image(figure)
 
 

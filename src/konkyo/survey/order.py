@@ -27,8 +27,8 @@ def order_of(form: Form, rater: str) -> tuple[Showing, ...]:
     """Returns what a rater is shown, in order: the same for the same form and code.
 
     Every pair of methods comes equally often (differing by one at most), and either method of a pair stands equally
-    often on the left. Items come in random order. A repeat has the pair of its item with the sides swapped, and is at
-    least a third of the form away from it.
+    often on the left. Items come in random order. A repeat has the pair of its item with the sides swapped, and is
+    about a third of the form away from it or more, before or after.
     """
     draw = random.Random(f"{form.seed}:{rater[:2]}")
     sides = _sides(form, draw)

@@ -76,19 +76,23 @@ def population(sources: Sequence[Source], methods: Sequence[str], rule: str, see
     common = set.intersection(*(set(of_method) for of_method in rows.values()))
     left_out = Counter({ONE_SIDED: len(set.union(*(set(of_method) for of_method in rows.values())) - common)})
     draw = random.Random(f"{seed}:sample")
-    keys = sorted(common)
-    draw.shuffle(keys)
-    candidates, images = list[Candidate](), set[str]()
-    for key in keys:
-        candidate = Candidate(key, {names[column]: rows[column][key] for column in rows})
-        stratum = "" if rule == "random" else candidate.first.strata.get(rule)
-        if stratum is None:
-            left_out[NO_STRATUM] += 1
-        elif key[0] in images:
-            left_out[OTHER_TARGET] += 1
-        else:
-            images.add(key[0])
-            candidates.append(Candidate(key, candidate.rows, stratum))
+    by_image: dict[str, list[Key]] = defaultdict(list)
+    for key in sorted(common):
+        by_image[key[0]].append(key)
+    images, candidates = list(by_image), list[Candidate]()
+    draw.shuffle(images)  # images first, and then a target of each: those with many targets come no more often
+    for image in images:
+        known = []
+        for key in by_image[image]:
+            candidate = Candidate(key, {names[column]: rows[column][key] for column in rows})
+            stratum = "" if rule == "random" else candidate.first.strata.get(rule)
+            if stratum is None:
+                left_out[NO_STRATUM] += 1
+            else:
+                known.append(Candidate(key, candidate.rows, stratum))
+        if known:
+            candidates.append(draw.choice(known))
+            left_out[OTHER_TARGET] += len(known) - 1
     if not candidates:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
         raise KonkyoError(

@@ -26,14 +26,15 @@ def _told(lang: str, en: str, ja: str, **values: Any) -> str:
 
 
 def percent(value: float) -> str:
-    """Returns a share in per cent with three digits at most: 45, 0.32; "-" of what is not known."""
+    """Returns a share in per cent: 45, 73.3; 0.032 and 99.997 near the ends; "-" of what is not known.
+
+    Only 0 and 1 themselves are 0 and 100 per cent, up to 14 digits.
+    """
     if not math.isfinite(value):
         return "-"
-    return (
-        f"{100 * value:.1f}".removesuffix(".0")
-        if 0.0005 <= value <= 0.9995 or value in (0, 1)
-        else f"{100 * value:.2g}"
-    )
+    rest = 100 * min(value, 1 - value)
+    digits = 1 if rest >= 0.05 or rest < 1e-12 else 1 - math.floor(math.log10(rest))
+    return f"{100 * value:.{digits}f}".rstrip("0").rstrip(".")
 
 
 def _span(low: float, high: float, lang: str) -> str:
@@ -408,9 +409,9 @@ def counted(c: Counts, lang: str) -> list[str]:
         _told(
             lang,
             "{wins} of {n} items: {share} %, 95 % interval {low:.0%}–{high:.0%} (Clopper–Pearson; Wilson {w_low:.0%}–"
-            "{w_high:.0%}), exact sign test p = {p:.3f} two-sided: {verdict}.",
+            "{w_high:.0%}), exact sign test p {p} two-sided: {verdict}.",
             "{n} 件中 {wins} 件：{share} %、95 % 区間 {low:.0%}–{high:.0%}（Clopper–Pearson；Wilson では {w_low:.0%}–"
-            "{w_high:.0%}）、正確な符号検定（両側）p = {p:.3f}：{verdict}。",
+            "{w_high:.0%}）、正確な符号検定（両側）p {p}：{verdict}。",
             wins=c.test.wins,
             n=n,
             share=percent(c.test.share),
@@ -418,7 +419,7 @@ def counted(c: Counts, lang: str) -> list[str]:
             high=c.test.high,
             w_low=c.test.wilson_low,
             w_high=c.test.wilson_high,
-            p=c.test.p,
+            p=p_value(c.test.p),
             verdict=_told(lang, "significant", "有意である")
             if c.test.p < 0.05
             else _told(lang, "not significant", "有意ではない"),
@@ -449,16 +450,30 @@ def counted(c: Counts, lang: str) -> list[str]:
         for rate, power, needed in c.power
     ]
     for raters, least in c.of_item:
-        needed = "-" if least is None else str(least)
+        if least is None:
+            needed = _told(
+                lang,
+                "One item with {raters} raters cannot reach p < 0.05, not even if all of them agree.",
+                "1 項目では評価者 {raters} 人の全員が一致しても p < 0.05 にはならない。",
+                raters=raters,
+            )
+        else:
+            needed = _told(
+                lang,
+                "One item with {raters} raters needs {least} equal votes or more.",
+                "1 項目では評価者 {raters} 人中 {least} 票以上の一致が必要である。",
+                raters=raters,
+                least=least,
+            )
         lines.append(
             _told(
                 lang,
-                "One item with {raters} raters needs {least} equal votes or more. {raters} raters on {n} items give "
+                "{needed} {raters} raters on {n} items give "
                 "{votes} votes, but these are not independent: do not test them as {votes} coins.",
-                "1 項目では評価者 {raters} 人中 {least} 票以上の一致が必要である。{raters} 人 × {n} 件で {votes} 票に"
+                "{needed}{raters} 人 × {n} 件で {votes} 票に"
                 "なるが、互いに独立ではないので {votes} 回の硬貨投げとして検定してはならない。",
                 raters=raters,
-                least=needed,
+                needed=needed,
                 n=n,
                 votes=raters * n,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -27,6 +28,8 @@ except ImportError as error:
 LOCAL = ("127.0.0.1", "localhost")
 MOST_BYTES = 8192
 """A request has no larger body: an answer has about 250 bytes."""
+MOST_SECONDS = 20.0
+"""The body of a request has come by then; the page gives up after as long, and sends again."""
 _HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -164,7 +167,7 @@ def _require_form(body: _Body, form: Form) -> None:
 
 
 class _Limited:
-    """It refuses requests whose body is too large, before it is read, and while it comes where no length is told."""
+    """It refuses requests whose body is too large, told or not, before it is whole, and bodies that come too slowly."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -174,21 +177,19 @@ class _Limited:
             await self.app(scope, receive, send)
             return
         told = dict(scope["headers"]).get(b"content-length", b"0")
-        if not told.isdigit() or int(told) > MOST_BYTES:
-            await _too_large(scope, receive, send)
+        try:
+            if not told.isdigit() or int(told) > MOST_BYTES:
+                raise _too_large()
+            body = await asyncio.wait_for(_body(receive), MOST_SECONDS)
+        except RefusedError as error:
+            await _refuse(error.status, str(error), scope, receive, send)
             return
-        parts: list[bytes] = []
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return
-            parts.append(message.get("body", b""))
-            if sum(map(len, parts)) > MOST_BYTES:
-                await _too_large(scope, receive, send)
-                return
-            if not message.get("more_body"):
-                break
-        whole: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
+        except asyncio.TimeoutError:
+            await _refuse(408, f"a request comes within {MOST_SECONDS:g} seconds", scope, receive, send)
+            return
+        if body is None:
+            return
+        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replayed() -> Message:
             return whole.pop() if whole else await receive()
@@ -196,8 +197,26 @@ class _Limited:
         await self.app(scope, replayed, send)
 
 
-async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
-    response = JSONResponse({"detail": f"a request has {MOST_BYTES} bytes at most"}, status_code=413)
+def _too_large() -> RefusedError:
+    return RefusedError(f"a request has {MOST_BYTES} bytes at most", 413)
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """Returns the body of a request; None of one who has gone. RefusedError: it is too large."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        parts.append(message.get("body", b""))
+        if sum(map(len, parts)) > MOST_BYTES:
+            raise _too_large()
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+async def _refuse(status: int, detail: str, scope: Scope, receive: Receive, send: Send) -> None:
+    response = JSONResponse({"detail": detail}, status_code=status, headers={"Connection": "close"})
     await response(scope, receive, send)
 
 
@@ -221,7 +240,7 @@ def serve(
     form = Form.load(folder, verify=True)
     place = Path(folder) if Path(folder).is_dir() else Path(folder).parent
     store = Store(place / "answers.sqlite" if database is None else database, form)
-    codes = store.invite(raters) if raters else []
+    codes = store.invite(raters)  # with those of an earlier start
     hosts = LOCAL if host in LOCAL else ("*",)
     config = uvicorn.Config(
         app_of(store, place, hosts=hosts),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ from konkyo.errors import KonkyoError
 if TYPE_CHECKING:
     from konkyo.survey.analysis import Analysis
 
+_FOLDER = Path("konkyo-survey-analysis")
 RaterCounts = Annotated[str, typer.Option("--raters", help="How many raters there are; several apart by commas.")]
 Rates = Annotated[
     str, typer.Option("--rate", help="How often a method is preferred, as in .7,.8,.9; between one half and 1.")
@@ -42,9 +44,7 @@ def analyse(
     ] = "standard",
     resamples: Annotated[int, typer.Option("--resamples", min=0, help="For the bootstrap intervals; 0: none.")] = 1000,
     seed: Seed = 0,
-    to: Annotated[Path, typer.Option("--out", help="Folder for tables, figures and the paragraph.")] = Path(
-        "konkyo-survey-analysis"
-    ),
+    to: Annotated[Path, typer.Option("--out", help="Folder for tables, figures and the paragraph.")] = _FOLDER,
     format: Format = "png",
     lang: Language = "auto",
     as_json: Json = False,
@@ -57,10 +57,14 @@ def analyse(
     if counts is not None:
         if answers:
             raise KonkyoError("--counts takes the place of answers; got both")
+        others = {"--form": form, "--method": method, "--exclude": rule != "standard", "--resamples": resamples != 1000}
+        others |= {"--seed": seed, "--out": to != _FOLDER, "--format": format != "png"}
+        _require_none(others, "answers, and --counts has none")
         _print_counts(counts, _numbers(raters), _rates(rate), words, as_json)
         return
     if not answers:
         raise KonkyoError("tables of answers were expected, as in answers.csv, or --counts WON/ITEMS")
+    _require_none({"--raters": raters != "30", "--rate": rate != ".7,.8,.9"}, "--counts; answers know their raters")
     kind = figure_format(format)
     asked = None if form is None else Form.load(form)
     result = analyse(read(answers, asked), asked, method=method, rule=rule, resamples=resamples, seed=seed)
@@ -182,6 +186,12 @@ def _print_analysis(result: Analysis, lang: str) -> None:
     out.print()
     for line in result.remarks(lang):
         out.print(escape(line), highlight=False, soft_wrap=True)
+
+
+def _require_none(options: Mapping[str, object], what: str) -> None:
+    """Checks that none of these options was given. KonkyoError: some were, and would change nothing."""
+    if given := [name for name, value in options.items() if value]:
+        raise KonkyoError(f"{', '.join(given)}: for {what}")
 
 
 def _numbers(text: str) -> list[int]:

@@ -340,6 +340,7 @@
     if (event.repeat || event.ctrlKey || event.altKey || event.metaKey || event.target.tagName === "INPUT") return;
     if (event.key in KEYS && !$("ask").hidden && !$("larger").open) answer(KEYS[event.key]);
   });
+  window.addEventListener("hashchange", () => data.offline || location.reload()); // the link of another rater
   window.addEventListener("online", () => rater && !data.offline && flush());
   window.addEventListener("beforeunload", (event) => {
     const waits = !lasting && rater && (data.offline ? Object.keys(answers).length : queue().length);
