@@ -96,7 +96,8 @@ def test_narrow_modes_equal_pillows_own_conversion(tmp_path, mode):
     ("mode", "name"), [("CMYK", "a.jpg"), ("CMYK", "a.tif"), ("YCbCr", "a.jpg"), ("YCbCr", "a.tif")]
 )
 def test_print_and_video_colours_stay_near_rgb(tmp_path, mode, name):
-    image = open_image(saved(tmp_path, photo().convert(mode), name))
+    options = {"compression": "tiff_lzw"} if name.endswith(".tif") else {}  # Pillow 12 reads no plain YCbCr TIFFs
+    image = open_image(saved(tmp_path, photo().convert(mode), name, **options))
     assert image.mode == "RGB"
     assert difference(image, photo()) < 12
     assert any("CMYK" in note for note in notes(image)) == (mode == "CMYK")
