@@ -37,6 +37,7 @@ Layers = Annotated[
 ]
 PrecisionName = Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16 for the model's forwards.")]
 Batch = Annotated[int, typer.Option("--batch", "--batch-size", min=1, help="Images at a time.")]
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="The port of the page's address; 0: any free one.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, nothing else.")]
 Data = Annotated[

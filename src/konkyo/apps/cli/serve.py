@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from konkyo.apps.cli.options import Port
 from konkyo.apps.cli.terminal import err
 
 
@@ -28,9 +29,7 @@ def serve(
     data: Annotated[
         str, typer.Option("--data", "-d", help="Whose pictures are offered as samples; drawn scenes.")
     ] = "",
-    port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Where to listen, on this machine only; 0: any free one.")
-    ] = 7860,
+    port: Port = 7860,
 ) -> None:
     """Serve a web page on which models are explained: choose, click, see maps, cover, compare."""
     from konkyo.apps.web.server import serve as serve_page

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from konkyo.apps.cli.evaluate import split
-from konkyo.apps.cli.options import Json, Seed
+from konkyo.apps.cli.options import Json, Port, Seed
 from konkyo.apps.cli.records import PicturesNow
 from konkyo.apps.cli.survey_analysis import analyse, power
 from konkyo.apps.cli.terminal import err, out
@@ -109,7 +109,7 @@ def serve(
     host: Annotated[
         str, typer.Option("--host", help="The address to listen at; others than 127.0.0.1 open it.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0: any that is free.")] = 8000,
+    port: Port = 8000,
 ) -> None:
     """Serve the form on the web; every answer is on the disk before it is acknowledged. Ctrl-C ends it."""
     from konkyo.survey import serve
