@@ -58,7 +58,7 @@ def analyse(
         if answers:
             raise KonkyoError("--counts takes the place of answers; got both")
         others = {"--form": form, "--method": method, "--exclude": rule != "standard", "--resamples": resamples != 1000}
-        others |= {"--seed": seed, "--out": to != _FOLDER, "--format": format != "png"}
+        others |= {"--seed": seed != 0, "--out": to != _FOLDER, "--format": format != "png"}
         _require_none(others, "answers, and --counts has none")
         _print_counts(counts, _numbers(raters), _rates(rate), words, as_json)
         return
