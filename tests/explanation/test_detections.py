@@ -70,6 +70,17 @@ def test_a_box_that_touches_no_detection_gives_no_row() -> None:
     assert instances(konkyo.explain(model, images[:1], method="odam", target=wanted)) == [third]
 
 
+def test_a_detection_that_hardly_overlaps_the_box_is_told() -> None:
+    model, images = dense(), noise(1)
+    first = instances(konkyo.explain(model, images, method="odam", target=ALL))[0]
+    x1, y1, x2, y2 = first.box
+    alone = replace(ALL, top=None, threshold=first.likeness[first.label] - 1e-6)
+    third = (x1, y1, x1 + (x2 - x1) / 3, y2)  # a third of the box: an IoU of 0.33 with it
+    with pytest.warns(konkyo.KonkyoWarning, match=r"overlaps it by an IoU of 0\.\d+ only"):
+        konkyo.explain(model, images, method="odam", target=replace(alone, boxes=(third,)))
+    konkyo.explain(model, images, method="odam", target=replace(alone, boxes=(first.box,)))  # a warning fails here
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

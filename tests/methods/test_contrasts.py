@@ -183,3 +183,8 @@ def generate() -> ModuleType:
 )
 def test_the_networks_that_a_method_is_for(generate: ModuleType, method: str, where: str) -> None:
     assert generate.applies(konkyo.methods()[method]) == where
+
+
+def test_a_class_against_itself_is_refused() -> None:
+    with pytest.raises(konkyo.KonkyoError, match="with itself"):
+        konkyo.explain(seeded(SmallResNet()), images(1), target=konkyo.ContrastTarget(2, 2))

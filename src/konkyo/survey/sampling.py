@@ -68,11 +68,16 @@ def population(sources: Sequence[Source], methods: Sequence[str], rule: str, see
     if rule not in RULES:
         raise unknown("sampling rule", rule, RULES)
     rows: dict[tuple[int, str], dict[Key, MapRow]] = defaultdict(dict)
+    there = set[str]()
     for number, source in enumerate(sources):
         for row in source.rows():
+            there.add(row.method)
             if not methods or row.method in methods:
                 rows[number, row.method].setdefault(row.key, row)
-    names = _names(sources, list(rows), methods)
+    for method in methods:
+        if method not in there:
+            raise unknown("method", method, sorted(there))
+    names = _names(sources, list(rows))
     common = set.intersection(*(set(of_method) for of_method in rows.values()))
     left_out = Counter({ONE_SIDED: len(set.union(*(set(of_method) for of_method in rows.values())) - common)})
     draw = random.Random(f"{seed}:sample")
@@ -102,12 +107,9 @@ def population(sources: Sequence[Source], methods: Sequence[str], rule: str, see
     return Population(tuple(names.values()), {names[c]: sources[c[0]] for c in rows}, candidates, left_out)
 
 
-def _names(sources: Sequence[Source], columns: Sequence[tuple[int, str]], methods: Sequence[str]) -> dict[Any, str]:
-    """Returns what the two things or more that are compared are called. KonkyoError: fewer, or one that is missing."""
+def _names(sources: Sequence[Source], columns: Sequence[tuple[int, str]]) -> dict[Any, str]:
+    """Returns what the two things or more that are compared are called. KonkyoError: fewer."""
     there = {method for _, method in columns}
-    for method in methods:
-        if method not in there:
-            raise unknown("method", method, sorted(there))
     if len(columns) < 2:
         raise KonkyoError(f"a survey compares two methods or models at least; there is {', '.join(there) or 'none'}")
     names = {}

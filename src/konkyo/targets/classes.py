@@ -141,6 +141,11 @@ class ContrastTarget(BaseTarget):
     """A target; for `explain` also a class index or name."""
     that: Any
 
+    def __post_init__(self) -> None:
+        """KonkyoError: both are one class."""
+        if isinstance(self.this, (int, str, ClassTarget)) and self.this == self.that:
+            raise KonkyoError(f"a contrast of {self.this!r} with itself is 0 everywhere; name another class")
+
     def __call__(self, output: Any) -> Tensor:
         """Returns the difference of the two scores of every image."""
         difference: Tensor = self.this(output) - self.that(output)

@@ -20,6 +20,8 @@ ClassSimilarity: TypeAlias = Literal["cosine", "probability", "difference", "sam
 SIDES_OF_BOX: tuple[Quantity, ...] = ("x1", "y1", "x2", "y2")
 NEAR = 0.1
 """The least IoU with a box that is given for a detection."""
+CLOSE = 0.5
+"""Below this IoU with the box that is given, the detection may be another one than is meant: it is told."""
 _ROUNDING = 1e-6  # of similarities: what differs by a smaller share of them is taken for equal
 _SAME = 1e-4  # of boxes and probabilities: what a candidate differs by when it is computed in another batch
 

@@ -18,7 +18,7 @@ from konkyo.errors import KonkyoError, unknown, warn
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.candidates import Candidates
 from konkyo.targets.classes import Against, ContrastTarget, Score, TopK
-from konkyo.targets.detections import NEAR, SIDES_OF_BOX, Detections, InstanceTarget, Quantity, Tracked
+from konkyo.targets.detections import CLOSE, NEAR, SIDES_OF_BOX, Detections, InstanceTarget, Quantity, Tracked
 from konkyo.tasks.base import Classes, Explained, Matching, Run, TargetRequest, Task, same_class, task
 from konkyo.tasks.decision import Decision, decisions_of_classes
 from konkyo.utils.tensors import overlap
@@ -198,6 +198,9 @@ class DetectionTask(Task):
                 boxes = output.new_tensor([target.box for target in targets])
                 boxes = frames[image].shown(boxes) if frames else boxes
                 shares = [overlap(boxes, boxes.new_tensor(box)) for box in request.boxes]
+                for box, share in zip(request.boxes, shares, strict=True):
+                    if NEAR <= share.amax() < CLOSE:
+                        warn(_far(box, boxes[int(share.argmax())], float(share.amax())))
                 targets = [targets[at] for at in sorted({int(s.argmax()) for s in shares if s.amax() >= NEAR})]
             detections.append(list(targets[: request.top]))
         return detections
@@ -349,6 +352,12 @@ class DetectionTask(Task):
 
 
 Box: TypeAlias = "tuple[float, float, float, float]"
+
+
+def _far(asked: Box, nearest: Tensor, share: float) -> str:
+    """Returns that the detection taken for a box hardly overlaps it."""
+    taken, wanted = (",".join(f"{side:.0f}" for side in box) for box in (nearest.tolist(), asked))
+    return f"box {wanted}: the detection nearest to it, at {taken}, overlaps it by an IoU of {share:.2f} only"
 
 
 def _not_finite(box: Box, size: Sequence[int]) -> bool:
