@@ -108,6 +108,7 @@ def page(_shared: tuple[Any, list[str]]) -> Iterator[Any]:
         page.click("#model input")
         page.click(f"[role=option]:has-text('{CLASSIFIER}')")
         page.wait_for_function("document.querySelectorAll('#choices .chip').length === 5")
+    page.click("#tab-maps-button")
     page.click("#samples .thumbnail[data-choice='1']")
     page.wait_for_selector("#samples .thumbnail[data-choice='1'][aria-pressed=true]")
     page.click("#samples .thumbnail[data-choice='0']")
