@@ -229,8 +229,12 @@ def test_axe_finds_nothing_serious(page: Any) -> None:
 
 def test_no_part_is_wider_than_the_window(page: Any) -> None:
     explain(page)
-    for tab in TABS:
-        page.click(f"button[role=tab]:has-text('{tab}')")
-        for width in (390, 1280):
-            page.set_viewport_size({"width": width, "height": 900})
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        for tab in TABS:
+            if width < 1280 and not page.locator(f"[role=tab]:has-text('{tab}')").count():  # those without a place
+                page.click("[aria-label='More tabs']")
+                page.click(f".overflow-dropdown button:has-text('{tab}')")
+            else:
+                page.click(f"[role=tab]:has-text('{tab}')")
             assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
