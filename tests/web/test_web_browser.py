@@ -232,6 +232,7 @@ def test_no_part_is_wider_than_the_window(page: Any) -> None:
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 900})
         for tab in TABS:
+            page.wait_for_timeout(500)  # Gradio has found which tabs have a place
             if width < 1280 and not page.locator(f"[role=tab]:has-text('{tab}')").count():  # those without a place
                 page.click("[aria-label='More tabs']")
                 page.click(f".overflow-dropdown button:has-text('{tab}')")
