@@ -15,6 +15,7 @@ from konkyo.apps.web.session import Session
 from konkyo.apps.web.shelf import Shelf
 
 DATA = "scenes:4,objects=1"
+CLASSIFIER = "konkyo/scenes-classifier"
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +27,7 @@ def shelf() -> Shelf:
 @pytest.fixture
 def session(shelf: Shelf) -> Session:
     session = Session(shelf)
-    session.choose_model("konkyo/scenes-classifier")
+    session.choose_model(CLASSIFIER)
     return session
 
 
@@ -42,7 +43,7 @@ def address(shelf: Shelf) -> Iterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    shelf.samples("konkyo/scenes-classifier")
+    shelf.samples(CLASSIFIER)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # Gradio makes event loops that it never runs nor closes
         app = application(shelf, port=port)
@@ -60,25 +61,58 @@ def address(shelf: Shelf) -> Iterator[str]:
     listener.close()
 
 
+def opened(chromium: Any, address: str, troubles: list[str], **options: Any) -> Any:
+    """A page in a browser context of its own; errors in it and requests to anywhere else go to `troubles`."""
+    context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, "locale": "en-US", **options})
+    context.set_default_timeout(60_000)
+    page = context.new_page()
+    page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
+    local = (address, "data:", "blob:")
+    page.on("request", lambda request: None if request.url.startswith(local) else troubles.append(request.url))
+    page.on("console", lambda m: troubles.append(m.text) if "Content Security Policy" in m.text else None)
+    page.goto(address)
+    page.wait_for_selector("#picture .stage img")
+    return page
+
+
 @pytest.fixture
 def visit(chromium: Any, address: str) -> Iterator[Callable[..., Any]]:
-    """Opens the page; at the end there must have been no error in it, and no request to anywhere else."""
-    contexts, troubles = [], []
+    """Opens the page anew; at the end there must have been no error in it, and no request to anywhere else."""
+    contexts, troubles = [], list[str]()
 
-    def opened(**options: Any) -> Any:
-        context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, "locale": "en-US", **options})
-        contexts.append(context)
-        context.set_default_timeout(200_000)
-        page = context.new_page()
-        page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
-        local = (address, "data:", "blob:")
-        page.on("request", lambda request: None if request.url.startswith(local) else troubles.append(request.url))
-        page.on("console", lambda m: troubles.append(m.text) if "Content Security Policy" in m.text else None)
-        page.goto(address)
-        page.wait_for_selector("#picture .stage img")
+    def made(**options: Any) -> Any:
+        page = opened(chromium, address, troubles, **options)
+        contexts.append(page.context)
         return page
 
-    yield opened
+    yield made
     for context in contexts:
         context.close()
+    assert troubles == []
+
+
+@pytest.fixture(scope="module")
+def _shared(chromium: Any, address: str) -> Iterator[tuple[Any, list[str]]]:
+    troubles = list[str]()
+    page = opened(chromium, address, troubles)
+    yield page, troubles
+    page.context.close()
+
+
+@pytest.fixture
+def page(_shared: tuple[Any, list[str]]) -> Iterator[Any]:
+    """One page for the tests that set all they need, for opening one takes 8 seconds; it begins with a sample."""
+    page, troubles = _shared
+    page.set_viewport_size({"width": 1280, "height": 900})
+    if page.input_value("#model input") != CLASSIFIER:
+        page.click("#model input")
+        page.click(f"[role=option]:has-text('{CLASSIFIER}')")
+        page.wait_for_function("document.querySelectorAll('#choices .chip').length === 5")
+    page.click("#tab-maps-button")
+    page.click("#samples .thumbnail[data-choice='1']")
+    page.wait_for_selector("#samples .thumbnail[data-choice='1'][aria-pressed=true]")
+    page.click("#samples .thumbnail[data-choice='0']")
+    page.wait_for_selector("#samples .thumbnail[data-choice='0'][aria-pressed=true]")
+    assert page.locator("#maps .card").count() == 0
+    yield page
     assert troubles == []

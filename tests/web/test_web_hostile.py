@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 from typing import Any
 
 import pytest
 
+from helpers.gradio_queue import joined
 from konkyo.apps.web.session import MOST_BYTES
 
 httpx = pytest.importorskip("httpx")
@@ -74,31 +74,6 @@ def test_no_page_elsewhere_may_frame_or_feed_it(address: str) -> None:
     policy = httpx.get(address).headers["content-security-policy"]
     assert "default-src 'self'" in policy
     assert "frame-ancestors 'none'" in policy
-
-
-def joined(address: str, wanted: str, data: list[Any], session: str) -> str:
-    """Posts to the queue as the page does, to the function that a component starts -> what the server answers."""
-    config = httpx.get(address + "/config").json()
-    ids = {c["props"].get("elem_id"): c["id"] for c in config["components"]}
-    (dependency,) = [
-        d for d in config["dependencies"] if d["targets"] and d["targets"][0][0] == ids[wanted] and d["backend_fn"]
-    ][:1]
-    body = {"data": data, "fn_index": dependency["id"], "session_hash": session, "trigger_id": ids[wanted]}
-    answer = httpx.post(address + "/gradio_api/queue/join", json=body)
-    if answer.status_code != 200:
-        return answer.text
-    lines = list[str]()
-    with httpx.stream("GET", address + f"/gradio_api/queue/data?session_hash={session}", timeout=120) as stream:
-        for line in stream.iter_lines():
-            lines.append(line)
-            if '"process_completed"' in line or '"close_stream"' in line:
-                break
-    return "\n".join(lines)
-
-
-def output_of(text: str) -> str:
-    line = next(line for line in text.splitlines() if "process_completed" in line)
-    return json.dumps(json.loads(line.removeprefix("data: "))["output"])
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def serve(
 
     shelf = Shelf(tuple(models or ()), allow_ids, data)
     for name in shelf.names or shelf.offer[:1]:  # what cannot be loaded is said now, and not to the first user
+        err.print(f"loading {escape(name)} ...", highlight=False)
         shelf.model(name)
 
     def ready(address: str) -> None:

@@ -116,6 +116,7 @@ def application(shelf: Shelf, host: str = "127.0.0.1", port: int = 7860) -> Gate
         mcp_server=False,
         theme=theme_of(),
         css=asset("page.css"),
+        js=asset("keyboard.js"),
     )
     hosts = frozenset({host, "localhost", "127.0.0.1", "[::1]"})
     return Gate(app, hosts)
@@ -133,6 +134,7 @@ def serve(shelf: Shelf, host: str = "127.0.0.1", port: int = 7860, ready: Callab
             except OSError as error:
                 message = f"{host}:{port} cannot be listened on: {error.strerror}; choose another --port"
                 raise KonkyoError(message) from error
+            listener.listen()  # from here on a browser that comes waits, and is not turned away
             _run(app, listener, host, ready)
 
 

@@ -22,8 +22,11 @@ def neighbours_view(session: Session) -> str:
     entries = []
     for rank, name in enumerate(near.names[0]):
         decision, label = near.decisions[0][rank], near.labels[0][rank]
+        similarity = float(near.similarities[0, rank])
+        itself = name == session.name and similarity > 0.9999  # a sample that is in the data set
         lines = [
-            word(session.lang, "neighbours.cosine", value=f"{float(near.similarities[0, rank]):.3f}"),
+            word(session.lang, "neighbours.itself") if itself else "",
+            word(session.lang, "neighbours.cosine", value=f"{similarity:.3f}"),
             word(session.lang, "neighbours.decision", label=decision),
             word(session.lang, "neighbours.label", label=label) if label else "",
         ]
