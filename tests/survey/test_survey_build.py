@@ -224,7 +224,7 @@ def test_views_that_differ_are_left_out(tmp_path: Path) -> None:
 def test_wrong_wishes(tmp_path: Path) -> None:
     with pytest.raises(KonkyoError, match="compares two methods"):
         build({"a": explanation("grad_cam", 30)}, tmp_path / "x", PLAN)
-    with pytest.raises(KonkyoError, match="unknown method 'gradcam'.*grad_cam, layer_cam"):
+    with pytest.raises(KonkyoError, match=r"unknown method 'gradcam'.*grad_cam, layer_cam"):
         built(tmp_path / "x", replace(PLAN, methods=("grad_cam", "gradcam")))
     with pytest.raises(KonkyoError, match="unknown language"):
         built(tmp_path / "x", replace(PLAN, texts={"fr": {"title": "Cartes"}}))
