@@ -29,7 +29,6 @@ from helpers.paths import DOCS, EXAMPLES, ROOT
         "segments.md",
         "relevance.md",
         "answers.md",
-        "web.md",
         "getting_started.md",
         "accountability.md",
     ],
@@ -61,7 +60,16 @@ def test_the_examples_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
     "page",
     [
         *("consistency.md", "training.md", "data.md", "labels.md", "images.md", "embeddings.md", "numbers.md"),
-        *("zero_shot.md", "open_vocabulary.md", "video.md", "blackbox.md", "records.md", "scale.md", "survey.md"),
+        *(
+            "zero_shot.md",
+            "open_vocabulary.md",
+            "video.md",
+            "blackbox.md",
+            "records.md",
+            "scale.md",
+            "survey.md",
+            "web.md",
+        ),
     ],
 )
 def test_the_examples_of_a_page_on_training_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

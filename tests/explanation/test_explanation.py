@@ -231,6 +231,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(
 
     monkeypatch.setattr(konkyo.explanation.files, "save_file", broken)
     monkeypatch.setattr(np, "savez_compressed", broken)
+    monkeypatch.setattr(np, "savez", broken)
     with pytest.raises(konkyo.KonkyoError, match="No space left"):
         result.save(path)
     assert path.read_bytes() == before

@@ -94,7 +94,7 @@ SEVERAL: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "ensemble": (lambda z: torch.stack([z.softmax(1), (2 * z).softmax(1)]).mean(0), True),
     "shares": (lambda z: functional.normalize(z.abs(), p=1, dim=1), True),
     "log softmax": (lambda z: z.log_softmax(1), False),
-    "logits in [0, 1]": (lambda z: z * 1e-3 + 0.5, False),
+    "logits in [0, 1]": (lambda z: z * 1e-3 + 0.4, False),
     "gated": (lambda z: z * z.sigmoid(), False),
     "cosines": (lambda z: 10 * functional.normalize(z), False),
 }

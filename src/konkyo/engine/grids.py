@@ -24,6 +24,8 @@ OWN_TOKENS = 0.5
 """The least share of tokens whose gradient at the image is largest at their own place."""
 NEAR_TOKENS = 0.75
 """The least share of those where it is largest there or in a cell beside: of rows to and fro half are right."""
+SMALL = 36
+"""Of so many cells or fewer two are asked for their place; and a random network spreads a token over the neighbours."""
 MIRRORED = 0.6
 """So much more like a mirror image of the change may a grid be, by chance: deep networks spread every change far."""
 _CHANCE = 3.0
@@ -120,7 +122,7 @@ def owned(energies: Mapping[int, Tensor], layer: Layer, grid: Sequence[int]) -> 
 
 def spread_cells(grid: Sequence[int], mirrored: bool) -> list[tuple[int, ...]]:
     """Returns some cells of a grid that lie far apart: two, or four of many."""
-    shares = _SPREAD if math.prod(grid) <= 36 else _WIDELY_SPREAD
+    shares = _SPREAD if math.prod(grid) <= SMALL else _WIDELY_SPREAD
     found = [tuple(int(share * n) for share, n in zip(at, grid, strict=False)) for at in shares]
     return [(grid[0] - 1 - first, *rest) for first, *rest in found] if mirrored else found
 

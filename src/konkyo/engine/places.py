@@ -15,6 +15,7 @@ from konkyo.engine.grids import (
     NEAR_TOKENS,
     OWN_CELLS,
     OWN_TOKENS,
+    SMALL,
     TOKEN_PLACE,
     at_own_places,
     is_place,
@@ -124,7 +125,8 @@ class Places:
         for layer, grid in known or noted.readings:
             own, near = owned(energies, layer, grid)
             if best is None or own > best.likeness:
-                best = Place(layer, grid, own, own >= OWN_TOKENS and near >= NEAR_TOKENS)
+                placed = own >= OWN_TOKENS and (near >= NEAR_TOKENS or math.prod(grid) <= SMALL)
+                best = Place(layer, grid, own, placed)
         return best
 
     def _energy(self, noted: Output, weights: Tensor) -> Tensor | None:
