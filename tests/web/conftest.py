@@ -104,6 +104,9 @@ def page(_shared: tuple[Any, list[str]]) -> Iterator[Any]:
     """One page for the tests that set all they need, for opening one takes 8 seconds; it begins with a sample."""
     page, troubles = _shared
     page.set_viewport_size({"width": 1280, "height": 900})
+    for message in page.locator(".toast-close").all():  # what was said to the test before
+        message.click()
+    page.wait_for_function("document.querySelectorAll('.toast-close').length === 0")
     if page.input_value("#model input") != CLASSIFIER:
         page.click("#model input")
         page.click(f"[role=option]:has-text('{CLASSIFIER}')")
