@@ -32,6 +32,7 @@ from konkyo.methods.base import Method, find
 from konkyo.metrics.base import Decided, Explain, Outputs, Score
 from konkyo.metrics.variants import absent
 from konkyo.models import Model, Preprocess, as_model
+from konkyo.models.base import preprocess_of
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.classes import Each
 from konkyo.tasks.base import Explained, Matching, same_class
@@ -342,9 +343,7 @@ class _MeasuredRows:
 
 def _opened(plan: Plan, model: Model, sample: Sample) -> _View:
     """Returns the sample with the network's output. KonkyoError: the model does not say how to prepare pictures."""
-    preprocess = model.preprocess
-    if preprocess is None:
-        raise KonkyoError(f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)")
+    preprocess = preprocess_of(model)
     images = model.prepared(preprocess(sample.image)[None])
     model = model.settled(images, model.task.measured(sample, plan.explained, plan.matching))
     return _View(model, preprocess, sample, images, Pass(model, images, precision=plan.precision).output.detach())

@@ -19,6 +19,7 @@ from konkyo.evaluation.diagnose.regions import region_mask
 from konkyo.explanation.result import Explanation
 from konkyo.metrics.base import auc
 from konkyo.models import Model
+from konkyo.models.base import preprocess_of
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.classes import ContrastTarget
 from konkyo.utils.tensors import resize
@@ -90,14 +91,11 @@ class _Scored:
     @classmethod
     def of(cls, model: Model, picture: Image.Image, explanation: Explanation, row: int) -> _Scored:
         """Prepares the picture of a row. KonkyoError: a model without preprocessing, or a target known by its name."""
-        if model.preprocess is None:
-            raise KonkyoError(
-                f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)"
-            )
+        preprocess = preprocess_of(model)
         target = explanation.targets[row]
         if isinstance(target, str):
             raise KonkyoError(f"the target {target!r} was loaded from a file by its name; explain the picture anew")
-        images = model.prepared(model.preprocess(picture)[None])
+        images = model.prepared(preprocess(picture)[None])
         where = as_target(target).location()
         box = images.new_full((4,), torch.nan) if where is None else images.new_tensor(where)
         return cls(model, images, target, _probability(model, target, box), box)
@@ -108,8 +106,7 @@ class _Scored:
 
     def shown(self, image: Tensor) -> Image.Image:
         """Returns a prepared image (C, H, W) as a picture."""
-        assert self.model.preprocess is not None
-        colours = self.model.preprocess.undo(image[None].float())[0].cpu()
+        colours = preprocess_of(self.model).undo(image[None].float())[0].cpu()
         pixels = (colours.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).numpy()
         return Image.fromarray(pixels)
 
@@ -216,11 +213,10 @@ def _curve(scored: _Scored, maps: Tensor, measured: Column, steps: int, seed: in
         pictures.extend(map(scored.shown, variants))
         return scored.score(scored.output(variants)).reshape(-1)
 
-    assert scored.model.preprocess is not None
     needs = {
         "images": scored.images,
         "score": score,
-        "pixels": scored.images.new_tensor([scored.model.black, scored.model.preprocess.white]),
+        "pixels": scored.images.new_tensor([scored.model.black, preprocess_of(scored.model).white]),
         "budget": _area(scored) if measured.budget == "box" else None,
     }
     options = {name: value for name, value in measured.options.items() if name not in ("steps", "every")}

@@ -20,6 +20,7 @@ from konkyo.data.samples import Sample, Samples
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.explanation.inputs import Prepared, known_classes
 from konkyo.models import Model, Preprocess
+from konkyo.models.base import preprocess_of
 
 T = TypeVar("T")
 WHOLE = Frame()
@@ -181,9 +182,7 @@ def read_groups(
     `workers`: so many processes read, each pieces of its own; 0: this one. A piece's groups come in order, and are the
     same for any number of workers. KonkyoError: the model does not say how to prepare a picture.
     """
-    if model.preprocess is None:
-        raise KonkyoError(f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)")
-    stream = _Stream(model.preprocess, pieces, batch, extras)
+    stream = _Stream(preprocess_of(model), pieces, batch, extras)
     workers = min(workers, len(pieces))
     if workers == 0:
         yield from stream

@@ -464,6 +464,13 @@ _FACTS_OF = {
 """Who knows what a library's modules say of their preprocessing and classes."""
 
 
+def preprocess_of(model: Model) -> Preprocess:
+    """Returns how a model's pictures are prepared. KonkyoError: the model does not say it."""
+    if model.preprocess is None:
+        raise KonkyoError(f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)")
+    return model.preprocess
+
+
 def as_model(model: Model | nn.Module) -> Model:
     """Returns the model itself, or as a model: an nn.Module, a pipeline of transformers, or a function of images.
 

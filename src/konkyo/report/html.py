@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from importlib.resources import files
 from typing import Any, Literal, TypeAlias
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from konkyo.evaluation.diagnose.findings import SEVERITIES, Evidence, Finding, Text
@@ -30,7 +28,7 @@ from konkyo.report.page import LANGUAGES, ImageRow, Measure, Page
 from konkyo.report.svg import curve_view
 from konkyo.report.truth import accuracy
 from konkyo.tasks.responses import Response
-from konkyo.utils.markup import script_json
+from konkyo.utils.templates import environment_of, strings_of, text_of
 
 Language: TypeAlias = Literal["auto", "en", "ja"]
 STATIC = 50
@@ -42,8 +40,7 @@ _ICONS = {"high": "▲", "medium": "◆", "low": "●", "unknown": "?", "ok": "�
 @cache
 def strings() -> dict[str, dict[str, str]]:
     """Returns the words of the page by language and key."""
-    folder = files("konkyo.report") / "strings"
-    return {lang: json.loads((folder / f"{lang}.json").read_text(encoding="utf-8")) for lang in LANGUAGES}
+    return strings_of("konkyo.report", LANGUAGES)
 
 
 def html_of(page: Page, *, lang: Language = "auto") -> str:
@@ -69,8 +66,8 @@ def html_of(page: Page, *, lang: Language = "auto") -> str:
         "matrices": [_matrix_table(m.names, m.values.tolist(), m.title, m.note) for m in known.matrices],
         "figures": [_evidence_view(figure, _FIGURE_SIDE) for figure in known.figures],
         "methods": data["methods"],
-        "style": Markup(_source("page.css")),
-        "script": Markup(_source("page.js")),
+        "style": Markup(text_of("konkyo.report", "templates/page.css")),
+        "script": Markup(text_of("konkyo.report", "templates/page.js")),
         "data": data,
         "strings": strings(),
         "pictures": pictures,
@@ -83,20 +80,10 @@ def html_of(page: Page, *, lang: Language = "auto") -> str:
 
 
 def _environment(lang: str) -> Environment:
-    environment = Environment(
-        loader=PackageLoader("konkyo.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(json=script_json, both=_both, number=_number)
+    environment = environment_of("konkyo.report")
+    environment.filters.update(both=_both, number=_number)
     environment.globals.update(s=strings()[lang], words_of=words_of)
     return environment
-
-
-def _source(name: str) -> str:
-    return (files("konkyo.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _both(text: Text | str) -> Markup:

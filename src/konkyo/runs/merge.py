@@ -24,7 +24,7 @@ from konkyo.runs.shards import (
     write_receipt,
     write_shard,
 )
-from konkyo.utils.files import plain, write_text
+from konkyo.utils.files import plain, whole_folder, write_text
 from konkyo.utils.ledger import differences, held
 
 Key = bytes
@@ -51,17 +51,8 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> Records:
     with held(target):
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise KonkyoError(f"{target} is there already; merge into a new folder")
-        under_way = target.with_name(f".{target.name}.merging")
-        shutil.rmtree(under_way, ignore_errors=True)  # of a merge that was killed
-        try:
+        with whole_folder(target, "merging") as under_way:
             _write(runs, under_way)
-            if target.exists():
-                target.rmdir()
-            under_way.rename(target)
-        except OSError as error:
-            raise KonkyoError(f"{target} cannot be written: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(under_way, ignore_errors=True)
     return Records.open(target)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,11 +16,11 @@ from konkyo.errors import KonkyoError, unknown, warn
 from konkyo.explanation.result import Explanation
 from konkyo.runs.pictures import DataNow
 from konkyo.survey.drawing import Drawing, same_view, shuffled, webp
-from konkyo.survey.form import FEW, FORM, Form, Item, Kind
+from konkyo.survey.form import FEW, Form, Item, Kind
 from konkyo.survey.sampling import NO_PICTURE, OTHER_VIEW, Candidate, Population, population
 from konkyo.survey.sources import MapRow, Source, source_of
 from konkyo.survey.words import texts_of
-from konkyo.utils.files import replacing
+from konkyo.utils.files import replacing, whole_folder
 
 Maps: TypeAlias = str | Path | Explanation | Sequence[Explanation]
 Attention: TypeAlias = Literal["instruction", "shuffled", "blank"]
@@ -235,17 +234,8 @@ def _reasons(left_out: Counter[str]) -> str:
 
 def _write(form: Form, files: Mapping[str, bytes], target: Path) -> None:
     """Writes the folder under another name until it is whole."""
-    under_way = target.with_name(f".{target.name}.building")
-    shutil.rmtree(under_way, ignore_errors=True)
-    try:
+    with whole_folder(target, "building") as under_way:
         for name, data in sorted(files.items()):  # times and places of files do not tell the methods, either
             with replacing(under_way / name) as temporary:
                 temporary.write_bytes(data)
         form.save(under_way)
-        if target.exists():
-            target.rmdir()
-        under_way.rename(target)
-    except OSError as error:
-        raise KonkyoError(f"{target / FORM} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(under_way, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -55,25 +56,20 @@ def collect(form: Form, files: Sequence[str | Path]) -> Collection:
     """
     collection = Collection(form)
     for name in files:
-        path = Path(name)
-        if path.suffix in DATABASES:
-            answers = _of_database(path, form)
-        elif path.suffix == ".json":
-            answers = offline_answers(path, form)
-        else:
-            answers = read_answers(path, form)
-        collection.add(answers, path.name)
+        collection.add(answers_in(Path(name), form), Path(name).name)
     return collection
 
 
-def _of_database(path: Path, form: Form) -> list[Answer]:
-    store = Store(path)
-    try:
+def answers_in(path: Path, form: Form) -> list[Answer]:
+    """Returns the answers in one file, of the kinds that `collect` joins. KonkyoError: as of `collect`."""
+    if path.suffix == ".json":
+        return offline_answers(path, form)
+    if path.suffix not in DATABASES:
+        return read_answers(path, form)
+    with closing(Store(path)) as store:
         if store.form.form_hash != form.form_hash:
             raise KonkyoError(f"{path} holds answers to another form")
         return store.answers()
-    finally:
-        store.close()
 
 
 def offline_answers(path: Path, form: Form) -> list[Answer]:

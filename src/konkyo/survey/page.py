@@ -5,18 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Template
 from markupsafe import Markup
 
 from konkyo.survey.form import Form
 from konkyo.survey.order import ALPHABET, ORDERS, Showing, order_of
 from konkyo.survey.words import strings
 from konkyo.utils.files import read_bytes, write_text
-from konkyo.utils.markup import script_json
+from konkyo.utils.templates import environment_of, text_of
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -25,10 +24,9 @@ POLICY = (
 """The Content-Security-Policy of what is served: nothing inline, nothing from elsewhere, no frame around it."""
 
 
-@cache
 def source(name: str) -> str:
     """Returns a file of the page: survey.css or survey.js."""
-    return (files("konkyo.survey") / "templates" / name).read_text(encoding="utf-8")
+    return text_of("konkyo.survey", f"templates/{name}")
 
 
 def served_page(form: Form, *, is_open: bool) -> str:
@@ -101,17 +99,14 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 
+@cache
+def _template() -> Template:
+    return environment_of("konkyo.survey").get_template("survey.html")
+
+
 def _rendered(form: Form, data: dict[str, Any], **parts: str | None) -> str:
-    environment = Environment(
-        loader=PackageLoader("konkyo.survey", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["json"] = script_json
     lang = next(iter(form.texts))
     known = {"form_hash": form.form_hash, "texts": form.texts, "strings": {k: strings()[k] for k in form.texts}}
-    return environment.get_template("survey.html").render(
+    return _template().render(
         lang=lang, title=form.texts[lang]["title"], strings=known["strings"], data=known | data, **parts
     )

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from konkyo.errors import unknown
@@ -139,7 +139,7 @@ def _quality(
         "agreeing": _share(agreeing),
     }
     quality = RaterQuality(**values, excluded="")  # type: ignore[arg-type] # each by its name
-    return RaterQuality(**values, excluded=rule.reason(quality))  # type: ignore[arg-type]
+    return replace(quality, excluded=rule.reason(quality))
 
 
 def _with_most(answer: Answer, totals: Sequence[tuple[str | None, int]]) -> bool | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.survey.form import LANGUAGES
+from konkyo.utils.templates import strings_of
 
 TEXTS = ("title", "question", "consent")
 """The texts of a form; the other words of the page belong to the page."""
@@ -18,8 +17,7 @@ _MOST = 20_000
 @cache
 def strings() -> dict[str, dict[str, str]]:
     """Returns the words of the page by language and key; with those of `TEXTS`, as they are where a form has none."""
-    folder = files("konkyo.survey") / "strings"
-    return {lang: json.loads((folder / f"{lang}.json").read_text(encoding="utf-8")) for lang in LANGUAGES}
+    return strings_of("konkyo.survey", LANGUAGES)
 
 
 def texts_of(given: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:

@@ -198,10 +198,13 @@ class DetectionTask(Task):
                 boxes = output.new_tensor([target.box for target in targets])
                 boxes = frames[image].shown(boxes) if frames else boxes
                 shares = [overlap(boxes, boxes.new_tensor(box)) for box in request.boxes]
-                for box, share in zip(request.boxes, shares, strict=True):
-                    if NEAR <= share.amax() < CLOSE:
-                        warn(_far(box, boxes[int(share.argmax())], float(share.amax())))
-                targets = [targets[at] for at in sorted({int(s.argmax()) for s in shares if s.amax() >= NEAR})]
+                nearest = [
+                    (box, int(s.argmax()), float(s.amax())) for box, s in zip(request.boxes, shares, strict=True)
+                ]
+                for box, at, share in nearest:
+                    if NEAR <= share < CLOSE:
+                        warn(_far(box, boxes[at], share))
+                targets = [targets[at] for at in sorted({at for _, at, share in nearest if share >= NEAR})]
             detections.append(list(targets[: request.top]))
         return detections
 

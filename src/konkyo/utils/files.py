@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -42,6 +43,26 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(target: Path, stage: str) -> Iterator[Path]:
+    """Yields a folder beside `target` to fill, which becomes `target` at the end, or goes if anything fails.
+
+    `stage`: what is going on, the ending of its name; one that was left by a killed process is begun anew. `target` may
+    be there and empty. KonkyoError: it cannot be written.
+    """
+    under_way = target.with_name(f".{target.name}.{stage}")
+    shutil.rmtree(under_way, ignore_errors=True)
+    try:
+        yield under_way
+        if target.exists():
+            target.rmdir()
+        under_way.rename(target)
+    except OSError as error:
+        raise KonkyoError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(under_way, ignore_errors=True)
 
 
 def _unwritten(error: Exception) -> str | None:

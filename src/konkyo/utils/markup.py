@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
-from typing import Any
-
-from markupsafe import Markup
-
-from konkyo.utils.files import plain
 
 _CELL = "padding:2px 8px;text-align:left;vertical-align:top;border:0"
 
@@ -56,9 +50,3 @@ def title(text: str) -> str:
 def note(text: str) -> str:
     """Returns a remark under what it is about."""
     return f'<div style="opacity:0.75;margin:4px 0">{escaped(text)}</div>'
-
-
-def script_json(value: Any) -> Markup:
-    """Returns JSON for a script element: no character in it can end the element or begin a comment."""
-    text = json.dumps(plain(value), ensure_ascii=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -138,9 +139,8 @@ def export(
     from konkyo.survey.form import write_answers
     from konkyo.survey.store import Store
 
-    store = Store(database)
-    answers = store.answers()
-    store.close()
+    with closing(Store(database)) as store:
+        answers = store.answers()
     write_answers(answers, to)
     said = f"{len(answers)} answers of {len({a.rater for a in answers})} raters in {to}"
     out.print(escape(said), highlight=False, soft_wrap=True)
@@ -155,14 +155,14 @@ def import_answers(
     to: AnswersTable = Path("answers.csv"),
 ) -> None:
     """Check answers against their form, and join them in one table. Files that are wrong are named and left out."""
-    from konkyo.survey.collection import Collection, collect
+    from konkyo.survey.collection import Collection, answers_in
     from konkyo.survey.form import Form, write_answers
 
     form, refused = Form.load(folder), 0
     joined = Collection(form)
     for file in files:
         try:
-            joined.add(list(collect(form, [file]).answers.values()), file.name)
+            joined.add(answers_in(file, form), file.name)
         except KonkyoError as error:
             refused += 1
             err.print(f"[yellow]left out:[/] {escape(str(error))}", soft_wrap=True, highlight=False)

@@ -14,6 +14,7 @@ from konkyo.engine.forward import Pass
 from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError, silenced
 from konkyo.models import Model
+from konkyo.models.base import preprocess_of
 from konkyo.targets.answers import Answer, EachWord, Token
 from konkyo.targets.base import as_target
 from konkyo.targets.classes import ClassTarget, ContrastTarget, TopK
@@ -49,9 +50,7 @@ class Choice:
 
 def picture_seen(model: Model, picture: Image.Image) -> Image.Image:
     """Returns the picture as the model sees it. KonkyoError: the model does not say how to prepare pictures."""
-    if model.preprocess is None:
-        raise KonkyoError(f"{model.name} does not say how to prepare a picture; give konkyo.Model(..., preprocess=...)")
-    return model.preprocess.view(picture)
+    return preprocess_of(model).view(picture)
 
 
 def choices_of(model: Model, picture: Image.Image) -> tuple[Choice, ...]:
@@ -59,24 +58,23 @@ def choices_of(model: Model, picture: Image.Image) -> tuple[Choice, ...]:
 
     One forward. `model` is bound to its question where it reads one.
     """
-    picture_seen(model, picture)
-    assert model.preprocess is not None
+    preprocess = preprocess_of(model)
     request = _request(model)
     session = untouched(model.module, 0)
     with torch.no_grad(), silenced(), session, session:  # twice: see `Session`
-        images = model.prepared(model.preprocess(picture)[None])
+        images = model.prepared(preprocess(picture)[None])
         model = model.settled(images, request)
         output = Pass(model, images).output.detach()
         if isinstance(request, TopK) and isinstance(model.task, ClassificationTask):
             request = TopK(min(request.k, max(2, output.shape[1])))
-        frame = model.preprocess.frame(picture) if model.preprocess else None
-        (targets,) = model.targets(request, output, frames=(frame,) if frame else ())
+        frame = preprocess.frame(picture)
+        (targets,) = model.targets(request, output, frames=(frame,))
         decisions = model.decisions_beside(targets, [0] * len(targets), output)
     found = list[Choice]()
     for target, decision in zip(targets[:MOST], decisions, strict=False):
         probability = None if decision is None else decision.asked_probability
         where = as_target(target).location()
-        box = None if where is None or frame is None else tuple(frame.shown(torch.tensor(where)).tolist())
+        box = None if where is None else tuple(frame.shown(torch.tensor(where)).tolist())
         label = model.label(target, output.shape[1] if output.ndim > 1 else None)
         if isinstance(model.task, AnswerTask) and isinstance(target, Token):
             passage = model.task.passages([target])[0]
@@ -166,8 +164,7 @@ def contrast(model: Model, choice: Choice, other: str) -> Choice:
 
 
 def _corner(model: Model, picture: Image.Image) -> tuple[int, int]:
-    assert model.preprocess is not None
-    return model.preprocess.corner(picture)
+    return preprocess_of(model).corner(picture)
 
 
 def _rounded(x0: float, y0: float, x1: float, y1: float) -> Box:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, wraps
-from importlib.resources import files
+from functools import wraps
 from typing import Any
 
 import gradio as gr
@@ -15,6 +14,7 @@ from konkyo.apps.web.session import Session, Stopped
 from konkyo.apps.web.shelf import Shelf
 from konkyo.apps.web.words import word
 from konkyo.errors import KonkyoError
+from konkyo.utils.templates import text_of
 
 View = Callable[[Session], Any]
 """A session -> what a component shows of it."""
@@ -22,10 +22,9 @@ Of = Callable[[Session], tuple[Any, ...]]
 """A session -> what a view is made of; while these stay the same, it is not drawn anew."""
 
 
-@cache
 def asset(name: str) -> str:
     """Returns a file of the page's own: its style, or its script."""
-    return (files("konkyo.apps.web") / name).read_text(encoding="utf-8")
+    return text_of("konkyo.apps.web", name)
 
 
 class Page:

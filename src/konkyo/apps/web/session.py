@@ -98,8 +98,12 @@ class Session:
             return model
         if asks(model):
             return model.prompted(question=self.text or None)
-        texts = [text.strip() for text in self.text.split(";") if text.strip()]
-        return model.prompted(texts=texts or None)
+        return model.prompted(texts=self._texts or None)
+
+    @property
+    def _texts(self) -> list[str]:
+        """Returns the classes that are given as texts."""
+        return [text.strip() for text in self.text.split(";") if text.strip()]
 
     def choose_model(self, name: str) -> None:
         """Takes another model; the picture stays. KonkyoError: one that is not on offer."""
@@ -223,14 +227,18 @@ class Session:
         finally:
             run.active = False
 
+    def asked(self) -> tuple[Image.Image, Choice]:
+        """Returns the picture, and what of it is explained. KonkyoError: one of both is not chosen."""
+        if self.picture is None or self.chosen is None:
+            raise KonkyoError("choose a picture, and what of it is explained, first")
+        return self.picture, self.chosen
+
     def any_result(self, run: Run) -> tuple[Explanation, Model, Image.Image]:
         """Returns a map of what is chosen, with the model and the picture; the first there is, else the usual one.
 
         KonkyoError: nothing is chosen, or it has no map.
         """
-        picture, chosen, model = self.picture, self.chosen, self.model
-        if picture is None or chosen is None:
-            raise KonkyoError("choose a picture, and what of it is explained, first")
+        model, (picture, chosen) = self.model, self.asked()
         result = next(iter(self.results.values()), None)
         made = result or explained(model, picture, chosen.request, model.task.method, run)
         if not isinstance(made, Explanation):
@@ -243,9 +251,7 @@ class Session:
         Stopped: the run was stopped, or something else was chosen meanwhile; what was there by then stays.
         KonkyoError: no picture, nothing chosen, or an unknown method.
         """
-        picture, chosen, model = self.picture, self.chosen, self.model
-        if picture is None or chosen is None:
-            raise KonkyoError("choose a picture, and what of it is explained, first")
+        model, (picture, chosen) = self.model, self.asked()
         wanted = list(dict.fromkeys(known_method(name, model) for name in names))
         if not wanted or len(wanted) > MOST_METHODS:
             raise KonkyoError(f"1 to {MOST_METHODS} methods are explained by at once; got {len(wanted)}")
@@ -264,22 +270,20 @@ class Session:
 
     def code(self) -> str:
         """Returns the Python that makes the same maps. KonkyoError: nothing is chosen."""
-        if self.chosen is None or self.picture is None:
-            raise KonkyoError("choose a picture, and what of it is explained, first")
+        _, chosen = self.asked()
         model = self.shelf.model(self.model_name)
         loaded, asked = f"konkyo.load({self.model_name!r})", ""
         if model.prompts is not None and self.text:
             if asks(model):
                 asked = f", question={self.text!r}"
             else:
-                texts = [text.strip() for text in self.text.split(";") if text.strip()]
-                loaded = f"konkyo.load({self.model_name!r}, texts={texts!r})"
+                loaded = f"konkyo.load({self.model_name!r}, texts={self._texts!r})"
         names = list(self.results) or [model.task.method]
         return (
             "import konkyo\n\n"
             f"model = {loaded}\n"
             f"image = {self.source}\n"
-            f"target = {code_of(self.chosen.request)}\n"
+            f"target = {code_of(chosen.request)}\n"
             f"results = konkyo.compare(model, image, {names!r}, target=target{asked})\n"
             'results[next(iter(results))].overlay(0).save("why.png")\n'
         )

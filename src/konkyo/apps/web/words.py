@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from konkyo.report.html import strings as report_strings
 from konkyo.report.page import LANGUAGES
+from konkyo.utils.templates import strings_of
 
 __all__ = ["LANGUAGES", "language_of", "strings", "word"]
 
@@ -16,8 +15,7 @@ __all__ = ["LANGUAGES", "language_of", "strings", "word"]
 @cache
 def strings() -> dict[str, dict[str, str]]:
     """Returns the words of the page by language and key."""
-    folder = files("konkyo.apps.web") / "strings"
-    return {lang: json.loads((folder / f"{lang}.json").read_text(encoding="utf-8")) for lang in LANGUAGES}
+    return strings_of("konkyo.apps.web", LANGUAGES)
 
 
 def word(lang: str, key: str, **values: Any) -> str:

@@ -28,9 +28,8 @@ def path_view(session: Session) -> str:
 def walk(session: Session) -> None:
     """Makes the map of Adaptive IG-ODAM, whose path is drawn. KonkyoError: nothing is chosen, or it does not apply."""
     with session.running() as run:
-        if session.picture is None or session.chosen is None:
-            raise KonkyoError("choose a picture, and what of it is explained, first")
-        outcome = explained(session.model, session.picture, session.chosen.request, METHOD, run)
+        picture, chosen = session.asked()
+        outcome = explained(session.model, picture, chosen.request, METHOD, run)
         if not isinstance(outcome, Explanation):
             raise KonkyoError(outcome)
         session.results[METHOD] = outcome
