@@ -264,7 +264,8 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyP
         raise AssertionError("half a request was handed on")
 
     scope = {"type": "http", "headers": [(b"content-length", told)] if told else []}
-    asyncio.run(server._Limited(never)(scope, receive, send))
+    with ThreadPoolExecutor(1) as pool:  # Playwright's loop runs in the main thread while its browser is open
+        pool.submit(asyncio.run, server._Limited(never)(scope, receive, send)).result()
     assert sent[0]["status"] == 408
     assert (b"connection", b"close") in sent[0]["headers"]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gc
+import asyncio
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -44,10 +44,12 @@ def address(shelf: Shelf) -> Iterator[str]:
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     shelf.samples(CLASSIFIER)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # Gradio makes event loops that it never runs nor closes
-        app = application(shelf, port=port)
-        gc.collect()
+
+    async def made() -> Any:
+        return application(shelf, port=port)
+
+    with ThreadPoolExecutor(1) as pool:  # where no loop runs, Gradio makes loops that it never closes
+        app = pool.submit(asyncio.run, made()).result()
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -116,6 +118,6 @@ def page(_shared: tuple[Any, list[str]]) -> Iterator[Any]:
     page.wait_for_selector("#samples .thumbnail[data-choice='1'][aria-pressed=true]")
     page.click("#samples .thumbnail[data-choice='0']")
     page.wait_for_selector("#samples .thumbnail[data-choice='0'][aria-pressed=true]")
-    assert page.locator("#maps .card").count() == 0
+    page.wait_for_selector("#maps .card", state="detached")
     yield page
     assert troubles == []
