@@ -141,6 +141,12 @@ def once(call: Contender) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
+def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
+    """The median of wall seconds, and that of CPU seconds."""
+    wall, cpu = zip(*times, strict=True)
+    return statistics.median(wall), statistics.median(cpu)
+
+
 def peak_megabytes(call: Contender) -> float | None:
     """Peak memory during the call above the level before it; None where the system does not tell."""
     gc.collect()
@@ -167,7 +173,10 @@ def _status(key: str) -> int:
 def section(
     title: str, forward: Contender, contenders: dict[str, Contender], rounds: int, slow: tuple[str, ...] = ()
 ) -> dict[str, object]:
-    """Medians over the rounds; contenders named in `slow` run in the first round only."""
+    """Medians over the rounds, with the quartiles of the rounds' own ratios as their spread.
+
+    Contenders named in `slow` run in the first round only, and have no spread.
+    """
     print(f"\n{title}", flush=True)
     peaks = {}
     for name, call in contenders.items():
@@ -175,25 +184,35 @@ def section(
             call()  # warm
         peaks[name] = peak_megabytes(call) if name not in slow else None
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ("forward", *contenders)}
+    ratios: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for turn in range(rounds):
         for name, call in {"forward": forward, **contenders}.items():
             if name in slow and turn:
                 continue
+            result: list[tuple[float, float]] = []
             if name in slow:
-                result: list[tuple[float, float]] = []
                 peaks[name] = peak_megabytes(lambda call=call, result=result: result.append(once(call)))
-                times[name] += result
             else:
-                times[name].append(once(call))
-                if name == "forward" and times[name][-1][0] < 1:
-                    times[name] += [once(call) for _ in range(4)]
-    middle = {name: tuple(statistics.median(column) for column in zip(*t, strict=True)) for name, t in times.items()}
-    rows = {}
+                result.append(once(call))
+            if name == "forward":
+                if result[0][0] < 1:
+                    result += [once(call) for _ in range(4)]
+                of_round = medians(result)
+            else:
+                ratios[name].append((result[0][0] / of_round[0], result[0][1] / of_round[1]))
+            times[name] += result
+    middle = {name: medians(t) for name, t in times.items()}
+    rows: dict[str, dict[str, Any]] = {}
     for name in contenders:
         wall, cpu = (middle[name][i] / middle["forward"][i] for i in (0, 1))
         rows[name] = {"wall": wall, "cpu": cpu, "mb": peaks[name], "rounds": len(times[name])}
+        if len(ratios[name]) > 2:
+            for key, column in zip(("wall spread", "cpu spread"), zip(*ratios[name], strict=True), strict=True):
+                low, _, high = statistics.quantiles(column, n=4, method="inclusive")
+                rows[name][key] = [low, high]
         memory = "" if peaks[name] is None else f"{peaks[name]:7.0f} MB"
-        print(f"  {name:42s} wall {wall:8.2f}  cpu {cpu:8.2f}  {memory}", flush=True)
+        spread = "({:.2f} to {:.2f})".format(*rows[name]["wall spread"]) if "wall spread" in rows[name] else ""
+        print(f"  {name:42s} wall {wall:8.2f} {spread:18s} cpu {cpu:8.2f}  {memory}", flush=True)
     return {"title": title, "rounds": rounds, "forward_ms": middle["forward"][0] * 1e3, "rows": rows}
 
 

@@ -114,9 +114,15 @@ def results() -> dict[str, Any]:
 
 
 def rounded(value: float) -> str:
-    """A number to two digits, as repeated runs of a benchmark agree on no more: 0.99, 1.1, 15, 350."""
-    digits = 1 - floor(log10(value)) if value > 0 else 0
+    """A number as far as repeated runs of a benchmark agree on it: one decimal, or two digits above ten."""
+    digits = min(1, 1 - floor(log10(value))) if value > 0 else 1
     return f"{round(value, digits):.{max(digits, 0)}f}"
+
+
+def ratio(row: dict[str, Any], key: str) -> str:
+    """A ratio with the quartiles of its rounds, where they are not the same number."""
+    low, high = (rounded(v) for v in row.get(f"{key} spread", [row[key]] * 2))
+    return rounded(row[key]) + ("" if low == high else f" ({low} to {high})")
 
 
 def benchmark_summary() -> str:
@@ -180,6 +186,18 @@ def benchmark_summary() -> str:
     return "\n".join(lines)
 
 
+DEFAULTS = "every method with its defaults"
+
+
+def quality() -> dict[str, dict[str, str]]:
+    """How well the maps of each method are measured on the classifier that ships, for the side of its cost."""
+    found = measured_methods().get("classifier", {"values": {}})
+    return {
+        name: {c.partition("(")[0]: "-" if v[0] is None else f"{v[0]:.2f}" for c, v in values.items()}
+        for name, values in found["values"].items()
+    }
+
+
 def benchmark_tables() -> str:
     """Every section with every number."""
     found = results()
@@ -195,10 +213,15 @@ def benchmark_tables() -> str:
             parts.append(f"## {section['title']}")
             if section.get("machine", machine) != machine:
                 parts.append(measured_on(section["machine"]))
-            lines = ["| | wall / forward | CPU / forward | peak MB | rounds |", "|---|---|---|---|---|"]
+            measured = quality() if section["title"].endswith(DEFAULTS) else {}
+            columns = sorted({c for name in section["rows"] for c in measured.get(name, {})})
+            head = ["", "wall / forward", "CPU / forward", "peak MB", "rounds", *columns]
+            lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
             for name, row in section["rows"].items():
                 memory = "" if row["mb"] is None else f"{row['mb']:.0f}"
-                lines.append(f"| {name} | {row['wall']:.2f} | {row['cpu']:.2f} | {memory} | {row['rounds']} |")
+                cells = [name, ratio(row, "wall"), ratio(row, "cpu"), memory, str(row["rounds"])]
+                cells += [measured.get(name, {}).get(c, "") for c in columns]
+                lines.append("| " + " | ".join(cells) + " |")
             if "bf16 correlation" in section:
                 value = section["bf16 correlation"]
                 lines.append(f"\nThe bf16 map correlates with the fp32 map at {value:.4f}.")
