@@ -175,6 +175,13 @@ def test_occlusion(kind: str) -> None:
     held_to(kind, "occlusion", expected, window=9, stride=5, baseline=0.3)
 
 
+FEW: dict[str, dict[str, Any]] = {
+    "rise": {"masks": 9},
+    "poly_cam": {"layer": "stage3"},
+    "lime": {"samples": 60},
+    "sobol": {"grid": 4, "designs": 4},
+    "hsic": {"grid": 4, "designs": 20},
+}
 CHOOSING = [name for name, m in konkyo.methods().items() if m.score == "probability"]
 
 
@@ -182,7 +189,7 @@ CHOOSING = [name for name, m in konkyo.methods().items() if m.score == "probabil
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")  # of random weights some maps are blank
 def test_the_logit_in_the_place_of_the_probability(method: str) -> None:
     network, x = seeded(SmallResNet()), images(2)
-    options: dict[str, Any] = {"rise": {"masks": 9}, "poly_cam": {"layer": "stage3"}}.get(method, {})
+    options: dict[str, Any] = FEW.get(method, {})
     chosen = konkyo.explain(network, x, method=method, target=0, score="logit", **options)
     close(chosen.signed, konkyo.explain(network, x, method=method, target=konkyo.ClassTarget(0), **options).signed)
     close(chosen.scores.double(), network(x)[:, 0].detach())
