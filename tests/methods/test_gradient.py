@@ -187,7 +187,7 @@ def fem(system: System, image: Tensor, label: int) -> Tensor:
 
 def kpca_cam(system: System, image: Tensor, label: int) -> Tensor:
     """By scikit-learn."""
-    from sklearn.decomposition import KernelPCA
+    KernelPCA = pytest.importorskip("sklearn.decomposition").KernelPCA
 
     A, _ = system.at(image, logit(label))
     matrix = A.flatten(1).T.numpy()
@@ -528,6 +528,7 @@ def test_finer_cam_against_classes_that_are_none(against: object, said: str) -> 
 
 
 def test_finer_cam_of_pytorch_grad_cam(systems: dict[str, System]) -> None:
+    pytest.importorskip("pytorch_grad_cam")
     from pytorch_grad_cam import FinerCAM
     from pytorch_grad_cam.utils.model_targets import FinerWeightedTarget
 
@@ -593,7 +594,7 @@ def test_kpca_cam_with_a_linear_kernel_is_eigen_cam_centred(systems: dict[str, S
 @pytest.mark.parametrize(("kernel", "gamma"), [("sigmoid", 0.02), ("rbf", 0.0), ("rbf", 0.3)])
 def test_kpca_cam_is_scikit_learns(systems: dict[str, System], kernel: str, gamma: float) -> None:
     """At stage1: 320 places, where scikit-learn takes an iterative solver."""
-    from sklearn.decomposition import KernelPCA
+    KernelPCA = pytest.importorskip("sklearn.decomposition").KernelPCA
 
     system = systems["resnet"]
     found = konkyo.explain(system.network, system.x, method="kpca_cam", layer="stage1", kernel=kernel, gamma=gamma)
@@ -721,7 +722,7 @@ def test_bad_options(method: str, options: dict[str, Any]) -> None:
 
 def test_noise_tunnel_of_captum(monkeypatch: pytest.MonkeyPatch, systems: dict[str, System]) -> None:
     """With our noise; it averages signed gradients for `Saliency(abs=False)`."""
-    from captum import attr as captum
+    captum = pytest.importorskip("captum.attr")
 
     system, samples, std = systems["resnet"], 4, 0.2
 
@@ -742,7 +743,7 @@ def test_noise_tunnel_of_captum(monkeypatch: pytest.MonkeyPatch, systems: dict[s
 
 
 def test_finer_cam_of_torch_cam(systems: dict[str, System]) -> None:
-    from torchcam import methods as torchcam
+    torchcam = pytest.importorskip("torchcam.methods")
 
     system = systems["resnet"]
     other = copy.deepcopy(system.network)
@@ -754,7 +755,7 @@ def test_finer_cam_of_torch_cam(systems: dict[str, System]) -> None:
 
 def test_product_of_torch_cam_over_the_stages(systems: dict[str, System]) -> None:
     """Of Grad-CAM's maps: its Grad-CAM++ is another. It subtracts the smallest value, too, which is 0 for these."""
-    from torchcam import methods as torchcam
+    torchcam = pytest.importorskip("torchcam.methods")
 
     system, layers = systems["resnet"], ["stage1", "stage2"]
     run = lambda layer, **o: konkyo.explain(system.network, system.x, target=CLASSES, layer=layer, **o).maps

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from konkyo import KonkyoError
@@ -14,6 +13,7 @@ from konkyo.metrics.localisation import effective_complexity, relevance_rank, ro
 from konkyo.metrics.wsol import px_ap
 from konkyo.utils.tensors import min_max
 
+sklearn = pytest.importorskip("sklearn.metrics")
 SIZES = [(23,), (9, 13), (3, 5, 7)]
 """Of signals, pictures and volumes."""
 
@@ -30,7 +30,9 @@ def test_roc_auc_is_scikit_learns(size: tuple[int, ...], rounded: bool) -> None:
     maps, masks = scene(size)
     maps = (2 * maps).round() if rounded else maps  # many equal values
     found = roc_auc(maps, masks=masks)
-    expected = [roc_auc_score(n.flatten().numpy(), m.flatten().numpy()) for m, n in zip(maps, masks, strict=True)]
+    expected = [
+        sklearn.roc_auc_score(n.flatten().numpy(), m.flatten().numpy()) for m, n in zip(maps, masks, strict=True)
+    ]
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
 
@@ -93,5 +95,5 @@ def test_pixels_to_be_ignored_are_not_counted_but_those_of_the_object_are() -> N
     for given, kept in (({"ignored": ignored}, ~ignored | masks), ({}, torch.ones_like(masks))):
         counts = px_ap.statistic(maps, masks=masks, steps=50, **given)
         assert counts.sum() == kept.sum()
-        expected = average_precision_score(masks[kept].numpy(), levels[kept].numpy())
+        expected = sklearn.average_precision_score(masks[kept].numpy(), levels[kept].numpy())
         assert px_ap.over(counts).item() == pytest.approx(expected, rel=1e-5)
