@@ -359,6 +359,8 @@ def test_maps_over_the_stages(systems: dict[str, System], method: str, name: str
         expected = [over_the_layers(name, system, image[None], label, method) for image in system.x]
         if not any(one.isnan().any() for one in expected):  # of some classes a ReLU leaves nothing at some layer
             break
+    else:
+        pytest.skip("the random weights of this version of torch leave nothing at some layer, whatever the class")
     found = konkyo.explain(system.network, system.x, method=method, target=label)
     assert found.layer == "+".join(STAGES[name])
     for i in range(2):
@@ -768,7 +770,7 @@ def test_product_of_torch_cam_over_the_stages(systems: dict[str, System]) -> Non
 
 
 def test_shapley_cam_of_pytorch_grad_cam(systems: dict[str, System]) -> None:
-    import pytorch_grad_cam as pgc
+    pgc = pytest.importorskip("pytorch_grad_cam")
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputReST
 
     system = systems["resnet"]
@@ -781,7 +783,7 @@ def test_shapley_cam_of_pytorch_grad_cam(systems: dict[str, System]) -> None:
 
 
 def test_projections_of_pytorch_grad_cam(systems: dict[str, System]) -> None:
-    from pytorch_grad_cam.utils import svd_on_activations as pgc
+    pgc = pytest.importorskip("pytorch_grad_cam.utils.svd_on_activations")
 
     system = systems["resnet"]
     for i, label in enumerate(CLASSES):

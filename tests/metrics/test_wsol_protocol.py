@@ -13,6 +13,7 @@ from torch import Tensor
 from konkyo import KonkyoError, NotApplicable
 from konkyo.metrics.wsol import max_box_acc, max_box_acc_v2
 
+cv2 = pytest.importorskip("cv2")
 SIZE = (20, 26)
 
 
@@ -35,7 +36,6 @@ def iou(a: list[int], b: list[int]) -> float:
 
 def literal(heat: Tensor, truth: list[list[float]], thresholds: list[float], delta: float, largest: bool) -> list[bool]:
     """Whether a box is right at every threshold, in the words of the authors' code."""
-    cv2 = pytest.importorskip("cv2")
     scores = heat.double().numpy()
     scores = (scores - scores.min()) / (scores.max() - scores.min())
     image = np.expand_dims((scores.astype(np.float32) * 255).astype(np.uint8), 2)
@@ -100,7 +100,6 @@ def test_any_of_an_objects_boxes_will_do(metric: Any) -> None:
 
 
 def test_a_hole_has_a_box_and_no_box_is_the_first_pixel() -> None:
-    pytest.importorskip("cv2")
     heat = torch.ones(1, *SIZE)
     heat[0, 6:12, 7:15] = 0
     hole = torch.tensor([[6.0, 5.0, 16.0, 13.0]])  # its contour is the ring around it: pixels 6 to 15, 5 to 12
