@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from konkyo.engine.session import OwnMode, hook_after, hook_before, open_modules
+from konkyo.engine.session import OwnMode, hooked, open_modules
 from konkyo.errors import NotApplicable
 
 _SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
@@ -344,8 +344,7 @@ def explicit_attention(root: nn.Module, one_head: int | None = None) -> Iterator
     attentions = Attentions(one_head)
     with ExitStack() as undo:
         undo.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the switch in `_record` ends here
-        for module in open_modules(root):
-            undo.callback(hook_before(module, attentions.enter, with_kwargs=True).remove)
-            undo.callback(hook_after(module, attentions.leave).remove)
+        modules = open_modules(root)
+        undo.enter_context(hooked(modules, before=attentions.enter, after=attentions.leave, with_kwargs=True))
         undo.enter_context(attentions)
         yield attentions

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from konkyo.engine.biases import Biases, BiasTerm, bias_terms
 from konkyo.engine.deep_lift import Lift
 from konkyo.engine.forward import Pass, Rows, pick, rounds, scores
+from konkyo.engine.guided import GuidedReLUs, deconvolved_relus, guided_relus
 from konkyo.engine.layer import INPUT, Layer, covers
-from konkyo.engine.relevance import CONTRASTIVE, Rules, nonzero, ruled
-from konkyo.engine.rules import GuidedReLUs, deconvolved_relus, guided_relus
+from konkyo.engine.linear_rules import nonzero
+from konkyo.engine.relevance import ruled
+from konkyo.engine.rules import CONTRASTIVE, Rules
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.targets.base import Target, as_target
 from konkyo.utils.tensors import safe_divide

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 from torch import Tensor, nn
 
 from konkyo.engine.path import Sampling
-from konkyo.engine.relevance import Rules
+from konkyo.engine.rules import Rules
 from konkyo.utils.segments import Count, Segmentation
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

@@ -39,7 +39,7 @@ from konkyo.engine.needs import (
 )
 from konkyo.engine.ownership import ATTENTION_KERNELS, Claim
 from konkyo.engine.path import Sampling
-from konkyo.engine.relevance import Rules
+from konkyo.engine.rules import Rules
 from konkyo.engine.session import session_of
 from konkyo.engine.variants import Budget, Variants
 from konkyo.errors import NotApplicable
@@ -325,7 +325,7 @@ class Probe:
     def propagate(self, rules: Rules) -> Tensor:
         """Returns the relevance of the layer's values (N, C, *grid), handed down from the output by `rules`.
 
-        `relevance` is the one of `konkyo.engine.relevance.CONTRASTIVE`. NotApplicable: a function after the layer that
+        `relevance` is the one of `konkyo.engine.rules.CONTRASTIVE`. NotApplicable: a function after the layer that
         has no rule. Costs one more forward, in which a linear map runs up to five times, and a backward to the layer.
         """
         return backwards.propagate(self._pass, self._rows, self.targets, self._layer, rules)
