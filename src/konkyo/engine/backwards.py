@@ -21,7 +21,7 @@ from konkyo.engine.relevance import ruled
 from konkyo.engine.rules import CONTRASTIVE, Rules
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.targets.base import Target, as_target
-from konkyo.utils.tensors import safe_divide
+from konkyo.utils.tensors import per_item, safe_divide
 
 _Within: TypeAlias = Callable[[nn.Module], AbstractContextManager[GuidedReLUs]]
 
@@ -70,7 +70,7 @@ def propagate(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer, 
         slope = _slope(output, targets)
         if rules.start == "one":
             total = (slope * output).flatten(1).sum(1)
-            slope = slope * safe_divide(total.new_ones(()), total).view(-1, *[1] * (output.ndim - 1))
+            slope = slope * per_item(safe_divide(total.new_ones(()), total), output)
     else:
         slope = safe_divide(start, output)
     gradients = other.gradients_of(rows, lambda out: (out * slope).flatten(1).sum(1), layer)

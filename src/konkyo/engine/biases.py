@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from konkyo.engine.functions import CONVOLUTIONS, HAND_ON, Application, name_of, tensors_in
 from konkyo.engine.session import OwnMode
+from konkyo.utils.tensors import at_least_float32
 
 
 @dataclass(eq=False)
@@ -35,7 +36,7 @@ class BiasTerm:
     def value(self) -> Tensor:
         """Returns bias times gradient, channels second: (N, C, *grid), or (N, C); in fp32 or better."""
         assert self.gradient is not None
-        gradient = self.gradient if self.gradient.dtype == torch.float64 else self.gradient.float()
+        gradient = at_least_float32(self.gradient)
         value = gradient * self.bias.to(gradient)
         return value.movedim(self.axis, 1) if value.ndim > 1 else value
 

@@ -8,12 +8,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from konkyo.engine.forward import Pass, Rows, at_least_float32, pick, scores
+from konkyo.engine.forward import Pass, Rows, pick, scores
 from konkyo.engine.layer import Layer, head_weight, linear_head
 from konkyo.engine.variants import Variants
 from konkyo.errors import NotApplicable
 from konkyo.targets.classes import Target
-from konkyo.utils.tensors import grid_mean
+from konkyo.utils.tensors import at_least_float32, grid_mean
 
 
 class Channels:

@@ -21,6 +21,7 @@ from konkyo.errors import KonkyoError, NetworkError
 from konkyo.targets.base import BaseTarget
 from konkyo.targets.classes import Target
 from konkyo.utils.segments import Count, Segmentation, segments_of
+from konkyo.utils.tensors import at_least_float32
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
@@ -53,11 +54,6 @@ class Network(Protocol):
 
     def class_index(self, name: str) -> int:
         """Returns the index of a class by its name. KonkyoError: an unknown one."""
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Returns the tensor in single precision, or in double if it is: sums over half-precision values need that."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 class OneByOne(KonkyoError):  # noqa: N818 - it says what the network does

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from konkyo.engine.functions import Application, with_slopes
 from konkyo.engine.rules import Rule, Rules
-from konkyo.utils.tensors import safe_divide
+from konkyo.utils.tensors import per_item, safe_divide
 
 TINY = 1e-12
 """What stands for a pixel of value 0, so that gradient times value can be relevance there, too."""
@@ -58,7 +58,7 @@ class LinearCall:
         """Returns this map, followed by a factor and a summand per channel of what it puts out."""
         weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
         if scale is not None:
-            weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+            weight = weight * per_item(scale, weight)
             bias = None if bias is None else bias * scale
         if shift is not None:
             bias = shift if bias is None else bias + shift

@@ -14,6 +14,7 @@ from konkyo.engine.needs import Rescore
 from konkyo.errors import unknown
 from konkyo.utils.baselines import baseline_images
 from konkyo.utils.segments import segment_means
+from konkyo.utils.tensors import at_least_float32
 
 Hide: TypeAlias = Literal["mean", "zero", "black", "blur"] | float
 """What a hidden segment shows: its mean colour, 0 of the prepared image, black, the image blurred, or a value."""
@@ -78,7 +79,7 @@ class Game:
 def hidden_pixels(inputs: Tensor, black: Tensor, segments: Tensor, hide: Hide) -> Tensor:
     """Returns what hidden pixels show (N, C, *size). KonkyoError: something that is not on offer."""
     if hide == "mean":
-        means, _ = segment_means(inputs.to(torch.promote_types(inputs.dtype, torch.float32)), segments)
+        means, _ = segment_means(at_least_float32(inputs), segments)
         places = segments.flatten(1)[:, None].expand(-1, inputs.shape[1], -1)
         return means.gather(2, places).view_as(inputs).to(inputs)
     value = isinstance(hide, (int, float)) and not isinstance(hide, bool) and math.isfinite(hide)

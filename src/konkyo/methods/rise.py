@@ -11,7 +11,7 @@ from konkyo.engine.needs import Rescore, Segment
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.utils.segments import Segmentation
-from konkyo.utils.tensors import blurred, normalised, resize, safe_divide
+from konkyo.utils.tensors import blurred, normalised, per_item, resize, safe_divide
 
 Enlarging = Literal["bilinear", "nearest"]
 Border = Literal["clamp", "mirror"]
@@ -158,7 +158,7 @@ def _of_masks(
     """Returns the mean of the masks that ran, weighted by the scores of the images seen through them. -> (N, *size)"""
     scores = rescore(count, inputs=lambda image, k: mask(k)[:, None] * inputs[image])
     weights, ran = _weights(scores, inputs, centre=centre)
-    return safe_divide(_blend(weights, mask), ran.sum(1).view(-1, *[1] * (inputs.ndim - 2)))
+    return safe_divide(_blend(weights, mask), per_item(ran.sum(1), inputs[:, 0]))
 
 
 def _weights(scores: Tensor, inputs: Tensor, *, centre: bool) -> tuple[Tensor, Tensor]:
@@ -235,7 +235,7 @@ def _of_segments(
         total = sums.gather(2, label.flatten(1)[:, None].expand(-1, 2, -1)).view(len(sums), 2, *label.shape[1:])
         maps += safe_divide(*blurred(total, sigma).unbind(1))
     levels_run = ran[:, :depth].sum(1).clamp_min(1)  # fewer than all under a small budget
-    return maps / levels_run.view(-1, *[1] * (maps.ndim - 1))
+    return maps / per_item(levels_run, maps)
 
 
 @method(layer="input", score="probability")

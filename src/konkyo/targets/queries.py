@@ -13,6 +13,7 @@ from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import BaseTarget
 from konkyo.targets.regions import Mask
 from konkyo.targets.specs import class_of_text, spec, with_settings
+from konkyo.utils.tensors import at_least_float32
 
 QueryQuantity: TypeAlias = Literal["score", "class", "mask"]
 """What is explained of a query: class and mask together, what it is, or where it is."""
@@ -124,8 +125,7 @@ class QueryTarget(BaseTarget):
         return torch.where(itself, self.index, alike.argmax(1))
 
     def _queries(self, output: Tensor) -> Queries:
-        output = output.to(torch.promote_types(output.dtype, torch.float32))
-        return Queries(output, len(self.likeness) - 1)
+        return Queries(at_least_float32(output), len(self.likeness) - 1)
 
     @property
     def class_index(self) -> int:

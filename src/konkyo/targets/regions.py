@@ -15,6 +15,7 @@ from konkyo.data.frame import Frame
 from konkyo.errors import ImageError, KonkyoError, unknown
 from konkyo.targets.base import BaseTarget, Box
 from konkyo.targets.specs import class_of_text, spec, with_settings
+from konkyo.utils.tensors import at_least_float32
 
 DenseScore: TypeAlias = Literal["logit", "probability", "sigmoid", "margin"]
 """What is averaged over a region: the output itself, its softmax, its sigmoid, or its lead over the other classes."""
@@ -104,7 +105,7 @@ class RegionTarget(BaseTarget):
         """Returns the class's score in every cell (N, *grid), in single precision at least."""
         if output.ndim < 3 or not 0 <= self.index < output.shape[1]:
             raise KonkyoError(f"class {self.index} of an output (N, K, H, W) was expected; got {tuple(output.shape)}")
-        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        output = at_least_float32(output)
         own = output[:, self.index]
         if self.score == "probability":
             # Of one logit z, which is the two channels -z and z, a softmax would be sigmoid(2 z).

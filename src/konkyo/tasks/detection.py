@@ -297,7 +297,7 @@ class DetectionTask(Task):
 
     def request(self, options: TargetRequest, model: str) -> Detections | ContrastTarget:
         """Returns the detections that the options ask for."""
-        options.refuse("segmenters", model, self.noun, "region", "mask", "pixels")
+        options.refuse(model, self.noun, "region", "mask", "pixels", whose="segmenters")
         if options.quantity is not None and options.quantity not in get_args(Quantity):
             raise unknown("quantity of a detection", options.quantity, get_args(Quantity))
         if options.against is not None and len(options.classes) != 1:

@@ -117,8 +117,7 @@ class EmbeddingTask(Task):
 
     def request(self, options: TargetRequest, model: str) -> Any:
         """Returns the prototypes that the options name, or the nearest ones. KonkyoError: there are none."""
-        if names := options.names("threshold", "boxes", "quantity"):
-            raise KonkyoError(f"{', '.join(names)}: for detectors only; {model} is a {self.noun}")
+        options.refuse(model, self.noun, "threshold", "boxes", "quantity", whose="detectors")
         if self.prototypes is None and options.names("classes", "top", "against"):
             raise _lacks_reference(Classes(model))
         if not options.classes:

@@ -108,8 +108,7 @@ class KeypointTask(Task):
 
     def request(self, options: TargetRequest, model: str) -> Any:
         """Returns the joints that the options name. KonkyoError: an option that has no use here."""
-        if names := options.names("threshold", "boxes", "quantity", "against"):
-            raise KonkyoError(f"{', '.join(names)}: {model} is a {self.noun}, which has no use for this")
+        options.refuse(model, self.noun, "threshold", "boxes", "quantity", "against")
         if options.classes and options.top is not None:
             raise KonkyoError("--class names the joints to explain, --top takes the surest ones; give one of them")
         return Each(*options.classes) if options.classes else TopK(options.top or 1)

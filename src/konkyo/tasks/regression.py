@@ -120,8 +120,7 @@ class RegressionTask(Task):
 
     def request(self, options: TargetRequest, model: str) -> Any:
         """Returns the outputs that the options name. KonkyoError: an option that has no use here."""
-        if names := options.names("top", "threshold", "boxes", "quantity"):
-            raise KonkyoError(f"{', '.join(names)}: {model} is a {self.noun}, which has no use for this")
+        options.refuse(model, self.noun, "top", "threshold", "boxes", "quantity")
         if options.against is not None and len(options.classes) != 1:
             raise KonkyoError("--not goes with one --class: why this number and not that")
         if options.against is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from konkyo.data.frame import Frame
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Magnitude, Score, SumTarget, TopK
+from konkyo.targets.classes import ClassTarget, ContrastTarget, Magnitude, Score, TopK, combination
 from konkyo.targets.texts import Text, TextOfSeveral, TextSimilarity
 from konkyo.tasks.base import Classes, TargetRequest, Task, task
 from konkyo.tasks.classification import ClassificationTask
@@ -165,13 +165,9 @@ class ImageTextTask(Task):
         return [[self._target(request, classes)]] * len(output)
 
     def _target(self, request: Any, classes: Classes) -> Target:
-        if isinstance(request, ContrastTarget):
-            # A difference of logits, as of classes; a bias is in neither.
-            return ContrastTarget(*(self._target(part, classes) for part in (request.this, request.that)))
-        if isinstance(request, SumTarget):
-            return SumTarget(*(self._target(part, classes) for part in request.targets))
-        if isinstance(request, Against):
-            return Against(self._target(request.target, classes))
+        # A contrast is a difference of logits, as of classes; a bias is in neither.
+        if (combined := combination(request, lambda part: self._target(part, classes))) is not None:
+            return combined
         if isinstance(request, (str, Text)):
             return self._of_text(request if isinstance(request, Text) else Text(request), classes)
         if request is None or isinstance(request, (int, TopK, ClassTarget)) or not callable(request):
@@ -216,8 +212,7 @@ class ImageTextTask(Task):
 
     def request(self, options: TargetRequest, model: str) -> Any:
         """Returns the texts that the options ask for. KonkyoError: none, or an option without a use here."""
-        if names := options.names("top", "threshold", "boxes", "quantity"):
-            raise KonkyoError(f"{', '.join(names)}: {model} is an {self.noun}, which has no use for this")
+        options.refuse(model, self.noun, "top", "threshold", "boxes", "quantity")
         if not options.classes:
             return None
         if options.against is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, NotApplicable, install_hint, unknown
-from konkyo.utils.tensors import min_max, safe_divide
+from konkyo.utils.tensors import min_max, per_item, safe_divide
 
 Segmenter: TypeAlias = Literal["slic", "quickshift", "felzenszwalb", "grid"]
 """How an image is divided into segments."""
@@ -135,5 +135,5 @@ def _colours(images: Tensor, black: Tensor, white: Tensor) -> Tensor:
     colours = (images.double() - low) / (high - low)
     flat = colours.flatten(1)
     outside = (flat.amin(1) < -_BEYOND) | (flat.amax(1) > 1 + _BEYOND)
-    colours = torch.where(outside.view(-1, *[1] * (images.ndim - 1)), min_max(images.double()), colours).clamp(0, 1)
+    colours = torch.where(per_item(outside, images), min_max(images.double()), colours).clamp(0, 1)
     return colours.expand(-1, 3, *colours.shape[2:]) if colours.shape[1] == 1 else colours

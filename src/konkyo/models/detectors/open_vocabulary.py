@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from konkyo.engine.forward import at_least_float32
 from konkyo.errors import KonkyoError
 from konkyo.models.detectors import Detector, Kept, best_class, best_pairs
 from konkyo.models.kinds import class_names, is_a, kind, source_of
 from konkyo.models.prompts import Prompts, Texts
 from konkyo.models.transformers import local_processor
 from konkyo.targets.candidates import Candidates, pack
+from konkyo.utils.tensors import at_least_float32
 from konkyo.utils.tokens import require_known
 
 _Family: TypeAlias = Callable[[Any, Any, Sequence[str]], Detector]

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from konkyo.engine.forward import at_least_float32
 from konkyo.models.detectors import Detector, Kept, best_class, best_pairs
 from konkyo.models.kinds import class_names, kind
 from konkyo.targets.candidates import pack
+from konkyo.utils.tensors import at_least_float32
 
 
 class _Family(NamedTuple):

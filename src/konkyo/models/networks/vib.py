@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from konkyo.engine.capture import untouched
-from konkyo.engine.forward import at_least_float32
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models import Model
 from konkyo.models.networks.backbone import as_backbone, fitting
-from konkyo.utils.tensors import cross_entropy, grid_mean
+from konkyo.utils.tensors import at_least_float32, cross_entropy, grid_mean
 
 Source: TypeAlias = Literal["attention", "linear", "fc", "constant"]
 Variant: TypeAlias = Literal["affine", "plain"]
