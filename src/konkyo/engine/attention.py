@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from konkyo.engine.ownership import ATTENTION_KERNELS, Claim
 from konkyo.engine.session import OwnMode, hooked, open_modules
 from konkyo.errors import NotApplicable
 
@@ -331,6 +333,18 @@ def _added(mask: Tensor, like: Tensor) -> Tensor:
 def per_head(values: Tensor, images: int) -> Tensor:
     """Returns values (N, heads, queries, keys), or (N * heads, queries, keys), as (N, heads, queries, keys)."""
     return values if values.ndim == 4 else values.view(images, -1, *values.shape[1:])
+
+
+@contextmanager
+def differentiable_attention(_root: nn.Module) -> Iterator[None]:
+    """Within the context attention runs in a form that has a second derivative, for this thread alone."""
+    claim = Claim([ATTENTION_KERNELS])  # which kernels run is a setting of the whole process
+    try:
+        claim.hold()
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        claim.release()
 
 
 @contextmanager

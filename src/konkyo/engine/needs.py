@@ -6,13 +6,16 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
 from konkyo.engine.path import Sampling
 from konkyo.engine.rules import Rules
 from konkyo.utils.segments import Count, Segmentation
+
+if TYPE_CHECKING:
+    from konkyo.engine.probe import Probe
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -243,6 +246,13 @@ class EncoderDecoders(Protocol):
 
     def __call__(self, combine: Combine) -> EncoderDecoder:
         """Returns the attentions of encoder and decoder."""
+
+
+class On(Protocol):
+    """This is `Probe.on`, as a method's parameter."""
+
+    def __call__(self, images: Tensor, layer: str | None = ...) -> Probe:
+        """Returns a Probe of the same targets on other images."""
 
 
 OnGrid: TypeAlias = Callable[[Tensor], Tensor]

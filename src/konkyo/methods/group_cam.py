@@ -7,8 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.engine.needs import Differentiate, Rescore
-from konkyo.engine.probe import On
+from konkyo.engine.needs import Differentiate, On, Rescore
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.methods.score_cam import contrast

@@ -14,9 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.engine.needs import Note, Regrad, Revisit, ScoreAt
+from konkyo.engine.needs import Note, On, Regrad, Revisit, ScoreAt
 from konkyo.engine.path import QuadratureRule, quadrature
-from konkyo.engine.probe import On
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.methods.base import method
 from konkyo.methods.noise import noisy_copies

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from konkyo.engine.probe import On
+from konkyo.engine.needs import On
 from konkyo.errors import KonkyoError, NetworkError, NotApplicable
 from konkyo.methods.base import method
 from konkyo.targets.base import Target, as_target

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from konkyo.errors import KonkyoError, install_hint
+from konkyo.errors import KonkyoError, first_line, install_hint
 from konkyo.models.base import Model, adapter
 from konkyo.models.blackbox import BlackBox, Form
 from konkyo.models.preprocess import preprocess_of
@@ -44,8 +44,7 @@ def load(name: str, weights: str | Path | None) -> Model:
     try:
         session = runtime.InferenceSession(name, providers=["CPUExecutionProvider"])
     except Exception as error:  # the errors of onnxruntime have no common base of their own
-        reason = str(error).splitlines()[0]
-        raise KonkyoError(f"{name} is no ONNX network that onnxruntime can run: {reason}") from error
+        raise KonkyoError(f"{name} is no ONNX network that onnxruntime can run: {first_line(error)}") from error
     return of_session(session, Path(name).name)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from konkyo.errors import KonkyoError, install_hint
+from konkyo.errors import KonkyoError, first_line, install_hint
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import read_weights, require_inside
 from konkyo.models.kinds import Kind, class_names, kind, kinds_of, known, source_of
@@ -69,10 +69,9 @@ def load(name: str, weights: str | Path | None) -> Model:
     except KonkyoError:
         raise
     except Exception as error:  # hub, network, config and weights fail in their own ways
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise KonkyoError(
-            f"hf/{name} cannot be loaded{noun and ' as an ' + noun}: {reason} Give a model's id on the hub, or a "
-            "folder with its config.json and weights"
+            f"hf/{name} cannot be loaded{noun and ' as an ' + noun}: {first_line(error)} Give a model's id on "
+            "the hub, or a folder with its config.json and weights"
         ) from error
     arguments = known(module.eval(), processor)
     if not arguments:
