@@ -33,12 +33,12 @@ class DecoderReader(AttendedRows):
         number = _crosses(attended, self._count, pass_.output.shape[1:])[-1]
         last = attended.probabilities[number]
         output = pass_.output.detach()
-        found = [
+        matches = [
             as_target(target).candidate(output[image : image + 1])
             for image, target in zip(self._rows, self._targets, strict=True)
         ]
-        numbers = [number for number in found if number is not None]
-        if len(numbers) < len(found):
+        numbers = [number for number in matches if number is not None]
+        if len(numbers) < len(matches):
             raise NotApplicable("reads the attention of a detection's query; a target that is a detection was expected")
         candidates = torch.cat(numbers)
         noise = torch.randn(output.shape[2], generator=torch.Generator().manual_seed(0), device="cpu").to(output)

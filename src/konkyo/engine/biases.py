@@ -157,8 +157,8 @@ def _norm_arguments(run: Application) -> dict[str, Any]:
         names = ("input", "running_mean", "running_var", "weight", "bias", *rest)
     values: dict[str, Any] = {"weight": None, "bias": None, "running_mean": None, "running_var": None, "eps": 1e-5}
     values |= dict(zip(names, run.args, strict=False)) | run.kwargs
-    own = run.function is functional.instance_norm
-    return values | {"training": bool(values.get("use_input_stats", values.get("training", own)))}
+    usual = run.function is functional.instance_norm
+    return values | {"training": bool(values.get("use_input_stats", values.get("training", usual)))}
 
 
 def _of_norm(_name: str, run: Application) -> BiasTerm | None:

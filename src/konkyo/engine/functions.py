@@ -182,7 +182,8 @@ def norm_call(run: Application) -> NormCall | None:
     x, eps = values["input"], values.get("eps", 1e-5)
     if len(run.after) != 1 or x is not run.after[0] or not values.get("use_input_stats", True):
         return None
-    axes, groups = (2,), values["num_groups"] if name == "group_norm" else x.shape[1]
+    axes: tuple[int, ...] = (2,)
+    groups: int = values["num_groups"] if name == "group_norm" else x.shape[1]
     if name in ("layer_norm", "rms_norm"):
         axes, groups = tuple(range(x.ndim - len(values["normalized_shape"]), x.ndim)), 0
     eps = torch.finfo(x.dtype).eps if eps is None else eps

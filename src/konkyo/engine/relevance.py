@@ -200,7 +200,8 @@ class _Relevance(OwnMode):
 
     def end(self) -> None:
         """Applies the rules of linear maps that nothing has read, as of the one that put out the scores."""
-        left = [tensor for tensor, call in list(self._calls.items()) if not (call.applied or call.read)]
+        calls = {tensor: self._calls[tensor] for tensor in list(self._calls)}
+        left = [tensor for tensor, call in calls.items() if not (call.applied or call.read)]
         if self.rules.negated and not left:
             raise NotApplicable("compares with the opposite of what a last linear map puts out; this network has none")
         for tensor in left:

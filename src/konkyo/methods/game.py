@@ -71,8 +71,10 @@ class Game:
         kind = torch.promote_types(self.inputs.dtype, torch.float32)
         maps = []
         for segments, value in zip(self.segments, values, strict=True):
-            each = value.to(segments.device, kind)
-            maps.append((each / segments.flatten().bincount(minlength=len(each)) if spread else each)[segments])
+            amounts = value.to(segments.device, kind)
+            maps.append(
+                (amounts / segments.flatten().bincount(minlength=len(amounts)) if spread else amounts)[segments]
+            )
         return torch.stack(maps)
 
 

@@ -179,15 +179,15 @@ def _segments_by_level(
 
     KonkyoError: levels where there are no segmenter's segments, or none of them.
     """
-    own = not isinstance(segments, str | None)
-    if levels is not None and (segments is None or own):
+    custom = not isinstance(segments, str | None)
+    if levels is not None and (segments is None or custom):
         raise KonkyoError(
             'levels are numbers of superpixels, which segments="slic" or another name makes; got levels='
-            f"{levels!r} {'and segments of your own, which are one level' if own else 'without segments'}"
+            f"{levels!r} {'and segments of your own, which are one level' if custom else 'without segments'}"
         )
     if segments is None:
         return []
-    if own:
+    if custom:
         return [segment(segments)]
     counts = LEVELS if levels is None else (levels,) if isinstance(levels, int) else tuple(levels)
     if not counts:
@@ -229,8 +229,8 @@ def _of_segments(
     weights, ran = _weights(scores, inputs, centre=centre)
     maps = torch.zeros_like(inputs[:, 0], dtype=weights.dtype)
     for level, (label, part) in enumerate(zip(labels, shown, strict=True)):
-        kept = part.to(weights)
-        weight, count = (values[:, level::depth] @ kept for values in (weights, ran))
+        open_segments = part.to(weights)
+        weight, count = (values[:, level::depth] @ open_segments for values in (weights, ran))
         sums = torch.stack([weight, count], 1)  # of segments: blurring is linear, and once is enough
         total = sums.gather(2, label.flatten(1)[:, None].expand(-1, 2, -1)).view(len(sums), 2, *label.shape[1:])
         maps += safe_divide(*blurred(total, sigma).unbind(1))

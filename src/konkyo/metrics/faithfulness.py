@@ -418,13 +418,13 @@ def irof(
     if pixels is None and isinstance(segments, str) and segments != "grid":
         raise KonkyoError(f"segments by {segments} need `pixels`: (2, C), a black and a white one as prepared")
     black, white = images.new_tensor([[0.0], [1.0]]) if pixels is None else pixels.to(images)
-    found = segments_of(images, segments, count, black=black, white=white) if len(images) else maps.long()
+    labels = segments_of(images, segments, count, black=black, white=white) if len(images) else maps.long()
     hidden = filler(substrate, images, pixels, seed)
-    means, sizes = segment_means(maps[:, None], found)
+    means, sizes = segment_means(maps[:, None], labels)
     most = sizes.shape[1]
     means = means[:, 0].masked_fill(sizes == 0, -torch.inf)  # numbers that no pixel has come last
     place = means.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    rank, number = place.gather(1, found.flatten(1)).view(found.shape), (sizes > 0).sum(1)
+    rank, number = place.gather(1, labels.flatten(1)).view(labels.shape), (sizes > 0).sum(1)
 
     def without(rows: Tensor, point: Tensor) -> Tensor:
         gone = rank[rows] < per_item(point, rank)

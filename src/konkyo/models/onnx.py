@@ -67,9 +67,9 @@ def of_session(session: Any, name: str = "ONNX session") -> Model:
         return values[0] if len(outputs) == 1 else dict(zip(outputs, values, strict=True))
 
     fixed = images.shape[0] if isinstance(images.shape[0], int) else None
-    told = session.get_modelmeta().custom_metadata_map
+    metadata = session.get_modelmeta().custom_metadata_map
     box = BlackBox(predict, form=_form(images), batch=fixed)
-    return Model(box, preprocess_of(told.get(PREPROCESS)), _classes(told), name)
+    return Model(box, preprocess_of(metadata.get(PREPROCESS)), _classes(metadata), name)
 
 
 def _is_bytes(item: Any) -> bool:
@@ -84,8 +84,8 @@ def _form(item: Any) -> Form:
     return "float NHWC" if last else "float NCHW"
 
 
-def _classes(told: Mapping[str, str]) -> tuple[str, ...]:
+def _classes(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """Returns the class names that a file says; none where it says none."""
-    if CLASSES in told:
-        return tuple(str(name) for name in json.loads(told[CLASSES]))
+    if CLASSES in metadata:
+        return tuple(str(name) for name in json.loads(metadata[CLASSES]))
     return ()

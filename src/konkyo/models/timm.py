@@ -76,8 +76,8 @@ def facts(module: Any) -> dict[str, Any]:
 
     A module built without such a configuration has ImageNet's numbers from timm's defaults, which would be a guess.
     """
-    told = getattr(module, "pretrained_cfg", None) or {}
-    if not all(told.get(name) for name in ("input_size", "mean", "std")):
+    config = getattr(module, "pretrained_cfg", None) or {}
+    if not all(config.get(name) for name in ("input_size", "mean", "std")):
         return {}
     first = next((m for m in module.modules() if isinstance(m, torch.nn.Conv2d)), None)
     preprocess = preprocessing(_timm().data.resolve_model_data_config(module))

@@ -139,12 +139,12 @@ def facts(module: Any) -> dict[str, Any]:
     config = getattr(module, "config", None)
     if config is None or not (getattr(module, "main_input_name", "") == "pixel_values" or known(module)):
         return {}
-    told: dict[str, Any] = {}
+    description: dict[str, Any] = {}
     if (arguments := known(module)) and not isinstance(arguments.get("task"), EmbeddingTask):
-        told["classes"] = _classes(config)
+        description["classes"] = _classes(config)
     if source := source_of(module):
-        told["preprocess"] = _local_preprocess(source)
-    return told
+        description["preprocess"] = _local_preprocess(source)
+    return description
 
 
 @lru_cache(maxsize=64)

@@ -112,15 +112,15 @@ class QueryTarget(BaseTarget):
         """Returns which query of every image the instance is (N,) int64."""
         queries = self._queries(output)
         probabilities = queries.class_logits.softmax(2)
-        own = probabilities.new_tensor(self.likeness)
-        alike = F.cosine_similarity(probabilities[..., :-1], own[:-1], dim=2)
+        likeness = probabilities.new_tensor(self.likeness)
+        alike = F.cosine_similarity(probabilities[..., :-1], likeness[:-1], dim=2)
         masks = queries.masks.sigmoid()
         weights = self.mask.at(tuple(masks.shape[2:])).to(masks)
         overlap = torch.minimum(masks, weights).flatten(2).sum(2) / torch.maximum(masks, weights).flatten(2).sum(2)
         alike = alike * overlap
         if self.index >= alike.shape[1]:
             return alike.argmax(1)
-        itself = (probabilities[:, self.index] - own).abs().amax(1) <= _SAME
+        itself = (probabilities[:, self.index] - likeness).abs().amax(1) <= _SAME
         itself |= alike[:, self.index] >= alike.amax(1)
         return torch.where(itself, self.index, alike.argmax(1))
 

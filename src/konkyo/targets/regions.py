@@ -106,19 +106,19 @@ class RegionTarget(BaseTarget):
         if output.ndim < 3 or not 0 <= self.index < output.shape[1]:
             raise KonkyoError(f"class {self.index} of an output (N, K, H, W) was expected; got {tuple(output.shape)}")
         output = at_least_float32(output)
-        own = output[:, self.index]
+        channel = output[:, self.index]
         if self.score == "probability":
             # Of one logit z, which is the two channels -z and z, a softmax would be sigmoid(2 z).
             one_logit = output.shape[1] == 2 and torch.equal(output[:, 0], -output[:, 1])
-            return own.sigmoid() if one_logit else output.softmax(1)[:, self.index]
+            return channel.sigmoid() if one_logit else output.softmax(1)[:, self.index]
         if self.score == "sigmoid":
-            return own.sigmoid()
+            return channel.sigmoid()
         if self.score == "margin":
             if output.shape[1] < 2:
                 raise KonkyoError('score="margin" compares classes; this output has one channel')
             others = torch.cat([output[:, : self.index], output[:, self.index + 1 :]], 1)
-            return own - others.amax(1)
-        return own
+            return channel - others.amax(1)
+        return channel
 
     def weights(self, size: tuple[int, ...]) -> Tensor:
         """Returns how much every cell of an output's grid counts (*size), from 0 to 1."""

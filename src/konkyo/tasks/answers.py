@@ -343,9 +343,9 @@ def _texts(request: Any) -> list[str | None]:
     ]
 
 
-def _score(own: TokenScore | None, of_method: Score) -> TokenScore:
+def _score(of_target: TokenScore | None, of_method: Score) -> TokenScore:
     """Returns what is explained: what the user says, or else what the method explains."""
-    return own or ("probability" if of_method == "probability" else "log_probability")
+    return of_target or ("probability" if of_method == "probability" else "log_probability")
 
 
 def _tokens(response: Response, which: int | str) -> tuple[int, ...]:

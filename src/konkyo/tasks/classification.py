@@ -249,8 +249,8 @@ class ClassificationTask(Task):
 
         None: an output that is not (N, K), or targets of no class on a network whose outputs have no names.
         """
-        asked = [_class_of(target) for target in targets]
-        if output.ndim != 2 or not targets or (not classes.names and all(index is None for index in asked)):
+        indices = [_class_of(target) for target in targets]
+        if output.ndim != 2 or not targets or (not classes.names and all(index is None for index in indices)):
             return [None] * len(targets)
         rows = output[torch.tensor(images, device=output.device)]
         logits, one_logit = class_logits(rows), output.shape[1] == 1
@@ -260,7 +260,7 @@ class ClassificationTask(Task):
         def label(index: int) -> str:
             return self.label(ClassTarget(index), classes, output.shape[1])
 
-        return decisions_of_classes(logits, probabilities, asked, label, exclusive=one_logit or not self.multilabel)
+        return decisions_of_classes(logits, probabilities, indices, label, exclusive=one_logit or not self.multilabel)
 
     def saturates(self, target: Target) -> bool:
         """Tells whether the score is a softmax probability."""

@@ -117,7 +117,7 @@ class KeypointTask(Task):
 def _index(name: str, classes: Classes) -> int:
     """Returns the index of a joint; "left wrist", "left_wrist" and "L_Wrist" are one name, as data sets write it."""
     plain = _plain(name)
-    matching = [index for index, own in enumerate(classes.names) if _plain(own) == plain]
+    matching = [index for index, label in enumerate(classes.names) if _plain(label) == plain]
     return matching[0] if len(matching) == 1 else classes.index(name)
 
 

@@ -149,7 +149,7 @@ def _index(name: str, classes: Classes, count: int) -> int:
             f"{name!r} means nothing to it: give target=konkyo.Output(0), or names: konkyo.Model(module, "
             'classes=("age",), task=konkyo.RegressionTask(units=("years",)))'
         )
-    matching = [index for index, own in enumerate(classes.names) if own.lower() == name.lower()]
+    matching = [index for index, label in enumerate(classes.names) if label.lower() == name.lower()]
     if len(matching) != 1:
         raise unknown("output", name, classes.names)
     return matching[0]

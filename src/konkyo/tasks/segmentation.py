@@ -203,9 +203,9 @@ class SegmentationTask(Task):
         if not regions:
             return decisions
         means = torch.cat([self._means(region, output[images[row] : images[row] + 1]) for row, region in regions])
-        asked = [region.index for _, region in regions]
-        found = decisions_of_classes(means, means, asked, classes.label, exclusive=not self.multilabel)
-        for (row, _), decision in zip(regions, found, strict=True):
+        labels = [region.index for _, region in regions]
+        of_regions = decisions_of_classes(means, means, labels, classes.label, exclusive=not self.multilabel)
+        for (row, _), decision in zip(regions, of_regions, strict=True):
             decisions[row] = decision
         return decisions
 

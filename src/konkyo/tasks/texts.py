@@ -62,21 +62,21 @@ class ZeroShotTask(ClassificationTask):
 
     def _target(self, target: Any, score: Score, output: Tensor, classes: Classes) -> Target:
         if isinstance(target, Text):
-            index, asked = self._index(target.text, classes), target.score
+            index, quantity = self._index(target.text, classes), target.score
         elif len(classes.names) == 1 and isinstance(target, (str, int)) and not isinstance(target, bool):
-            index, asked = self._index(target, classes), None
+            index, quantity = self._index(target, classes), None
             if score == "probability" and self.multilabel:  # what the method explains where the user says nothing
-                asked = "probability"
+                quantity = "probability"
         elif len(classes.names) == 1 and isinstance(target, ClassTarget):
             words = {"logit": "logit", "probability": "probability", "sigmoid": "probability", "similarity": None}
-            index, asked = self._index(target.index, classes), words[target.score]  # type: ignore[assignment]
+            index, quantity = self._index(target.index, classes), words[target.score]  # type: ignore[assignment]
         elif isinstance(target, str):
             return self._class_target(self._index(target, classes), score)
         else:
             return super()._target(target, score, output, classes)
-        if asked == "similarity" or len(classes.names) == 1:
-            return self._of_one(index, asked, classes)
-        return self._class_target(index, asked or score)
+        if quantity == "similarity" or len(classes.names) == 1:
+            return self._of_one(index, quantity, classes)
+        return self._class_target(index, quantity or score)
 
     def _of_one(self, index: int, score: str | None, classes: Classes) -> Target:
         """Returns a text's similarity, or the logit or probability of the only one."""

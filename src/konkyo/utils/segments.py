@@ -46,8 +46,8 @@ def segments_of(
     if len(size) not in ((2, 3) if kind == "slic" else (2,)):
         raise NotApplicable(f'{kind} divides pictures; inputs with places {tuple(size)} are divided by segments="grid"')
     segment = _segmenter(kind, count, images.shape[1], math.prod(size))
-    found = [segment(picture.movedim(0, -1).contiguous().numpy()) for picture in _colours(images, black, white).cpu()]
-    return _numbered(torch.stack([torch.as_tensor(one) for one in found]).to(images.device))
+    labels = [segment(picture.movedim(0, -1).contiguous().numpy()) for picture in _colours(images, black, white).cpu()]
+    return _numbered(torch.stack([torch.as_tensor(one) for one in labels]).to(images.device))
 
 
 def segment_means(values: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,8 +76,8 @@ def _given(segments: Any, images: Tensor) -> Tensor:
             f"segments are whole numbers of shape {tuple(size)}, or {(len(images), *size)} for {len(images)} prepared "
             f"images; got {tuple(segments.shape)} {segments.dtype}"
         )
-    own: Tensor = segments.to(images.device, torch.int64)
-    return own.expand(len(images), *size)
+    numbers: Tensor = segments.to(images.device, torch.int64)
+    return numbers.expand(len(images), *size)
 
 
 def _numbered(segments: Tensor) -> Tensor:

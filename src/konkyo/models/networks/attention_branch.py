@@ -11,7 +11,7 @@ from konkyo.engine.capture import untouched
 from konkyo.errors import KonkyoError
 from konkyo.models import Model
 from konkyo.models.networks.backbone import Backbone, as_backbone, fitting
-from konkyo.utils.tensors import cross_entropy, grid_mean
+from konkyo.utils.tensors import at_least_float32, cross_entropy, grid_mean
 
 
 class AttentionBranchOutput(NamedTuple):
@@ -120,6 +120,5 @@ def attention_branch_loss(
             "attention_branch_loss is of the output in training mode, an AttentionBranchOutput; in eval mode the "
             f"network puts out logits for any loss; got {type(output).__name__}"
         )
-    dtype = torch.promote_types(output.logits.dtype, torch.float32)
-    decided, branch = (cross_entropy(t.to(dtype), labels, weights) for t in (output.logits, output.branch))
+    decided, branch = (cross_entropy(at_least_float32(t), labels, weights) for t in (output.logits, output.branch))
     return {"loss": decided + branch, "ce": decided.detach(), "branch": branch.detach()}

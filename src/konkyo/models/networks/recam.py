@@ -14,7 +14,7 @@ from konkyo.engine.capture import untouched
 from konkyo.errors import KonkyoError
 from konkyo.models import Model
 from konkyo.models.networks.backbone import Pooled, as_backbone, fitting
-from konkyo.utils.tensors import cross_entropy, grid_mean
+from konkyo.utils.tensors import at_least_float32, cross_entropy, grid_mean
 
 SMALL = 1e-5
 """Added to the largest value of a map that is divided by it."""
@@ -117,9 +117,8 @@ def recam_loss(
             "recam_loss is of the output in training mode, a ReCAMOutput; in eval mode the network puts out logits for "
             f"any loss; got {type(output).__name__}"
         )
-    dtype = torch.promote_types(output.logits.dtype, torch.float32)
-    logits, maps, others = (t.to(dtype) for t in output)
-    count, classes = logits.shape
+    logits, maps, others = map(at_least_float32, output)
+    (count, classes), dtype = logits.shape, logits.dtype
     if labels.shape == (count,) and not labels.is_floating_point():
         first = cross_entropy(logits, labels, weights)
         image, label = torch.arange(count, device=logits.device), labels
