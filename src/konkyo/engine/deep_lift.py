@@ -59,7 +59,7 @@ _LINEAR = (HAND_ON - _CHOICES - _POOLS - {f"{pool}_with_indices" for pool in _PO
 
 
 def _quotients(run: Application, given: list[Tensor], smooth: bool) -> Any:
-    """m = (h(x) - h(b)) / (x - b), and the mean of the slopes at x and b where these are too close for a quotient."""
+    """The multiplier is (h(x) - h(b)) / (x - b); where x and b are too close for that, the mean of the slopes there."""
     if len(run.after) != 1 or not isinstance(run.out, Tensor) or run.out.shape != run.after[0].shape:
         return None
     x, b = run.after[0].detach(), given[0]
@@ -270,7 +270,7 @@ def _pool(run: Application, given: list[Tensor]) -> Any:
 
 
 def _largest(run: Application, given: list[Tensor]) -> Any:
-    """The maximum of two, or along one axis."""
+    """Gives the changes of a maximum of two tensors, or along one axis, to the places that make it."""
     if len(run.after) == 2:
         shape = torch.broadcast_shapes(*(t.shape for t in run.after))  # type: ignore[no-untyped-call]
         x, b = (torch.stack([t.expand(shape) for t in pair], -1) for pair in (run.after, given))

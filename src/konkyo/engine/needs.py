@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from konkyo.engine.path import Sampling
 from konkyo.engine.rules import Rules
+from konkyo.utils.registry import summary_of
 from konkyo.utils.segments import Count, Segmentation
 
 if TYPE_CHECKING:
@@ -80,10 +81,9 @@ def _declared(name: str, member: Any) -> Need:
     declared: Need | None = getattr(function, "__need__", None)
     if declared is None:
         raise TypeError(f"{name} is a public member without @need(...): does what it gives depend on the target?")
-    sentence = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
     parameters = list(inspect.signature(function).parameters)[1:] if callable(member) else []
     signature = f"({', '.join(parameters)})" if callable(member) else ""
-    return replace(declared, name=name, signature=signature, summary=sentence)
+    return replace(declared, name=name, signature=signature, summary=summary_of(function))
 
 
 # --- the types of the needs that are called, as a method's parameters ------------------------------------------------

@@ -47,7 +47,7 @@ class Game:
 
     @property
     def sizes(self) -> list[int]:
-        """The numbers of players that there are."""
+        """These are the numbers of players that there are."""
         return sorted(set(self.players))
 
     def play(self, rescore: Rescore, coalitions: Mapping[int, Tensor]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""This tells whether a map's values are what pixels do to the score: sums of values against changes of the score."""
+"""These metrics tell whether a map's values are what pixels do to the score: sums of values against its changes."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""This tells how alike the maps of one class are: distances between maps, class means, and shares of variance.
+"""These functions tell how alike the maps of one class are: distances of maps, class means, shares of variance.
 
 These are sums over a whole set of maps, not a value per map, so none is a registered metric; `konkyo.consistency`
 puts them together. All but "top_iou" can be differentiated, for training.

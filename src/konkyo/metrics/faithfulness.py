@@ -1,4 +1,4 @@
-"""This tells whether the score depends on what a map points at: pixels go or come in the order of the map."""
+"""These metrics tell whether the score depends on what a map points at: pixels go or come in the order of the map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This tells whether a map lies on its object: overlap, energy and ranks inside a mask.
+"""Metrics of localisation tell whether a map lies on its object: overlap, energy and ranks inside a mask.
 
 A value is NaN where it is not defined: a map that is not finite everywhere, or an empty mask. Ties between pixels are
 broken by one random order of all pixels that depends on `seed` and the size alone. So a map's value does not depend on

@@ -1,4 +1,4 @@
-"""This tells whether a map stays when the image hardly changes."""
+"""These metrics tell whether a map stays when the image hardly changes."""
 
 from collections.abc import Callable
 from typing import Literal

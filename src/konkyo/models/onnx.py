@@ -22,7 +22,7 @@ _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(d
 
 
 def import_onnxruntime() -> ModuleType:
-    """onnxruntime, imported when an ONNX file is asked for."""
+    """Returns onnxruntime, imported when an ONNX file is asked for. KonkyoError: it is not installed."""
     try:
         return import_module("onnxruntime")
     except ImportError as error:

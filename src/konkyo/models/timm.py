@@ -21,7 +21,7 @@ _FITS: dict[str, Fit] = {"center": "cover", "squash": "stretch", "border": "cont
 
 
 def _timm() -> ModuleType:
-    """timm, imported when one of its models is asked for."""
+    """Returns timm, imported when one of its models is asked for. KonkyoError: it is not installed."""
     try:
         return import_module("timm")
     except ImportError as error:

@@ -26,7 +26,7 @@ from konkyo.tasks.regression import RegressionTask
 
 
 def import_transformers() -> ModuleType:
-    """transformers, imported when one of its models is asked for."""
+    """Returns transformers, imported when one of its models is asked for. KonkyoError: it is not installed."""
     try:
         return import_module("transformers")
     except ImportError as error:

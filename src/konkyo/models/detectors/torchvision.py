@@ -245,7 +245,7 @@ def _keep(
 
 
 def _best_of_each(groups: Tensor, scores: Tensor, most: int) -> Tensor:
-    """Which pairs are among the `most` best of their group; groups (P,) from 0 on, scores (P,) -> at most P indices."""
+    """Returns the indices of the `most` best pairs of every group; groups (P,) from 0 on, scores (P,)."""
     order = scores.argsort(descending=True, stable=True)
     order = order[groups[order].argsort(stable=True)]
     sizes = groups.bincount()
