@@ -334,6 +334,13 @@ def test_choices_hand_relevance_to_what_is_chosen() -> None:
     assert lrp(Largest(), x, 1).flatten().tolist() == pytest.approx(halves, abs=1e-5)
 
 
+def test_what_is_chosen_among_weights_is_a_constant() -> None:
+    weights = nn.Parameter(torch.rand(8, 4, dtype=torch.double))
+    scaled = (lambda t: t * weights.max(1).values[:, None, None], lambda t: t * weights.amax(1).detach()[:, None, None])
+    of = [lrp(seeded(Plain(between)), images(1)) for between in scaled]
+    close(of[0], of[1])
+
+
 def test_a_sum_with_a_product_is_a_sum_and_a_product() -> None:
     x = images(2)
     for options in ({}, {"addition": "epsilon"}, {"product": "gate"}):

@@ -1,7 +1,6 @@
 """Capture: hooks read the grids of a forward.
 
-Hooks and stubs touch a network here, in `replay`, `trace` and `rules` only; each leaves it as it was, also when an
-exception flies.
+Whatever is hung on a network, here and elsewhere, comes off again, also when an exception flies (`session`).
 """
 
 from __future__ import annotations

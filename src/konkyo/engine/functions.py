@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._pytree import tree_map
 
 HAND_ON = {
     *("relu", "relu6", "leaky_relu", "prelu", "dropout", "dropout1d", "dropout2d", "dropout3d"),
@@ -130,10 +131,8 @@ def exchanged(value: Any, tensors: list[Tensor], others: list[Tensor]) -> Any:
 
 
 def detached(out: Any) -> Any:
-    """Returns a function's result without its graph."""
-    if isinstance(out, Tensor):
-        return out.detach()
-    return type(out)(detached(item) for item in out) if type(out) in (tuple, list) else out
+    """Returns a function's result without its graph, also that of functions with several results, as `topk`."""
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, out)
 
 
 def with_slopes(share: Tensor, out: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from konkyo.engine.capture import untouched
+from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError
 from konkyo.models import Model
 from konkyo.models.networks.backbone import Backbone, as_backbone, fitting

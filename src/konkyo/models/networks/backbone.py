@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from konkyo.engine.capture import untouched
+from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models import Model
 from konkyo.utils.tensors import grid_mean

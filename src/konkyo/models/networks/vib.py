@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from konkyo.engine.capture import untouched
+from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models import Model
 from konkyo.models.networks.backbone import as_backbone, fitting
