@@ -7,7 +7,7 @@ import importlib.metadata
 import pytest
 
 from helpers.paths import ROOT
-from konkyo.errors import install_hint
+from konkyo.errors import first_line, install_hint
 
 REQUIREMENTS = [
     "torch>=2.10",
@@ -29,6 +29,11 @@ def test_a_hint_of_a_source_folder_that_is_not_installed(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(importlib.metadata, "requires", missing)
     assert install_hint("timm").startswith('pip install ".[timm]"')
+
+
+def test_an_error_without_words_is_told_by_its_name() -> None:
+    assert first_line(ValueError(" bad shape\nat line 3")) == "bad shape"
+    assert first_line(MemoryError()) == first_line(MemoryError("\n")) == "MemoryError"
 
 
 def test_no_message_or_page_asks_for_a_name_that_is_not_published() -> None:

@@ -58,6 +58,11 @@ def unknown(kind: str, name: object, offer: Iterable[str]) -> KonkyoError:
     return KonkyoError(f"unknown {kind} {name!r}{hint} On offer: {shown}")
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an error says, or the name of its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def install_hint(extra: str) -> str:
     """Returns the pip command that installs the libraries of an extra of konkyo.
 

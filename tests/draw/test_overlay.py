@@ -15,7 +15,8 @@ from torch.nn.functional import interpolate
 
 from konkyo.draw import sheets as figures
 from konkyo.draw.overlay import DIVERGING, SEQUENTIAL, boxed, colourise, overlay
-from konkyo.draw.sheets import Cell, Row, contact_sheet, gallery, path_figure, save_image
+from konkyo.draw.paths import path_figure
+from konkyo.draw.sheets import Cell, Row, contact_sheet, gallery, save_image
 from konkyo.engine.path import PathTrace
 from konkyo.errors import KonkyoError
 from konkyo.targets.detections import InstanceTarget

@@ -16,7 +16,7 @@ from helpers.networks import SmallResNet, images, seeded
 from konkyo.engine.needs import Need, need, needs_of
 from konkyo.engine.path import Sampling
 from konkyo.engine.probe import NEEDS, Probe
-from konkyo.engine.relevance import CONTRASTIVE
+from konkyo.engine.rules import CONTRASTIVE
 from konkyo.methods.base import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")

@@ -213,7 +213,8 @@ def test_relevance_at_a_module_that_has_a_rule_itself() -> None:
 
 
 def test_relevance_leaves_the_output_as_it_is() -> None:
-    from konkyo.engine.relevance import CONTRASTIVE, ruled
+    from konkyo.engine.relevance import ruled
+    from konkyo.engine.rules import CONTRASTIVE
 
     network, x = seeded(SmallResNet()), images(2)
     with ruled(network, CONTRASTIVE):

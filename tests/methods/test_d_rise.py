@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import konkyo
+from helpers.closeness import close
 from helpers.detections import likeness_by_hand, masks_by_hand
 from helpers.detectors import SIZE, dense, noise, recorded, wrapped
 from konkyo.targets.detections import InstanceTarget
@@ -209,5 +210,17 @@ def test_levels_share_a_budget(budget: int) -> None:
 @pytest.mark.parametrize("wrong", [{"masks": 3}, {"levels": ()}])
 def test_masks_of_too_many_levels_and_of_none_are_refused(wrong: dict[str, object]) -> None:
     model, _, images = recorded()
-    with pytest.raises(konkyo.KonkyoError, match="masks >= levels"):
+    with pytest.raises(konkyo.KonkyoError, match=r"masks >= levels|one level of segments or more"):
         konkyo.explain(model, images, method="d_rise", target=ALL, segments="grid", **wrong)
+
+
+@pytest.mark.parametrize("method", ["rise", "d_rise"])
+def test_levels_are_of_segments_that_have_a_number(method: str) -> None:
+    model, _, images = recorded()
+    cells = torch.arange(24)[:, None] // 12 * 2 + torch.arange(32) // 16
+    options = {"method": method, "target": ALL, "masks": 20}
+    for segments, message in ((None, "without segments"), (cells, "your own, which are one level")):
+        with pytest.raises(konkyo.KonkyoError, match=message):
+            konkyo.explain(model, images, segments=segments, levels=(4, 9), **options)
+    own = konkyo.explain(model, images, segments=cells, **options)
+    close(own.signed, konkyo.explain(model, images, segments="grid", levels=((2, 2),), **options).signed)

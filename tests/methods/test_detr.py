@@ -258,3 +258,30 @@ def test_both_are_measured_beside_their_rivals_on_the_detector_that_ships() -> N
     result = konkyo.evaluate(model, "scenes:2", ["odam", "detr_attention"], ["ebpg@box"])
     assert list(result.methods) == ["odam", "detr_attention"]
     assert 0 < result.cell("detr_attention", "ebpg@box").value <= 1
+
+
+def test_relevance_of_the_detector_that_ships() -> None:
+    model = konkyo.load("konkyo/scenes-detr")
+    image = konkyo.data.scenes.Scenes(1, size=64)[0].image
+    maps = konkyo.explain(model, image, method="lrp", target=konkyo.Detections(top=1))
+    assert [diagnosis.kind for diagnosis in maps.diagnosis] == ["ok"]
+    with torch.no_grad():
+        for name, tensor in model.module.state_dict().items():
+            if tensor.is_floating_point() and name.endswith(("bias", "running_mean")):
+                tensor.zero_()
+    chosen: nn.Module = Chosen(model.module.model)
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = konkyo.explain(chosen, x, method="lrp", target=2, epsilon=1e-9)
+    close(found.signed.sum((1, 2)), chosen(x)[:, 2].detach(), 1e-3)
+
+
+class Chosen(nn.Module):
+    """The logits of the best of the encoder's cells, which an RT-DETR makes its queries of."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.detector(x).enc_topk_logits[:, 0]
+        return logits

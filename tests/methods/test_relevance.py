@@ -19,7 +19,7 @@ from helpers.networks import Block, SmallResNet, images, seeded
 from konkyo.engine.forward import Pass
 from konkyo.engine.layer import INPUT, Layer
 from konkyo.engine.probe import Probe
-from konkyo.engine.relevance import COMPOSITES, composed, rule_of
+from konkyo.engine.rules import COMPOSITES, composed, rule_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
 
@@ -306,6 +306,12 @@ def test_gates() -> None:
         *(lambda x: x / x.norm(dim=1, keepdim=True), lambda x: x + x.tanh(), lambda x: x * x.sigmoid() + x),
         lambda x: (x - x.mean(1, True)) / (x.var(1, keepdim=True) + 1e-6).sqrt(),
         nn.ConvTranspose2d(8, 8, 3, 2, 1, 1, groups=2, bias=False),
+        lambda x: x.flatten(2).topk(40, dim=2).values.unflatten(2, (5, 8)),
+        lambda x: x.flatten(2).sort(dim=2)[0].view_as(x),
+        lambda x: x.take_along_dim(x.argsort(3), 3),
+        lambda x: torch.addcmul(x, x, x.sigmoid(), value=0.5),
+        lambda x: x.clone().addcmul_(x, x.tanh()),
+        lambda x: functional.grid_sample(x, x[:, :2].movedim(1, -1).tanh() * 0.5, align_corners=False),
     ],
 )
 def test_relevance_is_kept_without_biases(between: Callable[[Tensor], Tensor]) -> None:
@@ -313,6 +319,48 @@ def test_relevance_is_kept_without_biases(between: Callable[[Tensor], Tensor]) -
     for addition in ("ratio", "epsilon"):
         found = sums(lrp(network, x, addition=addition, epsilon=1e-9))
         close(found, network(x)[:, 1].detach(), 1e-4)
+
+
+def test_choices_hand_relevance_to_what_is_chosen() -> None:
+    class Largest(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            values, places = x.flatten(1).topk(2, dim=1)
+            beside = x.flatten(1).gather(1, (places + 1) % 6)
+            return torch.stack([values @ x.new_tensor([2.0, -1.0]), (values * beside).sum(1)], 1)
+
+    x = torch.tensor([[[[1.0, 5.0, 3.0], [-2.0, 4.0, 0.5]]]], dtype=torch.double)
+    assert lrp(Largest(), x, 0).flatten().tolist() == pytest.approx([0, 10, 0, 0, -4, 0], abs=1e-5)
+    halves = [0, 7.5, 7.5, 0, 1, 1]  # of 5 * 3 and 4 * 0.5
+    assert lrp(Largest(), x, 1).flatten().tolist() == pytest.approx(halves, abs=1e-5)
+
+
+def test_what_is_chosen_among_weights_is_a_constant() -> None:
+    weights = nn.Parameter(torch.rand(8, 4, dtype=torch.double))
+    scaled = (lambda t: t * weights.max(1).values[:, None, None], lambda t: t * weights.amax(1).detach()[:, None, None])
+    of = [lrp(seeded(Plain(between)), images(1)) for between in scaled]
+    close(of[0], of[1])
+
+
+def test_a_sum_with_a_product_is_a_sum_and_a_product() -> None:
+    x = images(2)
+    for options in ({}, {"addition": "epsilon"}, {"product": "gate"}):
+        found = lrp(seeded(Plain(lambda t: torch.addcmul(t, t, t.sigmoid(), value=-0.5))), x, **options)
+        close(found, lrp(seeded(Plain(lambda t: t + t * t.sigmoid() * -0.5)), x, **options))
+
+
+def test_points_at_which_a_grid_is_sampled_are_constants() -> None:
+    def sampled(constant: bool) -> Tensor:
+        def between(t: Tensor) -> Tensor:
+            points = t[:, :2].movedim(1, -1).tanh()
+            return functional.grid_sample(t, points.detach() if constant else points, align_corners=False)
+
+        return lrp(seeded(Plain(between)), images(2))
+
+    close(sampled(False), sampled(True))
+    table = torch.ones(2, 8, 8, 8, dtype=torch.double)  # what has no place in the image
+    alone = Plain(lambda t: functional.grid_sample(table, t[:, :2].movedim(1, -1), align_corners=False))
+    with pytest.raises(konkyo.NotApplicable, match="grid_sample"):
+        lrp(seeded(alone), images(2))
 
 
 def test_functions_in_place_are_those_that_are_not() -> None:
@@ -493,8 +541,10 @@ def test_functions_without_a_rule_are_named(end: Callable[[Tensor], Tensor]) -> 
         def forward(self, x: Tensor) -> Tensor:
             return end(super().forward(x))
 
-    with pytest.raises(konkyo.NotApplicable, match="no relevance rule for"):
+    with pytest.raises(konkyo.NotApplicable, match=r"no relevance rule for.*products and attention have one$"):
         konkyo.explain(Ended(seeded(Plain())), images(1), method="lrp", target=1)
+    with pytest.raises(konkyo.NotApplicable, match=r"no relevance rule for.*ReLUs and pooling have one \(lrp has more"):
+        konkyo.explain(Ended(seeded(Plain())), images(1), method="relevance_cam", layer="0.c", target=1)
 
 
 @pytest.mark.parametrize(

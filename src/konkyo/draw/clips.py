@@ -59,7 +59,7 @@ def strip(frames: Sequence[Image.Image], map_: Tensor, times: Sequence[float], u
         shown = overlay(frames[number].convert("RGB").resize(size, Image.Resampling.BICUBIC), map_[number], **style)
         left = _GAP + place * (_SIDE + _GAP)
         picture.paste(shown, (left, _GAP))
-        font.draw(draw, (left, _GAP + size[1] + 3), _told(times[number], unit), "#404040")
+        font.draw(draw, (left, _GAP + size[1] + 3), _time_in_words(times[number], unit), "#404040")
     below = _curve(curve, times, unit, chosen, wide)
     whole = Image.new("RGB", (wide, picture.height + below.height), "white")
     whole.paste(picture, (0, 0))
@@ -93,7 +93,7 @@ def animation(frames: Sequence[Image.Image], map_: Tensor, *, least: int = 224, 
     return pictures
 
 
-def _told(time: float, unit: str) -> str:
+def _time_in_words(time: float, unit: str) -> str:
     return f"{time:.2f} s" if unit == "s" else f"{unit or 'frame'} {time:g}"
 
 

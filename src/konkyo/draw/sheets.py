@@ -1,4 +1,4 @@
-"""Sheets of maps: images down and methods across, or the detections of an image; and pictures of paths."""
+"""Sheets of maps: images down and methods across, or the detections of an image."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from konkyo.draw.overlay import OPACITY, Limits, Map, boxed, is_signed, outlined, overlay
-from konkyo.draw.text import Font, clean, complete, elided, text_lines
-from konkyo.engine.path import PathTrace
+from konkyo.draw.text import Font, complete, elided, text_lines
 from konkyo.errors import KonkyoError
 from konkyo.utils.files import replacing
-from konkyo.utils.tensors import overlap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,8 +33,6 @@ _MOST_COLUMNS = 11  # more columns than that stand below each other
 _WIDTH = 1600  # of all cells together, as far as
 _CELL_SIDES = (176, 320)  # the smallest and the largest cell allow it
 _PANELS = 5  # of a gallery beside each other
-_LINES = ("#2f6db5", "#d9562b", "#2e8b57", "#7a4fa3")  # of paths that are drawn together
-_SIZE_OF_PATH = (7.6, 1.1)  # of its picture in inches: width, and height of an interval's bars
 
 
 @dataclass(frozen=True)
@@ -136,7 +131,7 @@ def gallery(rows: Sequence[Row], *, title: str = "", colour_bar: bool = True) ->
     side = min(_WIDTH // across, _CELL_SIDES[1])
     whole = _scaled_to(rows[0].image, side)
     panels = [_numbered(rows, whole)]
-    captions = [[(rows[0].title, _INK), (_counted(len(rows), "detection"), _GREY)]]
+    captions = [[(rows[0].title, _INK), (counted(len(rows), "detection"), _GREY)]]
     signed = [[kind] for (kind,) in _signed(rows, shared=False)]
     for number, (row, (kind,)) in enumerate(zip(rows, signed, strict=True), start=1):
         (cell,), picture = row.cells, _scaled_to(row.image, side)
@@ -160,92 +155,6 @@ def gallery(rows: Sequence[Row], *, title: str = "", colour_bar: bool = True) ->
             _caption(strip, caption, (i * (side + _GAP), tall + _GAP // 2), side)
         strips.append(strip)
     return _stacked(strips + ([_bars(signed, shared=False, paler=_paler(rows))] if colour_bar else []), title)
-
-
-class Integrated(Protocol):
-    """A picture of paths needs this of an `Explanation` (which draws itself by this package and is not known here)."""
-
-    @property
-    def path(self) -> PathTrace | None:
-        """This is what happened along the paths."""
-
-    @property
-    def method(self) -> str:
-        """This is its name."""
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """These are the names of the rows."""
-
-    @property
-    def targets(self) -> Sequence[Any]:
-        """These are what the rows explain."""
-
-
-def path_figure(explanations: Integrated | Sequence[Integrated], row: int = 0) -> Image.Image:
-    """Draws what happens to a row on the way from the baseline (alpha = 0) to the image (alpha = 1), in RGB.
-
-    The upper panel has the score at every node. The next one, for a detection, has 1 - IoU of the matched box and the
-    one at the end. (A hollow node: nothing is like the detection there, which counts as 1.) The lowest has the priority
-    of every interval between nodes (Eq. 5), as wide as it is. Several explanations of the same row are drawn together.
-    KonkyoError: a method that integrates along no path, or no such row.
-    """
-    from matplotlib.figure import Figure  # the global state of pyplot stays as it is
-
-    several = list(explanations) if isinstance(explanations, Sequence) else [explanations]
-    walks = [_Walk.of(explanation, row) for explanation in several]
-    if not walks:
-        raise KonkyoError("a picture of paths needs at least one explanation")
-    moves = any(walk.away is not None for walk in walks)
-    heights = [2.6, *([1.2] if moves else []), *[0.9] * len(walks)]
-    wide, inch = _SIZE_OF_PATH
-    tall = inch * sum(heights) + 1.1
-    figure = Figure((wide, tall), dpi=100, facecolor="white")
-    figure.subplots_adjust(left=0.105, right=0.975, top=1 - 0.6 / tall, bottom=0.5 / tall, hspace=0.28)
-    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    quantity, name = _quantity_of(several[0], row)
-    title = f"{name} ({quantity} {walks[0].scores[-1]:.2f})"
-    figure.text(0.105, 1 - 0.1 / tall, title[:90], va="top", size=11, weight="bold", color=_INK, parse_math=False)
-    highest = max([1e-9, *(float(priority) for walk in walks for priority in walk.priorities)])
-    for walk, axis, colour in zip(walks, axes[-len(walks) :], _LINES * len(walks), strict=False):
-        label = f"{walk.name}: {_counted(len(walk.alphas), 'node')}"
-        for above, values in [(axes[0], walk.scores), *([(axes[1], walk.away)] if walk.away is not None else [])]:
-            above.plot(walk.alphas, values, color=colour, linewidth=1.3, label=label)
-            for there, face in ((walk.there, colour), (~walk.there, "white")):
-                style = {"s": 18, "facecolor": face, "edgecolor": colour, "zorder": 3, "clip_on": False}
-                above.scatter(walk.alphas[there], values[there], **style)
-        widths = np.diff(walk.alphas)
-        axis.bar(
-            walk.alphas[:-1], walk.priorities, widths, align="edge", color=colour, edgecolor="white", linewidth=0.6
-        )
-        axis.set_ylim(0, highest * 1.15)  # one scale for all
-        axis.set_ylabel("priority")
-        axis.text(0.995, 0.93, walk.name, color=colour, size=9, ha="right", va="top", transform=axis.transAxes)
-    axes[0].set_ylabel(quantity)
-    handles, place = axes[0].get_legend_handles_labels(), (0.1, 1 - 0.28 / tall)
-    figure.legend(
-        *handles,
-        loc="upper left",
-        bbox_to_anchor=place,
-        ncols=4,
-        fontsize=9,
-        frameon=False,
-        borderpad=0,
-        borderaxespad=0,
-    )
-    if moves:
-        axes[1].set_ylabel("1 − IoU with\nthe final box")
-        axes[1].set_ylim(-0.04, 1.04)
-    for axis in axes:
-        axis.set_xlim(-0.01, 1.01)
-        axis.grid(axis="y", color="#e4e4e4", linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.tick_params(labelsize=8, colors=_GREY)
-        axis.yaxis.label.set(size=9, color=_INK)
-        axis.yaxis.set_label_coords(-0.065, 0.5)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].set_xlabel("alpha: from the baseline (0) to the image (1)", fontsize=9, color=_INK)
-    return to_image(figure)
 
 
 def to_image(figure: Figure) -> Image.Image:
@@ -304,49 +213,6 @@ def picture_name(path: str | Path) -> Path:
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Walk:
-    """A walk is one row's path: nodes in order, and between them the intervals."""
-
-    name: str
-    alphas: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    priorities: NDArray[np.float64]
-    there: NDArray[np.bool_]
-    """Whether anything is like the detection."""
-    away: NDArray[np.float64] | None
-    """1 - IoU with the box at the end; None for what is no detection."""
-
-    @classmethod
-    def of(cls, explanation: Integrated, row: int) -> _Walk:
-        """Reads the path of one row. KonkyoError: the method has no path, or there is no such row."""
-        trace = explanation.path
-        if trace is None:
-            raise KonkyoError(
-                f"{explanation.method} keeps no path: it integrates along none, or explains a combination"
-            )
-        if not -len(trace.alphas) <= row < len(trace.alphas):
-            raise KonkyoError(f"row {row} of an explanation with {len(trace.alphas)} rows")
-        count = int(trace.alphas[row].isfinite().sum())
-        alphas, scores, priorities = (
-            values[row, :length].double().cpu().numpy()
-            for values, length in ((trace.alphas, count), (trace.scores, count), (trace.priorities, count - 1))
-        )
-        boxes = trace.boxes[row, :count].double().cpu()
-        there = boxes.isfinite().all(1)
-        if not there.any():
-            return cls(explanation.method, alphas, scores, priorities, np.ones(count, bool), None)
-        away = torch.where(there, 1 - overlap(boxes.nan_to_num(0), boxes[there][-1]), 1.0)
-        return cls(explanation.method, alphas, scores, priorities, there.numpy(), away.numpy())
-
-
-def _quantity_of(explanation: Integrated, row: int) -> tuple[str, str]:
-    """Returns (the quantity that is explained of a row, what that is the quantity of)."""
-    target = explanation.targets[row]
-    quantity = str(getattr(target, "quantity", getattr(target, "score", "score")))
-    return quantity, clean(explanation.labels[row]).removesuffix(f", {quantity}")
 
 
 def _stacked(strips: Sequence[Image.Image], title: str, close: Sequence[Image.Image] = ()) -> Image.Image:
@@ -422,7 +288,8 @@ def _decision(row: Row) -> list[tuple[str, str]]:
     return asked + decided + ([(row.truth, _AMBER)] if row.truth else [])
 
 
-def _counted(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """Returns a number of things in words, as in "1 node" and "3 nodes"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 

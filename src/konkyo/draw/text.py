@@ -199,8 +199,8 @@ def _system_fonts() -> Sequence[str]:
 def _file_of(character: str, bold: bool) -> str | None:
     """Returns the file of the first font that has the character; None where none has it."""
     code = ord(character)
-    if code in _characters(own := _dejavu(bold)):
-        return own
+    if code in _characters(usual := _dejavu(bold)):
+        return usual
     file = next((file for file in _system_fonts() if code in _characters(file)), None)
     if file is None:
         _missing[character] = None

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from konkyo.engine.session import OwnMode, hook_after, hook_before, open_modules
+from konkyo.engine.ownership import ATTENTION_KERNELS, Claim
+from konkyo.engine.session import OwnMode, hooked, open_modules
 from konkyo.errors import NotApplicable
 
 _SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
@@ -334,6 +336,18 @@ def per_head(values: Tensor, images: int) -> Tensor:
 
 
 @contextmanager
+def differentiable_attention(_root: nn.Module) -> Iterator[None]:
+    """Within the context attention runs in a form that has a second derivative, for this thread alone."""
+    claim = Claim([ATTENTION_KERNELS])  # which kernels run is a setting of the whole process
+    try:
+        claim.hold()
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        claim.release()
+
+
+@contextmanager
 def explicit_attention(root: nn.Module, one_head: int | None = None) -> Iterator[Attentions]:
     """Within the context a forward computes every attention step by step; run it under `no_grad`.
 
@@ -344,8 +358,7 @@ def explicit_attention(root: nn.Module, one_head: int | None = None) -> Iterator
     attentions = Attentions(one_head)
     with ExitStack() as undo:
         undo.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the switch in `_record` ends here
-        for module in open_modules(root):
-            undo.callback(hook_before(module, attentions.enter, with_kwargs=True).remove)
-            undo.callback(hook_after(module, attentions.leave).remove)
+        modules = open_modules(root)
+        undo.enter_context(hooked(modules, before=attentions.enter, after=attentions.leave, with_kwargs=True))
         undo.enter_context(attentions)
         yield attentions

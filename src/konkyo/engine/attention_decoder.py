@@ -12,12 +12,12 @@ from torch import Tensor
 
 from konkyo.engine.attention import Attentions, Samples, per_head
 from konkyo.engine.attention_reader import AttendedRows
-from konkyo.engine.forward import at_least_float32, of_rows, rounds, scores
+from konkyo.engine.forward import of_rows, rounds, scores
 from konkyo.engine.layer import covers
 from konkyo.engine.needs import Combine, EncoderDecoder, StepKind
 from konkyo.errors import NotApplicable
 from konkyo.targets.base import as_target
-from konkyo.utils.tensors import resize
+from konkyo.utils.tensors import at_least_float32, per_item, resize
 
 
 class DecoderReader(AttendedRows):
@@ -33,12 +33,12 @@ class DecoderReader(AttendedRows):
         number = _crosses(attended, self._count, pass_.output.shape[1:])[-1]
         last = attended.probabilities[number]
         output = pass_.output.detach()
-        found = [
+        matches = [
             as_target(target).candidate(output[image : image + 1])
             for image, target in zip(self._rows, self._targets, strict=True)
         ]
-        numbers = [number for number in found if number is not None]
-        if len(numbers) < len(found):
+        numbers = [number for number in matches if number is not None]
+        if len(numbers) < len(matches):
             raise NotApplicable("reads the attention of a detection's query; a target that is a detection was expected")
         candidates = torch.cat(numbers)
         noise = torch.randn(output.shape[2], generator=torch.Generator().manual_seed(0), device="cpu").to(output)
@@ -75,7 +75,7 @@ class DecoderReader(AttendedRows):
                 grid = self._grid(attended, probabilities.shape[-1])
                 of_cells = per_head(probabilities, self._count)[images, :, queries.clamp_min(0)]
                 of_layer = of_cells.reshape(*of_cells.shape[:2], *grid)
-            absent = (queries < 0).view(-1, *[1] * (of_layer.ndim - 1))
+            absent = per_item(queries < 0, of_layer)
             maps.append(of_layer.masked_fill(absent, 0))
         return tuple(maps)
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from konkyo.engine.attention import Attentions, Block, explicit_attention, per_head
-from konkyo.engine.forward import Pass, Rows, at_least_float32, differentiated, of_rows, pick, rounds, score_of, scores
+from konkyo.engine.forward import Pass, Rows, differentiated, of_rows, pick, rounds, score_of, scores
 from konkyo.engine.layer import MAX_PREFIX_TOKENS, Layer
 from konkyo.engine.needs import Heads, ReadingAttention, ReadTokens
 from konkyo.engine.replay import Replay
 from konkyo.errors import NotApplicable
 from konkyo.targets.classes import Target
-from konkyo.utils.tensors import safe_divide
+from konkyo.utils.tensors import at_least_float32, safe_divide
 
 
 class AttendedRows:

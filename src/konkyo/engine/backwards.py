@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from konkyo.engine.biases import Biases, BiasTerm, bias_terms
 from konkyo.engine.deep_lift import Lift
-from konkyo.engine.forward import Pass, Rows, pick, rounds, scores
+from konkyo.engine.forward import Pass, Rows, pick, rounds, scores, slopes_at_output
+from konkyo.engine.guided import GuidedReLUs, deconvolved_relus, guided_relus
 from konkyo.engine.layer import INPUT, Layer, covers
-from konkyo.engine.relevance import CONTRASTIVE, Rules, nonzero, ruled
-from konkyo.engine.rules import GuidedReLUs, deconvolved_relus, guided_relus
+from konkyo.engine.linear_rules import nonzero
+from konkyo.engine.relevance import ruled
+from konkyo.engine.rules import CONTRASTIVE, Rules
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.targets.base import Target, as_target
-from konkyo.utils.tensors import safe_divide
+from konkyo.utils.tensors import per_item, safe_divide
 
 _Within: TypeAlias = Callable[[nn.Module], AbstractContextManager[GuidedReLUs]]
 
@@ -65,10 +67,10 @@ def propagate(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer, 
     # Under the rules gradient times value is relevance, at the output too.
     output = pick(other.output.detach(), rows)
     if start is None:
-        slope = _slope(output, targets)
+        slope = slopes_at_output(output, targets)
         if rules.start == "one":
             total = (slope * output).flatten(1).sum(1)
-            slope = slope * safe_divide(total.new_ones(()), total).view(-1, *[1] * (output.ndim - 1))
+            slope = slope * per_item(safe_divide(total.new_ones(()), total), output)
     else:
         slope = safe_divide(start, output)
     gradients = other.gradients_of(rows, lambda out: (out * slope).flatten(1).sum(1), layer)
@@ -87,15 +89,6 @@ def _contrastive(output: Tensor, targets: Sequence[Target]) -> Tensor:
     for row, index in zip(start, indices, strict=True):
         row[index if classes > 1 else 0] = 1 if classes > 1 else 2 * index - 1
     return start
-
-
-def _slope(output: Tensor, targets: Sequence[Target]) -> Tensor:
-    """Returns d score / d output of every row."""
-    with torch.enable_grad(), torch.autocast(output.device.type, enabled=False):
-        leaf = output.clone().requires_grad_()
-        total = scores(leaf, targets).sum()
-        (slope,) = torch.autograd.grad(total, leaf) if total.requires_grad else (torch.zeros_like(leaf),)
-    return slope
 
 
 def lifted(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer, baseline: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,7 +150,7 @@ def _missing(terms: Sequence[Tensor], output: Tensor, targets: Sequence[Target],
 
     (That is the score, where it is linear in the output.) The share is of the sum of all absolute terms.
     """
-    slope = _slope(output, targets)
+    slope = slopes_at_output(output, targets)
     sums = torch.stack([term.flatten(1).sum(1) for term in terms])
     right = (slope * output).flatten(1).sum(1).to(sums)
     share = safe_divide((right - sums.sum(0)).abs(), right.abs() + sums.abs().sum(0))

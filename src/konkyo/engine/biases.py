@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.weak import WeakIdKeyDictionary
 
-from konkyo.engine.rules import HAND_ON, Application, name_of, tensors_in
+from konkyo.engine.functions import CONVOLUTIONS, HAND_ON, Application, name_of, tensors_in
 from konkyo.engine.session import OwnMode
+from konkyo.utils.tensors import at_least_float32
 
 
 @dataclass(eq=False)
@@ -35,7 +36,7 @@ class BiasTerm:
     def value(self) -> Tensor:
         """Returns bias times gradient, channels second: (N, C, *grid), or (N, C); in fp32 or better."""
         assert self.gradient is not None
-        gradient = self.gradient if self.gradient.dtype == torch.float64 else self.gradient.float()
+        gradient = at_least_float32(self.gradient)
         value = gradient * self.bias.to(gradient)
         return value.movedim(self.axis, 1) if value.ndim > 1 else value
 
@@ -94,10 +95,8 @@ def bias_terms(_root: nn.Module) -> Iterator[Biases]:
         yield mode
 
 
-_CONVOLUTIONS = {f"conv{kind}{d}d": d for kind in ("", "_transpose") for d in (1, 2, 3)}
-"""The convolutions, with their dimensions."""
 _BIAS_AT = {
-    **dict.fromkeys(("linear", *_CONVOLUTIONS), 2),
+    **dict.fromkeys(("linear", *CONVOLUTIONS), 2),
     **dict.fromkeys(("bilinear", "layer_norm", "group_norm"), 3),
     "multi_head_attention_forward": 12,
 }
@@ -118,12 +117,12 @@ _CLIPS: dict[str, dict[str, float | None]] = {
 }
 """The ends of clipping functions' ranges, in the order of their parameters."""
 _LINEAR_IN_ONE = {
-    *("linear", *_CONVOLUTIONS, "bilinear", "mul", "imul", "rmul", "multiply", "matmul", "rmatmul", "mm", "bmm", "mv"),
+    *("linear", *CONVOLUTIONS, "bilinear", "mul", "imul", "rmul", "multiply", "matmul", "rmatmul", "mm", "bmm", "mv"),
     *("dot", "inner", "einsum", "tensordot", "addmm", "baddbmm", "addmv"),
     *("div", "itruediv", "truediv", "divide", "true_divide"),
 }
 """Functions that are linear where one of their arguments alone depends on the image."""
-_CHOICES = {"abs", "absolute", "topk", "sort", "threshold", "rnn_relu", "rnn_relu_cell"}
+_CHOICES = {"abs", "absolute", "threshold", "rnn_relu", "rnn_relu_cell"}
 """Other functions that are linear piece by piece."""
 
 
@@ -146,7 +145,7 @@ def _bias_argument(name: str, run: Application) -> BiasTerm | None:
     bias = run.args[_BIAS_AT[name]] if len(run.args) > _BIAS_AT[name] else run.kwargs.get(key)
     if not isinstance(bias, Tensor) or not _is_constant(bias, run):
         return None
-    grid = run.out.ndim - 2 if name == "group_norm" else _CONVOLUTIONS.get(name, 0)
+    grid = run.out.ndim - 2 if name == "group_norm" else CONVOLUTIONS.get(name, 0)
     return BiasTerm(bias.detach().view(*bias.shape, *[1] * grid), -bias.ndim - grid)
 
 
@@ -158,8 +157,8 @@ def _norm_arguments(run: Application) -> dict[str, Any]:
         names = ("input", "running_mean", "running_var", "weight", "bias", *rest)
     values: dict[str, Any] = {"weight": None, "bias": None, "running_mean": None, "running_var": None, "eps": 1e-5}
     values |= dict(zip(names, run.args, strict=False)) | run.kwargs
-    own = run.function is functional.instance_norm
-    return values | {"training": bool(values.get("use_input_stats", values.get("training", own)))}
+    usual = run.function is functional.instance_norm
+    return values | {"training": bool(values.get("use_input_stats", values.get("training", usual)))}
 
 
 def _of_norm(_name: str, run: Application) -> BiasTerm | None:

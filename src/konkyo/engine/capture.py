@@ -1,7 +1,6 @@
 """Capture: hooks read the grids of a forward.
 
-Hooks and stubs touch a network here, in `replay`, `trace` and `rules` only; each leaves it as it was, also when an
-exception flies.
+Whatever is hung on a network, here and elsewhere, comes off again, also when an exception flies (`session`).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from konkyo.engine.layer import Layer, exchanged, main_tensor, tensors_of
-from konkyo.engine.session import hook_after, open_modules, session_of
+from konkyo.engine.session import hook_after, hooked, open_modules, session_of
 from konkyo.engine.session import untouched as untouched
 from konkyo.errors import KonkyoError
 
@@ -232,10 +231,9 @@ def measured_outputs(root: nn.Module, outside: frozenset[nn.Module] = frozenset(
             measured.largest = max(measured.largest, size)
             measured.total += size
 
-    with ExitStack() as undo:
-        for module in set(open_modules(root)) - outside:
-            if not any(module.children()) or isinstance(module, torch.jit.ScriptModule):
-                undo.callback(hook_after(module, hook).remove)
+    inside = set(open_modules(root)) - outside
+    innermost = (m for m in inside if not any(m.children()) or isinstance(m, torch.jit.ScriptModule))
+    with hooked(innermost, after=hook):
         yield measured
 
 

@@ -8,12 +8,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from konkyo.engine.forward import Pass, Rows, at_least_float32, pick, scores
+from konkyo.engine.forward import Pass, Rows, pick, slopes_at_output
 from konkyo.engine.layer import Layer, head_weight, linear_head
 from konkyo.engine.variants import Variants
 from konkyo.errors import NotApplicable
 from konkyo.targets.classes import Target
-from konkyo.utils.tensors import grid_mean
+from konkyo.utils.tensors import at_least_float32, grid_mean
 
 
 class Channels:
@@ -32,11 +32,7 @@ class Channels:
                 f"needs global average pooling and one linear layer (or 1x1 convolution) right after the layer; "
                 f"what follows {self._layer.name!r} is something else (grad_cam works for any head)"
             )
-        output = self._output().clone().requires_grad_()
-        with torch.enable_grad():
-            total = scores(output, self._targets).sum()
-            (gradient,) = torch.autograd.grad(total, output) if total.requires_grad else (torch.zeros_like(output),)
-        return gradient @ at_least_float32(self._head_weight)
+        return slopes_at_output(self._output(), self._targets) @ at_least_float32(self._head_weight)
 
     def ablate(self, activations: Tensor, score: Tensor, priority: Tensor | None) -> Tensor:
         """Computes `Probe.ablate` from the activations and scores of the rows."""

@@ -72,7 +72,9 @@ class Choice:
         singles = [call for call in self.graph.singles if call in reached]
         if singles or together:
             return singles[:1] or calls, True
-        left = [call for call in features[::-1] if call in reached and (not self.moved or call in self.graph.kept)]
+        left = [
+            call for call in features[::-1] if call in reached and (not self.moved or call in self.graph.in_position)
+        ]
         return (calls or left)[:1], False
 
     def _unmoved(self, features: Sequence[Call], looked_at: Sequence[Call]) -> Sequence[Call]:
@@ -81,7 +83,7 @@ class Choice:
         if all(self.places.are_tokens(call) for call in moved):
             return [call for call in features if call not in moved]
         self.moved = True
-        return [call for call in features if call in self.graph.kept]
+        return [call for call in features if call in self.graph.in_position]
 
     def _dense(self, features: Sequence[Call]) -> bool:
         """Tells whether the output is a picture itself, of more cells than the coarsest features have."""
@@ -109,11 +111,11 @@ class Choice:
 
         Only those are asked that may be the automatic layer.
         """
-        reached, told = set(features), set[Call]()
+        reached, examined = set(features), set[Call]()
         while True:
             calls, _ = self.graph.frontier(reached.__contains__)
             single = next((call for call in self.graph.singles if call in reached), None)
-            unknown = [call for call in dict.fromkeys([*calls, single]) if call is not None and call not in told]
+            unknown = [call for call in dict.fromkeys([*calls, single]) if call is not None and call not in examined]
             if not unknown:
                 return reached
             cells = self._cells(self._decisions(), unknown[:_TOGETHER])
@@ -121,7 +123,7 @@ class Choice:
             if cells is not None and max(cells.values()) < 0 and head is not None and head.requires_grad:
                 # A head whose weights are all zero, as some libraries start them, lets no gradient through.
                 cells = self._cells([head], unknown[:_TOGETHER])
-            told |= set(unknown[:_TOGETHER])
+            examined |= set(unknown[:_TOGETHER])
             reached -= {call for call, count in (cells or {}).items() if 0 <= count < 2}
             reached &= set(self._unmoved(list(reached), [call for call in unknown[:_TOGETHER] if call in reached]))
 
@@ -139,7 +141,7 @@ class Choice:
         -1 where nothing of the output has one.
         """
         edges = [self.run.outputs[call].edges[0] for call in calls]
-        layers = [found.layer for call in calls if (found := self.places.place(call)) is not None]
+        layers = [place.layer for call in calls if (place := self.places.place(call)) is not None]
         counts = []
         try:
             for part in parts:

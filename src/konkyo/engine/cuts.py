@@ -172,13 +172,13 @@ class Graph:
         return keys, avoided
 
     @cached_property
-    def kept(self) -> set[Any]:
+    def in_position(self) -> set[Any]:
         """These are the keys of outputs made of the image by operators that leave every place where it is."""
-        kept, moved = set[Node](), set[Any]()
+        in_position, moved = set[Node](), set[Any]()
         for node in sorted(self._dependent, key=self._at, reverse=True):  # from the image on
             children = (child for child in self._children[node] if child in self._dependent)
-            if node is self._image or (_keeps_places(node) and all(child in kept for child in children)):
-                kept.add(node)
+            if node is self._image or (_keeps_places(node) and all(child in in_position for child in children)):
+                in_position.add(node)
             elif node in self._outputs:
                 moved.add(self._outputs[node])
         return self.used - moved
@@ -187,13 +187,13 @@ class Graph:
         """Tells whether one of these outputs is computed from another of them."""
         members = {node for node in self._dependent if self._outputs.get(node) in keys}
         for node in members:
-            own, seen, stack = self._outputs[node], set[Node](), list(self._children[node])
+            key, seen, stack = self._outputs[node], set[Node](), list(self._children[node])
             while stack:
                 child = stack.pop()
                 if child in seen or child not in self._dependent:
                     continue
                 seen.add(child)
-                if child in members and self._outputs[child] != own:
+                if child in members and self._outputs[child] != key:
                     return True
                 stack += self._children[child]
         return False

@@ -15,18 +15,26 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.weak import WeakIdKeyDictionary
 
-from konkyo.engine.relevance import ATTENTIONS, DIVIDE, MULTIPLY, NORMS, Steps
-from konkyo.engine.rules import (
+from konkyo.engine.functions import (
     AS_IT_IS,
+    ATTENTIONS,
+    CONVOLUTIONS,
+    DIVIDE,
     HAND_ON,
     LOOKED_AT,
+    MULTIPLY,
+    NORMS,
     Application,
     detached,
     exchanged,
     is_in_place,
     name_of,
+    norm_call,
+    sum_and_product,
     tensors_in,
+    with_slopes,
 )
+from konkyo.engine.relevance import Steps
 from konkyo.engine.session import OwnMode
 from konkyo.errors import NotApplicable
 from konkyo.utils.tensors import safe_divide
@@ -40,31 +48,24 @@ _POOLS = {f"{kind}_pool{d}d" for kind in ("max", "adaptive_max") for d in (1, 2,
 _PRODUCTS = ("matmul", "rmatmul", "bmm", "mm", "einsum")
 _OF_ONE = {*MULTIPLY, *DIVIDE, *_PRODUCTS, "addmm", "baddbmm", "grid_sample"}
 """Functions that are linear in one argument where no other one depends on the leaf."""
-_CHOICES = {"relu", "relu6", "leaky_relu", "prelu", "max", "amax", "maximum", "min", "amin", "minimum"}
+_CHOICES = {"relu", "relu6", "leaky_relu", "prelu", "max", "amax", "maximum", "min", "amin", "minimum", "topk", "sort"}
 _LINEAR = (HAND_ON - _CHOICES - _POOLS - {f"{pool}_with_indices" for pool in _POOLS} - _DROPOUTS) | {
-    *("linear", "setitem", "cumsum", "tril", "triu", "diagonal"),
-    *(f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)),
+    *("linear", "setitem", "cumsum", "tril", "triu", "diagonal", *CONVOLUTIONS),
 }
 """Functions that are linear in all that they are given together, but for a summand."""
-
-
-def _with_slopes(share: Tensor, out: Tensor) -> Tensor:
-    """Returns the values of `out`, with the slopes of `share`."""
-    share = share.to(out.dtype)
-    return share + (out - share).detach()
 
 
 # --- functions of single values ---------------------------------------------------------------------------------------
 
 
 def _quotients(run: Application, given: list[Tensor], smooth: bool) -> Any:
-    """m = (h(x) - h(b)) / (x - b), and the mean of the slopes at x and b where these are too close for a quotient."""
+    """The multiplier is (h(x) - h(b)) / (x - b); where x and b are too close for that, the mean of the slopes there."""
     if len(run.after) != 1 or not isinstance(run.out, Tensor) or run.out.shape != run.after[0].shape:
         return None
     x, b = run.after[0].detach(), given[0]
 
     def h(z: Tensor) -> Tensor:
-        value: Tensor = run.function(*exchanged(run.args, run.after, [z]), **exchanged(run.kwargs, run.after, [z]))
+        value: Tensor = run.again(run.after, [z])
         return value
 
     def slope(at: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ def _quotients(run: Application, given: list[Tensor], smooth: bool) -> Any:
         multiplier = (run.out.detach() - h(b.clone())) / torch.where(near, 1.0, apart)
     if near.any():
         multiplier = torch.where(near, (slope(x) + slope(b)) / 2, multiplier)
-    return _with_slopes(run.after[0] * multiplier, run.out)
+    return with_slopes(run.after[0] * multiplier, run.out)
 
 
 def _kinked(run: Application, given: list[Tensor]) -> Any:
@@ -98,7 +99,7 @@ def _closed(multiplier: Callable[[Tensor, Tensor], Tensor]) -> _Rule:
         if len(run.after) != 1:
             return None
         x = run.after[0]
-        return _with_slopes(x * multiplier(x.detach(), given[0]), run.out)
+        return with_slopes(x * multiplier(x.detach(), given[0]), run.out)
 
     return rule
 
@@ -140,7 +141,7 @@ _POWERS: dict[float, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _power(run: Application, given: list[Tensor]) -> Any:
-    exponent = run.kwargs.get("exponent", run.args[1] if len(run.args) > 1 else None)
+    exponent = run.argument(1, "exponent")
     if not isinstance(exponent, (int, float)) or run.args[0] is not run.after[0]:
         return None
     return _closed(_POWERS[exponent])(run, given) if exponent in _POWERS else _smooth(run, given)
@@ -154,7 +155,7 @@ def _product(run: Application, given: list[Tensor]) -> Any:
     if len(run.after) != 2:
         return None
     (u, v), (u_mean, v_mean) = run.after, ((t.detach() + g) / 2 for t, g in zip(run.after, given, strict=True))
-    return _with_slopes(u * v_mean + v * u_mean, run.out)
+    return with_slopes(u * v_mean + v * u_mean, run.out)
 
 
 def _matrix_product(run: Application, given: list[Tensor]) -> Any:
@@ -162,9 +163,8 @@ def _matrix_product(run: Application, given: list[Tensor]) -> Any:
         return None
     parts = []
     for t, g in zip(run.after, given, strict=True):
-        mean = [(t.detach() + g) / 2]
-        parts.append(run.function(*exchanged(run.args, [t], mean), **exchanged(run.kwargs, [t], mean)))
-    return _with_slopes(parts[0] + parts[1], run.out)
+        parts.append(run.again([t], [(t.detach() + g) / 2]))
+    return with_slopes(parts[0] + parts[1], run.out)
 
 
 def _quotient(run: Application, given: list[Tensor]) -> Any:
@@ -174,17 +174,17 @@ def _quotient(run: Application, given: list[Tensor]) -> Any:
     v, v_given = run.args[1], given[-1]
     inverse = v * _of_reciprocal(v.detach(), v_given)
     if len(run.after) == 1:
-        return _with_slopes(run.args[0] * inverse, run.out)
+        return with_slopes(run.args[0] * inverse, run.out)
     u, u_given = run.args[0], given[0]
     inverse_mean = (1 / v.detach() + 1 / v_given) / 2
-    return _with_slopes(u * inverse_mean + inverse * ((u.detach() + u_given) / 2), run.out)
+    return with_slopes(u * inverse_mean + inverse * ((u.detach() + u_given) / 2), run.out)
 
 
 def _constant_over(run: Application, given: list[Tensor]) -> Any:
     x = run.after[0]
     if len(run.after) != 1 or x is not run.args[0]:
         return None
-    return _with_slopes(x * _of_reciprocal(x.detach(), given[0]) * run.args[1], run.out)
+    return with_slopes(x * _of_reciprocal(x.detach(), given[0]) * run.args[1], run.out)
 
 
 # --- norms and softmax ------------------------------------------------------------------------------------------------
@@ -192,28 +192,16 @@ def _constant_over(run: Application, given: list[Tensor]) -> Any:
 
 def _norm(run: Application, given: list[Tensor]) -> Any:
     """A norm is centring, the mean of squares, its inverse root, and a product: each has its multiplier."""
-    name = name_of(run.function)
-    values = dict(zip(NORMS[name], run.args, strict=False)) | run.kwargs
-    x, weight, eps = values["input"], values.get("weight"), values.get("eps", 1e-5)
-    if len(run.after) != 1 or x is not run.after[0] or not values.get("use_input_stats", True):
+    norm = norm_call(run)
+    if norm is None:
         return None
-    if name in ("layer_norm", "rms_norm"):
-        axes, shape = tuple(range(x.ndim - len(values["normalized_shape"]), x.ndim)), tuple[int, ...]()
-        halves = (x, given[0])
-    else:
-        groups = values["num_groups"] if name == "group_norm" else x.shape[1]
-        axes, shape = (2,), (-1, *[1] * (x.ndim - 2))
-        halves = (x.reshape(len(x), groups, -1), given[0].reshape(len(x), groups, -1))
-    centred, of_b = halves if name == "rms_norm" else (half - half.mean(axes, keepdim=True) for half in halves)
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    centred, of_b = norm.centred(norm.x), norm.centred(given[0])
     at_x = centred.detach()
-    squares, squares_of_b = ((half**2).mean(axes, keepdim=True) + eps for half in (at_x, of_b))
-    inverse = _of_rsqrt(squares, squares_of_b) * ((at_x + of_b) * centred).mean(axes, keepdim=True)
+    squares, squares_of_b = ((half**2).mean(norm.axes, keepdim=True) + norm.eps for half in (at_x, of_b))
+    inverse = _of_rsqrt(squares, squares_of_b) * ((at_x + of_b) * centred).mean(norm.axes, keepdim=True)
     inverse_mean = (squares.rsqrt() + squares_of_b.rsqrt()) / 2
-    share = (centred * inverse_mean + (at_x + of_b) / 2 * inverse).reshape(x.shape)
-    if weight is not None:
-        share = share * weight.detach().view(shape or weight.shape)
-    return _with_slopes(share, run.out)
+    share = (centred * inverse_mean + (at_x + of_b) / 2 * inverse).reshape(norm.x.shape)
+    return with_slopes(norm.weighted(share), run.out)
 
 
 def _length(run: Application, given: list[Tensor]) -> Any:
@@ -223,10 +211,10 @@ def _length(run: Application, given: list[Tensor]) -> Any:
         return None
     x, b = run.after[0], given[0]
     axes = values.get("dim")
-    length = run.function(*exchanged(run.args, [x], [b]), **exchanged(run.kwargs, [x], [b]))
+    length = run.again([x], [b])
     squares = (x.detach() + b) * x
     total = squares.sum() if axes is None else squares.sum(axes, keepdim=bool(values.get("keepdim", False)))
-    return _with_slopes(safe_divide(total, (run.out.detach() + length).reshape(total.shape)), run.out)
+    return with_slopes(safe_divide(total, (run.out.detach() + length).reshape(total.shape)), run.out)
 
 
 def _softmax(run: Application, given: list[Tensor]) -> Any:
@@ -235,7 +223,7 @@ def _softmax(run: Application, given: list[Tensor]) -> Any:
     The log of a sum has the multipliers w_k = L(exp x_k, exp b_k) / L(sum exp x, sum exp b), L being the logarithmic
     mean; they are from 0 to 1 and add up to at most 1, where those of a quotient are of any size.
     """
-    axis = run.kwargs.get("dim", run.args[1] if len(run.args) > 1 else None)
+    axis = run.argument(1, "dim")
     if len(run.after) != 1 or not isinstance(axis, int):
         return None
     x, b = run.after[0].to(run.out.dtype), given[0].to(run.out.dtype)
@@ -248,7 +236,7 @@ def _softmax(run: Application, given: list[Tensor]) -> Any:
     top = torch.maximum(logs, logs_of_b)
     weights = _of_exp(at_x - top, b - top) / _of_exp(logs - top, logs_of_b - top)
     log_sum = (x * weights.masked_fill(~seen, 0.0)).sum(axis, keepdim=True)
-    return _with_slopes((x - log_sum) * _of_exp(at_x - logs, b - logs_of_b).masked_fill(~seen, 0.0), run.out)
+    return with_slopes((x - log_sum) * _of_exp(at_x - logs, b - logs_of_b).masked_fill(~seen, 0.0), run.out)
 
 
 # --- choices of the largest -------------------------------------------------------------------------------------------
@@ -264,7 +252,7 @@ def _chosen(x: Tensor, b: Tensor, of_x: Tensor, of_b: Tensor, out: Tensor) -> Te
     place = torch.where(y >= y_of_b, of_x, of_b)
     apart = (x.detach() - b).gather(-1, place)
     multiplier = torch.where(apart == 0, 1.0, (y - y_of_b) / torch.where(apart == 0, 1.0, apart))
-    return _with_slopes((x.gather(-1, place) * multiplier).reshape(out.shape), out)
+    return with_slopes((x.gather(-1, place) * multiplier).reshape(out.shape), out)
 
 
 def _pool(run: Application, given: list[Tensor]) -> Any:
@@ -282,12 +270,12 @@ def _pool(run: Application, given: list[Tensor]) -> Any:
 
 
 def _largest(run: Application, given: list[Tensor]) -> Any:
-    """The maximum of two, or along one axis."""
+    """Gives the changes of a maximum of two tensors, or along one axis, to the places that make it."""
     if len(run.after) == 2:
         shape = torch.broadcast_shapes(*(t.shape for t in run.after))  # type: ignore[no-untyped-call]
         x, b = (torch.stack([t.expand(shape) for t in pair], -1) for pair in (run.after, given))
         return _along(x, b, run.out)
-    axis = run.kwargs.get("dim", run.args[1] if len(run.args) > 1 else None)
+    axis = run.argument(1, "dim")
     axis = axis[0] if isinstance(axis, (tuple, list)) and len(axis) == 1 else axis
     if not isinstance(axis, int):
         return None
@@ -341,7 +329,7 @@ def _is_linear(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], after: 
         return len(after) == 1 and after[0] is args[0] and "rounding_mode" not in kwargs
     if name == "grid_sample":
         return len(after) == 1 and after[0] is args[0]
-    if name in ("linear", *(f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)), *_OF_ONE):
+    if name in ("linear", *CONVOLUTIONS, *_OF_ONE):
         return len(after) == 1
     return name in _LINEAR
 
@@ -391,6 +379,10 @@ class Lift(OwnMode):
         if after and function is functional.normalize:
             with self:
                 return _normalised(*args, **kwargs)
+        if after and name_of(function) == "addcmul":
+            with self:
+                out = sum_and_product(*args, **kwargs)
+                return args[0].copy_(out) if is_in_place(function, kwargs) else out
         out = self._run(function, args, kwargs, after, cut_off)
         if learned and not after:  # what weights alone make is constant, as they are
             return detached(out)

@@ -21,6 +21,7 @@ from konkyo.errors import KonkyoError, NetworkError
 from konkyo.targets.base import BaseTarget
 from konkyo.targets.classes import Target
 from konkyo.utils.segments import Count, Segmentation, segments_of
+from konkyo.utils.tensors import at_least_float32
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
@@ -53,11 +54,6 @@ class Network(Protocol):
 
     def class_index(self, name: str) -> int:
         """Returns the index of a class by its name. KonkyoError: an unknown one."""
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Returns the tensor in single precision, or in double if it is: sums over half-precision values need that."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 class OneByOne(KonkyoError):  # noqa: N818 - it says what the network does
@@ -189,12 +185,12 @@ class Pass:
     def segments(self, kind: Segmentation, count: Count) -> Tensor:
         """Returns the images' segments (N, *size); those that a segmenter found are kept for who asks again."""
         key = f"{kind} {count}" if isinstance(kind, str) else None
-        found = None if key is None else self._segments.get(key)
-        if found is None:
-            found = segments_of(self.images, kind, count, black=self.black, white=self.white)
+        segments = None if key is None else self._segments.get(key)
+        if segments is None:
+            segments = segments_of(self.images, kind, count, black=self.black, white=self.white)
         if key is not None:
-            self._segments[key] = found
-        return found
+            self._segments[key] = segments
+        return segments
 
     def other(
         self,
@@ -436,6 +432,15 @@ def scores(output: Tensor, targets: Sequence[Target]) -> Tensor:
     if len(set(map(id, targets))) == 1 or all(target == targets[0] for target in targets):
         return score_of(output, targets[0])
     return torch.cat([score_of(output[i : i + 1], target) for i, target in enumerate(targets)])
+
+
+def slopes_at_output(output: Tensor, targets: Sequence[Target]) -> Tensor:
+    """Returns d score / d output of every row, 0 where its score does not depend on the output."""
+    with torch.enable_grad(), torch.autocast(output.device.type, enabled=False):
+        leaf = output.clone().requires_grad_()
+        total = scores(leaf, targets).sum()
+        (slope,) = torch.autograd.grad(total, leaf) if total.requires_grad else (torch.zeros_like(leaf),)
+    return slope
 
 
 def score_of(output: Tensor, target: Target) -> Tensor:

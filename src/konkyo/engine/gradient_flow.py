@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,16 +11,16 @@ from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 
 from konkyo.engine.forward import Pass
-from konkyo.engine.session import OwnMode, hook_after, hook_before, open_modules
+from konkyo.engine.session import OwnMode, running_modules
 from konkyo.errors import KonkyoError
 
 
 class _Cuts(OwnMode):
     """Notes the first function whose result has no graph though what went in had one."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Mapping[nn.Module, str], running: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.running: list[str] = []
+        self.names, self.running = names, running
         self.cut = ""
 
     def __torch_function__(
@@ -33,7 +32,8 @@ class _Cuts(OwnMode):
         if not self.cut and isinstance(out, Tensor) and out.is_floating_point() and not out.requires_grad:
             inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
             if any(t.requires_grad and not isinstance(t, nn.Parameter) for t in inputs):
-                where = f" in module {self.running[-1]!r}" if self.running and self.running[-1] else ""
+                module = self.names[self.running[-1]] if self.running else ""
+                where = f" in module {module!r}" if module else ""
                 name = getattr(function, "__name__", str(function))
                 self.cut = f"{name}(){where} runs without a graph: " + (
                     "it cuts gradients off" if torch.is_grad_enabled() else "under torch.no_grad()"
@@ -54,20 +54,7 @@ def why_no_gradient(pass_: Pass) -> str:
             f"network before its quantisation, or {way_out}"
         )
     names = {module: name for name, module in root.named_modules()}
-    cuts = _Cuts()
-
-    def enter(module: nn.Module, _args: Any) -> None:
-        cuts.running.append(names[module])
-
-    def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
-        cuts.running.pop()
-
-    with ExitStack() as undo:
-        for module in open_modules(root):
-            undo.callback(hook_before(module, enter).remove)
-            undo.callback(hook_after(module, leave, always_call=True).remove)
-        undo.enter_context(torch.enable_grad())
-        undo.enter_context(cuts)
+    with running_modules(root) as running, torch.enable_grad(), _Cuts(names, running) as cuts:
         try:
             image = pass_.images[:1].detach().requires_grad_().clone()
             output = pass_.forward(image)

@@ -87,14 +87,14 @@ class Change:
         return likeness
 
 
-def is_place(own: float, mirrored: float, layer: Layer, grid: Sequence[int], least: float) -> bool:
+def is_place(direct: float, mirrored: float, layer: Layer, grid: Sequence[int], least: float) -> bool:
     """Tells whether cells that follow a change so well (see `Change.likeness`) are places of the image.
 
     Of tokens more is asked, `least` of likeness: nothing else tells that they are a picture, and not a sequence.
     """
     if layer.tokens is not None:
-        return own >= least and own >= mirrored
-    return own >= mirrored - max(MIRRORED, _CHANCE / math.sqrt(math.prod(grid)))
+        return direct >= least and direct >= mirrored
+    return direct >= mirrored - max(MIRRORED, _CHANCE / math.sqrt(math.prod(grid)))
 
 
 def owned(energies: Mapping[int, Tensor], layer: Layer, grid: Sequence[int]) -> tuple[float, float]:
@@ -110,21 +110,21 @@ def owned(energies: Mapping[int, Tensor], layer: Layer, grid: Sequence[int]) -> 
             shares = _pooled(energy, tuple(grid))
             shares = shares.permute(layer.order) if layer.order else shares
             cell = torch.stack(torch.unravel_index(shares.flatten().argmax(), laid))
-            own = torch.stack(torch.unravel_index(torch.tensor(index - prefix), laid)).to(cell)
-            distances.append(torch.where(shares.amax() > 0, (cell - own).abs().amax(), math.inf))
-    asked = [index for index in energies if index >= prefix]
+            cell_index = torch.stack(torch.unravel_index(torch.tensor(index - prefix), laid)).to(cell)
+            distances.append(torch.where(shares.amax() > 0, (cell - cell_index).abs().amax(), math.inf))
+    indices = [index for index in energies if index >= prefix]
     if not distances:
         return 0.0, 0.0
     far = torch.stack(distances)
     exact, near = torch.stack([(far == 0).sum(), (far <= 1).sum()]).tolist()
-    return exact / len(asked), near / len(asked)
+    return exact / len(indices), near / len(indices)
 
 
 def spread_cells(grid: Sequence[int], mirrored: bool) -> list[tuple[int, ...]]:
     """Returns some cells of a grid that lie far apart: two, or four of many."""
     shares = _SPREAD if math.prod(grid) <= SMALL else _WIDELY_SPREAD
-    found = [tuple(int(share * n) for share, n in zip(at, grid, strict=False)) for at in shares]
-    return [(grid[0] - 1 - first, *rest) for first, *rest in found] if mirrored else found
+    cells = [tuple(int(share * n) for share, n in zip(at, grid, strict=False)) for at in shares]
+    return [(grid[0] - 1 - first, *rest) for first, *rest in cells] if mirrored else cells
 
 
 def at_own_places(energy: Tensor, cells: Sequence[tuple[int, ...]], layer: Layer, grid: Sequence[int]) -> float:

@@ -86,8 +86,8 @@ class Integration:
             for part in _parts(places):
                 for alpha, row, node in nodes(part):
                     # A node that shares memory with others would keep theirs.
-                    own = replace(node, gradients=[g.clone() for g in node.gradients])
-                    lookahead.add(row, alpha, own)
+                    copy = replace(node, gradients=[g.clone() for g in node.gradients])
+                    lookahead.add(row, alpha, copy)
             lookahead.advance()
             if self._variants.report(before + min(len(track.nodes) for track in tracks.values()), total):
                 break

@@ -6,13 +6,17 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
 from konkyo.engine.path import Sampling
-from konkyo.engine.relevance import Rules
+from konkyo.engine.rules import Rules
+from konkyo.utils.registry import summary_of
 from konkyo.utils.segments import Count, Segmentation
+
+if TYPE_CHECKING:
+    from konkyo.engine.probe import Probe
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -77,10 +81,9 @@ def _declared(name: str, member: Any) -> Need:
     declared: Need | None = getattr(function, "__need__", None)
     if declared is None:
         raise TypeError(f"{name} is a public member without @need(...): does what it gives depend on the target?")
-    sentence = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
     parameters = list(inspect.signature(function).parameters)[1:] if callable(member) else []
     signature = f"({', '.join(parameters)})" if callable(member) else ""
-    return replace(declared, name=name, signature=signature, summary=sentence)
+    return replace(declared, name=name, signature=signature, summary=summary_of(function))
 
 
 # --- the types of the needs that are called, as a method's parameters ------------------------------------------------
@@ -243,6 +246,13 @@ class EncoderDecoders(Protocol):
 
     def __call__(self, combine: Combine) -> EncoderDecoder:
         """Returns the attentions of encoder and decoder."""
+
+
+class On(Protocol):
+    """This is `Probe.on`, as a method's parameter."""
+
+    def __call__(self, images: Tensor, layer: str | None = ...) -> Probe:
+        """Returns a Probe of the same targets on other images."""
 
 
 OnGrid: TypeAlias = Callable[[Tensor], Tensor]

@@ -64,7 +64,7 @@ class Places:
     def _proven(self, call: Call) -> bool:
         """Tells whether operators that leave every place where it is make this output (N, C, *grid) of the image."""
         layer, _ = self.run.outputs[call].readings[0]
-        return call in self.graph.kept and layer.tokens is None and layer.channel_axis == 1 and not layer.order
+        return call in self.graph.in_position and layer.tokens is None and layer.channel_axis == 1 and not layer.order
 
     def place(self, call: Call) -> Place | None:
         """Returns how an output is read best as a grid; None: not at all."""
@@ -97,14 +97,14 @@ class Places:
             highest = max(likeness[i][0] for i in same)
             best = best if likeness[best][0] > highest - _TIE else max(same, key=lambda i: likeness[i][0])
         else:
-            highest = max(own for own, _ in likeness)
-            best = next(i for i, (own, _) in enumerate(likeness) if own > highest - _TIE or own != own)
-        (layer, grid), (own, mirrored) = noted.readings[best], likeness[best]
-        if own == mirrored == 0 and (not used or layer.tokens is not None):  # no cell has changed
+            highest = max(direct for direct, _ in likeness)
+            best = next(i for i, (direct, _) in enumerate(likeness) if direct > highest - _TIE or direct != direct)
+        (layer, grid), (direct, mirrored) = noted.readings[best], likeness[best]
+        if direct == mirrored == 0 and (not used or layer.tokens is not None):  # no cell has changed
             return None
         # The gradient tells more, of those that are asked.
         least = FAINT_PLACE if self.run.whole_graph and self.run.readings.fit(grid) else TOKEN_PLACE
-        return Place(layer, grid, own, is_place(own, mirrored, layer, grid, least))
+        return Place(layer, grid, direct, is_place(direct, mirrored, layer, grid, least))
 
     def _place_of_tokens(self, noted: Output) -> Place | None:
         """Returns how tokens are read as a grid: so that the gradient of each at the image is largest at its place."""
@@ -148,7 +148,7 @@ class Places:
         graph that is not stored, no gradient tells, so what follows the changes is believed.
         """
         place, noted = self.place(call), self.run.outputs[call]
-        if place is None or call in self.graph.kept or not self.run.whole_graph:
+        if place is None or call in self.graph.in_position or not self.run.whole_graph:
             return True
         if place.layer.tokens is not None:
             better = self._place_of_tokens(noted) or replace(place, sure=False)
@@ -178,6 +178,6 @@ class Places:
 
     def grid(self, call: Call) -> tuple[int, ...]:
         """Returns the size of an output that is a grid."""
-        found = self.place(call)
-        assert found is not None
-        return found.grid
+        place = self.place(call)
+        assert place is not None
+        return place.grid

@@ -7,15 +7,15 @@ belongs to the Pass.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from functools import cached_property, wraps
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
 from konkyo.engine import backwards
+from konkyo.engine.attention import differentiable_attention
 from konkyo.engine.attention_decoder import DecoderReader
 from konkyo.engine.attention_reader import AttentionReader, tokens_on_grid
 from konkyo.engine.biases import bias_terms
@@ -37,9 +37,8 @@ from konkyo.engine.needs import (
     need,
     needs_of,
 )
-from konkyo.engine.ownership import ATTENTION_KERNELS, Claim
 from konkyo.engine.path import Sampling
-from konkyo.engine.relevance import Rules
+from konkyo.engine.rules import Rules
 from konkyo.engine.session import session_of
 from konkyo.engine.variants import Budget, Variants
 from konkyo.errors import NotApplicable
@@ -50,13 +49,6 @@ _GRADIENT = {"of_target": True, "of_layer": True, "of_gradient": True, "inside":
 """What all gradients at the layer are, as needs."""
 _TRANSFORMERS = "transformers with global attention"
 _DECODERS = "detectors whose queries attend to the picture (DETR and its relatives)"
-
-
-class On(Protocol):
-    """This is `Probe.on`, as a method's parameter."""
-
-    def __call__(self, images: Tensor, layer: str | None = ...) -> Probe:
-        """Returns a Probe of the same targets on other images."""
 
 
 class Probe:
@@ -258,7 +250,7 @@ class Probe:
 
         Costs one more forward, whose attentions (if any) are of the kind that can be differentiated twice.
         """
-        pass_ = self._pass.other("curvature", [self._layer], _differentiable_attention)
+        pass_ = self._pass.other("curvature", [self._layer], differentiable_attention)
         return pass_.curvature(self._rows, self.targets, self._layer, vectors)
 
     @need(of_target=True, cost="a forward and backward on other images")
@@ -277,7 +269,7 @@ class Probe:
                 f"takes images of several sizes, and layer {where.name!r} is read as tokens of one grid"
             )
         try:
-            pass_ = self._pass.other("on", [where], _nothing, distinct)
+            pass_ = self._pass.other("on", [where], nullcontext, distinct)
         except OneByOne as error:
             raise NotApplicable("runs several images in a batch, and this network takes them one by one") from error
         budget = self._variants.budget.divided(views)
@@ -325,7 +317,7 @@ class Probe:
     def propagate(self, rules: Rules) -> Tensor:
         """Returns the relevance of the layer's values (N, C, *grid), handed down from the output by `rules`.
 
-        `relevance` is the one of `konkyo.engine.relevance.CONTRASTIVE`. NotApplicable: a function after the layer that
+        `relevance` is the one of `konkyo.engine.rules.CONTRASTIVE`. NotApplicable: a function after the layer that
         has no rule. Costs one more forward, in which a linear map runs up to five times, and a backward to the layer.
         """
         return backwards.propagate(self._pass, self._rows, self.targets, self._layer, rules)
@@ -494,20 +486,3 @@ def missing_share(probe: Probe) -> Tensor | None:
     """Returns the largest share of the score (R,) that full gradients leave out, if a method has used them."""
     views = [part.view(-1, len(probe.targets)) for part in probe._missing]
     return torch.cat(views).amax(0) if views else None
-
-
-@contextmanager
-def _differentiable_attention(_root: nn.Module) -> Iterator[None]:
-    """Within the context attention runs in a form that has a second derivative, for this thread alone."""
-    claim = Claim([ATTENTION_KERNELS])  # which kernels run is a setting of the whole process
-    try:
-        claim.hold()
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        claim.release()
-
-
-@contextmanager
-def _nothing(_root: nn.Module) -> Iterator[None]:
-    yield

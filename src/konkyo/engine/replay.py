@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from konkyo.engine.layer import Layer, exchanged, main_tensor, tensors_of
-from konkyo.engine.session import Stub, hook_after, hook_before, open_modules
+from konkyo.engine.session import Stub, hook_after, hooked, open_modules
 from konkyo.errors import NetworkError
 
 _MODES = ("broadcast", "expand", "whole", "single")
@@ -82,10 +82,7 @@ class Replay:
                 if calls == layer.call + 1 and (tensors := tensors_of(output, layer)):
                     raw = tensors[0].detach().clone()
 
-        with ExitStack() as undo, torch.no_grad():
-            for module in open_modules(root):
-                undo.callback(hook_before(module, start).remove)
-                undo.callback(hook_after(module, end).remove)
+        with hooked(open_modules(root), before=start, after=end), torch.no_grad():
             output = self._forward(self._image.clone())  # networks may work in place on their input
         for call in stack:
             for done in call.finished:

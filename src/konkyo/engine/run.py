@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -12,13 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge, saved_tensors_hooks
 
-from konkyo.engine.grids import (
-    Change,
-    Projection,
-    Readings,
-)
+from konkyo.engine.grids import Change, Projection, Readings
 from konkyo.engine.layer import Layer, exchanged, main_tensor, maps_in
-from konkyo.engine.session import hook_after, open_modules
+from konkyo.engine.session import hooked, open_modules
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 Call: TypeAlias = tuple[str, int]
@@ -89,7 +85,7 @@ class Run:
             self._note(call, type(module).__name__, tensors, handed)
             return exchanged(output, tensors, handed)
 
-        with torch.enable_grad(), _stored(self.root, most), self._hooked(hook):
+        with torch.enable_grad(), _stored(self.root, most), hooked(self.names, after=hook):
             self.leaf = self.image.detach().clone().requires_grad_()
             start = self.leaf.clone()
             self.image_node, self.whole_graph = start.grad_fn, most is None
@@ -122,15 +118,8 @@ class Run:
                 noted.changes.append(changed)
 
         self.changes.append(change)
-        with torch.no_grad(), self._hooked(hook):
+        with torch.no_grad(), hooked(self.names, after=hook):
             self.forward(change.image)
-
-    @contextmanager
-    def _hooked(self, hook: Callable[..., Any]) -> Iterator[None]:
-        with ExitStack() as undo:
-            for module in self.names:
-                undo.callback(hook_after(module, hook).remove)
-            yield
 
 
 def _grids(output: Any, axes: int) -> list[Tensor]:

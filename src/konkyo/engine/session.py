@@ -10,8 +10,15 @@ from __future__ import annotations
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, _GeneratorContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    _GeneratorContextManager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from itertools import chain
 from types import TracebackType
 from typing import Any, TypeVar
@@ -99,6 +106,43 @@ def hook_after(module: nn.Module, function: Callable[..., Any], **settings: bool
 def hook_before(module: nn.Module, function: Callable[..., Any], **settings: bool) -> RemovableHandle:
     """Registers a `Hook` that runs before a module's forward."""
     return nn.Module.register_forward_pre_hook(module, Hook(function), **settings)
+
+
+@contextmanager
+def hooked(
+    modules: Iterable[nn.Module],
+    *,
+    before: Callable[..., Any] | None = None,
+    after: Callable[..., Any] | None = None,
+    with_kwargs: bool = False,
+    always: bool = False,
+) -> Iterator[None]:
+    """Within the context hooks run before and after the forwards of modules.
+
+    `with_kwargs`: the one before is given the keyword arguments, too. `always`: the one after runs after errors, too.
+    """
+    with ExitStack() as undo:
+        for module in modules:
+            if before is not None:
+                undo.callback(hook_before(module, before, with_kwargs=with_kwargs).remove)
+            if after is not None:
+                undo.callback(hook_after(module, after, always_call=always).remove)
+        yield
+
+
+@contextmanager
+def running_modules(root: nn.Module) -> Iterator[list[nn.Module]]:
+    """Yields the list of the modules whose forward runs at the moment, innermost last."""
+    running: list[nn.Module] = []
+
+    def start(module: nn.Module, _args: Any) -> None:
+        running.append(module)
+
+    def end(_module: nn.Module, _args: Any, _out: Any) -> None:
+        running.pop()
+
+    with hooked(open_modules(root), before=start, after=end, always=True):
+        yield running
 
 
 def _close_contexts(traceback: TracebackType | None) -> None:

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from konkyo.engine.choice import Choice
-from konkyo.engine.grids import (
-    Change,
-)
+from konkyo.engine.grids import Change
 from konkyo.engine.layer import Layer, exchanged, tensors_of
 from konkyo.engine.run import Call, Forward, Output, Run
 from konkyo.engine.session import backward_errors, hook_after, session_of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from konkyo.engine.capture import measured_outputs
-from konkyo.engine.forward import OneByOne, Pass, Rows, at_least_float32, differentiated, rows_by_image, score_of
+from konkyo.engine.forward import OneByOne, Pass, Rows, differentiated, rows_by_image, score_of
 from konkyo.engine.layer import Layer
 from konkyo.engine.needs import Vary, Visit
 from konkyo.engine.replay import Replay
@@ -19,6 +19,7 @@ from konkyo.engine.session import outside_inference, session_of
 from konkyo.errors import KonkyoError, NetworkError
 from konkyo.targets.classes import Target
 from konkyo.utils.progress import Progress
+from konkyo.utils.tensors import at_least_float32
 
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 256 * 2**20, 2 * 2**30
 """Memory that the largest module output of a chunk of variants, with its working space, may take: beyond it larger

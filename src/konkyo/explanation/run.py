@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from konkyo.engine.forward import Pass, Precision, at_least_float32
+from konkyo.engine.forward import Pass, Precision
 from konkyo.engine.integration import Pyramid
 from konkyo.engine.layer import INPUT, Layer
 from konkyo.engine.path import PathTrace
@@ -30,7 +30,7 @@ from konkyo.targets.classes import Against, Magnitude, TopK
 from konkyo.tasks.base import Task
 from konkyo.tasks.decision import Decision
 from konkyo.utils.progress import Progress
-from konkyo.utils.tensors import FUSES, Fuse, fuse, on_finest, resize
+from konkyo.utils.tensors import FUSES, Fuse, at_least_float32, fuse, on_finest, resize
 
 Where: TypeAlias = "str | nn.Module | Layer | Sequence[str | nn.Module | Layer] | None"
 

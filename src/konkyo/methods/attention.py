@@ -135,16 +135,16 @@ def mm_explainability(queries: Tensor, encoder_decoder: EncoderDecoders) -> Tens
     """
     steps, grid = encoder_decoder(lambda probabilities, gradients: (gradients * probabilities).relu().mean(1))
     cells = _identity(next(matrix.shape[2] for kind, matrix in steps if kind == "cross"), queries)
-    own = _identity(next(matrix.shape[1] for kind, matrix in steps if kind == "cross"), queries)
-    read = queries.new_zeros(len(queries), own.shape[1], cells.shape[1]).to(steps[0][1])
-    cells, own = cells.to(read), own.to(read)
+    among = _identity(next(matrix.shape[1] for kind, matrix in steps if kind == "cross"), queries)
+    read = queries.new_zeros(len(queries), among.shape[1], cells.shape[1]).to(steps[0][1])
+    cells, among = cells.to(read), among.to(read)
     for kind, attention in steps:
         if kind == "encoder":
             cells = cells + attention @ cells
         elif kind == "queries":
-            own, read = own + attention @ own, read + attention @ read
+            among, read = among + attention @ among, read + attention @ read
         else:
-            read = read + _evened(own).mT @ attention @ _evened(cells)
+            read = read + _evened(among).mT @ attention @ _evened(cells)
     rows = read[torch.arange(len(queries), device=queries.device), queries.clamp_min(0)]
     shown: Tensor = torch.where(queries[:, None] < 0, 0, rows)
     return shown.view(-1, *grid)

@@ -18,7 +18,7 @@ from konkyo.engine.session import outside_inference, seeded
 from konkyo.errors import KonkyoError, NotApplicable, unknown
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.classes import Score
-from konkyo.utils.registry import Options, check_free, check_options, signature_of
+from konkyo.utils.registry import Options, check_free, check_options, signature_of, summary_of
 from konkyo.utils.tensors import Fuse
 
 
@@ -47,7 +47,7 @@ class Method:
     @property
     def summary(self) -> str:
         """This is the first sentence of its documentation."""
-        return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
+        return summary_of(self.function)
 
     def explained(self, options: Mapping[str, Any]) -> Score:
         """Returns what it explains of a class with these options. KonkyoError: a score that it does not have."""

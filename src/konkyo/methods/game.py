@@ -14,6 +14,7 @@ from konkyo.engine.needs import Rescore
 from konkyo.errors import unknown
 from konkyo.utils.baselines import baseline_images
 from konkyo.utils.segments import segment_means
+from konkyo.utils.tensors import at_least_float32
 
 Hide: TypeAlias = Literal["mean", "zero", "black", "blur"] | float
 """What a hidden segment shows: its mean colour, 0 of the prepared image, black, the image blurred, or a value."""
@@ -46,7 +47,7 @@ class Game:
 
     @property
     def sizes(self) -> list[int]:
-        """The numbers of players that there are."""
+        """These are the numbers of players that there are."""
         return sorted(set(self.players))
 
     def play(self, rescore: Rescore, coalitions: Mapping[int, Tensor]) -> list[Tensor]:
@@ -70,15 +71,17 @@ class Game:
         kind = torch.promote_types(self.inputs.dtype, torch.float32)
         maps = []
         for segments, value in zip(self.segments, values, strict=True):
-            each = value.to(segments.device, kind)
-            maps.append((each / segments.flatten().bincount(minlength=len(each)) if spread else each)[segments])
+            amounts = value.to(segments.device, kind)
+            maps.append(
+                (amounts / segments.flatten().bincount(minlength=len(amounts)) if spread else amounts)[segments]
+            )
         return torch.stack(maps)
 
 
 def hidden_pixels(inputs: Tensor, black: Tensor, segments: Tensor, hide: Hide) -> Tensor:
     """Returns what hidden pixels show (N, C, *size). KonkyoError: something that is not on offer."""
     if hide == "mean":
-        means, _ = segment_means(inputs.to(torch.promote_types(inputs.dtype, torch.float32)), segments)
+        means, _ = segment_means(at_least_float32(inputs), segments)
         places = segments.flatten(1)[:, None].expand(-1, inputs.shape[1], -1)
         return means.gather(2, places).view_as(inputs).to(inputs)
     value = isinstance(hide, (int, float)) and not isinstance(hide, bool) and math.isfinite(hide)

@@ -140,13 +140,13 @@ def _classes_apart(against: Sequence[int | str], class_index: ClassIndex, count:
     """Returns the indices of classes, each once. KonkyoError: no list of classes, or one that there is not."""
     if not isinstance(against, (Sequence, int)) or isinstance(against, bool):
         raise KonkyoError(f"against is a list of classes, indices or names; got {against!r}")
-    found = list[int]()
+    indices = list[int]()
     for name in [against] if isinstance(against, (str, int)) else against:
         index = class_index(name) if isinstance(name, str) else name
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < count:
             raise KonkyoError(f"against lists classes, names or 0 to {count - 1}; got {name!r}")
-        found.append(index)
-    return list(dict.fromkeys(found))
+        indices.append(index)
+    return list(dict.fromkeys(indices))
 
 
 @method(rectified=True)

@@ -7,13 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.engine.needs import Differentiate, Rescore
-from konkyo.engine.probe import On
+from konkyo.engine.needs import Differentiate, On, Rescore
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.methods.score_cam import contrast
 from konkyo.targets.base import Target, as_target
-from konkyo.utils.tensors import blurred, channels, grid_mean, min_max, resize, weigh
+from konkyo.utils.tensors import blurred, channels, grid_mean, min_max, per_item, resize, weigh
 
 
 @method(score="probability")
@@ -85,7 +84,7 @@ def opti_cam(
             masked = min_max(resize(weigh(leaf.softmax(1), features), size))[:, None] * inputs
         scored = on(masked.detach().to(inputs), "input")
         sign = torch.ones_like(score) if objective == "maximise" else (score - scored.score).sign()
-        uphill = scored.gradients * sign.view(-1, *[1] * (inputs.ndim - 1))
+        uphill = scored.gradients * per_item(sign, inputs)
         (slope,) = torch.autograd.grad(masked, leaf, uphill.to(masked))
         mean, square = torch.lerp(slope, mean, 0.9), torch.lerp(slope**2, square, 0.999)
         u = u + rate * mean / (1 - 0.9**step) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)

@@ -80,13 +80,13 @@ def lime(
     if samples < 1 or not 0 < width < math.inf or not 0 <= ridge < math.inf:
         raise KonkyoError(f"samples >= 1, width > 0 and ridge >= 0 were expected; got {samples}, {width}, {ridge}")
 
-    def drawn(d: int) -> Tensor:
+    def draw(d: int) -> Tensor:
         shown = torch.rand(samples, d, generator=_again(generator)) < 0.5
         shown[0] = True
         return shown
 
     game = Game.of(inputs, black, segment(segments, count), hide)
-    coalitions = {d: drawn(d) for d in game.sizes}
+    coalitions = {d: draw(d) for d in game.sizes}
     weights, fits = [], []
     for d, values in zip(game.players, game.play(rescore, coalitions), strict=True):
         ran = ran_of(values)
@@ -189,14 +189,14 @@ def shapley_sampling(
         return torch.cat([_whole_and_none(d), shown.flatten(0, 1)])
 
     game = Game.of(inputs, black, segment(segments, count), hide)
-    drawn = {d: orders(d) for d in game.sizes}
+    order_of = {d: orders(d) for d in game.sizes}
     phi, errors = [], []
-    for d, v in zip(game.players, game.play(rescore, {d: prefixes(of) for d, of in drawn.items()}), strict=True):
+    for d, v in zip(game.players, game.play(rescore, {d: prefixes(of) for d, of in order_of.items()}), strict=True):
         whole, none = (end.expand(permutations, 1) for end in v[:2])
         chains = torch.cat([none, v[2:].view(permutations, d - 1), whole], 1)
         done = ran_of(chains).all(1)
         steps = torch.where(done[:, None], chains.diff(), 0.0)
-        added = torch.zeros_like(steps).scatter(1, drawn[d], steps)  # (permutations, d): what each player adds
+        added = torch.zeros_like(steps).scatter(1, order_of[d], steps)  # (permutations, d): what each player adds
         phi.append(safe_divide(added.sum(0), done.sum()))
         pairs = permutations // 2 * 2
         both = done[:pairs].view(-1, 2).all(1)

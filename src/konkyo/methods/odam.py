@@ -6,13 +6,13 @@ A: activations (N, C, *grid), G: d score / d A. For a class of a classifier they
 import math
 from typing import Literal, TypeAlias
 
-import torch
 from torch import Tensor
 
 from konkyo.engine.needs import Integrate
 from konkyo.engine.path import GradientScale, Sampling
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
+from konkyo.utils.baselines import BaselineName, baseline_images
 from konkyo.utils.tensors import blurred, channels, grid_mean, grid_sum, safe_divide
 
 BaselineImage: TypeAlias = Literal["black", "mean", "blur"]
@@ -136,9 +136,8 @@ def path_odam(
 
 
 def _baseline(inputs: Tensor, black: Tensor, which: BaselineImage) -> Tensor:
-    if which == "blur":
-        return blurred(inputs, max(inputs.shape[2:]) / 16)
-    return black if which == "black" else torch.zeros_like(inputs)
+    name: BaselineName = "zero" if which == "mean" else which  # the mean colour of the network's data
+    return baseline_images(name, inputs, black=black).expand_as(inputs)
 
 
 def _weighted(w: Tensor, activations: Tensor, weights: WeightKind) -> Tensor:

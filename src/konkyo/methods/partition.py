@@ -51,16 +51,16 @@ def partition(
             masks = torch.stack([_mask(shown[row][i], size) for i in k.tolist()]).to(inputs.device)
             return torch.where(masks[:, None], inputs[row], hidden[row])
 
-        found: list[list[float]] = rescore(most, inputs=variants, priority=ran).tolist()
-        return found
+        values: list[list[float]] = rescore(most, inputs=variants, priority=ran).tolist()
+        return values
 
     rows = [
         _Row(_Part(whole, (), 1.0, none, full), evaluations - 2)
         for none, full in scored([[[], [whole]] for _ in inputs])
     ]
     while any(chosen := [row.best() for row in rows]):
-        found = scored([[boxes for part in parts for boxes in part.variants()] for parts in chosen])
-        for row, parts, scores in zip(rows, chosen, found, strict=True):
+        values = scored([[boxes for part in parts for boxes in part.variants()] for parts in chosen])
+        for row, parts, scores in zip(rows, chosen, values, strict=True):
             row.halve(parts, scores)
     kind = torch.promote_types(inputs.dtype, torch.float32)
     return torch.stack([row.map(size) for row in rows]).to(inputs.device, kind)

@@ -14,14 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from konkyo.engine.needs import Note, Regrad, Revisit, ScoreAt
+from konkyo.engine.needs import Note, On, Regrad, Revisit, ScoreAt
 from konkyo.engine.path import QuadratureRule, quadrature
-from konkyo.engine.probe import On
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.methods.base import method
 from konkyo.methods.noise import noisy_copies
 from konkyo.utils.baselines import Baseline, Baselines, all_baseline_images, baseline_images, each_baseline
-from konkyo.utils.tensors import blurred, grid_mean, weigh
+from konkyo.utils.tensors import blurred, grid_mean, per_item, weigh
 
 
 @method(layer="input")
@@ -69,7 +68,7 @@ def integrated_gradients(
         way = activations - start
 
         def points(row: int, k: Tensor, start: Tensor = start, way: Tensor = way) -> Tensor:
-            return start[row] + nodes[k].view(-1, *[1] * (way.ndim - 1)) * way[row]
+            return start[row] + per_item(nodes[k], way) * way[row]
 
         total += way * regrad(weights, activations=points) / len(starts)
     _note_gap(note, total, score_at, starts)
@@ -105,13 +104,13 @@ def integrated_grad_cam(
         way, start = inputs - image, on(image.contiguous()).activations
 
         def points(row: int, k: Tensor, image: Tensor = image, way: Tensor = way) -> Tensor:
-            return image[row] + nodes[k].view(-1, *[1] * (way.ndim - 1)) * way[row]
+            return image[row] + per_item(nodes[k], way) * way[row]
 
         for row, k, values, gradients in revisit(len(nodes), inputs=points):
             node_maps = weigh(grid_mean(gradients), values - start[row])
             node_maps = node_maps.relu() if rectify == "nodes" else node_maps
             # Of equal weights the sum is divided once, so that rounding is that of a mean.
-            share = (weights[k] * steps).to(node_maps).view(-1, *[1] * (node_maps.ndim - 1))
+            share = per_item((weights[k] * steps).to(node_maps), node_maps)
             maps[row] += (share * node_maps).sum(0) / steps
     return maps / len(images)
 
@@ -157,7 +156,7 @@ def gradient_shap(
 
     def points(row: int, k: Tensor) -> Tensor:
         begin, far = way(row, k)
-        return begin + shares[k].view(-1, *[1] * (far.ndim - 1)) * far
+        return begin + per_item(shares[k], far) * far
 
     total = torch.zeros_like(activations)
     for row, k, _, gradients in revisit(samples, inputs=points):

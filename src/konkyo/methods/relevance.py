@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from konkyo.engine.needs import Lift, Note, Propagate, ScoreAt
-from konkyo.engine.relevance import (
+from konkyo.engine.rules import (
     Z_PLUS,
     Addition,
     AttentionRule,
@@ -65,9 +65,11 @@ def lrp(
     linear map is part of it. A sum of two is shared by their sizes (`addition` "ratio"), as in Otsuki et al. (2024), or
     by their values ("epsilon"); a product of two half and half, or all to what is no sigmoid's output (`product`
     "gate"). Smooth activations hand relevance on, norms divide by a constant. In `attention` "cp" the probabilities are
-    constants (Ali et al., 2022), "attnlrp" gives them relevance, too (Achtibat et al., 2024). A bias takes its part of
-    the relevance ("absorb"), or none ("leave_out"). `start`: the score, 1 ("one"), or 1 for the class and -1 / K for
-    the others ("contrastive").
+    constants (Ali et al., 2022), "attnlrp" gives them relevance, too (Achtibat et al., 2024). Points at
+    which a grid is sampled (deformable attention) are constants, and choices (`topk`) hand relevance to what is chosen.
+    A bias takes its part of the relevance ("absorb"), or none ("leave_out"); so does what the network itself cuts off
+    from its graph, as RT-DETR does the first state of its queries. `start`: the score, 1 ("one"), or 1 for the class
+    and -1 / K for the others ("contrastive").
 
     Without biases the map's sum is the score, where that is linear in the output (a logit or a difference of them; else
     it is the output times the score's slope there), and the network has neither norms nor "attnlrp". "one" divides the

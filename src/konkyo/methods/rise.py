@@ -11,13 +11,13 @@ from konkyo.engine.needs import Rescore, Segment
 from konkyo.errors import KonkyoError
 from konkyo.methods.base import method
 from konkyo.utils.segments import Segmentation
-from konkyo.utils.tensors import blurred, normalised, resize, safe_divide
+from konkyo.utils.tensors import blurred, normalised, per_item, resize, safe_divide
 
 Enlarging = Literal["bilinear", "nearest"]
 Border = Literal["clamp", "mirror"]
 """What lies beyond the border of a coarse grid when it is enlarged: its last cells again, or those before them."""
 LEVELS = (150, 300, 600, 1200)
-"""How many superpixels the masks of each level are made of, about."""
+"""How many segments the masks of each level are made of, about, where a user does not say."""
 
 
 @method(layer="input", score="probability")
@@ -32,7 +32,7 @@ def rise(
     keep: float = 0.5,
     border: Border = "clamp",
     segments: Segmentation | None = None,
-    levels: tuple[int, ...] = LEVELS,
+    levels: tuple[int, ...] | None = None,
 ) -> Tensor:
     """RISE (Petsiuk et al., 2018, Eq. 6) is the mean of random masks, weighted by the score of the masked image.
 
@@ -44,8 +44,9 @@ def rise(
     `segments` and `levels`: masks of superpixels, as in `d_rise`. Cost: `masks` forwards; under a budget the mean is
     that of the masks that ran.
     """
-    if segments is not None:
-        return _of_segments(inputs, segment, rescore, generator, masks, keep, segments, levels)
+    labels = _segments_by_level(segment, segments, levels)
+    if labels:
+        return _of_segments(inputs, labels, rescore, generator, masks, keep)
     mask = _random_masks(inputs, generator, masks, cells, keep, "bilinear", border)
     return _of_masks(inputs, rescore, mask, masks) / keep
 
@@ -64,7 +65,7 @@ def d_rise(
     border: Border = "clamp",
     centre: bool = False,
     segments: Segmentation | None = None,
-    levels: tuple[int, ...] = LEVELS,
+    levels: tuple[int, ...] | None = None,
 ) -> Tensor:
     """D-RISE (Petsiuk et al., 2021) is the mean of random masks, weighted by how much of the detection each leaves.
 
@@ -75,13 +76,15 @@ def d_rise(
     `border`. `centre` takes the mean of the weights off, which takes the same constant background out of every map and
     leaves less noise. Cost: `masks` forwards, however many detections there are.
 
-    `segments` ("slic", "grid", ...) makes the masks of superpixels at several `levels`, so many segments each, which is
-    the idea of D-CLOSE (Truong et al., 2023); `cells`, `enlarge` and `border` then play no part. A level gets its share
+    `segments` ("slic", "grid", ...) makes the masks of superpixels at several `levels`, so many segments each (None:
+    about 150, 300, 600 and 1200), which is the idea of D-CLOSE (Truong et al., 2023). Segments of the user's own, (H,
+    W) of the prepared image, are one level. `cells`, `enlarge` and `border` then play no part. A level gets its share
     of the masks; a segment is kept with probability `keep`, and the mask blurred (sigma: 1/40 of the shorter side).
     map = the mean over levels of sum_i w_i M_i / sum_i M_i.
     """
-    if segments is not None:
-        return _of_segments(inputs, segment, rescore, generator, masks, keep, segments, levels, centre=centre)
+    labels = _segments_by_level(segment, segments, levels)
+    if labels:
+        return _of_segments(inputs, labels, rescore, generator, masks, keep, centre=centre)
     mask = _random_masks(inputs, generator, masks, cells, keep, enlarge, border)
     return _of_masks(inputs, rescore, mask, masks, centre=centre)
 
@@ -155,7 +158,7 @@ def _of_masks(
     """Returns the mean of the masks that ran, weighted by the scores of the images seen through them. -> (N, *size)"""
     scores = rescore(count, inputs=lambda image, k: mask(k)[:, None] * inputs[image])
     weights, ran = _weights(scores, inputs, centre=centre)
-    return safe_divide(_blend(weights, mask), ran.sum(1).view(-1, *[1] * (inputs.ndim - 2)))
+    return safe_divide(_blend(weights, mask), per_item(ran.sum(1), inputs[:, 0]))
 
 
 def _weights(scores: Tensor, inputs: Tensor, *, centre: bool) -> tuple[Tensor, Tensor]:
@@ -169,25 +172,47 @@ def _weights(scores: Tensor, inputs: Tensor, *, centre: bool) -> tuple[Tensor, T
     return weights, ran
 
 
+def _segments_by_level(
+    segment: Segment, segments: Segmentation | None, levels: Sequence[int] | int | None
+) -> list[Tensor]:
+    """Returns the segments (N, *size) of every level; nothing where masks are coarse grids.
+
+    KonkyoError: levels where there are no segmenter's segments, or none of them.
+    """
+    custom = not isinstance(segments, str | None)
+    if levels is not None and (segments is None or custom):
+        raise KonkyoError(
+            'levels are numbers of superpixels, which segments="slic" or another name makes; got levels='
+            f"{levels!r} {'and segments of your own, which are one level' if custom else 'without segments'}"
+        )
+    if segments is None:
+        return []
+    if custom:
+        return [segment(segments)]
+    counts = LEVELS if levels is None else (levels,) if isinstance(levels, int) else tuple(levels)
+    if not counts:
+        raise KonkyoError("one level of segments or more was expected; got none")
+    return [segment(segments, count) for count in counts]
+
+
 def _of_segments(
     inputs: Tensor,
-    segment: Segment,
+    labels: Sequence[Tensor],
     rescore: Rescore,
     generator: torch.Generator,
     masks: int,
     keep: float,
-    segments: Segmentation,
-    levels: Sequence[int],
     *,
     centre: bool = False,
 ) -> Tensor:
-    """Returns the mean over levels of their masks' mean weight at every pixel, masks of superpixels. -> (N, *size)"""
-    levels = (levels,) if isinstance(levels, int) else tuple(levels)
-    depth = len(levels)
-    share = masks // max(1, depth)
-    if depth < 1 or share < 1 or not 0 < keep <= 1:
-        raise KonkyoError(f"masks >= levels >= 1 and 0 < keep <= 1 were expected; got {masks}, {levels!r} and {keep}")
-    labels = [segment(segments, count) for count in levels]
+    """Returns the mean over levels of their masks' mean weight at every pixel, masks of superpixels. -> (N, *size)
+
+    `labels`: the segments (N, *size) of every level.
+    """
+    depth = len(labels)
+    share = masks // depth
+    if share < 1 or not 0 < keep <= 1:
+        raise KonkyoError(f"masks >= levels >= 1 and 0 < keep <= 1 were expected; got {masks}, {depth} and {keep}")
     shown = [torch.rand(share, int(label.max()) + 1, generator=generator, device="cpu") < keep for label in labels]
     shown = [part.to(inputs) for part in shown]
     sigma = min(inputs.shape[2:]) / 40
@@ -204,13 +229,13 @@ def _of_segments(
     weights, ran = _weights(scores, inputs, centre=centre)
     maps = torch.zeros_like(inputs[:, 0], dtype=weights.dtype)
     for level, (label, part) in enumerate(zip(labels, shown, strict=True)):
-        kept = part.to(weights)
-        weight, count = (values[:, level::depth] @ kept for values in (weights, ran))
+        open_segments = part.to(weights)
+        weight, count = (values[:, level::depth] @ open_segments for values in (weights, ran))
         sums = torch.stack([weight, count], 1)  # of segments: blurring is linear, and once is enough
         total = sums.gather(2, label.flatten(1)[:, None].expand(-1, 2, -1)).view(len(sums), 2, *label.shape[1:])
         maps += safe_divide(*blurred(total, sigma).unbind(1))
     levels_run = ran[:, :depth].sum(1).clamp_min(1)  # fewer than all under a small budget
-    return maps / levels_run.view(-1, *[1] * (maps.ndim - 1))
+    return maps / per_item(levels_run, maps)
 
 
 @method(layer="input", score="probability")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from konkyo.engine.probe import On
+from konkyo.engine.needs import On
 from konkyo.errors import KonkyoError, NetworkError, NotApplicable
 from konkyo.methods.base import method
 from konkyo.targets.base import Target, as_target
@@ -44,20 +44,20 @@ def cameras(
         raise NotApplicable("compares the decision at several sizes of a picture; needs a class as target")
     size = tuple(inputs.shape[2:])
     decided = class_logits(output).argmax(1)
-    pairs, kept = list[tuple[Tensor, Tensor]](), list[Tensor]()
+    pairs, agreements = list[tuple[Tensor, Tensor]](), list[Tensor]()
     for factor in factors:
         sides = tuple(max(1, round(side * factor)) for side in size)
         if sides == size:
             pairs.append((activations, gradients))
-            kept.append(torch.ones_like(decided, dtype=torch.bool))
+            agreements.append(torch.ones_like(decided, dtype=torch.bool))
             continue
         try:
             probe = on(functional.interpolate(inputs, sides, mode="bicubic"))
         except NetworkError as error:
             raise NotApplicable(f"enlarges the image, and the network takes one size: {error}") from error
         pairs.append((probe.activations, probe.gradients))
-        kept.append(class_logits(probe.output).argmax(1) == decided)
-    weights = torch.stack(kept).to(inputs)  # (scales, N)
+        agreements.append(class_logits(probe.output).argmax(1) == decided)
+    weights = torch.stack(agreements).to(inputs)  # (scales, N)
     if not weights.sum(0).all():
         raise NotApplicable("found no size at which the network decides as on the image; scales with 1 have one")
     weights = weights / weights.sum(0)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from konkyo.engine.probe import On, Probe
+from konkyo.engine.needs import On
+from konkyo.engine.probe import Probe
 from konkyo.errors import KonkyoError, NotApplicable, unknown
 from konkyo.methods.base import WRAPPERS, Method, find
 from konkyo.methods.noise import noisy_copies

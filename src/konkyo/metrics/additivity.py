@@ -1,4 +1,4 @@
-"""This tells whether a map's values are what pixels do to the score: sums of values against changes of the score."""
+"""These metrics tell whether a map's values are what pixels do to the score: sums of values against its changes."""
 
 import math
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from konkyo.metrics.variants import (
     filler,
     over_variants,
     pearson,
-    per_map,
     ranks,
     scores_of,
+    scores_of_images,
     seeded,
     spearman,
 )
 from konkyo.utils.baselines import Baseline
-from konkyo.utils.tensors import resize, safe_divide
+from konkyo.utils.tensors import per_item, resize, safe_divide
 
 
 @metric(better="lower")
@@ -62,7 +62,7 @@ def infidelity(
     holds_input = kind == "square" if holds_input is None else holds_input
     size = tuple(images.shape[2:])
     attribution = resize(raw.float(), size)
-    whole = over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch)[:, 0]
+    whole = scores_of_images(score, images, batch)[:, 0]
 
     def draw(sample: int) -> Tensor:
         """Returns the perturbation of this number: noise (C, H, W), or shares of the pixels (1, *size)."""
@@ -140,7 +140,7 @@ def faithfulness_correlation(
     if subsets == "ranked":
         group = _groups(maps, groups, seed)
         sums = _sums(maps, group, groups)
-        whole = over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch)
+        whole = scores_of_images(score, images, batch)
         falls = whole - _without_group(group, groups, images, filler(substrate, images, pixels, seed), score, batch)
         return pearson(sums.to(falls), falls).masked_fill(absent(maps), torch.nan)
     subset = min(subset, math.prod(maps.shape[1:]))
@@ -173,7 +173,7 @@ def _foretold(
         return torch.stack([(maps[rows] * chosen).flatten(1).sum(1).to(left), -left], 1)
 
     sums, falls = over_variants(samples, images, compared, batch, draw=draw, shape=(2,)).unbind(2)
-    whole = over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch)
+    whole = scores_of_images(score, images, batch)
     return pearson(sums, falls + whole).masked_fill(absent(maps), torch.nan)
 
 
@@ -200,7 +200,7 @@ def monotonicity(
         raise KonkyoError(f"a sample at least was expected; got {samples}")
     group = _groups(maps.abs(), groups, seed)
     sums = _sums(maps.abs(), group, groups)
-    whole = over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch)
+    whole = scores_of_images(score, images, batch)
     squares = torch.zeros_like(sums, dtype=whole.dtype)
     for sample in range(samples):
         other = filler("noise", images, pixels, seed, sample)
@@ -230,7 +230,7 @@ def _without_group(
     """
 
     def without(rows: Tensor, which: Tensor) -> Tensor:
-        inside = group[rows] == per_map(which, group)
+        inside = group[rows] == per_item(which, group)
         return scores_of(score, torch.where(inside[:, None], hidden(rows), images[rows]), rows)
 
     return over_variants(groups, images, without, batch)
@@ -256,7 +256,7 @@ def completeness_error(
     hidden = filler(baseline, images, pixels, 0)
 
     def end(rows: Tensor, which: Tensor) -> Tensor:
-        return scores_of(score, torch.where(per_map(which == 1, images), hidden(rows), images[rows]), rows)
+        return scores_of(score, torch.where(per_item(which == 1, images), hidden(rows), images[rows]), rows)
 
     whole, nothing = over_variants(2, images, end, batch).unbind(1)
     added = whole - nothing

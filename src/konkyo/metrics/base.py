@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError
-from konkyo.utils.registry import Options, check_free, check_options, signature_of
+from konkyo.utils.registry import Options, check_free, check_options, signature_of, summary_of
 from konkyo.utils.tensors import resize
 
 Better: TypeAlias = Literal["higher", "lower", "neither"]
@@ -101,7 +101,7 @@ class Metric:
     @property
     def description(self) -> str:
         """This is the first sentence of its documentation."""
-        return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
+        return summary_of(self.function)
 
     def statistic(self, maps: Tensor, **arguments: Any) -> Tensor:
         """Returns what the metric measures of every map before it is one number: a curve, a histogram (R, ...)."""

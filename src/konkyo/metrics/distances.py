@@ -1,4 +1,4 @@
-"""This tells how alike the maps of one class are: distances between maps, class means, and shares of variance.
+"""These functions tell how alike the maps of one class are: distances of maps, class means, shares of variance.
 
 These are sums over a whole set of maps, not a value per map, so none is a registered metric; `konkyo.consistency`
 puts them together. All but "top_iou" can be differentiated, for training.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.metrics.variants import absent
-from konkyo.utils.tensors import safe_divide
+from konkyo.utils.tensors import at_least_float32, safe_divide
 
 Distance: TypeAlias = Literal["mse", "l2_over_hw", "pearson", "cosine", "js", "centre", "top_iou"]
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
@@ -36,7 +36,7 @@ def on_grid(maps: Tensor, grid: int | tuple[int, int]) -> Tensor:
     if min(size) < 2:
         raise KonkyoError(f"a map's grid has at least 2 cells a side; got {grid}")
     _require_maps(maps)
-    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    maps = at_least_float32(maps)
     if maps.shape[1:] == size:
         return maps
     with torch.autocast(maps.device.type, enabled=False):  # products would be in 16 bits

@@ -1,4 +1,4 @@
-"""This tells whether the score depends on what a map points at: pixels go or come in the order of the map."""
+"""These metrics tell whether the score depends on what a map points at: pixels go or come in the order of the map."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from konkyo.errors import KonkyoError
 from konkyo.metrics.base import Decided, Explain, Score, auc, metric
 from konkyo.metrics.imputation import impute
-from konkyo.metrics.variants import absent, filler, maps_of, over_variants, pearson, per_map, ranks, scores_of
+from konkyo.metrics.variants import absent, filler, maps_of, over_variants, pearson, ranks, scores_of, scores_of_images
 from konkyo.utils.baselines import Baseline
 from konkyo.utils.segments import Count, Segmentation, segment_means, segments_of
-from konkyo.utils.tensors import min_max
+from konkyo.utils.tensors import min_max, per_item
 
 Protocol = Literal["rise", "odam", "seed"]
 Where = Literal["image", "context"]
@@ -66,7 +66,7 @@ def deletion(
     fixed, rank, counts = _course(maps, budget, part, where, protocol, steps, every, patch, seed)
 
     def without(rows: Tensor, point: Tensor) -> Tensor:
-        gone = (rank[rows] < per_map(counts[rows, point], rank)) & ~fixed[rows]
+        gone = (rank[rows] < per_item(counts[rows, point], rank)) & ~fixed[rows]
         return scores_of(score, torch.where(gone[:, None], hidden(rows), images[rows]), rows)
 
     curve = _nan_where_undefined(over_variants(counts.shape[1], images, without, batch), maps, counts)
@@ -105,14 +105,14 @@ def insertion(
     first = 1 if protocol == "odam" else 0
 
     def within(rows: Tensor, point: Tensor) -> Tensor:
-        shown = (rank[rows] < per_map(counts[rows, first + point], rank)) | fixed[rows]
+        shown = (rank[rows] < per_item(counts[rows, first + point], rank)) | fixed[rows]
         return scores_of(score, torch.where(shown[:, None], images[rows], hidden(rows)), rows)
 
     curve = over_variants(counts.shape[1] - first, images, within, batch)
     curve = _nan_where_undefined(torch.cat([curve.new_zeros(len(maps), first), curve], 1), maps, counts)
     if not normalise:
         return curve
-    return _divided(curve, over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch))
+    return _divided(curve, scores_of_images(score, images, batch))
 
 
 @metric(better="higher", summary=auc)
@@ -292,7 +292,7 @@ def _seen_through(maps: Tensor, images: Tensor, score: Score, batch: int) -> tup
     shown = min_max(maps)
 
     def half(rows: Tensor, masked: Tensor) -> Tensor:
-        factor = torch.where(per_map(masked, shown) == 1, shown[rows], 1.0)
+        factor = torch.where(per_item(masked, shown) == 1, shown[rows], 1.0)
         return scores_of(score, images[rows] * factor[:, None].to(images), rows)
 
     whole, part = over_variants(2, images, half, batch).unbind(1)
@@ -386,7 +386,7 @@ def _imputed(maps: Tensor, images: Tensor, ask: Score, steps: int, noise: float,
     def filled(rows: Tensor, point: Tensor) -> Tensor:
         least, step = point // steps == 1, point % steps + 1
         count = (2 * step * area + steps + 1).div(2 * (steps + 1), rounding_mode="floor")
-        count, least = per_map(count, maps), per_map(least, maps)
+        count, least = per_item(count, maps), per_item(least, maps)
         gone = torch.where(least, rank[rows] >= area - count, rank[rows] < count)
         return ask(impute(images[rows], gone, noise=noise, seed=seed), rows)
 
@@ -418,16 +418,16 @@ def irof(
     if pixels is None and isinstance(segments, str) and segments != "grid":
         raise KonkyoError(f"segments by {segments} need `pixels`: (2, C), a black and a white one as prepared")
     black, white = images.new_tensor([[0.0], [1.0]]) if pixels is None else pixels.to(images)
-    found = segments_of(images, segments, count, black=black, white=white) if len(images) else maps.long()
+    labels = segments_of(images, segments, count, black=black, white=white) if len(images) else maps.long()
     hidden = filler(substrate, images, pixels, seed)
-    means, sizes = segment_means(maps[:, None], found)
+    means, sizes = segment_means(maps[:, None], labels)
     most = sizes.shape[1]
     means = means[:, 0].masked_fill(sizes == 0, -torch.inf)  # numbers that no pixel has come last
     place = means.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    rank, number = place.gather(1, found.flatten(1)).view(found.shape), (sizes > 0).sum(1)
+    rank, number = place.gather(1, labels.flatten(1)).view(labels.shape), (sizes > 0).sum(1)
 
     def without(rows: Tensor, point: Tensor) -> Tensor:
-        gone = rank[rows] < per_map(point, rank)
+        gone = rank[rows] < per_item(point, rank)
         return scores_of(score, torch.where(gone[:, None], hidden(rows), images[rows]), rows)
 
     curve = over_variants(most + 1, images, without, batch)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError
-from konkyo.utils.tensors import safe_divide
+from konkyo.utils.tensors import at_least_float32, safe_divide
 
 _DAMPING = 0.9
 _ROUNDS = 200
@@ -31,7 +31,7 @@ def impute(images: Tensor, masks: Tensor, *, noise: float = 0.01, seed: int = 0,
     field = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(seed)).to(images)
     fitting = 2**20 // max(1, images[0].numel()) if len(images) and images.device.type == "cpu" else len(images)
     together = max(1, fitting)  # what stays in a CPU's cache
-    exact = images.to(torch.promote_types(images.dtype, torch.float32))
+    exact = at_least_float32(images)
     parts = zip(torch.split(exact, together), torch.split(masks, together), strict=True)
     filled = torch.cat([_harmonic(part, gone, tolerance) for part, gone in parts])
     return torch.where(masks[:, None], filled.to(images) + noise * field, images)

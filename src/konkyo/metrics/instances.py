@@ -1,4 +1,4 @@
-"""This tells how the maps of a detector's instances go together: alike for one object, unlike for its neighbours."""
+"""These metrics tell how maps of a detector's instances go together: alike for one object, unlike for neighbours."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""This tells whether a map lies on its object: overlap, energy and ranks inside a mask.
+"""Metrics of localisation tell whether a map lies on its object: overlap, energy and ranks inside a mask.
 
 A value is NaN where it is not defined: a map that is not finite everywhere, or an empty mask. Ties between pixels are
 broken by one random order of all pixels that depends on `seed` and the size alone. So a map's value does not depend on
@@ -14,7 +14,7 @@ from torch import Tensor
 from konkyo.errors import KonkyoError
 from konkyo.metrics.base import auc, metric
 from konkyo.metrics.variants import absent, mean_ranks
-from konkyo.utils.tensors import min_max, safe_divide
+from konkyo.utils.tensors import min_max, per_item, safe_divide
 
 THRESHOLDS = tuple(i / 10 for i in range(1, 10))
 """Where VEA cuts a map that reaches from 0 to 1."""
@@ -334,13 +334,13 @@ def defined(values: Tensor, maps: Tensor, *regions: Tensor) -> Tensor:
     fine = ~absent(maps)
     for region in regions:
         fine = fine & region.flatten(1).any(1)
-    return torch.where(fine.view(-1, *[1] * (values.ndim - 1)), values, torch.nan)
+    return torch.where(per_item(fine, values), values, torch.nan)
 
 
 def histogram(levels: Tensor, masks: Tensor, count: int) -> Tensor:
     """Counts the pixels of each level outside [:, 0] and inside [:, 1] the mask. (R, H, W) ints -> (R, 2, count)"""
     rows = torch.arange(len(levels), device=levels.device, dtype=torch.int32)
-    places = levels.int() + count * masks.int() + 2 * count * rows.view(-1, *[1] * (levels.ndim - 1))
+    places = levels.int() + count * masks.int() + 2 * count * per_item(rows, levels)
     return torch.bincount(places.flatten(), minlength=2 * count * len(levels)).view(-1, 2, count)
 
 

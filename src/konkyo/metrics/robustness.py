@@ -1,4 +1,4 @@
-"""This tells whether a map stays when the image hardly changes."""
+"""These metrics tell whether a map stays when the image hardly changes."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from konkyo.errors import KonkyoError
 from konkyo.metrics.base import Decided, Explain, Outputs, metric
-from konkyo.metrics.variants import absent, gaussian, maps_of, over_variants, pearson, per_map, uniform
-from konkyo.utils.tensors import normalised
+from konkyo.metrics.variants import absent, gaussian, maps_of, over_variants, pearson, uniform
+from konkyo.utils.tensors import normalised, per_item
 
 _LEAST = 1e-6
 """What stands for a divisor that is 0."""
@@ -182,7 +182,7 @@ def _sensitivities(images: Tensor, explain: Explain, radius: float, samples: int
 
 def _divisor(values: Tensor, floor: float) -> Tensor:
     """Returns values (R, ...) whose size is at least `floor` of the largest of their row; never 0."""
-    least = per_map(floor * values.flatten(1).abs().amax(1), values)
+    least = per_item(floor * values.flatten(1).abs().amax(1), values)
     size = torch.maximum(values.abs(), least)
     return torch.where(values < 0, -size, size).masked_fill(size == 0, _LEAST)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from konkyo.errors import KonkyoError
 from konkyo.metrics.base import Explain, Score
 from konkyo.utils.baselines import Baseline, baseline_images
-from konkyo.utils.tensors import resize, safe_divide
+from konkyo.utils.tensors import at_least_float32, resize, safe_divide
 
 _ORDER, _NOISE = 0x5EED, 0xF1117  # so that two uses of one seed draw different numbers
 
@@ -49,7 +49,12 @@ def scores_of(score: Score, variants: Tensor, rows: Tensor) -> Tensor:
     scores = score(variants, rows)
     if scores.shape != rows.shape:
         raise KonkyoError(f"score gives one number per variant, ({len(rows)},); got {tuple(scores.shape)}")
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return at_least_float32(scores)
+
+
+def scores_of_images(score: Score, images: Tensor, batch: int) -> Tensor:
+    """Returns the score of every image itself (R, 1)."""
+    return over_variants(1, images, lambda rows, _: scores_of(score, images[rows], rows), batch)
 
 
 def maps_of(explain: Explain, variants: Tensor, rows: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
@@ -57,7 +62,7 @@ def maps_of(explain: Explain, variants: Tensor, rows: Tensor, size: tuple[int, .
     maps = explain(variants, rows)
     if maps.ndim != variants.ndim - 1 or len(maps) != len(rows):
         raise KonkyoError(f"explain gives one map per variant, ({len(rows)}, h, w); got {tuple(maps.shape)}")
-    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    maps = at_least_float32(maps)
     return resize(maps, size) if size else maps
 
 
@@ -79,11 +84,6 @@ def ranks(maps: Tensor, seed: int) -> Tensor:
         order = shuffled[flat[start : start + 64, shuffled].argsort(dim=1, descending=True, stable=True)]
         ranking[start : start + 64].scatter_(1, order, place.expand_as(order))
     return ranking.view(maps.shape)
-
-
-def per_map(values: Tensor, maps: Tensor) -> Tensor:
-    """Shapes a value per map (V,) so that it goes with maps (V, *size)."""
-    return values.view(-1, *[1] * (maps.ndim - 1))
 
 
 def absent(maps: Tensor) -> Tensor:

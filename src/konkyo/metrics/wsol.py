@@ -185,8 +185,9 @@ def _overlaps_of_contours(
             contours = cv2.findContours(above, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[-2]
             if largest and contours:
                 contours = [max(contours, key=cv2.contourArea)]
-            found = [cv2.boundingRect(c) for c in contours]
-            corners = [(x, y, min(x + w, width - 1), min(y + h, height - 1)) for x, y, w, h in found] or [(0, 0, 0, 0)]
+            rectangles = [cv2.boundingRect(c) for c in contours]
+            corners = [(x, y, min(x + w, width - 1), min(y + h, height - 1)) for x, y, w, h in rectangles]
+            corners = corners or [(0, 0, 0, 0)]
             inclusive = torch.tensor([0.0, 0.0, 1.0, 1.0])  # the last pixel is part of a box
             shares[cut] = float(overlap(torch.tensor(corners)[:, None] + inclusive, known + inclusive).max())
         best[row] = torch.tensor([shares[cut] for cut in cuts])

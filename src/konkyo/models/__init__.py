@@ -12,7 +12,7 @@ from pkgutil import iter_modules
 from torch import nn
 
 from konkyo.data.frame import Frame
-from konkyo.errors import KonkyoError, unknown
+from konkyo.errors import KonkyoError, first_line, unknown
 from konkyo.models.base import ADAPTERS, Model, as_model
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.prompts import Texts
@@ -58,7 +58,7 @@ def load(
         try:
             model.module.to(device)
         except (RuntimeError, AssertionError) as error:
-            raise KonkyoError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+            raise KonkyoError(f"device {device!r} cannot be used: {first_line(error)}") from error
     return model.prompted(texts=Texts.of(texts, template)) if texts else model
 
 

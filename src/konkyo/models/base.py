@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from konkyo.data.axes import Axes
 from konkyo.data.frame import Frame
@@ -21,12 +20,12 @@ from konkyo.engine.session import run_network
 from konkyo.engine.trace import Site, Trace
 from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.models import display
-from konkyo.models.axes import known_axes, likely_axes
-from konkyo.models.blackbox import BlackBox
-from konkyo.models.kinds import known, libraries_of
+from konkyo.models.axes import likely_axes
+from konkyo.models.facts import completed, facts_of, is_session, unwrapped
+from konkyo.models.kinds import Arguments
 from konkyo.models.layers import Layers, Traces
 from konkyo.models.outputs import Choice, base_model_features, choose, headless, of_unit_length, select_logits
-from konkyo.models.pipelines import is_pipeline, opened
+from konkyo.models.pipelines import is_pipeline
 from konkyo.models.preprocess import Preprocess
 from konkyo.models.prompts import Prompts, Texts
 from konkyo.models.readers import Clips, Reader
@@ -107,59 +106,13 @@ class Model:
         axes: str | Axes | None = None,
         reader: Reader | None = None,
     ) -> None:
-        if is_pipeline(module):
-            module, given = opened(module)
-            processor, classes = processor or given, classes or _facts(module).get("classes", ())
-        module = _unwrapped(module)
-        if weights is not None:
-            described = import_module(_FACTS_OF["torchvision"]).described(weights, module)
-            preprocess, classes = preprocess or described.get("preprocess"), classes or described["classes"]
-            reader = reader or described.get("reader")
-        _require(module, preprocess)
-        said = any(value is not None for value in (detector, multilabel, probabilities, task, call, prompts))
-        if not said and select is select_logits:
-            facts, name = known(module, processor, classes=classes), name or type(module).__name__
-            module, preprocess = facts.get("module", module), preprocess or facts.get("preprocess")
-            detector, task, call, prompts, multilabel = (
-                facts.get(key) for key in ("detector", "task", "call", "prompts", "multilabel")
-            )
-            select, classes = facts.get("select", select), classes or facts.get("classes", ())
-            axes, reader = axes or facts.get("axes"), reader or facts.get("reader")
-        if preprocess is None and processor is not None:
-            preprocess = import_module(_FACTS_OF["transformers"]).preprocess_like(processor)
-        if detector is not None and probabilities is not None:
-            raise KonkyoError(
-                "probabilities= is about classifiers; of a detector dense_detector(activated=...) says it"
-            )
-        if detector is not None:  # before `task`, which `dataclasses.replace` always passes on
-            task, classes = DetectionTask(detector), _without_background(classes, detector.classes)
-        elif multilabel is not None or probabilities is not None or task is None:
-            before = task if isinstance(task, ClassificationTask) else ClassificationTask()
-            task = ClassificationTask(
-                before.multilabel if multilabel is None else multilabel,
-                before.probabilities if probabilities is None else probabilities,
-            )
-        axes = Axes(axes) if isinstance(axes, str) else axes or known_axes(module)
-        if preprocess is not None and axes is not None and axes.places == Clips.places:  # it prepares every frame
-            reader = replace(reader, picture=preprocess) if isinstance(reader, Clips) else Clips(picture=preprocess)
-            preprocess = None
-        if isinstance(module, BlackBox) and module.takes_bytes and preprocess is not None:
-            module.check(preprocess.mean, preprocess.std)
-        values: dict[str, Any] = {
-            "module": module,
-            "preprocess": preprocess,
-            "classes": tuple(classes),
-            "name": name or type(module).__name__,
-            "select": select,
-            "call": call,
-            "task": task,
-            "axes": axes,
-            "reader": reader,
-            "prompts": prompts,
-            "_traces": {},
-            "_choice": {},
+        arguments: Arguments = {
+            **{"module": module, "preprocess": preprocess, "classes": classes, "name": name, "select": select},
+            **{"call": call, "multilabel": multilabel, "detector": detector, "task": task, "prompts": prompts},
+            **{"probabilities": probabilities, "weights": weights, "processor": processor},
+            **{"axes": axes, "reader": reader},
         }
-        for key, value in values.items():
+        for key, value in {**completed(arguments), "_traces": {}, "_choice": {}}.items():
             object.__setattr__(self, key, value)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -456,14 +409,6 @@ class Model:
         return f"{self.task.nothing(target)}; the highest score of any candidate is {highest:.3g}"
 
 
-_FACTS_OF = {
-    "timm": "konkyo.models.timm",
-    "torchvision": "konkyo.models.torchvision",
-    "transformers": "konkyo.models.transformers",
-}
-"""Who knows what a library's modules say of their preprocessing and classes."""
-
-
 def preprocess_of(model: Model) -> Preprocess:
     """Returns how a model's pictures are prepared. KonkyoError: the model does not say it."""
     if model.preprocess is None:
@@ -482,66 +427,8 @@ def as_model(model: Model | nn.Module) -> Model:
         return model
     if is_pipeline(model):
         return Model(model)
-    if _is_session(model):
+    if is_session(model):
         session: Model = import_module("konkyo.models.onnx").of_session(model)
         return session
-    module = _unwrapped(model)
-    return Model(module, **_facts(module))
-
-
-def _facts(module: nn.Module) -> dict[str, Any]:
-    """Returns what a module tells of its images and classes, as arguments of `Model`."""
-    facts: dict[str, Any] = {}
-    for adapter in (_FACTS_OF[library] for library in libraries_of(module) if library in _FACTS_OF):
-        facts |= import_module(adapter).facts(module)
-    return facts
-
-
-def _without_background(classes: Sequence[str], number: int) -> Sequence[str]:
-    """Returns the names of a detector's classes; libraries list "background" before them, which is no class here."""
-    first = classes[0].strip("_ ").lower() if len(classes) == number + 1 else ""
-    return classes[1:] if first == "background" else classes
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """Returns the network inside its wrappers. KonkyoError: no module."""
-    while True:
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
-            module = module.module
-        elif type(module).__name__ == "OptimizedModule":  # torch.compile; its class takes seconds to import
-            module = module.get_submodule("_orig_mod")
-        else:
-            break
-    return module if isinstance(module, nn.Module) else _boxed(module)
-
-
-def _require(module: nn.Module, preprocess: object) -> None:
-    """Raises KonkyoError for a module that hides its layers, or a preprocessing of another kind."""
-    if preprocess is not None and not isinstance(preprocess, Preprocess):
-        raise KonkyoError(
-            f"preprocess is a konkyo.Preprocess(resize=..., crop=..., mean=..., std=...); got {preprocess!r}. For "
-            "the transforms of torchvision's weights give weights="
-        )
-    if isinstance(module, torch.jit.ScriptModule):
-        raise KonkyoError(
-            "a TorchScript module hides its layers; give the eager module that it was made from: "
-            f"{module.original_name}"
-        )
-
-
-def _boxed(function: Any) -> nn.Module:
-    """Returns a function of images, or a session of onnxruntime, as a black box. KonkyoError: something else."""
-    if _is_session(function):
-        box: nn.Module = import_module("konkyo.models.onnx").of_session(function).module
-        return box
-    if not callable(function) or isinstance(function, type):
-        raise KonkyoError(
-            f"a model is a torch.nn.Module, a konkyo.Model, a function of images or a name for konkyo.load; got "
-            f"{function!r}"
-        )
-    return BlackBox(function)
-
-
-def _is_session(model: object) -> bool:
-    """Tells whether a model is a session of onnxruntime."""
-    return type(model).__module__.partition(".")[0] == "onnxruntime"
+    module = unwrapped(model)
+    return Model(module, **facts_of(module))

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from konkyo.errors import KonkyoError
+from konkyo.errors import KonkyoError, first_line
 from konkyo.utils.files import read_json
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
@@ -44,8 +44,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
                 "run code: save the state dict alone, best as safetensors"
             ) from error
         except Exception as error:  # damaged files fail in every possible way
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise KonkyoError(f"{path.name} cannot be read as PyTorch weights: {reason}") from error
+            raise KonkyoError(f"{path.name} cannot be read as PyTorch weights: {first_line(error)}") from error
     for nest in _NESTS:
         if isinstance(state, Mapping) and isinstance(state.get(nest), Mapping):
             state = state[nest]

@@ -50,13 +50,13 @@ class Layers:
         if size is None or self.shape in self._known:
             return self._traced(self.shape)
         try:
-            found = self._traced((self.shape[0], *size))
+            small = self._traced((self.shape[0], *size))
         except Exception:  # a network of one image size refuses others in its own way
             return self._traced(self.shape)
-        grids = [site.grid for site in found.sites if site.used and site.grid]
+        grids = [site.grid for site in small.sites if site.used and site.grid]
         # Tokens do not say how they lie at another size, and one cell here may be several there.
-        tells = not any(s.layer is not None and s.layer.tokens is not None for s in found.sites)
-        return found if tells and grids and min(map(min, grids)) > 2 else self._traced(self.shape)
+        tells = not any(s.layer is not None and s.layer.tokens is not None for s in small.sites)
+        return small if tells and grids and min(map(min, grids)) > 2 else self._traced(self.shape)
 
     def moved(self, layer: Layer) -> bool:
         """Tells whether a trace saw that the cells of a layer are not at their own places of the image."""
@@ -153,8 +153,8 @@ class Layers:
             return self._required('; only layer="input" is on offer')
         path, _, call = (self._path(name) if isinstance(name, nn.Module) else name).partition("#")
         usual = self.model.task.layers(self.shape)
-        if not call and (own := tuple(layer for layer in usual if layer.name == path)):
-            return self._bound(own)
+        if not call and (matching := tuple(layer for layer in usual if layer.name == path)):
+            return self._bound(matching)
         if call and not call.lstrip("-").isdigit():
             raise KonkyoError(f"a call of a layer is a number, as in {path + '#0'!r}; got {name!r}")
         site = self._site(self.trace().sites, path) or self._site(self.sites(), path)

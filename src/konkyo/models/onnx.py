@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from konkyo.errors import KonkyoError, install_hint
+from konkyo.errors import KonkyoError, first_line, install_hint
 from konkyo.models.base import Model, adapter
 from konkyo.models.blackbox import BlackBox, Form
 from konkyo.models.preprocess import preprocess_of
@@ -22,7 +22,7 @@ _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(d
 
 
 def import_onnxruntime() -> ModuleType:
-    """onnxruntime, imported when an ONNX file is asked for."""
+    """Returns onnxruntime, imported when an ONNX file is asked for. KonkyoError: it is not installed."""
     try:
         return import_module("onnxruntime")
     except ImportError as error:
@@ -44,8 +44,7 @@ def load(name: str, weights: str | Path | None) -> Model:
     try:
         session = runtime.InferenceSession(name, providers=["CPUExecutionProvider"])
     except Exception as error:  # the errors of onnxruntime have no common base of their own
-        reason = str(error).splitlines()[0]
-        raise KonkyoError(f"{name} is no ONNX network that onnxruntime can run: {reason}") from error
+        raise KonkyoError(f"{name} is no ONNX network that onnxruntime can run: {first_line(error)}") from error
     return of_session(session, Path(name).name)
 
 
@@ -68,9 +67,9 @@ def of_session(session: Any, name: str = "ONNX session") -> Model:
         return values[0] if len(outputs) == 1 else dict(zip(outputs, values, strict=True))
 
     fixed = images.shape[0] if isinstance(images.shape[0], int) else None
-    told = session.get_modelmeta().custom_metadata_map
+    metadata = session.get_modelmeta().custom_metadata_map
     box = BlackBox(predict, form=_form(images), batch=fixed)
-    return Model(box, preprocess_of(told.get(PREPROCESS)), _classes(told), name)
+    return Model(box, preprocess_of(metadata.get(PREPROCESS)), _classes(metadata), name)
 
 
 def _is_bytes(item: Any) -> bool:
@@ -85,8 +84,8 @@ def _form(item: Any) -> Form:
     return "float NHWC" if last else "float NCHW"
 
 
-def _classes(told: Mapping[str, str]) -> tuple[str, ...]:
+def _classes(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """Returns the class names that a file says; none where it says none."""
-    if CLASSES in told:
-        return tuple(str(name) for name in json.loads(told[CLASSES]))
+    if CLASSES in metadata:
+        return tuple(str(name) for name in json.loads(metadata[CLASSES]))
     return ()

@@ -34,10 +34,8 @@ def scenes_classifier() -> nn.Module:
 
     It takes images of SCENES_SIZE pixels, scaled to [0, 1] and normalised with SCENES_MEAN and SCENES_STD.
     """
-    model = ScenesResNet()
-    with as_file(files("konkyo") / "models" / "weights" / "scenes-classifier.safetensors") as path:
-        model.load_state_dict(load_file(path))
-    return model.eval()
+    module, _ = _built("scenes-classifier", "default", lambda _: ScenesResNet())
+    return module
 
 
 def scenes_detector() -> nn.Module:
@@ -145,37 +143,37 @@ def _segmenter(weights: Weights) -> Model:
 @_shipped("scenes-vqa")
 def _answerer(weights: Weights) -> Model:
     module, _ = _built("scenes-vqa", weights, lambda _: ScenesVQA())
-    return Model(module, _PREPROCESS, ANSWERS, "konkyo/scenes-vqa", prompts=Prompts("question", _asked))
+    return Model(module, _PREPROCESS, ANSWERS, "konkyo/scenes-vqa", prompts=Prompts("question", _with_question))
 
 
-def _asked(question: str) -> dict[str, Any]:
+def _with_question(question: str) -> dict[str, Any]:
     """Returns how the network of questions is run with one question. KonkyoError: one that it does not answer."""
     if kind_of(question) not in ANSWERED:
         raise KonkyoError(
             f"konkyo/scenes-vqa does not answer {question!r}: it was wrong too often about colours. It answers "
             f"questions of the kinds {', '.join(ANSWERED)}"
         )
-    return {"call": partial(_answered, tokens(question)[None])}
+    return {"call": partial(_run_with, tokens(question)[None])}
 
 
-def _answered(words: Tensor, module: nn.Module, images: Tensor) -> Any:
+def _run_with(words: Tensor, module: nn.Module, images: Tensor) -> Any:
     return module(images, words.to(images.device))
 
 
 @_shipped("scenes-clip")
 def _image_text(weights: Weights) -> Model:
     module, _ = _built("scenes-clip", weights, lambda _: ScenesClip(len(vocabulary()) + 2))
-    arguments = Pair(module, _seen, partial(_read, module), sigmoid=True).arguments()
+    arguments = Pair(module, _image_embeddings, partial(_text_embeddings, module), sigmoid=True).arguments()
     return Model(module, _PREPROCESS, name="konkyo/scenes-clip", **arguments)
 
 
-def _seen(module: nn.Module, images: Tensor) -> Tensor:
+def _image_embeddings(module: nn.Module, images: Tensor) -> Tensor:
     """Returns the embeddings of images (N, 128)."""
     embeddings: Tensor = module.get_image_features(images)  # type: ignore[operator]
     return embeddings
 
 
-def _read(module: nn.Module, texts: Sequence[str]) -> Tensor:
+def _text_embeddings(module: nn.Module, texts: Sequence[str]) -> Tensor:
     """Returns the embeddings of texts (T, 128). KonkyoError: a word that the network does not know."""
     like = next(module.parameters())
     embeddings: Tensor = module.get_text_features(word_tokens(texts).to(like.device))  # type: ignore[operator]

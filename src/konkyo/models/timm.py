@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from konkyo.errors import KonkyoError, install_hint, unknown
+from konkyo.errors import KonkyoError, first_line, install_hint, unknown
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import build_with
 from konkyo.models.preprocess import Fit, Preprocess
@@ -21,7 +21,7 @@ _FITS: dict[str, Fit] = {"center": "cover", "squash": "stretch", "border": "cont
 
 
 def _timm() -> ModuleType:
-    """timm, imported when one of its models is asked for."""
+    """Returns timm, imported when one of its models is asked for. KonkyoError: it is not installed."""
     try:
         return import_module("timm")
     except ImportError as error:
@@ -44,7 +44,7 @@ def load(name: str, weights: str | Path | None) -> Model:
         try:
             return timm.create_model(name, pretrained=False, **extra)
         except RuntimeError as error:
-            raise KonkyoError(f"timm/{name} cannot be built: {_first_line(error)}") from error
+            raise KonkyoError(f"timm/{name} cannot be built: {first_line(error)}") from error
 
     usual = True
     if weights is None:
@@ -54,7 +54,7 @@ def load(name: str, weights: str | Path | None) -> Model:
             module = timm.create_model(name, pretrained=True)
         except Exception as error:  # no such tag, no weights published, no network: each fails in its own way
             raise KonkyoError(
-                f"the weights of timm/{name} could not be downloaded ({_first_line(error)}); give a file: weights=..."
+                f"the weights of timm/{name} could not be downloaded ({first_line(error)}); give a file: weights=..."
             ) from error
     else:
         # What timm builds without a head gets one of a single class, so that a tuned file's head has a place.
@@ -76,8 +76,8 @@ def facts(module: Any) -> dict[str, Any]:
 
     A module built without such a configuration has ImageNet's numbers from timm's defaults, which would be a guess.
     """
-    told = getattr(module, "pretrained_cfg", None) or {}
-    if not all(told.get(name) for name in ("input_size", "mean", "std")):
+    config = getattr(module, "pretrained_cfg", None) or {}
+    if not all(config.get(name) for name in ("input_size", "mean", "std")):
         return {}
     first = next((m for m in module.modules() if isinstance(m, torch.nn.Conv2d)), None)
     preprocess = preprocessing(_timm().data.resolve_model_data_config(module))
@@ -106,7 +106,3 @@ def _names(descriptions: list[str]) -> tuple[str, ...]:
     first = [text.partition(",")[0] for text in descriptions]
     counts = Counter(first)
     return tuple(text if counts[name] > 1 else name for text, name in zip(descriptions, first, strict=True))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -108,7 +108,10 @@ def _require_bounded(arguments: Mapping[str, Any]) -> None:
 
 @adapter("trained")
 def load(name: str, weights: str | Path | None) -> Model:
-    """`trained/FOLDER`, as training left it. `weights`: "default" (the folder's), None (random) or a file."""
+    """Returns the network of `trained/FOLDER`, as training left it.
+
+    `weights`: "default" (the folder's), None (random) or a file.
+    """
     folder = Path(name).expanduser()
     plan = read_plan(folder)
     if ".py:" in str(plan.arguments.get("backbone", "")):  # a manifest is data, and must not choose what code runs

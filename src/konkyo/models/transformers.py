@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from konkyo.errors import KonkyoError, install_hint
+from konkyo.errors import KonkyoError, first_line, install_hint
 from konkyo.models.base import Model, adapter
 from konkyo.models.checkpoints import read_weights, require_inside
 from konkyo.models.kinds import Kind, class_names, kind, kinds_of, known, source_of
@@ -26,7 +26,7 @@ from konkyo.tasks.regression import RegressionTask
 
 
 def import_transformers() -> ModuleType:
-    """transformers, imported when one of its models is asked for."""
+    """Returns transformers, imported when one of its models is asked for. KonkyoError: it is not installed."""
     try:
         return import_module("transformers")
     except ImportError as error:
@@ -69,10 +69,9 @@ def load(name: str, weights: str | Path | None) -> Model:
     except KonkyoError:
         raise
     except Exception as error:  # hub, network, config and weights fail in their own ways
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise KonkyoError(
-            f"hf/{name} cannot be loaded{noun and ' as an ' + noun}: {reason} Give a model's id on the hub, or a "
-            "folder with its config.json and weights"
+            f"hf/{name} cannot be loaded{noun and ' as an ' + noun}: {first_line(error)} Give a model's id on "
+            "the hub, or a folder with its config.json and weights"
         ) from error
     arguments = known(module.eval(), processor)
     if not arguments:
@@ -140,12 +139,12 @@ def facts(module: Any) -> dict[str, Any]:
     config = getattr(module, "config", None)
     if config is None or not (getattr(module, "main_input_name", "") == "pixel_values" or known(module)):
         return {}
-    told: dict[str, Any] = {}
+    description: dict[str, Any] = {}
     if (arguments := known(module)) and not isinstance(arguments.get("task"), EmbeddingTask):
-        told["classes"] = _classes(config)
+        description["classes"] = _classes(config)
     if source := source_of(module):
-        told["preprocess"] = _local_preprocess(source)
-    return told
+        description["preprocess"] = _local_preprocess(source)
+    return description
 
 
 @lru_cache(maxsize=64)

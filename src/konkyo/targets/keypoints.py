@@ -12,6 +12,7 @@ from torch import Tensor
 from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import BaseTarget
 from konkyo.targets.specs import class_of_text, number_of, spec, with_settings
+from konkyo.utils.tensors import at_least_float32
 
 Coordinate: TypeAlias = Literal["x", "y"]
 TEMPERATURE = 0.05
@@ -72,8 +73,7 @@ class Keypoint(BaseTarget):
             raise KonkyoError(f"heat maps are (N, joints, h, w); the output has shape {tuple(output.shape)}")
         if not 0 <= self.joint < output.shape[1]:
             raise KonkyoError(f"joint {self.joint} of {output.shape[1]} (0 to {output.shape[1] - 1})")
-        heat = output[:, self.joint]
-        return heat.to(torch.promote_types(heat.dtype, torch.float32))
+        return at_least_float32(output[:, self.joint])
 
     def fixed(self, output: Tensor) -> Keypoint:
         """Returns it with the place of the joint on this image."""

@@ -13,6 +13,7 @@ from konkyo.errors import KonkyoError, unknown
 from konkyo.targets.base import BaseTarget
 from konkyo.targets.regions import Mask
 from konkyo.targets.specs import class_of_text, spec, with_settings
+from konkyo.utils.tensors import at_least_float32
 
 QueryQuantity: TypeAlias = Literal["score", "class", "mask"]
 """What is explained of a query: class and mask together, what it is, or where it is."""
@@ -111,21 +112,20 @@ class QueryTarget(BaseTarget):
         """Returns which query of every image the instance is (N,) int64."""
         queries = self._queries(output)
         probabilities = queries.class_logits.softmax(2)
-        own = probabilities.new_tensor(self.likeness)
-        alike = F.cosine_similarity(probabilities[..., :-1], own[:-1], dim=2)
+        likeness = probabilities.new_tensor(self.likeness)
+        alike = F.cosine_similarity(probabilities[..., :-1], likeness[:-1], dim=2)
         masks = queries.masks.sigmoid()
         weights = self.mask.at(tuple(masks.shape[2:])).to(masks)
         overlap = torch.minimum(masks, weights).flatten(2).sum(2) / torch.maximum(masks, weights).flatten(2).sum(2)
         alike = alike * overlap
         if self.index >= alike.shape[1]:
             return alike.argmax(1)
-        itself = (probabilities[:, self.index] - own).abs().amax(1) <= _SAME
+        itself = (probabilities[:, self.index] - likeness).abs().amax(1) <= _SAME
         itself |= alike[:, self.index] >= alike.amax(1)
         return torch.where(itself, self.index, alike.argmax(1))
 
     def _queries(self, output: Tensor) -> Queries:
-        output = output.to(torch.promote_types(output.dtype, torch.float32))
-        return Queries(output, len(self.likeness) - 1)
+        return Queries(at_least_float32(output), len(self.likeness) - 1)
 
     @property
     def class_index(self) -> int:

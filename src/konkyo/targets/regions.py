@@ -15,6 +15,7 @@ from konkyo.data.frame import Frame
 from konkyo.errors import ImageError, KonkyoError, unknown
 from konkyo.targets.base import BaseTarget, Box
 from konkyo.targets.specs import class_of_text, spec, with_settings
+from konkyo.utils.tensors import at_least_float32
 
 DenseScore: TypeAlias = Literal["logit", "probability", "sigmoid", "margin"]
 """What is averaged over a region: the output itself, its softmax, its sigmoid, or its lead over the other classes."""
@@ -104,20 +105,20 @@ class RegionTarget(BaseTarget):
         """Returns the class's score in every cell (N, *grid), in single precision at least."""
         if output.ndim < 3 or not 0 <= self.index < output.shape[1]:
             raise KonkyoError(f"class {self.index} of an output (N, K, H, W) was expected; got {tuple(output.shape)}")
-        output = output.to(torch.promote_types(output.dtype, torch.float32))
-        own = output[:, self.index]
+        output = at_least_float32(output)
+        channel = output[:, self.index]
         if self.score == "probability":
             # Of one logit z, which is the two channels -z and z, a softmax would be sigmoid(2 z).
             one_logit = output.shape[1] == 2 and torch.equal(output[:, 0], -output[:, 1])
-            return own.sigmoid() if one_logit else output.softmax(1)[:, self.index]
+            return channel.sigmoid() if one_logit else output.softmax(1)[:, self.index]
         if self.score == "sigmoid":
-            return own.sigmoid()
+            return channel.sigmoid()
         if self.score == "margin":
             if output.shape[1] < 2:
                 raise KonkyoError('score="margin" compares classes; this output has one channel')
             others = torch.cat([output[:, : self.index], output[:, self.index + 1 :]], 1)
-            return own - others.amax(1)
-        return own
+            return channel - others.amax(1)
+        return channel
 
     def weights(self, size: tuple[int, ...]) -> Tensor:
         """Returns how much every cell of an output's grid counts (*size), from 0 to 1."""

@@ -77,9 +77,9 @@ class Similarity(BaseTarget):
         if self.kind == "cosine":
             cosine: Tensor = normalize(embeddings, dim=1) @ direction
             return cosine
-        own = torch.linalg.vector_norm(embeddings, dim=1).detach()
-        length = own if self.length is None else own.new_tensor(self.length)
-        relative: Tensor = embeddings @ direction / length.clamp_min(torch.finfo(own.dtype).tiny)
+        norm = torch.linalg.vector_norm(embeddings, dim=1).detach()
+        length = norm if self.length is None else norm.new_tensor(self.length)
+        relative: Tensor = embeddings @ direction / length.clamp_min(torch.finfo(norm.dtype).tiny)
         return relative
 
     @property

@@ -26,10 +26,10 @@ from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError
 from konkyo.targets.answers import Answer, EachName, EachToken, EachWord, Token, TokenScore
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarget
+from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarget, combination, leaves
 from konkyo.tasks.base import Classes, Explained, Matching, Run, TargetRequest, Task, same_class, task
 from konkyo.tasks.responses import Passage, Response
-from konkyo.utils.tensors import mean_colour
+from konkyo.utils.tensors import at_least_float32, mean_colour
 from konkyo.utils.tokens import require_known
 
 LONGEST = 32
@@ -223,12 +223,8 @@ class AnswerTask(Task):
         return Token(tokens[0], request.text, _score(request.score, score), columns)
 
     def _target(self, request: Any, score: Score) -> Target:
-        if isinstance(request, ContrastTarget):
-            return ContrastTarget(self._target(request.this, score), self._target(request.that, score))
-        if isinstance(request, SumTarget):
-            return SumTarget(*(self._target(part, score) for part in request.targets))
-        if isinstance(request, Against):
-            return Against(self._target(request.target, score))
+        if (combined := combination(request, lambda part: self._target(part, score))) is not None:
+            return combined
         request = Answer(request) if request is None or isinstance(request, str) else request
         if isinstance(request, (Answer, Token)):
             response, first = self._place(request.text)
@@ -280,8 +276,7 @@ class AnswerTask(Task):
 
     def request(self, options: TargetRequest, model: str) -> Any:
         """Returns what the options ask for: the answers that are named, each against another where one is said."""
-        if names := options.names("top", "threshold", "boxes", "quantity"):
-            raise KonkyoError(f"{', '.join(names)}: {model} is a {self.noun}, which has no use for this")
+        options.refuse(model, self.noun, "top", "threshold", "boxes", "quantity")
         answers = [Answer(str(text)) for text in options.classes] or [Answer()]
         if options.against is not None:
             other = Answer(str(options.against))
@@ -335,29 +330,22 @@ class AnswerTask(Task):
 
 def _token_scores(logits: Tensor, ids: Sequence[int]) -> Tensor:
     """Returns the log-probability and the logit (N, T, 2) of each token, from logits (N, T + 1, V) in any precision."""
-    logits = logits[:, : len(ids)].to(torch.promote_types(logits.dtype, torch.float32))
+    logits = at_least_float32(logits[:, : len(ids)])
     chosen = logits.gather(2, torch.tensor(ids, device=logits.device).expand(len(logits), -1)[..., None])[..., 0]
     return torch.stack([chosen - logits.logsumexp(2), chosen], 2)
 
 
 def _texts(request: Any) -> list[str | None]:
     """Returns the texts that a request speaks of, in order; None stands for what the network generates."""
-    if isinstance(request, ContrastTarget):
-        return [*_texts(request.this), *_texts(request.that)]
-    if isinstance(request, (SumTarget, Each)):
-        return [text for part in request.targets for text in _texts(part)]
-    if isinstance(request, (list, tuple)):
-        return [text for part in request for text in _texts(part)]
-    if isinstance(request, Against):
-        return _texts(request.target)
-    if isinstance(request, str):
-        return [request]
-    return [request.text] if isinstance(request, (Answer, Token, EachToken, EachWord)) else [None]
+    kinds = (Answer, Token, EachToken, EachWord)
+    return [
+        leaf if isinstance(leaf, str) else leaf.text if isinstance(leaf, kinds) else None for leaf in leaves(request)
+    ]
 
 
-def _score(own: TokenScore | None, of_method: Score) -> TokenScore:
+def _score(of_target: TokenScore | None, of_method: Score) -> TokenScore:
     """Returns what is explained: what the user says, or else what the method explains."""
-    return own or ("probability" if of_method == "probability" else "log_probability")
+    return of_target or ("probability" if of_method == "probability" else "log_probability")
 
 
 def _tokens(response: Response, which: int | str) -> tuple[int, ...]:

@@ -100,10 +100,12 @@ class TargetRequest:
         words |= {"pixels": "--pixel"}
         return [words.get(field, f"--{field}") for field in fields if getattr(self, field) not in (None, ())]
 
-    def refuse(self, whose: str, model: str, noun: str, *fields: str) -> None:
-        """Raises KonkyoError where one of these options was given; `whose` they are, and what the model is instead."""
+    def refuse(self, model: str, noun: str, *fields: str, whose: str = "") -> None:
+        """Raises KonkyoError where one of these options was given to a model that is a `noun`; `whose` they are."""
         if names := self.names(*fields):
-            raise KonkyoError(f"{', '.join(names)}: for {whose} only; {model} is a {noun}")
+            kind = f"{model} is {'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+            reason = f"for {whose} only; {kind}" if whose else f"{kind}, which has no use for this"
+            raise KonkyoError(f"{', '.join(names)}: {reason}")
 
 
 class Task(ABC):
@@ -320,8 +322,7 @@ class Task(ABC):
 
     def request(self, options: TargetRequest, model: str) -> Any:
         """Returns what the command line's options ask `targets` for. KonkyoError: an option without a use here."""
-        if names := options.names(*(field.name for field in fields(options))):
-            raise KonkyoError(f"{', '.join(names)}: {model} is a {self.noun}, which has no use for this")
+        options.refuse(model, self.noun, *(field.name for field in fields(options)))
 
     def highest(self, request: Any, output: Tensor, classes: Classes) -> float:
         """Returns the highest score that there was, where nothing was decided that `request` asks for."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from konkyo.data.frame import Frame
 from konkyo.engine.ending import Ending, ending_of
-from konkyo.engine.forward import at_least_float32
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target, as_target
 from konkyo.targets.classes import (
@@ -20,12 +19,14 @@ from konkyo.targets.classes import (
     ContrastTarget,
     Each,
     Score,
-    SumTarget,
     TopK,
     class_logits,
+    combination,
+    leaves,
 )
 from konkyo.tasks.base import Classes, TargetRequest, Task, task
 from konkyo.tasks.decision import Decision, decisions_of_classes
+from konkyo.utils.tensors import at_least_float32
 
 SIDES = ("negative", "positive")
 """The classes of a model with one logit, where it names none."""
@@ -216,13 +217,8 @@ class ClassificationTask(Task):
         return ClassTarget(index, "sigmoid" if self.multilabel and score == "probability" else score)
 
     def _target(self, target: Any, score: Score, output: Tensor, classes: Classes) -> Target:
-        if isinstance(target, ContrastTarget):
-            this, that = (self._target(t, score, output, classes) for t in (target.this, target.that))
-            return ContrastTarget(this, that)
-        if isinstance(target, SumTarget):
-            return SumTarget(*(self._target(t, score, output, classes) for t in target.targets))
-        if isinstance(target, Against):
-            return Against(self._target(target.target, score, output, classes))
+        if (combined := combination(target, lambda part: self._target(part, score, output, classes))) is not None:
+            return combined
         if isinstance(target, str):
             if classes.features:
                 raise KonkyoError(f"{_of_features(classes)}; so {target!r} names none of its numbers")
@@ -253,8 +249,8 @@ class ClassificationTask(Task):
 
         None: an output that is not (N, K), or targets of no class on a network whose outputs have no names.
         """
-        asked = [_class_of(target) for target in targets]
-        if output.ndim != 2 or not targets or (not classes.names and all(index is None for index in asked)):
+        indices = [_class_of(target) for target in targets]
+        if output.ndim != 2 or not targets or (not classes.names and all(index is None for index in indices)):
             return [None] * len(targets)
         rows = output[torch.tensor(images, device=output.device)]
         logits, one_logit = class_logits(rows), output.shape[1] == 1
@@ -264,7 +260,7 @@ class ClassificationTask(Task):
         def label(index: int) -> str:
             return self.label(ClassTarget(index), classes, output.shape[1])
 
-        return decisions_of_classes(logits, probabilities, asked, label, exclusive=one_logit or not self.multilabel)
+        return decisions_of_classes(logits, probabilities, indices, label, exclusive=one_logit or not self.multilabel)
 
     def saturates(self, target: Target) -> bool:
         """Tells whether the score is a softmax probability."""
@@ -282,8 +278,8 @@ class ClassificationTask(Task):
 
     def request(self, options: TargetRequest, model: str) -> Any:
         """Returns what the options ask for: classes, one class and not another, or the highest ones."""
-        options.refuse("detectors", model, self.noun, "threshold", "boxes", "quantity")
-        options.refuse("segmenters", model, self.noun, "region", "mask", "pixels")
+        options.refuse(model, self.noun, "threshold", "boxes", "quantity", whose="detectors")
+        options.refuse(model, self.noun, "region", "mask", "pixels", whose="segmenters")
         if options.against is not None and not options.classes:
             raise KonkyoError("--not goes with --class: why this class and not that")
         if not options.classes:
@@ -338,11 +334,7 @@ def _of_shape(output: Tensor) -> str:
 
 def _of_class(target: Target) -> bool:
     """Tells whether a target is of a class's score."""
-    if isinstance(target, ContrastTarget):
-        return _of_class(target.this) or _of_class(target.that)
-    if isinstance(target, SumTarget):
-        return any(map(_of_class, target.targets))
-    return _of_class(target.target) if isinstance(target, Against) else isinstance(target, ClassTarget)
+    return any(isinstance(leaf, ClassTarget) for leaf in leaves(target))
 
 
 def _class_of(target: Target) -> int | None:

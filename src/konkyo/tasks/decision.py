@@ -65,7 +65,7 @@ class Decision:
 def decisions_of_classes(
     scores: Tensor,
     probabilities: Tensor,
-    asked: Sequence[int | None],
+    indices: Sequence[int | None],
     label: Callable[[int], str],
     *,
     exclusive: bool = True,
@@ -75,18 +75,18 @@ def decisions_of_classes(
     The scores decide which class is higher, since probabilities round to 1. None: a probability is not finite. One
     transfer from the device.
     """
-    index = torch.tensor([-1 if a is None else a for a in asked], device=scores.device)[:, None]
-    own = scores.gather(1, index.clamp_min(0))
+    index = torch.tensor([-1 if a is None else a for a in indices], device=scores.device)[:, None]
+    score = scores.gather(1, index.clamp_min(0))
     best, first = scores.max(1, keepdim=True)
-    first = torch.where((index >= 0) & (own == best), index, first)  # of equal ones the asked
-    rank = 1 + (scores > own).sum(1, keepdim=True)
+    first = torch.where((index >= 0) & (score == best), index, first)  # of equal ones the asked
+    rank = 1 + (scores > score).sum(1, keepdim=True)
     of_first, of_asked = probabilities.gather(1, first), probabilities.gather(1, index.clamp_min(0))
     table = torch.cat([column.double() for column in (first, rank, of_first, of_asked)], 1).tolist()
     return [
         Decision(int(k), label(int(k)), p, None if a is None else int(r), None if a is None else q, exclusive)
         if math.isfinite(p) and math.isfinite(q)
         else None
-        for a, (k, r, p, q) in zip(asked, table, strict=True)
+        for a, (k, r, p, q) in zip(indices, table, strict=True)
     ]
 
 

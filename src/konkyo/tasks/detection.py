@@ -264,9 +264,9 @@ class DetectionTask(Task):
         probabilities = Candidates(output, self.adapter.classes).probabilities[place, chosen]
         present = torch.stack([match.found for match in matches])
         probabilities = torch.where(present, probabilities, torch.nan)
-        asked = [target.label for _, target in instances]
+        labels = [target.label for _, target in instances]
         for (row, _), decision in zip(
-            instances, decisions_of_classes(probabilities, probabilities, asked, classes.label), strict=True
+            instances, decisions_of_classes(probabilities, probabilities, labels, classes.label), strict=True
         ):
             decisions[row] = decision
         return decisions
@@ -297,7 +297,7 @@ class DetectionTask(Task):
 
     def request(self, options: TargetRequest, model: str) -> Detections | ContrastTarget:
         """Returns the detections that the options ask for."""
-        options.refuse("segmenters", model, self.noun, "region", "mask", "pixels")
+        options.refuse(model, self.noun, "region", "mask", "pixels", whose="segmenters")
         if options.quantity is not None and options.quantity not in get_args(Quantity):
             raise unknown("quantity of a detection", options.quantity, get_args(Quantity))
         if options.against is not None and len(options.classes) != 1:
@@ -306,14 +306,14 @@ class DetectionTask(Task):
             )
         boxes: Any = options.boxes
         quantity: Any = options.quantity
-        asked = Detections(options.threshold, options.top, options.classes, boxes, quantity)
-        return asked if options.against is None else ContrastTarget(asked, options.against)
+        detections = Detections(options.threshold, options.top, options.classes, boxes, quantity)
+        return detections if options.against is None else ContrastTarget(detections, options.against)
 
     def highest(self, request: Any, output: Tensor, classes: Classes) -> float:
         """Returns the highest score of all candidates, for the classes that are asked for."""
-        asked, confidences = _preferred(request), self.confidences(output)
-        if isinstance(asked, Detections) and asked.classes:
-            confidences = confidences[..., [classes.index(c) if isinstance(c, str) else c for c in asked.classes]]
+        detections, confidences = _preferred(request), self.confidences(output)
+        if isinstance(detections, Detections) and detections.classes:
+            confidences = confidences[..., [classes.index(c) if isinstance(c, str) else c for c in detections.classes]]
         return float(confidences.amax()) if confidences.numel() else 0.0
 
     def nothing(self, request: Any) -> str:
@@ -357,9 +357,9 @@ class DetectionTask(Task):
 Box: TypeAlias = "tuple[float, float, float, float]"
 
 
-def _far(asked: Box, nearest: Tensor, share: float) -> str:
+def _far(target: Box, nearest: Tensor, share: float) -> str:
     """Returns that the detection taken for a box hardly overlaps it."""
-    taken, wanted = (",".join(f"{side:.0f}" for side in box) for box in (nearest.tolist(), asked))
+    taken, wanted = (",".join(f"{side:.0f}" for side in box) for box in (nearest.tolist(), target))
     return f"box {wanted}: the detection nearest to it, at {taken}, overlaps it by an IoU of {share:.2f} only"
 
 

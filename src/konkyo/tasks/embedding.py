@@ -117,8 +117,7 @@ class EmbeddingTask(Task):
 
     def request(self, options: TargetRequest, model: str) -> Any:
         """Returns the prototypes that the options name, or the nearest ones. KonkyoError: there are none."""
-        if names := options.names("threshold", "boxes", "quantity"):
-            raise KonkyoError(f"{', '.join(names)}: for detectors only; {model} is a {self.noun}")
+        options.refuse(model, self.noun, "threshold", "boxes", "quantity", whose="detectors")
         if self.prototypes is None and options.names("classes", "top", "against"):
             raise _lacks_reference(Classes(model))
         if not options.classes:
@@ -142,9 +141,9 @@ class EmbeddingTask(Task):
 
 def _lacks_reference(classes: Classes, request: Any = None) -> KonkyoError:
     """Returns that an embedding decides nothing by itself, and what explains it."""
-    asked = "" if request is None else f", so {request!r} names nothing of it"
+    words = "" if request is None else f", so {request!r} names nothing of it"
     return KonkyoError(
-        f"{classes.model} puts out embeddings, not classes{asked}. Say what the image is likened to, "
+        f"{classes.model} puts out embeddings, not classes{words}. Say what the image is likened to, "
         "target=konkyo.Similarity(picture, path or embedding), on the command line --reference FILE; methods that know "
         "no target (eigen_cam, kpca_cam, fem) need none. If they are classes after all, classes=[...] says so"
     )

@@ -108,8 +108,7 @@ class _FieldTask(Task):
 
     def request(self, options: TargetRequest, model: str) -> Any:
         """Returns what the options ask for: pixels, boxes or a mask. KonkyoError: an option without a use here."""
-        if names := options.names("classes", "top", "against", "threshold", "quantity", "region"):
-            raise KonkyoError(f"{', '.join(names)}: {model} is a {self.noun}, which has no use for this")
+        options.refuse(model, self.noun, "classes", "top", "against", "threshold", "quantity", "region")
         places: list[Any] = [Pixel(x, y) for x, y in options.pixels]
         places += [Region(box=box) for box in options.boxes]  # type: ignore[arg-type]
         places += [] if options.mask is None else [Region(within=options.mask)]

@@ -108,8 +108,7 @@ class KeypointTask(Task):
 
     def request(self, options: TargetRequest, model: str) -> Any:
         """Returns the joints that the options name. KonkyoError: an option that has no use here."""
-        if names := options.names("threshold", "boxes", "quantity", "against"):
-            raise KonkyoError(f"{', '.join(names)}: {model} is a {self.noun}, which has no use for this")
+        options.refuse(model, self.noun, "threshold", "boxes", "quantity", "against")
         if options.classes and options.top is not None:
             raise KonkyoError("--class names the joints to explain, --top takes the surest ones; give one of them")
         return Each(*options.classes) if options.classes else TopK(options.top or 1)
@@ -118,7 +117,7 @@ class KeypointTask(Task):
 def _index(name: str, classes: Classes) -> int:
     """Returns the index of a joint; "left wrist", "left_wrist" and "L_Wrist" are one name, as data sets write it."""
     plain = _plain(name)
-    matching = [index for index, own in enumerate(classes.names) if _plain(own) == plain]
+    matching = [index for index, label in enumerate(classes.names) if _plain(label) == plain]
     return matching[0] if len(matching) == 1 else classes.index(name)
 
 

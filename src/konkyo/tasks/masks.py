@@ -125,8 +125,8 @@ def masks_of(task: DetectionTask, module: nn.Module, images: Tensor, request: An
     OneByOne: several images, whose detections differ. KonkyoError: a detector without masks, or a request that is of
     masks and of something else.
     """
-    asked = [leaf.instance if isinstance(leaf, MaskTarget) else leaf for leaf in leaves(request)]
-    of_masks = [leaf for leaf in asked if isinstance(leaf, (Detections, InstanceTarget)) and leaf.quantity == "mask"]
+    requests = [leaf.instance if isinstance(leaf, MaskTarget) else leaf for leaf in leaves(request)]
+    of_masks = [leaf for leaf in requests if isinstance(leaf, (Detections, InstanceTarget)) and leaf.quantity == "mask"]
     if not of_masks:
         return None
     read = task.adapter.masks
@@ -134,7 +134,7 @@ def masks_of(task: DetectionTask, module: nn.Module, images: Tensor, request: An
         raise KonkyoError(
             "quantity='mask' is of detectors that give every box a mask, as Mask R-CNN; this one does not"
         )
-    if len(of_masks) < len(asked):
+    if len(of_masks) < len(requests):
         raise KonkyoError(f"masks are explained in a call of their own, not with other quantities; got {request!r}")
     if len(images) > 1:
         raise OneByOne("every image has detections of its own")

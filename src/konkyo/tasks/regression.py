@@ -120,8 +120,7 @@ class RegressionTask(Task):
 
     def request(self, options: TargetRequest, model: str) -> Any:
         """Returns the outputs that the options name. KonkyoError: an option that has no use here."""
-        if names := options.names("top", "threshold", "boxes", "quantity"):
-            raise KonkyoError(f"{', '.join(names)}: {model} is a {self.noun}, which has no use for this")
+        options.refuse(model, self.noun, "top", "threshold", "boxes", "quantity")
         if options.against is not None and len(options.classes) != 1:
             raise KonkyoError("--not goes with one --class: why this number and not that")
         if options.against is not None:
@@ -150,7 +149,7 @@ def _index(name: str, classes: Classes, count: int) -> int:
             f"{name!r} means nothing to it: give target=konkyo.Output(0), or names: konkyo.Model(module, "
             'classes=("age",), task=konkyo.RegressionTask(units=("years",)))'
         )
-    matching = [index for index, own in enumerate(classes.names) if own.lower() == name.lower()]
+    matching = [index for index, label in enumerate(classes.names) if label.lower() == name.lower()]
     if len(matching) != 1:
         raise unknown("output", name, classes.names)
     return matching[0]

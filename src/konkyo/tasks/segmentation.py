@@ -16,7 +16,7 @@ from konkyo.engine.ending import Ending, ending_of
 from konkyo.engine.layer import Layer
 from konkyo.errors import ImageError, KonkyoError
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ContrastTarget, Each, Score, SumTarget, TopK
+from konkyo.targets.classes import ContrastTarget, Each, Score, TopK, combination, leaves
 from konkyo.targets.regions import DenseScore, Pixel, Region, RegionTarget
 from konkyo.tasks.base import Classes, Explained, Matching, TargetRequest, Task, task
 from konkyo.tasks.decision import Decision, decisions_of_classes
@@ -172,10 +172,10 @@ class SegmentationTask(Task):
             request = PredictedClasses(top=request.k)
         images = []
         for i in range(len(output)):
-            asking = _Asking(self, output[i : i + 1], classes, score, frames[i] if frames else Frame())
-            asking.check()
+            requests = _ImageRequests(self, output[i : i + 1], classes, score, frames[i] if frames else Frame())
+            requests.check()
             several = isinstance(request, PredictedClasses)
-            images.append(asking.predicted_classes(request) if several else [asking.target(request)])
+            images.append(requests.predicted_classes(request) if several else [requests.target(request)])
         return images
 
     def background_of(self, classes: Classes) -> int | None:
@@ -203,9 +203,9 @@ class SegmentationTask(Task):
         if not regions:
             return decisions
         means = torch.cat([self._means(region, output[images[row] : images[row] + 1]) for row, region in regions])
-        asked = [region.index for _, region in regions]
-        found = decisions_of_classes(means, means, asked, classes.label, exclusive=not self.multilabel)
-        for (row, _), decision in zip(regions, found, strict=True):
+        labels = [region.index for _, region in regions]
+        of_regions = decisions_of_classes(means, means, labels, classes.label, exclusive=not self.multilabel)
+        for (row, _), decision in zip(regions, of_regions, strict=True):
             decisions[row] = decision
         return decisions
 
@@ -234,7 +234,7 @@ class SegmentationTask(Task):
 
     def request(self, options: TargetRequest, model: str) -> Any:
         """Returns what the options ask for: pixels, regions of classes, or the most frequent classes."""
-        options.refuse("detectors", model, self.noun, "threshold", "quantity")
+        options.refuse(model, self.noun, "threshold", "quantity", whose="detectors")
         places: list[Any] = [partial(Pixel, x, y) for x, y in options.pixels]
         if options.pixels and (names := options.names("region", "mask", "boxes")):
             raise KonkyoError(f"--pixel is a place by itself; {', '.join(names)} would name another")
@@ -276,8 +276,8 @@ class SegmentationTask(Task):
 
 
 @dataclass(frozen=True, eq=False)
-class _Asking:
-    """It answers what is asked of one image."""
+class _ImageRequests:
+    """This makes targets of what a user requests of one image."""
 
     task: SegmentationTask
     output: Tensor
@@ -293,10 +293,8 @@ class _Asking:
             if isinstance(this, RegionTarget) and isinstance(that, (int, str)):  # over the same region
                 return ContrastTarget(this, replace(this, index=self._index(that)))
             return ContrastTarget(this, self.target(that))
-        if isinstance(request, SumTarget):
-            return SumTarget(*map(self.target, request.targets))
-        if isinstance(request, Against):
-            return Against(self.target(request.target))
+        if (combined := combination(request, self.target)) is not None:
+            return combined
         if isinstance(request, RegionTarget):
             self._index(request.index)
             return request
@@ -387,11 +385,6 @@ class _Asking:
 
 
 def _region(target: Target) -> RegionTarget | None:
-    """Returns the region that a target is about; of a contrast, that of the first."""
-    if isinstance(target, ContrastTarget):
-        return _region(target.this)
-    if isinstance(target, Against):
-        return _region(target.target)
-    if isinstance(target, SumTarget):
-        return _region(target.targets[0])
-    return target if isinstance(target, RegionTarget) else None
+    """Returns the region that a target is about; of a combination, that of the first."""
+    first = next(leaves(target))
+    return first if isinstance(first, RegionTarget) else None

@@ -12,7 +12,7 @@ from torch import Tensor
 from konkyo.data.frame import Frame
 from konkyo.errors import KonkyoError
 from konkyo.targets.base import Target
-from konkyo.targets.classes import Against, ClassTarget, ContrastTarget, Magnitude, Score, SumTarget, TopK
+from konkyo.targets.classes import ClassTarget, ContrastTarget, Magnitude, Score, TopK, combination
 from konkyo.targets.texts import Text, TextOfSeveral, TextSimilarity
 from konkyo.tasks.base import Classes, TargetRequest, Task, task
 from konkyo.tasks.classification import ClassificationTask
@@ -62,21 +62,21 @@ class ZeroShotTask(ClassificationTask):
 
     def _target(self, target: Any, score: Score, output: Tensor, classes: Classes) -> Target:
         if isinstance(target, Text):
-            index, asked = self._index(target.text, classes), target.score
+            index, quantity = self._index(target.text, classes), target.score
         elif len(classes.names) == 1 and isinstance(target, (str, int)) and not isinstance(target, bool):
-            index, asked = self._index(target, classes), None
+            index, quantity = self._index(target, classes), None
             if score == "probability" and self.multilabel:  # what the method explains where the user says nothing
-                asked = "probability"
+                quantity = "probability"
         elif len(classes.names) == 1 and isinstance(target, ClassTarget):
             words = {"logit": "logit", "probability": "probability", "sigmoid": "probability", "similarity": None}
-            index, asked = self._index(target.index, classes), words[target.score]  # type: ignore[assignment]
+            index, quantity = self._index(target.index, classes), words[target.score]  # type: ignore[assignment]
         elif isinstance(target, str):
             return self._class_target(self._index(target, classes), score)
         else:
             return super()._target(target, score, output, classes)
-        if asked == "similarity" or len(classes.names) == 1:
-            return self._of_one(index, asked, classes)
-        return self._class_target(index, asked or score)
+        if quantity == "similarity" or len(classes.names) == 1:
+            return self._of_one(index, quantity, classes)
+        return self._class_target(index, quantity or score)
 
     def _of_one(self, index: int, score: str | None, classes: Classes) -> Target:
         """Returns a text's similarity, or the logit or probability of the only one."""
@@ -165,13 +165,9 @@ class ImageTextTask(Task):
         return [[self._target(request, classes)]] * len(output)
 
     def _target(self, request: Any, classes: Classes) -> Target:
-        if isinstance(request, ContrastTarget):
-            # A difference of logits, as of classes; a bias is in neither.
-            return ContrastTarget(*(self._target(part, classes) for part in (request.this, request.that)))
-        if isinstance(request, SumTarget):
-            return SumTarget(*(self._target(part, classes) for part in request.targets))
-        if isinstance(request, Against):
-            return Against(self._target(request.target, classes))
+        # A contrast is a difference of logits, as of classes; a bias is in neither.
+        if (combined := combination(request, lambda part: self._target(part, classes))) is not None:
+            return combined
         if isinstance(request, (str, Text)):
             return self._of_text(request if isinstance(request, Text) else Text(request), classes)
         if request is None or isinstance(request, (int, TopK, ClassTarget)) or not callable(request):
@@ -216,8 +212,7 @@ class ImageTextTask(Task):
 
     def request(self, options: TargetRequest, model: str) -> Any:
         """Returns the texts that the options ask for. KonkyoError: none, or an option without a use here."""
-        if names := options.names("top", "threshold", "boxes", "quantity"):
-            raise KonkyoError(f"{', '.join(names)}: {model} is an {self.noun}, which has no use for this")
+        options.refuse(model, self.noun, "top", "threshold", "boxes", "quantity")
         if not options.classes:
             return None
         if options.against is not None:

@@ -16,11 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from konkyo.engine.forward import at_least_float32
 from konkyo.errors import KonkyoError
 from konkyo.metrics.distances import blank
 from konkyo.models import Preprocess
-from konkyo.utils.tensors import resize
+from konkyo.utils.tensors import at_least_float32, resize
 
 
 def augmented(preprocess: Preprocess, least: float = 0.9) -> Callable[[Image.Image], Tensor]:

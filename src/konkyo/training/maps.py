@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from konkyo.engine.capture import Watch, capture, untouched
-from konkyo.engine.forward import Pass, at_least_float32, rounds
+from konkyo.engine.forward import Pass, rounds
 from konkyo.engine.layer import Layer, bind, linear_head
 from konkyo.engine.session import outside_inference
 from konkyo.errors import KonkyoError, unknown
@@ -23,7 +23,7 @@ from konkyo.methods.base import Method
 from konkyo.models import Model, as_model
 from konkyo.targets.classes import class_logits
 from konkyo.training.differentiable import evidence, trainable
-from konkyo.utils.tensors import grid_mean, weigh
+from konkyo.utils.tensors import at_least_float32, grid_mean, weigh
 
 Mode: TypeAlias = Literal["auto", "closed_form", "autograd", "detached"]
 MODES: tuple[Mode, ...] = ("auto", "closed_form", "autograd", "detached")

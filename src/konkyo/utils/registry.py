@@ -27,6 +27,11 @@ def signature_of(kind: str, function: Callable[..., Any], offer: Iterable[str]) 
     return name, needs, {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
+def summary_of(function: Callable[..., Any]) -> str:
+    """Returns the first paragraph of a function's documentation, in one line."""
+    return " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
+
+
 def check_free(kind: str, name: str, function: Callable[..., Any], taken: Mapping[str, Any]) -> None:
     """Raises KonkyoError where another module has registered the name."""
     if name in taken and taken[name].function.__module__ != function.__module__:

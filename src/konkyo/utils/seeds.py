@@ -9,7 +9,7 @@ def mixed(*numbers: int) -> int:
     >>> mixed(0, 7), mixed(1, 7)
     (7, 1000010)
     """
-    found = 0
+    seed = 0
     for number in numbers:
-        found = (found * 1_000_003 + number) % (1 << 63)
-    return found
+        seed = (seed * 1_000_003 + number) % (1 << 63)
+    return seed

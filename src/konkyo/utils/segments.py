@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, NotApplicable, install_hint, unknown
-from konkyo.utils.tensors import min_max, safe_divide
+from konkyo.utils.tensors import min_max, per_item, safe_divide
 
 Segmenter: TypeAlias = Literal["slic", "quickshift", "felzenszwalb", "grid"]
 """How an image is divided into segments."""
@@ -46,8 +46,8 @@ def segments_of(
     if len(size) not in ((2, 3) if kind == "slic" else (2,)):
         raise NotApplicable(f'{kind} divides pictures; inputs with places {tuple(size)} are divided by segments="grid"')
     segment = _segmenter(kind, count, images.shape[1], math.prod(size))
-    found = [segment(picture.movedim(0, -1).contiguous().numpy()) for picture in _colours(images, black, white).cpu()]
-    return _numbered(torch.stack([torch.as_tensor(one) for one in found]).to(images.device))
+    labels = [segment(picture.movedim(0, -1).contiguous().numpy()) for picture in _colours(images, black, white).cpu()]
+    return _numbered(torch.stack([torch.as_tensor(one) for one in labels]).to(images.device))
 
 
 def segment_means(values: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,8 +76,8 @@ def _given(segments: Any, images: Tensor) -> Tensor:
             f"segments are whole numbers of shape {tuple(size)}, or {(len(images), *size)} for {len(images)} prepared "
             f"images; got {tuple(segments.shape)} {segments.dtype}"
         )
-    own: Tensor = segments.to(images.device, torch.int64)
-    return own.expand(len(images), *size)
+    numbers: Tensor = segments.to(images.device, torch.int64)
+    return numbers.expand(len(images), *size)
 
 
 def _numbered(segments: Tensor) -> Tensor:
@@ -135,5 +135,5 @@ def _colours(images: Tensor, black: Tensor, white: Tensor) -> Tensor:
     colours = (images.double() - low) / (high - low)
     flat = colours.flatten(1)
     outside = (flat.amin(1) < -_BEYOND) | (flat.amax(1) > 1 + _BEYOND)
-    colours = torch.where(outside.view(-1, *[1] * (images.ndim - 1)), min_max(images.double()), colours).clamp(0, 1)
+    colours = torch.where(per_item(outside, images), min_max(images.double()), colours).clamp(0, 1)
     return colours.expand(-1, 3, *colours.shape[2:]) if colours.shape[1] == 1 else colours

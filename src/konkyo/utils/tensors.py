@@ -19,6 +19,16 @@ Fuse: TypeAlias = Literal["layer_cam", "max", "mean", "sum", "product"] | Callab
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Returns the tensor in single precision, or in double if it is: sums over half-precision values need that."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def per_item(values: Tensor, like: Tensor) -> Tensor:
+    """Shapes one value per image or map (N,) so that it multiplies what is like (N, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
 def grid_mean(values: Tensor) -> Tensor:
     """Averages over the grid. (N, C, *grid) -> (N, C)"""
     return values.flatten(2).mean(2)
@@ -83,13 +93,12 @@ def min_max(maps: Tensor) -> Tensor:
     """Scales every map by min and max; a constant map becomes zeros, never NaN. (N, *grid) -> (N, *grid) in [0, 1]"""
     flat = maps.flatten(1)
     low, high = flat.amin(1), flat.amax(1)
-    shape = (-1, *[1] * (maps.ndim - 1))
-    return safe_divide(maps - low.view(shape), (high - low).view(shape))
+    return safe_divide(maps - per_item(low, maps), per_item(high - low, maps))
 
 
 def normalised(maps: Tensor) -> Tensor:
     """Divides each map by its largest absolute value; a map of zeros stays. (N, *grid) -> (N, *grid)"""
-    return safe_divide(maps, maps.flatten(1).abs().amax(1).view(-1, *[1] * (maps.ndim - 1)))
+    return safe_divide(maps, per_item(maps.flatten(1).abs().amax(1), maps))
 
 
 def fuse(maps: Sequence[Tensor], how: Fuse = "layer_cam") -> Tensor:
@@ -152,7 +161,7 @@ def first_component(values: Tensor, *, centred: bool = False) -> Tensor:
 
 def oriented(maps: Tensor, positive: Tensor) -> Tensor:
     """Returns the maps, each with the sign that makes `positive` (N, 1) positive."""
-    return maps * torch.where(positive < 0, -1.0, 1.0).to(maps).view(-1, *[1] * (maps.ndim - 1))
+    return maps * per_item(torch.where(positive < 0, -1.0, 1.0).to(maps), maps)
 
 
 def agreeing(maps: Tensor, evidence: Tensor) -> Tensor:
@@ -171,7 +180,7 @@ def overlap(boxes: Tensor, box: Tensor) -> Tensor:
 
 def mean_colour(images: Tensor) -> Tensor:
     """Returns images (N, C, *size) in which every pixel has the mean colour of its image."""
-    return images.flatten(2).mean(2).view(*images.shape[:2], *[1] * (images.ndim - 2)).expand_as(images).contiguous()
+    return channels(grid_mean(images), images).expand_as(images).contiguous()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -241,7 +241,8 @@ def _write_sheet(
 
 def _write_paths(results: Mapping[str, Explanation | NotApplicable], stem: Path, entry: dict[str, Any]) -> None:
     """A picture of every path, and one of all methods' together."""
-    from konkyo.draw.sheets import path_figure, save_image
+    from konkyo.draw.paths import path_figure
+    from konkyo.draw.sheets import save_image
 
     walked = {n: r for n, r in results.items() if not isinstance(r, NotApplicable) and r.path is not None}
     for row in range(max(map(len, walked.values()), default=0)):

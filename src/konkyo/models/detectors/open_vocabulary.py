@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from konkyo.engine.forward import at_least_float32
 from konkyo.errors import KonkyoError
-from konkyo.models.detectors import Detector, Kept, best_class, best_pairs
+from konkyo.models.detectors import Detector, Kept, best_class, best_pairs, boxes_in_pixels
 from konkyo.models.kinds import class_names, is_a, kind, source_of
 from konkyo.models.prompts import Prompts, Texts
 from konkyo.models.transformers import local_processor
 from konkyo.targets.candidates import Candidates, pack
+from konkyo.utils.tensors import at_least_float32
 from konkyo.utils.tokens import require_known
 
 _Family: TypeAlias = Callable[[Any, Any, Sequence[str]], Detector]
@@ -80,15 +80,6 @@ def _tokenizer(module: Any, processor: Any) -> Any:
     return tokenizer
 
 
-def _in_pixels(boxes: Tensor, images: Tensor) -> Tensor:
-    """Returns boxes (N, Q, 4), centre and size as shares of the image, as xyxy in its pixels."""
-    height, width = images.shape[2:]
-    from torchvision.ops import box_convert  # a second to import, which networks of other kinds need not wait for
-
-    corners: Tensor = box_convert(at_least_float32(boxes), "cxcywh", "xyxy")
-    return corners * corners.new_tensor([width, height, width, height])
-
-
 def _encoded(tokenizer: Any, texts: Sequence[str], most: int) -> dict[str, Tensor]:
     """Returns token ids (K, L) and their mask, every text filled up to `most` tokens. KonkyoError: one is longer."""
     tokens = tokenizer(list(texts), padding="max_length", max_length=most, return_tensors=None)
@@ -131,7 +122,7 @@ def _grounding_dino(module: Any, tokenizer: Any, texts: Sequence[str]) -> Detect
         output = network(pixel_values=images, **inputs, return_dict=True)
         # Only tokens of texts: the rest of the logits are -inf, or of marks between them.
         logits = torch.stack([output.logits[..., phrase].amax(-1) for phrase in phrases], -1)
-        return pack(_in_pixels(output.pred_boxes, images), at_least_float32(logits).sigmoid())
+        return pack(boxes_in_pixels(output.pred_boxes, images), at_least_float32(logits).sigmoid())
 
     layer = "model.backbone.conv_encoder"  # `model.backbone` puts out position embeddings, too
     return Detector(len(texts), propose, partial(best_class, classes=len(texts)), layer, threshold=0.25)
@@ -187,7 +178,7 @@ def _owl_detector(module: Any, queries: Callable[[Any], Tensor], count: int) -> 
         features = network.image_embedder(pixel_values=images)[0]
         cells = features.flatten(1, 2)
         logits, _ = network.class_predictor(cells, embeddings.expand(len(images), -1, -1))
-        return pack(_in_pixels(network.box_predictor(cells, features), images), at_least_float32(logits).sigmoid())
+        return pack(boxes_in_pixels(network.box_predictor(cells, features), images), at_least_float32(logits).sigmoid())
 
     # The heads read a patch and the class token: behind the last block no other patch has a gradient.
     vision, tower = module.config.vision_config, f"{module.base_model_prefix}.vision_model"
@@ -216,7 +207,7 @@ def _omdet(module: Any, tokenizer: Any, texts: Sequence[str]) -> Detector:
         batch = of_classes[:, None].expand(-1, count, -1), of_task.expand(-1, count, -1), mask.expand(count, -1)
         output = network.decoder(maps, *batch, return_dict=True)
         logits, boxes = output.decoder_classes[-1], output.decoder_coords[-1]
-        return pack(_in_pixels(boxes, images), at_least_float32(logits).sigmoid())
+        return pack(boxes_in_pixels(boxes, images), at_least_float32(logits).sigmoid())
 
     return Detector(len(texts), propose, partial(_best_apart, classes=len(texts)), "vision_backbone", threshold=0.3)
 
@@ -225,9 +216,9 @@ def _best_apart(output: Tensor, threshold: float, classes: int, iou: float = 0.5
     """Returns the best pairs of candidate and class, without those that overlap a better one of the class."""
     from torchvision.ops import batched_nms
 
-    kept = []
+    detections = []
     for image, pairs in zip(Candidates(output, classes).output, best_pairs(output, threshold, classes), strict=True):
         scores = image[pairs.index, 4 + pairs.label]
         chosen = batched_nms(image[pairs.index, :4], scores, pairs.label, iou)
-        kept.append(Kept(pairs.index[chosen], pairs.label[chosen]))
-    return kept
+        detections.append(Kept(pairs.index[chosen], pairs.label[chosen]))
+    return detections

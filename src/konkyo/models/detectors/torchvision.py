@@ -27,6 +27,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 from konkyo.models.detectors import Detector, Kept
 from konkyo.models.kinds import kind
 from konkyo.targets.candidates import Candidates, pack
+from konkyo.utils.tensors import at_least_float32
 
 FeatureMaps: TypeAlias = Sequence[Tensor]
 Reading: TypeAlias = Callable[[FeatureMaps, list[Tensor]], tuple[Tensor, Tensor]]
@@ -222,7 +223,7 @@ def _keep(
     `most_of`: `topk_candidates` pairs of candidate and class at most go on of each level, or of each label. Without it
     (R-CNN) boxes of no size are left out instead.
     """
-    output = output.detach().to(torch.promote_types(output.dtype, torch.float32))
+    output = at_least_float32(output.detach())
     lowest = max(threshold, limits.score_thresh, 0.0)
     detections = []
     for image, probabilities in zip(output, Candidates(output, classes).probabilities, strict=True):
@@ -244,7 +245,7 @@ def _keep(
 
 
 def _best_of_each(groups: Tensor, scores: Tensor, most: int) -> Tensor:
-    """Which pairs are among the `most` best of their group; groups (P,) from 0 on, scores (P,) -> at most P indices."""
+    """Returns the indices of the `most` best pairs of every group; groups (P,) from 0 on, scores (P,)."""
     order = scores.argsort(descending=True, stable=True)
     order = order[groups[order].argsort(stable=True)]
     sizes = groups.bincount()

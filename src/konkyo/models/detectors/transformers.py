@@ -6,13 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from konkyo.engine.forward import at_least_float32
-from konkyo.models.detectors import Detector, Kept, best_class, best_pairs
+from konkyo.models.detectors import Detector, Kept, best_class, best_pairs, boxes_in_pixels
 from konkyo.models.kinds import class_names, kind
 from konkyo.targets.candidates import pack
+from konkyo.utils.tensors import at_least_float32
 
 
 class _Family(NamedTuple):
@@ -75,14 +74,9 @@ def detector(module: nn.Module) -> Detector | None:
 def _propose(module: nn.Module, images: Tensor, *, softmax: bool) -> Tensor:
     """Returns (N, Q, 4 + K) of the Q queries, in fp32 at least."""
     output = module(pixel_values=images)
-    logits, boxes = at_least_float32(output.logits), at_least_float32(output.pred_boxes)
-    height, width = images.shape[2:]
-    centres, sides = torch.split(boxes, 2, -1)
-    corners = torch.cat([centres - sides / 2, centres + sides / 2], -1)
-    return pack(
-        corners * boxes.new_tensor([width, height, width, height]),
-        logits.softmax(-1)[..., :-1] if softmax else logits.sigmoid(),
-    )
+    logits = at_least_float32(output.logits)
+    probabilities = logits.softmax(-1)[..., :-1] if softmax else logits.sigmoid()
+    return pack(boxes_in_pixels(output.pred_boxes, images), probabilities)
 
 
 def _layer(module: nn.Module, family: _Family) -> str:

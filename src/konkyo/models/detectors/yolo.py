@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
-import torch
 from torch import Tensor, nn
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models.detectors import Detector, Kept
 from konkyo.targets.candidates import Candidates, pack
+from konkyo.utils.tensors import at_least_float32
 
 Boxes: TypeAlias = Literal["cxcywh", "xyxy", "xywh"]
 Scale: TypeAlias = Literal["pixels", "fraction"]
@@ -114,7 +114,7 @@ def _keep(classes: int, iou: float, most: int, output: Tensor, threshold: float)
     """Returns every candidate as its most probable class, the overlapping ones of each class suppressed."""
     from torchvision.ops import batched_nms
 
-    output = output.detach().to(torch.promote_types(output.dtype, torch.float32))
+    output = at_least_float32(output.detach())
     candidates = Candidates(output, classes)
     detections = []
     for corners, probabilities in zip(candidates.boxes(0), candidates.probabilities, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from konkyo.engine.capture import untouched
+from konkyo.engine.session import untouched
 from konkyo.models import Model, load
 from konkyo.models.networks.attention_branch import AttentionBranchNetwork
 from konkyo.models.networks.backbone import Pooled, as_backbone, fitting, with_classes

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from konkyo.engine.capture import untouched
+from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError
 from konkyo.models import Model
 from konkyo.models.networks.backbone import Backbone, as_backbone, fitting
-from konkyo.utils.tensors import cross_entropy, grid_mean
+from konkyo.utils.tensors import at_least_float32, cross_entropy, grid_mean
 
 
 class AttentionBranchOutput(NamedTuple):
@@ -42,7 +42,7 @@ class AttentionBranch(nn.Module):
         self.attention = nn.Sequential(nn.Conv2d(classes, 1, 3, padding=1, bias=False), nn.BatchNorm2d(1), nn.Sigmoid())
 
     def forward(self, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns maps (N, C, h, w) -> (N, K), (N, 1, h, w)"""
+        """Returns the scores (N, K) and the attention (N, 1, h, w) of a grid (N, C, h, w)."""
         maps = self.maps(grid)
         return grid_mean(self.scores(maps)), self.attention(maps)
 
@@ -51,7 +51,7 @@ class Emphasis(nn.Module):
     """Features times (1 + attention): a module of its own, so that its grid is a layer that can be explained."""
 
     def forward(self, grid: Tensor, attention: Tensor) -> Tensor:
-        """Returns maps (N, C, h, w), (N, 1, h, w) -> (N, C, h, w)"""
+        """Returns the grid (N, C, h, w) times one plus the attention (N, 1, h, w)."""
         return grid * (1 + attention)
 
 
@@ -85,7 +85,7 @@ class AttentionBranchNetwork(nn.Module):
         fitting(self.head, self.backbone)
 
     def forward(self, images: Tensor) -> AttentionBranchOutput | Tensor:
-        """Returns maps images (N, 3, H, W) -> logits (N, K); in training `AttentionBranchOutput`."""
+        """Returns the logits (N, K) of images (N, 3, H, W); in training an `AttentionBranchOutput`."""
         grid = self.backbone(images)
         scores, attention = self._attend(grid)
         grid = self.emphasis(grid, attention)
@@ -120,6 +120,5 @@ def attention_branch_loss(
             "attention_branch_loss is of the output in training mode, an AttentionBranchOutput; in eval mode the "
             f"network puts out logits for any loss; got {type(output).__name__}"
         )
-    dtype = torch.promote_types(output.logits.dtype, torch.float32)
-    decided, branch = (cross_entropy(t.to(dtype), labels, weights) for t in (output.logits, output.branch))
+    decided, branch = (cross_entropy(at_least_float32(t), labels, weights) for t in (output.logits, output.branch))
     return {"loss": decided + branch, "ce": decided.detach(), "branch": branch.detach()}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from konkyo.engine.capture import untouched
+from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models import Model
 from konkyo.utils.tensors import grid_mean
@@ -34,7 +34,7 @@ class Backbone(nn.Module):
         self.features, self.channels = features, channels
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns maps images (N, 3, H, W) -> (N, channels, h, w)"""
+        """Returns the grid (N, channels, h, w) of images (N, 3, H, W)."""
         grid: Tensor = self.features(images)
         if not isinstance(grid, Tensor) or grid.ndim != 4 or grid.shape[1] != self.channels:
             came = tuple(grid.shape) if isinstance(grid, Tensor) else type(grid).__name__
@@ -50,7 +50,7 @@ class Pooled(nn.Module):
         self.backbone, self.head = backbone, head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns maps images (N, 3, H, W) -> logits (N, K)"""
+        """Returns the logits (N, K) of images (N, 3, H, W)."""
         logits: Tensor = self.head(grid_mean(self.backbone(images)))
         return logits
 
@@ -145,7 +145,7 @@ def features_of(
     return backbone
 
 
-class _Called(nn.Module):
+class _ImagesAlone(nn.Module):
     """The network called with images alone, so that its other arguments have their defaults in a trace."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -174,7 +174,7 @@ class _Tracer(fx.Tracer):
 
 def _traced(module: nn.Module, opened: frozenset[str]) -> fx.GraphModule:
     """Returns the forward as a graph, without what its output does not need. KonkyoError: it cannot be traced."""
-    called = _Called(module)
+    called = _ImagesAlone(module)
     try:
         traced = fx.GraphModule(called, _Tracer(opened).trace(called))
     except Exception as error:  # a forward may do anything with the stand-ins for tensors, and fail in its own way
@@ -215,12 +215,12 @@ class _Shapes(fx.Interpreter):
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
+class _ShapedGraph:
     """A network's forward as a graph, and the shapes in it for an image and for one of twice the width."""
 
     network: nn.Module
     opened: frozenset[str]
-    """The modules whose calls are not recorded as one; names as in `_Called`."""
+    """The modules whose calls are not recorded as one; names as in `_ImagesAlone`."""
     traced: fx.GraphModule
     shapes: dict[fx.Node, Any]
     wide: dict[fx.Node, Any]
@@ -263,13 +263,13 @@ class _Seen:
         return grows or any(side > 1 for m in convolutions for side in m.kernel_size)
 
 
-def _look(network: nn.Module, image: Tensor, opened: frozenset[str]) -> _Seen:
+def _look(network: nn.Module, image: Tensor, opened: frozenset[str]) -> _ShapedGraph:
     traced = _traced(network, opened)
     one, other = (_Shapes(traced, picture) for picture in (image, torch.cat([image, image], dim=-1)))
-    return _Seen(network, opened, traced, one.shapes, other.shapes, one.refusal)
+    return _ShapedGraph(network, opened, traced, one.shapes, other.shapes, one.refusal)
 
 
-def _automatic(network: nn.Module, image: Tensor) -> tuple[_Seen, fx.Node]:
+def _automatic(network: nn.Module, image: Tensor) -> tuple[_ShapedGraph, fx.Node]:
     """Returns the last grid, in modules opened as far as that takes.
 
     KonkyoError: none, or more than a head after it.
@@ -302,7 +302,7 @@ def _automatic(network: nn.Module, image: Tensor) -> tuple[_Seen, fx.Node]:
     return look, end
 
 
-def _named(network: nn.Module, image: Tensor, layer: str) -> tuple[_Seen, fx.Node]:
+def _named(network: nn.Module, image: Tensor, layer: str) -> tuple[_ShapedGraph, fx.Node]:
     """Returns what the module puts out at its last call. KonkyoError: no grid, or no call."""
     parts = ["network", *layer.split(".")]
     look = _look(network, image, frozenset(".".join(parts[:i]) for i in range(1, len(parts))))

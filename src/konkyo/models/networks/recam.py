@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from konkyo.engine.capture import untouched
+from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError
 from konkyo.models import Model
 from konkyo.models.networks.backbone import Pooled, as_backbone, fitting
-from konkyo.utils.tensors import cross_entropy, grid_mean
+from konkyo.utils.tensors import at_least_float32, cross_entropy, grid_mean
 
 SMALL = 1e-5
 """Added to the largest value of a map that is divided by it."""
@@ -49,7 +49,7 @@ class ReCAM(nn.Module):
         fitting(self.second, self.backbone)
 
     def forward(self, images: Tensor) -> ReCAMOutput | Tensor:
-        """Returns maps images (N, 3, H, W) -> logits (N, K); in training `ReCAMOutput`."""
+        """Returns the logits (N, K) of images (N, 3, H, W); in training a `ReCAMOutput`."""
         if self.training:
             return self.output(images)
         logits: Tensor = self.first(grid_mean(self.backbone(images)))
@@ -69,7 +69,7 @@ class ReCAM(nn.Module):
     def maps(
         self, images: Tensor, *, flip: bool = False, scales: Sequence[float] = (1.0,), normalised: bool = False
     ) -> Tensor:
-        """ReLU((w_k * w'_k) . f) of every class k, in eval mode, without a graph. -> (N, K, h, w)
+        """Returns ReLU((w_k * w'_k) . f) of every class k, in eval mode, without a graph. -> (N, K, h, w)
 
         `flip` adds the mirrored image's map, mirrored back; the maps of images resized to `scales` are added on the
         grid of the first scale. `normalised` divides by the largest value + 1e-5. The authors': flip, scales
@@ -100,26 +100,25 @@ class ReCAM(nn.Module):
 def recam_loss(
     output: ReCAMOutput | Tensor, labels: Tensor, *, weight: float = 1.0, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The "loss" L = L_1 + weight L_2 of a ReCAM network's output in training, and its terms, without a graph; scalars.
+    """Returns the "loss" L = L_1 + weight L_2 of a ReCAM network's output in training, and its terms; scalars.
 
-    With A_k = ReLU(w_k . f), M_k = A_k / (max A_k + 1e-5) and f_k = mean(M_k f) over the grid, for every class k that
-    is there. L_2 ("reactivation") is the softmax cross-entropy of w' f_k with target k, a mean over an image's classes
-    and over images. M_k is not detached. As w'_j . f_k is the mean of M_k (w'_j . f), no masked features are made.
+    The terms have no graph. With A_k = ReLU(w_k . f), M_k = A_k / (max A_k + 1e-5) and f_k = mean(M_k f) over the grid,
+    for every class k that is there. L_2 ("reactivation") is the softmax cross-entropy of w' f_k with target k, a mean
+    over an image's classes and over images. M_k is not detached. As w'_j . f_k is the mean of M_k (w'_j . f), no masked
+    features are made.
 
     `labels` (N,) of integers: one class per image, and L_1 ("classification") is the softmax cross-entropy, with
-    `weights` (K,) of the classes. (N, K) of
-    zeros and ones: any number of classes, and L_1 is the mean binary cross-entropy (the paper's). "blank": the share of
-    classes that are there whose A_k is 0 everywhere, of which L_2 learns nothing. KonkyoError: the output of a network
-    in eval mode, labels of another form.
+    `weights` (K,) of the classes. (N, K) of zeros and ones: any number of classes, and L_1 is the mean binary
+    cross-entropy (the paper's). "blank": the share of classes that are there whose A_k is 0 everywhere, of which L_2
+    learns nothing. KonkyoError: the output of a network in eval mode, labels of another form.
     """
     if not isinstance(output, ReCAMOutput):
         raise KonkyoError(
             "recam_loss is of the output in training mode, a ReCAMOutput; in eval mode the network puts out logits for "
             f"any loss; got {type(output).__name__}"
         )
-    dtype = torch.promote_types(output.logits.dtype, torch.float32)
-    logits, maps, others = (t.to(dtype) for t in output)
-    count, classes = logits.shape
+    logits, maps, others = map(at_least_float32, output)
+    (count, classes), dtype = logits.shape, logits.dtype
     if labels.shape == (count,) and not labels.is_floating_point():
         first = cross_entropy(logits, labels, weights)
         image, label = torch.arange(count, device=logits.device), labels

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from konkyo.engine.capture import untouched
-from konkyo.engine.forward import at_least_float32
+from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError, unknown
 from konkyo.models import Model
 from konkyo.models.networks.backbone import as_backbone, fitting
-from konkyo.utils.tensors import cross_entropy, grid_mean
+from konkyo.utils.tensors import at_least_float32, cross_entropy, grid_mean
 
 Source: TypeAlias = Literal["attention", "linear", "fc", "constant"]
 Variant: TypeAlias = Literal["affine", "plain"]
@@ -95,7 +94,7 @@ class VIBOutput(NamedTuple):
 
 
 def kl_divergence(mean: Tensor, std: Tensor) -> Tensor:
-    """KL[N(mean, std^2) || N(0, 1)] of every image, summed over channels, in nats. (N, C), (N, C) -> (N,)
+    """Returns KL[N(mean, std^2) || N(0, 1)] of every image, summed over channels, in nats. (N, C), (N, C) -> (N,)
 
     1/2 sum_d (mean^2 + std^2 - 1 - 2 log std), in float32 at least.
     """
@@ -114,7 +113,7 @@ def bits_of_channels(mean: Tensor, std: Tensor) -> Tensor:
 
 
 def channel_attention(grid: Tensor, values: Tensor, temperature: float = 1.0) -> Tensor:
-    """softmax(Q Q^T / (temperature sqrt(P))) applied to a value per channel. (N, C, h, w), (N, C) -> (N, C)
+    """Applies softmax(Q Q^T / (temperature sqrt(P))) to a value per channel. (N, C, h, w), (N, C) -> (N, C)
 
     Q (C, P = h w) are the grid's channels, each standardised over its places (layer norm without weights). Channels are
     the tokens of a fused attention, so no C x C matrix is kept.
@@ -130,7 +129,7 @@ def channel_attention(grid: Tensor, values: Tensor, temperature: float = 1.0) ->
 
 
 def linear_attention(grid: Tensor, values: Tensor) -> Tensor:
-    """Attention with elu(Q) + 1 as kernel (Katharopoulos et al., 2020). (N, C, h, w), (N, C) -> (N, C)"""
+    """Applies attention with elu(Q) + 1 as kernel (Katharopoulos et al., 2020). (N, C, h, w), (N, C) -> (N, C)"""
     features = functional.elu(functional.layer_norm(grid.flatten(2), (grid[0, 0].numel(),))) + 1
     summed = torch.einsum("ncp,nc->np", features, values.to(features.dtype))
     return torch.einsum("ncp,np->nc", features, summed) / torch.einsum("ncp,np->nc", features, features.sum(1))
@@ -163,7 +162,7 @@ class VIBHead(nn.Module):
             self.offset = nn.Parameter(torch.full((channels,), float(self.noise.offset)))
 
     def forward(self, grid: Tensor) -> VIBOutput | Tensor:
-        """Returns maps (N, C, h, w) -> logits (N, K); in training `VIBOutput`."""
+        """Returns the logits (N, K) of a grid (N, C, h, w); in training a `VIBOutput`."""
         if not self.training:
             return self.scores(grid_mean(at_least_float32(grid)))
         mean, std = self.code(grid)
@@ -209,7 +208,7 @@ class VIBClassifier(nn.Module):
         fitting(self.head, self.backbone)
 
     def forward(self, images: Tensor) -> VIBOutput | Tensor:
-        """Returns maps images (N, 3, H, W) -> logits (N, K); in training `VIBOutput`."""
+        """Returns the logits (N, K) of images (N, 3, H, W); in training a `VIBOutput`."""
         output: VIBOutput | Tensor = self.head(self.backbone(images))
         return output
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from konkyo.engine.forward import at_least_float32
 from konkyo.models.kinds import class_names, kind
 from konkyo.tasks.queries import QueryTask, Size
 from konkyo.tasks.segmentation import SegmentationTask
+from konkyo.utils.tensors import at_least_float32
 
 _ENDS = ("backbone", "pixel_level_module.encoder", "conv_encoder")
 """How the names of modules end that put out the maps of all stages which a head reads."""

@@ -51,14 +51,14 @@ class BlipAnswerer(Speaker):
         states = network.vision_model(images)[0]
         ids = rows_of(self.vocabulary.tokenizer(question).input_ids, states)
         whole = torch.ones(states.shape[:-1], dtype=torch.long, device=states.device)
-        asked: Tensor = network.text_encoder(
+        tokens: Tensor = network.text_encoder(
             ids,
             attention_mask=torch.ones_like(ids),
             encoder_hidden_states=states,
             encoder_attention_mask=whole,
             use_cache=False,
         )[0]
-        return asked
+        return tokens
 
     def logits(self, module: nn.Module, encoded: Any, answer: Sequence[int]) -> Tensor:
         """Returns the logits (N, T + 1, V) after the start and every token of the answer."""

@@ -59,18 +59,18 @@ def _preprocess(module: nn.Module) -> Preprocess | None:
     The short side is resized and the middle cut out, or the picture is squashed.
     """
     visual: Any = module.visual
-    told = getattr(visual, "preprocess_cfg", None) or {}
-    if told.get("resize_mode") not in ("shortest", "squash") or told.get("mode", "RGB") != "RGB":
+    config = getattr(visual, "preprocess_cfg", None) or {}
+    if config.get("resize_mode") not in ("shortest", "squash") or config.get("mode", "RGB") != "RGB":
         return None
-    size = told["size"]
+    size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size[-2:]
-    squashed = told["resize_mode"] == "squash"
+    squashed = config["resize_mode"] == "squash"
     if not squashed and height != width:
         return None
     return Preprocess(
         resize=(height, width) if squashed else height,
         crop=None if squashed else (height, width),
-        mean=tuple(told["mean"]),
-        std=tuple(told["std"]),
-        interpolation="bilinear" if told.get("interpolation") == "bilinear" else "bicubic",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation="bilinear" if config.get("interpolation") == "bilinear" else "bicubic",
     )

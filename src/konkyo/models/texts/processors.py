@@ -41,9 +41,9 @@ def answering(
     tokenizer, arguments = read(module, processor)
     task = AnswerTask(speaker_of(module, tokenizer))
     usual = None if asks else ""
-    return {**arguments, "task": task, "prompts": Prompts("question", partial(asked, task), usual, value=usual)}
+    return {**arguments, "task": task, "prompts": Prompts("question", partial(with_question, task), usual, value=usual)}
 
 
-def asked(task: AnswerTask, question: str) -> Arguments:
+def with_question(task: AnswerTask, question: str) -> Arguments:
     """Returns the arguments of `Model` for a network that is asked a question."""
     return {"task": replace(task, question=question)}

@@ -20,7 +20,7 @@ from konkyo.utils.tensors import mean_colour
 
 
 @dataclass(frozen=True)
-class Asked:
+class QuestionCall:
     """This runs a ViltForQuestionAnswering on images with one question: (network, images) -> logits (N, answers).
 
     The library puts the image's tokens in an order that it draws at random in every forward, and where there are more
@@ -87,12 +87,12 @@ def answers(module: nn.Module, processor: Any) -> Arguments | None:
     tokenizer, arguments = read(module, processor)
     names: Any = module.config
     classes = tuple(str(names.id2label[index]) for index in range(names.num_labels))
-    prompts = Prompts("question", partial(_asked, module.config, tokenizer))
+    prompts = Prompts("question", partial(_with_question, module.config, tokenizer))
     return {**arguments, "classes": classes, "multilabel": True, "prompts": prompts}
 
 
-def _asked(config: Any, tokenizer: Any, question: str) -> Arguments:
+def _with_question(config: Any, tokenizer: Any, question: str) -> Arguments:
     """Returns what `Model` is told of a network that is asked a question."""
     ids = tuple(int(index) for index in tokenizer(question).input_ids)
     layer = f"vilt.encoder.layer.{max(config.num_hidden_layers - 2, 0)}"
-    return {"call": Asked(ids), "task": ViltTask(True, None, layer, config.patch_size, len(ids) + 1)}
+    return {"call": QuestionCall(ids), "task": ViltTask(True, None, layer, config.patch_size, len(ids) + 1)}

@@ -10,7 +10,7 @@ from torch import nn
 from konkyo.errors import KonkyoError
 from konkyo.models.kinds import kind, source_of
 from konkyo.models.prompts import Prompts
-from konkyo.models.texts.processors import asked
+from konkyo.models.texts.processors import with_question
 from konkyo.models.transformers import local_processor
 from konkyo.models.vision_language.families import form_of, is_known, require_same
 from konkyo.models.vision_language.network import ImageTextNetwork
@@ -44,5 +44,5 @@ def described(network: nn.Module, processor: Any) -> dict[str, Any] | None:
         "module": wrapper,
         "preprocess": preprocess,
         "task": task,
-        "prompts": Prompts("question", partial(asked, task)),
+        "prompts": Prompts("question", partial(with_question, task)),
     }

@@ -82,9 +82,9 @@ def difference(form: Form, preprocess: Preprocess, processor: Any, picture: Imag
 
     It is the mean over all values. Infinite: they do not even have one shape.
     """
-    own = form.inputs(preprocess(picture)[None])
+    ours = form.inputs(preprocess(picture)[None])
     theirs = processor(images=[picture], return_tensors="pt", **_SPLIT.get(type(form), {}))
-    a, b = own["pixel_values"], theirs["pixel_values"]
+    a, b = ours["pixel_values"], theirs["pixel_values"]
     if a.shape != b.shape:
         return math.inf
     return float((a - b).abs().mean()) * 255 * float(np.mean(preprocess.std))

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from konkyo.errors import KonkyoError
+from konkyo.utils.tensors import at_least_float32
 
 Size: TypeAlias = tuple[int, int]
 """Height and width."""
@@ -254,8 +255,7 @@ def resampled(images: Tensor, size: Sequence[int], how: Filter, black: Colour, w
     """
     if tuple(images.shape[2:]) == tuple(size):
         return images
-    # Half precision has no such kernel everywhere.
-    wide = images if images.dtype in (torch.float32, torch.float64) else images.float()
+    wide = at_least_float32(images)  # half precision has no such kernel everywhere
     other: Tensor = functional.interpolate(wide, size=tuple(size), mode=how, antialias=True)
     values = wide.detach().flatten(2)
     low = torch.minimum(values.amin(2), values.new_tensor(black))[..., None, None]

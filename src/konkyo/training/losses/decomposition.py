@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from konkyo.engine.capture import untouched
-from konkyo.engine.forward import at_least_float32
-from konkyo.engine.rules import name_of, tensors_in
+from konkyo.engine.functions import name_of, tensors_in
 from konkyo.errors import KonkyoError, NotApplicable
-from konkyo.utils.tensors import safe_divide
+from konkyo.utils.tensors import at_least_float32, safe_divide
 
 
 class Decomposition(NamedTuple):

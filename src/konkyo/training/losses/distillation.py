@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from konkyo.engine.capture import Watch, untouched
-from konkyo.engine.forward import Pass, at_least_float32, of_rows, pick, rounds, scores
+from konkyo.engine.forward import Pass, of_rows, pick, rounds, scores
 from konkyo.engine.layer import Layer
 from konkyo.errors import KonkyoError, unknown
 from konkyo.metrics.distances import Distance, blank, distances, on_grid
@@ -18,7 +18,7 @@ from konkyo.targets.candidates import Candidates
 from konkyo.targets.classes import Target
 from konkyo.targets.detections import InstanceTarget
 from konkyo.training.losses.consistency import LOSSES
-from konkyo.utils.tensors import min_max, on_finest, overlap, safe_divide
+from konkyo.utils.tensors import at_least_float32, min_max, on_finest, overlap, safe_divide
 
 Slope: TypeAlias = Literal["autograd", "detached"]
 

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from konkyo.engine.forward import at_least_float32
 from konkyo.errors import KonkyoError
 from konkyo.metrics.distances import blank, on_grid
-from konkyo.utils.tensors import min_max, safe_divide
+from konkyo.utils.tensors import at_least_float32, min_max, safe_divide
 
 
 def right_reasons(images: Tensor, logits: Tensor, masks: Tensor) -> Tensor:

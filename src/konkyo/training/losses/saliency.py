@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from konkyo.engine.capture import untouched
-from konkyo.engine.forward import at_least_float32
 from konkyo.errors import KonkyoError
 from konkyo.targets.classes import class_logits
+from konkyo.utils.tensors import at_least_float32
 
 
 def saliency_guided(

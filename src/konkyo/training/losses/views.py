@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from konkyo.engine.forward import at_least_float32
 from konkyo.errors import KonkyoError
+from konkyo.utils.tensors import at_least_float32
 
 
 class Views(NamedTuple):

@@ -9,7 +9,7 @@ from konkyo.apps.web.page import Page
 from konkyo.apps.web.pictures import image
 from konkyo.apps.web.session import Session, explained
 from konkyo.apps.web.words import word
-from konkyo.draw.sheets import path_figure
+from konkyo.draw.paths import path_figure
 from konkyo.errors import KonkyoError
 from konkyo.explanation.result import Explanation
 
