@@ -174,6 +174,18 @@ def test_wrong_usage_is_2(run: Run, words: tuple[str, ...]) -> None:
     assert "Traceback" not in found.err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--top", "0"), "'--top': 1 or more was expected; got 0"),
+        (("--top", "two"), "'--top': a whole number was expected; got two"),
+        (("--score", "high"), "'--score': a number was expected; got high"),
+    ],
+)
+def test_a_value_of_another_kind_is_told(run: Run, words: tuple[str, str], said: str) -> None:
+    assert said in " ".join(run("explain", "x.png", *words).err.split())
+
+
 def test_version(run: Run) -> None:
     assert run("--version").out == f"konkyo {konkyo.__version__}\n"
 
@@ -353,7 +365,7 @@ def test_resume_leaves_out_what_is_done(run: Run, photos: Path) -> None:
 
 def test_resume_needs_the_same_settings_and_a_manifest(run: Run, photos: Path) -> None:
     assert run("explain", photos / "one.png", "--out", "o", "--resume").code == 0
-    assert_told(run("explain", photos / "one.png", "--out", "o", "--resume", "--top", 2), "with other target")
+    assert_told(run("explain", photos / "one.png", "--out", "o", "--resume", "--top", 2), "They differ in target")
     for text in ("{}", "not json", "[]"):
         Path("o/manifest.jsonl").write_text(text)
         assert_told(run("explain", photos / "one.png", "--out", "o", "--resume"), "no record of a run")

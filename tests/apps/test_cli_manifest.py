@@ -229,7 +229,9 @@ def test_what_decides_the_output_is_compared(run: Run, changed: list[str]) -> No
     options = [*OPTIONS[:2], *OPTIONS[4:]] if "--method" in changed else OPTIONS
     first = [] if "--method" not in changed else ["--method", "ig_odam"]
     assert run("explain", "000.png", *options, *first).code == 0
-    assert "is of a run with other" in run("explain", "000.png", *options, *changed).err
+    assert (
+        "with other settings: choose another --out, or --overwrite" in run("explain", "000.png", *options, *changed).err
+    )
 
 
 def test_images_without_maps_are_done_too(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 import konkyo
 from helpers.commands import Run, runner, told
 from helpers.strict_json import strict
-from konkyo.apps.cli.evaluate import split
+from konkyo.apps.cli.options import names_in
 from konkyo.evaluation.evaluate import evaluate
 from konkyo.evaluation.result import Evaluation
 from konkyo.metrics import metrics
@@ -302,7 +302,7 @@ def test_metrics_as_json(run: Run) -> None:
     ],
 )
 def test_commas_in_parentheses_do_not_separate_metrics(text: str, names: list[str]) -> None:
-    assert split(text) == names
+    assert names_in(text) == names
 
 
 def test_the_library_has_evaluate() -> None:

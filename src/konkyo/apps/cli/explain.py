@@ -11,7 +11,6 @@ from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
@@ -30,7 +29,7 @@ from konkyo.apps.cli.options import (
 )
 from konkyo.apps.cli.reports import ReportOptions, made_by, report_of_folder
 from konkyo.apps.cli.sources import Images, TruthOptions, pictures_of
-from konkyo.apps.cli.terminal import out, progress
+from konkyo.apps.cli.terminal import print_line, progress
 from konkyo.errors import KonkyoError, NotApplicable
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ def explain(
 
         def said(line: str) -> None:
             if line and not as_json:
-                out.print(escape(line), soft_wrap=True, highlight=False)
+                print_line(line)
 
         with Writing(manifest, forward_options.batch_size, said) as writing:
             for (batch, read), tell in progress(ahead, "explaining", len(parts)):

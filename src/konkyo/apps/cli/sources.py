@@ -72,15 +72,20 @@ class Pictures:
     """As of `konkyo.data.images.open_image`."""
 
 
+def require_one_source(images: Sequence[str] | None, data: str | None) -> None:
+    """KonkyoError: images and a data set are given. typer.BadParameter: neither."""
+    if images and data is not None:
+        raise KonkyoError("images are named, or a data set is given with --data; both came")
+    if not images and data is None:
+        raise typer.BadParameter("images, or a data set with --data folder:DIR, are missing")
+
+
 def pictures_of(images: Sequence[str] | None, model: Model, options: TruthOptions) -> Pictures:
     """Returns the images that arguments or a data set name. KonkyoError: both, or a label that is no class.
 
     typer.BadParameter: neither images nor a data set.
     """
-    if images and options.data is not None:
-        raise KonkyoError("images are named, or a data set is given with --data; both came")
-    if not images and options.data is None:
-        raise typer.BadParameter("images, or a data set with --data folder:DIR, are missing")
+    require_one_source(images, options.data)
     if options.data is None and not model.takes_pictures:
         pictures = _inputs(images or ())
     else:
@@ -179,13 +184,13 @@ def _of_data(source: str, model: Model, options: TruthOptions) -> Pictures:
     names = dict(zip(data.files, data.names, strict=True))
     if not data.labels or options.true_labels is not None:
         return Pictures(list(data.files), names, {}, f"{source} has none" if not data.labels else "")
-    found, notes = known_classes(model, data.labels)
-    if not found:
+    classes, notes = known_classes(model, data.labels)
+    if not classes:
         raise KonkyoError(
             f"none of the classes of {source} ({', '.join(data.classes[:5])}) is one of {model.name}; with "
             "--true-labels none its pictures are explained all the same, and --labels FILE names the model's classes"
         )
-    labels = {file: label for file, label in zip(data.files, found, strict=True) if label is not None}
+    labels = {file: label for file, label in zip(data.files, classes, strict=True) if label is not None}
     return Pictures(list(data.files), names, labels, "; ".join((f"from {source}", *notes)))
 
 
@@ -199,18 +204,18 @@ def _of_folders(pictures: Pictures, images: Sequence[str], model: Model) -> Pict
 
     tables = {folder: table for image in images if (table := class_table(folder := Path(image))) is not None}
     said = [_said(file, tables) for file in pictures.files]
-    found, _ = known_classes(model, said)
-    if not found:
+    classes, _ = known_classes(model, said)
+    if not classes:
         return pictures
     counts = Counter(said)
-    if None in found:
-        known = len({name for name, label in zip(said, found, strict=True) if label is not None})
+    if None in classes:
+        known = len({name for name, label in zip(said, classes, strict=True) if label is not None})
         origin = (
             f"not taken from the folders: {known} of {len(counts)} folders are called like a class of the model; "
             "--data folder:DIR takes them"
         )
         return Pictures(pictures.files, pictures.names, {}, origin)
-    labels = {file: label for file, label in zip(pictures.files, found, strict=True) if label is not None}
+    labels = {file: label for file, label in zip(pictures.files, classes, strict=True) if label is not None}
     if tables:
         origin = f"from {CLASS_TABLE} ({len(counts)} classes)"
     elif len(counts) == 1:
