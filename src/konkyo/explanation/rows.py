@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from konkyo.errors import KonkyoError, NoSuchName, NoSuchRow
+from konkyo.errors import KonkyoError, NoSuchName, NoSuchRow, did_you_mean
 
 if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
@@ -105,10 +104,8 @@ def _named(result: Explanation, name: str) -> list[int]:
         if name in names:
             return [row for row, known in enumerate(names) if known == name]
     there = list(dict.fromkeys([*result.labels, *result.names]))
-    near = get_close_matches(name, there, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
     shown = ", ".join(there[:20]) + (f", ... ({len(there)} in all)" if len(there) > 20 else "")
-    raise NoSuchName(f"no row is labelled {name!r}{hint} There are: {shown or 'none'}")
+    raise NoSuchName(f"no row is labelled {name!r}{did_you_mean(name, there)} There are: {shown or 'none'}")
 
 
 def _taken(tensor: Tensor, rows: Sequence[int]) -> Tensor:

@@ -30,7 +30,7 @@ from konkyo.training.devices import first, over_batches
 from konkyo.training.loop import EPOCHS, read_epochs
 from konkyo.training.recipe import Numbers, Recipe
 from konkyo.utils.files import plain, read_json, replacing, write_text
-from konkyo.utils.ledger import differences, held
+from konkyo.utils.ledger import differences, held, other_settings
 from konkyo.utils.progress import Progress, StageProgress
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def open_study(
         if why and [name.split(" ")[0] for name in differ] == ["recipe.epochs"]:
             raise KonkyoError(f"{folder} {why}")
         if differ:
-            raise KonkyoError(f"{folder} is of a study with other {', '.join(differ)}; choose another folder")
+            raise KonkyoError(f"{folder} {other_settings('a study', differ, 'choose another folder')}")
         for name in GROWS:
             if name in now and name in earlier:
                 now[name] = earlier[name] + [value for value in now[name] if value not in earlier[name]]

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.training.trackers import TRACKERS
-from konkyo.utils.ledger import differences
+from konkyo.utils.ledger import differences, other_settings
 
 Numbers: TypeAlias = dict[str, float]
 Optimisers: TypeAlias = Literal["adam", "adamw", "sgd"]
@@ -181,7 +181,7 @@ class Recipe:
         )
         if not differ:
             return ""
-        words = f"is of a training with other {', '.join(differ)}; choose another folder"
+        words = other_settings("a training", differ, "choose another folder")
         if earlier.get("epochs") != self.epochs and self.schedule not in _ENDLESS:
             words += (
                 f". With the schedule {self.schedule!r} every rate depends on the number of epochs: a longer training "
