@@ -157,7 +157,7 @@ def test_as_a_program_it_explains_and_tells_errors_without_a_traceback(photos: P
     (tmp_path / "nets.py").write_text(NETS)
     done = program("explain", photos / "one.png", "--model", "nets.py:named", "--out", "o", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "1 images explained, 0 skipped" in done.stdout
+    assert "1 image explained, 0 skipped" in done.stdout
     assert (tmp_path / "o" / "one.grad_cam.png").is_file()
     failed = program("explain", photos / "none.png", "--model", "nets.py:named", cwd=tmp_path)
     assert (failed.returncode, failed.stdout) == (1, "")
@@ -315,7 +315,7 @@ def test_a_number_added_to_a_name_takes_no_other_files_name(run: Run, photos: Pa
 def test_unusable_images_are_skipped_and_told(run: Run, photos: Path) -> None:
     found = run("explain", photos / "broken", photos / "one.png", "--out", "o")
     assert found.code == 3
-    assert "1 images explained, 3 skipped" in found.out
+    assert "1 image explained, 3 skipped" in found.out
     lines = found.err.splitlines()
     assert len(lines) == 3
     for line, (name, reason) in zip(

@@ -90,7 +90,7 @@ def test_another_run_with_the_same_settings_adds_to_the_folder(run: Run) -> None
     assert run("explain", "000.png", *OPTIONS).code == 0
     again = run("explain", "001.png", *OPTIONS)
     assert again.code == 0
-    assert "1 images explained, 0 skipped" in again.out
+    assert "1 image explained, 0 skipped" in again.out
     assert listed() == ["000.png", "001.png"]
     assert Path("out/000.grad_cam.png").is_file()
 

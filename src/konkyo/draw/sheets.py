@@ -21,6 +21,7 @@ from konkyo.engine.path import PathTrace
 from konkyo.errors import KonkyoError
 from konkyo.utils.files import replacing
 from konkyo.utils.tensors import overlap
+from konkyo.utils.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,7 +137,7 @@ def gallery(rows: Sequence[Row], *, title: str = "", colour_bar: bool = True) ->
     side = min(_WIDTH // across, _CELL_SIDES[1])
     whole = _scaled_to(rows[0].image, side)
     panels = [_numbered(rows, whole)]
-    captions = [[(rows[0].title, _INK), (_counted(len(rows), "detection"), _GREY)]]
+    captions = [[(rows[0].title, _INK), (counted(len(rows), "detection"), _GREY)]]
     signed = [[kind] for (kind,) in _signed(rows, shared=False)]
     for number, (row, (kind,)) in enumerate(zip(rows, signed, strict=True), start=1):
         (cell,), picture = row.cells, _scaled_to(row.image, side)
@@ -208,7 +209,7 @@ def path_figure(explanations: Integrated | Sequence[Integrated], row: int = 0) -
     figure.text(0.105, 1 - 0.1 / tall, title[:90], va="top", size=11, weight="bold", color=_INK, parse_math=False)
     highest = max([1e-9, *(float(priority) for walk in walks for priority in walk.priorities)])
     for walk, axis, colour in zip(walks, axes[-len(walks) :], _LINES * len(walks), strict=False):
-        label = f"{walk.name}: {_counted(len(walk.alphas), 'node')}"
+        label = f"{walk.name}: {counted(len(walk.alphas), 'node')}"
         for above, values in [(axes[0], walk.scores), *([(axes[1], walk.away)] if walk.away is not None else [])]:
             above.plot(walk.alphas, values, color=colour, linewidth=1.3, label=label)
             for there, face in ((walk.there, colour), (~walk.there, "white")):
@@ -420,10 +421,6 @@ def _decision(row: Row) -> list[tuple[str, str]]:
     asked = [(row.asked, _GREY)] if row.asked else []
     decided = [(row.decided, _AMBER if row.asked else _GREY)] if row.decided else []
     return asked + decided + ([(row.truth, _AMBER)] if row.truth else [])
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _signed(rows: Sequence[Row], shared: bool) -> list[list[bool | None]]:

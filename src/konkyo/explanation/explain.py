@@ -175,6 +175,7 @@ def _results(
         return _one_by_one([model] * len(prepared.images), prepared, methods, request, session, doubts)
     results: dict[str, Explanation | NotApplicable] = {}
     cuts: dict[Method, list[Cut]] = {}
+    absences: dict[int, str] = {}
     shape = tuple(prepared.images.shape[1:])
     for m in methods:
         try:
@@ -201,11 +202,13 @@ def _results(
             except NotApplicable as reason:
                 results[m.name] = NotApplicable(f"{m.name}: {reason}")
         if model.task.instances and (without := _images_without(results.values(), len(prepared.images))):
-            doubts[_nothing(model, request.target, without, pass_.output.detach())] = None
+            output = pass_.output.detach()
+            doubts[_nothing(model, request.target, without, output)] = None
+            absences |= {image: model.nothing(request.target, output[image : image + 1]) for image in without}
     assumed = [_drawn(model, request.seed)] if session.draws else []
     assumed += [f"{model.name} runs images one by one: in a batch they depend on each other"] if session.tied else []
     return {
-        name: replace(result, assumptions=(*result.assumptions, *assumed))
+        name: replace(result, assumptions=(*result.assumptions, *assumed), absences=absences)
         if isinstance(result, Explanation)
         else result
         for name, result in results.items()

@@ -87,6 +87,9 @@ class Explanation:
     coordinates: tuple[Coordinates, ...] = ()
     """Where the cells of every row's input lie in the world: seconds, millimetres; empty for pictures."""
 
+    absences: Mapping[int, str] = field(default_factory=dict)
+    """Why an image has no row, by its index: nothing of what was asked for was detected. Not saved."""
+
     @property
     def maps(self) -> Tensor:
         """Returns the maps (R, *grid) as the method defines them, unscaled: `signed`, after its ReLU if any."""
@@ -356,6 +359,8 @@ def joined(parts: Sequence[Explanation]) -> Explanation:
             values[f.name] = of_parts[0]
         elif f.name == "assumptions":
             values[f.name] = tuple(dict.fromkeys(sentence for part in of_parts for sentence in part))
+        elif f.name == "absences":
+            values[f.name] = {at + image: why for at, part in enumerate(of_parts) for image, why in part.items()}
         elif f.name == "notes":
             values[f.name] = _joined_notes(parts)
         elif all(isinstance(value, Tensor) for value in of_parts):

@@ -30,6 +30,7 @@ from konkyo.explanation.words import (
     score_in_words,
     truth_in_words,
 )
+from konkyo.utils.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +112,7 @@ def sheet(result: Explanation, path: str | Path | None, page: int, title: str | 
         raise KonkyoError("a sheet needs a row at least; this explanation has none")
     pages = -(-len(result) // ROWS_OF_A_PAGE)
     if not 1 <= page <= pages:
-        raise KonkyoError(f"page {page} of a sheet with {pages} page{'' if pages == 1 else 's'} ({len(result)} rows)")
+        raise KonkyoError(f"page {page} of a sheet with {counted(pages, 'page')} ({len(result)} rows)")
     rows = rows_of({result.method: result}, brightness=brightness) if is_picture(result) else []
     heading = f"{result.method} at {result.layer}" + (f" of {result.model}" if result.model else "")
     heading = heading if title is None else title

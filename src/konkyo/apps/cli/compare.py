@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
 
 from konkyo.apps.cli.manifest import Manifest, report_of
-from konkyo.apps.cli.pictures import batches, explained, in_a_line, rows_of
+from konkyo.apps.cli.pictures import batches, explained, in_a_line, nothing_in, rows_of
 
 
 @with_groups
@@ -98,7 +98,7 @@ def compare(
                 shown = ordered([*shown, (entry, rows)], truth_options.sort)[:limit]
                 count += 1
                 if not entry.get("maps"):
-                    entry["nothing"] = setup.model.task.nothing(target)
+                    entry["nothing"] = nothing_in(results, setup.model.task, target)
                 if not as_json:
                     line = in_a_line(results) or entry["nothing"]
                     print_line(f"{source.names.get(file, file.name)}: {line}")

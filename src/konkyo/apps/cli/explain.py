@@ -44,6 +44,7 @@ from konkyo.apps.cli.pictures import (
     explained,
     facts,
     in_a_line,
+    nothing_in,
     one_ahead,
     read_files,
     rows_of,
@@ -177,7 +178,7 @@ class _Products:
             with FIGURES:
                 _write_sheet(results, file, self.folder / f"{stem}.{self.task.instances}.png", self.sheet, entry)
         if not entry.get("maps") and not entry.get("not_applicable"):
-            entry["nothing"] = self.task.nothing(self.target)
+            entry["nothing"] = nothing_in(results, self.task, self.target)
         line = in_a_line(results) or entry.get("nothing")
         return entry, f"{title}: {line}" if line else ""
 

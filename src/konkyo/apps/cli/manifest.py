@@ -12,13 +12,15 @@ from typing import Any
 
 import typer
 
-from konkyo.apps.cli.sources import counted, ordered
+from konkyo.apps.cli.sources import ordered, truth_sentences
 from konkyo.apps.cli.terminal import print_json, print_line, print_note, print_warning
 from konkyo.errors import ImageError, KonkyoError
 from konkyo.utils.files import csv_of, read_json, write_text
 from konkyo.utils.ledger import Ledger
+from konkyo.utils.words import counted
 
 RECORD, DOCUMENT, TABLE = "manifest.jsonl", "manifest.json", "images.csv"
+_SHOWN = 3  # reasons in an error
 _LONGEST = 160  # bytes of a stem; file systems take 255, and what is written has more to its name
 
 
@@ -250,16 +252,17 @@ def report_of(manifest: Manifest, as_json: bool, notes: list[str]) -> None:
     reasons = {reason for entry in images for reason in entry.get("not_applicable", ())}
     reasons |= {entry["nothing"] for entry in images if "nothing" in entry}
     if reasons and not any(entry.get("maps") for entry in images) and not as_json:
-        raise KonkyoError("; ".join(sorted(reasons)))
+        first, more = sorted(reasons)[:_SHOWN], len(reasons) - _SHOWN
+        raise KonkyoError("; ".join([*first, *([f"and {more} more, each in {DOCUMENT}"] if more > 0 else [])]))
     if as_json:
         print_json(manifest.document())
     else:
         applicable = {reason for entry in images for reason in entry.get("not_applicable", ())}
         doubtful = Counter(m["diagnosis"] for e in images for m in e.get("maps", ()) if m["diagnosis"] != "ok")
         shown = [entry for entry in images if "left_out" not in entry]
-        notes = [f"{len(shown)} images explained, {len(skipped)} skipped", *notes, *sorted(applicable)]
-        notes += counted(images, manifest.origin)
-        notes += [f"{number} maps: {kind}" for kind, number in doubtful.items()]
+        notes = [f"{counted(len(shown), 'image')} explained, {len(skipped)} skipped", *notes, *sorted(applicable)]
+        notes += truth_sentences(images, manifest.origin)
+        notes += [f"{counted(number, 'map')}: {kind}" for kind, number in doubtful.items()]
         assumed = dict.fromkeys(a for e in images for a in e.get("assumptions", ()))
         notes += [f"assumed: {sentence}" for sentence in assumed]
         for note in notes:

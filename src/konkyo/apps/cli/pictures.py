@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from konkyo.explanation.reading import Group, Read
     from konkyo.explanation.result import Explanation
     from konkyo.models import Model
+    from konkyo.tasks.base import Task
 
 WRITERS = 4
 """So many threads write pictures at most."""
@@ -203,6 +204,12 @@ def in_a_line(results: Mapping[str, Explanation | NotApplicable]) -> str:
     ]
     decided = dict.fromkeys(words for _, words in rows if words)
     return "; ".join([", ".join(dict.fromkeys(words for words, _ in rows)), *decided]) if rows else ""
+
+
+def nothing_in(results: Mapping[str, Explanation | NotApplicable], task: Task, target: Any) -> str:
+    """Returns why an image has no map: what was asked for and is not there, with the highest score that there was."""
+    done = (result for result in results.values() if not isinstance(result, NotApplicable))
+    return next((why for result in done for why in result.absences.values()), task.nothing(target))
 
 
 def one_ahead(

@@ -13,6 +13,7 @@ from konkyo.apps.cli.records import PicturesNow
 from konkyo.apps.cli.reports import Anonymous, Language, PictureCount, ReportOptions, write_report
 from konkyo.apps.cli.terminal import out, print_json, print_line, print_table
 from konkyo.errors import KonkyoError
+from konkyo.utils.words import counted
 
 
 class _FolderByDefault(TyperGroup):
@@ -80,9 +81,7 @@ def _report_run(
     most = None if pages == "all" else int(pages)
     files = report_run(folder, to, RunReportOptions(most, per_page, data, options.lang, options.anonymous))  # type: ignore[arg-type] # checked
     size = sum(file.stat().st_size for file in files) / 1e6
-    pages_ = len(files) - 1
-    text = f"report: {files[0]} and {pages_} page{'s' * (pages_ != 1)} of images ({size:.1f} MB)"
-    print_line(text)
+    print_line(f"report: {files[0]} and {counted(len(files) - 1, 'page')} of images ({size:.1f} MB)")
 
 
 @report.command()

@@ -318,7 +318,7 @@ def _natural(name: str) -> list[str | int]:
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name.casefold()))]
 
 
-def counted(entries: Iterable[Mapping[str, Any]], origin: str) -> list[str]:
+def truth_sentences(entries: Iterable[Mapping[str, Any]], origin: str) -> list[str]:
     """Returns the sentences at the end of a run: how many images are wrong, and where their labels come from."""
     judged = [entry["correct"] for entry in entries if entry.get("correct") is not None]
     lines = [f"{judged.count(False)} of {len(judged)} wrong"] if judged else []

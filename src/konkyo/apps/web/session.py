@@ -306,7 +306,7 @@ def explained(
     if isinstance(result, NotApplicable):
         return str(result)
     if not len(result):
-        return model.task.nothing(request)
+        return next(iter(result.absences.values()), model.task.nothing(request))
     return result
 
 
