@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from konkyo.data import stores
-from konkyo.data.archives import class_named, classes_of, open_bytes, options_of, unique_names
+from konkyo.data.archives import class_named, classes_of, open_bytes, unique_names
 from konkyo.data.images import MAX_BYTES
 from konkyo.data.pieces import Cut, Piece, Pieces, listing, opener
-from konkyo.data.samples import Sample, Samples
+from konkyo.data.samples import Sample, Samples, options_of
 from konkyo.errors import ImageError, KonkyoError, unknown
 from konkyo.utils.arrow import arrow
 

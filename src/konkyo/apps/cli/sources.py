@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from glob import glob
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import typer
@@ -296,6 +296,7 @@ def ordered(rows: Sequence[_Judged[_Anything]], order: str | None) -> list[_Judg
 
     wrong-first: of wrong decisions the surest first, of right ones the least sure.
     """
+    from konkyo.data.images import natural
 
     def unsureness(entry: Mapping[str, Any], sign: int) -> float:
         decision = entry.get("decision") or {}
@@ -304,18 +305,13 @@ def ordered(rows: Sequence[_Judged[_Anything]], order: str | None) -> list[_Judg
     def key(row: _Judged[_Anything]) -> tuple[Any, ...]:
         entry, _ = row
         if order == "name":
-            return tuple(_natural(entry.get("image", "")))
+            return tuple(natural(PurePath(entry.get("image", ""))))
         if order == "wrong-first":
             place = 2 if (correct := entry.get("correct")) is None else int(correct)
             return place, unsureness(entry, 1 if place else -1)
         return (unsureness(entry, -1 if order == "most-sure" else 1),)
 
     return list(rows) if order is None else sorted(rows, key=key)
-
-
-def _natural(name: str) -> list[str | int]:
-    """Returns a sorting key under which "img2" comes before "img10"."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name.casefold()))]
 
 
 def truth_sentences(entries: Iterable[Mapping[str, Any]], origin: str) -> list[str]:
