@@ -409,7 +409,7 @@ def test_more_epochs_go_on_from_fewer(tmp_path: Path, schedule: Any) -> None:
 @pytest.mark.parametrize("schedule", ["cosine", "steps"])
 def test_more_epochs_are_refused_where_rates_depend_on_them(tmp_path: Path, schedule: Any) -> None:
     trained(tmp_path, Recipe(epochs=2, schedule=schedule))
-    with pytest.raises(KonkyoError, match="other epochs"):
+    with pytest.raises(KonkyoError, match="differ in epochs"):
         trained(tmp_path, Recipe(epochs=4, schedule=schedule))
 
 

@@ -18,7 +18,8 @@ from konkyo.errors import KonkyoError, NotApplicable, silenced, unknown
 from konkyo.evaluation import display
 from konkyo.evaluation.columns import Column, column
 from konkyo.evaluation.cost import FORWARD, operations_of
-from konkyo.evaluation.evaluate import RIGHT, evaluate
+from konkyo.evaluation.evaluate import evaluate
+from konkyo.evaluation.plan import RIGHT
 from konkyo.evaluation.result import Evaluation, Table, bracketed, markdown
 from konkyo.explanation.explain import Which
 from konkyo.explanation.run import Where

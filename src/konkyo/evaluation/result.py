@@ -21,6 +21,7 @@ from konkyo.evaluation.columns import Column, column
 from konkyo.metrics.base import Metric, OfMean
 from konkyo.utils.files import csv_text, plain, read_json, replacing, write_text
 from konkyo.utils.frames import data_frame
+from konkyo.utils.statistics import holm
 
 if TYPE_CHECKING:
     import pandas
@@ -209,13 +210,9 @@ class Evaluation:
 
     def differing(self, name: str) -> set[str]:
         """Returns the methods that differ from a column's best: p < 0.05 after Holm's correction for their number."""
-        tested = sorted((self.cell(m, name).p, m) for m in self.methods if (m, name) in self.statistics)
-        known, differ = [(p, m) for p, m in tested if not math.isnan(p)], set[str]()
-        for k, (p, method) in enumerate(known):
-            if p * (len(known) - k) >= 0.05:
-                break
-            differ.add(method)
-        return differ
+        methods = [m for m in self.methods if (m, name) in self.statistics]
+        adjusted = holm([self.cell(m, name).p for m in methods])
+        return {m for m, p in zip(methods, adjusted, strict=True) if p < 0.05}
 
     def worst(self, method: str, name: str, count: int = 5) -> list[Row]:
         """Returns the rows where a method is worst, the worst first."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from konkyo.data import huggingface
-from konkyo.data.arrays import pictures_of_array, pictures_of_tensor, read_array
+from konkyo.data.arrays import picture_of_colours, pictures_of_array, pictures_of_tensor, read_array
 from konkyo.data.axes import Coordinates
 from konkyo.data.images import find_images, open_image, require_local, upright
 from konkyo.data.samples import Sample
@@ -176,7 +176,7 @@ def _of_pictures(model: Model, parts: Sequence[Any]) -> Prepared:
         if isinstance(part, Tensor):
             batch = part.detach()[None] if part.ndim == 3 else part.detach()
             images += list(batch.cpu().float())
-            shown += [_picture(colours) for colours in preprocess.undo(batch.float())]
+            shown += [picture_of_colours(colours) for colours in preprocess.undo(batch.float())]
             frames += [_whole(batch)] * len(batch)
             continue
         notes += [f"image {len(images)}: {note}" for note in part.info.get("konkyo", ())]
@@ -188,12 +188,6 @@ def _of_pictures(model: Model, parts: Sequence[Any]) -> Prepared:
             "the pictures differ in size after preprocessing; give the Preprocess a crop, or explain them one by one"
         )
     return Prepared(model.prepared(torch.stack(images)), tuple(shown), tuple(frames), tuple(notes))
-
-
-def _picture(colours: Tensor) -> Image.Image:
-    """Returns colours (1 or 3, H, W) in [0, 1] as a picture."""
-    pixels = (colours.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(pixels)
 
 
 def outputs_of(model: Model, images: Any, *, seed: int = 0) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from konkyo.data.arrays import picture_of_colours
 from konkyo.data.axes import Coordinates
 from konkyo.data.images import upright
 from konkyo.engine.path import PathTrace
@@ -344,8 +345,7 @@ def picture_of(colours: Tensor) -> Image.Image:
         raise KonkyoError(f"only images (1 or 3, H, W) can be drawn; got {tuple(colours.shape)}; pass image=")
     if colours.amin() < 0 or colours.amax() > 1:  # normalised by means that nobody told
         colours = min_max(colours[None])[0]
-    pixels = (colours.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(pixels)
+    return picture_of_colours(colours)
 
 
 def joined(parts: Sequence[Explanation]) -> Explanation:

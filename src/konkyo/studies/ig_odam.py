@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from konkyo.data.samples import Data, Samples, samples
 from konkyo.data.sets.scenes import Scenes
 from konkyo.errors import KonkyoError, silenced
-from konkyo.evaluation.evaluate import RIGHT, digest, evaluate
+from konkyo.evaluation.evaluate import evaluate
+from konkyo.evaluation.plan import RIGHT, digest
 from konkyo.evaluation.result import Evaluation, Table, markdown
 from konkyo.explanation.explain import explain
 from konkyo.explanation.result import Explanation

@@ -8,9 +8,9 @@ from itertools import combinations
 
 import numpy as np
 
-from konkyo.survey.preference import holm, two_sided
+from konkyo.survey.preference import two_sided
 from konkyo.survey.votes import Floats, Votes, percentiles, resampled, standard_error
-from konkyo.utils.statistics import CENTRAL, t_quantile
+from konkyo.utils.statistics import CENTRAL, holm, t_quantile
 
 _ROUNDS, _EXACT = 10_000, 1e-10
 

@@ -62,8 +62,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure explanations on data with truth: a table of methods and metrics, with 95 % intervals and paired tests."""
-    from konkyo.evaluation.evaluate import Maps
     from konkyo.evaluation.evaluate import evaluate as run
+    from konkyo.evaluation.plan import Maps
     from konkyo.tasks.base import Matching
 
     kind = figure_format(format)
