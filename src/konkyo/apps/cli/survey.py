@@ -12,7 +12,7 @@ import typer
 from konkyo.apps.cli.options import Json, Port, Seed, names_in
 from konkyo.apps.cli.records import PicturesNow
 from konkyo.apps.cli.survey_analysis import analyse, power
-from konkyo.apps.cli.terminal import print_json, print_line, print_note, print_warning
+from konkyo.apps.cli.terminal import print_json, print_line, print_note, print_warning, progress_bar
 from konkyo.errors import KonkyoError, KonkyoWarning
 from konkyo.utils.files import parse_json, read_text
 
@@ -82,7 +82,8 @@ def build(
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", KonkyoWarning)
-        form = build(_named(sources), to, plan, data)
+        with progress_bar("building the form", "nothing is kept", shown=not as_json) as progress:
+            form = build(_named(sources), to, plan, data, progress=progress)
     for warning in caught:
         if issubclass(warning.category, KonkyoWarning):
             print_warning("warning:", str(warning.message))
@@ -91,7 +92,7 @@ def build(
     if as_json:
         print_json({"folder": str(to), **_facts(form)})
         return
-    for line in _sentences(form, to, offline):
+    for line in _sentences(form, items, to, offline):
         print_line(line)
 
 
@@ -138,8 +139,7 @@ def export(
     with closing(Store(database)) as store:
         answers = store.answers()
     write_answers(answers, to)
-    said = f"{len(answers)} answers of {len({a.rater for a in answers})} raters in {to}"
-    print_line(said)
+    print_line(f"{len(answers)} answers of {len({a.rater for a in answers})} raters in {to}")
 
 
 @survey.command(name="import")
@@ -204,13 +204,13 @@ def _facts(form: Form) -> dict[str, Any]:
     }
 
 
-def _sentences(form: Form, to: Path, offline: Path | None) -> list[str]:
-    facts, sampling = _facts(form), form.sampling
-    counts = facts["items"]
+def _sentences(form: Form, asked_for: int, to: Path, offline: Path | None) -> list[str]:
+    sampling, counts = form.sampling, _facts(form)["items"]
+    fewer = f", fewer than the {asked_for} asked for" if sampling["drawn"] < asked_for else ""
     lines = [
         f"form of {counts['plain']} items, {counts['repeat']} repeats and {counts['attention']} attention items, "
         f"comparing {', '.join(form.methods)}, in {to}",
-        f"drawn: {sampling['rule']}, seed {form.seed}; {sampling['drawn']} of {sampling['possible']} images",
+        f"drawn: {sampling['rule']}, seed {form.seed}; {sampling['drawn']} of {sampling['possible']} images{fewer}",
     ]
     lines += [f"left out: {count} {reason}" for reason, count in sampling["left_out"].items()]
     doubtful = {name: count for name, count in sampling["doubtful_maps"].items() if count}
