@@ -25,7 +25,7 @@ from konkyo.report.rows import CollectedRows, reduced
 from konkyo.runs.manifest import MANIFEST, MERGED
 from konkyo.runs.pictures import DataNow, RunPictures, with_picture
 from konkyo.runs.query import Database, opened
-from konkyo.runs.records import Records, explanation_of
+from konkyo.runs.records import Records, explanations_of
 from konkyo.runs.summary import Image, Summary, most_suspicious, rows_of_images
 from konkyo.utils.statistics import interval_of_share
 
@@ -146,10 +146,7 @@ def _add(rows: CollectedRows, of_image: Sequence[dict[str, Any]], records: Recor
     source = None if unused else pictures.find(first["image"], first["sha256"])
     picture = None if source is None else pictures.view(source.sample.image)
     metrics = records.manifest.get("metrics") or ()
-    results = [
-        with_picture(explanation_of(list(part), records.manifest), picture)
-        for _, part in groupby((row for row in of_image if row["map"] is not None), lambda row: row["method"])
-    ]
+    results = [with_picture(result, picture) for result in explanations_of(of_image, records.manifest)]
     for _, group in groupby(results, lambda result: result.labels):  # those that explain the same, beside each other
         before = len(rows.rows)
         beside = list(group)
