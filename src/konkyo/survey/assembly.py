@@ -113,7 +113,8 @@ def _nobody(_done: int, _total: int, _stage: str) -> None:
 
 def _by_name(sources: Mapping[str, Maps] | Sequence[str | Path]) -> dict[str, Maps]:
     """Returns the sources by name, folders by their own. KonkyoError: two of one name."""
-    named = dict(sources) if isinstance(sources, Mapping) else {Path(folder).name: folder for folder in sources}
+    named: dict[str, Maps] = {}
+    named |= sources if isinstance(sources, Mapping) else {Path(folder).name: folder for folder in sources}
     if len(named) < len(sources):
         raise KonkyoError(f"two of the folders have one name: {', '.join(map(str, sources))}; give them names")
     return named
