@@ -132,8 +132,8 @@ def explanations(
     if isinstance(images, Prepared):
         prepared = images
     else:
-        told = not isinstance(model, nn.Module)
-        prepared = prepare(adapted, images, bgr=request.bgr, column=request.column, told=told)
+        read_off = isinstance(model, nn.Module)
+        prepared = prepare(adapted, images, bgr=request.bgr, column=request.column, read_off=read_off)
     prepared = labelled(adapted, prepared, request.true_labels)
     request = replace(request, target=bound_request(request.target, partial(outputs_of, adapted, seed=request.seed)))
     question = request.question if request.question is not None else prepared.questions or None

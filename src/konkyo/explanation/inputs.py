@@ -78,13 +78,14 @@ class Prepared:
 
 
 def prepare(
-    model: Model, images: Images, *, bgr: bool = False, column: str | None = None, told: bool = True
+    model: Model, images: Images, *, bgr: bool = False, column: str | None = None, read_off: bool = False
 ) -> Prepared:
     """Returns images in any form as the network takes them.
 
     Floating tensors are taken as prepared; all else are pictures, which the model's preprocessing prepares. `bgr` is of
-    arrays and uint8 tensors, `column` of a `datasets.Dataset`: where its pictures are. `told`: the preprocessing was
-    given with the model, not read off a module. KonkyoError: something else, or pictures of other sizes.
+    arrays and uint8 tensors, `column` of a `datasets.Dataset`: where its pictures are. `read_off`: the
+    preprocessing was not given with the model, but read off a module. KonkyoError: something else, or pictures of other
+    sizes.
     """
     reader = _Reader(model, bgr)
     table = huggingface.is_table(images)
@@ -101,7 +102,7 @@ def prepare(
         prepared = replace(prepared, notes=(*(note for part in parts for note in part.notes), *prepared.notes))
     else:
         prepared = _of_pictures(model, [part.image for part in parts])
-        prepared = prepared if told else replace(prepared, notes=(*prepared.notes, _READ_OFF))
+        prepared = replace(prepared, notes=(*prepared.notes, _READ_OFF)) if read_off else prepared
     names = tuple(name for part in parts for name in part.names)
     labels, notes = known_classes(model, [label for part in parts for label in part.labels])
     questions = tuple(part.question for part in parts)
@@ -204,10 +205,10 @@ def known_classes(model: Model, labels: Sequence[str | None]) -> tuple[tuple[str
     Case, underscores and hyphens do not matter. The classes are empty where no label names one.
     """
     classes = {plain_name(name): name for name in reversed(model.classes)}
-    found = tuple(None if label is None else classes.get(plain_name(label)) for label in labels)
-    others = list(dict.fromkeys(label for label, name in zip(labels, found, strict=True) if label and name is None))
-    said = f"labels of the data that are no class of {model.name}, taken as not known: {', '.join(others[:5])}"
-    return (found if any(name is not None for name in found) else ()), ((said,) if others else ())
+    names = tuple(None if label is None else classes.get(plain_name(label)) for label in labels)
+    others = list(dict.fromkeys(label for label, name in zip(labels, names, strict=True) if label and name is None))
+    note = f"labels of the data that are no class of {model.name}, taken as not known: {', '.join(others[:5])}"
+    return (names if any(name is not None for name in names) else ()), ((note,) if others else ())
 
 
 def labelled(model: Model, prepared: Prepared, true_labels: Sequence[Any] | None) -> Prepared:
@@ -240,8 +241,8 @@ def class_of(model: Model, label: Any) -> str | None:
         return model.classes[index] if model.classes else f"class {index}"
     if not isinstance(label, str):
         raise KonkyoError(f"a true label is a class name, an index or None; got {label!r}")
-    found, _ = known_classes(model, [label])
-    return found[0] if found else model.classes[model.class_index(label)]
+    names, _ = known_classes(model, [label])
+    return names[0] if names else model.classes[model.class_index(label)]
 
 
 @dataclass(frozen=True, eq=False)
