@@ -319,8 +319,8 @@ def _measure(plan: Plan, part: SampleValues, method: str, offers: Mapping[str, A
             options.setdefault("holds_input", offers.get("holds_input", True))
         arguments = {n: values[n] for n in needs if n != "maps" and values.get(n) is not None}
         statistic = c.metric.statistic(values["maps"], **arguments, **options).double()
-        told = c.region in (None, "explained")
-        left_out = blank if told else blank | truth.unknown(c.region).to(blank.device)  # type: ignore[arg-type]
+        always_known = c.region in (None, "explained")
+        left_out = blank if always_known else blank | truth.unknown(c.region).to(blank.device)  # type: ignore[arg-type]
         statistic = statistic.masked_fill(left_out.view(-1, *[1] * (statistic.ndim - 1)), math.nan)
         part.statistics.setdefault(method, {})[c.name] = statistic.tolist()
 
@@ -374,13 +374,13 @@ def _answers(
 
     def decided(variants: Tensor, rows: Tensor) -> Tensor:
         aims = [targets[row] for row in rows.tolist()]
-        found = model.decisions_beside(aims, list(range(len(aims))), _output(model, variants, precision))
-        stays = [decision is not None and decision.agrees for decision in found]  # None: it is not there any more
+        decisions = model.decisions_beside(aims, list(range(len(aims))), _output(model, variants, precision))
+        stays = [decision is not None and decision.agrees for decision in decisions]  # None: it is not there any more
         return torch.tensor(stays, dtype=torch.bool, device=variants.device)
 
     now = model.decisions_beside(targets, [0] * len(targets), output)
-    asked = all(decision is not None and decision.asked_probability is not None for decision in now)
-    return {"outputs": outputs} | ({"decided": decided} if asked else {})
+    comparable = all(decision is not None and decision.asked_probability is not None for decision in now)
+    return {"outputs": outputs} | ({"decided": decided} if comparable else {})
 
 
 def _scorer(model: Model, targets: Sequence[Target], precision: Precision | None) -> Score:

@@ -194,11 +194,12 @@ def curves(
     scored = _Scored.of(model, picture, explanation, row)
     height, width = scored.images.shape[2:]
     maps = resize(explanation.maps[row : row + 1].float(), (height, width))
-    own = {c.metric.name: c for c in reversed([column(name) for name in model.task.columns])}  # of several the first
+    of_task = reversed([column(name) for name in model.task.columns])  # of several the first
+    columns = {c.metric.name: c for c in of_task}
     session = untouched(model.module, seed)
     with torch.no_grad(), silenced(), session, session:  # twice: see `Session`
         return tuple(
-            _curve(scored, maps, own.get(name) or column(name), steps, seed, check)
+            _curve(scored, maps, columns.get(name) or column(name), steps, seed, check)
             for name in ("deletion", "insertion")
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +15,7 @@ from konkyo.evaluation.batches import untrained
 from konkyo.evaluation.diagnose.chance import p_values
 from konkyo.evaluation.diagnose.collected import Collected, embedded, question
 from konkyo.evaluation.diagnose.evidence import beside
-from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text, worded
+from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text, too_few, worded
 from konkyo.evaluation.diagnose.statistics import (
     agreement,
     matching,
@@ -60,19 +59,6 @@ def ask(collected: Collected) -> tuple[Finding, ...]:
     return tuple(findings) or (_of_pictures(collected),)
 
 
-def _too_few(n: int, statistic: str, subject: str) -> Finding:
-    return Finding(
-        "backbone",
-        "unknown",
-        subject,
-        worded("Too few images to tell: {n}.", "画像が {n} 枚しかないため判断できません。", n=n),
-        worded("Give six images or more.", "6 枚以上の画像を与えてください。"),
-        statistic,
-        math.nan,
-        n=n,
-    )
-
-
 # --- with masks -------------------------------------------------------------------------------------------------------
 
 
@@ -88,7 +74,7 @@ def _of_masks(collected: Collected) -> Finding:
     known = [(index, mask) for index in range(len(collected)) if (mask := collected.mask(index)) is not None]
     known = [(index, mask) for index, mask in known if 0 < float(mask.float().mean()) < 1]
     if len(known) < _LEAST:
-        return _too_few(len(known), statistic, "masks")
+        return too_few("backbone", len(known), statistic, "masks")
     indices = [index for index, _ in known]
     masks = torch.cat([on_grid(mask[None].float(), collected.grid) for _, mask in known])
     table = energy_inside(collected.eigen[indices], masks)
@@ -155,7 +141,7 @@ def _of_labels(collected: Collected, train: Collected) -> Finding:
     settings, labels = collected.settings, collected.true_labels
     statistic = f"accuracy of the {NEIGHBOURS} nearest training images, minus that of an untrained copy"
     if len(collected) < _LEAST or len(train) < NEIGHBOURS:
-        return _too_few(min(len(collected), len(train)), statistic, "labels")
+        return too_few("backbone", min(len(collected), len(train)), statistic, "labels")
     kinds, known = collected.probabilities.shape[1], train.true_labels
     neighbours = nearest_training(collected, train)
     decided = vote(neighbours, known, kinds)
@@ -299,7 +285,7 @@ def _of_pictures(collected: Collected) -> Finding:
         generator=collected.generator("backbone/pictures"),
     )
     if result is None:
-        return _too_few(len(collected), statistic, "pictures")
+        return too_few("backbone", len(collected), statistic, "pictures")
     good = result.p <= settings.alpha and result.difference >= LEAST_GAP
     numbers = {"own": result.own, "other": result.other, "found": max(result.critical, LEAST_GAP)}
     return Finding(

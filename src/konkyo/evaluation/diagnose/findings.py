@@ -66,5 +66,19 @@ def worded(en: str, ja: str, **values: object) -> Text:
     return {"en": en.format(**values), "ja": ja.format(**values)}
 
 
+def too_few(question: str, n: int, statistic: str, subject: str = "") -> Finding:
+    """Returns the finding that so many images cannot tell, of a question that needs six."""
+    return Finding(
+        question,
+        "unknown",
+        subject,
+        worded("Too few images to tell: {n}.", "画像が {n} 枚しかないため判断できません。", n=n),
+        worded("Give six images or more.", "6 枚以上の画像を与えてください。"),
+        statistic,
+        math.nan,
+        n=n,
+    )
+
+
 NOTHING_TO_DO: Text = {"en": "Nothing to do.", "ja": "必要な作業はありません。"}
 """The next step of a finding that is "ok"."""
