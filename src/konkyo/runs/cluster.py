@@ -28,6 +28,7 @@ from konkyo.runs.manifest import MANIFEST
 from konkyo.runs.shards import Receipt
 from konkyo.runs.work import UnopenedError, shards_of
 from konkyo.utils.words import counted
+
 WINDOW = 10_000
 """So many pieces are given to Ray at once, for it keeps a record of each."""
 IN_A_ROW = 8

@@ -135,18 +135,18 @@ class Database:
 
 def _reason(text: str, known: Sequence[str]) -> str:
     """Returns in words what DuckDB says of a query: "<kind> Error: <reason>\\n\\nLINE <n>: <line>\\n  ^"."""
-    said, _, place = text.partition("\n\nLINE ")
+    reason, _, place = text.partition("\n\nLINE ")
     line = place.partition(": ")[2].partition("\n")[0].strip()
-    if column := re.search(r'Referenced column "(.+)" not found', said):
+    if column := re.search(r'Referenced column "(.+)" not found', reason):
         name = column[1]
         return f"there is no column {name!r}{did_you_mean(name, known)} A text has single quotes, as in = '{name}'"
-    if said.startswith("Parser Error: ") and line.startswith(") ORDER BY"):  # behind a condition, see `Question.text`
+    if reason.startswith("Parser Error: ") and line.startswith(") ORDER BY"):  # behind a condition, see `Question.text`
         return "the condition ends before it is whole, or closes a bracket that it does not open"
-    if near := re.match(r'Parser Error: syntax error at or near "(.+)"$', said):
+    if near := re.match(r'Parser Error: syntax error at or near "(.+)"$', reason):
         return (
             f"this is no SQL at {near[1]!r} in {line!r}; a condition is as in \"method = 'grad_cam' AND score > 0.9\""
         )
-    return " ".join(said.partition(": ")[2].split()) + (f", in {line!r}" if line else "")
+    return " ".join(reason.partition(": ")[2].split()) + (f", in {line!r}" if line else "")
 
 
 @contextmanager

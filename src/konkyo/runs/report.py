@@ -16,12 +16,13 @@ import torch
 
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.diagnose.findings import Text
+from konkyo.report.assets import reduced
 from konkyo.report.builders import Request
 from konkyo.report.folder import made_by, reader
-from konkyo.report.html import words_of
+from konkyo.report.html import accuracy_counts, words_of
 from konkyo.report.page import Cell, ConfusionMatrix, ImageRow, Measure, Page, TableBlock, words
 from konkyo.report.report import report
-from konkyo.report.rows import CollectedRows, reduced
+from konkyo.report.rows import CollectedRows
 from konkyo.runs.manifest import MANIFEST, MERGED
 from konkyo.runs.pictures import DataNow, RunPictures, with_picture
 from konkyo.runs.query import Database, opened
@@ -179,8 +180,7 @@ def _summary_page(
     low, high = interval_of_share(summary.correct, summary.known)
     counts = [(words_of("count.images"), str(summary.images))]
     if summary.known:
-        share = f"{summary.correct / summary.known:.1%} [{low:.1%}, {high:.1%}]"
-        counts += [(words_of("count.accuracy"), share), (words_of("count.wrong"), str(summary.known - summary.correct))]
+        counts += accuracy_counts(summary.correct, summary.known, low, high)
     maps = sum(n for _, kind, n in summary.diagnosis)
     doubtful = sum(n for _, kind, n in summary.diagnosis if kind != "ok")
     counts.append((words_of("count.doubtful"), str(doubtful)))

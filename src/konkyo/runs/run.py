@@ -258,9 +258,9 @@ def automatic_batch(model: Model, groups: Sequence[Group]) -> int:
                 model(images)
         except KonkyoError:
             continue
-        each = 2 * max(1, outputs.total)
+        image_bytes = 2 * max(1, outputs.total)
         most = GPU_BATCH if images.device.type == "cuda" else CPU_BATCH
-        fitting = max(1, _free_bytes(images.device) // 2 // each)
+        fitting = max(1, _free_bytes(images.device) // 2 // image_bytes)
         return 1 << min(most.bit_length() - 1, fitting.bit_length() - 1)
     return 1
 
