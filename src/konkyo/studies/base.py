@@ -162,6 +162,10 @@ class StudyData:
     shown: Sequence[TestPicture]
     """In the first process."""
 
+    def picture(self, shown: TestPicture) -> Image.Image:
+        """Returns a picture that is shown, as the test set has it."""
+        return self.parts.test[self.parts.test.names.index(shown.name)].image
+
 
 @contextmanager
 def alone(out: Path, fabric: Fabric) -> Iterator[None]:
@@ -317,8 +321,8 @@ def usual_preprocess(backbone: str, size: int | None) -> Preprocess:
     Without a size it is the backbone's own preprocessing, or 224 pixels with ImageNet's means where it has none.
     """
     with torch.random.fork_rng([]):
-        own = load(backbone, weights="default" if ".py:" in backbone else None).preprocess
-    usual = Preprocess() if own is None else own
+        of_backbone = load(backbone, weights="default" if ".py:" in backbone else None).preprocess
+    usual = Preprocess() if of_backbone is None else of_backbone
     return usual if size is None else Preprocess(size, size, usual.mean, usual.std)
 
 
@@ -341,8 +345,8 @@ def classification_scores(
 
     With `fabric` all its processes call this, and each computes a part of the logits.
     """
-    found = over_batches(lambda batch: (network(batch[0].to(device)).float().cpu(), batch[1]), batches, fabric)
-    scores, label = (torch.cat(parts) for parts in zip(*found, strict=True))
+    outputs = over_batches(lambda batch: (network(batch[0].to(device)).float().cpu(), batch[1]), batches, fabric)
+    scores, label = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     kinds = scores.shape[1]
     decision = scores.argmax(1)
     confusion = torch.bincount(label * kinds + decision, minlength=kinds**2).view(kinds, kinds)

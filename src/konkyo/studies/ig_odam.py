@@ -156,10 +156,10 @@ def convergence(
             if progress is not None:
                 progress(index + 1, len(chosen))
         parts = ledger.entries
-    found = _gathered({name: parts[name] for name in chosen.names}, nodes)
-    if not found.images:
+    result = _gathered({name: parts[name] for name in chosen.names}, nodes)
+    if not result.images:
         raise KonkyoError(f"nothing detected with a score above {matching.threshold:g}")
-    return found
+    return result
 
 
 def _gathered(parts: Mapping[str, Any], nodes: Sequence[int]) -> Convergence:

@@ -272,10 +272,10 @@ class Session:
         """Returns the Python that makes the same maps. KonkyoError: nothing is chosen."""
         _, chosen = self.asked()
         model = self.shelf.model(self.model_name)
-        loaded, asked = f"konkyo.load({self.model_name!r})", ""
+        loaded, question = f"konkyo.load({self.model_name!r})", ""
         if model.prompts is not None and self.text:
             if asks(model):
-                asked = f", question={self.text!r}"
+                question = f", question={self.text!r}"
             else:
                 loaded = f"konkyo.load({self.model_name!r}, texts={self._texts!r})"
         names = list(self.results) or [model.task.method]
@@ -284,7 +284,7 @@ class Session:
             f"model = {loaded}\n"
             f"image = {self.source}\n"
             f"target = {code_of(chosen.request)}\n"
-            f"results = konkyo.compare(model, image, {names!r}, target=target{asked})\n"
+            f"results = konkyo.compare(model, image, {names!r}, target=target{question})\n"
             'results[next(iter(results))].overlay(0).save("why.png")\n'
         )
 
