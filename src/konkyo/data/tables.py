@@ -119,8 +119,8 @@ def columns_of(file: stores.Stored, schema: Any, options: Mapping[str, str], cla
     named = [n for n, feature in features.items() if feature.get("_type") == "ClassLabel" and n in schema.names]
     label = label or next(iter([*named, *(name for name in _LABELS if name in schema.names)]), None)
     names = features.get(label or "", {}).get("names")
-    own = {str(k): str(name) for k, name in enumerate(names)} if isinstance(names, list) else {}
-    return Columns(image, label, dict(classes or own))
+    from_list = {str(k): str(name) for k, name in enumerate(names)} if isinstance(names, list) else {}
+    return Columns(image, label, dict(classes or from_list))
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:

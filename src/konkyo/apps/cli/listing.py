@@ -110,8 +110,8 @@ def _of_places(model: Model, size: str | None, channels: int | None) -> tuple[in
         side = reader.picture.side or 112
         sides = [reader.frames, *(side if isinstance(side, tuple) else (side, side))]
     if not sides or (places and len(sides) != len(places)):
-        said = "x".join(name.upper() for name in places) or "the size of an input"
-        raise KonkyoError(f"--size says how large an input of {model.name} is: {said}, as in 16x112x112; got {size!r}")
+        order = "x".join(name.upper() for name in places) or "the size of an input"
+        raise KonkyoError(f"--size says how large an input of {model.name} is: {order}, as in 16x112x112; got {size!r}")
     usual = 3 if places == Clips.places else 1
     return (channels or usual, *sides)
 

@@ -94,8 +94,8 @@ def export(
     """Write a run for another tool: COCO, NumPy, FiftyOne, TensorBoard, MLflow or Weights & Biases."""
     from konkyo.runs.exports import Wishes, export
 
-    said = export(folder, form, to, Wishes(threshold, data, pictures))
-    print_line(said)
+    summary = export(folder, form, to, Wishes(threshold, data, pictures))
+    print_line(summary)
 
 
 def _write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:

@@ -203,13 +203,13 @@ def _of_folders(pictures: Pictures, images: Sequence[str], model: Model) -> Pict
     from konkyo.explanation.inputs import known_classes
 
     tables = {folder: table for image in images if (table := class_table(folder := Path(image))) is not None}
-    said = [_said(file, tables) for file in pictures.files]
-    classes, _ = known_classes(model, said)
+    spellings = [_said(file, tables) for file in pictures.files]
+    classes, _ = known_classes(model, spellings)
     if not classes:
         return pictures
-    counts = Counter(said)
+    counts = Counter(spellings)
     if None in classes:
-        known = len({name for name, label in zip(said, classes, strict=True) if label is not None})
+        known = len({name for name, label in zip(spellings, classes, strict=True) if label is not None})
         origin = (
             f"not taken from the folders: {known} of {len(counts)} folders are called like a class of the model; "
             "--data folder:DIR takes them"

@@ -64,8 +64,8 @@ def analyse(
         raise KonkyoError("tables of answers were expected, as in answers.csv, or --counts WON/ITEMS")
     _require_none({"--raters": raters != "30", "--rate": rate != ".7,.8,.9"}, "--counts; answers know their raters")
     kind = figure_format(format)
-    asked = None if form is None else Form.load(form)
-    result = analyse(read(answers, asked), asked, method=method, rule=rule, resamples=resamples, seed=seed)
+    loaded = None if form is None else Form.load(form)
+    result = analyse(read(answers, loaded), loaded, method=method, rule=rule, resamples=resamples, seed=seed)
     result.save(to, lang=words, format=kind)
     if as_json:
         print_json(result.description())
