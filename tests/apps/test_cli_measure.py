@@ -319,3 +319,10 @@ def test_recommend_ranks_methods_on_the_data(run: Run, tmp_path: Path) -> None:
     text = (tmp_path / "to" / "recommendation.md").read_text()
     assert "localisation (2)" in text
     assert (tmp_path / "to" / "values.csv").is_file()
+
+
+@pytest.mark.parametrize("order", ["cascading", "independent", "bottom_up"])
+def test_weights_are_drawn_anew_in_every_order(run: Run, order: str) -> None:
+    found = run("sanity", "photos/cat/0.png", "--model", "nets.py:named", "--order", order, "--steps", 2, "--json")
+    assert found.code == 0, found.err
+    assert set(found.json["grad_cam"]) == {order, "class"}
