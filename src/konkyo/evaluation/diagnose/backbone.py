@@ -15,13 +15,23 @@ from konkyo.evaluation.batches import untrained
 from konkyo.evaluation.diagnose.chance import p_values
 from konkyo.evaluation.diagnose.collected import Collected, embedded, question
 from konkyo.evaluation.diagnose.evidence import beside
-from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text, too_few, worded
+from konkyo.evaluation.diagnose.findings import (
+    NOTHING_TO_DO,
+    Evidence,
+    Finding,
+    Severity,
+    Text,
+    too_few,
+    too_few_maps,
+    worded,
+)
 from konkyo.evaluation.diagnose.statistics import (
     agreement,
     matching,
     mcnemar,
     nearest,
     standardised,
+    varying,
     vote,
 )
 from konkyo.metrics.distances import on_grid
@@ -277,15 +287,15 @@ def _of_pictures(collected: Collected) -> Finding:
     """Returns whether the maps follow their pictures, or look the same for any."""
     settings = collected.settings
     statistic = "correlation of Eigen-CAM and Ablation-CAM of the decision, minus that with another image's"
+    pair = collected.eigen, collected.ablation_of_decision
     result = agreement(
-        collected.eigen,
-        collected.ablation_of_decision,
+        *pair,
         resamples=settings.resamples,
         alpha=settings.alpha,
         generator=collected.generator("backbone/pictures"),
     )
     if result is None:
-        return too_few("backbone", len(collected), statistic, "pictures")
+        return too_few_maps("backbone", varying(*pair), statistic, "pictures")
     good = result.p <= settings.alpha and result.difference >= LEAST_GAP
     numbers = {"own": result.own, "other": result.other, "found": max(result.critical, LEAST_GAP)}
     return Finding(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from PIL import Image
+from torch import Tensor
 
 Severity: TypeAlias = Literal["high", "medium", "low", "ok", "unknown"]
 SEVERITIES: tuple[Severity, ...] = ("high", "medium", "low", "unknown", "ok")
@@ -77,6 +78,28 @@ def too_few(question: str, n: int, statistic: str, subject: str = "") -> Finding
         statistic,
         math.nan,
         n=n,
+    )
+
+
+def too_few_maps(question: str, usable: Tensor, statistic: str, subject: str) -> Finding:
+    """Returns the finding that too few images have maps that say something; `usable` (n,) bool are those."""
+    return Finding(
+        question,
+        "unknown",
+        subject,
+        worded(
+            "Too few images whose maps are not constant: {n} of {all}.",
+            "マップが一定でない画像が {all} 枚中 {n} 枚しかないため判断できません。",
+            n=int(usable.sum()),
+            all=len(usable),
+        ),
+        worded(
+            "Six are needed: give more images, or see with `konkyo explain` why maps are constant.",
+            "6 枚必要です。画像を増やすか、マップが一定になる理由を `konkyo explain` で確かめてください。",
+        ),
+        statistic,
+        math.nan,
+        n=len(usable),
     )
 
 

@@ -9,9 +9,18 @@ import torch
 from konkyo.draw.overlay import overlay
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import beside
-from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text, too_few, worded
+from konkyo.evaluation.diagnose.findings import (
+    NOTHING_TO_DO,
+    Evidence,
+    Finding,
+    Severity,
+    Text,
+    too_few,
+    too_few_maps,
+    worded,
+)
 from konkyo.evaluation.diagnose.probe import ridge_probe
-from konkyo.evaluation.diagnose.statistics import McNemar, agreement, mcnemar
+from konkyo.evaluation.diagnose.statistics import McNemar, agreement, mcnemar, varying
 
 SOME, MUCH = 0.05, 0.15
 """From these lower bounds on, what the head loses is a medium and a high finding."""
@@ -141,15 +150,15 @@ def _lost(collected: Collected, lost: torch.Tensor, decisions: torch.Tensor) -> 
 def _map_finding(collected: Collected) -> Finding:
     """Returns how far Ablation-CAM of the label follows Eigen-CAM, against that of another image."""
     settings = collected.settings
+    pair = collected.eigen, collected.ablation_of_label
     result = agreement(
-        collected.eigen,
-        collected.ablation_of_label,
+        *pair,
         resamples=settings.resamples,
         alpha=settings.alpha,
         generator=collected.generator("head/maps"),
     )
     if result is None:
-        return too_few("head", len(collected), _OF_MAPS, "maps")
+        return too_few_maps("head", varying(*pair), _OF_MAPS, "maps")
     poor = result.p > settings.alpha or result.high < POOR
     numbers = {"own": result.own, "other": result.other, "difference": result.difference, "found": result.critical}
     sentence = (

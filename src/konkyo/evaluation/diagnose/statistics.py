@@ -151,10 +151,15 @@ def agreement(
 
     Images with a constant map are left out.
     """
-    one, two = (_centred(m) for m in (maps, others))
-    usable = (one.abs().amax(1) > 0) & (two.abs().amax(1) > 0)
-    one, two = _unit(one[usable]), _unit(two[usable])
+    usable = varying(maps, others)
+    one, two = (_unit(_centred(m)[usable]) for m in (maps, others))
     return matching(one @ two.mT, resamples=resamples, alpha=alpha, generator=generator) if len(one) >= 6 else None
+
+
+def varying(maps: Tensor, others: Tensor) -> Tensor:
+    """Tells of which images (n,) both maps are not constant."""
+    one, two = (_centred(m).abs().amax(1) > 0 for m in (maps, others))
+    return one & two
 
 
 def matching(table: Tensor, *, resamples: int, alpha: float, generator: torch.Generator) -> Agreement:
