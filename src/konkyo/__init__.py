@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from konkyo.evaluation.diagnose.regions import RegionTest, region_test
     from konkyo.evaluation.diagnose.result import DiagnosisReport
     from konkyo.evaluation.diagnose.run import diagnose
-    from konkyo.evaluation.evaluate import Maps, evaluate
+    from konkyo.evaluation.evaluate import evaluate
     from konkyo.evaluation.map_log import log_maps
     from konkyo.evaluation.map_logger import MapLogger
     from konkyo.evaluation.neighbours import Neighbours, neighbours
+    from konkyo.evaluation.plan import Maps
     from konkyo.evaluation.recommend import recommend
     from konkyo.evaluation.result import Evaluation
     from konkyo.evaluation.sanity import efficient_randomisation, random_class, randomisation, stability
@@ -70,7 +71,8 @@ _HOMES = {
     "konkyo.evaluation.neighbours": ("Neighbours", "neighbours"),
     "konkyo.explanation.diagnosis": ("Diagnosis",),
     "konkyo.errors": ("KonkyoError", "KonkyoWarning", "NotApplicable"),
-    "konkyo.evaluation.evaluate": ("Maps", "evaluate"),
+    "konkyo.evaluation.evaluate": ("evaluate",),
+    "konkyo.evaluation.plan": ("Maps",),
     "konkyo.evaluation.recommend": ("recommend",),
     "konkyo.evaluation.result": ("Evaluation",),
     "konkyo.explanation.explain": ("compare", "explain", "explanations"),

@@ -6,9 +6,9 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 
 
 class KonkyoError(Exception):
@@ -45,17 +45,33 @@ class KonkyoWarning(UserWarning):
     """A result that exists but should not be trusted as it is."""
 
 
+_NEAR, _ASIDE = 0.6, 0.1
+"""Names are near from this likeness on; and how far below the nearest one others may be."""
+
+
 def unknown(kind: str, name: object, offer: Iterable[str]) -> KonkyoError:
     """The error for a name that is not on offer, with the near ones first.
 
     >>> print(unknown("method", "gradcam", ["grad_cam", "score_cam"]))
-    unknown method 'gradcam'; did you mean 'grad_cam' or 'score_cam'? On offer: grad_cam, score_cam
+    unknown method 'gradcam'; did you mean 'grad_cam'? On offer: grad_cam, score_cam
     """
     names = list(offer)
-    near = get_close_matches(str(name), names, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else "."
     shown = ", ".join(names[:60]) + (f", ... ({len(names)} in all)" if len(names) > 60 else "")
-    return KonkyoError(f"unknown {kind} {name!r}{hint} On offer: {shown}")
+    return KonkyoError(f"unknown {kind} {name!r}{did_you_mean(str(name), names)} On offer: {shown}")
+
+
+def did_you_mean(name: str, offer: Sequence[str]) -> str:
+    """Returns the question after the near ones of the names on offer, as it follows a mistaken name; "." if none is.
+
+    Near is what shares most letters in their order, and hardly less than the nearest does. Case does not matter.
+
+    >>> did_you_mean("Resnet5", ["resnet50", "regnet"]), did_you_mean("lime", ["rise", "saliency"])
+    ("; did you mean 'resnet50'?", '.')
+    """
+    likeness = {other: SequenceMatcher(None, other.lower(), name.lower()).ratio() for other in offer}
+    highest = max(likeness.values(), default=0.0)
+    near = [other for other in sorted(likeness, key=lambda n: -likeness[n]) if likeness[other] >= highest - _ASIDE]
+    return f"; did you mean {' or '.join(map(repr, near[:3]))}?" if highest >= _NEAR else "."
 
 
 def first_line(error: BaseException) -> str:

@@ -157,7 +157,7 @@ def test_as_a_program_it_explains_and_tells_errors_without_a_traceback(photos: P
     (tmp_path / "nets.py").write_text(NETS)
     done = program("explain", photos / "one.png", "--model", "nets.py:named", "--out", "o", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "1 images explained, 0 skipped" in done.stdout
+    assert "1 image explained, 0 skipped" in done.stdout
     assert (tmp_path / "o" / "one.grad_cam.png").is_file()
     failed = program("explain", photos / "none.png", "--model", "nets.py:named", cwd=tmp_path)
     assert (failed.returncode, failed.stdout) == (1, "")
@@ -172,6 +172,18 @@ def test_wrong_usage_is_2(run: Run, words: tuple[str, ...]) -> None:
     found = run(*words)
     assert found.code == 2
     assert "Traceback" not in found.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--top", "0"), "'--top': 1 or more was expected; got 0"),
+        (("--top", "two"), "'--top': a whole number was expected; got two"),
+        (("--score", "high"), "'--score': a number was expected; got high"),
+    ],
+)
+def test_a_value_of_another_kind_is_told(run: Run, words: tuple[str, str], said: str) -> None:
+    assert said in " ".join(run("explain", "x.png", *words).err.split())
 
 
 def test_version(run: Run) -> None:
@@ -303,7 +315,7 @@ def test_a_number_added_to_a_name_takes_no_other_files_name(run: Run, photos: Pa
 def test_unusable_images_are_skipped_and_told(run: Run, photos: Path) -> None:
     found = run("explain", photos / "broken", photos / "one.png", "--out", "o")
     assert found.code == 3
-    assert "1 images explained, 3 skipped" in found.out
+    assert "1 image explained, 3 skipped" in found.out
     lines = found.err.splitlines()
     assert len(lines) == 3
     for line, (name, reason) in zip(
@@ -353,7 +365,7 @@ def test_resume_leaves_out_what_is_done(run: Run, photos: Path) -> None:
 
 def test_resume_needs_the_same_settings_and_a_manifest(run: Run, photos: Path) -> None:
     assert run("explain", photos / "one.png", "--out", "o", "--resume").code == 0
-    assert_told(run("explain", photos / "one.png", "--out", "o", "--resume", "--top", 2), "with other target")
+    assert_told(run("explain", photos / "one.png", "--out", "o", "--resume", "--top", 2), "They differ in target")
     for text in ("{}", "not json", "[]"):
         Path("o/manifest.jsonl").write_text(text)
         assert_told(run("explain", photos / "one.png", "--out", "o", "--resume"), "no record of a run")

@@ -76,8 +76,7 @@ def test_a_sheet_per_concept_of_image_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "give one of them"),
-        (("photo.png", *DATA), "give one of them"),
+        (("photo.png", *DATA), "both came"),
         ((*DATA, "--class", "cat", "--designs", "0"), "--designs 0"),
     ],
 )

@@ -19,6 +19,7 @@ from konkyo.draw.sheets import contact_sheet, gallery
 from konkyo.errors import install_hint
 from konkyo.tasks.detection import OF_DETECTORS
 
+HIGHEST = re.compile(r"; the highest score of any candidate is (0\.\d+)\n")
 NETS = """
 import torch
 from torch import Tensor, nn
@@ -216,10 +217,12 @@ def test_what_makes_no_sense_is_told_in_a_line(run: Run, photos: Path, words: li
 def test_an_image_without_detections_is_explained_with_no_maps(run: Run, photos: Path) -> None:
     found = run("explain", photos / "dark.png", photos / "toys.png", "--out", "o")
     assert found.code == 0
-    assert found.out.startswith("dark.png: nothing detected with a score above 0.5\n")
+    assert (highest := HIGHEST.match(found.out.partition("above 0.5")[2]))
+    assert 0 < float(highest[1]) < 0.5
+    assert found.out.startswith("dark.png: nothing detected with a score above 0.5; the highest score of")
     assert "2 images explained, 0 skipped" in found.out
     dark, toys = entries()
-    assert dark["nothing"] == "nothing detected with a score above 0.5"
+    assert dark["nothing"] == f"nothing detected with a score above 0.5{highest[0]}".strip()
     assert "maps" not in dark
     assert "nothing" not in toys
     assert not any(name.startswith("dark") for name in names("o"))
@@ -227,7 +230,7 @@ def test_an_image_without_detections_is_explained_with_no_maps(run: Run, photos:
     assert "2 images explained" in again.out
     compared = run("compare", photos / "dark.png", photos / "toys.png", "--method", "odam", "--out", "c.png")
     assert compared.code == 0
-    assert compared.out.startswith("dark.png: nothing detected with a score above 0.5\n")
+    assert compared.out.startswith(f"dark.png: {dark['nothing']}\n")
 
 
 @pytest.mark.parametrize("command", ["explain", "compare"])
@@ -235,14 +238,15 @@ def test_nothing_detected_at_all(run: Run, photos: Path, command: str) -> None:
     to = ["--out", "o" if command == "explain" else "o.png"]
     found = run(command, photos / "dark.png", *to, "--score", "0.25", "--method", "odam,grad_cam")
     assert found.code == 1
-    assert found.out == "dark.png: nothing detected with a score above 0.25\n"
-    assert found.err == "error: nothing detected with a score above 0.25\n"
+    reason = found.err.removeprefix("error: ")
+    assert HIGHEST.fullmatch(reason.removeprefix("nothing detected with a score above 0.25"))
+    assert found.out == f"dark.png: {reason}"
     assert not Path("o.png").exists()
     of_class = run(command, photos / "toys.png", *to, "--class", "blue", "--class", "1", "--score", "0.999")
-    assert of_class.err == "error: nothing of class blue or 1 detected with a score above 0.999\n"
+    assert of_class.err.startswith("error: nothing of class blue or 1 detected with a score above 0.999; the highest ")
     told = run(command, photos / "dark.png", *to, "--json")
     assert told.code == 1
-    assert json.loads(told.out)["images"][0]["nothing"] == "nothing detected with a score above 0.5"
+    assert json.loads(told.out)["images"][0]["nothing"].startswith("nothing detected with a score above 0.5; the ")
 
 
 def test_the_sheet_of_detections(run: Run, photos: Path) -> None:

@@ -90,7 +90,7 @@ def test_another_run_with_the_same_settings_adds_to_the_folder(run: Run) -> None
     assert run("explain", "000.png", *OPTIONS).code == 0
     again = run("explain", "001.png", *OPTIONS)
     assert again.code == 0
-    assert "1 images explained, 0 skipped" in again.out
+    assert "1 image explained, 0 skipped" in again.out
     assert listed() == ["000.png", "001.png"]
     assert Path("out/000.grad_cam.png").is_file()
 
@@ -229,7 +229,9 @@ def test_what_decides_the_output_is_compared(run: Run, changed: list[str]) -> No
     options = [*OPTIONS[:2], *OPTIONS[4:]] if "--method" in changed else OPTIONS
     first = [] if "--method" not in changed else ["--method", "ig_odam"]
     assert run("explain", "000.png", *options, *first).code == 0
-    assert "is of a run with other" in run("explain", "000.png", *options, *changed).err
+    assert (
+        "with other settings: choose another --out, or --overwrite" in run("explain", "000.png", *options, *changed).err
+    )
 
 
 def test_images_without_maps_are_done_too(tmp_path: Path) -> None:

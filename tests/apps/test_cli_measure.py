@@ -15,7 +15,7 @@ from PIL import Image
 import konkyo
 from helpers.commands import Run, runner, told
 from helpers.strict_json import strict
-from konkyo.apps.cli.evaluate import split
+from konkyo.apps.cli.options import names_in
 from konkyo.evaluation.evaluate import evaluate
 from konkyo.evaluation.result import Evaluation
 from konkyo.metrics import metrics
@@ -213,7 +213,7 @@ def test_options_reach_methods(run: Run) -> None:
         (("--method", "gradcam"), ("unknown method", "grad_cam")),
         (("--data", "foldr:photos"), ("unknown data", "folder")),
         (("--data", "folder:nowhere"), ("nowhere",)),
-        (("--explained", "lable"), ("decision or label",)),
+        (("--explained", "lable"), ("did you mean 'label'? On offer: decision, label",)),
         (("--seed", "-1"), ("seed",)),
         (("--maps", "nowhere"), ("nowhere",)),
         (("--precision", "fp8"), ("fp8",)),
@@ -302,7 +302,7 @@ def test_metrics_as_json(run: Run) -> None:
     ],
 )
 def test_commas_in_parentheses_do_not_separate_metrics(text: str, names: list[str]) -> None:
-    assert split(text) == names
+    assert names_in(text) == names
 
 
 def test_the_library_has_evaluate() -> None:
@@ -319,3 +319,10 @@ def test_recommend_ranks_methods_on_the_data(run: Run, tmp_path: Path) -> None:
     text = (tmp_path / "to" / "recommendation.md").read_text()
     assert "localisation (2)" in text
     assert (tmp_path / "to" / "values.csv").is_file()
+
+
+@pytest.mark.parametrize("order", ["cascading", "independent", "bottom_up"])
+def test_weights_are_drawn_anew_in_every_order(run: Run, order: str) -> None:
+    found = run("sanity", "photos/cat/0.png", "--model", "nets.py:named", "--order", order, "--steps", 2, "--json")
+    assert found.code == 0, found.err
+    assert set(found.json["grad_cam"]) == {order, "class"}

@@ -24,6 +24,18 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch:
     ]
 
 
+def test_a_name_is_printed_letter_by_letter(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a [bold]b[/] :dog: 12 " + "x" * 100
+    terminal.print_line(name)
+    terminal.print_note(name)
+    terminal.print_warning("skipped", name)
+    terminal.print_table(["name"], [[name]])
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == name
+    assert out.splitlines()[2].strip() == name
+    assert err.splitlines() == [name, f"skipped {name}"]
+
+
 def test_items_that_are_gone_through_are_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
     log, now = io.StringIO(), [0.0]
     monkeypatch.setattr(terminal, "err", Console(file=log, width=200))
@@ -35,3 +47,13 @@ def test_items_that_are_gone_through_are_told_too(monkeypatch: pytest.MonkeyPatc
         "comparing: 4 of 8, 80 s left",
         "comparing: 6 of 8, 40 s left",
     ]
+
+
+@pytest.mark.parametrize(
+    ("rest", "words"),
+    [(None, "interrupted: nothing is kept\n"), ("epochs are kept", "interrupted: epochs are kept, and the same ")],
+)
+def test_an_interruption_tells_what_is_left(rest: str | None, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), terminal.progress_bar("explaining", rest):
+        raise KeyboardInterrupt
+    assert words in capsys.readouterr().err

@@ -607,7 +607,8 @@ def test_a_limit_draws_by_seed_and_nothing_is_opened_before_it_is_asked_for(tmp_
     assert sorted(samples(source, limit=99).names) == sorted(everything.names)
     drawn_all = samples(source, limit=12)
     assert drawn_all[drawn_all.names.index("5.png")].name == "5.png"
-    assert samples(everything, limit=5).names == five.names
+    assert samples(everything, limit=5).names == samples(f"{source},limit=5").names == five.names
+    assert samples(f"{source},limit=8", seed=1).names == other.names
     with pytest.raises(ImageError):
         everything[0]
 
@@ -662,4 +663,6 @@ def test_errors_say_what_is_on_offer(tmp_path):
     refused("scenes:3,objects=9", "from 1 to 8")
     refused("scenes:3,number=2", "number", "objects")
     refused("scenes:3", "limit", limit=0)
+    refused("scenes:3,limit=0", "scenes:3,limit=COUNT", "'0'")
+    refused("scenes:3,limits=2", "did you mean 'limit'")
     refused("scenes:3", "seed", seed=-1)

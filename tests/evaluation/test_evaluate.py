@@ -31,7 +31,8 @@ from helpers.unregistered import made
 from konkyo.data.samples import Annotation, box_of
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.columns import column
-from konkyo.evaluation.evaluate import Maps, evaluate
+from konkyo.evaluation.evaluate import evaluate
+from konkyo.evaluation.plan import Maps
 from konkyo.metrics import METRICS, metric, metrics
 from konkyo.tasks import ClassificationTask, DetectionTask
 

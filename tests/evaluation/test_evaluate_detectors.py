@@ -18,8 +18,10 @@ from helpers.detectors import dense
 from helpers.evaluation_inputs import block, detected, equal, greedy, letterboxed
 from helpers.unregistered import made
 from konkyo.evaluation.columns import column
-from konkyo.evaluation.evaluate import Maps, Matching, evaluate
+from konkyo.evaluation.evaluate import evaluate
+from konkyo.evaluation.plan import Maps
 from konkyo.metrics import METRICS, metric
+from konkyo.tasks.base import Matching
 
 OF_DETECTORS = ["deletion(protocol=seed,steps=4)", "insertion(protocol=odam,steps=4,every=2)", "ebpg@box", "vea"]
 

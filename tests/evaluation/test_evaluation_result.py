@@ -25,9 +25,11 @@ from helpers.unregistered import made
 from konkyo.data.samples import Sample, Samples
 from konkyo.errors import ImageError, KonkyoError
 from konkyo.evaluation.columns import column
-from konkyo.evaluation.evaluate import Maps, Matching, evaluate
+from konkyo.evaluation.evaluate import evaluate
+from konkyo.evaluation.plan import Maps
 from konkyo.evaluation.result import Evaluation, Row, latex
 from konkyo.metrics import METRICS, metric
+from konkyo.tasks.base import Matching
 from konkyo.utils.ledger import Ledger, read_ledger
 
 # --- what the values say ----------------------------------------------------------------------------------------------
@@ -406,7 +408,7 @@ def test_a_run_goes_on_to_a_larger_limit_and_not_to_other_weights(model: konkyo.
     other = copy.deepcopy(model)
     with torch.no_grad():
         next(other.module.parameters()).mul_(2)
-    with pytest.raises(KonkyoError, match="other weights"):
+    with pytest.raises(KonkyoError, match="differ in weights"):
         evaluate(other, **asked, limit=3, out=tmp_path / "a")
 
 

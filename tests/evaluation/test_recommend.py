@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import konkyo
 from helpers.evaluation_inputs import pictures
 from helpers.unregistered import made
-from konkyo.apps.cli.recommend import weights_of
+from konkyo.apps.cli.options import numbers_by_name
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.columns import column
 from konkyo.evaluation.cost import Operations, forwards
@@ -235,6 +235,7 @@ def test_what_ranks_nothing_is_refused(model: konkyo.Model, how: dict[str, objec
 
 
 def test_weights_on_the_command_line() -> None:
-    assert weights_of("localisation=2, stability=0") == {"localisation": 2.0, "stability": 0.0}
-    with pytest.raises(KonkyoError, match="name=number"):
-        weights_of("localisation")
+    weights = numbers_by_name("--criteria", "localisation=2, stability=0", "stability=0")
+    assert weights == {"localisation": 2.0, "stability": 0.0}
+    with pytest.raises(KonkyoError, match="--criteria takes NAME=NUMBER, as in stability=0; got 'localisation'"):
+        numbers_by_name("--criteria", "localisation", "stability=0")

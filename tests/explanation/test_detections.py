@@ -51,6 +51,12 @@ def test_an_empty_result_warns_once_with_the_highest_score(target: konkyo.Detect
     with pytest.warns(konkyo.KonkyoWarning) as warned:
         results = konkyo.compare(model, images, ["odam", "grad_cam"], target=target)
     assert [len(result) for result in results.values()] == [0, 0]
+    of_class = slice(1, 2) if target.classes else slice(None)
+    each = [f"{float(image.max()):.3g}" for image in probabilities[..., of_class]]
+    for result in results.values():
+        assert {image: why.rpartition(" ")[2] for image, why in result.absences.items()} == dict(enumerate(each))
+        assert result.of_image(1).absences == {0: result.absences[1]}
+        assert f"2 images without a map: {result.absences[0]}" in repr(result)
     (warning,) = warned
     assert message in str(warning.message)
     assert str(warning.message).endswith(f"{highest:.3g}")

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,13 @@ def test_the_command_prints_json_and_writes_csv(konkyo: Run, folder: Path, recor
 
 
 def test_the_command_tells_what_is_wrong(konkyo: Run, folder: Path, tmp_path: Path) -> None:
-    told(konkyo("query", folder, "--where", "probabilty > 1"), "cannot be run", "probability", "Columns of rows")
+    where = partial(konkyo, "query", folder, "--where")
+    told(where("probabilty > 1"), "cannot be run: there is no column 'probabilty'; did you mean 'probability'")
+    told(where("method = grad_cam"), "A text has single quotes, as in = 'grad_cam'. Columns of rows: ")
+    told(where("score >"), "the condition ends before it is whole, or closes a bracket")
+    told(where("score >> > 1"), "this is no SQL at '>' in 'score >> > 1'; a condition is as in")
+    told(where("method = 'grad"), "unterminated string literal, in")
+    told(where("nosuch(score) > 1"), "Scalar Function with name nosuch does not exist!")
     told(konkyo("query", tmp_path / "nowhere"), "a folder of `konkyo run` was expected", "is no folder")
     assert not list(tmp_path.glob("*.csv"))
     told(konkyo("query", folder, "--sql", "DROP VIEW rows", "--csv", "x.csv"), "one SELECT")

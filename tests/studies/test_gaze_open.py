@@ -148,7 +148,7 @@ def test_a_split_has_its_own_images_weights_and_folder(several: Path, tmp_path: 
             assert list(map(sorted, names)) == list(map(sorted, drawn))
             assert not (second / "pictures.safetensors").exists()
     begun = [json.loads((several / f"level-1/{s}lambda_0/seed_0/manifest.json").read_text()) for s in ("", "split_2/")]
-    assert [said["trained"]["seed"] for said in begun] == [0, Key(1, 2, 0.0, 0).drawn]
+    assert [said["trained"]["seed"] for said in begun] == [0, Key(1, 2, 0.0, 0).own_seed]
 
 
 def test_the_report_pairs_within_splits(several: Path) -> None:

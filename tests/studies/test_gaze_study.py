@@ -251,7 +251,7 @@ def test_more_seeds_and_weights_go_on(study: Path, small: Path, tmp_path: Path) 
 def test_another_study_is_refused(small: Path, changes: dict[str, Any], named: str) -> None:
     before = files(small)
     with pytest.raises(
-        KonkyoError, match=rf"is of a study with other {named} \(.* there, .* now\).*; choose another folder"
+        KonkyoError, match=rf"with other settings: choose another folder. They differ in {named} \(.* there, .* now\)"
     ):
         train_gaze(replace(SMALL, **changes), small, fabric=FABRIC)
     assert same(files(small), before)

@@ -425,7 +425,7 @@ def test_what_is_done_is_not_done_again(study: Path, run: Run) -> None:
     assert same(files(study), before)
     refused = run(*SHIPPED, "--offset=-5")
     assert refused.code == 1
-    assert "is of a study with other offset" in refused.err
+    assert "choose another folder. They differ in offset" in refused.err
     assert same(files(study), before)
 
 
@@ -477,7 +477,7 @@ def test_a_study_grows(tmp_path: Path) -> None:
     assert list(report.tests) == [("vib_0", 0), ("vib_0.01", 0), ("plain", 1)]
     assert all("(" not in row[4] for row in report.table()[1] if row[0] == "vib")  # of no seed is there a plain one
     assert any("vib_0 of seed 1, vib_0.01 of seed 1, plain of seed 0" in line for line in report.remarks())
-    with pytest.raises(KonkyoError, match=r"is of a study with other .*size.* choose another folder"):
+    with pytest.raises(KonkyoError, match=r"is of a study with other settings: choose another folder.* size"):
         train_vib(replace(study, size=32), tmp_path / "to", fabric=FABRIC)
 
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from helpers.folders_of_runs import map_row, run_folder
 from helpers.surveys import small_form
 from konkyo.apps.cli.main import app
-from konkyo.errors import KonkyoError, KonkyoWarning
+from konkyo.errors import KonkyoError, KonkyoWarning, silenced
 from konkyo.explanation.diagnosis import Diagnosis
 from konkyo.explanation.reading import digest_of_pixels
 from konkyo.explanation.result import Explanation
@@ -273,6 +273,19 @@ def test_a_run_becomes_a_form_by_the_command(tmp_path: Path) -> None:
     assert "grad_cam" not in (tmp_path / "form.html").read_text(encoding="utf-8")
     again = runner.invoke(app, [*words, "--out", str(tmp_path / "again"), "--json"])
     assert json.loads(again.stdout)["form_hash"] == form.form_hash
+    words[words.index("--items") + 1] = "100"
+    all_there = runner.invoke(app, [*words, "--out", str(tmp_path / "all")])
+    assert "6 of 6 images, fewer than the 100 asked for" in " ".join(all_there.output.split())
+
+
+def test_it_tells_how_far_it_is(tmp_path: Path) -> None:
+    calls: list[tuple[int, int, str]] = []
+    sources = {"a": explanation("grad_cam", 3), "b": explanation("layer_cam", 3)}
+    plan = replace(PLAN, items=2, repeats=1, attention=1)
+    with silenced():
+        build(sources, tmp_path / "form", plan, progress=lambda *call: calls.append(call))
+    reading = [(done, 3, "reading maps") for done in (1, 2, 3)]
+    assert calls == reading + [(done, 4, "drawing items") for done in (1, 2, 3, 4)]
 
 
 def offline_file(folder: Path, form: Form, rater: str, *, word: str = "left", changes: Any = None) -> Path:

@@ -10,8 +10,9 @@ import pytest
 
 from helpers.simulated_raters import table_of
 from konkyo.survey.power import Population, complete
-from konkyo.survey.preference import Preference, SignTest, holm, rate_of, sign_test
+from konkyo.survey.preference import Preference, SignTest, rate_of, sign_test
 from konkyo.survey.votes import Votes, percentiles, pigeonhole, resampled, standard_error
+from konkyo.utils.statistics import holm
 
 METHODS = ("ours", "theirs")
 

@@ -379,14 +379,15 @@ def test_a_checkpoint_without_the_newer_fields_goes_on(tmp_path: Path) -> None:
     torch.save(state, path)
     parts = trained(tmp_path / "old", Recipe(3, 8))
     assert same(weights_of(parts), weights_of(trained(tmp_path / "new", Recipe(3, 8))))
-    with pytest.raises(KonkyoError, match=r"other ema \(0\.0 there, 0\.9 now\)"):
+    with pytest.raises(KonkyoError, match=r"differ in ema \(0\.0 there, 0\.9 now\)"):
         trained(tmp_path / "old", Recipe(3, 8, ema=0.9))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "steps", "poly"])
 def test_a_longer_schedule_names_the_way_out(tmp_path: Path, schedule: Any) -> None:
     trained(tmp_path, Recipe(2, 8, schedule=schedule))
-    with pytest.raises(KonkyoError, match=r"other epochs \(2 there, 4 now\).*can be added with plateau or constant"):
+    message = r"differ in epochs \(2 there, 4 now\).*can be added with plateau or constant"
+    with pytest.raises(KonkyoError, match=message):
         trained(tmp_path, Recipe(4, 8, schedule=schedule))
 
 

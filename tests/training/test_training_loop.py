@@ -409,7 +409,7 @@ def test_more_epochs_go_on_from_fewer(tmp_path: Path, schedule: Any) -> None:
 @pytest.mark.parametrize("schedule", ["cosine", "steps"])
 def test_more_epochs_are_refused_where_rates_depend_on_them(tmp_path: Path, schedule: Any) -> None:
     trained(tmp_path, Recipe(epochs=2, schedule=schedule))
-    with pytest.raises(KonkyoError, match="other epochs"):
+    with pytest.raises(KonkyoError, match="differ in epochs"):
         trained(tmp_path, Recipe(epochs=4, schedule=schedule))
 
 
@@ -429,7 +429,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path, changes: dict
     before = kept(tmp_path)
     each = r" \(.* there, .* now\)"
     words = ", ".join(f"{name}{each}" for name in named.split(", "))
-    with pytest.raises(KonkyoError, match=f"with other {words}; choose another folder"):
+    with pytest.raises(KonkyoError, match=f"with other settings: choose another folder. They differ in {words}"):
         trained(tmp_path, Recipe(**({"epochs": 1, "batch": 9} | changes)))
     assert same(kept(tmp_path), before)
 

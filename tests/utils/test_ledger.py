@@ -79,7 +79,7 @@ def test_one_more_entry_costs_its_own_line_whatever_was_done_before(tmp_path: Pa
 def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     whole = record(tmp_path / "a.jsonl", 2)
     other = {"seed": 1, "of": {"method": "layer_cam", "layers": [1, 2]}}
-    with pytest.raises(KonkyoError, match=r"other seed \(0 there, 1 now\), of.method \(grad_cam there, layer_cam"):
+    with pytest.raises(KonkyoError, match=r"differ in seed \(0 there, 1 now\), of.method \(grad_cam there, layer_cam"):
         Ledger(tmp_path / "a.jsonl", other)
     assert (tmp_path / "a.jsonl").read_bytes() == whole
     with Ledger(tmp_path / "a.jsonl", {**SETTINGS, "seed": 5}, free=("seed",)) as ledger:
@@ -88,6 +88,12 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
 
 
 def test_settings_that_only_one_has_differ() -> None:
+    text = "Preprocess(resize=128, crop={}, mean=(0.63, 0.64, 0.62), fit='stretch')"
+    assert differences({"a": text.format(128)}, {"a": text.format(60)}) == [
+        "a (... crop=128, ... there, ... crop=60, ... now)"
+    ]
+    longer = differences({"a": text}, {"a": f"{text} and more"})
+    assert longer == ["a (... there, ... and more now)"]
     assert differences({"a": 1}, {"a": 1, "b": 2}) == ["b (None there, 2 now)"]
     assert differences({"a": (1, 2), "x": math.nan}, {"a": [1, 2], "x": math.nan}) == []
 
@@ -146,7 +152,7 @@ def test_a_record_without_entries_takes_any_settings(tmp_path: Path) -> None:
 def test_disposable_entries_give_way_to_other_settings(tmp_path: Path) -> None:
     record(tmp_path / "a.jsonl", 2)
     for disposable in (lambda _: False, lambda entry: entry["score"] == 0):
-        with pytest.raises(KonkyoError, match="other seed"):
+        with pytest.raises(KonkyoError, match="differ in seed"):
             Ledger(tmp_path / "a.jsonl", {**SETTINGS, "seed": 1}, disposable=disposable)
     with Ledger(tmp_path / "a.jsonl", {**SETTINGS, "seed": 1}, disposable=lambda entry: entry["score"] < 1) as ledger:
         assert not ledger.entries

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from konkyo.concepts.features import features, one_layer, passes, targets_in
+from konkyo.concepts.features import features, one_layer, passes, targets_of
 from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError
 from konkyo.explanation.inputs import Images, prepare
@@ -84,8 +84,8 @@ def tcav(
     per one of `images`. KonkyoError: fewer than 2 sets or concept images, `others` not twice as many as them.
     """
     adapted = as_model(model)
-    told = not isinstance(model, nn.Module)
-    shown, examples, pool = (prepare(adapted, which, told=told).images for which in (images, concept, others))
+    read_off = isinstance(model, nn.Module)
+    shown, examples, pool = (prepare(adapted, part, read_off=read_off).images for part in (images, concept, others))
     size = len(examples)
     if sets < 2 or size < 2:
         raise KonkyoError(f"2 sets and 2 images of the concept are needed at least; got {sets} and {size}")
@@ -101,7 +101,7 @@ def tcav(
     slopes, label = _slopes(adapted, shown, where, target, batch, seed)
     values = torch.cat([one, many])
     products, along = values @ values.mT, values @ _flat(slopes, pooled, total=True).mT
-    generator, own = torch.Generator().manual_seed(seed), torch.arange(size)
+    generator, members = torch.Generator().manual_seed(seed), torch.arange(size)
 
     def measured(members: Tensor, rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (the scores (sets,), the slopes (sets,), the accuracies (sets,)) of images as a concept."""
@@ -111,7 +111,7 @@ def tcav(
         rises = torch.einsum("sn,snm->sm", weights, along[rows])
         return (rises > 0).double().mean(1), rises.mean(1), accuracy
 
-    scores, of_concept, accuracy = measured(own, size + torch.arange(len(many)))
+    scores, of_concept, accuracy = measured(members, size + torch.arange(len(many)))
     of_random, random_scores = list[Tensor](), list[Tensor]()
     for _ in range(_RANDOM):
         order = size + torch.randperm(len(many), generator=generator)
@@ -164,16 +164,12 @@ def _flat(values: Tensor, pooled: bool, *, total: bool = False) -> Tensor:
 
 def _slopes(model: Model, images: Tensor, layer: Any, target: Any, batch: int, seed: int) -> tuple[Tensor, str]:
     """Returns d score / d features (N, C, *grid), and what was explained."""
-    session, done = untouched(model.module, seed), 0
-    slopes, labels = list[Tensor](), list[str]()
+    session, slopes, labels = untouched(model.module, seed), list[Tensor](), list[str]()
     with session, session:
         for made in passes(model, images, layer, batch, gradients=True):
-            count = len(made.images)
-            request = target[done : done + count] if isinstance(target, (list, tuple)) else target
-            targets = targets_in(model, made.output, request, count)
-            slopes.append(made.gradients(tuple(range(count)), targets, layer).detach())
-            labels += [model.label(one, made.output.shape[1] if made.output.ndim == 2 else None) for one in targets]
-            done += count
+            targets, names = targets_of(model, made, target, len(labels))
+            slopes.append(made.gradients(tuple(range(len(targets))), targets, layer).detach())
+            labels += names
     kinds = list(dict.fromkeys(labels))
     return torch.cat(slopes), kinds[0] if len(kinds) == 1 else "what is decided of each"
 
@@ -188,6 +184,3 @@ def welch(one: Tensor, other: Tensor) -> float:
 
     freedom = spread**2 / sum(p**2 / (len(group) - 1) for p, group in zip(parts, (one, other), strict=True))
     return float(2 * stdtr(freedom, -abs(gap) / math.sqrt(spread)))
-
-
-__all__ = ["ConceptTest", "tcav"]

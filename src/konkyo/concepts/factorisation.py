@@ -163,7 +163,7 @@ def factorise(
     factorisation. KonkyoError: several layers, a pyramid, fewer places or channels than components.
     """
     adapted = as_model(model)
-    prepared = prepare(adapted, images, told=not isinstance(model, nn.Module))
+    prepared = prepare(adapted, images, read_off=isinstance(model, nn.Module))
     where = one_layer(adapted, layer, tuple(prepared.images.shape[1:]))
     settings = {"batch": batch, "seed": seed}
     values = features(adapted, prepared.images, where, **settings)
@@ -244,6 +244,3 @@ def _saved(picture: Image.Image, path: str | Path | None) -> Image.Image:
 
         save_image(picture, path)
     return picture
-
-
-__all__ = ["Concepts", "factorise"]

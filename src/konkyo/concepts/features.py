@@ -56,12 +56,18 @@ def features(model: Model, images: Tensor, layer: Layer, batch: int, seed: int) 
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def targets_in(model: Model, output: Tensor, target: Any, count: int) -> list[Any]:
-    """Returns one target per image of an output. KonkyoError: several of an image, or none."""
-    per_image = model.targets(target, output.detach())
+def targets_of(model: Model, made: Pass, target: Any, start: int) -> tuple[list[Any], list[str]]:
+    """Returns a target for every image of a batch, of which the first is number `start`, and what each is called.
+
+    `target`: one for all images, or a list with one each. KonkyoError: several of an image, or none.
+    """
+    count, output = len(made.images), made.output
+    request = target[start : start + count] if isinstance(target, (list, tuple)) else target
+    per_image = model.targets(request, output.detach())
     if any(len(image) != 1 for image in per_image):
         raise KonkyoError(
             "one target per image is asked for here, a class or a Target; got several of an image, or none"
         )
     assert len(per_image) == count
-    return [image[0] for image in per_image]
+    targets = [image[0] for image in per_image]
+    return targets, [model.label(one, output.shape[1] if output.ndim == 2 else None) for one in targets]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from konkyo.concepts.features import passes, targets_in
+from konkyo.concepts.features import passes, targets_of
 from konkyo.engine.probe import Probe
 from konkyo.engine.session import untouched
 from konkyo.utils.sobol import sobol_designs, total_indices
@@ -55,14 +55,12 @@ def importance_of(concepts: Concepts, target: Any, *, designs: int, seed: int) -
     points = torch.cat([torch.ones(1, count), sobol_designs(designs, count, seed)]).to(concepts.maps)
     grid = tuple(concepts.maps.shape[2:])
     offset = concepts.offset.view(1, -1, *[1] * len(grid))
-    session, done = untouched(model.module, seed), 0
+    session = untouched(model.module, seed)
     scores, all_scores, names = list[Tensor](), list[Tensor](), list[str]()
     with session, session:
         for made in passes(model, concepts.images, concepts._layer, concepts._settings["batch"]):
-            images = len(made.images)
-            request = target[done : done + images] if isinstance(target, (list, tuple)) else target
-            targets = targets_in(model, made.output, request, images)
-            maps = concepts.maps[done : done + images]
+            targets, labels = targets_of(model, made, target, len(names))
+            maps = concepts.maps[len(names) : len(names) + len(targets)]
 
             def vary(row: int, k: Tensor, maps: Tensor = maps) -> Tensor:
                 amounts = maps[row][None] * points[k].view(-1, count, *[1] * len(grid))
@@ -71,11 +69,7 @@ def importance_of(concepts: Concepts, target: Any, *, designs: int, seed: int) -
             probe = Probe(made, targets, concepts._layer, seed=seed, knows_target=False)
             all_scores.append(probe.rescore(len(points), activations=vary).cpu())
             scores.append(probe.score.cpu())
-            names += [model.label(one, made.output.shape[1] if made.output.ndim == 2 else None) for one in targets]
-            done += images
+            names += labels
     of_points = torch.cat(all_scores)
     of_images = total_indices(of_points[:, 1:], count).float()
     return Importance(of_images.mean(0), of_images, torch.cat(scores), of_points[:, 0], tuple(names))
-
-
-__all__ = ["Importance"]

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 from konkyo.data import stores
 from konkyo.data.images import MAX_BYTES, is_image_name, open_image
 from konkyo.data.pieces import Cut, Piece, Pieces, listing, opener
-from konkyo.data.samples import Sample, Samples
-from konkyo.errors import ImageError, KonkyoError, unknown
+from konkyo.data.samples import Sample, Samples, options_of
+from konkyo.errors import ImageError, KonkyoError
 from konkyo.utils.files import parse_json, read_text
 
 BLOCK = 512
@@ -341,16 +341,6 @@ def classes_of(file: str | None) -> dict[str, str]:
     pairs = [line.partition("\t")[::2] if "\t" in line else (line, line) for line in lines]
     numbers = {str(number): name.strip() for number, (_, name) in enumerate(pairs)}
     return {key.strip(): name.strip() for key, name in pairs if key != name} | numbers
-
-
-def options_of(text: str, kind: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Returns (the pattern, the options) of PATTERN,NAME=VALUE. KonkyoError: an option that the kind does not have."""
-    pattern, *pairs = re.split(r",(?=\w+=)", text)
-    options = dict(pair.split("=", 1) for pair in pairs)
-    for name in options:
-        if name not in known:
-            raise unknown(f"option of {kind}", name, known)
-    return pattern, options
 
 
 def unique_names(files: Sequence[stores.Stored]) -> list[str]:

@@ -63,6 +63,12 @@ def pictures_of_tensor(tensor: Tensor, *, bgr: bool = False) -> list[Image.Image
     return pictures_of_array(tensor.detach().movedim(-3, -1).cpu().numpy(), bgr=bgr)
 
 
+def picture_of_colours(colours: Tensor) -> Image.Image:
+    """Returns colours (1 or 3, H, W) from 0 to 1 as a picture."""
+    pixels = (colours.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(pixels)
+
+
 def read_array(path: Path) -> Tensor:
     """Returns the floats of a .npy file as a float32 tensor. ImageError: no such file, or one of something else."""
     try:

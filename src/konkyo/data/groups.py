@@ -60,8 +60,8 @@ def groups_of(
     """
     kind, limit = _copies(copies)
     parents = list(range(len(data)))
-    drawn = data.source.partition(":")[0] in DRAWN
-    prints = [] if kind == "ignored" or drawn else [_print_of(data, index, kind) for index in range(len(data))]
+    is_drawn = data.source.partition(":")[0] in DRAWN
+    prints = [] if kind == "ignored" or is_drawn else [_print_of(data, index, kind) for index in range(len(data))]
     _join(parents, [None if one is None else one.pixels for one in prints])
     if kind == "alike":
         known = [(index, one) for index, one in enumerate(prints) if one is not None]
@@ -196,20 +196,20 @@ def _by_sample(data: Samples, table: str | Path | Mapping[str, str], whole: bool
     where = "groups" if isinstance(table, Mapping) else str(table)
     groups = dict(table) if isinstance(table, Mapping) else read_groups(table)
     alone = Counter(name.rpartition("/")[2] for name in data.names)
-    found: dict[str, str] = {}
+    of_sample: dict[str, str] = {}
     missing, used = list[str](), set[str]()
     for index, name in enumerate(data.names):
         last = name.rpartition("/")[2]
         spellings = [name, *([str(data.files[index]), str(data.files[index].resolve())] if data.files else [])]
         spellings += [last] if alone[last] == 1 else []
-        said = [spelling for spelling in spellings if spelling in groups]
-        used.update(said)
-        if not said:
+        known = [spelling for spelling in spellings if spelling in groups]
+        used.update(known)
+        if not known:
             missing.append(name)
-        elif len({groups[spelling] for spelling in said}) > 1:
-            raise KonkyoError(f"{where}: {name} has two groups, under {said[0]!r} and under {said[1]!r}")
+        elif len({groups[spelling] for spelling in known}) > 1:
+            raise KonkyoError(f"{where}: {name} has two groups, under {known[0]!r} and under {known[1]!r}")
         else:
-            found[name] = groups[said[0]]
+            of_sample[name] = groups[known[0]]
     if missing:
         raise KonkyoError(
             f"{where} has no group of {len(missing)} of the {len(data)} images, such as {missing[0]}; names are those "
@@ -220,4 +220,4 @@ def _by_sample(data: Samples, table: str | Path | Mapping[str, str], whole: bool
             f"{where} names {len(strange)} images that {data.source or 'the data'} does not have (or has twice), such "
             f"as {strange[0]}; an image of it is called {data.names[0]}"
         )
-    return [found[name] for name in data.names]
+    return [of_sample[name] for name in data.names]

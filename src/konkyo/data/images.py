@@ -333,7 +333,7 @@ def is_image_name(name: str) -> bool:
     return known and not name.startswith(".")
 
 
-def natural(path: Path) -> list[tuple[list[str | int], str]]:
+def natural(path: PurePath) -> list[tuple[list[str | int], str]]:
     """Returns a sorting key under which "img2" comes before "img10", folder by folder."""
 
     def pieces(name: str) -> list[str | int]:

@@ -141,6 +141,7 @@ def samples(
       `konkyo.data`. Their options follow after commas, as in "folder:photos,masks=outlines".
     - The option window=LOW..HIGH (or file) of folder, chest, brain and coco scales grey values of more than 8 bits
       equally in all pictures (`konkyo.data.images.open_image`).
+    - The option limit=COUNT of all of these takes so many samples, drawn by `seed`, as the argument `limit` does.
     - The option cue=KIND:CLASS of all that have labels plants a mark in one class (`konkyo.data.marked`).
     - "tar:PATTERN", "parquet:PATTERN", "list:FILE" and addresses as "s3://bucket/photos/" (docs/scale.md): their
       names are kept in memory, and archives are opened once for them.
@@ -173,10 +174,7 @@ def samples(
         data = Samples(tuple(_sample(source, index).name for index in range(count)), partial(_sample, source))
     if not len(data):
         raise KonkyoError(f"{data.source or 'the data'} has no samples: at least one was expected")
-    if limit is None:
-        return data
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:limit].tolist()
-    return chosen(data, order)
+    return data if limit is None else _limited(data, limit, seed)
 
 
 def _of_pieces(source: str) -> Samples | None:
@@ -296,23 +294,39 @@ def _open_source(source: str, seed: int) -> Samples:
                 f"data is named KIND:WHERE, as in folder:{source}; got {source!r}. On offer: {', '.join(offer)}"
             )
         raise unknown("data", source, offer)
-    where, *pairs = re.split(r",(?=\w+=)", rest)
-    options = dict(pair.split("=", 1) for pair in pairs)
-    cue = options.pop("cue", None)
-    if cue is not None:
-        from konkyo.data.cues import marked  # it is made of samples
-
-        return marked(_open_source(",".join([f"{kind}:{where}", *(f"{k}={v}" for k, v in options.items())]), seed), cue)
     function = DRAWN[kind] if kind in DRAWN else LAYOUTS[kind]
     known = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    where, options = options_of(rest, kind, [*known, "limit", "cue"])
+    limit, cue = options.pop("limit", None), options.pop("cue", None)
+    if limit is not None and not re.fullmatch("0*[1-9][0-9]*", limit):
+        raise KonkyoError(f"expected {kind}:{where},limit=COUNT with a COUNT of 1 or more; got {limit!r}")
+    if kind in DRAWN:
+        data = function(where, seed, **options)
+    elif not where or not Path(where).expanduser().is_dir():
+        raise KonkyoError(f"expected a folder, as in {kind}:DIR; {where!r} is none")
+    else:
+        data = function(Path(where).expanduser(), **options)
+    data = data if limit is None else _limited(data, int(limit), seed)
+    if cue is None:
+        return data
+    from konkyo.data.cues import marked  # it is made of samples
+
+    return marked(data, cue)
+
+
+def options_of(text: str, kind: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Returns (WHERE, the options) of WHERE,NAME=VALUE. KonkyoError: an option that the kind does not have."""
+    where, *pairs = re.split(r",(?=\w+=)", text)
+    options = dict(pair.split("=", 1) for pair in pairs)
     for name in options:
         if name not in known:
-            raise unknown(f"option of {kind}", name, [*known, "cue"])
-    if kind in DRAWN:
-        return function(where, seed, **options)
-    if not where or not Path(where).expanduser().is_dir():
-        raise KonkyoError(f"expected a folder, as in {kind}:DIR; {where!r} is none")
-    return function(Path(where).expanduser(), **options)
+            raise unknown(f"option of {kind}", name, known)
+    return where, options
+
+
+def _limited(data: Samples, limit: int, seed: int) -> Samples:
+    """Returns `limit` samples drawn by the seed; those of a smaller limit come first."""
+    return chosen(data, torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:limit].tolist())
 
 
 _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_90", "TRANSVERSE", "ROTATE_270")

@@ -109,15 +109,15 @@ def splits(
     labels = labels_of(data)
     data = replace(data, labels=labels)
     given = data.parts or ("train",) * len(data)
-    found = groups_of(data, copies, groups, whole=limit is None)
+    grouping = groups_of(data, copies, groups, whole=limit is None)
     draw = partial(_divided, labels, given, validation=validation, test=test, seed=seed)
-    parts, alone = draw(found.numbers), draw(range(len(data)))
+    parts, alone = draw(grouping.numbers), draw(range(len(data)))
     order = {
         name: [index for index, part in enumerate(parts) if part == name] for name in ("train", *DRAWN_PARTS[::-1])
     }
-    _require_all(order, labels, found.numbers)
+    _require_all(order, labels, grouping.numbers)
     made = [chosen(data, indices) for indices in order.values()]
-    return Splits(made[0], made[1], made[2], tuple(sorted(set(labels))), _grouping(data, found, parts, alone))
+    return Splits(made[0], made[1], made[2], tuple(sorted(set(labels))), _grouping(data, grouping, parts, alone))
 
 
 DRAWN_PARTS = ("test", "validation")

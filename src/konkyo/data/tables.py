@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from konkyo.data import stores
-from konkyo.data.archives import class_named, classes_of, open_bytes, options_of, unique_names
+from konkyo.data.archives import class_named, classes_of, open_bytes, unique_names
 from konkyo.data.images import MAX_BYTES
 from konkyo.data.pieces import Cut, Piece, Pieces, listing, opener
-from konkyo.data.samples import Sample, Samples
+from konkyo.data.samples import Sample, Samples, options_of
 from konkyo.errors import ImageError, KonkyoError, unknown
 from konkyo.utils.arrow import arrow
 
@@ -119,8 +119,8 @@ def columns_of(file: stores.Stored, schema: Any, options: Mapping[str, str], cla
     named = [n for n, feature in features.items() if feature.get("_type") == "ClassLabel" and n in schema.names]
     label = label or next(iter([*named, *(name for name in _LABELS if name in schema.names)]), None)
     names = features.get(label or "", {}).get("names")
-    own = {str(k): str(name) for k, name in enumerate(names)} if isinstance(names, list) else {}
-    return Columns(image, label, dict(classes or own))
+    from_list = {str(k): str(name) for k, name in enumerate(names)} if isinstance(names, list) else {}
+    return Columns(image, label, dict(classes or from_list))
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:

@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from konkyo.draw.sheets import counted, to_image
+from konkyo.draw.sheets import to_image
 from konkyo.draw.text import clean
 from konkyo.engine.path import PathTrace
 from konkyo.errors import KonkyoError
 from konkyo.utils.tensors import overlap
+from konkyo.utils.words import counted
 
 _INK, _GREY = "#1a1a1a", "#606060"
 _COLOURS = ("#2f6db5", "#d9562b", "#2e8b57", "#7a4fa3")  # of paths that are drawn together

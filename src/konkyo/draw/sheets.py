@@ -18,6 +18,7 @@ from konkyo.draw.overlay import OPACITY, Limits, Map, boxed, is_signed, outlined
 from konkyo.draw.text import Font, complete, elided, text_lines
 from konkyo.errors import KonkyoError
 from konkyo.utils.files import replacing
+from konkyo.utils.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -286,11 +287,6 @@ def _decision(row: Row) -> list[tuple[str, str]]:
     asked = [(row.asked, _GREY)] if row.asked else []
     decided = [(row.decided, _AMBER if row.asked else _GREY)] if row.decided else []
     return asked + decided + ([(row.truth, _AMBER)] if row.truth else [])
-
-
-def counted(number: int, what: str) -> str:
-    """Returns a number of things in words, as in "1 node" and "3 nodes"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _signed(rows: Sequence[Row], shared: bool) -> list[list[bool | None]]:

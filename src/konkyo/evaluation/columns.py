@@ -32,8 +32,8 @@ class Column:
     @property
     def name(self) -> str:
         """As `column` reads it, as in "ebpg@box" or "deletion(protocol=seed)"."""
-        said = dict(self.options) | ({"budget": self.budget} if self._asks_otherwise else {})
-        options = ",".join(f"{k}={v}" for k, v in said.items())
+        options_shown = dict(self.options) | ({"budget": self.budget} if self._asks_otherwise else {})
+        options = ",".join(f"{k}={v}" for k, v in options_shown.items())
         return self.metric.name + (f"@{self.region}" if self.region else "") + (f"({options})" if options else "")
 
     @property

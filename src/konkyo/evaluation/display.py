@@ -40,7 +40,7 @@ def html_of_evaluation(result: Evaluation) -> str:
     head = ["method", *(markup.escaped(f"{c.name} {ARROWS[c.metric.better]}") for c in result.columns), "absent"]
     ends = {}
     for column in result.columns:
-        cells = [result.cell(m, column.name) for m in result.methods if (m, column.name) in result.statistics]
+        cells = [result.cell(m, column.name) for m in result.measured(column.name)]
         known = [v for c in cells for v in (c.value, c.low, c.high) if not math.isnan(v)]
         ends[column.name] = (min(known), max(known)) if known else (0.0, 1.0)
     rows = [
@@ -68,7 +68,7 @@ def plot_of_evaluation(result: Evaluation, metric: str | None) -> Figure:
     columns = result.columns if metric is None else (result.column(metric),)
     panels = []
     for column in columns:
-        methods = [m for m in result.methods if (m, column.name) in result.statistics]
+        methods = result.measured(column.name)
         cells = [(m, result.cell(m, column.name)) for m in methods]
         if not any(cell.count for _, cell in cells):
             continue

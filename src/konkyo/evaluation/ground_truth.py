@@ -50,8 +50,8 @@ class Truth:
                 boxes[row] = torch.cat([corners[:, :2].amin(0), corners[:, 2:].amax(0)])
         known = {numbers: number for number, numbers in enumerate(dict.fromkeys(self.rows))}
         groups = [known[numbers] if numbers else -1 - row for row, numbers in enumerate(self.rows)]
-        found = {"boxes": boxes, "all_boxes": every, "objects": torch.tensor(groups, dtype=torch.int64)}
-        return found | ({"ignored": self._ignored()} if self.crowds else {})
+        tensors = {"boxes": boxes, "all_boxes": every, "objects": torch.tensor(groups, dtype=torch.int64)}
+        return tensors | ({"ignored": self._ignored()} if self.crowds else {})
 
     def _ignored(self) -> Tensor:
         """Returns the pixels of crowds of the class of every row's things. -> (R, H, W) bool"""
@@ -71,11 +71,11 @@ class Truth:
 
     def unknown(self, region: Region) -> Tensor:
         """Tells which rows (R,) bool are about things that nobody has drawn this region of: their masks are empty."""
-        drawn = [self._drawn(annotation, region) for annotation in self.annotations]
-        return torch.tensor([bool(numbers) and not any(drawn[i] for i in numbers) for numbers in self.rows])
+        outlined = [self._has_region(annotation, region) for annotation in self.annotations]
+        return torch.tensor([bool(numbers) and not any(outlined[i] for i in numbers) for numbers in self.rows])
 
     @staticmethod
-    def _drawn(annotation: Annotation, region: Region) -> bool:
+    def _has_region(annotation: Annotation, region: Region) -> bool:
         known = {"mask": annotation.mask, "evidence": annotation.evidence, "box": box_of(annotation)}
         return known[region] is not None
 

@@ -161,6 +161,3 @@ def _samples_of(queries: Any) -> Samples:
         file = Path(queries).expanduser()
         return Samples((file.name,), lambda _: Sample(file.name, open_image(file)))
     return samples(queries)
-
-
-__all__ = ["Neighbours", "neighbours", "neighbours_of"]

@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from konkyo.data.arrays import picture_of_colours
 from konkyo.engine.forward import Pass
 from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError, silenced
 from konkyo.evaluation.columns import Column, column
 from konkyo.evaluation.diagnose.interventions import fill_of, moved
 from konkyo.evaluation.diagnose.regions import region_mask
+from konkyo.evaluation.measurement import box_areas
 from konkyo.explanation.result import Explanation
 from konkyo.metrics.base import auc
 from konkyo.models import Model
@@ -106,9 +108,7 @@ class _Scored:
 
     def shown(self, image: Tensor) -> Image.Image:
         """Returns a prepared image (C, H, W) as a picture."""
-        colours = preprocess_of(self.model).undo(image[None].float())[0].cpu()
-        pixels = (colours.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).numpy()
-        return Image.fromarray(pixels)
+        return picture_of_colours(preprocess_of(self.model).undo(image[None].float())[0])
 
     def decision(self, output: Tensor) -> str:
         """Returns what the model decides, in words."""
@@ -194,11 +194,12 @@ def curves(
     scored = _Scored.of(model, picture, explanation, row)
     height, width = scored.images.shape[2:]
     maps = resize(explanation.maps[row : row + 1].float(), (height, width))
-    own = {c.metric.name: c for c in reversed([column(name) for name in model.task.columns])}  # of several the first
+    of_task = reversed([column(name) for name in model.task.columns])  # of several the first
+    columns = {c.metric.name: c for c in of_task}
     session = untouched(model.module, seed)
     with torch.no_grad(), silenced(), session, session:  # twice: see `Session`
         return tuple(
-            _curve(scored, maps, own.get(name) or column(name), steps, seed, check)
+            _curve(scored, maps, columns.get(name) or column(name), steps, seed, check)
             for name in ("deletion", "insertion")
         )
 
@@ -229,8 +230,4 @@ def _curve(scored: _Scored, maps: Tensor, measured: Column, steps: int, seed: in
 
 def _area(scored: _Scored) -> Tensor | None:
     """Returns how many pixels of the input the detection's box has, (1,) int64; None where nothing is detected."""
-    height, width = scored.images.shape[2:]
-    low = scored.box[:2].clamp_min(0).floor()
-    high = torch.minimum(scored.box[2:], scored.box.new_tensor([width, height])).ceil()
-    area = (high - low).clamp_min(0).prod()
-    return None if bool(area.isnan()) else area.long()[None]
+    return None if bool(scored.box.isnan().any()) else box_areas(scored.box[None], scored.images.shape[2:])

@@ -18,7 +18,8 @@ from konkyo.errors import KonkyoError, NotApplicable, silenced, unknown
 from konkyo.evaluation import display
 from konkyo.evaluation.columns import Column, column
 from konkyo.evaluation.cost import FORWARD, operations_of
-from konkyo.evaluation.evaluate import RIGHT, evaluate
+from konkyo.evaluation.evaluate import evaluate
+from konkyo.evaluation.plan import RIGHT
 from konkyo.evaluation.result import Evaluation, Table, bracketed, markdown
 from konkyo.explanation.explain import Which
 from konkyo.explanation.run import Where
@@ -79,8 +80,8 @@ class Recommendation:
         if "faithfulness" not in self.criteria:
             return ()
         control = self._resampled(self._per_image(CONTROL, "faithfulness"))
-        own = {name: self._resampled(self._per_image(name, "faithfulness")) for name in self.methods}
-        return tuple(n for n in self.methods if not float((own[n] - control).quantile(0.025)) > 0)
+        standings = {name: self._resampled(self._per_image(name, "faithfulness")) for name in self.methods}
+        return tuple(n for n in self.methods if not float((standings[n] - control).quantile(0.025)) > 0)
 
     @cached_property
     def choice(self) -> str:
@@ -118,7 +119,7 @@ class Recommendation:
         """(methods, images) of every criterion: the mean place over its columns and the image's maps, NaN without."""
         names, images = self.evaluation.methods, self.evaluation.images()
         number = int(images.max()) + 1
-        found = dict[str, Tensor]()
+        standings = dict[str, Tensor]()
         for criterion, columns in self.criteria.items():
             sums = torch.zeros(len(names), number, dtype=torch.float64)
             counts = torch.zeros_like(sums)
@@ -134,8 +135,8 @@ class Recommendation:
                 known = ~places.isnan()
                 sums.index_add_(1, images, places.nan_to_num())
                 counts.index_add_(1, images, known.double())
-            found[criterion] = sums / counts.where(counts > 0, math.nan)
-        return found
+            standings[criterion] = sums / counts.where(counts > 0, math.nan)
+        return standings
 
     def _per_image(self, method: str, criterion: str | None = None) -> Tensor:
         """Returns the places of a method (images,), by one criterion, or by all with their weights."""
@@ -150,8 +151,8 @@ class Recommendation:
     def _resampled(self, images: Tensor) -> Tensor:
         """Returns means over resampled images (resamples,); the same images for every method and criterion."""
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.randint(len(images), (_RESAMPLES, len(images)), generator=generator)
-        means = images[drawn].nanmean(1)
+        indices = torch.randint(len(images), (_RESAMPLES, len(images)), generator=generator)
+        means = images[indices].nanmean(1)
         return means.nan_to_num(float(images.nanmean()))
 
     # --- shown --------------------------------------------------------------------------------------------------------
@@ -175,15 +176,17 @@ class Recommendation:
                 "none is recommended."
             )
         others = [name for name in self.alike if name != self.choice]
-        told = f"Use {self.choice}: {_counted(self.costs.get(self.choice, math.nan))} forward(s) an image, overall "
+        sentence = f"Use {self.choice}: {_counted(self.costs.get(self.choice, math.nan))} forward(s) an image, overall "
         standing = self.overall(self.choice)
-        told += f"standing {bracketed(standing.value, standing.low, standing.high)} on {count} images."
+        sentence += f"standing {bracketed(standing.value, standing.low, standing.high)} on {count} images."
         if self.choice not in self.alike:
-            told += f" {', '.join(self.alike)} stand higher, and are not above the control {CONTROL} in faithfulness."
-            return told
+            sentence += (
+                f" {', '.join(self.alike)} stand higher, and are not above the control {CONTROL} in faithfulness."
+            )
+            return sentence
         if others:
-            told += f" Not told apart from the best on these: {', '.join(others)}; it costs the least of them."
-        return told
+            sentence += f" Not told apart from the best on these: {', '.join(others)}; it costs the least of them."
+        return sentence
 
     def table(self) -> Table:
         """Returns a row per method, the best first: standings with 95 % intervals, cost, and what is to be known."""
@@ -346,7 +349,7 @@ def _of(criterion: str, columns: Sequence[Column], result: Evaluation) -> tuple[
         c.name
         for c in columns
         if criterion_of(c) == criterion
-        and any(not result.values(m, c.name).isnan().all() for m in result.methods if (m, c.name) in result.statistics)
+        and any(not result.values(m, c.name).isnan().all() for m in result.measured(c.name))
     )
 
 
@@ -360,12 +363,12 @@ def _costs(
         where = layer if m.layer is None and m.needs_layer() else None
         for index in range(min(len(source), 8)):
             sample = source[index]
-            asked = model.prompted(question=sample.question)
+            prompted = model.prompted(question=sample.question)
             try:
                 with silenced():
-                    operations = operations_of(asked, [sample], m, layer=where)
+                    operations = operations_of(prompted, [sample], m, layer=where)
                     if index not in forward:
-                        forward[index] = operations_of(asked, [sample], FORWARD)
+                        forward[index] = operations_of(prompted, [sample], FORWARD)
                 costs[m.name] = operations / forward[index]
             except NotApplicable as error:
                 refused[m.name] = str(error)

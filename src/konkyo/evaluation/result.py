@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
@@ -21,6 +20,7 @@ from konkyo.evaluation.columns import Column, column
 from konkyo.metrics.base import Metric, OfMean
 from konkyo.utils.files import csv_text, plain, read_json, replacing, write_text
 from konkyo.utils.frames import data_frame
+from konkyo.utils.statistics import holm
 
 if TYPE_CHECKING:
     import pandas
@@ -103,6 +103,28 @@ def number(value: float, signed: bool = False) -> str:
         return "-"
     sign = "+" if signed else ""
     return f"{value:{sign}.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:{sign}.3g}"
+
+
+def _loaded(folder: Path) -> Evaluation:
+    """Returns the evaluation that was saved in a folder. ValueError: its files do not belong together."""
+    values = read_json(folder / "evaluation.json")
+    if "rows" not in values:
+        raise ValueError("an older version wrote it; the same `konkyo evaluate` completes it from samples.jsonl")
+    tensors = load_file(folder / _STATISTICS)
+    methods, columns = tuple(values["methods"]), tuple(column(name) for name in values["columns"])
+    rows = tuple(Row(**{**row, **with_nan({"score": row["score"]})}) for row in values["rows"])
+    numbers = [(int(i), int(j)) for i, _, j in (name.partition(".") for name in tensors)]
+    statistics = {
+        (methods[i], columns[j].name): tensor for (i, j), tensor in zip(numbers, tensors.values(), strict=True)
+    }
+    if any(len(tensor) != len(rows) for tensor in statistics.values()):
+        raise ValueError(f"its statistics are not of {len(rows)} rows")
+    return Evaluation(methods, columns, rows, statistics, values["absent"], values["settings"], tuple(values["notes"]))
+
+
+def with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns values of a file, with NaN for the numbers that JSON does not know."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def bracketed(value: float, low: float, high: float, signed: bool = False) -> str:
@@ -205,17 +227,17 @@ class Evaluation:
             value = float(column_.metric.over(self._statistic(method, name)[common]))
             return -math.inf if math.isnan(value) else sign * value
 
-        return max((m for m in self.methods if (m, name) in self.statistics), key=rank)
+        return max(self.measured(name), key=rank)
+
+    def measured(self, name: str) -> list[str]:
+        """Returns the methods that have values of a column."""
+        return [method for method in self.methods if (method, name) in self.statistics]
 
     def differing(self, name: str) -> set[str]:
         """Returns the methods that differ from a column's best: p < 0.05 after Holm's correction for their number."""
-        tested = sorted((self.cell(m, name).p, m) for m in self.methods if (m, name) in self.statistics)
-        known, differ = [(p, m) for p, m in tested if not math.isnan(p)], set[str]()
-        for k, (p, method) in enumerate(known):
-            if p * (len(known) - k) >= 0.05:
-                break
-            differ.add(method)
-        return differ
+        methods = self.measured(name)
+        adjusted = holm([self.cell(m, name).p for m in methods])
+        return {m for m, p in zip(methods, adjusted, strict=True) if p < 0.05}
 
     def worst(self, method: str, name: str, count: int = 5) -> list[Row]:
         """Returns the rows where a method is worst, the worst first."""
@@ -226,7 +248,7 @@ class Evaluation:
 
     def contested(self, name: str, count: int = 5) -> list[Row]:
         """Returns the rows where methods differ most, the most contested first: by the spread of their values."""
-        values = [self.values(m, name) for m in self.methods if (m, name) in self.statistics]
+        values = [self.values(m, name) for m in self.measured(name)]
         spread = torch.stack(values).std(0, correction=0)
         order = torch.where(spread.isnan(), -math.inf, spread).argsort(descending=True, stable=True)
         return [self.rows[i] for i in order[: min(count, int((~spread.isnan()).sum()))].tolist()]
@@ -303,10 +325,7 @@ class Evaluation:
             write_text(folder / name, text)
         curves = {c.name: c.metric.better for c in self.columns if self.has_curve(c)}
         if curves:
-            lines = {
-                name: {m: self.curve(m, name).tolist() for m in self.methods if (m, name) in self.statistics}
-                for name in curves
-            }
+            lines = {name: {m: self.curve(m, name).tolist() for m in self.measured(name)} for name in curves}
             picture = curves_figure(lines, {name: ARROWS[better] for name, better in curves.items()})
             save_image(picture, folder / f"curves.{format}")
         return folder
@@ -319,25 +338,7 @@ class Evaluation:
         """
         folder = Path(folder)
         try:
-            values = read_json(folder / "evaluation.json")
-            if "rows" not in values:
-                raise ValueError(
-                    "an older version wrote it; the same `konkyo evaluate` completes it from samples.jsonl"
-                )
-            methods, columns = tuple(values["methods"]), tuple(column(name) for name in values["columns"])
-            with safe_open(folder / _STATISTICS, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            rows = tuple(
-                Row(**{**row, "score": math.nan if row["score"] is None else row["score"]}) for row in values["rows"]
-            )
-            numbers = [(int(i), int(j)) for i, _, j in (name.partition(".") for name in tensors)]
-            statistics = {
-                (methods[i], columns[j].name): tensor for (i, j), tensor in zip(numbers, tensors.values(), strict=True)
-            }
-            if any(len(tensor) != len(rows) for tensor in statistics.values()):
-                raise ValueError(f"its statistics are not of {len(rows)} rows")
-            notes = tuple(values["notes"])
-            return cls(methods, columns, rows, statistics, values["absent"], values["settings"], notes)
+            return _loaded(folder)
         except Exception as error:  # damaged files fail in every possible way
             raise KonkyoError(f"{folder} holds no saved evaluation: {error}") from error
 
@@ -362,7 +363,7 @@ class Evaluation:
                 "contested": {
                     c.name: [vars(r) for r in self.contested(c.name)]
                     for c in self.columns
-                    if c.metric.pooled is None and any((m, c.name) in self.statistics for m in self.methods)
+                    if c.metric.pooled is None and self.measured(c.name)
                 },
             }
         )
@@ -392,14 +393,12 @@ class Evaluation:
 
     def has_curve(self, of: Column) -> bool:
         """Tells whether the values of a column are made of curves."""
-        return of.metric.pooled is None and any(
-            self.statistics[m, of.name].ndim == 2 for m in self.methods if (m, of.name) in self.statistics
-        )
+        return of.metric.pooled is None and any(self.statistics[m, of.name].ndim == 2 for m in self.measured(of.name))
 
     def common(self, name: str) -> Tensor:
         """Returns (R,) bool: the rows where every method's value is defined."""
         column_ = self.column(name)
-        statistics = [self.statistics[m, name] for m in self.methods if (m, name) in self.statistics]
+        statistics = [self.statistics[m, name] for m in self.measured(name)]
         if not statistics:
             return torch.zeros(len(self.rows), dtype=torch.bool)
         if column_.metric.pooled is None:

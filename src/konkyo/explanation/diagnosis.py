@@ -86,22 +86,26 @@ def diagnose(
     return tuple(_judge(values, rectified, inside, partial(absent, row), way_out) for row, values in enumerate(table))
 
 
+_SCORE_NOT_FINITE = Diagnosis(
+    "not finite",
+    "the explained score itself is NaN or infinite: look for it in the image, the weights and the output (a class that "
+    'is masked by -inf, or half precision: precision="fp32")',
+)
+_MAP_NOT_FINITE = Diagnosis(
+    "not finite",
+    "the map holds NaN or infinity: look for them in the image and the weights; half-precision overflow is usual "
+    '(precision="fp32"), and Grad-CAM++ and XGrad-CAM divide by sums that signed activations can make 0',
+)
+
+
 def _judge(
     values: list[float], rectified: bool, inside: bool, absent: Callable[[], bool], way_out: Callable[[], str]
 ) -> Diagnosis:
     finite, finite_score, low, high, gradient, probability, missing = values
     if not finite_score:
-        return Diagnosis(
-            "not finite",
-            "the explained score itself is NaN or infinite: look for it in the image, the weights and the output (a "
-            'class that is masked by -inf, or half precision: precision="fp32")',
-        )
+        return _SCORE_NOT_FINITE
     if not finite:
-        return Diagnosis(
-            "not finite",
-            "the map holds NaN or infinity: look for them in the image and the weights; half-precision overflow is "
-            'usual (precision="fp32"), and Grad-CAM++ and XGrad-CAM divide by sums that signed activations can make 0',
-        )
+        return _MAP_NOT_FINITE
     if min(probability, 1 - probability) < SATURATED and low > -1e-3 and high < 1e-3:
         return Diagnosis(
             "saturated",
@@ -208,10 +212,11 @@ def judge_text(known: Sequence[Diagnosis], scores: Tensor, without: Tensor) -> t
     return tuple(
         Diagnosis(
             "from the text",
-            f"a blank image has the score {blank:.3g}, and this one {own:.3g}: the words before it make the answer, so "
-            'the map shows what hardly mattered; a contrast may tell more: ContrastTarget(Answer("yes"), Answer("no"))',
+            f"a blank image has the score {blank:.3g}, and this one {score:.3g}: the words before it make the answer, "
+            "so the map shows what hardly mattered; a contrast may tell more: "
+            'ContrastTarget(Answer("yes"), Answer("no"))',
         )
-        if diagnosis.ok and own - blank < max(FROM_THE_TEXT * abs(own), _NATS if own <= 0 else 0.0)
+        if diagnosis.ok and score - blank < max(FROM_THE_TEXT * abs(score), _NATS if score <= 0 else 0.0)
         else diagnosis
-        for diagnosis, (own, blank) in zip(known, pairs, strict=True)
+        for diagnosis, (score, blank) in zip(known, pairs, strict=True)
     )

@@ -21,6 +21,7 @@ from konkyo.explanation.words import (
     truth_in_words,
 )
 from konkyo.utils import markup
+from konkyo.utils.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,10 +42,11 @@ _NO_PICTURES = "The pictures are not known: they are not saved with an explanati
 def words_of(result: Explanation) -> str:
     """Returns the explanation in two lines, and more where a map is doubtful or its method has notes."""
     images, grid = len(set(result.image_index.tolist())), "x".join(map(str, result.signed.shape[1:]))
-    head = f"Explanation: {_counted(len(result), 'map')} {grid} of {_counted(images, 'image')}, {_made_by(result)}"
+    head = f"Explanation: {counted(len(result), 'map')} {grid} of {counted(images, 'image')}, {_made_by(result)}"
     parts = [_short(result, row) for row in range(min(_NAMED, len(result)))]
     lines = [head, "  " + ", ".join(parts) + (", ..." if len(result) > _NAMED else "")] if parts else [head]
-    return "\n".join([*lines, *("  " + line for line in (_doubts(result), notes_of(result)) if line)])
+    rest = (_absences(result), _doubts(result), notes_of(result))
+    return "\n".join([*lines, *("  " + line for line in rest if line)])
 
 
 def notes_of(result: Explanation) -> str:
@@ -62,6 +64,7 @@ def html_of(result: Explanation) -> str:
     head = markup.title(words_of(result).partition("\n")[0].removeprefix("Explanation: "))
     doubts = _doubts(result)
     notes = [markup.note(_NO_PICTURES)] if result.images is None and len(result) else []
+    notes += [markup.note(f"{absences}.")] if (absences := _absences(result)) else []
     notes += [markup.note(f"{doubts}.")] if doubts else []
     notes += [markup.note(f"{noted}.")] if (noted := notes_of(result)) else []
     notes += [markup.note(assumption) for assumption in result.assumptions]
@@ -163,10 +166,6 @@ def captioned(result: Explanation, row: int, picture: Image.Image, caption: str 
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 def _made_by(result: Explanation) -> str:
     return f"{result.method} at {result.layer}" + (f" of {result.model}" if result.model else "")
 
@@ -180,6 +179,13 @@ def _short(result: Explanation, row: int) -> str:
     return f"{result.labels[row]} ({probability})"
 
 
+def _absences(result: Explanation) -> str:
+    """Returns how many images have no map, and why the first has none; "" where all have some."""
+    if not result.absences:
+        return ""
+    return f"{counted(len(result.absences), 'image')} without a map: {next(iter(result.absences.values()))}"
+
+
 def _doubts(result: Explanation) -> str:
     """Returns how many maps are doubtful, and of which kinds; "" where none is."""
     kinds = Counter(d.kind for d in result.diagnosis if not d.ok)
@@ -187,7 +193,7 @@ def _doubts(result: Explanation) -> str:
     listed = ", ".join(f"{kind} ({number})" if len(kinds) > 1 else kind for kind, number in kinds.most_common())
     if not count:
         return ""
-    return f"doubtful: {count} of {_counted(len(result), 'map')}: {listed}"
+    return f"doubtful: {count} of {counted(len(result), 'map')}: {listed}"
 
 
 def _card(result: Explanation, row: int, picture: tuple[bytes, int] | None) -> str:

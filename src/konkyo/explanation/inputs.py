@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from konkyo.data import huggingface
-from konkyo.data.arrays import pictures_of_array, pictures_of_tensor, read_array
+from konkyo.data.arrays import picture_of_colours, pictures_of_array, pictures_of_tensor, read_array
 from konkyo.data.axes import Coordinates
 from konkyo.data.images import find_images, open_image, require_local, upright
 from konkyo.data.samples import Sample
@@ -78,13 +78,14 @@ class Prepared:
 
 
 def prepare(
-    model: Model, images: Images, *, bgr: bool = False, column: str | None = None, told: bool = True
+    model: Model, images: Images, *, bgr: bool = False, column: str | None = None, read_off: bool = False
 ) -> Prepared:
     """Returns images in any form as the network takes them.
 
     Floating tensors are taken as prepared; all else are pictures, which the model's preprocessing prepares. `bgr` is of
-    arrays and uint8 tensors, `column` of a `datasets.Dataset`: where its pictures are. `told`: the preprocessing was
-    given with the model, not read off a module. KonkyoError: something else, or pictures of other sizes.
+    arrays and uint8 tensors, `column` of a `datasets.Dataset`: where its pictures are. `read_off`: the
+    preprocessing was not given with the model, but read off a module. KonkyoError: something else, or pictures of other
+    sizes.
     """
     reader = _Reader(model, bgr)
     table = huggingface.is_table(images)
@@ -101,7 +102,7 @@ def prepare(
         prepared = replace(prepared, notes=(*(note for part in parts for note in part.notes), *prepared.notes))
     else:
         prepared = _of_pictures(model, [part.image for part in parts])
-        prepared = prepared if told else replace(prepared, notes=(*prepared.notes, _READ_OFF))
+        prepared = replace(prepared, notes=(*prepared.notes, _READ_OFF)) if read_off else prepared
     names = tuple(name for part in parts for name in part.names)
     labels, notes = known_classes(model, [label for part in parts for label in part.labels])
     questions = tuple(part.question for part in parts)
@@ -176,7 +177,7 @@ def _of_pictures(model: Model, parts: Sequence[Any]) -> Prepared:
         if isinstance(part, Tensor):
             batch = part.detach()[None] if part.ndim == 3 else part.detach()
             images += list(batch.cpu().float())
-            shown += [_picture(colours) for colours in preprocess.undo(batch.float())]
+            shown += [picture_of_colours(colours) for colours in preprocess.undo(batch.float())]
             frames += [_whole(batch)] * len(batch)
             continue
         notes += [f"image {len(images)}: {note}" for note in part.info.get("konkyo", ())]
@@ -188,12 +189,6 @@ def _of_pictures(model: Model, parts: Sequence[Any]) -> Prepared:
             "the pictures differ in size after preprocessing; give the Preprocess a crop, or explain them one by one"
         )
     return Prepared(model.prepared(torch.stack(images)), tuple(shown), tuple(frames), tuple(notes))
-
-
-def _picture(colours: Tensor) -> Image.Image:
-    """Returns colours (1 or 3, H, W) in [0, 1] as a picture."""
-    pixels = (colours.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(pixels)
 
 
 def outputs_of(model: Model, images: Any, *, seed: int = 0) -> Tensor:
@@ -210,10 +205,10 @@ def known_classes(model: Model, labels: Sequence[str | None]) -> tuple[tuple[str
     Case, underscores and hyphens do not matter. The classes are empty where no label names one.
     """
     classes = {plain_name(name): name for name in reversed(model.classes)}
-    found = tuple(None if label is None else classes.get(plain_name(label)) for label in labels)
-    others = list(dict.fromkeys(label for label, name in zip(labels, found, strict=True) if label and name is None))
-    said = f"labels of the data that are no class of {model.name}, taken as not known: {', '.join(others[:5])}"
-    return (found if any(name is not None for name in found) else ()), ((said,) if others else ())
+    names = tuple(None if label is None else classes.get(plain_name(label)) for label in labels)
+    others = list(dict.fromkeys(label for label, name in zip(labels, names, strict=True) if label and name is None))
+    note = f"labels of the data that are no class of {model.name}, taken as not known: {', '.join(others[:5])}"
+    return (names if any(name is not None for name in names) else ()), ((note,) if others else ())
 
 
 def labelled(model: Model, prepared: Prepared, true_labels: Sequence[Any] | None) -> Prepared:
@@ -246,8 +241,8 @@ def class_of(model: Model, label: Any) -> str | None:
         return model.classes[index] if model.classes else f"class {index}"
     if not isinstance(label, str):
         raise KonkyoError(f"a true label is a class name, an index or None; got {label!r}")
-    found, _ = known_classes(model, [label])
-    return found[0] if found else model.classes[model.class_index(label)]
+    names, _ = known_classes(model, [label])
+    return names[0] if names else model.classes[model.class_index(label)]
 
 
 @dataclass(frozen=True, eq=False)

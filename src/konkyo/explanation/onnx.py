@@ -288,9 +288,9 @@ def _export(network: MappedNetwork, images: Tensor, path: Path, model: Model) ->
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise KonkyoError(f"{model.name} cannot be written as an ONNX network: {reason}") from error
         assert program is not None
-        told = program.model.metadata_props
-        told[CLASSES] = json.dumps(list(model.classes))
-        told[PREPROCESS] = repr(model.preprocess)
+        metadata = program.model.metadata_props
+        metadata[CLASSES] = json.dumps(list(model.classes))
+        metadata[PREPROCESS] = repr(model.preprocess)
         program.save(str(path), include_initializers=True, external_data=False)
 
 

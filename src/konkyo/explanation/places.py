@@ -157,8 +157,8 @@ def _values(result: Explanation, row: int) -> Tensor:
     if not isinstance(result.images, Tensor):
         return torch.full((1, *coordinates_of(result, row).size), 0.6)
     values = result.images[int(result.image_index[row])].detach().cpu().float()
-    drawn = result.places in (_CLIP, _VOLUME)
-    return min_max(values[None])[0] if drawn and (values.amin() < 0 or values.amax() > 1) else values
+    is_picture = result.places in (_CLIP, _VOLUME)
+    return min_max(values[None])[0] if is_picture and (values.amin() < 0 or values.amax() > 1) else values
 
 
 def _frames(values: Tensor) -> list[Image.Image]:

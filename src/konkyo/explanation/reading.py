@@ -156,8 +156,8 @@ def read_sample(preprocess: Preprocess, data: Samples, number: int, extras: Extr
 
 def _reason(error: Exception) -> str:
     """Returns what an error says, in a line; of one that is not konkyo's with its kind."""
-    said = " ".join(str(error).split())
-    return said if isinstance(error, KonkyoError) else f"{type(error).__name__}: {said}".removesuffix(": ")
+    sentence = " ".join(str(error).split())
+    return sentence if isinstance(error, KonkyoError) else f"{type(error).__name__}: {sentence}".removesuffix(": ")
 
 
 def grouped(piece: int, read: Sequence[Read]) -> Iterator[Group]:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from konkyo.data.arrays import picture_of_colours
 from konkyo.data.axes import Coordinates
 from konkyo.data.images import upright
 from konkyo.engine.path import PathTrace
@@ -86,6 +87,9 @@ class Explanation:
     """What the axes of a map are, in order, as "time", "row" and "column"; () where that is not known."""
     coordinates: tuple[Coordinates, ...] = ()
     """Where the cells of every row's input lie in the world: seconds, millimetres; empty for pictures."""
+
+    absences: Mapping[int, str] = field(default_factory=dict)
+    """Why an image has no row, by its index: nothing of what was asked for was detected. Not saved."""
 
     @property
     def maps(self) -> Tensor:
@@ -341,8 +345,7 @@ def picture_of(colours: Tensor) -> Image.Image:
         raise KonkyoError(f"only images (1 or 3, H, W) can be drawn; got {tuple(colours.shape)}; pass image=")
     if colours.amin() < 0 or colours.amax() > 1:  # normalised by means that nobody told
         colours = min_max(colours[None])[0]
-    pixels = (colours.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(pixels)
+    return picture_of_colours(colours)
 
 
 def joined(parts: Sequence[Explanation]) -> Explanation:
@@ -356,6 +359,8 @@ def joined(parts: Sequence[Explanation]) -> Explanation:
             values[f.name] = of_parts[0]
         elif f.name == "assumptions":
             values[f.name] = tuple(dict.fromkeys(sentence for part in of_parts for sentence in part))
+        elif f.name == "absences":
+            values[f.name] = {at + image: why for at, part in enumerate(of_parts) for image, why in part.items()}
         elif f.name == "notes":
             values[f.name] = _joined_notes(parts)
         elif all(isinstance(value, Tensor) for value in of_parts):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -13,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from konkyo.errors import KonkyoError, NoSuchName, NoSuchRow
+from konkyo.errors import KonkyoError, NoSuchName, NoSuchRow, did_you_mean
+from konkyo.utils.words import counted
 
 if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
@@ -62,12 +62,12 @@ def numbers_of(result: Explanation, rows: Rows | None) -> list[int]:
             "rows are meant by a number, a slice, a label or name, a list of numbers, or a mask of truth values; got "
             f"{str(rows)[:80]} ({type(rows).__name__})"
         )
-    return [_counted(int(row), count) for row in wanted.reshape(-1).tolist()]
+    return [_from_zero(int(row), count) for row in wanted.reshape(-1).tolist()]
 
 
 def row_number(result: Explanation, row: int) -> int:
     """Returns a row's number from 0; negative ones count from the end. NoSuchRow: there is none."""
-    return _counted(operator.index(row), len(result))
+    return _from_zero(operator.index(row), len(result))
 
 
 def selected(result: Explanation, rows: Sequence[int], images: Sequence[int] | None = None) -> Explanation:
@@ -81,6 +81,7 @@ def selected(result: Explanation, rows: Sequence[int], images: Sequence[int] | N
     values: dict[str, Any] = {n: _taken(t, rows) for n in TENSORS if (t := getattr(result, n)) is not None}
     values |= {name: tuple(v[row] for row in rows) for name in LISTS if (v := getattr(result, name))}
     values["image_index"] = result.image_index.new_tensor([place[index[row]] for row in rows])
+    values["absences"] = {place[image]: why for image, why in result.absences.items() if image in place}
     values["notes"] = {name: _taken(noted, rows) for name, noted in result.notes.items()}
     if result.path is not None:
         path = result.path.of(rows)
@@ -92,10 +93,10 @@ def selected(result: Explanation, rows: Sequence[int], images: Sequence[int] | N
     return replace(result, **values)
 
 
-def _counted(row: int, count: int) -> int:
+def _from_zero(row: int, count: int) -> int:
     if not -count <= row < count:
         there = f"rows 0 to {count - 1}, or -{count} to -1" if count else "none"
-        raise NoSuchRow(f"row {row} of an explanation with {count} row{'' if count == 1 else 's'} ({there})")
+        raise NoSuchRow(f"row {row} of an explanation with {counted(count, 'row')} ({there})")
     return row % count
 
 
@@ -105,10 +106,8 @@ def _named(result: Explanation, name: str) -> list[int]:
         if name in names:
             return [row for row, known in enumerate(names) if known == name]
     there = list(dict.fromkeys([*result.labels, *result.names]))
-    near = get_close_matches(name, there, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
     shown = ", ".join(there[:20]) + (f", ... ({len(there)} in all)" if len(there) > 20 else "")
-    raise NoSuchName(f"no row is labelled {name!r}{hint} There are: {shown or 'none'}")
+    raise NoSuchName(f"no row is labelled {name!r}{did_you_mean(name, there)} There are: {shown or 'none'}")
 
 
 def _taken(tensor: Tensor, rows: Sequence[int]) -> Tensor:

@@ -338,8 +338,8 @@ def _diagnose(run: Run, rows: _Rows, maps: _Maps) -> tuple[Diagnosis, ...]:
         return as_target(targets[row]).location() is not None and boxes[0][0] != boxes[0][0]
 
     probabilities: list[Tensor | None] = [
-        score if saturates and own is None else own
-        for score, saturates, own in zip(maps.scores, saturating, inside, strict=True)
+        score if saturates and inner is None else inner
+        for score, saturates, inner in zip(maps.scores, saturating, inside, strict=True)
     ]
     diagnosis = diagnose(
         maps.signed,
@@ -348,7 +348,7 @@ def _diagnose(run: Run, rows: _Rows, maps: _Maps) -> tuple[Diagnosis, ...]:
         largest_gradient=maps.gradients,
         missing=maps.missing,
         probabilities=probabilities if any(p is not None for p in probabilities) else (),
-        inside=any(own is not None for own in inside),
+        inside=any(inner is not None for inner in inside),
         absent=absent,
         way_out=way_out,
     )
@@ -386,10 +386,10 @@ def _likeness_to_output(rows: _Rows, signed: Tensor, output: Tensor) -> list[flo
         if channel is None or min(output.shape[2:]) < 2:
             likeness.append(map_.new_full((), torch.nan))
             continue
-        own = output[image, channel].float()
+        cells = output[image, channel].float()
         part = as_target(target).part()
-        inside = own if part is None else own * part.at(tuple(own.shape)).to(own)
-        both = resize(torch.stack([own, inside]), tuple(map_.shape)).flatten(1).to(map_)
+        inside = cells if part is None else cells * part.at(tuple(cells.shape)).to(cells)
+        both = resize(torch.stack([cells, inside]), tuple(map_.shape)).flatten(1).to(map_)
         likeness.append(torch.corrcoef(torch.cat([map_.flatten()[None], both]))[0, 1:].nan_to_num(-1).amax())
     values: list[float] = torch.stack(likeness).tolist() if likeness else []
     return values
@@ -404,8 +404,8 @@ def _judge_text(run: Run, rows: _Rows, scores: Tensor, diagnosis: tuple[Diagnosi
     with run.pass_.forwards(), torch.no_grad():
         output = at_least_float32(run.model(blank))
     parts = [target(output[i : i + 1])[0] for target, i in zip(rows.targets, rows.images, strict=True)]
-    told = judge_text(diagnosis, scores, torch.stack(parts))
-    return tuple(new if judge else old for judge, new, old in zip(judged, told, diagnosis, strict=True))
+    text_diagnosis = judge_text(diagnosis, scores, torch.stack(parts))
+    return tuple(new if judge else old for judge, new, old in zip(judged, text_diagnosis, diagnosis, strict=True))
 
 
 def _is_automatic(run: Run) -> bool:

@@ -30,6 +30,7 @@ from konkyo.explanation.words import (
     score_in_words,
     truth_in_words,
 )
+from konkyo.utils.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,7 +100,7 @@ def rows_of(
     return rows
 
 
-def _said(result: Explanation, row: int) -> list[str]:
+def _captions(result: Explanation, row: int) -> list[str]:
     """Returns what is written below a row that is no picture."""
     doubt = diagnosis_in_words(result, row, message=True)
     return [*lines_of(result, row), *([f"! {doubt}"] if doubt else [])]
@@ -111,7 +112,7 @@ def sheet(result: Explanation, path: str | Path | None, page: int, title: str | 
         raise KonkyoError("a sheet needs a row at least; this explanation has none")
     pages = -(-len(result) // ROWS_OF_A_PAGE)
     if not 1 <= page <= pages:
-        raise KonkyoError(f"page {page} of a sheet with {pages} page{'' if pages == 1 else 's'} ({len(result)} rows)")
+        raise KonkyoError(f"page {page} of a sheet with {counted(pages, 'page')} ({len(result)} rows)")
     rows = rows_of({result.method: result}, brightness=brightness) if is_picture(result) else []
     heading = f"{result.method} at {result.layer}" + (f" of {result.model}" if result.model else "")
     heading = heading if title is None else title
@@ -129,7 +130,7 @@ def _page(result: Explanation, rows: Sequence[Row], page: int, pages: int, title
     if not rows:
         numbers = range((page - 1) * ROWS_OF_A_PAGE, min(page * ROWS_OF_A_PAGE, len(result)))
         return drawings_below_each_other(
-            [result.overlay(n, caption="\n".join(_said(result, n))) for n in numbers], title
+            [result.overlay(n, caption="\n".join(_captions(result, n))) for n in numbers], title
         )
     part = rows[(page - 1) * ROWS_OF_A_PAGE : page * ROWS_OF_A_PAGE]
     title += f" ({page} of {pages})" if pages > 1 and title else ""

@@ -48,9 +48,9 @@ def score_in_words(result: Explanation, row: int, *, place: bool = True) -> str:
     score, box, target = result.scores[row].item(), box_of(result, row), target_of(result, row)
     label = result.labels[row]
     words = f"{label} (score {score:.2f})" if target is None else target.in_words(label, score)
-    if said := of_the_asked(result, row):
+    if request := of_the_asked(result, row):
         words = f"asked: {words}"
-        words = f"{words.removesuffix(')')}, {said})" if place else words  # in a sheet it has a line of its own
+        words = f"{words.removesuffix(')')}, {request})" if place else words  # in a sheet it has a line of its own
     if question := result.questions[row] if result.questions else None:
         words = f"{question} {words}"
     return words + (f" at {','.join(str(round(side)) for side in box)}" if place and box is not None else "")

@@ -32,13 +32,17 @@ def data_uri(picture: Image.Image, side: int | None = None) -> str:
 
 def encoded(picture: Image.Image, side: int | None = None) -> str:
     """Returns a picture as WebP in base64, its longer side at most `side` pixels."""
-    reduced = picture.convert("RGB")
-    if side is not None and max(reduced.size) > side:
-        reduced = reduced.copy()
-        reduced.thumbnail((side, side), Image.Resampling.LANCZOS)
+    small = picture.convert("RGB") if side is None else reduced(picture, side)
     buffer = io.BytesIO()
-    reduced.save(buffer, format="WEBP", quality=_QUALITY, method=4)
+    small.save(buffer, format="WEBP", quality=_QUALITY, method=4)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def reduced(picture: Image.Image, side: int) -> Image.Image:
+    """Returns a copy of the picture in RGB whose longer side is `side` pixels at most."""
+    small = picture.convert("RGB").copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return small
 
 
 def composite(picture: Image.Image, map_: HeatMap, side: int) -> Image.Image:
@@ -77,8 +81,8 @@ def packed_map(map_: HeatMap, side: int) -> dict[str, Any]:
     packed: dict[str, Any] = {
         "g": [values.shape[1], values.shape[0]],
         "d": base64.b64encode(levels.tobytes()).decode("ascii"),
-        "lo": _short(low),
-        "hi": _short(high),
+        "lo": rounded(low, 4),
+        "hi": rounded(high, 4),
     }
     if signed:
         packed["s"] = 1
@@ -134,5 +138,6 @@ def colour_tables() -> dict[str, str]:
     }
 
 
-def _short(value: float) -> float | None:
-    return float(f"{value:.4g}") if math.isfinite(value) else None
+def rounded(value: float, digits: int = 5) -> float | None:
+    """Returns a number with so many digits, as JSON takes it; None of what is not finite."""
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None

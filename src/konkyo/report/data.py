@@ -10,24 +10,23 @@ from PIL import Image
 from konkyo.data.samples import Samples, samples
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.diagnose.findings import Text
-from konkyo.models.preprocess import Preprocess
-from konkyo.report.assets import picture_side
+from konkyo.models.preprocess import preprocess_of
+from konkyo.report.assets import picture_side, reduced
 from konkyo.report.builders import Request
 from konkyo.report.page import words
 from konkyo.report.provenance import of_model, of_versions
-from konkyo.report.rows import reduced
 
 
 def provenance_of(settings: Mapping[str, Any], request: Request) -> dict[str, str]:
     """Returns what made a result, by name: its settings, and of the model that is known what it is."""
-    said = {
+    values = {
         name: ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
         for name, value in settings.items()
         if value not in (None, "", {}, []) and name not in ("konkyo", "weights")  # the form of a record, and its digest
     }
-    if "preprocess" in said:
-        said["preprocessing"] = said.pop("preprocess")
-    return said | ({} if request.model is None else of_model(request.model)) | of_versions()
+    if "preprocess" in values:
+        values["preprocessing"] = values.pop("preprocess")
+    return values | ({} if request.model is None else of_model(request.model)) | of_versions()
 
 
 def some_of(names: Sequence[str], most: int | None, first: Collection[str] = ()) -> list[str]:
@@ -44,9 +43,10 @@ def some_of(names: Sequence[str], most: int | None, first: Collection[str] = ())
 class DataPictures:
     """The pictures of a data set by the names of its samples. What cannot be opened is noted, and not shown."""
 
-    def __init__(self, settings: Mapping[str, Any], preprocess: Preprocess | None, most: int | None) -> None:
-        """`most`: so many pictures are opened at most; None: all."""
-        self._preprocess, self._most = preprocess, most
+    def __init__(self, settings: Mapping[str, Any], request: Request) -> None:
+        """`settings`: those of the result, which name the data, and its preprocessing where no model is given."""
+        model, self._most = request.model, request.most
+        self._preprocess = preprocess_of(settings.get("preprocess")) if model is None else model.preprocess
         self._data: Samples | None = None
         self._missing = list[str]()
         self._refused = ""

@@ -22,6 +22,7 @@ from konkyo.report.assets import (
     map_side,
     packed_map,
     picture_side,
+    rounded,
 )
 from konkyo.report.classes import class_views, matrix_view
 from konkyo.report.page import LANGUAGES, ImageRow, Measure, Page
@@ -154,8 +155,7 @@ def _counts(page: Page) -> tuple[tuple[Text, str], ...]:
         counts.append((words_of("count.images"), str(len(images))))
     correct, n, low, high = accuracy(list(images.values()))
     if n:
-        counts.append((words_of("count.accuracy"), f"{correct / n:.1%} [{low:.1%}, {high:.1%}]"))
-        counts.append((words_of("count.wrong"), str(n - correct)))
+        counts += accuracy_counts(correct, n, low, high)
     if (methods := len(_methods(page))) > 1:
         counts.append((words_of("count.methods"), str(methods)))
     if doubtful := sum(m.diagnosis != "ok" for row in page.rows for m in row.maps):
@@ -164,6 +164,12 @@ def _counts(page: Page) -> tuple[tuple[Text, str], ...]:
         named = sum(finding.severity in ("high", "medium", "low") for finding in page.findings)
         counts.append((words_of("count.findings"), str(named)))
     return tuple(counts)
+
+
+def accuracy_counts(correct: int, n: int, low: float, high: float) -> list[tuple[Text, str]]:
+    """Returns the accuracy with its interval ("–" of no image), and how many are wrong, as a page counts them."""
+    share = f"{correct / n:.1%} [{low:.1%}, {high:.1%}]" if n else "–"
+    return [(words_of("count.accuracy"), share), (words_of("count.wrong"), str(n - correct))]
 
 
 def _methods(page: Page) -> list[str]:
@@ -286,17 +292,17 @@ def _row(row: ImageRow, pictures: Pictures) -> dict[str, Any]:
         "p": None if row.picture is None else pictures.add(row.picture),
         "b": row.box,
         "d": row.decision,
-        "dp": _digits(row.probability),
+        "dp": rounded(row.probability),
         "t": row.true_label,
-        "tp": _digits(row.true_probability),
+        "tp": rounded(row.true_probability),
         "a": row.asked,
-        "ap": _digits(row.asked_probability),
+        "ap": rounded(row.asked_probability),
         "ar": row.asked_rank,
         "f": list(row.flags),
-        "s": _digits(row.suspicion),
+        "s": rounded(row.suspicion),
         "why": dict(row.why),
-        "top": [[name, _digits(p)] for name, p in row.top],
-        "v": {name: _digits(v) for name, v in row.values.items()},
+        "top": [[name, rounded(p)] for name, p in row.top],
+        "v": {name: rounded(v) for name, v in row.values.items()},
         "m": [{"n": m.method} | described_map(m) for m in row.maps],
         "x": [{"n": m.method} | described_map(m) for m in row.contrasts],
         "nb": [
@@ -304,14 +310,10 @@ def _row(row: ImageRow, pictures: Pictures) -> dict[str, Any]:
                 "p": None if n.picture is None else pictures.add(n.picture, 160),
                 "n": n.name,
                 "l": n.label,
-                "s": _digits(n.similarity),
+                "s": rounded(n.similarity),
             }
             for n in row.neighbours
         ],
         "e": [{"p": pictures.add(e.picture, _EVIDENCE_SIDE), "c": dict(e.caption)} for e in row.evidence],
     }
     return {key: value for key, value in values.items() if value not in (None, "", [], {}, ())}
-
-
-def _digits(value: float) -> float | None:
-    return float(f"{value:.5g}") if math.isfinite(value) else None

@@ -9,7 +9,6 @@ from dataclasses import replace
 from PIL import Image
 
 from konkyo.evaluation.consistency.result import ClassResult, Consistency, ImageResult
-from konkyo.models.preprocess import preprocess_of
 from konkyo.report.builders import Request, builder
 from konkyo.report.data import DataPictures, provenance_of
 from konkyo.report.page import ClassCard, ConfusionMatrix, HeatMap, ImageRow, MatrixBlock, Page, TableBlock, words
@@ -24,8 +23,7 @@ _MOST_IN_MATRIX = 40
 def page_of_consistency(result: Consistency, request: Request) -> Page:
     """Returns the page of a consistency result."""
     settings = result.settings
-    preprocess = preprocess_of(settings.get("preprocess")) if request.model is None else request.model.preprocess
-    source = DataPictures(settings, preprocess, request.most)
+    source = DataPictures(settings, request)
     extremes = {
         image.name
         for c in result.of_class
@@ -71,7 +69,7 @@ def _rows(result: Consistency, pictures: Mapping[str, Image.Image]) -> tuple[Ima
     rows = []
     for image in result.images:
         shown = next(maps) if image.used else None
-        asked = image.label if result.settings.get("target", "label") == "label" else image.prediction
+        target = image.label if result.settings.get("target", "label") == "label" else image.prediction
         rows.append(
             ImageRow(
                 name=image.name,
@@ -79,7 +77,7 @@ def _rows(result: Consistency, pictures: Mapping[str, Image.Image]) -> tuple[Ima
                 maps=() if shown is None else (HeatMap(method, shown, limits=(0.0, 1.0)),),
                 decision=result.classes[image.prediction],
                 true_label=result.classes[image.label],
-                asked=result.classes[asked],
+                asked=result.classes[target],
                 flags=(() if image.used else ("not measured",)) + (("doubtful map",) if image.blank else ()),
                 values={} if math.isnan(image.deviation) else {"deviation": image.deviation},
             )

@@ -11,12 +11,10 @@ from torch import Tensor
 
 from konkyo.evaluation.diagnose.findings import Text
 from konkyo.evaluation.diagnose.result import DiagnosedImage, DiagnosisReport
-from konkyo.models.preprocess import preprocess_of
-from konkyo.report.assets import picture_side
+from konkyo.report.assets import picture_side, reduced
 from konkyo.report.builders import Request, builder
 from konkyo.report.data import DataPictures, provenance_of, some_of
 from konkyo.report.page import ClassCard, HeatMap, ImageRow, Neighbour, Page, Shortlist, words
-from konkyo.report.rows import reduced
 from konkyo.report.truth import cards_of, confusion_of
 
 WITH_NEIGHBOURS = 60
@@ -30,14 +28,13 @@ _OF_NONE = words("Of no class", "クラスによらないマップ")
 def page_of_diagnosis(result: DiagnosisReport, request: Request) -> Page:
     """Returns the page of a diagnosis. Pictures come from the data, which is opened again where it is not at hand."""
     settings = result.settings
-    preprocess = preprocess_of(settings.get("preprocess")) if request.model is None else request.model.preprocess
-    source = DataPictures(settings, preprocess, request.most)
+    source = DataPictures(settings, request)
     listed = {name for entry in result.lists for name in entry.images}
     flagged = listed | {image.name for image in result.images if image.flags}
     pictures = _at_hand(result, request.most, flagged) or source.of([image.name for image in result.images], flagged)
     trained, notes = dict[str, Image.Image](), source.notes if result.thumbnail is None else ()
     if settings.get("train"):
-        training = DataPictures({**settings, "data": settings["train"]}, preprocess, None)
+        training = DataPictures({**settings, "data": settings["train"]}, replace(request, most=None))
         wanted = [name for image in _first(result.images) for name, _ in image.neighbours]
         trained = {name: reduced(picture, _SMALL) for name, picture in training.of(wanted).items()}
         notes = (*notes, *training.notes)
@@ -96,9 +93,9 @@ def _rows(
     shown = {image.name for image in _first(result.images)}
     rows = []
     for index, image in enumerate(result.images):
-        asked = image.label or image.decision
-        kinds = (("maps", method, _filled(_OF_CLASS, {"name": asked})), ("eigen", "eigen_cam", _OF_NONE))
-        maps = [HeatMap(by, tensors[kind][index], caption=said) for kind, by, said in kinds if kind in tensors]
+        target = image.label or image.decision
+        kinds = (("maps", method, _filled(_OF_CLASS, {"name": target})), ("eigen", "eigen_cam", _OF_NONE))
+        maps = [HeatMap(by, tensors[kind][index], caption=caption) for kind, by, caption in kinds if kind in tensors]
         place = of_wrong.get(index)
         rows.append(
             ImageRow(
@@ -109,7 +106,7 @@ def _rows(
                 probability=image.probability,
                 true_label=image.label,
                 true_probability=image.label_probability,
-                asked=asked,
+                asked=target,
                 asked_probability=image.label_probability if image.label else image.probability,
                 flags=image.flags,
                 suspicion=image.suspicion,

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from konkyo.evaluation.result import Evaluation
 from konkyo.evaluation.result import Row as MeasuredRow
-from konkyo.models.preprocess import preprocess_of
 from konkyo.report.builders import Request, builder
 from konkyo.report.data import DataPictures, provenance_of
 from konkyo.report.page import (
@@ -42,8 +41,7 @@ _NO_MAPS = words(
 def page_of_evaluation(result: Evaluation, request: Request) -> Page:
     """Returns the page of an evaluation."""
     settings = result.settings
-    preprocess = preprocess_of(settings.get("preprocess")) if request.model is None else request.model.preprocess
-    source = DataPictures(settings, preprocess, request.most)
+    source = DataPictures(settings, request)
     shortlists = _shortlists(result)
     first = {result.rows[k].sample for shortlist in shortlists for k in shortlist.rows}
     pictures = source.of([row.sample for row in result.rows], first)
@@ -83,7 +81,7 @@ def _probability(row: MeasuredRow) -> float:
 
 def _verdict(result: Evaluation) -> Mapping[str, str]:
     """Returns which method is best in how many columns."""
-    judged = [c.name for c in result.columns if c.metric.better != "neither" and any(_has(result, c.name))]
+    judged = [c.name for c in result.columns if c.metric.better != "neither" and any(result.measured(c.name))]
     bests = [result.best(name) for name in judged]
     if not bests:
         return words(f"{len(result.methods)} methods on {len(result.rows)} maps.")
@@ -94,14 +92,10 @@ def _verdict(result: Evaluation) -> Mapping[str, str]:
     )
 
 
-def _has(result: Evaluation, name: str) -> list[str]:
-    return [m for m in result.methods if (m, name) in result.statistics]
-
-
 def _table(result: Evaluation) -> TableBlock:
     """Returns the table of values with their intervals."""
     bests = {
-        c.name: result.best(c.name) for c in result.columns if c.metric.better != "neither" and _has(result, c.name)
+        c.name: result.best(c.name) for c in result.columns if c.metric.better != "neither" and result.measured(c.name)
     }
     worse = {name: result.differing(name) for name in bests}
     rows = list[list[Cell]]()
@@ -130,7 +124,7 @@ def _curves(result: Evaluation) -> tuple[CurveFigure, ...]:
     """Returns a figure per metric that is a curve: mean and 95 % interval at every place."""
     figures = []
     for c in (c for c in result.columns if c.metric.pooled is None):
-        lines = [_line(m, result.statistics[m, c.name][result.common(c.name)]) for m in _has(result, c.name)]
+        lines = [_line(m, result.statistics[m, c.name][result.common(c.name)]) for m in result.measured(c.name)]
         known = tuple(line for line in lines if line is not None)
         if known:
             place = words("from the first to the last place of the curve", "曲線の最初から最後までの位置")
@@ -151,7 +145,7 @@ def _line(method: str, curves: Tensor) -> Line | None:
 
 
 def _mean_over_methods(result: Evaluation, name: str) -> Tensor:
-    values = [result.values(m, name) for m in _has(result, name)]
+    values = [result.values(m, name) for m in result.measured(name)]
     return torch.stack(values).nanmean(0) if values else torch.full((len(result.rows),), math.nan)
 
 
@@ -183,7 +177,7 @@ def _shortlists(result: Evaluation) -> tuple[Shortlist, ...]:
         return tuple(numbers[id(row)] for row in rows)
 
     for c in result.columns:
-        if c.metric.pooled is not None or c.metric.better == "neither" or not (methods := _has(result, c.name)):
+        if c.metric.pooled is not None or c.metric.better == "neither" or not (methods := result.measured(c.name)):
             continue
         best = result.best(c.name)
         if worst := places(result.worst(best, c.name, LISTED)):

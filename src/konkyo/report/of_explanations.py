@@ -97,11 +97,11 @@ def _image_row(results: list[Explanation], row: int, picture: Image.Image | None
     )
 
 
-def _of_truth(truth: str, decided: str, probability: float, asked: str, asked_probability: float) -> float:
+def _of_truth(truth: str, decided: str, probability: float, target: str, asked_probability: float) -> float:
     """Returns the probability of the true label where it is that of the decided or the asked class; else NaN."""
     if not truth:
         return math.nan
-    return probability if truth == decided else asked_probability if truth == asked else math.nan
+    return probability if truth == decided else asked_probability if truth == target else math.nan
 
 
 def _heat_map(result: Explanation, row: int) -> HeatMap:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from konkyo.errors import KonkyoError, unknown
-from konkyo.evaluation.diagnose.findings import Text
+from konkyo.evaluation.diagnose.findings import Evidence, Text
 from konkyo.models.base import Model
 from konkyo.report.builders import Request, page_of
 from konkyo.report.html import Language, html_of, strings
@@ -96,69 +96,81 @@ def anonymised(page: Page) -> Page:
 
     Names and paths are replaced in sentences, too. Names of classes stay, and so does what the pictures show.
     """
-    numbers: dict[str, int] = {}
-    for row in page.rows:
-        numbers.setdefault(row.name, len(numbers) + 1)
-    for row in page.rows:
-        for neighbour in row.neighbours:
-            numbers.setdefault(neighbour.name, len(numbers) + 1)
-    classes_known = {name for row in page.rows for name in (row.decision, row.true_label, row.asked)}
-    names = sorted((name for name in numbers if name and name not in classes_known), key=len, reverse=True)
-    pattern = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in names)) if names else None
-
-    def clean(text: str) -> str:
-        known = text if pattern is None else pattern.sub(lambda match: f"image {numbers[match[0]]}", text)
-        return _PATHS.sub("(a file)", known)
-
-    def cleaned(text: Text) -> Text:
-        return {lang: clean(value) for lang, value in text.items()}
-
-    rows = tuple(
+    cleaner = _Cleaner.of(page)
+    rows = (
         replace(
             row,
-            name=f"image {numbers[row.name]}",
-            why=cleaned(row.why),
-            neighbours=tuple(replace(n, name=f"image {numbers[n.name]}") for n in row.neighbours),
-            evidence=tuple(replace(e, caption=cleaned(e.caption)) for e in row.evidence),
+            name=cleaner.image(row.name),
+            why=cleaner.text(row.why),
+            neighbours=tuple(replace(n, name=cleaner.image(n.name)) for n in row.neighbours),
+            evidence=cleaner.evidence(row.evidence),
         )
         for row in page.rows
     )
-    findings = tuple(
+    findings = (
         replace(
-            f,
-            subject=clean(f.subject),
-            sentence=cleaned(f.sentence),
-            next_step=cleaned(f.next_step),
-            evidence=tuple(replace(e, caption=cleaned(e.caption)) for e in f.evidence),
+            finding,
+            subject=cleaner.string(finding.subject),
+            sentence=cleaner.text(finding.sentence),
+            next_step=cleaner.text(finding.next_step),
+            evidence=cleaner.evidence(finding.evidence),
         )
-        for f in page.findings
+        for finding in page.findings
     )
-    classes = tuple(
-        replace(card, evidence=tuple(replace(e, caption=cleaned(e.caption)) for e in card.evidence))
-        for card in page.classes
-    )
-    tables = tuple(
-        replace(t, rows=[[clean(cell) if isinstance(cell, str) else cell for cell in line] for line in t.rows])
+    tables = (
+        replace(t, rows=[[cleaner.string(cell) if isinstance(cell, str) else cell for cell in line] for line in t.rows])
         for t in page.tables
     )
     return replace(
         page,
-        title=clean(page.title),
-        verdict=cleaned(page.verdict),
-        rows=rows,
-        findings=findings,
-        classes=classes,
-        tables=tables,
-        figures=tuple(replace(e, caption=cleaned(e.caption)) for e in page.figures),
-        notes=tuple(map(cleaned, page.notes)),
-        provenance=_public(page.provenance, clean),
+        title=cleaner.string(page.title),
+        verdict=cleaner.text(page.verdict),
+        rows=tuple(rows),
+        findings=tuple(findings),
+        classes=tuple(replace(card, evidence=cleaner.evidence(card.evidence)) for card in page.classes),
+        tables=tuple(tables),
+        figures=cleaner.evidence(page.figures),
+        notes=tuple(map(cleaner.text, page.notes)),
+        provenance={n: cleaner.string(v) for n, v in page.provenance.items() if not _is_private(n)},
         command="",
     )
 
 
-def _public(provenance: Mapping[str, str], clean: Callable[[str], str]) -> dict[str, str]:
-    return {
-        name: clean(value)
-        for name, value in provenance.items()
-        if not any(word in name.lower().split() for word in _PRIVATE)
-    }
+@dataclass(frozen=True)
+class _Cleaner:
+    """It knows the images of a page by number, and takes names of files and paths out of what is said."""
+
+    numbers: Mapping[str, int]
+    pattern: re.Pattern[str] | None
+    """The names that are replaced in sentences: not those that are names of classes, too."""
+
+    @classmethod
+    def of(cls, page: Page) -> _Cleaner:
+        """Returns the cleaner of a page: its rows are numbered first, then what resembles them."""
+        names = [row.name for row in page.rows] + [n.name for row in page.rows for n in row.neighbours]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names), 1)}
+        classes = {name for row in page.rows for name in (row.decision, row.true_label, row.asked)}
+        replaced = sorted((name for name in numbers if name and name not in classes), key=len, reverse=True)
+        either = "|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in replaced)
+        return cls(numbers, re.compile(either) if replaced else None)
+
+    def image(self, name: str) -> str:
+        """Returns what an image is called."""
+        return f"image {self.numbers[name]}"
+
+    def string(self, string: str) -> str:
+        """Returns words without names of images and paths."""
+        known = string if self.pattern is None else self.pattern.sub(lambda match: self.image(match[0]), string)
+        return _PATHS.sub("(a file)", known)
+
+    def text(self, text: Text) -> Text:
+        """Returns words without them in every language."""
+        return {lang: self.string(words) for lang, words in text.items()}
+
+    def evidence(self, pictures: Sequence[Evidence]) -> tuple[Evidence, ...]:
+        """Returns pictures with their captions cleaned."""
+        return tuple(replace(picture, caption=self.text(picture.caption)) for picture in pictures)
+
+
+def _is_private(name: str) -> bool:
+    return any(word in name.lower().split() for word in _PRIVATE)

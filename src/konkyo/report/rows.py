@@ -10,8 +10,8 @@ from PIL import Image
 
 from konkyo.errors import KonkyoError
 from konkyo.explanation.result import Explanation
-from konkyo.report.assets import picture_side
-from konkyo.report.html import words_of
+from konkyo.report.assets import picture_side, reduced
+from konkyo.report.html import accuracy_counts, words_of
 from konkyo.report.of_explanations import image_rows
 from konkyo.report.page import ImageRow, Page, words
 from konkyo.report.truth import accuracy, cards_of, confusion_of
@@ -61,8 +61,7 @@ class CollectedRows:
             totals["verdict"] = words_of("verdict.wrong", wrong=n - correct, n=n)
             totals["counts"] = (
                 (words_of("count.images"), str(len(of_image))),
-                (words_of("count.accuracy"), f"{correct / n:.1%} [{low:.1%}, {high:.1%}]" if n else "–"),
-                (words_of("count.wrong"), str(n - correct)),
+                *accuracy_counts(correct, n, low, high),
             )
         layers = {f"{method}: layer": layer for method, layer in self.layers.items()}
         return Page(
@@ -75,10 +74,3 @@ class CollectedRows:
             **totals,
             notes=tuple(words(sentence) for sentence in (*notes, *self.assumptions)),
         )
-
-
-def reduced(picture: Image.Image, side: int) -> Image.Image:
-    """Returns a copy of the picture in RGB whose longer side is `side` pixels at most."""
-    small = picture.convert("RGB").copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return small

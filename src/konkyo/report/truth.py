@@ -76,21 +76,21 @@ def with_mean_maps(cards: Sequence[ClassCard], rows: Sequence[ImageRow]) -> tupl
     """
     made = []
     for card in cards:
-        own = [k for k, r in enumerate(rows) if r.asked == card.name and r.maps and r.maps[0].diagnosis == "ok"]
-        if len(own) < 2:
+        members = [k for k, r in enumerate(rows) if r.asked == card.name and r.maps and r.maps[0].diagnosis == "ok"]
+        if len(members) < 2:
             made.append(card)
             continue
-        maps = torch.stack([_on_grid(rows[k].maps[0].values) for k in own])
+        maps = torch.stack([_on_grid(rows[k].maps[0].values) for k in members])
         mean = maps.mean(0)
         near = (maps - mean).square().flatten(1).mean(1).argsort(stable=True).tolist()
-        few = min(_EXTREMES, len(own) // 2)
+        few = min(_EXTREMES, len(members) // 2)
         made.append(
             replace(
                 card,
                 mean_map=mean,
-                mean_picture=mean_picture([rows[k].picture for k in own]),
-                typical=tuple(own[k] for k in near[:few]),
-                deviant=tuple(own[k] for k in reversed(near[-few:])),
+                mean_picture=mean_picture([rows[k].picture for k in members]),
+                typical=tuple(members[k] for k in near[:few]),
+                deviant=tuple(members[k] for k in reversed(near[-few:])),
             )
         )
     return tuple(made)

@@ -27,6 +27,7 @@ from konkyo.runs.local import TRIES, extras_of
 from konkyo.runs.manifest import MANIFEST
 from konkyo.runs.shards import Receipt
 from konkyo.runs.work import UnopenedError, shards_of
+from konkyo.utils.words import counted
 
 WINDOW = 10_000
 """So many pieces are given to Ray at once, for it keeps a record of each."""
@@ -87,7 +88,7 @@ class Pool:
         places = self.places(nodes)
         if places >= self.actors:
             return
-        resources = f"{self.cpus} CPU{'s' * (self.cpus > 1)} (1 for the network, {self.readers} for reading)"
+        resources = f"{counted(self.cpus, 'CPU')} (1 for the network, {self.readers} for reading)"
         resources += f" and {self.gpus} GPU" * (self.gpus > 0)
         alive = [node.get("Resources", {}) for node in nodes if node.get("Alive")]
         there = ", ".join(f"{r.get('CPU', 0):g} CPUs and {r.get('GPU', 0):g} GPUs" for r in alive[:5])
@@ -96,7 +97,7 @@ class Pool:
         ways += ["a model on the CPU"] if self.gpus and not any(r.get("GPU") for r in alive) else []
         raise KonkyoError(
             f"{self.actors} actors were asked for, and there is room for {places}: each takes {resources} of one "
-            f"node, and the {len(alive)} node{'s' * (len(alive) != 1)} of the cluster have {there}"
+            f"node, and the {counted(len(alive), 'node')} of the cluster have {there}"
             f"{', ...' if len(alive) > 5 else ''}. They would wait without an end; give {' or '.join(ways)}, or add "
             "nodes"
         )

@@ -24,7 +24,7 @@ from konkyo.explanation.result import Explanation
 from konkyo.models.preprocess import preprocess_of
 from konkyo.runs.pictures import DataNow, RunPictures, seen_of, with_picture
 from konkyo.runs.query import opened
-from konkyo.runs.records import Records, explanation_of, rows_of_file
+from konkyo.runs.records import Records, explanations_of, rows_of_file
 from konkyo.runs.shards import unpacked
 from konkyo.runs.summary import Summary, most_suspicious, rows_of_images
 from konkyo.training.trackers import TRACKERS, PictureTracker, tracker_of
@@ -94,7 +94,7 @@ def export_coco(records: Records, out: Path, wishes: Wishes = Wishes()) -> str:
             images += 1
             about = {"id": images, "file_name": rows[0]["image"], "height": known[0], "width": known[1]}
             file.write(("," if images > 1 else "") + "\n" + json.dumps(about))
-            for result in _explained(rows, records):
+            for result in explanations_of(rows, records.manifest):
                 shown = with_picture(result, seen)
                 for row, label in enumerate(result.labels):
                     count += 1
@@ -162,7 +162,7 @@ def export_fiftyone(records: Records, out: Path, wishes: Wishes = Wishes()) -> s
         if first["decision"] is not None:
             sample["decision"] = library.Classification(label=first["decision"], confidence=first["probability"])
         seen, frame = seen_of(pictures.preprocess, (picture.sample.image.height, picture.sample.image.width))
-        for result in _explained(rows, records):
+        for result in explanations_of(rows, records.manifest):
             for place, heat in enumerate(to_fiftyone(_on_whole(with_picture(result, seen), frame))):
                 sample[f"{result.method}_{place}" if place else result.method] = heat
         dataset.add_sample(sample)
@@ -209,7 +209,7 @@ def _export_to_tracker(name: str, records: Records, out: Path, wishes: Wishes) -
             if picture is None:
                 continue
             view = pictures.view(picture.sample.image)
-            for result in _explained(of_image, records):
+            for result in explanations_of(of_image, records.manifest):
                 shown = with_picture(result, view)
                 tracker.log_pictures({f"{place:03d} {of_image[0]['image']}/{result.method}": shown.overlay(0)}, 0)
                 count += 1
@@ -236,13 +236,6 @@ def _images_of(records: Records) -> Iterator[list[dict[str, Any]]]:
     """Yields the rows of one image after the other."""
     for _, rows in groupby(records.rows(), lambda row: (row["image"], row["sha256"])):
         yield list(rows)
-
-
-def _explained(rows: list[dict[str, Any]], records: Records) -> Iterator[Explanation]:
-    """Yields an explanation for every method that has maps of an image."""
-    known = (row for row in rows if row["map"] is not None)
-    for _, of_method in groupby(known, lambda row: row["method"]):
-        yield explanation_of(list(of_method), records.manifest)
 
 
 def _library(name: str) -> Any:

@@ -18,7 +18,7 @@ from konkyo.data.pieces import Pieces
 from konkyo.engine.forward import Precision
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.columns import Column
-from konkyo.evaluation.evaluate import RIGHT, Plan, digest
+from konkyo.evaluation.plan import RIGHT, Plan, digest
 from konkyo.explanation.explain import Which
 from konkyo.explanation.run import Where
 from konkyo.methods.base import Method, find

@@ -9,7 +9,7 @@ from typing import Any
 
 from konkyo.errors import KonkyoError
 from konkyo.utils.files import plain, read_json, write_text
-from konkyo.utils.ledger import differences
+from konkyo.utils.ledger import differences, other_settings
 
 MANIFEST = "run.json"
 FORM = 1
@@ -40,10 +40,8 @@ def begin(folder: Path, settings: Mapping[str, Any], *, anew: bool, mended: bool
         elif differ:
             changed = any(entry.startswith("data.listing ") for entry in differ)
             why = " (pictures were added, removed or changed)" if changed else ""
-            raise KonkyoError(
-                f"{folder} holds a run with other {', '.join(differ)}{why}; a run goes on with the same only. Choose "
-                "another folder, or remove this one"
-            )
+            way_out = "choose another folder, or remove this one"
+            raise KonkyoError(f"{folder} {other_settings('a run', differ, way_out)}{why}")
         return
     write_text(path, json.dumps({"run": FORM, **plain(dict(settings))}, indent=1) + "\n")
 

@@ -166,11 +166,11 @@ class _Shared:
         folder = file.parent.parent
         for key, rows in _images(rows_of_file(file)):
             if key in self.keys and rows[0]["sha256"] is not None:
-                said, before = _content(rows), self.keys[key]
+                content, before = _content(rows), self.keys[key]
                 if before is None:
-                    self.keys[key], self.homes[key] = said, folder
+                    self.keys[key], self.homes[key] = content, folder
                 elif self.homes[key] != folder:
-                    if said != before:
+                    if content != before:
                         raise KonkyoError(
                             f"{self.homes[key]} and {folder} say different things of the image {rows[0]['image']}; "
                             "leave it out of one of them"

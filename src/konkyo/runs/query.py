@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from konkyo.errors import KonkyoError, install_hint, unknown
-from konkyo.runs.shards import NOTHING, Receipt, arrow
+from konkyo.errors import KonkyoError, did_you_mean, install_hint, unknown
+from konkyo.runs.shards import NOTHING, Receipt
+from konkyo.utils.arrow import arrow
 
 SUSPICIOUS = "suspicious"
 """The order in which the most suspicious rows come first."""
@@ -127,8 +129,24 @@ class Database:
         try:
             yield
         except self.library.Error as error:
-            reason = " ".join(str(error).split("\n\nLINE")[0].split())
+            reason = _reason(str(error), self.known)
             raise KonkyoError(f"the query cannot be run: {reason}. Columns of rows: {', '.join(self.known)}") from error
+
+
+def _reason(text: str, known: Sequence[str]) -> str:
+    """Returns in words what DuckDB says of a query: "<kind> Error: <reason>\\n\\nLINE <n>: <line>\\n  ^"."""
+    reason, _, place = text.partition("\n\nLINE ")
+    line = place.partition(": ")[2].partition("\n")[0].strip()
+    if column := re.search(r'Referenced column "(.+)" not found', reason):
+        name = column[1]
+        return f"there is no column {name!r}{did_you_mean(name, known)} A text has single quotes, as in = '{name}'"
+    if reason.startswith("Parser Error: ") and line.startswith(") ORDER BY"):  # behind a condition, see `Question.text`
+        return "the condition ends before it is whole, or closes a bracket that it does not open"
+    if near := re.match(r'Parser Error: syntax error at or near "(.+)"$', reason):
+        return (
+            f"this is no SQL at {near[1]!r} in {line!r}; a condition is as in \"method = 'grad_cam' AND score > 0.9\""
+        )
+    return " ".join(reason.partition(": ")[2].split()) + (f", in {line!r}" if line else "")
 
 
 @contextmanager

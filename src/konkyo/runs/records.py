@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from konkyo.errors import KonkyoError
 from konkyo.runs.manifest import manifest_of
 from konkyo.runs.query import LIMIT, SUSPICIOUS, Answer, Question, answer_to
-from konkyo.runs.shards import ROW_GROUP, Receipt, arrow, shard_path, unpacked, whole_shards
+from konkyo.runs.shards import ROW_GROUP, Receipt, shard_path, unpacked, whole_shards
+from konkyo.utils.arrow import arrow
 
 if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
@@ -95,16 +96,8 @@ class Records:
         return answer_to(self.files, question, self.manifest.get("metrics") or (), self.receipts)
 
     def explanations(self) -> Iterator[Explanation]:
-        """Yields an explanation for every image and method that has maps, in order; without pictures."""
-        rows: list[dict[str, Any]] = []
-        for row in self.rows():
-            if rows and (row["row"] == 0 or row["method"] != rows[0]["method"]):
-                yield explanation_of(rows, self.manifest)
-                rows = []
-            if row["map"] is not None:
-                rows.append(row)
-        if rows:
-            yield explanation_of(rows, self.manifest)
+        """Returns an explanation for every image and method that has maps, in order; without pictures."""
+        return explanations_of(self.rows(), self.manifest)
 
     def description(self) -> dict[str, Any]:
         """Returns the manifest and what is done, as plain JSON values."""
@@ -159,6 +152,19 @@ def rows_of_file(file: Path, columns: Sequence[str] | None = None) -> Iterator[d
             raise KonkyoError(f"shards have no column {', '.join(missing)}; there are {', '.join(known)}")
         for group in table.iter_batches(batch_size=ROW_GROUP, columns=None if columns is None else list(columns)):
             yield from group.to_pylist()
+
+
+def explanations_of(rows: Iterable[Mapping[str, Any]], manifest: Mapping[str, Any]) -> Iterator[Explanation]:
+    """Yields an explanation for every image and method that has maps, of rows in their order."""
+    part: list[Mapping[str, Any]] = []
+    for row in rows:
+        if part and (row["row"] == 0 or row["method"] != part[0]["method"]):
+            yield explanation_of(part, manifest)
+            part = []
+        if row["map"] is not None:
+            part.append(row)
+    if part:
+        yield explanation_of(part, manifest)
 
 
 def explanation_of(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> Explanation:

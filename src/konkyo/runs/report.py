@@ -16,16 +16,17 @@ import torch
 
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.diagnose.findings import Text
+from konkyo.report.assets import reduced
 from konkyo.report.builders import Request
 from konkyo.report.folder import made_by, reader
-from konkyo.report.html import words_of
+from konkyo.report.html import accuracy_counts, words_of
 from konkyo.report.page import Cell, ConfusionMatrix, ImageRow, Measure, Page, TableBlock, words
 from konkyo.report.report import report
-from konkyo.report.rows import CollectedRows, reduced
+from konkyo.report.rows import CollectedRows
 from konkyo.runs.manifest import MANIFEST, MERGED
 from konkyo.runs.pictures import DataNow, RunPictures, with_picture
 from konkyo.runs.query import Database, opened
-from konkyo.runs.records import Records, explanation_of
+from konkyo.runs.records import Records, explanations_of
 from konkyo.runs.summary import Image, Summary, most_suspicious, rows_of_images
 from konkyo.utils.statistics import interval_of_share
 
@@ -146,10 +147,7 @@ def _add(rows: CollectedRows, of_image: Sequence[dict[str, Any]], records: Recor
     source = None if unused else pictures.find(first["image"], first["sha256"])
     picture = None if source is None else pictures.view(source.sample.image)
     metrics = records.manifest.get("metrics") or ()
-    results = [
-        with_picture(explanation_of(list(part), records.manifest), picture)
-        for _, part in groupby((row for row in of_image if row["map"] is not None), lambda row: row["method"])
-    ]
+    results = [with_picture(result, picture) for result in explanations_of(of_image, records.manifest)]
     for _, group in groupby(results, lambda result: result.labels):  # those that explain the same, beside each other
         before = len(rows.rows)
         beside = list(group)
@@ -182,8 +180,7 @@ def _summary_page(
     low, high = interval_of_share(summary.correct, summary.known)
     counts = [(words_of("count.images"), str(summary.images))]
     if summary.known:
-        share = f"{summary.correct / summary.known:.1%} [{low:.1%}, {high:.1%}]"
-        counts += [(words_of("count.accuracy"), share), (words_of("count.wrong"), str(summary.known - summary.correct))]
+        counts += accuracy_counts(summary.correct, summary.known, low, high)
     maps = sum(n for _, kind, n in summary.diagnosis)
     doubtful = sum(n for _, kind, n in summary.diagnosis if kind != "ok")
     counts.append((words_of("count.doubtful"), str(doubtful)))

@@ -23,7 +23,7 @@ from konkyo.engine.forward import Precision
 from konkyo.engine.session import untouched
 from konkyo.errors import KonkyoError, KonkyoWarning, NotApplicable, silenced, unknown
 from konkyo.evaluation.columns import column
-from konkyo.evaluation.evaluate import RIGHT
+from konkyo.evaluation.plan import RIGHT
 from konkyo.explanation.explain import Which, explanations
 from konkyo.explanation.reading import Group, prepared_of, read_groups
 from konkyo.explanation.run import Where
@@ -124,17 +124,10 @@ def run(
     with held(folder / MANIFEST):
         clean(folder)
         done, broken = whole_shards(folder)
-        if (done or broken) and not (folder / MANIFEST).is_file():
-            raise KonkyoError(
-                f"{folder} holds shards and no {MANIFEST}, so nobody can tell what they are of; choose another folder, "
-                f"or remove {folder / FOLDER}"
-            )
+        anew = not (done or broken)
+        _require_own(folder, shards=not anew)
         for sentence in broken:
             warnings.warn(f"{sentence}: it is made again", KonkyoWarning, stacklevel=2)
-        anew = not (done or broken)
-        others = [path.name for path in folder.iterdir() if path.name not in (MANIFEST, FOLDER) and path.name[0] != "."]
-        if others and not (folder / MANIFEST).is_file():
-            raise KonkyoError(f"{folder} holds other files ({', '.join(others[:3])}, ...); choose a folder of its own")
         if retry_errors:
             done = {number: receipt for number, receipt in done.items() if not receipt.errors}
         left = [piece for piece in pieces.parts if piece.number not in done]
@@ -149,6 +142,20 @@ def run(
             progress,
         )
     return Records.open(folder)
+
+
+def _require_own(folder: Path, *, shards: bool) -> None:
+    """KonkyoError: shards or other files are there without a manifest."""
+    if (folder / MANIFEST).is_file():
+        return
+    if shards:
+        raise KonkyoError(
+            f"{folder} holds shards and no {MANIFEST}, so nobody can tell what they are of; choose another folder, "
+            f"or remove {folder / FOLDER}"
+        )
+    others = [path.name for path in folder.iterdir() if path.name not in (MANIFEST, FOLDER) and path.name[0] != "."]
+    if others:
+        raise KonkyoError(f"{folder} holds other files ({', '.join(others[:3])}, ...); choose a folder of its own")
 
 
 def _cut(folder: Path, shard: int | None, readers: int) -> Cut:
@@ -251,9 +258,9 @@ def automatic_batch(model: Model, groups: Sequence[Group]) -> int:
                 model(images)
         except KonkyoError:
             continue
-        each = 2 * max(1, outputs.total)
+        image_bytes = 2 * max(1, outputs.total)
         most = GPU_BATCH if images.device.type == "cuda" else CPU_BATCH
-        fitting = max(1, _free_bytes(images.device) // 2 // each)
+        fitting = max(1, _free_bytes(images.device) // 2 // image_bytes)
         return 1 << min(most.bit_length() - 1, fitting.bit_length() - 1)
     return 1
 

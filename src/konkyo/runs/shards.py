@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from konkyo.errors import KonkyoError
-from konkyo.utils.arrow import arrow as arrow
+from konkyo.utils.arrow import arrow
 from konkyo.utils.files import read_json, replacing, write_text
 
 FOLDER = "shards"
@@ -154,14 +154,10 @@ def write_receipt(folder: Path, receipt: Receipt) -> None:
 
 def digest_of(path: Path) -> str:
     """Returns the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from konkyo.runs.query import ORDER, Database, literal, quoted
 from konkyo.runs.records import Records
+from konkyo.utils.statistics import REACH
 
 IMAGES = """WITH images AS (
     SELECT image, sha256, any_value(true_label) AS true_label, any_value(decision) AS decision,
@@ -185,6 +186,6 @@ def _means(database: Database, metric: str) -> list[MetricMean]:
     )
     means = []
     for row in rows:
-        reach = math.nan if row["deviation"] is None else 1.959964 * row["deviation"] / math.sqrt(row["n"])
+        reach = math.nan if row["deviation"] is None else REACH * row["deviation"] / math.sqrt(row["n"])
         means.append(MetricMean(row["method"], metric, row["n"], row["mean"], row["mean"] - reach, row["mean"] + reach))
     return means

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from konkyo.errors import KonkyoError, NotApplicable, silenced
-from konkyo.evaluation.evaluate import measured_maps
+from konkyo.evaluation.measurement import measured_maps
 from konkyo.explanation.explain import explanations
 from konkyo.explanation.files import target_to_json
 from konkyo.explanation.inputs import known_classes

@@ -30,7 +30,7 @@ from konkyo.training.devices import first, over_batches
 from konkyo.training.loop import EPOCHS, read_epochs
 from konkyo.training.recipe import Numbers, Recipe
 from konkyo.utils.files import plain, read_json, replacing, write_text
-from konkyo.utils.ledger import differences, held
+from konkyo.utils.ledger import differences, held, other_settings
 from konkyo.utils.progress import Progress, StageProgress
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def open_study(
         if why and [name.split(" ")[0] for name in differ] == ["recipe.epochs"]:
             raise KonkyoError(f"{folder} {why}")
         if differ:
-            raise KonkyoError(f"{folder} is of a study with other {', '.join(differ)}; choose another folder")
+            raise KonkyoError(f"{folder} {other_settings('a study', differ, 'choose another folder')}")
         for name in GROWS:
             if name in now and name in earlier:
                 now[name] = earlier[name] + [value for value in now[name] if value not in earlier[name]]
@@ -161,6 +161,10 @@ class StudyData:
     validation: DataLoader[tuple[Tensor, int]]
     shown: Sequence[TestPicture]
     """In the first process."""
+
+    def picture(self, shown: TestPicture) -> Image.Image:
+        """Returns a picture that is shown, as the test set has it."""
+        return self.parts.test[self.parts.test.names.index(shown.name)].image
 
 
 @contextmanager
@@ -317,8 +321,8 @@ def usual_preprocess(backbone: str, size: int | None) -> Preprocess:
     Without a size it is the backbone's own preprocessing, or 224 pixels with ImageNet's means where it has none.
     """
     with torch.random.fork_rng([]):
-        own = load(backbone, weights="default" if ".py:" in backbone else None).preprocess
-    usual = Preprocess() if own is None else own
+        of_backbone = load(backbone, weights="default" if ".py:" in backbone else None).preprocess
+    usual = Preprocess() if of_backbone is None else of_backbone
     return usual if size is None else Preprocess(size, size, usual.mean, usual.std)
 
 
@@ -341,8 +345,8 @@ def classification_scores(
 
     With `fabric` all its processes call this, and each computes a part of the logits.
     """
-    found = over_batches(lambda batch: (network(batch[0].to(device)).float().cpu(), batch[1]), batches, fabric)
-    scores, label = (torch.cat(parts) for parts in zip(*found, strict=True))
+    outputs = over_batches(lambda batch: (network(batch[0].to(device)).float().cpu(), batch[1]), batches, fabric)
+    scores, label = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     kinds = scores.shape[1]
     decision = scores.argmax(1)
     confusion = torch.bincount(label * kinds + decision, minlength=kinds**2).view(kinds, kinds)

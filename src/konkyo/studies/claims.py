@@ -220,23 +220,23 @@ def values_of(*evaluations: Evaluation) -> Values:
 
     Where two have the same method and column the first one counts.
     """
-    found: dict[tuple[str, str], Mapping[tuple[str, int], float]] = {}
+    by_column: dict[tuple[str, str], Mapping[tuple[str, int], float]] = {}
     for evaluation in evaluations:
         keys = _numbered(row.sample for row in evaluation.rows)
         for method, name in evaluation.statistics:
             values = evaluation.values(method, name).tolist()
-            found.setdefault((method, name.partition("(")[0]), dict(zip(keys, values, strict=True)))
-    return found
+            by_column.setdefault((method, name.partition("(")[0]), dict(zip(keys, values, strict=True)))
+    return by_column
 
 
 def path_values(convergence: Convergence, nodes: int) -> Values:
     """Returns what is known of the paths as columns: `DISTANCE` at so many nodes, and `TRACKED` (1 or 0)."""
     place, keys = convergence.nodes.index(nodes), _numbered(convergence.images)
-    found: dict[tuple[str, str], Mapping[tuple[str, int], float]] = {
+    by_column: dict[tuple[str, str], Mapping[tuple[str, int], float]] = {
         (name, DISTANCE): dict(zip(keys, convergence.errors[name][place].tolist(), strict=True)) for name in PATHS
     }
-    found["ig_odam", TRACKED] = dict(zip(keys, convergence.tracked.tolist(), strict=True))
-    return found
+    by_column["ig_odam", TRACKED] = dict(zip(keys, convergence.tracked.tolist(), strict=True))
+    return by_column
 
 
 def _numbered(images: Iterable[str]) -> list[tuple[str, int]]:
@@ -274,8 +274,8 @@ def _difference(comparison: Comparison, values: Values, comparisons: int, seed: 
 def _resampled(sums: Tensor, counts: Tensor, seed: int) -> Tensor:
     """Returns the mean of the detections of as many images, drawn with replacement (RESAMPLES,)."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=generator)
-    return sums[drawn].sum(1) / counts[drawn].sum(1)
+    indices = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=generator)
+    return sums[indices].sum(1) / counts[indices].sum(1)
 
 
 def verdict_table(judgements: Mapping[str, Sequence[Judgement]]) -> Table:
@@ -283,10 +283,9 @@ def verdict_table(judgements: Mapping[str, Sequence[Judgement]]) -> Table:
     rows = []
     for of_claim in zip(*judgements.values(), strict=True):
         claim, verdicts = of_claim[0].claim, [judgement.verdict for judgement in of_claim]
-        told = [verdict for verdict in verdicts if verdict != "cannot be told"]
-        every = (
-            verdicts[0] if len(set(verdicts)) == 1 else "detectors differ" if len(set(told)) > 1 else "cannot be told"
-        )
+        decided = [verdict for verdict in verdicts if verdict != "cannot be told"]
+        every = verdicts[0] if len(set(verdicts)) == 1 else "cannot be told"
+        every = "detectors differ" if len(set(decided)) > 1 else every
         rows.append([claim.text, claim.source, *verdicts, f"**{every}**"])
     return ["claim", "in the paper", *judgements, "together"], rows
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from konkyo.data.samples import Data, Samples, samples
 from konkyo.data.sets.scenes import Scenes
 from konkyo.errors import KonkyoError, silenced
-from konkyo.evaluation.evaluate import RIGHT, digest, evaluate
+from konkyo.evaluation.evaluate import evaluate
+from konkyo.evaluation.plan import RIGHT, digest
 from konkyo.evaluation.result import Evaluation, Table, markdown
 from konkyo.explanation.explain import explain
 from konkyo.explanation.result import Explanation
@@ -155,10 +156,10 @@ def convergence(
             if progress is not None:
                 progress(index + 1, len(chosen))
         parts = ledger.entries
-    found = _gathered({name: parts[name] for name in chosen.names}, nodes)
-    if not found.images:
+    result = _gathered({name: parts[name] for name in chosen.names}, nodes)
+    if not result.images:
         raise KonkyoError(f"nothing detected with a score above {matching.threshold:g}")
-    return found
+    return result
 
 
 def _gathered(parts: Mapping[str, Any], nodes: Sequence[int]) -> Convergence:

@@ -97,14 +97,14 @@ class Analysis:
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """Returns the rows of every table by its name."""
-        found = self.strengths
+        strengths = self.strengths
         tables = {
             "items": [asdict(row) for row in self.by_item],
             "preference": [_flat(row) for row in self.preferences],
             "agreement": [asdict(row) for row in self.agreement],
             "raters": [asdict(row) for row in self.quality],
-            "strengths": [asdict(row) for row in found.methods] if found else [],
-            "pairs": [asdict(row) for row in found.pairs] if found else [],
+            "strengths": [asdict(row) for row in strengths.methods] if strengths else [],
+            "pairs": [asdict(row) for row in strengths.pairs] if strengths else [],
         }
         return {name: rows for name, rows in tables.items() if rows}
 

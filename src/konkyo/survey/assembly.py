@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -21,6 +22,7 @@ from konkyo.survey.sampling import NO_PICTURE, OTHER_VIEW, Candidate, Population
 from konkyo.survey.sources import MapRow, Source, source_of
 from konkyo.survey.words import texts_of
 from konkyo.utils.files import replacing, whole_folder
+from konkyo.utils.progress import StageProgress
 
 Maps: TypeAlias = str | Path | Explanation | Sequence[Explanation]
 Attention: TypeAlias = Literal["instruction", "shuffled", "blank"]
@@ -59,43 +61,41 @@ class Plan:
 
 
 def build(
-    sources: Mapping[str, Maps] | Sequence[str | Path], out: str | Path, plan: Plan | None = None, data: DataNow = None
+    sources: Mapping[str, Maps] | Sequence[str | Path],
+    out: str | Path,
+    plan: Plan | None = None,
+    data: DataNow = None,
+    *,
+    progress: StageProgress | None = None,
 ) -> Form:
     """Makes the form of a survey in the new folder `out`, the same bytes for the same maps and plan. -> the form
 
     `sources`: folders of `konkyo run` or `konkyo explain`, or explanations with their pictures, by name. What is
     compared are the sources' methods: several of one source, or one of each. `data`: where a run's pictures are now.
-    A KonkyoWarning tells of fewer than 24 items. KonkyoError: nothing can be compared, or `out` is there already.
+    `progress` hears of every image that is chosen and every item that is drawn. A KonkyoWarning tells of fewer than 24
+    items. KonkyoError: nothing can be compared, or `out` is there already.
     """
     plan, target = plan or Plan(), Path(out)
-    named = dict(sources) if isinstance(sources, Mapping) else {Path(folder).name: folder for folder in sources}
-    if len(named) < len(sources):
-        raise KonkyoError(f"two of the folders have one name: {', '.join(map(str, sources))}; give them names")
-    opened = [source_of(given, name, data) for name, given in named.items()]
+    opened = [source_of(given, name, data) for name, given in _by_name(sources).items()]
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise KonkyoError(f"{target} is there already; build the form in a new folder")
-    found = population(opened, plan.methods, plan.rule, plan.seed)
-    if len(found.methods) > MOST_METHODS:
-        raise KonkyoError(f"a survey compares {MOST_METHODS} methods at most; there are {', '.join(found.methods)}")
-    possible = len(found.candidates)
-    draw = random.Random(f"{plan.seed}:items")
-    files: dict[str, bytes] = {}
-    shown = _shown(found)
-    chosen = [next_ for _, next_ in zip(range(plan.items), shown, strict=False)]
-    if not chosen:
-        raise KonkyoError(f"no picture of {possible} images can be shown: {_reasons(found.left_out)}")
-    spare = [next_ for _, next_ in zip(range(plan.attention), shown, strict=False)] if plan.attention else []
-    blanks = _items(chosen, spare or chosen, plan, draw)
-    names = {id(blank.shown): f"{at:03d}" for at, blank in enumerate(blanks, 1) if blank.kind == "plain"}
-    items = tuple(_drawn(f"{at:03d}", blank, names, plan, files) for at, blank in enumerate(blanks, 1))
+    candidates = population(opened, plan.methods, plan.rule, plan.seed)
+    if len(candidates.methods) > MOST_METHODS:
+        raise KonkyoError(
+            f"a survey compares {MOST_METHODS} methods at most; there are {', '.join(candidates.methods)}"
+        )
+    tell = progress or _nobody
+    possible = len(candidates.candidates)
+    chosen, spare = _chosen(candidates, plan, tell)
+    items, files = _drawn_items(chosen, spare, plan, tell)
     form = Form(
         texts=texts_of(plan.texts),
-        methods=found.methods,
+        methods=candidates.methods,
         items=items,
         seed=plan.seed,
-        sampling=_sampling(plan, possible, chosen, found.left_out),
+        sampling=_sampling(plan, possible, chosen, candidates.left_out),
         drawing=asdict(plan.drawing),
-        sources=tuple({"method": name, **source.description} for name, source in found.sources.items()),
+        sources=tuple({"method": name, **source.description} for name, source in candidates.sources.items()),
         digests={name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)},
     )
     _write(form, files, target)
@@ -105,6 +105,19 @@ def build(
             f"(11 of 15 items has p = 0.118). `konkyo survey analyse` says what can be shown"
         )
     return form
+
+
+def _nobody(_done: int, _total: int, _stage: str) -> None:
+    """Hears how far it is where nobody asked."""
+
+
+def _by_name(sources: Mapping[str, Maps] | Sequence[str | Path]) -> dict[str, Maps]:
+    """Returns the sources by name, folders by their own. KonkyoError: two of one name."""
+    named: dict[str, Maps] = {}
+    named |= sources if isinstance(sources, Mapping) else {Path(folder).name: folder for folder in sources}
+    if len(named) < len(sources):
+        raise KonkyoError(f"two of the folders have one name: {', '.join(map(str, sources))}; give them names")
+    return named
 
 
 @dataclass(frozen=True)
@@ -124,25 +137,39 @@ class _Blank:
     expected: str | None = None
 
 
-def _shown(found: Population) -> Iterator[Shown]:
+def _chosen(candidates: Population, plan: Plan, tell: StageProgress) -> tuple[list[Shown], list[Shown]]:
+    """Returns what the items show, and what the attention items do. KonkyoError: nothing can be shown."""
+    chosen: list[Shown] = []
+    spare: list[Shown] = []
+    most = min(plan.items + plan.attention, len(candidates.candidates))
+    for done, shown in enumerate(islice(_shown(candidates), most), 1):
+        (chosen if len(chosen) < plan.items else spare).append(shown)
+        tell(done, most, "reading maps")
+    if not chosen:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in candidates.left_out.items() if count)
+        raise KonkyoError(f"no picture of {len(candidates.candidates)} images can be shown: {reasons}")
+    return chosen, spare or chosen
+
+
+def _shown(population: Population) -> Iterator[Shown]:
     """Yields the candidates that can be shown, in the order in which they are drawn; notes why others cannot."""
-    candidates = iter(found.drawn())
-    while batch := [c for _, c in zip(range(_BATCH), candidates, strict=False)]:
-        results = _results(found, batch)
+    candidates = iter(population.drawn())
+    while batch := list(islice(candidates, _BATCH)):
+        results = _results(population, batch)
         for candidate in batch:
-            by_method = {name: results[name, candidate.rows[name].key] for name in found.methods}
+            by_method = {name: results[name, candidate.rows[name].key] for name in population.methods}
             reason = _unshown(list(by_method.values()))
             if reason:
-                found.left_out[reason] += 1
+                population.left_out[reason] += 1
             else:
                 yield Shown(candidate, by_method)
 
 
-def _results(found: Population, batch: Sequence[Candidate]) -> dict[tuple[str, Any], Explanation]:
+def _results(population: Population, batch: Sequence[Candidate]) -> dict[tuple[str, Any], Explanation]:
     """Returns the maps of some candidates by (method, key); a source with several methods is read once."""
     results: dict[tuple[str, Any], Explanation] = {}
     by_source: dict[int, tuple[Source, dict[MapRow, str]]] = {}
-    for name, source in found.sources.items():
+    for name, source in population.sources.items():
         _, rows = by_source.setdefault(id(source), (source, {}))
         rows.update({candidate.rows[name]: name for candidate in batch})
     for source, rows in by_source.values():
@@ -159,8 +186,23 @@ def _unshown(results: Sequence[Explanation]) -> str:
     return "" if all(same_view(views[0], view) for view in views[1:]) else OTHER_VIEW
 
 
-def _items(chosen: Sequence[Shown], spare: Sequence[Shown], plan: Plan, draw: random.Random) -> list[_Blank]:
+def _drawn_items(
+    chosen: Sequence[Shown], spare: Sequence[Shown], plan: Plan, tell: StageProgress
+) -> tuple[tuple[Item, ...], dict[str, bytes]]:
+    """Returns the items in the order of the form, and the pictures by the names of their files."""
+    blanks = _blanks(chosen, spare, plan)
+    names = {id(blank.shown): f"{at:03d}" for at, blank in enumerate(blanks, 1) if blank.kind == "plain"}
+    items: list[Item] = []
+    files: dict[str, bytes] = {}
+    for at, blank in enumerate(blanks, 1):
+        items.append(_item(f"{at:03d}", blank, names, plan, files))
+        tell(at, len(blanks), "drawing items")
+    return tuple(items), files
+
+
+def _blanks(chosen: Sequence[Shown], spare: Sequence[Shown], plan: Plan) -> list[_Blank]:
     """Returns the items in random order, so that their numbers do not tell what they are for."""
+    draw = random.Random(f"{plan.seed}:items")
     blanks = [_Blank(shown) for shown in chosen]
     again = draw.sample(range(len(chosen)), min(plan.repeats, len(chosen)))
     blanks += [_Blank(chosen[at], "repeat") for at in again]
@@ -173,7 +215,7 @@ def _items(chosen: Sequence[Shown], spare: Sequence[Shown], plan: Plan, draw: ra
     return blanks
 
 
-def _drawn(name: str, blank: _Blank, names: Mapping[int, str], plan: Plan, files: dict[str, bytes]) -> Item:
+def _item(name: str, blank: _Blank, names: Mapping[int, str], plan: Plan, files: dict[str, bytes]) -> Item:
     """Draws the pictures of an item into `files`. `names`: of the plain items, by what they show. -> the item"""
     shown, first = blank.shown, blank.shown.candidate.first
     is_attention = blank.kind == "attention"
@@ -226,10 +268,6 @@ def _sampling(plan: Plan, possible: int, chosen: Sequence[Shown], left_out: Coun
             for name in chosen[0].results
         },
     }
-
-
-def _reasons(left_out: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
 
 
 def _write(form: Form, files: Mapping[str, bytes], target: Path) -> None:

@@ -52,9 +52,9 @@ class Counts:
 
     def lines(self, lang: str = "en") -> list[str]:
         """Returns what it says in sentences, in "en" or "ja"."""
-        from konkyo.survey.sentences import counted
+        from konkyo.survey.sentences import of_counts
 
-        return counted(self, lang)
+        return of_counts(self, lang)
 
     def description(self) -> dict[str, Any]:
         """Returns everything as plain JSON values."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -152,20 +152,6 @@ def two_sided(t: float, freedom: float) -> float:
     from scipy.special import stdtr
 
     return min(1.0, 2 * float(stdtr(freedom, -abs(t))))
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Returns p-values adjusted for their number (Holm, 1979); NaN stays, and is not counted.
-
-    >>> [round(value, 3) for value in holm([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
-    """
-    order = sorted((i for i, value in enumerate(p) if not math.isnan(value)), key=lambda i: p[i])
-    adjusted, largest = [math.nan] * len(p), 0.0
-    for place, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - place) * p[i]))
-        adjusted[i] = largest
-    return adjusted
 
 
 def _bootstrap(votes: Votes, resamples: int, seed: int) -> tuple[float, float]:

@@ -19,7 +19,8 @@ _CONSISTENT = 0.75
 _SHOWN = 10  # names in a sentence
 
 
-def _told(lang: str, en: str, ja: str, **values: Any) -> str:
+def _text(lang: str, en: str, ja: str, **values: Any) -> str:
+    """Returns a sentence in a language, with its values. KonkyoError: another language."""
     if lang not in LANGUAGES:
         raise unknown("language", lang, LANGUAGES)
     return (en if lang == "en" else ja).format(**values)
@@ -40,7 +41,7 @@ def percent(value: float) -> str:
 def _span(low: float, high: float, lang: str) -> str:
     """Returns an interval of shares in per cent."""
     if not math.isfinite(low):
-        return _told(lang, "not known", "不明")
+        return _text(lang, "not known", "不明")
     return f"{percent(low)}–{percent(high)} %"
 
 
@@ -63,7 +64,7 @@ def remarks(a: Analysis, lang: str) -> list[str]:
     lines = [*_of_size(a, lang), *_of_answers(a, lang), *_of_raters(a, lang), *_of_agreement(a, lang)]
     if a.strengths is not None and a.strengths.groups:
         lines.append(
-            _told(
+            _text(
                 lang,
                 "No strengths by Bradley and Terry: no vote connects {groups} both ways. A method that never won, or "
                 "never lost, has no finite strength; more votes may change that.",
@@ -79,7 +80,7 @@ def _of_size(a: Analysis, lang: str) -> list[str]:
     lines = []
     if not a.preferences:
         return [
-            _told(
+            _text(
                 lang,
                 "There are no votes: every answer is that it cannot be judged.",
                 "票がありません：すべての回答が「判断できない」です。",
@@ -87,7 +88,7 @@ def _of_size(a: Analysis, lang: str) -> list[str]:
         ]
     if a.items < FEW:
         lines.append(
-            _told(
+            _text(
                 lang,
                 "{items} items are few: below {few}, hardly any preference can be shown over items, however many "
                 "raters there are.",
@@ -100,7 +101,7 @@ def _of_size(a: Analysis, lang: str) -> list[str]:
     if kept:
         worth = [f"{p.votes} ({p.first}, {p.second}): {p.effective:.0f}" for p in kept]
         lines.append(
-            _told(
+            _text(
                 lang,
                 "Votes are not independent. So many independent ones are worth as much: {worth}.",
                 "票は互いに独立ではありません。相当する独立な票の数：{worth}。",
@@ -109,7 +110,7 @@ def _of_size(a: Analysis, lang: str) -> list[str]:
         )
     if a.raters - len(a.excluded) == 1:
         lines.append(
-            _told(
+            _text(
                 lang,
                 "One rater: intervals speak of other items, and not of other raters.",
                 "評価者は 1 人です。区間は他の項目についてのもので、他の評価者については何も言えません。",
@@ -117,7 +118,7 @@ def _of_size(a: Analysis, lang: str) -> list[str]:
         )
     if a.items == 1:
         lines.append(
-            _told(
+            _text(
                 lang,
                 "One item: intervals speak of other raters, and not of other items.",
                 "項目は 1 件です。区間は他の評価者についてのもので、他の項目については何も言えません。",
@@ -133,7 +134,7 @@ def _of_answers(a: Analysis, lang: str) -> list[str]:
             continue
         if p.tied == 1:
             lines.append(
-                _told(
+                _text(
                     lang,
                     "{first} and {second}: all votes are ties, so there is no preference to test.",
                     "{first} と {second}：すべての票が「差がない」なので、検定できる選好はありません。",
@@ -143,7 +144,7 @@ def _of_answers(a: Analysis, lang: str) -> list[str]:
             )
         elif p.tied > _OFTEN:
             lines.append(
-                _told(
+                _text(
                     lang,
                     "{first} and {second}: {tied} % of the votes are ties. Read the rate with ties counted half, too.",
                     "{first} と {second}：票の {tied} % が「差がない」です。0.5 票として数えた割合も確認してください。",
@@ -154,7 +155,7 @@ def _of_answers(a: Analysis, lang: str) -> list[str]:
             )
     if a.cannot_judge > _OFTEN:
         lines.append(
-            _told(
+            _text(
                 lang,
                 "{share} % of the answers are that it cannot be judged; the results speak of the rest.",
                 "回答の {share} % が「判断できない」で、結果はそれ以外の回答についてのものです。",
@@ -163,7 +164,7 @@ def _of_answers(a: Analysis, lang: str) -> list[str]:
         )
     if a.sides.p < 0.05:
         lines.append(
-            _told(
+            _text(
                 lang,
                 "Raters favour a side: {share} % of the choices are on the left (p {p}). Random sides keep the "
                 "preference fair, but such votes carry less.",
@@ -175,7 +176,7 @@ def _of_answers(a: Analysis, lang: str) -> list[str]:
         )
     if a.repeats.n and a.repeats.share < _CONSISTENT:
         lines.append(
-            _told(
+            _text(
                 lang,
                 "Raters repeat themselves in {share} % of {n} repeats only; with two answers, chance gives 50 %.",
                 "繰り返し項目 {n} 件のうち同じ回答は {share} % だけです（2 択の偶然は 50 %）。",
@@ -190,7 +191,7 @@ def _of_raters(a: Analysis, lang: str) -> list[str]:
     lines = []
     if a.excluded:
         lines.append(
-            _told(
+            _text(
                 lang,
                 'The rule "{rule}" leaves out {n} of {raters} raters: {names}. Results with all raters are beside it.',
                 "除外規則「{rule}」により {raters} 人中 {n} 人を除きました：{names}。全員での結果も併記しています。",
@@ -202,7 +203,7 @@ def _of_raters(a: Analysis, lang: str) -> list[str]:
         )
     if not a.has_form:
         lines.append(
-            _told(
+            _text(
                 lang,
                 "No form was given: repeats and attention items are not known, and every item counts as plain.",
                 "フォームが指定されていないため、繰り返し項目と注意確認項目は区別できず、すべて通常の項目として数えます。",
@@ -215,7 +216,7 @@ def _of_agreement(a: Analysis, lang: str) -> list[str]:
     low = [f"{row.first}, {row.second}: {row.alpha:.2f}" for row in a.agreement if row.alpha < _RELIABLE]
     if not low:
         return []
-    line = _told(
+    line = _text(
         lang,
         "Raters hardly agree on single items (alpha below {least}: {low}). A preference over all items can be sure "
         "nevertheless; do not rest on single items.",
@@ -242,18 +243,18 @@ def paragraph(a: Analysis, lang: str) -> str:
 
 
 def _of_survey(a: Analysis, lang: str) -> str:
-    blind = _told(
+    blind = _text(
         lang,
         "; the methods were hidden, and order and sides were drawn at random for every rater",
         "。手法名は伏せ、順序と左右は評価者ごとに無作為とした",
     )
-    return _told(
+    return _text(
         lang,
         "{raters} raters compared maps of {methods} on {items} items{blind}.",
         "{raters} 人の評価者が {items} 件の項目について {methods} のマップを比較した{blind}。",
         raters=a.raters,
         items=a.items,
-        methods=_told(lang, " and ", " と ").join(a.methods) if len(a.methods) == 2 else ", ".join(a.methods),
+        methods=_text(lang, " and ", " と ").join(a.methods) if len(a.methods) == 2 else ", ".join(a.methods),
         blind=blind if a.has_form else "",
     )
 
@@ -265,7 +266,7 @@ def _of_preference(a: Analysis, main: Preference, lang: str) -> list[str]:
     lines.append(_of_sign_test(main, lang))
     if half is not None and 0 < half.tied < 1:
         lines.append(
-            _told(
+            _text(
                 lang,
                 "{tied} % of the votes were ties; with ties counted half, the rate is {rate} % ({span}).",
                 "票の {tied} % は「差がない」であり、これを 0.5 票として数えると {rate} %（{span}）である。",
@@ -276,7 +277,7 @@ def _of_preference(a: Analysis, main: Preference, lang: str) -> list[str]:
         )
     if a.excluded and everyone is not None:
         lines.append(
-            _told(
+            _text(
                 lang,
                 'These numbers leave out {n} of {total} raters by the rule "{rule}"; with all raters, the rate is '
                 "{rate} % ({span}).",
@@ -294,8 +295,8 @@ def _of_preference(a: Analysis, main: Preference, lang: str) -> list[str]:
 
 def _of_rate(main: Preference, lang: str) -> str:
     resampled = _span(main.bootstrap_low, main.bootstrap_high, lang)
-    bootstrap = _told(lang, "; by a two-way bootstrap {span}", "；二元ブートストラップでは {span}", span=resampled)
-    return _told(
+    bootstrap = _text(lang, "; by a two-way bootstrap {span}", "；二元ブートストラップでは {span}", span=resampled)
+    return _text(
         lang,
         "{first} received {rate} % of {votes} votes (95 % interval {span}, p {p}, raters and items drawn at random"
         "{bootstrap}).",
@@ -313,8 +314,8 @@ def _of_rate(main: Preference, lang: str) -> str:
 def _of_sign_test(main: Preference, lang: str) -> str:
     test = main.items
     if not test.wins + test.losses:
-        return _told(lang, "No item had a majority.", "多数票を得た項目はなかった。")
-    return _told(
+        return _text(lang, "No item had a majority.", "多数票を得た項目はなかった。")
+    return _text(
         lang,
         "It won {wins} of {n} items with a majority, {draws} had none (exact sign test, two-sided, p {p}; 95 % "
         "Clopper–Pearson interval {span}).",
@@ -336,14 +337,14 @@ def _of_strengths(a: Analysis, lang: str) -> str:
         for p in a.strengths.pairs
         if p.adjusted < 0.05
     ]
-    return _told(
+    return _text(
         lang,
         "Strengths by Bradley and Terry with Davidson's ties (logarithms of worths, mean 0, 95 % intervals with raters "
         "and items drawn at random) are {strengths}; pairs that differ (Holm): {differing}.",
         "Bradley-Terry モデル（引き分けは Davidson）による強さ（対数、平均 0、評価者と項目を無作為とみなす 95 % 区間）"
         "は {strengths}、有意に異なる組（Holm 補正）は {differing} である。",
         strengths=strengths,
-        differing="; ".join(differing) or _told(lang, "none", "なし"),
+        differing="; ".join(differing) or _text(lang, "none", "なし"),
     )
 
 
@@ -351,7 +352,7 @@ def _of_checks(a: Analysis, lang: str) -> list[str]:
     lines = [_of_pairs(a, lang)] if a.agreement else []
     if math.isfinite(a.sides.p):
         lines.append(
-            _told(
+            _text(
                 lang,
                 "The left side was chosen in {share} % of {n} choices (p {p}).",
                 "左側が選ばれた割合は {n} 回中 {share} % であった（p {p}）。",
@@ -362,7 +363,7 @@ def _of_checks(a: Analysis, lang: str) -> list[str]:
         )
     if a.repeats.n:
         lines.append(
-            _told(
+            _text(
                 lang,
                 "Raters answered {same} of {n} repeated items as before.",
                 "繰り返し項目 {n} 件のうち {same} 件が前回と同じ回答であった。",
@@ -372,7 +373,7 @@ def _of_checks(a: Analysis, lang: str) -> list[str]:
         )
     if a.cannot_judge:
         lines.append(
-            _told(
+            _text(
                 lang,
                 '{share} % of the answers were "cannot judge".',
                 "回答の {share} % は「判断できない」であった。",
@@ -388,12 +389,12 @@ def _of_pairs(a: Analysis, lang: str) -> str:
     known = [[f"{value:.2f}" for value in (min(v), max(v))] for v in (kappas, alphas) if not any(map(math.isnan, v))]
     if len(known) < 2:
         return ""
-    shown = [low if low == high else _told(lang, "{a} to {b}", "{a}～{b}", a=low, b=high) for low, high in known]
-    return _told(
+    shown = [low if low == high else _text(lang, "{a} to {b}", "{a}～{b}", a=low, b=high) for low, high in known]
+    return _text(
         lang,
         "Agreement of raters on items{pairs}: Fleiss' κ = {kappa}, Krippendorff's α = {alpha}.",
         "項目についての評価者の一致度{pairs}は Fleiss の κ = {kappa}、Krippendorff の α = {alpha} である。",
-        pairs=_told(lang, ", by pairs of methods", "（手法の組ごと）") if len(a.agreement) > 1 else "",
+        pairs=_text(lang, ", by pairs of methods", "（手法の組ごと）") if len(a.agreement) > 1 else "",
         kappa=shown[0],
         alpha=shown[1],
     )
@@ -402,80 +403,87 @@ def _of_pairs(a: Analysis, lang: str) -> str:
 # --- counts of others -------------------------------------------------------------------------------------------------
 
 
-def counted(c: Counts, lang: str) -> list[str]:
+def of_counts(c: Counts, lang: str) -> list[str]:
     """Returns what a count says, and what it could have shown."""
     n = c.test.wins + c.test.losses
-    lines = [
-        _told(
+    lines = [_of_test(c, n, lang), _of_need(c, n, lang)]
+    lines += [_of_power(rate, n, power, needed, lang) for rate, power, needed in c.power]
+    return lines + [_of_item(raters, n, least, lang) for raters, least in c.of_item]
+
+
+def _of_test(c: Counts, n: int, lang: str) -> str:
+    significant = _text(lang, "significant", "有意である")
+    return _text(
+        lang,
+        "{wins} of {n} items: {share} %, 95 % interval {low:.0%}–{high:.0%} (Clopper–Pearson; Wilson {w_low:.0%}–"
+        "{w_high:.0%}), exact sign test p {p} two-sided: {verdict}.",
+        "{n} 件中 {wins} 件：{share} %、95 % 区間 {low:.0%}–{high:.0%}（Clopper–Pearson；Wilson では {w_low:.0%}–"
+        "{w_high:.0%}）、正確な符号検定（両側）p {p}：{verdict}。",
+        wins=c.test.wins,
+        n=n,
+        share=percent(c.test.share),
+        low=c.test.low,
+        high=c.test.high,
+        w_low=c.test.wilson_low,
+        w_high=c.test.wilson_high,
+        p=p_value(c.test.p),
+        verdict=significant if c.test.p < 0.05 else _text(lang, "not significant", "有意ではない"),
+    )
+
+
+def _of_need(c: Counts, n: int, lang: str) -> str:
+    """Returns how many won items would be enough."""
+    return _text(
+        lang,
+        "With {n} items, p < 0.05 needs {needed}.",
+        "{n} 件で p < 0.05 となるには {needed}必要である。",
+        n=n,
+        needed=_text(lang, "more items: all of them would not do", "項目を増やすことが（全件でも不足）")
+        if c.needed is None
+        else _text(lang, "{k} won items or more", "{k} 件以上が", k=c.needed),
+    )
+
+
+def _of_power(rate: float, n: int, power: float, needed: int | None, lang: str) -> str:
+    """Returns how probably a method that wins items at a rate shows it."""
+    return _text(
+        lang,
+        "If a method wins an item with probability {rate:g}, {n} items show it with probability {power:.0%}; {needed}.",
+        "項目で勝つ確率が {rate:g} なら、{n} 件でそれが示される確率は {power:.0%} であり、{needed}。",
+        rate=rate,
+        n=n,
+        power=power,
+        needed=_text(lang, "no practical number gives 80 %", "80 % には現実的な件数では足りない")
+        if needed is None
+        else _text(lang, "80 % needs {k} items", "80 % には {k} 件必要である", k=needed),
+    )
+
+
+def _of_item(raters: int, n: int, least: int | None, lang: str) -> str:
+    """Returns what the votes on one item can show, and that those on all items are not independent."""
+    if least is None:
+        needed = _text(
             lang,
-            "{wins} of {n} items: {share} %, 95 % interval {low:.0%}–{high:.0%} (Clopper–Pearson; Wilson {w_low:.0%}–"
-            "{w_high:.0%}), exact sign test p {p} two-sided: {verdict}.",
-            "{n} 件中 {wins} 件：{share} %、95 % 区間 {low:.0%}–{high:.0%}（Clopper–Pearson；Wilson では {w_low:.0%}–"
-            "{w_high:.0%}）、正確な符号検定（両側）p {p}：{verdict}。",
-            wins=c.test.wins,
-            n=n,
-            share=percent(c.test.share),
-            low=c.test.low,
-            high=c.test.high,
-            w_low=c.test.wilson_low,
-            w_high=c.test.wilson_high,
-            p=p_value(c.test.p),
-            verdict=_told(lang, "significant", "有意である")
-            if c.test.p < 0.05
-            else _told(lang, "not significant", "有意ではない"),
-        ),
-        _told(
-            lang,
-            "With {n} items, p < 0.05 needs {needed}.",
-            "{n} 件で p < 0.05 となるには {needed}必要である。",
-            n=n,
-            needed=_told(lang, "more items: all of them would not do", "項目を増やすことが（全件でも不足）")
-            if c.needed is None
-            else _told(lang, "{k} won items or more", "{k} 件以上が", k=c.needed),
-        ),
-    ]
-    lines += [
-        _told(
-            lang,
-            "If a method wins an item with probability {rate:g}, {n} items show it with probability {power:.0%}; "
-            "{needed}.",
-            "項目で勝つ確率が {rate:g} なら、{n} 件でそれが示される確率は {power:.0%} であり、{needed}。",
-            rate=rate,
-            n=n,
-            power=power,
-            needed=_told(lang, "no practical number gives 80 %", "80 % には現実的な件数では足りない")
-            if needed is None
-            else _told(lang, "80 % needs {k} items", "80 % には {k} 件必要である", k=needed),
+            "One item with {raters} raters cannot reach p < 0.05, not even if all of them agree.",
+            "1 項目では評価者 {raters} 人の全員が一致しても p < 0.05 にはならない。",
+            raters=raters,
         )
-        for rate, power, needed in c.power
-    ]
-    for raters, least in c.of_item:
-        if least is None:
-            needed = _told(
-                lang,
-                "One item with {raters} raters cannot reach p < 0.05, not even if all of them agree.",
-                "1 項目では評価者 {raters} 人の全員が一致しても p < 0.05 にはならない。",
-                raters=raters,
-            )
-        else:
-            needed = _told(
-                lang,
-                "One item with {raters} raters needs {least} equal votes or more.",
-                "1 項目では評価者 {raters} 人中 {least} 票以上の一致が必要である。",
-                raters=raters,
-                least=least,
-            )
-        lines.append(
-            _told(
-                lang,
-                "{needed} {raters} raters on {n} items give "
-                "{votes} votes, but these are not independent: do not test them as {votes} coins.",
-                "{needed}{raters} 人 × {n} 件で {votes} 票に"
-                "なるが、互いに独立ではないので {votes} 回の硬貨投げとして検定してはならない。",
-                raters=raters,
-                needed=needed,
-                n=n,
-                votes=raters * n,
-            )
+    else:
+        needed = _text(
+            lang,
+            "One item with {raters} raters needs {least} equal votes or more.",
+            "1 項目では評価者 {raters} 人中 {least} 票以上の一致が必要である。",
+            raters=raters,
+            least=least,
         )
-    return lines
+    return _text(
+        lang,
+        "{needed} {raters} raters on {n} items give {votes} votes, but these are not independent: do not test them as "
+        "{votes} coins.",
+        "{needed}{raters} 人 × {n} 件で {votes} 票に"
+        "なるが、互いに独立ではないので {votes} 回の硬貨投げとして検定してはならない。",
+        raters=raters,
+        needed=needed,
+        n=n,
+        votes=raters * n,
+    )

@@ -102,8 +102,8 @@ class OfRun(Source):
                 if (row := places.get((shard, number))) is None:
                     continue
                 if row.image not in views:
-                    found = pictures.find(row.image, row.sha256 or None)
-                    views = {row.image: None if found is None else pictures.view(found.sample.image)}
+                    picture = pictures.find(row.image, row.sha256 or None)
+                    views = {row.image: None if picture is None else pictures.view(picture.sample.image)}
                 view = views[row.image]
                 result = explanation_of([values], self.records.manifest)
                 yield row, replace(result, images=None if view is None else (view,))

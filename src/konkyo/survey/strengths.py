@@ -8,9 +8,9 @@ from itertools import combinations
 
 import numpy as np
 
-from konkyo.survey.preference import holm, two_sided
+from konkyo.survey.preference import two_sided
 from konkyo.survey.votes import Floats, Votes, percentiles, resampled, standard_error
-from konkyo.utils.statistics import CENTRAL, t_quantile
+from konkyo.utils.statistics import CENTRAL, holm, t_quantile
 
 _ROUNDS, _EXACT = 10_000, 1e-10
 
@@ -69,18 +69,18 @@ class Strengths:
         def values(weights: Floats) -> Floats:
             counted = tables(votes, weights)
             known = np.array([len(separated(t)) == 1 for t in counted])
-            drawn = np.full((len(weights), len(logs)), math.nan)
+            samples = np.full((len(weights), len(logs)), math.nan)
             if known.any():
-                drawn[known] = np.log(davidson(counted[known])[0])
-            centred: Floats = drawn - drawn.mean(1, keepdims=True)
+                samples[known] = np.log(davidson(counted[known])[0])
+            centred: Floats = samples - samples.mean(1, keepdims=True)
             return centred
 
-        drawn = resampled(votes, values, resamples, seed) if resamples else np.full((1, len(logs)), math.nan)
+        samples = resampled(votes, values, resamples, seed) if resamples else np.full((1, len(logs)), math.nan)
         strengths = []
         for i in np.argsort(-logs, kind="stable").tolist():
             contrast = np.eye(len(logs))[i] - 1 / len(logs)
             ends, _ = _interval(float(logs[i]), influence @ contrast, votes)
-            strengths.append(Strength(votes.methods[i], float(logs[i]), *ends, *percentiles(drawn[:, i])))
+            strengths.append(Strength(votes.methods[i], float(logs[i]), *ends, *percentiles(samples[:, i])))
         return cls(tuple(strengths), _comparisons(votes, logs, influence), float(tie))
 
 
@@ -176,14 +176,14 @@ def _interval(value: float, influence: Floats, votes: Votes) -> tuple[tuple[floa
 
 def _comparisons(votes: Votes, logs: Floats, influence: Floats) -> tuple[Comparison, ...]:
     """Returns all pairs, the method of the smaller index first."""
-    found = []
+    pairs = []
     for i, j in combinations(range(len(logs)), 2):
         difference = float(logs[i] - logs[j])
         ends, p = _interval(difference, influence[:, i] - influence[:, j], votes)
         probability, low, high = (_probability(x) for x in (difference, *ends))
-        found.append(Comparison(votes.methods[i], votes.methods[j], probability, low, high, p, p))
-    adjusted = holm([comparison.p for comparison in found])
-    return tuple(replace(c, adjusted=a) for c, a in zip(found, adjusted, strict=True))
+        pairs.append(Comparison(votes.methods[i], votes.methods[j], probability, low, high, p, p))
+    adjusted = holm([comparison.p for comparison in pairs])
+    return tuple(replace(c, adjusted=a) for c, a in zip(pairs, adjusted, strict=True))
 
 
 def _probability(logit: float) -> float:

@@ -69,7 +69,7 @@ class State:
     def judged(self) -> Iterator[None]:
         """Within the context the network is in eval mode, with the weights that are judged and kept: the mean ones, if
         there are any. All processes have the same."""
-        own = None if self.average is None else weights(self.network)
+        trained = None if self.average is None else weights(self.network)
         if self.average is not None:
             self.network.load_state_dict(self.average)
         aligned(self.network)
@@ -77,14 +77,14 @@ class State:
         try:
             yield
         finally:
-            if own is not None:
-                self.network.load_state_dict(own)
+            if trained is not None:
+                self.network.load_state_dict(trained)
 
     def chosen(self) -> None:
         """Gives the network the weights that the training is to end with."""
-        found = self.best if self.best is not None else self.average
-        if found is not None:
-            self.network.load_state_dict(found)
+        final = self.best if self.best is not None else self.average
+        if final is not None:
+            self.network.load_state_dict(final)
         aligned(self.network)
         self.network.eval()
 

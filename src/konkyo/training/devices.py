@@ -118,20 +118,20 @@ def over_batches(function: Callable[[Any], T], batches: DataLoader[Any], fabric:
     if fabric is None or fabric.world_size == 1:
         return [function(batch) for batch in batches]
     if batches not in _SHARED:
-        own = [*batches.batch_sampler][fabric.global_rank :: fabric.world_size]  # type: ignore[misc] # it has one
+        share = [*batches.batch_sampler][fabric.global_rank :: fabric.world_size]  # type: ignore[misc] # it has one
         _SHARED[batches] = DataLoader(
             batches.dataset,
-            batch_sampler=own,
+            batch_sampler=share,
             num_workers=batches.num_workers,
             collate_fn=batches.collate_fn,
             persistent_workers=batches.persistent_workers,
         )
-    found, message = list[T](), None
+    results, message = list[T](), None
     try:
-        found = [function(batch) for batch in _SHARED[batches]]
+        results = [function(batch) for batch in _SHARED[batches]]
     except Exception as error:  # told to all, for they would wait for this process for ever
         message = f"{type(error).__name__}: {error}"
-    parts = _of_all((found, message), fabric)
+    parts = _of_all((results, message), fabric)
     _no_failure([message for _, message in parts])
     most = max(len(part) for part, _ in parts)
     return [part[step] for step in range(most) for part, _ in parts if step < len(part)]
@@ -148,9 +148,9 @@ def _of_all(value: T, fabric: Fabric) -> list[T]:
     """Returns the value of every process, by rank."""
     if fabric.world_size == 1:
         return [value]
-    found: list[Any] = [None] * fabric.world_size
-    distributed.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * fabric.world_size
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def _no_failure(messages: list[str | None]) -> None:

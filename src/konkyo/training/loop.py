@@ -187,9 +187,9 @@ class _Loop:
     def _step(self, number: int) -> None:
         """Changes the weights by the gradients that there are, as the step of this number (from 0) over all epochs."""
         if self.state.recipe.clip is not None:
-            own = nn.ParameterList([p for group in self.state.optimiser.param_groups for p in group["params"]])
+            parameters = nn.ParameterList([p for group in self.state.optimiser.param_groups for p in group["params"]])
             self.fabric.clip_gradients(
-                own, self.optimiser, max_norm=self.state.recipe.clip, error_if_nonfinite=False
+                parameters, self.optimiser, max_norm=self.state.recipe.clip, error_if_nonfinite=False
             )  # a loss that is no number is told at the end of the epoch
         self.optimiser.step()
         self.optimiser.zero_grad()
@@ -210,11 +210,11 @@ class _Loop:
 @contextmanager
 def _tracked(tracker: Tracker | None, loop: _Loop, folder: Path) -> Iterator[Callable[[Numbers], None]]:
     """What takes the rows of the epochs, in the first process; nothing is begun where no epoch is left."""
-    recipe, own = loop.state.recipe, None
+    recipe, begun = loop.state.recipe, None
     if tracker is None and recipe.track and next(loop.left(), None) is not None:
         with first(loop.fabric) as mine:
             if mine:
-                tracker = own = tracker_of(recipe.track, folder, asdict(recipe))
+                tracker = begun = tracker_of(recipe.track, folder, asdict(recipe))
 
     def log(row: Numbers) -> None:
         if tracker is not None:
@@ -223,8 +223,8 @@ def _tracked(tracker: Tracker | None, loop: _Loop, folder: Path) -> Iterator[Cal
     try:
         yield log
     finally:
-        if own is not None:
-            own.close()
+        if begun is not None:
+            begun.close()
 
 
 def write_epochs(path: Path, rows: Sequence[Numbers]) -> None:

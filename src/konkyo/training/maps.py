@@ -233,14 +233,14 @@ def _check_pair(logits: Tensor, output: Any, raw: Tensor) -> None:
     tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     if not tensors:
         return
-    own = next((t for t in tensors if t.data_ptr() == logits.data_ptr() and t.numel() >= logits.numel()), None)
-    if own is None:
+    result = next((t for t in tensors if t.data_ptr() == logits.data_ptr() and t.numel() >= logits.numel()), None)
+    if result is None:
         nodes = {t.grad_fn for t in tensors if t.grad_fn is not None}
         if logits.grad_fn is not None and nodes:
-            own = logits if _reaches(logits, nodes) else None
+            result = logits if _reaches(logits, nodes) else None
         else:
-            own = next((t for t in tensors if _alike(t, logits)), None)
-    if own is None:
+            result = next((t for t in tensors if _alike(t, logits)), None)
+    if result is None:
         raise KonkyoError(
             "these logits are not of the network's last forward, whose maps these would be: ask for the maps right "
             "after each forward, or run both batches as one (torch.cat)"

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.training.trackers import TRACKERS
-from konkyo.utils.ledger import differences
+from konkyo.utils.ledger import differences, other_settings
 
 Numbers: TypeAlias = dict[str, float]
 Optimisers: TypeAlias = Literal["adam", "adamw", "sgd"]
@@ -151,17 +151,17 @@ class Recipe:
         """
         name = self.watch.lstrip("+-")
         more = self.watch.startswith("+") or self.watch in _HIGHER
-        found: int | None = None
+        place: int | None = None
         for index, row in enumerate(rows):
             if f"valid_{name}" not in row:
                 offer = [key.removeprefix("valid_") for key in row if key.startswith("valid_")]
                 raise unknown("judged number", name, offer)
             value, highest = row[f"valid_{name}"], -math.inf
-            if found is not None:
-                highest = rows[found][f"valid_{name}"] * (1 if more else -1)
-            if found is None or math.isnan(highest) or value * (1 if more else -1) > highest:
-                found = index
-        return found
+            if place is not None:
+                highest = rows[place][f"valid_{name}"] * (1 if more else -1)
+            if place is None or math.isnan(highest) or value * (1 if more else -1) > highest:
+                place = index
+        return place
 
     def stopped(self, rows: Sequence[Numbers]) -> bool:
         """Whether the training has ended early after these epochs."""
@@ -181,7 +181,7 @@ class Recipe:
         )
         if not differ:
             return ""
-        words = f"is of a training with other {', '.join(differ)}; choose another folder"
+        words = other_settings("a training", differ, "choose another folder")
         if earlier.get("epochs") != self.epochs and self.schedule not in _ENDLESS:
             words += (
                 f". With the schedule {self.schedule!r} every rate depends on the number of epochs: a longer training "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TextIO
 from zlib import crc32
@@ -14,18 +15,58 @@ from filelock import FileLock, Timeout
 from konkyo.errors import KonkyoError
 from konkyo.utils.files import parse_json, plain, read_bytes, write_text
 
+_LONGEST = 40
+"""Values of more characters are shown where they differ alone."""
+_MOST = 4
+"""So many settings are named in an error."""
+
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
-    """The settings that differ, in words: `seed (0 there, 1 now)`; one inside another is named "part.name".
+    """Returns the settings that differ, in words: `seed (0 there, 1 now)`; one inside another is named "part.name".
 
-    `free`: settings at the top that may differ. Values are compared as JSON holds them.
+    `free`: settings at the top that may differ. Values are compared as JSON holds them. Of long ones the words are
+    named in which they differ.
 
     >>> differences({"seed": 0, "of": {"a": 1}}, {"seed": 1, "of": {"a": 2}}, free=("seed",))
     ['of.a (1 there, 2 now)']
     """
     there, here = _flat(before, free), _flat(now, free)
     names = list(dict.fromkeys((*here, *there)))
-    return [f"{n} ({there.get(n)} there, {here.get(n)} now)" for n in names if there.get(n) != here.get(n)]
+    pairs = {n: (there.get(n), here.get(n)) for n in names if there.get(n) != here.get(n)}
+    texts = {name: _shortened(before, now) for name, (before, now) in pairs.items()}
+    return [f"{name} ({before} there, {now} now)" for name, (before, now) in texts.items()]
+
+
+def _shortened(before: Any, now: Any) -> tuple[str, str]:
+    """Returns two values as texts; of long ones the words in which they differ.
+
+    >>> _shortened("Preprocess(resize=128, crop=128, fit='stretch')", "Preprocess(resize=128, crop=60, fit='stretch')")
+    ('... crop=128, ...', '... crop=60, ...')
+    """
+    texts = str(before), str(now)
+    if max(map(len, texts)) <= _LONGEST:
+        return texts
+    one, other = (text.split() for text in texts)
+    head = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
+    tail = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one[:head:-1], other[:head:-1], strict=False))))
+    return _within(one, head, tail), _within(other, head, tail)
+
+
+def _within(words: Sequence[str], head: int, tail: int) -> str:
+    """Returns the words between so many at the start and so many at the end, cut where they are long."""
+    text = " ".join(words[head : len(words) - tail])
+    text = text if len(text) <= 2 * _LONGEST else f"{text[: 2 * _LONGEST]}..."
+    return " ".join(filter(None, ("..." if head else "", text, "..." if tail else "")))
+
+
+def other_settings(kind: str, differ: Sequence[str], way_out: str) -> str:
+    """Returns why work cannot go on in a folder: the way out first, and then what differs, as of `differences`.
+
+    >>> other_settings("a run", ["seed (0 there, 1 now)"], "choose another folder")
+    'is of a run with other settings: choose another folder. They differ in seed (0 there, 1 now)'
+    """
+    more = f" and {len(differ) - _MOST} more" if len(differ) > _MOST else ""
+    return f"is of {kind} with other settings: {way_out}. They differ in {', '.join(differ[:_MOST])}{more}"
 
 
 def _flat(settings: Mapping[str, Any], free: Collection[str], before: str = "") -> dict[str, Any]:
@@ -95,7 +136,7 @@ class Ledger:
             self.forgotten = entries
             return
         if differ:
-            raise KonkyoError(f"{path} is of a run with other {', '.join(differ)}; {self._ways_out}")
+            raise KonkyoError(f"{path} {other_settings('a run', differ, self._ways_out)}")
         self.entries, self.damaged = entries, damaged
         if damaged or before != self.settings:  # what is damaged goes, and the latest settings stand
             self._write(path)

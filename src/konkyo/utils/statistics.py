@@ -165,6 +165,20 @@ def t_quantile(share: float, freedom: float) -> float:
     return float(stdtrit(freedom, share))
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """Returns p-values adjusted for their number (Holm, 1979); NaN stays, and is not counted.
+
+    >>> [round(value, 3) for value in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted((i for i, value in enumerate(p) if not math.isnan(value)), key=lambda i: p[i])
+    adjusted, largest = [math.nan] * len(p), 0.0
+    for place, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - place) * p[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
 def _bounded(r: float) -> float:
     return max(-1.0, min(1.0, r))
 

@@ -173,6 +173,18 @@ def test_too_few_images_for_a_probe_are_no_good_head() -> None:
     assert "nan" not in " ".join(report.lines() + report.lines("ja"))
 
 
+def test_constant_maps_are_no_lack_of_images() -> None:
+    dead = model()
+    with torch.no_grad():
+        dead.module.features[0].bias.fill_(-10)
+    report = diagnose(dead, pictures(12, 1), ask=("head", "backbone"))
+    for question, subject in (("head", "maps"), ("backbone", "pictures")):
+        (finding,) = (f for f in report.of(question) if f.subject == subject)
+        assert finding.severity == "unknown"
+        assert finding.sentence["en"] == "Too few images whose maps are not constant: 0 of 12."
+        assert "correlation of Eigen-CAM and Ablation-CAM" in finding.statistic
+
+
 def test_images_of_sizes_that_go_with_the_class_are_diagnosed_without_interventions() -> None:
     """A swap needs images of one size; what needs none is asked all the same."""
 

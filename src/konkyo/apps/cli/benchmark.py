@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
@@ -20,7 +19,7 @@ from konkyo.apps.cli.options import (
     request_of,
     setup_of,
 )
-from konkyo.apps.cli.terminal import out, print_evaluation, print_table, progress_bar
+from konkyo.apps.cli.terminal import print_evaluation, print_line, print_table, progress_bar
 from konkyo.utils.files import write_text
 
 benchmark = typer.Typer(help="Reproduce the form of published comparisons.", no_args_is_help=True)
@@ -78,7 +77,7 @@ def paper(
                 setup.model, data, limit=paths, matching=matching, seed=method_options.seed, progress=progress
             )
         save(near, to)
-        out.print("median distance from the integral (257 nodes), as a share of it:", highlight=False)
+        print_line("median distance from the integral (257 nodes), as a share of it:")
         print_table(*near.table())
         with progress_bar("metrics over nodes") as progress:
             swept = sweep(
@@ -93,4 +92,4 @@ def paper(
             )
         write_text(to / "nodes.md", markdown(sweep_table(swept)))
         print_table(*sweep_table(swept))
-    out.print(f"tables, curves and every value in {escape(str(to))}", highlight=False, soft_wrap=True)
+    print_line(f"tables, curves and every value in {to}")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
@@ -25,7 +24,7 @@ from konkyo.apps.cli.options import (
 )
 from konkyo.apps.cli.reports import ReportOptions, made_by, write_report
 from konkyo.apps.cli.sources import Images, TruthOptions, ordered, pictures_of
-from konkyo.apps.cli.terminal import err, out, progress
+from konkyo.apps.cli.terminal import print_line, print_note, progress
 from konkyo.errors import KonkyoError, NotApplicable
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
 
 from konkyo.apps.cli.manifest import Manifest, report_of
-from konkyo.apps.cli.pictures import batches, explained, in_a_line, rows_of
+from konkyo.apps.cli.pictures import batches, explained, in_a_line, nothing_in, rows_of
 
 
 @with_groups
@@ -99,13 +98,13 @@ def compare(
                 shown = ordered([*shown, (entry, rows)], truth_options.sort)[:limit]
                 count += 1
                 if not entry.get("maps"):
-                    entry["nothing"] = setup.model.task.nothing(target)
+                    entry["nothing"] = nothing_in(results, setup.model.task, target)
                 if not as_json:
                     line = in_a_line(results) or entry["nothing"]
-                    out.print(escape(f"{source.names.get(file, file.name)}: {line}"), soft_wrap=True, highlight=False)
+                    print_line(f"{source.names.get(file, file.name)}: {line}")
     total = count if chosen else len(source.files)
     if total > limit:
-        err.print(f"{total - limit} of {total} images left out (--limit {limit})")
+        print_note(f"{total - limit} of {total} images left out (--limit {limit})")
     notes = []
     if rows := [row for _, rows in shown for row in rows]:
         save_image(contact_sheet(rows, names, title=drawing_options.title or setup.model.name, shared=shared), to)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
@@ -20,10 +18,11 @@ from konkyo.apps.cli.options import (
     ModelOptions,
     Seed,
     files_of,
+    layer_of,
     setup_of,
 )
-from konkyo.apps.cli.sources import Images, samples_of
-from konkyo.apps.cli.terminal import out, print_table
+from konkyo.apps.cli.sources import Images, require_one_source, samples_of
+from konkyo.apps.cli.terminal import print_json, print_line, print_table
 from konkyo.errors import KonkyoError
 
 if TYPE_CHECKING:
@@ -66,61 +65,61 @@ def concepts(
     from konkyo.targets.specs import class_of_text
     from konkyo.utils.files import csv_text, write_text
 
-    if bool(images) == (data is not None):
-        raise KonkyoError("concepts are of IMAGES or of a data set, as in --data scenes:24,objects=1; give one of them")
+    require_one_source(images, data)
     if target is not None and not designs:
         raise KonkyoError("--class says what concepts count for, and --designs 0 that this is not measured")
     network = setup_of(model, model_options).model
     chosen = samples(data if data is not None else samples_of(files_of(images or [])), limit=limit, seed=seed)
-    where = layer[0] if layer and len(layer) == 1 else layer or None
-    found = factorise(network, [one.image for one in chosen], components, layer=where, batch=batch, seed=seed)
-    found = replace(found, names=chosen.names)
+    result = factorise(
+        network, [one.image for one in chosen], components, layer=layer_of(layer), batch=batch, seed=seed
+    )
+    result = replace(result, names=chosen.names)
     counts = None
     if designs:
-        counts = found.importance(None if target is None else class_of_text(target), designs=designs, seed=seed)
+        counts = result.importance(None if target is None else class_of_text(target), designs=designs, seed=seed)
     to.mkdir(parents=True, exist_ok=True)
-    found.examples(to / "concepts.png", k=min(examples, 5), importance=counts)
-    for number in range(len(found)):
-        found.examples(to / f"concept-{number + 1}.png", k=examples, importance=counts, only=[number])
-    rows = table_of(found, counts, examples)
+    result.examples(to / "concepts.png", k=min(examples, 5), importance=counts)
+    for number in range(len(result)):
+        result.examples(to / f"concept-{number + 1}.png", k=examples, importance=counts, only=[number])
+    rows = table_of(result, counts, examples)
     write_text(to / "concepts.csv", csv_text(HEAD, rows))
-    write_text(to / "images.csv", csv_text(*images_of(found, counts)))
+    write_text(to / "images.csv", csv_text(*images_of(result, counts)))
     if as_json:
-        described = {"layer": found.layer, "left out": found.error, "importance": counts and repr(counts)}
+        described = {"layer": result.layer, "left out": result.error, "importance": counts and repr(counts)}
         listed = [dict(zip(HEAD, row, strict=True)) for row in rows]
-        print(json.dumps({**described, "concepts": listed}, indent=1))  # noqa: T201 - asked for
+        print_json({**described, "concepts": listed})
         return
-    head, *_ = repr(found).partition("\n")
-    out.print(escape(head), highlight=False, soft_wrap=True)
+    head, *_ = repr(result).partition("\n")
+    print_line(head)
     print_table(HEAD[:-1], [[str(row[0]), f"{row[1]:.0%}", row[2], _number(row[3])] for row in rows])
     if counts is not None:
         left = float((counts.scores - counts.decoded).abs().mean())
         line = f"the score is {float(counts.scores.mean()):.2f} on average; of the concepts alone it is {left:.2f} off"
-        out.print(line, highlight=False, soft_wrap=True)
-    out.print(f"a sheet per concept, concepts.csv and images.csv in {escape(str(to))}", highlight=False, soft_wrap=True)
+        print_line(line)
+    print_line(f"a sheet per concept, concepts.csv and images.csv in {to}")
 
 
-def table_of(found: Concepts, counts: Importance | None, examples: int) -> list[list[Any]]:
+def table_of(result: Concepts, counts: Importance | None, examples: int) -> list[list[Any]]:
     """Returns a line per concept; the one that counts most comes first, where that is known."""
-    order = range(len(found)) if counts is None else counts.values.argsort(descending=True).tolist()
+    order = range(len(result)) if counts is None else counts.values.argsort(descending=True).tolist()
     return [
         [
             j + 1,
-            float(found.energy[j]),
-            found.labels[j],
+            float(result.energy[j]),
+            result.labels[j],
             None if counts is None else float(counts.values[j]),
-            "; ".join(found.names[i] for i in found.strongest(j, examples)),
+            "; ".join(result.names[i] for i in result.strongest(j, examples)),
         ]
         for j in order
     ]
 
 
-def images_of(found: Concepts, counts: Importance | None) -> tuple[list[str], list[list[Any]]]:
+def images_of(result: Concepts, counts: Importance | None) -> tuple[list[str], list[list[Any]]]:
     """Returns a line per image: how much of every concept it holds on average, and what each counts there."""
-    numbers = [j + 1 for j in range(len(found))]
+    numbers = [j + 1 for j in range(len(result))]
     head = ["image", *(f"concept {j}" for j in numbers)]
     rows: list[list[Any]] = [
-        [name, *amounts] for name, amounts in zip(found.names, found.maps.flatten(2).mean(2).tolist(), strict=True)
+        [name, *amounts] for name, amounts in zip(result.names, result.maps.flatten(2).mean(2).tolist(), strict=True)
     ]
     if counts is None:
         return head, rows

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
@@ -27,7 +25,7 @@ from konkyo.apps.cli.options import (
     setup_of,
 )
 from konkyo.apps.cli.reports import ReportOptions, note_origin, report_of_folder
-from konkyo.apps.cli.terminal import out, print_table, progress_bar
+from konkyo.apps.cli.terminal import out, print_json, print_line, print_table, progress_bar
 from konkyo.errors import KonkyoError
 
 if TYPE_CHECKING:
@@ -82,7 +80,7 @@ def consistency(
     names, request = request_of(method, method_options, forward=ForwardOptions(layer=layer))
     if len(names) != 1:
         raise KonkyoError(f"--method is one method here; got {', '.join(names)}")
-    with progress_bar("explaining") as progress:
+    with progress_bar("explaining", None) as progress:
         result = run(
             setup.model,
             data,
@@ -107,16 +105,16 @@ def consistency(
     note_origin(to, setup.model)
     notes = report_of_folder(to, report_options)
     if as_json:
-        print(json.dumps(result.description(), indent=1))  # noqa: T201 - standard output is what was asked for
+        print_json(result.description())
         return
     print_table(*result.table())
     out.print()
     print_table(*result.summary())
     out.print()
     for line in result.remarks():
-        out.print(escape(line), highlight=False, soft_wrap=True)
+        print_line(line)
     for note in (f"table, maps and figures in {to}", *notes):
-        out.print(escape(note), highlight=False, soft_wrap=True)
+        print_line(note)
 
 
 def _pictures(model: Model, data: str, limit: int | None, seed: int) -> Callable[[str], Image.Image]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import Batch, Data, Json, Limit, ModelName, ModelOptions, Seed, setup_of
 from konkyo.apps.cli.sources import samples_of
-from konkyo.apps.cli.terminal import err, out, print_table
+from konkyo.apps.cli.terminal import print_json, print_line, print_note, print_table
 
 
 @with_groups
@@ -59,7 +57,7 @@ def cover(
     target = "decision" if pictures and target == "label" else target
     chosen = pictures or samples(data, limit=limit, seed=seed)
     if not as_json:
-        err.print(f"at most {len(chosen) * (2 + controls) + 2 * BUDGET} forwards", highlight=False)
+        print_note(f"at most {len(chosen) * (2 + controls) + 2 * BUDGET} forwards")
     result = region_test(
         setup.model,
         chosen,
@@ -76,13 +74,13 @@ def cover(
         result.sheet().save(to / "before-after.png")
         write_text(to / "images.csv", csv_text(*result.table()))
     if as_json:
-        print(json.dumps(result.description(), indent=1))  # noqa: T201 - standard output is what was asked for
+        print_json(result.description())
         return
     head, rows = result.table()
     print_table(head, rows[:20])
     if len(rows) > 20:
-        out.print(f"and {len(rows) - 20} images more (--out, --json)")
+        print_line(f"and {len(rows) - 20} images more (--out, --json)")
     print_table(*result.summary())
-    out.print(f"{result.forwards} forwards", highlight=False)
+    print_line(f"{result.forwards} forwards")
     if to is not None:
-        out.print(f"before-after.png and images.csv in {escape(str(to))}", highlight=False, soft_wrap=True)
+        print_line(f"before-after.png and images.csv in {to}")

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from konkyo.apps.cli.options import ModelOptions, setup_of
-from konkyo.apps.cli.terminal import out, progress
+from konkyo.apps.cli.terminal import print_line, progress
 from konkyo.errors import NotApplicable, install_hint
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def demo(
     from konkyo.targets.classes import Each
     from konkyo.tasks.base import SEVEN_CAMS
 
-    out.print(PLAN.format(number=number), soft_wrap=True, highlight=False)
+    print_line(PLAN.format(number=number))
     setup = setup_of("konkyo/scenes-classifier", ModelOptions())
     rows: list[Row] = []
     on_object = Counter[str]()
@@ -50,10 +49,10 @@ def demo(
     title = "What the scenes classifier looks at: one row per image and class, one column per method"
     sheet = save_image(contact_sheet(rows, SEVEN_CAMS, title=title), to / "contact-sheet.png")
     peaks = ", ".join(f"{name} {on_object[name]}" for name in SEVEN_CAMS)
-    out.print(f"{number} scenes, {len(rows)} rows of an image and a class, {len(SEVEN_CAMS)} methods")
-    out.print(f"rows whose map is highest on the class's own object: {peaks}", soft_wrap=True, highlight=False)
+    print_line(f"{number} scenes, {len(rows)} rows of an image and a class, {len(SEVEN_CAMS)} methods")
+    print_line(f"rows whose map is highest on the class's own object: {peaks}")
     pages = [sheet, *_demo_of_mistake(setup.model, to), *_demo_of_detector(to)]
-    out.print("done; open these:\n" + "\n".join(f"  {page}" for page in pages), soft_wrap=True, highlight=False)
+    print_line("done; open these:\n" + "\n".join(f"  {page}" for page in pages))
 
 
 def _demo_of_mistake(model: Model, to: Path) -> list[Path]:
@@ -85,8 +84,8 @@ def _demo_of_mistake(model: Model, to: Path) -> list[Path]:
         words.append("nothing" if decision is None else f"{decision.label} (P {decision.probability:.2f})")
     title = f"A cat that is called a {TWINS[0]}: occlusion points at the post behind its ears; without it, it is a cat"
     sheet = save_image(contact_sheet(rows, MISTAKE_METHODS, title=title), to / "why-wrong.png")
-    out.print(f"why is it wrong: scene {MISTAKE}, a cat, is called {words[0]};", highlight=False)
-    out.print(f"  with the post behind its ears covered: {words[1]}", soft_wrap=True, highlight=False)
+    print_line(f"why is it wrong: scene {MISTAKE}, a cat, is called {words[0]};")
+    print_line(f"  with the post behind its ears covered: {words[1]}")
     return [sheet, page]
 
 
@@ -100,7 +99,7 @@ def _demo_of_detector(to: Path) -> list[Path]:
 
     if importlib.util.find_spec("transformers") is None:
         note = f"left out: the detector, which needs transformers: {install_hint('transformers')}"
-        out.print(escape(note), soft_wrap=True, highlight=False)
+        print_line(note)
         return []
     setup = setup_of("konkyo/scenes-detr", ModelOptions())
     scenes = Scenes(2, seed=DEMO_SEED, size=256, objects=(2, 4))
@@ -120,13 +119,13 @@ def _demo_of_detector(to: Path) -> list[Path]:
             maps = result.at((256, 256)).cpu()
             on_object[name] += sum(bool(scene.masks[at].flatten()[maps[row].argmax()]) for row, at in matched.items())
     if not rows:
-        out.print("the detector found nothing")
+        print_line("the detector found nothing")
         return []
     title = "What the scenes detector looks at: one row per detection, one column per method"
     sheet = save_image(contact_sheet(rows, OF_DETECTORS, title=title), to / "detections.png")
     peaks = ", ".join(f"{name} {on_object[name]}" for name in OF_DETECTORS)
-    out.print(f"{len(scenes)} scenes, {len(rows)} detections, {of_objects} of them of an object (IoU above 0.5)")
-    out.print(f"of these, the map is highest on the object itself: {peaks}", soft_wrap=True, highlight=False)
+    print_line(f"{len(scenes)} scenes, {len(rows)} detections, {of_objects} of them of an object (IoU above 0.5)")
+    print_line(f"of these, the map is highest on the object itself: {peaks}")
     return [sheet]
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
@@ -20,11 +18,13 @@ from konkyo.apps.cli.options import (
     ModelName,
     ModelOptions,
     Seed,
+    layer_of,
+    numbers_by_name,
     setup_of,
 )
 from konkyo.apps.cli.reports import ReportOptions, language_of, note_origin, report_of_folder
-from konkyo.apps.cli.terminal import err, out, progress_bar
-from konkyo.errors import KonkyoError, unknown
+from konkyo.apps.cli.terminal import print_json, print_line, print_note, progress_bar
+from konkyo.errors import unknown
 
 Train = Annotated[
     str | None, typer.Option("--train", help="What the model was trained on, as --data; several questions need it.")
@@ -76,10 +76,7 @@ def diagnose(
 
     setup = setup_of(model, model_options)
 
-    def announce(sentence: str) -> None:
-        err.print(escape(sentence), highlight=False, soft_wrap=True)
-
-    with progress_bar("explaining", "nothing is kept") as progress:
+    with progress_bar("explaining", None) as progress:
         report = run(
             setup.model,
             data,
@@ -87,16 +84,16 @@ def diagnose(
             ask,
             alpha,
             classes=classes or (),
-            cue_rule=_thresholds(cue_rule or ""),
+            cue_rule=numbers_by_name("--cue-rule", cue_rule or "", "cover=0.05,paste=0.03"),
             method=method,
-            layer=layer[0] if layer and len(layer) == 1 else layer or None,
+            layer=layer_of(layer),
             limit=limit,
             batch=batch,
             resamples=resamples,
             budget=budget,
             seed=seed,
             progress=lambda done, total: progress(done, total or done),
-            announce=announce,
+            announce=print_note,
         )
     words = language_of(report_options.lang)
     report.save(to, lang=words)
@@ -105,21 +102,9 @@ def diagnose(
         report_options = replace(report_options, report=to / "report.html")
     notes = report_of_folder(to, report_options) if page else []
     if as_json:
-        print(json.dumps(report.description(), indent=1))  # noqa: T201 - standard output is what was asked for
+        print_json(report.description())
     else:
         for line in [*report.lines(words), "", *report.remarks(), *notes, f"findings, tables and maps in {to}"]:
-            out.print(escape(line), highlight=False, soft_wrap=True)
+            print_line(line)
     if fail_on is not None and report.worst in FAILURES[: FAILURES.index(fail_on) + 1]:
         raise typer.Exit(4)
-
-
-def _thresholds(text: str) -> dict[str, float]:
-    """Reads "cover=0.05,paste=0.03". KonkyoError: something else."""
-    values = dict[str, float]()
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        try:
-            values[name.strip()] = float(value)
-        except ValueError:
-            raise KonkyoError(f"--cue-rule takes NAME=NUMBER, as in cover=0.05,paste=0.03; got {part!r}") from None
-    return values

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
@@ -25,12 +22,14 @@ from konkyo.apps.cli.options import (
     PrecisionName,
     WhatIsExplained,
     figure_format,
+    layer_of,
+    names_in,
     request_of,
+    require_explained,
     setup_of,
 )
 from konkyo.apps.cli.reports import ReportOptions, note_origin, report_of_folder
-from konkyo.apps.cli.terminal import out, print_evaluation, progress_bar
-from konkyo.errors import KonkyoError
+from konkyo.apps.cli.terminal import print_evaluation, print_json, print_line, progress_bar
 
 
 @with_groups
@@ -63,8 +62,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure explanations on data with truth: a table of methods and metrics, with 95 % intervals and paired tests."""
-    from konkyo.evaluation.evaluate import Maps
     from konkyo.evaluation.evaluate import evaluate as run
+    from konkyo.evaluation.plan import Maps
     from konkyo.tasks.base import Matching
 
     kind = figure_format(format)
@@ -74,19 +73,18 @@ def evaluate(
     if setup is not None and (method or not maps):
         names, request = request_of(method or ",".join(setup.model.task.methods), method_options)
         options = request["options"]
-    if explained not in ("decision", "label"):
-        raise KonkyoError(f"--explained is decision or label; got {explained!r}")
+    require_explained(explained)
     with progress_bar("evaluating") as progress:
         evaluation = run(
             None if setup is None else setup.model,
             data,
             [*names, *(Maps(folder) for folder in maps or ())],
-            split(metrics) or None,
+            names_in(metrics) or None,
             explained=explained,  # type: ignore[arg-type] # checked above
             matching=Matching(matching_options.score, matching_options.iou, unique),
             limit=limit,
             seed=method_options.seed,
-            layer=layer[0] if layer and len(layer) == 1 else layer or None,
+            layer=layer_of(layer),
             precision=precision,  # type: ignore[arg-type] # checked by the Pass
             out=to,
             progress=progress,
@@ -97,13 +95,8 @@ def evaluate(
     note_origin(to, None if setup is None else setup.model)
     notes = report_of_folder(to, report_options)
     if as_json:
-        print(json.dumps(evaluation.description(), indent=1))  # noqa: T201 - standard output is what was asked for
+        print_json(evaluation.description())
         return
     print_evaluation(evaluation)
     for note in (f"table, curves and every value in {to}", *notes):
-        out.print(escape(note), highlight=False, soft_wrap=True)
-
-
-def split(text: str) -> list[str]:
-    """Names separated by commas, which may have options in parentheses."""
-    return [name.strip() for name in re.split(r",(?![^()]*\))", text) if name.strip()]
+        print_line(note)

@@ -11,7 +11,6 @@ from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
@@ -30,7 +29,7 @@ from konkyo.apps.cli.options import (
 )
 from konkyo.apps.cli.reports import ReportOptions, made_by, report_of_folder
 from konkyo.apps.cli.sources import Images, TruthOptions, pictures_of
-from konkyo.apps.cli.terminal import out, progress
+from konkyo.apps.cli.terminal import print_line, progress
 from konkyo.errors import KonkyoError, NotApplicable
 
 if TYPE_CHECKING:
@@ -45,6 +44,7 @@ from konkyo.apps.cli.pictures import (
     explained,
     facts,
     in_a_line,
+    nothing_in,
     one_ahead,
     read_files,
     rows_of,
@@ -118,11 +118,11 @@ def explain(
         ahead = one_ahead(partial(read_files, setup.model, source=source), parts)
         products = _Products(to, maps, drawing, drawing_options, path, setup.model.task, target)
 
-        def said(line: str) -> None:
+        def show(line: str) -> None:
             if line and not as_json:
-                out.print(escape(line), soft_wrap=True, highlight=False)
+                print_line(line)
 
-        with Writing(manifest, forward_options.batch_size, said) as writing:
+        with Writing(manifest, forward_options.batch_size, show) as writing:
             for (batch, read), tell in progress(ahead, "explaining", len(parts)):
                 outcomes = explained(
                     setup.model,
@@ -178,7 +178,7 @@ class _Products:
             with FIGURES:
                 _write_sheet(results, file, self.folder / f"{stem}.{self.task.instances}.png", self.sheet, entry)
         if not entry.get("maps") and not entry.get("not_applicable"):
-            entry["nothing"] = self.task.nothing(self.target)
+            entry["nothing"] = nothing_in(results, self.task, self.target)
         line = in_a_line(results) or entry.get("nothing")
         return entry, f"{title}: {line}" if line else ""
 

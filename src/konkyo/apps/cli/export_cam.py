@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import ModelName, ModelOptions, setup_of, size_of
-from konkyo.apps.cli.terminal import out
+from konkyo.apps.cli.terminal import print_line
 from konkyo.errors import KonkyoError
 
 
@@ -50,4 +49,4 @@ def export_cam(
         size=sides,
     )
     line = f"{path}: images -> logits, maps ({method}), {path.stat().st_size / 1e6:.1f} MB; equal to the model's own"
-    out.print(escape(line), soft_wrap=True, highlight=False)
+    print_line(line)

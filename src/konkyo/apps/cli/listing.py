@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from konkyo.apps.cli.options import Device, Json, ModelOptions, Question, Weights, question_of, setup_of, size_of
-from konkyo.apps.cli.terminal import print_table
+from konkyo.apps.cli.terminal import print_json, print_table
 from konkyo.errors import KonkyoError
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def list_methods(as_json: Json = False) -> None:
             }
             for name, m in registered.items()
         }
-        print(json.dumps(table, indent=2))  # noqa: T201 - standard output is what was asked for
+        print_json(table)
         return
     rows = [
         (n, m.summary, ", ".join(f"{o}={p.default!r}" for o, p in m.options.items())) for n, m in registered.items()
@@ -57,7 +56,7 @@ def list_metrics(as_json: Json = False) -> None:
             }
             for name, m in metrics.items()
         }
-        print(json.dumps(table, indent=2))  # noqa: T201 - standard output is what was asked for
+        print_json(table)
         return
     rows = [
         (n, m.better, m.description, ", ".join(f"{o}={p.default!r}" for o, p in m.options.items()))
@@ -111,8 +110,8 @@ def _of_places(model: Model, size: str | None, channels: int | None) -> tuple[in
         side = reader.picture.side or 112
         sides = [reader.frames, *(side if isinstance(side, tuple) else (side, side))]
     if not sides or (places and len(sides) != len(places)):
-        said = "x".join(name.upper() for name in places) or "the size of an input"
-        raise KonkyoError(f"--size says how large an input of {model.name} is: {said}, as in 16x112x112; got {size!r}")
+        order = "x".join(name.upper() for name in places) or "the size of an input"
+        raise KonkyoError(f"--size says how large an input of {model.name} is: {order}, as in 16x112x112; got {size!r}")
     usual = 3 if places == Clips.places else 1
     return (channels or usual, *sides)
 
@@ -124,7 +123,7 @@ def _print_layers(sites: Sequence[Site], automatic: Sequence[str], as_json: bool
             {"name": s.name, "kind": s.kind, "shape": s.shape, "grid": s.grid, "used": s.used, "place": s.place}
             for s in sites
         ]
-        print(json.dumps({"automatic": "+".join(automatic) or None, "layers": listed}, indent=2))  # noqa: T201
+        print_json({"automatic": "+".join(automatic) or None, "layers": listed})
         return
     rows = [
         (

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from typer.core import TyperGroup
 
 from konkyo.apps.cli.benchmark import benchmark
 from konkyo.apps.cli.compare import compare
@@ -30,11 +31,45 @@ from konkyo.apps.cli.run import run
 from konkyo.apps.cli.sanity import sanity
 from konkyo.apps.cli.serve import serve
 from konkyo.apps.cli.survey import survey
-from konkyo.apps.cli.terminal import err, out
+from konkyo.apps.cli.terminal import err, print_line
 from konkyo.apps.cli.train import train
 from konkyo.errors import KonkyoError, KonkyoWarning
 
+
+class _Commands(TyperGroup):
+    """These are all commands; what is wrong with an option's value is said as in the errors of the library."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command. typer.BadParameter: a value of another kind, or out of its range."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = _in_words(error)
+            raise
+
+
+def _in_words(error: typer.BadParameter) -> str:
+    """Returns what was expected of a value and what came; what Typer says where it is about something else."""
+    try:
+        from pydantic import ValidationError
+    except ImportError:  # versions of Typer without it say it well
+        return error.message
+    cause = error.__cause__
+    if not isinstance(cause, ValidationError):
+        return error.message
+    first = cause.errors()[0]
+    limits = first.get("ctx", {})
+    expected = {
+        "greater_than_equal": f"{limits.get('ge')} or more",
+        "less_than_equal": f"{limits.get('le')} or less",
+        "int_parsing": "a whole number",
+        "float_parsing": "a number",
+    }.get(first["type"])
+    return error.message if expected is None else f"{expected} was expected; got {first['input']}"
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="konkyo",
     help="Shows what in an image a vision model decided on.",
     epilog="Exit status: 0 all done, 1 nothing could be done (and why), 2 wrong usage, 3 some images skipped or some "
@@ -76,7 +111,7 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         from konkyo import __version__
 
-        out.print(f"konkyo {__version__}")
+        print_line(f"konkyo {__version__}")
         raise typer.Exit
 
 

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.markup import escape
 
-from konkyo.apps.cli.sources import counted, ordered
-from konkyo.apps.cli.terminal import err, out
+from konkyo.apps.cli.sources import ordered, truth_sentences
+from konkyo.apps.cli.terminal import print_json, print_line, print_note, print_warning
 from konkyo.errors import ImageError, KonkyoError
 from konkyo.utils.files import csv_of, read_json, write_text
 from konkyo.utils.ledger import Ledger
+from konkyo.utils.words import counted
 
 RECORD, DOCUMENT, TABLE = "manifest.jsonl", "manifest.json", "images.csv"
+_SHOWN = 3  # reasons in an error
 _LONGEST = 160  # bytes of a stem; file systems take 255, and what is written has more to its name
 
 
@@ -71,9 +72,9 @@ class Manifest:
         """Entries whose files go when the first new one is recorded."""
         if self._ledger.damaged:
             note = f"{record}: {self._ledger.damaged} damaged lines; their images are explained again"
-            err.print(escape(note), soft_wrap=True, highlight=False)
+            print_note(note)
         if resume and (done := len(self.images)):
-            err.print(f"{done} already there")
+            print_note(f"{done} already there")
 
     @property
     def images(self) -> list[dict[str, Any]]:
@@ -138,7 +139,7 @@ class Manifest:
     def skip(self, file: Path, reason: str) -> None:
         """Notes an image that cannot be used."""
         self._skipped.append({"file": str(file), "reason": reason})
-        err.print(f"[yellow]skipped[/] {escape(reason)}", soft_wrap=True, highlight=False)
+        print_warning("skipped", reason)
 
     def __enter__(self) -> Manifest:
         return self
@@ -152,7 +153,7 @@ class Manifest:
             self._ledger.close()
         if kind is KeyboardInterrupt:
             done = len(self.images)
-            err.print(
+            print_note(
                 f"interrupted: {done} images are done; the same command with --resume goes on from there"
                 " (without --overwrite)"
             )
@@ -246,25 +247,26 @@ def report_of(manifest: Manifest, as_json: bool, notes: list[str]) -> None:
     """Says what was done. typer.Exit: 1 where nothing could be, 3 where images were skipped."""
     if lacking := manifest.lacking():
         note = f"no font of this machine has {lacking[:20]}: pictures have the code points; Noto Sans CJK has most"
-        err.print(escape(f"note: {note}"), soft_wrap=True, highlight=False)
+        print_note(f"note: {note}")
     images, skipped = manifest.of_this_run, manifest.skipped
     reasons = {reason for entry in images for reason in entry.get("not_applicable", ())}
     reasons |= {entry["nothing"] for entry in images if "nothing" in entry}
     if reasons and not any(entry.get("maps") for entry in images) and not as_json:
-        raise KonkyoError("; ".join(sorted(reasons)))
+        first, more = sorted(reasons)[:_SHOWN], len(reasons) - _SHOWN
+        raise KonkyoError("; ".join([*first, *([f"and {more} more, each in {DOCUMENT}"] if more > 0 else [])]))
     if as_json:
-        print(json.dumps(manifest.document(), indent=2))  # noqa: T201 - standard output is what was asked for
+        print_json(manifest.document())
     else:
         applicable = {reason for entry in images for reason in entry.get("not_applicable", ())}
         doubtful = Counter(m["diagnosis"] for e in images for m in e.get("maps", ()) if m["diagnosis"] != "ok")
         shown = [entry for entry in images if "left_out" not in entry]
-        notes = [f"{len(shown)} images explained, {len(skipped)} skipped", *notes, *sorted(applicable)]
-        notes += counted(images, manifest.origin)
-        notes += [f"{number} maps: {kind}" for kind, number in doubtful.items()]
+        notes = [f"{counted(len(shown), 'image')} explained, {len(skipped)} skipped", *notes, *sorted(applicable)]
+        notes += truth_sentences(images, manifest.origin)
+        notes += [f"{counted(number, 'map')}: {kind}" for kind, number in doubtful.items()]
         assumed = dict.fromkeys(a for e in images for a in e.get("assumptions", ()))
         notes += [f"assumed: {sentence}" for sentence in assumed]
         for note in notes:
-            out.print(escape(note), soft_wrap=True, highlight=False)
+            print_line(note)
     if not any(entry.get("maps") or "left_out" in entry for entry in images):
         raise typer.Exit(1)
     if skipped:

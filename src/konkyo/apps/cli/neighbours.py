@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
-from konkyo.apps.cli.options import Batch, Data, Json, Layers, Limit, ModelName, ModelOptions, setup_of
-from konkyo.apps.cli.terminal import out, print_table
+from konkyo.apps.cli.options import Batch, Data, Json, Layers, Limit, ModelName, ModelOptions, layer_of, setup_of
+from konkyo.apps.cli.terminal import print_json, print_line, print_table
 
 
 @with_groups
@@ -42,7 +40,7 @@ def nearest_images(
         images,
         data,
         count,
-        layer[0] if layer and len(layer) == 1 else layer or None,
+        layer_of(layer),
         by=by,  # type: ignore[arg-type]
         standardise=standardise,
         limit=limit,
@@ -51,7 +49,7 @@ def nearest_images(
     result.sheet(to)
     head, rows = result.table()
     if as_json:
-        print(json.dumps([dict(zip(head, row, strict=True)) for row in rows], indent=1))  # noqa: T201 - asked for
+        print_json([dict(zip(head, row, strict=True)) for row in rows])
         return
     print_table(head, rows)
-    out.print(f"picture in {escape(str(to))}", highlight=False, soft_wrap=True)
+    print_line(f"picture in {to}")

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from konkyo.apps.cli.terminal import err
+from konkyo.apps.cli.terminal import print_note
 from konkyo.errors import KonkyoError, unknown
 from konkyo.utils.files import parse_json, read_text
 
@@ -209,6 +208,38 @@ class Setup:
 PREPARATION = ("resize", "crop", "mean", "std")
 
 
+def layer_of(layers: list[str] | None) -> str | list[str] | None:
+    """Returns the layer, or the layers to be fused, that --layer names; None: it was not given."""
+    return layers[0] if layers and len(layers) == 1 else layers or None
+
+
+def names_in(text: str) -> list[str]:
+    """Returns names separated by commas, which may have options in parentheses.
+
+    >>> names_in("ebpg@box, deletion(steps=10,protocol=seed)")
+    ['ebpg@box', 'deletion(steps=10,protocol=seed)']
+    """
+    return [name.strip() for name in re.split(r",(?![^()]*\))", text) if name.strip()]
+
+
+def numbers_by_name(option: str, text: str, example: str) -> dict[str, float]:
+    """Reads NAME=NUMBER, several apart by commas. KonkyoError: something else."""
+    values = dict[str, float]()
+    for part in names_in(text):
+        name, _, value = part.partition("=")
+        try:
+            values[name.strip()] = float(value)
+        except ValueError:
+            raise KonkyoError(f"{option} takes NAME=NUMBER, as in {example}; got {part!r}") from None
+    return values
+
+
+def require_explained(explained: str) -> None:
+    """KonkyoError: --explained is neither of its two words."""
+    if explained not in (offer := ("decision", "label")):
+        raise unknown("--explained", explained, offer)
+
+
 def question_of(questions: list[str] | None) -> str | None:
     """Returns the question that is asked of all images. KonkyoError: several."""
     if questions and len(questions) > 1:
@@ -253,7 +284,7 @@ def setup_of(name: str, options: ModelOptions) -> Setup:
     if model.takes_pictures and model.preprocess is None and not set(PREPARATION) <= set(changes):
         missing = ", ".join(f"{key} {getattr(usual, key)}" for key in PREPARATION if key not in changes)
         note = f"note: {name} does not say how to prepare pictures; taken as usual: {missing}"
-        err.print(escape(note), soft_wrap=True, highlight=False)
+        print_note(note)
     if model.takes_pictures and (changes or model.preprocess is None):
         model = replace(model, preprocess=replace(model.preprocess or usual, **changes))
     if options.labels is not None:
@@ -361,10 +392,9 @@ def request_of(
         if not equals:
             raise KonkyoError(f"--option is NAME=VALUE, as in steps=100; got {item!r}")
         values[key.strip()] = _value(value.strip())
-    layer = forward.layer
     return names, {
         "target": target,
-        "layer": layer[0] if layer and len(layer) == 1 else layer or None,
+        "layer": layer_of(forward.layer),
         "options": values,
         "fuse": forward.fuse,
         "budget": forward.budget,

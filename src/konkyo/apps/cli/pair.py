@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import Json, Layers, ModelName, ModelOptions, setup_of
-from konkyo.apps.cli.terminal import out
+from konkyo.apps.cli.terminal import print_json, print_line
 from konkyo.errors import KonkyoError
 
 
@@ -45,11 +43,11 @@ def pair(
         result.counterpart_picture(*_place(place), path=files[1])
     if as_json:
         values = {"cosine": result.cosine, "layer": result.a.layer, "matrix": result.refusal or result.matrix_layer}
-        print(json.dumps({**values, "pictures": files}, indent=1))  # noqa: T201 - asked for
+        print_json({**values, "pictures": files})
         return
-    out.print(escape(f"cosine {result.cosine:.3f}; {' and '.join(files)}"), soft_wrap=True, highlight=False)
+    print_line(f"cosine {result.cosine:.3f}; {' and '.join(files)}")
     if result.refusal:
-        out.print(escape(f"no lines: {result.refusal}"), soft_wrap=True, highlight=False)
+        print_line(f"no lines: {result.refusal}")
 
 
 def _place(text: str) -> tuple[float, float]:

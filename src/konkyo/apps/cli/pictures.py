@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from konkyo.explanation.reading import Group, Read
     from konkyo.explanation.result import Explanation
     from konkyo.models import Model
+    from konkyo.tasks.base import Task
 
 WRITERS = 4
 """So many threads write pictures at most."""
@@ -155,8 +156,8 @@ def _explained_together(model: Model, group: Group, names: list[str], request: M
     for part, together in explained_groups(group, explain, ImageError):
         for index, entry in enumerate(part.entries):
             if isinstance(together, KonkyoError):
-                said = str(together) if entry.name in str(together) else f"{entry.name}: {together}"
-                outcomes[entry.number] = Outcome(error=ImageError(said))
+                sentence = str(together) if entry.name in str(together) else f"{entry.name}: {together}"
+                outcomes[entry.number] = Outcome(error=ImageError(sentence))
                 continue
             outcomes[entry.number] = Outcome(
                 {n: r if isinstance(r, NotApplicable) else r.of_image(index) for n, r in together.items()},
@@ -205,6 +206,12 @@ def in_a_line(results: Mapping[str, Explanation | NotApplicable]) -> str:
     return "; ".join([", ".join(dict.fromkeys(words for words, _ in rows)), *decided]) if rows else ""
 
 
+def nothing_in(results: Mapping[str, Explanation | NotApplicable], task: Task, target: Any) -> str:
+    """Returns why an image has no map: what was asked for and is not there, with the highest score that there was."""
+    done = (result for result in results.values() if not isinstance(result, NotApplicable))
+    return next((why for result in done for why in result.absences.values()), task.nothing(target))
+
+
 def one_ahead(
     read: Callable[[Sequence[Path]], list[Read]], parts: Sequence[list[Path]]
 ) -> Iterator[tuple[list[Path], list[Read]]]:
@@ -225,8 +232,8 @@ class Writing:
     by an error or Ctrl-C, images under way are written and recorded, and those not begun are not.
     """
 
-    def __init__(self, manifest: Manifest, most: int, said: Callable[[str], object]) -> None:
-        self._manifest, self._most, self._said = manifest, most, said
+    def __init__(self, manifest: Manifest, most: int, tell: Callable[[str], object]) -> None:
+        self._manifest, self._most, self._tell = manifest, most, tell
         self._threads = ThreadPoolExecutor(min(WRITERS, os.cpu_count() or 1), "konkyo-writing")
         self._waiting: deque[tuple[Path, Future[tuple[dict[str, Any], str]]]] = deque()
 
@@ -244,7 +251,7 @@ class Writing:
         with self._manifest.image(file) as entry:
             values, line = written.result()
             entry.update(values)
-            self._said(line)
+            self._tell(line)
 
     def __enter__(self) -> Writing:
         return self

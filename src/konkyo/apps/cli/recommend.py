@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from konkyo.apps.cli.evaluate import split
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
     Data,
@@ -20,10 +18,13 @@ from konkyo.apps.cli.options import (
     ModelOptions,
     PrecisionName,
     WhatIsExplained,
+    layer_of,
+    names_in,
+    numbers_by_name,
+    require_explained,
     setup_of,
 )
-from konkyo.apps.cli.terminal import out, print_table, progress_bar
-from konkyo.errors import KonkyoError
+from konkyo.apps.cli.terminal import print_line, print_table, progress_bar
 
 
 @with_groups
@@ -51,39 +52,26 @@ def recommend(
     from konkyo.evaluation.recommend import recommend as run
     from konkyo.tasks.base import Matching
 
-    if explained not in ("decision", "label"):
-        raise KonkyoError(f"--explained is decision or label; got {explained!r}")
+    require_explained(explained)
     setup = setup_of(model, model_options)
     with progress_bar("measuring") as progress:
-        found = run(
+        result = run(
             setup.model,
             data,
-            split(method) or None,
-            split(metrics) or None,
-            criteria=weights_of(criteria),
+            names_in(method) or None,
+            names_in(metrics) or None,
+            criteria=numbers_by_name("--criteria", criteria, "stability=0"),
             explained=explained,  # type: ignore[arg-type] # checked above
             matching=Matching(matching_options.score, matching_options.iou),
             limit=limit,
             seed=seed,
-            layer=layer[0] if layer and len(layer) == 1 else layer or None,
+            layer=layer_of(layer),
             precision=precision,  # type: ignore[arg-type] # checked by the Pass
             out=to,
             progress=progress,
         )
-    found.save(to)
-    head, rows = found.table()
+    result.save(to)
+    head, rows = result.table()
     print_table(head, [[cell.replace("**", "") for cell in row] for row in rows])
-    for line in (found.sentence(), *found.remarks(), f"every value in {to}"):
-        out.print(escape(line), highlight=False, soft_wrap=True)
-
-
-def weights_of(text: str) -> dict[str, float]:
-    """Reads the weights of criteria. KonkyoError: something else than NAME=NUMBER."""
-    found = {}
-    for part in split(text):
-        name, _, value = part.partition("=")
-        try:
-            found[name.strip()] = float(value)
-        except ValueError:
-            raise KonkyoError(f"--criteria: name=number was expected, as in stability=0; got {part!r}") from None
-    return found
+    for line in (result.sentence(), *result.remarks(), f"every value in {to}"):
+        print_line(line)

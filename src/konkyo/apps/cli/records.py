@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from konkyo.apps.cli.options import Json
-from konkyo.apps.cli.terminal import out, print_table
+from konkyo.apps.cli.terminal import print_json, print_line, print_table
 
 PicturesNow = Annotated[
     list[str] | None,
@@ -52,7 +51,7 @@ def query(
             with replacing(csv) as temporary:
                 count = _write_csv(temporary, answer.columns, answer.rows)
             rest = "; --limit 0 writes all" if limit and count == limit and not sql else ""
-            out.print(f"{count} rows in {escape(str(csv))}{rest}", highlight=False, soft_wrap=True)
+            print_line(f"{count} rows in {csv}{rest}")
         elif as_json:
             _print_json(answer.columns, answer.rows)
         else:
@@ -73,9 +72,9 @@ def merge(
     records = merge(folders, to)
     if as_json:
         counts = {"images": records.images, "rows": len(records), "errors": records.errors}
-        print(json.dumps({"folder": str(to), "shards": len(records.receipts), **counts}))  # noqa: T201 - as asked for
+        print_json({"folder": str(to), "shards": len(records.receipts), **counts})
         return
-    out.print(escape(repr(records)), highlight=False, soft_wrap=True)
+    print_line(repr(records))
 
 
 def export(
@@ -95,8 +94,8 @@ def export(
     """Write a run for another tool: COCO, NumPy, FiftyOne, TensorBoard, MLflow or Weights & Biases."""
     from konkyo.runs.exports import Wishes, export
 
-    said = export(folder, form, to, Wishes(threshold, data, pictures))
-    out.print(escape(said), highlight=False, soft_wrap=True)
+    summary = export(folder, form, to, Wishes(threshold, data, pictures))
+    print_line(summary)
 
 
 def _write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:

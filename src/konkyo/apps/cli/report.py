@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from typer.core import TyperGroup
 
 from konkyo.apps.cli.options import Format, Json, figure_format
 from konkyo.apps.cli.records import PicturesNow
 from konkyo.apps.cli.reports import Anonymous, Language, PictureCount, ReportOptions, write_report
-from konkyo.apps.cli.terminal import out, print_table
+from konkyo.apps.cli.terminal import out, print_json, print_line, print_table
 from konkyo.errors import KonkyoError
+from konkyo.utils.words import counted
 
 
 class _FolderByDefault(TyperGroup):
@@ -66,7 +65,7 @@ def folder(
 
     options = ReportOptions(to or folder / "report.html", lang, pictures, anonymous)
     page = page_of_folder(folder, Request(most=options.most))
-    out.print(escape(write_report(page, options)), highlight=False, soft_wrap=True)
+    print_line(write_report(page, options))
 
 
 def _report_run(
@@ -82,9 +81,7 @@ def _report_run(
     most = None if pages == "all" else int(pages)
     files = report_run(folder, to, RunReportOptions(most, per_page, data, options.lang, options.anonymous))  # type: ignore[arg-type] # checked
     size = sum(file.stat().st_size for file in files) / 1e6
-    pages_ = len(files) - 1
-    text = f"report: {files[0]} and {pages_} page{'s' * (pages_ != 1)} of images ({size:.1f} MB)"
-    out.print(escape(text), highlight=False, soft_wrap=True)
+    print_line(f"report: {files[0]} and {counted(len(files) - 1, 'page')} of images ({size:.1f} MB)")
 
 
 @report.command()
@@ -103,15 +100,15 @@ def gaze(
     to = folder / "report" if to is None else to
     result.save(to, format=figure_format(format))
     if as_json:
-        print(json.dumps(result.description(), indent=1))  # noqa: T201 - standard output is what was asked for
+        print_json(result.description())
         return
     for table in (result.table(), result.differences(), result.correlation_table()):
         if table[1]:
             print_table(*table)
             out.print()
     for line in result.remarks():
-        out.print(escape(line), highlight=False, soft_wrap=True)
-    out.print(f"report.md, tables and figures in {escape(str(to))}", highlight=False, soft_wrap=True)
+        print_line(line)
+    print_line(f"report.md, tables and figures in {to}")
 
 
 @report.command()
@@ -128,9 +125,9 @@ def vib(
     result = report_vib(folder)
     to = result.save(to)
     if as_json:
-        print(json.dumps(result.description(), indent=1))  # noqa: T201 - standard output is what was asked for
+        print_json(result.description())
         return
     print_table(*result.table())
     for line in result.remarks():
-        out.print(escape(line), highlight=False, soft_wrap=True)
-    out.print(f"report.md, tables and maps in {escape(str(to))}", highlight=False, soft_wrap=True)
+        print_line(line)
+    print_line(f"report.md, tables and maps in {to}")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from konkyo.apps.cli.evaluate import split
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import (
     Json,
@@ -21,11 +18,14 @@ from konkyo.apps.cli.options import (
     ModelOptions,
     PrecisionName,
     TargetOptions,
+    layer_of,
+    names_in,
     request_of,
     setup_of,
     target_of,
 )
-from konkyo.apps.cli.terminal import out, progress_bar
+from konkyo.apps.cli.sources import require_one_source
+from konkyo.apps.cli.terminal import print_json, print_line, progress_bar
 from konkyo.errors import KonkyoError
 
 if TYPE_CHECKING:
@@ -81,12 +81,7 @@ def run(
     """Explain and measure all images of a data set into shards of Parquet; `konkyo query` and `report` read them."""
     from konkyo.runs.run import run as explain_all
 
-    if bool(images) == (data is not None):
-        raise KonkyoError(
-            "images are named, or a data set is given with --data; both came"
-            if images
-            else "images, or a data set with --data folder:DIR, are missing"
-        )
+    require_one_source(images, data)
     setup = setup_of(model, model_options)
     names, request = request_of(method or setup.model.task.method, method_options, target_of(setup, target_options))
     with progress_bar("explaining", f"shards that were finished are kept in {to}") as bar:
@@ -99,9 +94,9 @@ def run(
             data if data is not None else list(images or ()),
             to,
             methods=names,
-            metrics=split(metrics),
+            metrics=names_in(metrics),
             target=request["target"],
-            layer=layer[0] if layer and len(layer) == 1 else layer or None,
+            layer=layer_of(layer),
             limit=limit,
             seed=method_options.seed,
             precision=precision,  # type: ignore[arg-type] # checked by the Pass
@@ -116,10 +111,10 @@ def run(
             **request["options"],
         )
     if as_json:
-        print(json.dumps(records.description(), indent=1))  # noqa: T201 - standard output is what was asked for
+        print_json(records.description())
     else:
         for line in records.summary():
-            out.print(escape(line), highlight=False, soft_wrap=True)
+            print_line(line)
     if records.errors == records.images:
         raise typer.Exit(1)
     if records.errors or records.refused:

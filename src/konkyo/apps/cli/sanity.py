@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
 
 from konkyo.apps.cli.groups import with_groups
 from konkyo.apps.cli.options import Images, Json, MethodOptions, ModelName, ModelOptions, files_of, request_of, setup_of
-from konkyo.apps.cli.terminal import print_table, progress_bar
+from konkyo.apps.cli.terminal import print_json, print_table, progress_bar
 from konkyo.errors import KonkyoError
 from konkyo.utils.files import plain
 
@@ -35,10 +34,8 @@ def sanity(
     task = setup.model.task
     if task.instances and len(pictures) > 1:
         raise KonkyoError(f"a {task.noun} is tested on one picture at a time: each has {task.instances} of its own")
-    if order not in ("cascading", "independent"):
-        raise KonkyoError(f"--order is cascading or independent; got {order!r}")
     verdicts: dict[str, dict[str, Any]] = {}
-    with progress_bar("drawing weights anew") as progress:
+    with progress_bar("drawing weights anew", None) as progress:
         for done, name in enumerate(names):
             settings = {"seed": method_options.seed, **request["options"]}
             tests = [randomisation(setup.model, pictures, name, order=order, steps=steps, **settings)]  # type: ignore[arg-type]
@@ -54,7 +51,7 @@ def sanity(
             }
             progress(done + 1, len(names))
     if as_json:
-        print(json.dumps(plain(verdicts), indent=1))  # noqa: T201 - standard output is what was asked for
+        print_json(plain(verdicts))
         return
     rows = [
         (name, test, "passed" if outcome["passed"] else "failed", outcome["verdict"])

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from konkyo.apps.cli.options import Port
-from konkyo.apps.cli.terminal import err
+from konkyo.apps.cli.terminal import print_note
 
 
 def serve(
@@ -37,10 +36,10 @@ def serve(
 
     shelf = Shelf(tuple(models or ()), allow_ids, data)
     for name in shelf.names or shelf.offer[:1]:  # what cannot be loaded is said now, and not to the first user
-        err.print(f"loading {escape(name)} ...", highlight=False)
+        print_note(f"loading {name} ...")
         shelf.model(name)
 
     def ready(address: str) -> None:
-        err.print(f"konkyo is at {escape(address)} (Ctrl+C ends it)", highlight=False)
+        print_note(f"konkyo is at {address} (Ctrl+C ends it)")
 
     serve_page(shelf, port=port, ready=ready)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from glob import glob
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import typer
@@ -72,15 +72,20 @@ class Pictures:
     """As of `konkyo.data.images.open_image`."""
 
 
+def require_one_source(images: Sequence[str] | None, data: str | None) -> None:
+    """KonkyoError: images and a data set are given. typer.BadParameter: neither."""
+    if images and data is not None:
+        raise KonkyoError("images are named, or a data set is given with --data; both came")
+    if not images and data is None:
+        raise typer.BadParameter("images, or a data set with --data folder:DIR, are missing")
+
+
 def pictures_of(images: Sequence[str] | None, model: Model, options: TruthOptions) -> Pictures:
     """Returns the images that arguments or a data set name. KonkyoError: both, or a label that is no class.
 
     typer.BadParameter: neither images nor a data set.
     """
-    if images and options.data is not None:
-        raise KonkyoError("images are named, or a data set is given with --data; both came")
-    if not images and options.data is None:
-        raise typer.BadParameter("images, or a data set with --data folder:DIR, are missing")
+    require_one_source(images, options.data)
     if options.data is None and not model.takes_pictures:
         pictures = _inputs(images or ())
     else:
@@ -179,13 +184,13 @@ def _of_data(source: str, model: Model, options: TruthOptions) -> Pictures:
     names = dict(zip(data.files, data.names, strict=True))
     if not data.labels or options.true_labels is not None:
         return Pictures(list(data.files), names, {}, f"{source} has none" if not data.labels else "")
-    found, notes = known_classes(model, data.labels)
-    if not found:
+    classes, notes = known_classes(model, data.labels)
+    if not classes:
         raise KonkyoError(
             f"none of the classes of {source} ({', '.join(data.classes[:5])}) is one of {model.name}; with "
             "--true-labels none its pictures are explained all the same, and --labels FILE names the model's classes"
         )
-    labels = {file: label for file, label in zip(data.files, found, strict=True) if label is not None}
+    labels = {file: label for file, label in zip(data.files, classes, strict=True) if label is not None}
     return Pictures(list(data.files), names, labels, "; ".join((f"from {source}", *notes)))
 
 
@@ -198,19 +203,19 @@ def _of_folders(pictures: Pictures, images: Sequence[str], model: Model) -> Pict
     from konkyo.explanation.inputs import known_classes
 
     tables = {folder: table for image in images if (table := class_table(folder := Path(image))) is not None}
-    said = [_said(file, tables) for file in pictures.files]
-    found, _ = known_classes(model, said)
-    if not found:
+    spellings = [_label_of(file, tables) for file in pictures.files]
+    classes, _ = known_classes(model, spellings)
+    if not classes:
         return pictures
-    counts = Counter(said)
-    if None in found:
-        known = len({name for name, label in zip(said, found, strict=True) if label is not None})
+    counts = Counter(spellings)
+    if None in classes:
+        known = len({name for name, label in zip(spellings, classes, strict=True) if label is not None})
         origin = (
             f"not taken from the folders: {known} of {len(counts)} folders are called like a class of the model; "
             "--data folder:DIR takes them"
         )
         return Pictures(pictures.files, pictures.names, {}, origin)
-    labels = {file: label for file, label in zip(pictures.files, found, strict=True) if label is not None}
+    labels = {file: label for file, label in zip(pictures.files, classes, strict=True) if label is not None}
     if tables:
         origin = f"from {CLASS_TABLE} ({len(counts)} classes)"
     elif len(counts) == 1:
@@ -224,7 +229,7 @@ def _of_folders(pictures: Pictures, images: Sequence[str], model: Model) -> Pict
     return Pictures(pictures.files, pictures.names, labels, origin)
 
 
-def _said(file: Path, tables: Mapping[Path, Mapping[str, str]]) -> str:
+def _label_of(file: Path, tables: Mapping[Path, Mapping[str, str]]) -> str:
     """Returns what a picture's place says that it shows: its folder's name, or what a table says of its key."""
     folder = next((folder for folder in tables if file.is_relative_to(folder)), None)
     if folder is None:
@@ -291,6 +296,7 @@ def ordered(rows: Sequence[_Judged[_Anything]], order: str | None) -> list[_Judg
 
     wrong-first: of wrong decisions the surest first, of right ones the least sure.
     """
+    from konkyo.data.images import natural
 
     def unsureness(entry: Mapping[str, Any], sign: int) -> float:
         decision = entry.get("decision") or {}
@@ -299,7 +305,7 @@ def ordered(rows: Sequence[_Judged[_Anything]], order: str | None) -> list[_Judg
     def key(row: _Judged[_Anything]) -> tuple[Any, ...]:
         entry, _ = row
         if order == "name":
-            return tuple(_natural(entry.get("image", "")))
+            return tuple(natural(PurePath(entry.get("image", ""))))
         if order == "wrong-first":
             place = 2 if (correct := entry.get("correct")) is None else int(correct)
             return place, unsureness(entry, 1 if place else -1)
@@ -308,12 +314,7 @@ def ordered(rows: Sequence[_Judged[_Anything]], order: str | None) -> list[_Judg
     return list(rows) if order is None else sorted(rows, key=key)
 
 
-def _natural(name: str) -> list[str | int]:
-    """Returns a sorting key under which "img2" comes before "img10"."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name.casefold()))]
-
-
-def counted(entries: Iterable[Mapping[str, Any]], origin: str) -> list[str]:
+def truth_sentences(entries: Iterable[Mapping[str, Any]], origin: str) -> list[str]:
     """Returns the sentences at the end of a run: how many images are wrong, and where their labels come from."""
     judged = [entry["correct"] for entry in entries if entry.get("correct") is not None]
     lines = [f"{judged.count(False)} of {len(judged)} wrong"] if judged else []

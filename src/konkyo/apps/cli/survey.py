@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from konkyo.apps.cli.evaluate import split
-from konkyo.apps.cli.options import Json, Port, Seed
+from konkyo.apps.cli.options import Json, Port, Seed, names_in
 from konkyo.apps.cli.records import PicturesNow
 from konkyo.apps.cli.survey_analysis import analyse, power
-from konkyo.apps.cli.terminal import err, out
+from konkyo.apps.cli.terminal import print_json, print_line, print_note, print_warning, progress_bar
 from konkyo.errors import KonkyoError, KonkyoWarning
 from konkyo.utils.files import parse_json, read_text
 
@@ -79,23 +76,24 @@ def build(
         attention=attention,
         attention_kind=attention_kind,  # type: ignore[arg-type] # checked by the plan
         seed=seed,
-        methods=tuple(split(method)),
+        methods=tuple(names_in(method)),
         drawing=Drawing(scale, signed, side),  # type: ignore[arg-type] # checked by the drawing
         texts={} if texts is None else _wording(texts),
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", KonkyoWarning)
-        form = build(_named(sources), to, plan, data)
+        with progress_bar("building the form", None, shown=not as_json) as progress:
+            form = build(_named(sources), to, plan, data, progress=progress)
     for warning in caught:
         if issubclass(warning.category, KonkyoWarning):
-            err.print(f"[yellow]warning:[/] {escape(str(warning.message))}", soft_wrap=True, highlight=False)
+            print_warning("warning:", str(warning.message))
     if offline is not None:
         write_offline(form, to, offline)
     if as_json:
-        print(json.dumps({"folder": str(to), **_facts(form)}, indent=1))  # noqa: T201 - as asked for
+        print_json({"folder": str(to), **_facts(form)})
         return
-    for line in _sentences(form, to, offline):
-        out.print(escape(line), highlight=False, soft_wrap=True)
+    for line in _sentences(form, items, to, offline):
+        print_line(line)
 
 
 @survey.command()
@@ -117,15 +115,14 @@ def serve(
 
     def started(address: str, codes: list[str]) -> None:
         if not address.startswith(("http://127.0.0.1:", "http://localhost:")):
-            err.print(
-                f"[yellow]note:[/] {escape(address)} can be reached from other machines, without encryption; "
-                "put a web server with HTTPS before it where the network is not your own",
-                soft_wrap=True,
-                highlight=False,
+            print_warning(
+                "note:",
+                f"{address} can be reached from other machines, without encryption; put a web server with HTTPS "
+                "before it where the network is not your own",
             )
-        out.print(f"survey at {escape(address)}", highlight=False, soft_wrap=True)
+        print_line(f"survey at {address}")
         for code in codes:
-            out.print(f"{escape(address)}#{code}", highlight=False, soft_wrap=True)
+            print_line(f"{address}#{code}")
 
     serve(folder, database=database, host=host, port=port, raters=invite, started=started)
 
@@ -142,8 +139,7 @@ def export(
     with closing(Store(database)) as store:
         answers = store.answers()
     write_answers(answers, to)
-    said = f"{len(answers)} answers of {len({a.rater for a in answers})} raters in {to}"
-    out.print(escape(said), highlight=False, soft_wrap=True)
+    print_line(f"{len(answers)} answers of {len({a.rater for a in answers})} raters in {to}")
 
 
 @survey.command(name="import")
@@ -165,15 +161,13 @@ def import_answers(
             joined.add(answers_in(file, form), file.name)
         except KonkyoError as error:
             refused += 1
-            err.print(f"[yellow]left out:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+            print_warning("left out:", str(error))
     for note in joined.notes:
-        err.print(escape(note), soft_wrap=True, highlight=False)
+        print_note(note)
     if not joined.answers:
         raise KonkyoError("no file has answers to this form")
     write_answers(joined.answers.values(), to)
-    out.print(
-        escape(f"{len(joined.answers)} answers of {joined.raters} raters in {to}"), highlight=False, soft_wrap=True
-    )
+    print_line(f"{len(joined.answers)} answers of {joined.raters} raters in {to}")
     if refused:
         raise typer.Exit(3)
 
@@ -210,13 +204,13 @@ def _facts(form: Form) -> dict[str, Any]:
     }
 
 
-def _sentences(form: Form, to: Path, offline: Path | None) -> list[str]:
-    facts, sampling = _facts(form), form.sampling
-    counts = facts["items"]
+def _sentences(form: Form, asked_for: int, to: Path, offline: Path | None) -> list[str]:
+    sampling, counts = form.sampling, _facts(form)["items"]
+    fewer = f", fewer than the {asked_for} asked for" if sampling["drawn"] < asked_for else ""
     lines = [
         f"form of {counts['plain']} items, {counts['repeat']} repeats and {counts['attention']} attention items, "
         f"comparing {', '.join(form.methods)}, in {to}",
-        f"drawn: {sampling['rule']}, seed {form.seed}; {sampling['drawn']} of {sampling['possible']} images",
+        f"drawn: {sampling['rule']}, seed {form.seed}; {sampling['drawn']} of {sampling['possible']} images{fewer}",
     ]
     lines += [f"left out: {count} {reason}" for reason, count in sampling["left_out"].items()]
     doubtful = {name: count for name, count in sampling["doubtful_maps"].items() if count}

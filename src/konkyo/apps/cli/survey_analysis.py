@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from konkyo.apps.cli.options import Format, Json, Seed, figure_format
 from konkyo.apps.cli.reports import Language, language_of
-from konkyo.apps.cli.terminal import out, print_table, progress_bar
+from konkyo.apps.cli.terminal import out, print_json, print_line, print_table, progress_bar
 from konkyo.errors import KonkyoError
 
 if TYPE_CHECKING:
@@ -66,14 +64,14 @@ def analyse(
         raise KonkyoError("tables of answers were expected, as in answers.csv, or --counts WON/ITEMS")
     _require_none({"--raters": raters != "30", "--rate": rate != ".7,.8,.9"}, "--counts; answers know their raters")
     kind = figure_format(format)
-    asked = None if form is None else Form.load(form)
-    result = analyse(read(answers, asked), asked, method=method, rule=rule, resamples=resamples, seed=seed)
+    loaded = None if form is None else Form.load(form)
+    result = analyse(read(answers, loaded), loaded, method=method, rule=rule, resamples=resamples, seed=seed)
     result.save(to, lang=words, format=kind)
     if as_json:
-        print(json.dumps(result.description(), indent=1))  # noqa: T201 - standard output is what was asked for
+        print_json(result.description())
         return
     _print_analysis(result, words)
-    out.print(escape(f"tables, figures and paragraph.md in {to}"), highlight=False, soft_wrap=True)
+    print_line(f"tables, figures and paragraph.md in {to}")
 
 
 def power(
@@ -93,15 +91,15 @@ def power(
     """Tell before a survey starts what it can show, and how many items that needs."""
     from konkyo.survey.power import Population, critical_count, power
 
-    found = []
-    with progress_bar("simulating", "", shown=not as_json) as bar:
+    rows = []
+    with progress_bar("simulating", None, shown=not as_json) as bar:
         wanted = [(count, share) for count in _numbers(raters) for share in _rates(rate)]
         for done, (count, share) in enumerate(wanted):
             bar(done, len(wanted))
             population = Population(share, rater_deviation, item_deviation)
-            found.append(power(count, items, share, population=population, simulations=simulations, seed=seed))
+            rows.append(power(count, items, share, population=population, simulations=simulations, seed=seed))
     if as_json:
-        print(json.dumps([asdict(row) for row in found], indent=1))  # noqa: T201
+        print_json([asdict(row) for row in rows])
         return
     head = ["raters", "items", "rate", "if of items: power", "for 80 %", "if of votes: majorities", "votes", "for 80 %"]
     print_table(
@@ -117,21 +115,18 @@ def power(
                 f"{row.votes:.0%}",
                 "-" if row.needed_votes is None else f"{row.needed_votes} items",
             ]
-            for row in found
+            for row in rows
         ],
     )
     for count in _numbers(raters):
         needed = {n: critical_count(n) for n in (items, count)}
-        out.print(
+        print_line(
             f"p < 0.05 needs {needed[items] or 'more than all'} of {items} items, or "
-            f"{needed[count] or 'more than all'} of {count} votes on one item",
-            highlight=False,
+            f"{needed[count] or 'more than all'} of {count} votes on one item"
         )
-    out.print(
+    print_line(
         f"Votes are simulated with deviations of {rater_deviation:g} (raters) and {item_deviation:g} (items) of the "
-        "logit; those of a pilot are better.",
-        highlight=False,
-        soft_wrap=True,
+        "logit; those of a pilot are better."
     )
 
 
@@ -140,10 +135,10 @@ def _print_counts(text: str, raters: list[int], rates: list[float], lang: str, a
 
     counts = Counts.parse(text, raters, rates)
     if as_json:
-        print(json.dumps(counts.description(), indent=1))  # noqa: T201
+        print_json(counts.description())
         return
     for line in counts.lines(lang):
-        out.print(escape(line), highlight=False, soft_wrap=True)
+        print_line(line)
 
 
 def _print_analysis(result: Analysis, lang: str) -> None:
@@ -182,10 +177,10 @@ def _print_analysis(result: Analysis, lang: str) -> None:
             [[s.method, bracketed(s.value, s.low, s.high)] for s in result.strengths.methods],
         )
         out.print()
-    out.print(escape(result.paragraph(lang)), highlight=False, soft_wrap=True)
+    print_line(result.paragraph(lang))
     out.print()
     for line in result.remarks(lang):
-        out.print(escape(line), highlight=False, soft_wrap=True)
+        print_line(line)
 
 
 def _require_none(options: Mapping[str, object], what: str) -> None:

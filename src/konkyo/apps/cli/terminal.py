@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from konkyo.evaluation.result import Evaluation
 
-out, err = Console(), Console(stderr=True)
+out, err = Console(emoji=False), Console(stderr=True, emoji=False)
 EVERY = 30.0
 """Seconds between two lines of progress where there is no terminal."""
 
@@ -57,7 +58,7 @@ def _lines(what: str, *, shown: bool = True) -> Bar:
         last = now
         left = "" if not (done and total) else f", {_duration((now - start) * (total - done) / done)} left"
         words = f" ({stage})" if stage else ""
-        err.print(f"{what}{words}: {done} of {'?' if total is None else total}{left}", highlight=False, markup=False)
+        print_note(f"{what}{words}: {done} of {'?' if total is None else total}{left}")
 
     return tell
 
@@ -73,6 +74,26 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def print_line(text: str) -> None:
+    """Prints a text as it is on standard output, its lines as long as they are."""
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_note(text: str) -> None:
+    """Prints a text as it is on standard error."""
+    err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_warning(kind: str, text: str) -> None:
+    """Prints a text on standard error behind a word that stands out, as in "skipped a.png is no image"."""
+    err.print(f"[yellow]{kind}[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Prints a result as JSON on standard output, which gets nothing else."""
+    print(json.dumps(value, indent=1))  # noqa: T201 - standard output is what was asked for
+
+
 def print_table(columns: list[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints rows of text under their columns."""
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -80,13 +101,16 @@ def print_table(columns: list[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(column, no_wrap=index == 0)
     for row in rows:
         table.add_row(*map(escape, row))
-    printer = out if out.is_terminal else Console(width=1000)  # in a pipe, names must not be cut
+    printer = out if out.is_terminal else Console(width=1000, emoji=False)  # in a pipe, names must not be cut
     printer.print(table)
 
 
 @contextmanager
-def progress_bar(what: str, rest: str = "what was measured is kept", *, shown: bool = True) -> Iterator[Bar]:
-    """A bar on the terminal that hears how far the work is, and of which stage; `rest`: what an interruption leaves."""
+def progress_bar(what: str, rest: str | None = "what was measured is kept", *, shown: bool = True) -> Iterator[Bar]:
+    """A bar on the terminal that hears how far the work is, and of which stage.
+
+    `rest` says what an interruption leaves, from which the same command goes on; None: nothing.
+    """
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not (shown and err.is_terminal)) as bar:
         task, line = bar.add_task(what, total=None), _lines(what, shown=shown)
@@ -99,7 +123,8 @@ def progress_bar(what: str, rest: str = "what was measured is kept", *, shown: b
             yield tell
         except KeyboardInterrupt:
             if shown:
-                err.print(f"interrupted: {rest}, and the same command goes on from there")
+                left = "nothing is kept" if rest is None else f"{rest}, and the same command goes on from there"
+                print_note(f"interrupted: {left}")
             raise
 
 
@@ -110,6 +135,6 @@ def print_evaluation(evaluation: Evaluation) -> None:
         [cell.strip() for cell in head],
         [[cell.replace("\\*", "*").replace("**", "") for cell in row] for row in rows],
     )
-    out.print("* differs from the best of its column: p < 0.05, paired by image, Holm", highlight=False)
+    print_line("* differs from the best of its column: p < 0.05, paired by image, Holm")
     for line in evaluation.remarks():
-        out.print(escape(line), highlight=False, soft_wrap=True)
+        print_line(line)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from konkyo.apps.cli.evaluate import split
 from konkyo.apps.cli.groups import with_groups
-from konkyo.apps.cli.terminal import Bar, err, out, progress_bar
+from konkyo.apps.cli.options import names_in
+from konkyo.apps.cli.terminal import Bar, err, print_line, progress_bar
 from konkyo.errors import KonkyoError
 from konkyo.utils.files import read_json
 
@@ -267,12 +267,12 @@ def vib(
         seeds_of(seeds),
         size or (128 if synthetic else 224),
         pretrained,
-        tuple(split(noises)),
+        tuple(names_in(noises)),
         offset,
         reduction,  # type: ignore[arg-type]
         samples,
         augment,
-        metrics=tuple(split(metrics)),
+        metrics=tuple(names_in(metrics)),
         second=second,
         second_rate=second_rate,
         second_batch=second_batch,
@@ -357,7 +357,7 @@ def _training(kind: str, to: Path, fabric: Fabric) -> Iterator[Bar]:
         from konkyo.studies.report import grouping_remarks, read_settings
 
         for remark in grouping_remarks(read_settings(to, kind)):
-            out.print(escape(remark), highlight=False, soft_wrap=True)
-        where = escape(str(to))
+            print_line(remark)
+        where = str(to)
         text = f"networks, epochs and maps in {where}; tables and figures: konkyo report {kind} {where}"
-        out.print(text, highlight=False, soft_wrap=True)
+        print_line(text)

@@ -47,6 +47,11 @@ class Choice:
         """Returns what it is called in lists, with its probability."""
         return self.label if self.probability is None else f"{self.label} {self.probability:.2f}"
 
+    @property
+    def area(self) -> float:
+        """Returns the area of its box in pixels; infinite without one."""
+        return math.inf if self.box is None else (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
+
 
 def picture_seen(model: Model, picture: Image.Image) -> Image.Image:
     """Returns the picture as the model sees it. KonkyoError: the model does not say how to prepare pictures."""
@@ -70,7 +75,7 @@ def choices_of(model: Model, picture: Image.Image) -> tuple[Choice, ...]:
         frame = preprocess.frame(picture)
         (targets,) = model.targets(request, output, frames=(frame,))
         decisions = model.decisions_beside(targets, [0] * len(targets), output)
-    found = list[Choice]()
+    choices = list[Choice]()
     for target, decision in zip(targets[:MOST], decisions, strict=False):
         probability = None if decision is None else decision.asked_probability
         where = as_target(target).location()
@@ -79,10 +84,10 @@ def choices_of(model: Model, picture: Image.Image) -> tuple[Choice, ...]:
         if isinstance(model.task, AnswerTask) and isinstance(target, Token):
             passage = model.task.passages([target])[0]
             label, probability = passage.text if passage else label, math.exp(min(float(target(output)), 0.0))
-        found.append(Choice(label, _asking(model, target, box), probability, box))
+        choices.append(Choice(label, _asking(model, target, box), probability, box))
     if isinstance(model.task, AnswerTask):
-        found.insert(0, Choice(" ".join(choice.label for choice in found), Answer()))
-    return tuple(found)
+        choices.insert(0, Choice(" ".join(choice.label for choice in choices), Answer()))
+    return tuple(choices)
 
 
 def _request(model: Model) -> Any:
@@ -138,7 +143,7 @@ def at_point(model: Model, picture: Image.Image, choices: Sequence[Choice], x: f
         at = Pixel(round(x + left, 1), round(y + top, 1))
         return Choice(f"pixel {x:.0f},{y:.0f}", at, box=(x - 1, y - 1, x + 1, y + 1))
     around = [choice for choice in choices if choice.box is not None and _within(choice.box, x, y)]
-    return min(around, key=lambda choice: _area(choice.box), default=None)
+    return min(around, key=lambda choice: choice.area, default=None)
 
 
 def in_box(model: Model, picture: Image.Image, box: Box) -> Choice | None:
@@ -174,10 +179,6 @@ def _rounded(x0: float, y0: float, x1: float, y1: float) -> Box:
 
 def _within(box: Box, x: float, y: float) -> bool:
     return box[0] <= x <= box[2] and box[1] <= y <= box[3]
-
-
-def _area(box: Box | None) -> float:
-    return math.inf if box is None else (box[2] - box[0]) * (box[3] - box[1])
 
 
 def code_of(request: Any) -> str:

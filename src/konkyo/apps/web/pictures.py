@@ -39,7 +39,7 @@ def stage(
     if chosen is not None and chosen.box is not None and chosen not in choices:
         known = [choice for choice in choices if choice.box == chosen.box]
         boxes += [] if known else [(-1, chosen)]
-    boxes.sort(key=lambda entry: -_area(entry[1].box))
+    boxes.sort(key=lambda entry: -entry[1].area)
     parts = [image(picture, description)]
     for number, choice in boxes:
         assert choice.box is not None
@@ -96,10 +96,10 @@ def chips(labels: Sequence[str], chosen: int | None = None) -> str:
 def card(title: str, picture: Image.Image | None, lines: Sequence[str], doubt: str = "", side: int = SIDE) -> Markup:
     """Returns a map with what is said of it; `doubt` stands out."""
     drawing = "" if picture is None else image(picture, title, side)
-    said = Markup("").join(Markup("<p>{}</p>").format(line) for line in lines if line)
+    paragraphs = Markup("").join(Markup("<p>{}</p>").format(line) for line in lines if line)
     warning = Markup('<p class="doubt">{}</p>').format(doubt) if doubt else ""
     return Markup('<figure class="card">{}<figcaption><h3>{}</h3>{}{}</figcaption></figure>').format(
-        drawing, title, said, warning
+        drawing, title, paragraphs, warning
     )
 
 
@@ -138,10 +138,6 @@ def animation(frames: Sequence[Image.Image], captions: Sequence[str], label: str
             '<input type="range" min="0" max="{}" value="0" data-frame aria-label="{}"></div></div>'
         ).format(Markup("").join(parts), play, len(frames) - 1, label)
     )
-
-
-def _area(box: Sequence[float] | None) -> float:
-    return 0.0 if box is None else (box[2] - box[0]) * (box[3] - box[1])
 
 
 def _place(box: Sequence[float], picture: Image.Image) -> str:

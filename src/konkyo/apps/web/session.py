@@ -227,7 +227,7 @@ class Session:
         finally:
             run.active = False
 
-    def asked(self) -> tuple[Image.Image, Choice]:
+    def request(self) -> tuple[Image.Image, Choice]:
         """Returns the picture, and what of it is explained. KonkyoError: one of both is not chosen."""
         if self.picture is None or self.chosen is None:
             raise KonkyoError("choose a picture, and what of it is explained, first")
@@ -238,7 +238,7 @@ class Session:
 
         KonkyoError: nothing is chosen, or it has no map.
         """
-        model, (picture, chosen) = self.model, self.asked()
+        model, (picture, chosen) = self.model, self.request()
         result = next(iter(self.results.values()), None)
         made = result or explained(model, picture, chosen.request, model.task.method, run)
         if not isinstance(made, Explanation):
@@ -251,7 +251,7 @@ class Session:
         Stopped: the run was stopped, or something else was chosen meanwhile; what was there by then stays.
         KonkyoError: no picture, nothing chosen, or an unknown method.
         """
-        model, (picture, chosen) = self.model, self.asked()
+        model, (picture, chosen) = self.model, self.request()
         wanted = list(dict.fromkeys(known_method(name, model) for name in names))
         if not wanted or len(wanted) > MOST_METHODS:
             raise KonkyoError(f"1 to {MOST_METHODS} methods are explained by at once; got {len(wanted)}")
@@ -270,12 +270,12 @@ class Session:
 
     def code(self) -> str:
         """Returns the Python that makes the same maps. KonkyoError: nothing is chosen."""
-        _, chosen = self.asked()
+        _, chosen = self.request()
         model = self.shelf.model(self.model_name)
-        loaded, asked = f"konkyo.load({self.model_name!r})", ""
+        loaded, question = f"konkyo.load({self.model_name!r})", ""
         if model.prompts is not None and self.text:
             if asks(model):
-                asked = f", question={self.text!r}"
+                question = f", question={self.text!r}"
             else:
                 loaded = f"konkyo.load({self.model_name!r}, texts={self._texts!r})"
         names = list(self.results) or [model.task.method]
@@ -284,7 +284,7 @@ class Session:
             f"model = {loaded}\n"
             f"image = {self.source}\n"
             f"target = {code_of(chosen.request)}\n"
-            f"results = konkyo.compare(model, image, {names!r}, target=target{asked})\n"
+            f"results = konkyo.compare(model, image, {names!r}, target=target{question})\n"
             'results[next(iter(results))].overlay(0).save("why.png")\n'
         )
 
@@ -306,7 +306,7 @@ def explained(
     if isinstance(result, NotApplicable):
         return str(result)
     if not len(result):
-        return model.task.nothing(request)
+        return next(iter(result.absences.values()), model.task.nothing(request))
     return result
 
 

@@ -109,8 +109,8 @@ class Shelf:
         if (pool := self._pools.get(name)) is None:
             data = samples(self.source(model, POOL), limit=POOL)
             pool = self._pools[name] = collect(model, data, settings, progress=progress)
-        asked = Samples(("picture",), lambda _: Sample("picture", picture))
-        return neighbours_of(collect(model, asked, settings, train=pool), pool, count)
+        query = Samples(("picture",), lambda _: Sample("picture", picture))
+        return neighbours_of(collect(model, query, settings, train=pool), pool, count)
 
 
 def _is_public(name: str) -> bool:

@@ -48,10 +48,10 @@ class Caption:
         second = _noun(self.other, self.other_colour)
         if self.left:
             to = rng.choice(("", "to the "))
-            said = (f"{first} {to}left of {second}", f"{second} {to}right of {first}")
+            phrases = (f"{first} {to}left of {second}", f"{second} {to}right of {first}")
         else:
-            said = (f"{first} and {second}", f"{second} and {first}")
-        return rng.choice(("{}", "{}", "a photo of {}")).format(rng.choice(said))
+            phrases = (f"{first} and {second}", f"{second} and {first}")
+        return rng.choice(("{}", "{}", "a photo of {}")).format(rng.choice(phrases))
 
     def twin(self, *, second: bool = False) -> Caption:
         """Returns the caption with the twin of one of its classes in that one's place."""

@@ -150,8 +150,8 @@ class Questions(torch.utils.data.Dataset[tuple[Scene, tuple[Question, ...]]]):
         pairs = rng.permutation(len(CLASSES) // 2)[: rng.integers(1, len(CLASSES) // 2 + 1)]
         classes = [CLASSES[2 * pair + twin] for pair in sorted(pairs.tolist()) for twin in (0, 1)]
         scene = Scenes(self.length, seed=self.seed, size=self.size, objects=(1, MOST), classes=classes)[index]
-        asked = [_ASKED[kind](scene, rng) for kind in self.kinds for _ in range(self.each)]
-        return scene, tuple(question for question in asked if question is not None)
+        questions = [_ASKED[kind](scene, rng) for kind in self.kinds for _ in range(self.each)]
+        return scene, tuple(question for question in questions if question is not None)
 
     def __iter__(self) -> Iterator[tuple[Scene, tuple[Question, ...]]]:
         return (self[index] for index in range(self.length))
@@ -168,21 +168,21 @@ def questions(count: str, seed: int, *, kinds: str = "", size: str = "128") -> S
         raise KonkyoError(f"expected questions:200,kinds=exist+count,size=128; got {count!r} and size={size!r}")
     names = tuple(kinds.split("+")) if kinds else ANSWERED
     length = int(count or 1000)
-    drawn = Questions(TRIALS * length, seed=UNSEEN + seed, size=int(size), kinds=names)
-    order = tuple(f"question-{drawn.seed}-{index}" for index in range(length))
+    scenes = Questions(TRIALS * length, seed=UNSEEN + seed, size=int(size), kinds=names)
+    order = tuple(f"question-{scenes.seed}-{index}" for index in range(length))
     note = "mask: all that the question needs; evidence: the part that the answer names"
-    return Samples(order, partial(_sample, drawn), ANSWERS, note, "questions")
+    return Samples(order, partial(_sample, scenes), ANSWERS, note, "questions")
 
 
-def _sample(drawn: Questions, index: int) -> Sample:
+def _sample(scenes: Questions, index: int) -> Sample:
     """Returns a scene with one of its questions; kinds take turns, where a scene allows that."""
-    trials = (drawn[index + trial * (len(drawn) // TRIALS)] for trial in range(TRIALS))
-    scene, asked = next((scene, asked) for scene, asked in trials if asked)
-    order = drawn.kinds[index % len(drawn.kinds) :] + drawn.kinds
-    question = min(asked, key=lambda question: order.index(question.kind))
+    trials = (scenes[index + trial * (len(scenes) // TRIALS)] for trial in range(TRIALS))
+    scene, questions = next((scene, questions) for scene, questions in trials if questions)
+    order = scenes.kinds[index % len(scenes.kinds) :] + scenes.kinds
+    question = min(questions, key=lambda question: order.index(question.kind))
     box = None if question.union is None else around(question.union)
     thing = Annotation(question.answer, box, question.union, question.single)
-    return Sample(f"question-{drawn.seed}-{index}", scene.image, question.answer, (thing,), question.text)
+    return Sample(f"question-{scenes.seed}-{index}", scene.image, question.answer, (thing,), question.text)
 
 
 # --- what is asked, and what is true ----------------------------------------------------------------------------------

@@ -110,8 +110,8 @@ def interval(value: float, resamples: Tensor, parts: Tensor, counts: Tensor) -> 
 
 def _weights(resamples: int, count: int, generator: torch.Generator) -> Tensor:
     """Returns weights of `count` images, rows of sum 1, all of them likely alike. -> (resamples, count) float64"""
-    drawn = torch.empty(resamples, count, dtype=torch.float64).exponential_(generator=generator)
-    return drawn / drawn.sum(1, keepdim=True)
+    shares = torch.empty(resamples, count, dtype=torch.float64).exponential_(generator=generator)
+    return shares / shares.sum(1, keepdim=True)
 
 
 def _mean_distances(maps: Tensor, weights: Tensor, kind: Distance) -> Tensor:
@@ -157,13 +157,13 @@ def _square_distances(means: Tensor, flat: Tensor) -> Tensor:
 def _mean_divergences(flat: Tensor, means: Tensor, weights: Tensor) -> Tensor:
     """Returns weighted means of Jensen-Shannon divergences in bits. (n, P), (R, P), (R, n) -> (R,)"""
     one, other = (values / values.sum(1, keepdim=True) for values in (flat, means))
-    own, of_mean = _entropies(one), _entropies(other)
+    of_maps, of_mean = _entropies(one), _entropies(other)
     rows = max(1, _CHUNK // flat.numel())
     mixed = [
         (w[:, :, None] * _summands((m[:, None] + one) / 2)).sum((1, 2))
         for m, w in zip(torch.split(other, rows), torch.split(weights, rows), strict=True)
     ]
-    return (torch.cat(mixed) - (weights @ own + of_mean) / 2).clamp_min(0)
+    return (torch.cat(mixed) - (weights @ of_maps + of_mean) / 2).clamp_min(0)
 
 
 def _entropies(shares: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, unknown
 from konkyo.evaluation import display
+from konkyo.evaluation.consistency import text
 from konkyo.evaluation.consistency.estimates import corrected_distances
-from konkyo.evaluation.result import FigureFormat, Table, bracketed, latex, markdown, number
+from konkyo.evaluation.result import FigureFormat, Table, latex, markdown, with_nan
 from konkyo.metrics.distances import Distance, distances
 from konkyo.utils.files import csv_text, plain, read_json, replacing, write_text
 from konkyo.utils.frames import data_frame
@@ -25,21 +25,6 @@ from konkyo.utils.frames import data_frame
 if TYPE_CHECKING:
     import pandas
     from PIL import Image
-
-PLACELESS = 0.85
-"""From this W / T on, classes hardly say where to look: 0.92 is measured for objects anywhere, 0.44 for fixed ones."""
-FEW = 10
-"""Of fewer maps in a class, the interval of its L is rough."""
-NOT_CORRECTNESS = (
-    "Consistency is not correctness: maps can agree on the wrong place. `konkyo evaluate` measures whether they are "
-    "right."
-)
-"""The remark that every report on consistency ends with."""
-NOT_MERIT = (
-    "A low L is no merit by itself: a marker, such as a watermark in one class, gives it too. `konkyo diagnose` tests "
-    "whether a class rests on one place."
-)
-"""The remark before it."""
 
 
 @dataclass(frozen=True)
@@ -222,83 +207,22 @@ class Consistency:
 
     def table(self) -> Table:
         """The table has a line per class that has images, and one for all."""
-        head = ["class", "images", "correct", "used", "blank", "L [95 %]", "L (Eq. 10)", "RMS", "W"]
-        lines = [
-            [
-                c.name,
-                *map(str, (c.total, c.correct, c.used, c.blank)),
-                *_cells(c.value, c.low, c.high, c.plain, c.rms, c.within),
-            ]
-            for c in self.of_class
-            if c.total or c.used
-        ]
-        sums = [sum(getattr(c, name) for c in self.of_class) for name in ("total", "correct", "used", "blank")]
-        overall = _cells(self.value, self.low, self.high, self.plain, self.rms, self.within)
-        return head, [*lines, ["all", *map(str, sums), *overall]]
+        return text.table(self)
 
     def summary(self) -> Table:
         """The table has a line per number of the whole data set, and lines for the baselines."""
-        rows = [
-            [f"L ({self.distance})", bracketed(self.value, self.low, self.high)],
-            ["L, the mean of classes", number(self.macro)],
-            ["L as defined (Eq. 10)", number(self.plain)],
-            ["W", bracketed(self.within, self.within_low, self.within_high)],
-            ["W / T", bracketed(self.ratio, self.ratio_low, self.ratio_high)],
-            ["W / T of shuffled labels", f"{number(self.shuffled)} (p = {number(self.p)})"],
-            ["coverage", number(self.coverage)],
-            ["accuracy", number(self.accuracy)],
-            ["kappa", number(self.kappa)],
-            ["L of wrong decisions", f"{number(self.wrong)} ({self.wrong_count} maps)"],
-            *([f"L in {name}", number(value)] for name, value in self.distances.items() if name != self.distance),
-        ]
-        for name, baseline in self.baselines.items():
-            ratio = "" if math.isnan(baseline.ratio) else f", W / T {number(baseline.ratio)}"
-            rows.append([f"baseline: {name}", f"L {number(baseline.value)}{ratio}"])
-        return ["of all", "value"], rows
+        return text.summary(self)
 
     def remarks(self) -> list[str]:
         """Returns the sentences that a reader of the numbers has to know."""
-        total, used = len(self.images), sum(c.used for c in self.of_class)
-        lines = [f"Maps: {used} of {total} images are used; {self.blank} are blank and left out."]
-        if alone := [c.name for c in self.of_class if c.total and not c.used]:
-            lines.append(f"Classes with fewer than two maps, not measured: {', '.join(alone[:10])}.")
-        if few := [f"{c.name} ({c.used})" for c in self.of_class if 0 < c.used < FEW]:
-            lines.append(
-                f"Fewer than {FEW} maps: {', '.join(few[:10])}. Intervals of so few are wide and rough: see "
-                "docs/consistency.md."
-            )
-        if self.ratio > PLACELESS:
-            lines.append(
-                f"W / T is {self.ratio:.2f}, above {PLACELESS}: maps of one class are hardly more alike than maps of "
-                "any. Position is not defined by the class here, and a low L only says that all maps are alike."
-            )
-        if self.distance == "l2_over_hw":
-            lines.append("l2_over_hw falls with the number of cells: compare it at one grid only.")
-        if (alarm := self.alarm()) is not None:
-            lines.append(alarm[1]["en"])
-        return [*lines, NOT_MERIT, NOT_CORRECTNESS, *self.notes]
+        return text.remarks(self)
 
     def alarm(self) -> tuple[str, dict[str, str]] | None:
         """Returns the class of the lowest L and a sentence by language, where its maps gather in one window.
 
         None: no such class, or fewer than two with maps. A low L may come from a marker, and is no merit then.
         """
-        known = [i for i, c in enumerate(self.of_class) if c.used]
-        if len(known) < 2:
-            return None
-        from konkyo.evaluation.diagnose.cue_test import RULE, excesses  # that package measures consistency, too
-
-        lowest = min(range(len(known)), key=lambda place: self.of_class[known[place]].value)
-        excess = float(excesses(self.mean[known])[lowest])
-        if excess < RULE.medium:
-            return None
-        name = self.of_class[known[lowest]].name
-        return name, {
-            "en": f"L is lowest in {name}, and its maps gather in one window ({excess:.2f} more of the map than in "
-            "other classes): a marker? `konkyo diagnose --ask cue` covers and pastes that window.",
-            "ja": f"L は {name} で最も低く、そのマップは一か所に集中しています（他クラスより {excess:.2f} 多い）。"
-            "目印でしょうか。`konkyo diagnose --ask cue` でその部分を隠し、貼り付けて調べられます。",
-        }
+        return text.alarm(self)
 
     def markdown(self) -> str:
         """The text holds `table`, `summary` and `remarks`."""
@@ -344,8 +268,8 @@ class Consistency:
             "images.csv": csv_text(_OF_IMAGES, self._of_images()),
             "consistency.json": json.dumps(self.description(), indent=1),  # the last: where it is, all is
         }
-        for name, text in texts.items():
-            write_text(folder / name, text)
+        for name, content in texts.items():
+            write_text(folder / name, content)
         return folder
 
     def figures(self, pictures: Callable[[str], Image.Image] | None = None, k: int = 4) -> dict[str, Image.Image]:
@@ -363,14 +287,13 @@ class Consistency:
         folder = Path(folder)
         try:
             values = read_json(folder / "consistency.json")
-            with safe_open(folder / "maps.safetensors", "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors: dict[str, Any] = load_file(folder / "maps.safetensors")
             known = {f.name for f in fields(cls)}
-            values = {n: math.nan if v is None else v for n, v in values.items() if n in known}
-            values["images"] = tuple(ImageResult(**_known(image)) for image in values["images"])
-            values["of_class"] = tuple(ClassResult(**_known(c)) for c in values["of_class"])
-            values["baselines"] = {name: Baseline(**_known(b)) for name, b in values["baselines"].items()}
-            values["distances"] = _known(values["distances"])
+            values = with_nan({name: value for name, value in values.items() if name in known})
+            values["images"] = tuple(ImageResult(**with_nan(image)) for image in values["images"])
+            values["of_class"] = tuple(ClassResult(**with_nan(c)) for c in values["of_class"])
+            values["baselines"] = {name: Baseline(**with_nan(b)) for name, b in values["baselines"].items()}
+            values["distances"] = with_nan(values["distances"])
             if "plain" not in values:
                 values = _of_older(values, tensors)
             values |= {name: tuple(values[name]) for name in ("classes", "notes")}
@@ -397,12 +320,3 @@ def _of_older(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[
     )
     means = {"value": float(corrected.mean()), "macro": float(torch.tensor([c.value for c in of_class]).nanmean())}
     return {**values, "plain": values["value"], "of_class": of_class, **means, "low": math.nan, "high": math.nan}
-
-
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns values of a file, with NaN for the numbers that JSON does not know."""
-    return {name: math.nan if value is None else value for name, value in values.items()}
-
-
-def _cells(value: float, low: float, high: float, *others: float) -> list[str]:
-    return [bracketed(value, low, high), *map(number, others)]

@@ -296,19 +296,19 @@ def _intervals(
     """Returns the intervals of L, W and W / T; `corrected` (n,) distances, `variances` W and T of the maps."""
     if not resamples or not len(maps):
         return _Intervals([_UNKNOWN] * classes)
-    drawn = resampled(maps, of, classes, distance, resamples, seeded(seed, 0))
+    replicates = resampled(maps, of, classes, distance, resamples, seeded(seed, 0))
     counts, values = torch.bincount(of, minlength=classes), _class_values(corrected, of, classes).tolist()
     of_class = [
-        interval(values[i], drawn.of_class[:, i], drawn.of_class[:, i : i + 1], counts[i : i + 1])
+        interval(values[i], replicates.of_class[:, i], replicates.of_class[:, i : i + 1], counts[i : i + 1])
         for i in range(classes)
     ]
     within, total = variances
     ratio = within / total if total > 0 and int((counts > 0).sum()) > 1 else math.nan
     return _Intervals(
         of_class,
-        interval(_mean(corrected), drawn.value, drawn.of_class * counts, counts),
-        interval(within, drawn.within, drawn.of_within, counts),
-        interval(ratio, drawn.ratio, drawn.of_within, counts),
+        interval(_mean(corrected), replicates.value, replicates.of_class * counts, counts),
+        interval(within, replicates.within, replicates.of_within, counts),
+        interval(ratio, replicates.ratio, replicates.of_within, counts),
     )
 
 

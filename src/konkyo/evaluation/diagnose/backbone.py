@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -16,13 +15,23 @@ from konkyo.evaluation.batches import untrained
 from konkyo.evaluation.diagnose.chance import p_values
 from konkyo.evaluation.diagnose.collected import Collected, embedded, question
 from konkyo.evaluation.diagnose.evidence import beside
-from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text, worded
+from konkyo.evaluation.diagnose.findings import (
+    NOTHING_TO_DO,
+    Evidence,
+    Finding,
+    Severity,
+    Text,
+    too_few,
+    too_few_maps,
+    worded,
+)
 from konkyo.evaluation.diagnose.statistics import (
     agreement,
     matching,
     mcnemar,
     nearest,
     standardised,
+    varying,
     vote,
 )
 from konkyo.metrics.distances import on_grid
@@ -60,19 +69,6 @@ def ask(collected: Collected) -> tuple[Finding, ...]:
     return tuple(findings) or (_of_pictures(collected),)
 
 
-def _too_few(n: int, statistic: str, subject: str) -> Finding:
-    return Finding(
-        "backbone",
-        "unknown",
-        subject,
-        worded("Too few images to tell: {n}.", "画像が {n} 枚しかないため判断できません。", n=n),
-        worded("Give six images or more.", "6 枚以上の画像を与えてください。"),
-        statistic,
-        math.nan,
-        n=n,
-    )
-
-
 # --- with masks -------------------------------------------------------------------------------------------------------
 
 
@@ -88,7 +84,7 @@ def _of_masks(collected: Collected) -> Finding:
     known = [(index, mask) for index in range(len(collected)) if (mask := collected.mask(index)) is not None]
     known = [(index, mask) for index, mask in known if 0 < float(mask.float().mean()) < 1]
     if len(known) < _LEAST:
-        return _too_few(len(known), statistic, "masks")
+        return too_few("backbone", len(known), statistic, "masks")
     indices = [index for index, _ in known]
     masks = torch.cat([on_grid(mask[None].float(), collected.grid) for _, mask in known])
     table = energy_inside(collected.eigen[indices], masks)
@@ -135,7 +131,7 @@ def _of_masks(collected: Collected) -> Finding:
 def _extremes(collected: Collected, indices: Sequence[int], shares: Tensor) -> tuple[Evidence, ...]:
     order = shares.argsort(descending=True, stable=True).tolist()
     few = min(_SHOWN, len(order) // 2)
-    rows = [[_drawn(collected, indices[place]) for place in part] for part in (order[:few], order[::-1][:few])]
+    rows = [[_overlay_of(collected, indices[place]) for place in part] for part in (order[:few], order[::-1][:few])]
     caption = worded(
         "Eigen-CAM: above the images with most of it on the objects, below those with least",
         "Eigen-CAM：上は対象物に最も多く重なる画像、下は最も少ない画像",
@@ -143,7 +139,7 @@ def _extremes(collected: Collected, indices: Sequence[int], shares: Tensor) -> t
     return (Evidence(beside(rows), caption),)
 
 
-def _drawn(collected: Collected, index: int) -> Image.Image:
+def _overlay_of(collected: Collected, index: int) -> Image.Image:
     return overlay(collected.thumbnail(index), collected.eigen[index].clamp_min(0))
 
 
@@ -155,7 +151,7 @@ def _of_labels(collected: Collected, train: Collected) -> Finding:
     settings, labels = collected.settings, collected.true_labels
     statistic = f"accuracy of the {NEIGHBOURS} nearest training images, minus that of an untrained copy"
     if len(collected) < _LEAST or len(train) < NEIGHBOURS:
-        return _too_few(min(len(collected), len(train)), statistic, "labels")
+        return too_few("backbone", min(len(collected), len(train)), statistic, "labels")
     kinds, known = collected.probabilities.shape[1], train.true_labels
     neighbours = nearest_training(collected, train)
     decided = vote(neighbours, known, kinds)
@@ -183,7 +179,7 @@ def _of_labels(collected: Collected, train: Collected) -> Finding:
         "backbone",
         severity,
         "labels",
-        _said_of_labels(severity, p_chance <= settings.alpha, numbers),
+        _sentence_of_labels(severity, p_chance <= settings.alpha, numbers),
         NOTHING_TO_DO
         if severity == "ok"
         else worded("Give more images.", "画像を増やしてください。")
@@ -218,7 +214,7 @@ def _severity(p: float, p_chance: float, high: float, alpha: float) -> Severity:
     return "unknown" if high > LEAST_GAP else "medium"  # too few images to exclude a difference that matters
 
 
-def _said_of_labels(severity: Severity, better: bool, numbers: dict[str, float]) -> Text:
+def _sentence_of_labels(severity: Severity, better: bool, numbers: dict[str, float]) -> Text:
     if not better:
         return worded(
             "Its features do not tell the classes apart: the nearest training images are right for {accuracy:.0%}, "
@@ -291,15 +287,15 @@ def _of_pictures(collected: Collected) -> Finding:
     """Returns whether the maps follow their pictures, or look the same for any."""
     settings = collected.settings
     statistic = "correlation of Eigen-CAM and Ablation-CAM of the decision, minus that with another image's"
+    pair = collected.eigen, collected.ablation_of_decision
     result = agreement(
-        collected.eigen,
-        collected.ablation_of_decision,
+        *pair,
         resamples=settings.resamples,
         alpha=settings.alpha,
         generator=collected.generator("backbone/pictures"),
     )
     if result is None:
-        return _too_few(len(collected), statistic, "pictures")
+        return too_few_maps("backbone", varying(*pair), statistic, "pictures")
     good = result.p <= settings.alpha and result.difference >= LEAST_GAP
     numbers = {"own": result.own, "other": result.other, "found": max(result.critical, LEAST_GAP)}
     return Finding(
@@ -341,7 +337,7 @@ def _pairs(collected: Collected) -> tuple[Evidence, ...]:
     rows = [
         [
             collected.thumbnail(index),
-            _drawn(collected, index),
+            _overlay_of(collected, index),
             overlay(collected.thumbnail(index), collected.ablation_of_decision[index].clamp_min(0)),
         ]
         for index in range(min(4, len(collected)))

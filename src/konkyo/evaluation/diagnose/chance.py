@@ -55,6 +55,6 @@ def interval_of_mean(values: Values, resamples: int = 1000, seed: int = 0) -> tu
     """Returns the 95 % interval of a mean over images, by resampling them (percentiles)."""
     if len(values) < 2:
         return float("nan"), float("nan")
-    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.percentile(values[drawn].mean(1), (2.5, 97.5))
+    indices = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.percentile(values[indices].mean(1), (2.5, 97.5))
     return float(low), float(high)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from konkyo.data.arrays import picture_of_colours
 from konkyo.errors import NotApplicable
 from konkyo.evaluation.diagnose.collected import Collected
+from konkyo.models.base import preprocess_of
 
 Probabilities: TypeAlias = Callable[[Tensor], Tensor]
 """Prepared images (N, C, H, W) -> probabilities of the classes (N, K)."""
@@ -50,6 +51,4 @@ def images_of_one_size(collected: Collected, most: int, use: str, among: Sequenc
 
 def pictured(collected: Collected, images: Tensor) -> list[Image.Image]:
     """Returns prepared images (N, C, H, W) as pictures."""
-    assert collected.model.preprocess is not None  # the images have been prepared
-    pixels = (collected.model.preprocess.undo(images.float().cpu()).clamp(0, 1) * 255).round().byte()
-    return [Image.fromarray(np.asarray(image.permute(1, 2, 0)).squeeze()).convert("RGB") for image in pixels]
+    return [picture_of_colours(colours) for colours in preprocess_of(collected.model).undo(images.float())]

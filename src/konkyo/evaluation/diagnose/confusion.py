@@ -55,8 +55,8 @@ def _compact(classes: Tensor) -> tuple[Tensor, Tensor]:
 
 def significant(test: Swaps, alpha: float) -> list[tuple[int, int]]:
     """Returns the pairs of classes i < j with p at most alpha and three images at least, the least probable first."""
-    found = torch.triu((test.p <= alpha) & (test.counts >= LEAST_COUNT), 1)
-    pairs = [(int(i), int(j)) for i, j in torch.nonzero(found)]
+    significant_pairs = torch.triu((test.p <= alpha) & (test.counts >= LEAST_COUNT), 1)
+    pairs = [(int(i), int(j)) for i, j in torch.nonzero(significant_pairs)]
     return sorted(pairs, key=lambda pair: (float(test.p[pair]), -float(test.counts[pair] - test.expected[pair])))
 
 

@@ -80,13 +80,13 @@ def cue_finding(collected: Collected, test: CueTest) -> Finding:
     }
     sentence = _sentence(collected, test, severity)
     if severity in ("high", "medium", "low"):
-        own, others = _like_text(collected, test)
-        values |= {"windows like printed text": own, "the same in other classes": others}
-        if own >= OFTEN:
+        share, others = _like_text(collected, test)
+        values |= {"windows like printed text": share, "the same in other classes": others}
+        if share >= OFTEN:
             more = worded(
                 " The window looks like printed text in {own:.0%} of these pictures ({others:.0%} in other classes).",
                 "その部分は {own:.0%} の画像で印刷文字に似ています（他クラスでは {others:.0%}）。",
-                own=own,
+                own=share,
                 others=others,
             )
             sentence = {lang: sentence[lang] + more[lang] for lang in more}

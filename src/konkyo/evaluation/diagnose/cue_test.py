@@ -134,9 +134,9 @@ def cue_cost(collected: Collected) -> int:
     if collected.labels is None:
         return 0
     budget = collected.settings.budget
-    counts = [len(collected.of_class(index)) for index in collected.asked]
-    own = sum((1 + CONTROLS) * min(n, budget) + 4 * budget for n in counts if n >= LEAST_IMAGES)
-    return own + (0 if collected.train is None else cue_cost(collected.train))
+    counts = [len(collected.of_class(index)) for index in collected.subjects]
+    cost = sum((1 + CONTROLS) * min(n, budget) + 4 * budget for n in counts if n >= LEAST_IMAGES)
+    return cost + (0 if collected.train is None else cue_cost(collected.train))
 
 
 def cue_tests(collected: Collected) -> tuple[CueTest, ...]:
@@ -154,7 +154,7 @@ def _cue_tests(collected: Collected) -> tuple[CueTest, ...]:
     excess, share = excesses(means), shares(means)
     tests = []
     for place, index in enumerate(present):
-        if index not in collected.asked:
+        if index not in collected.subjects:
             continue
         window = hottest(share[place], grid)
         nothing = Effect.of([])
@@ -203,13 +203,13 @@ def _intervened(collected: Collected, test: CueTest) -> CueTest:
     plan = Cover(rows, [label] * len(rows), regions, others, collected.probabilities[rows], controls=CONTROLS)
     covered = plan.run(collected, generator, settings.batch)
     cost, effects, seed = plan.forwards, [], collected.random_seed(use)
-    for own in (False, True):
+    for is_own in (False, True):
         sources, hosts, thirds = (
             [pool[j] for j in side] for side in partners(places, pool_labels, label, settings.budget, generator)
         )
         where = (
             torch.stack([own_window(collected, i).mask(collected.grid, size) for i in sources])
-            if own
+            if is_own
             else mask.expand(len(sources), *size)
         )
         before = collected.probabilities[hosts, label].double().numpy()

@@ -206,7 +206,7 @@ def _none(duplicates: Duplicates, *, training: bool) -> Text:
         "in the data", "データの中",
     )  # fmt: skip
     limit = duplicates.limit
-    found = (
+    sentences = (
         ("Seen would be: saved again, made smaller, mirrored, and most crops of 5 %; not crops of 10 %.",
          "再保存、縮小、反転、5 % の切り抜きの多くは見つかります。10 % の切り抜きは見つかりません。")
         if limit == LIMIT
@@ -215,9 +215,9 @@ def _none(duplicates: Duplicates, *, training: bool) -> Text:
     )  # fmt: skip
     return {
         "en": f"No duplicates {where[0]}: the nearest of {total} pairs differ in {nearest} of 64 bits (at most {limit} "
-        f"count). {found[0]}",
+        f"count). {sentences[0]}",
         "ja": f"{where[1]}に重複はありません。{total} 組のうち最も近い組は 64 ビット中 {nearest} ビット違います"
-        f"（{limit} 以下を重複とします）。{found[1]}",
+        f"（{limit} 以下を重複とします）。{sentences[1]}",
     }
 
 
@@ -301,11 +301,11 @@ def _evidence(duplicates: Duplicates, pairs: Sequence[Pair] | None = None) -> tu
 def duplicates(collected: Collected) -> tuple[Finding, ...]:
     """Looks for duplicates within the data, and between the data and the training images."""
     correct: NDArray[np.bool_] | None = None if collected.labels is None else collected.correct.numpy()
-    own = _pictures(collected)
-    findings = duplicate_findings(Duplicates.of(own), correct)
+    pictures = _pictures(collected)
+    findings = duplicate_findings(Duplicates.of(pictures), correct)
     if collected.train is None:
         return findings
-    return *duplicate_findings(Duplicates.of(own, _pictures(collected.train)), correct, training=True), *findings
+    return *duplicate_findings(Duplicates.of(pictures, _pictures(collected.train)), correct, training=True), *findings
 
 
 def _pictures(collected: Collected) -> Pictures:

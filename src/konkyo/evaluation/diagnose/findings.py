@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from PIL import Image
+from torch import Tensor
 
 Severity: TypeAlias = Literal["high", "medium", "low", "ok", "unknown"]
 SEVERITIES: tuple[Severity, ...] = ("high", "medium", "low", "unknown", "ok")
@@ -64,6 +65,42 @@ class Finding:
 def worded(en: str, ja: str, **values: object) -> Text:
     """Returns two templates with the same values put in, by `str.format`."""
     return {"en": en.format(**values), "ja": ja.format(**values)}
+
+
+def too_few(question: str, n: int, statistic: str, subject: str = "") -> Finding:
+    """Returns the finding that so many images cannot tell, of a question that needs six."""
+    return Finding(
+        question,
+        "unknown",
+        subject,
+        worded("Too few images to tell: {n}.", "画像が {n} 枚しかないため判断できません。", n=n),
+        worded("Give six images or more.", "6 枚以上の画像を与えてください。"),
+        statistic,
+        math.nan,
+        n=n,
+    )
+
+
+def too_few_maps(question: str, usable: Tensor, statistic: str, subject: str) -> Finding:
+    """Returns the finding that too few images have maps that say something; `usable` (n,) bool are those."""
+    return Finding(
+        question,
+        "unknown",
+        subject,
+        worded(
+            "Too few images whose maps are not constant: {n} of {all}.",
+            "マップが一定でない画像が {all} 枚中 {n} 枚しかないため判断できません。",
+            n=int(usable.sum()),
+            all=len(usable),
+        ),
+        worded(
+            "Six are needed: give more images, or see with `konkyo explain` why maps are constant.",
+            "6 枚必要です。画像を増やすか、マップが一定になる理由を `konkyo explain` で確かめてください。",
+        ),
+        statistic,
+        math.nan,
+        n=len(usable),
+    )
 
 
 NOTHING_TO_DO: Text = {"en": "Nothing to do.", "ja": "必要な作業はありません。"}

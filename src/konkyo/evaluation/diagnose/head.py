@@ -9,9 +9,18 @@ import torch
 from konkyo.draw.overlay import overlay
 from konkyo.evaluation.diagnose.collected import Collected, question
 from konkyo.evaluation.diagnose.evidence import beside
-from konkyo.evaluation.diagnose.findings import NOTHING_TO_DO, Evidence, Finding, Severity, Text, worded
+from konkyo.evaluation.diagnose.findings import (
+    NOTHING_TO_DO,
+    Evidence,
+    Finding,
+    Severity,
+    Text,
+    too_few,
+    too_few_maps,
+    worded,
+)
 from konkyo.evaluation.diagnose.probe import ridge_probe
-from konkyo.evaluation.diagnose.statistics import McNemar, agreement, mcnemar
+from konkyo.evaluation.diagnose.statistics import McNemar, agreement, mcnemar, varying
 
 SOME, MUCH = 0.05, 0.15
 """From these lower bounds on, what the head loses is a medium and a high finding."""
@@ -20,31 +29,20 @@ POOR = 0.35
 head, 0.23 with half of its rows exchanged, 0.09 with a random one, 0.27 after 3 steps of training."""
 _LEAST = 6
 _SHOWN = 6
+_OF_PROBE = "accuracy of a linear probe on the features minus that of the head"
+_OF_MAPS = "correlation of Eigen-CAM and Ablation-CAM of the label, minus that with another image's"
 
 
 @question("head", needs=("labels",), forwards=lambda collected: len(collected) * 64)
 def ask(collected: Collected) -> tuple[Finding, ...]:
     """Returns what a linear probe reaches beyond the head, and whether the label's map follows the features."""
     if len(collected) < _LEAST:
-        return (_too_few(len(collected)),)
+        return (too_few("head", len(collected), _OF_PROBE),)
     findings = []
     if collected.train is not None and collected.train.labels is not None:
         findings.append(_probe_finding(collected, collected.train))
     findings.append(_map_finding(collected))
     return tuple(findings)
-
-
-def _too_few(n: int) -> Finding:
-    return Finding(
-        "head",
-        "unknown",
-        "",
-        worded("Too few images to tell: {n}.", "画像が {n} 枚しかないため判断できません。", n=n),
-        worded("Give six images or more.", "6 枚以上の画像を与えてください。"),
-        "accuracy of a linear probe minus that of the head",
-        math.nan,
-        n=n,
-    )
 
 
 def severity_of(test: McNemar, alpha: float) -> Severity:
@@ -83,7 +81,7 @@ def _probe_finding(collected: Collected, train: Collected) -> Finding:
             "{layer} より後の層（ヘッド）を学習し直し、クラスの順序も確認してください。",
             layer=collected.layer,
         ),
-        "accuracy of a linear probe on the features minus that of the head",
+        _OF_PROBE,
         test.difference,
         test.low,
         test.high,
@@ -152,15 +150,15 @@ def _lost(collected: Collected, lost: torch.Tensor, decisions: torch.Tensor) -> 
 def _map_finding(collected: Collected) -> Finding:
     """Returns how far Ablation-CAM of the label follows Eigen-CAM, against that of another image."""
     settings = collected.settings
+    pair = collected.eigen, collected.ablation_of_label
     result = agreement(
-        collected.eigen,
-        collected.ablation_of_label,
+        *pair,
         resamples=settings.resamples,
         alpha=settings.alpha,
         generator=collected.generator("head/maps"),
     )
     if result is None:
-        return _too_few(len(collected))
+        return too_few_maps("head", varying(*pair), _OF_MAPS, "maps")
     poor = result.p > settings.alpha or result.high < POOR
     numbers = {"own": result.own, "other": result.other, "difference": result.difference, "found": result.critical}
     sentence = (
@@ -191,7 +189,7 @@ def _map_finding(collected: Collected) -> Finding:
         )
         if poor
         else NOTHING_TO_DO,
-        "correlation of Eigen-CAM and Ablation-CAM of the label, minus that with another image's",
+        _OF_MAPS,
         result.difference,
         result.low,
         result.high,

@@ -120,9 +120,9 @@ def association(
     above, above_all, largest = np.zeros((kinds, columns)), np.zeros((kinds, columns)), np.zeros(resamples)
     scaled = np.where(alive, np.abs(actual) / np.where(alive, spread, 1), 0)
     for draw in range(resamples):
-        drawn = np.where(alive, np.abs(sums(generator.permutation(labels))) / np.where(alive, spread, 1), 0)
-        largest[draw] = drawn.max(initial=0)
-        above += drawn >= scaled - 1e-9
+        statistic = np.where(alive, np.abs(sums(generator.permutation(labels))) / np.where(alive, spread, 1), 0)
+        largest[draw] = statistic.max(initial=0)
+        above += statistic >= scaled - 1e-9
         above_all += largest[draw] >= scaled - 1e-9
     auroc = np.where(sizes > 0, 0.5 + actual / np.maximum(sizes, 1), np.nan)
     p, p_adjusted = ((1 + count) / (1 + resamples) for count in (above, above_all))

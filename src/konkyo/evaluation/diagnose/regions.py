@@ -25,6 +25,7 @@ from konkyo.evaluation.diagnose.interventions import Cover, Effect, Paste, fill_
 from konkyo.evaluation.result import Table, bracketed, number
 from konkyo.models import Model, as_model
 from konkyo.tasks import ClassificationTask
+from konkyo.utils.words import counted
 
 BUDGET = 48
 """A region is pasted so often."""
@@ -104,9 +105,9 @@ class RegionTest:
 
     def __repr__(self) -> str:
         effects = (("covered, P falls by", self.plain), ("pasted, it rises by", self.paste))
-        said = [f"{words} {bracketed(e.mean, e.low, e.high)}" for words, e in effects if len(e.values)]
-        images = "1 image" if len(self.names) == 1 else f"{len(self.names)} images"
-        return f"RegionTest({'; '.join([images, *said, f'{self.changed:.0%} of decisions change'])})"
+        parts = [f"{words} {bracketed(e.mean, e.low, e.high)}" for words, e in effects if len(e.values)]
+        parts = [counted(len(self.names), "image"), *parts, f"{self.changed:.0%} of decisions change"]
+        return f"RegionTest({'; '.join(parts)})"
 
     @property
     def changed(self) -> float:
@@ -221,9 +222,9 @@ def region_test(
     mask = region_mask(region, (pool.all.shape[2], pool.all.shape[3]))
     before, generator = pool.probabilities_of(pool.all).double(), torch.Generator().manual_seed(seed)
     labels = torch.where(true == UNKNOWN, before.argmax(1), true).tolist()
-    rows, asked = _asked(adapted, target, labels, before)
+    rows, aims = _covered(adapted, target, labels, before)
     others = one_of_another_class(rows, labels, generator) if fill == "swap" else rows
-    cover = Cover(rows, asked, mask.expand(len(rows), *mask.shape), others, before[rows], fill, controls)
+    cover = Cover(rows, aims, mask.expand(len(rows), *mask.shape), others, before[rows], fill, controls)
     covered = cover.run(pool, generator, batch)
     paste, pastes = _pasted(pool, rows, labels, before, mask, budget, generator, resamples, seed)
     count = min(6, len(rows))
@@ -245,7 +246,7 @@ def region_test(
     )
 
 
-def _asked(model: Model, target: str | int, labels: Sequence[int], before: Tensor) -> tuple[list[int], list[int]]:
+def _covered(model: Model, target: str | int, labels: Sequence[int], before: Tensor) -> tuple[list[int], list[int]]:
     """Returns the images that are covered, and the class of each that is asked about."""
     if target == "label":
         return list(range(len(labels))), list(labels)

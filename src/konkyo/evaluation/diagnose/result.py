@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from konkyo.data.images import open_image
 from konkyo.errors import KonkyoError
 from konkyo.evaluation.consistency.result import Consistency
 from konkyo.evaluation.diagnose.findings import SEVERITIES, Evidence, Finding, Text
-from konkyo.evaluation.result import Table, number
+from konkyo.evaluation.result import Table, number, with_nan
 from konkyo.utils import markup
 from konkyo.utils.files import csv_of, plain, read_json, replacing, write_text
 
@@ -198,9 +197,9 @@ class DiagnosisReport:
                 "findings": [_finding_values(place, f) for place, f in enumerate(self.findings)],
                 "not_asked": {name: dict(reason) for name, reason in self.not_asked.items()},
                 "settings": dict(self.settings),
-                "images": [_values(image) for image in self.images],
-                "classes": [_values(card) for card in self.classes],
-                "lists": [_values(entry) for entry in self.lists],
+                "images": [asdict(image) for image in self.images],
+                "classes": [asdict(card) for card in self.classes],
+                "lists": [asdict(entry) for entry in self.lists],
                 "notes": list(self.notes),
             }
         )
@@ -239,10 +238,7 @@ class DiagnosisReport:
         try:
             values = read_json(folder / DOCUMENT)
             origin = read_json(folder / ORIGIN)
-            tensors = {}
-            if (folder / MAPS).is_file():
-                with safe_open(folder / MAPS, "pt") as file:
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = load_file(folder / MAPS) if (folder / MAPS).is_file() else {}
             consistency = folder / "consistency"
             return cls(
                 tuple(_finding_of(folder, f) for f in values["findings"]),
@@ -264,10 +260,6 @@ class DiagnosisReport:
 def _in(text: Text, lang: str) -> str:
     """Returns the words in a language; in English where it lacks them."""
     return text.get(lang) or text.get("en", "")
-
-
-def _values(entry: DiagnosedImage | DiagnosedClass | ImageList) -> dict[str, Any]:
-    return asdict(entry)
 
 
 def _row(entry: DiagnosedImage | DiagnosedClass) -> dict[str, Any]:
@@ -299,27 +291,23 @@ def _finding_values(place: int, finding: Finding) -> dict[str, Any]:
 
 
 def _finding_of(folder: Path, values: Mapping[str, Any]) -> Finding:
-    known = {name: value for name, value in _known(values).items() if name != "evidence"}
+    known = {name: value for name, value in with_nan(values).items() if name != "evidence"}
     evidence = []
     for entry in values["evidence"]:
         if entry["file"] != Path(entry["file"]).name:
             raise KonkyoError(f"evidence lies in {folder / EVIDENCE}; got {entry['file']!r}")
         evidence.append(Evidence(open_image(folder / EVIDENCE / entry["file"]), entry["caption"]))
     finding = Finding(**known)
-    return replace(finding, evidence=tuple(evidence), values=_known(finding.values), images=tuple(finding.images))
-
-
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: math.nan if value is None else value for name, value in values.items()}
+    return replace(finding, evidence=tuple(evidence), values=with_nan(finding.values), images=tuple(finding.images))
 
 
 def _read(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of a kind of entry, with tuples for lists and NaN for numbers that JSON does not know."""
     names = {f.name for f in fields(kind)}
-    known = {name: value for name, value in _known(values).items() if name in names}
+    known = {name: value for name, value in with_nan(values).items() if name in names}
     for name, value in known.items():
         if isinstance(value, list):
             known[name] = tuple(tuple(v) if isinstance(v, list) else v for v in value)
         elif isinstance(value, dict):
-            known[name] = _known(value)
+            known[name] = with_nan(value)
     return known

@@ -32,6 +32,7 @@ from konkyo.methods.base import find
 from konkyo.models import Model, as_model
 from konkyo.tasks import ClassificationTask
 from konkyo.utils.progress import Progress
+from konkyo.utils.words import counted
 from konkyo.version import __version__
 
 UNSURE = 0.5
@@ -93,11 +94,10 @@ def diagnose(
     tell(f"{count} images are explained: {3 * count} forwards")
     trained = None if known is None else collect(adapted, known, settings, progress=progress)
     collected = collect(adapted, held_out, settings, train=trained, progress=progress)
-    asked, not_asked = _possible(chosen, collected)
-    questions = "1 question" if len(asked) == 1 else f"{len(asked)} questions"
-    tell(f"{questions}: about {sum(q.forwards(collected) for q in asked)} forwards more")
+    possible, not_asked = _possible(chosen, collected)
+    tell(f"{counted(len(possible), 'question')}: about {sum(q.forwards(collected) for q in possible)} forwards more")
     findings = list[Finding]()
-    for question in asked:
+    for question in possible:
         try:
             findings += question.ask(collected)
         except NotApplicable as reason:
@@ -150,13 +150,13 @@ def _check(model: Model, settings: Settings, limit: int | None) -> None:
 
 def _possible(chosen: Iterable[Question], collected: Collected) -> tuple[list[Question], dict[str, Text]]:
     """Returns the questions that the data allows, and why it does not allow the others."""
-    asked, not_asked = list[Question](), dict[str, Text]()
+    possible, not_asked = list[Question](), dict[str, Text]()
     for question in chosen:
         if need := question.missing(collected):
             not_asked[question.name] = _REASONS[need]
         else:
-            asked.append(question)
-    return asked, not_asked
+            possible.append(question)
+    return possible, not_asked
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

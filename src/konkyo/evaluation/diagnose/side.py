@@ -64,7 +64,7 @@ def side_use(
     down, across = max(2, round(SHARE * height)), max(2, round(SHARE * width))
     usual = batched(probabilities, images, batch).double().cpu()
     decided = usual.argmax(1)
-    asked = decided if labels is None else labels.cpu()
+    aims = decided if labels is None else labels.cpu()
     generator = np.random.default_rng(seed)
 
     def after(changed: Tensor) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -80,7 +80,7 @@ def side_use(
         elsewhere[:, k], flipped = after(_mirrored_at(images, places, down, across))
         flips_elsewhere[k] = flipped.mean()
     mirrored = batched(probabilities, images.flip(-1), batch).double().cpu()
-    fall = (usual - mirrored).gather(1, asked[:, None])[:, 0].numpy()
+    fall = (usual - mirrored).gather(1, aims[:, None])[:, 0].numpy()
     strongest = int((corners - elsewhere).mean(0).argmax()) if n else 0
     place = _corners(height, width, down, across)[strongest]
     shown = [

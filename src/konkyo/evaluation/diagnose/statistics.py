@@ -151,10 +151,15 @@ def agreement(
 
     Images with a constant map are left out.
     """
-    one, two = (_centred(m) for m in (maps, others))
-    usable = (one.abs().amax(1) > 0) & (two.abs().amax(1) > 0)
-    one, two = _unit(one[usable]), _unit(two[usable])
+    usable = varying(maps, others)
+    one, two = (_unit(_centred(m)[usable]) for m in (maps, others))
     return matching(one @ two.mT, resamples=resamples, alpha=alpha, generator=generator) if len(one) >= 6 else None
+
+
+def varying(maps: Tensor, others: Tensor) -> Tensor:
+    """Tells of which images (n,) both maps are not constant."""
+    one, two = (_centred(m).abs().amax(1) > 0 for m in (maps, others))
+    return one & two
 
 
 def matching(table: Tensor, *, resamples: int, alpha: float, generator: torch.Generator) -> Agreement:
@@ -163,13 +168,13 @@ def matching(table: Tensor, *, resamples: int, alpha: float, generator: torch.Ge
     Permutations of the columns over the rows say what chance gives.
     """
     n, table = len(table), table.double()
-    own, rows = table.diagonal(), torch.arange(n)
-    of_others = (table.sum(1) - own) / (n - 1)
+    matched, rows = table.diagonal(), torch.arange(n)
+    of_others = (table.sum(1) - matched) / (n - 1)
     by_chance = torch.stack([table[rows, torch.randperm(n, generator=generator)].mean() for _ in range(resamples)])
     seed = int(torch.randint(2**31, (), generator=generator))
-    low, high = interval_of_mean((own - of_others).numpy(), resamples, seed)
-    other, p = float(of_others.mean()), p_values(by_chance.numpy(), float(own.mean()))
-    return Agreement(float(own.mean()), other, float(p), low, high, n, float(by_chance.quantile(1 - alpha)) - other)
+    low, high = interval_of_mean((matched - of_others).numpy(), resamples, seed)
+    other, p = float(of_others.mean()), p_values(by_chance.numpy(), float(matched.mean()))
+    return Agreement(float(matched.mean()), other, float(p), low, high, n, float(by_chance.quantile(1 - alpha)) - other)
 
 
 def _centred(maps: Tensor) -> Tensor:
@@ -206,9 +211,9 @@ def swaps(
     """
     wrong = labels != predictions
     truth, decided = labels[wrong], predictions[wrong]
-    drawn = _exchanged(truth, decided, resamples, generator)
+    exchanged = _exchanged(truth, decided, resamples, generator)
     actual = _pairs(truth[None], decided, classes)[0]
-    by_chance = _pairs(drawn, decided, classes)
+    by_chance = _pairs(exchanged, decided, classes)
     mean, deviation = by_chance.mean(0), by_chance.std(0, correction=0)
     free = deviation > 0
     excess = torch.where(free, (actual - mean) / torch.where(free, deviation, 1), 0.0)

@@ -150,8 +150,7 @@ def why(collected: Collected, all_: Mistakes, place: int) -> Text:
     index = all_.indices[place]
     where = place_of(all_.contrasts[place])
     values = {
-        "label": collected.classes[int(collected.true_labels[index])],
-        "decision": collected.classes[int(collected.predictions[index])],
+        **_names(collected, index),
         "confidence": float(collected.confidence[index]),
         "truth": float(collected.label_probability[index]),
         "of_decision": round(NEIGHBOURS * float(all_.of_decision[place])) if all_.neighbours is not None else 0,
@@ -166,12 +165,15 @@ def why(collected: Collected, all_: Mistakes, place: int) -> Text:
     return {"en": en.format(where=where["en"], **values), "ja": ja.format(where=where["ja"], **values)}
 
 
+def _names(collected: Collected, index: int) -> dict[str, str]:
+    """Returns the names of an image's two classes, by what they are to it."""
+    label, decision = (int(of[index]) for of in (collected.true_labels, collected.predictions))
+    return {"label": collected.classes[label], "decision": collected.classes[decision]}
+
+
 def _next_step(collected: Collected, all_: Mistakes, place: int) -> Text:
     index = all_.indices[place]
-    names = {
-        "label": collected.classes[int(collected.true_labels[index])],
-        "decision": collected.classes[int(collected.predictions[index])],
-    }
+    names = _names(collected, index)
     if all_.neighbours is None:
         return worded(
             "Give the training images (--train) to see which of them it resembles.",
@@ -223,10 +225,7 @@ def _finding(collected: Collected, all_: Mistakes, place: int) -> Finding:
 
 def _evidence(collected: Collected, all_: Mistakes, place: int) -> tuple[Evidence, ...]:
     index = all_.indices[place]
-    names = {
-        "label": collected.classes[int(collected.true_labels[index])],
-        "decision": collected.classes[int(collected.predictions[index])],
-    }
+    names = _names(collected, index)
     picture = collected.thumbnail(index)
     shown = [
         picture,

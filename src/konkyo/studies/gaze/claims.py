@@ -114,11 +114,11 @@ def _in_most(report: GazeReport, strengths: Sequence[float]) -> list[str]:
 
 
 def _level_one(report: GazeReport, column: str, name: str) -> list[str]:
-    own = report.numbers(1, 0.0, column)
+    numbers = report.numbers(1, 0.0, column)
     others = [report.numbers(level, 0.0, column) for level in report.levels if level != 1]
     apart = {
         key: value - sum(of_level[key] for of_level in others) / len(others)
-        for key, value in own.items()
+        for key, value in numbers.items()
         if all(key in of_level for of_level in others)
     }
     difference = over_splits(apart)

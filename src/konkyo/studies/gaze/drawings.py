@@ -127,14 +127,14 @@ def across(points: Sequence[Point], fit: LineFit | None, title: str, labels: tup
     axis.set_xlabel(labels[0], fontsize=9)
     axis.set_ylabel(labels[1], fontsize=9)
     _plain(axis)
-    said = "one point per trained model, on the test set" + ("; dashed: least squares, 95 % band" if fit else "")
-    _legend(figure, colours, said, levels if len(levels) > 1 else ())
+    caption = "one point per trained model, on the test set" + ("; dashed: least squares, 95 % band" if fit else "")
+    _legend(figure, colours, caption, levels if len(levels) > 1 else ())
     return to_image(figure)
 
 
 def within(
     panels: Mapping[str, Sequence[Line]],
-    said: Mapping[str, Mapping[float, str]],
+    texts: Mapping[str, Mapping[float, str]],
     columns: tuple[str, str],
     *,
     after: int,
@@ -142,7 +142,7 @@ def within(
 ) -> Image.Image:
     """Draws one point per epoch, a panel per key; pale and hollow up to epoch `after`. The warning is written above.
 
-    `said`: of every panel, what is written beside each lambda. `columns`: those of the axes x and y.
+    `texts`: of every panel, what is written beside each lambda. `columns`: those of the axes x and y.
     """
     count = len(panels)
     across_ = min(3, count)
@@ -167,7 +167,7 @@ def within(
                 axis.scatter([x[i] for i in chosen], [y[i] for i in chosen], linewidth=0.8, **style)
         handles = [
             Line2D([], [], color=colours[strength], marker="o", linestyle="", label=f"λ = {strength:g}: {text}")
-            for strength, text in sorted(said[name].items())
+            for strength, text in sorted(texts[name].items())
         ]
         axis.legend(handles=handles, fontsize=8, framealpha=0.85, loc="best", title="r of each run", title_fontsize=8)
         axis.set_title(f"{name}: one point per epoch of every run, validation", fontsize=10 if count == 1 else 9)
@@ -349,7 +349,7 @@ def _plain(axis: Axes) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(figure: Figure, colours: Mapping[float, Any], said: str, levels: Sequence[int] = ()) -> None:
+def _legend(figure: Figure, colours: Mapping[float, Any], caption: str, levels: Sequence[int] = ()) -> None:
     """Below the panels: the colours of lambdas, the markers of levels, and how to read the picture."""
     handles = [Line2D([], [], color=c, marker="o", linestyle="", label=f"λ = {s:g}") for s, c in colours.items()]
     for i, level in enumerate(levels):
@@ -359,7 +359,7 @@ def _legend(figure: Figure, colours: Mapping[float, Any], said: str, levels: Seq
         )
     columns = min(7, len(handles), int(figure.get_figwidth() / 1.3))  # inches of an entry, so that none is cut off
     legend = figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False, title=said
+        handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False, title=caption
     )
     legend.get_title().set(fontsize=9, color=_GREY)
 

@@ -245,8 +245,8 @@ class GazeReport:
             "The paper's claims": self.claims(),
             "All runs": self.run_table(),
         }
-        drawn = self.figures() if pictures is None else pictures
-        return study_page("Gaze consistency in training", self.study, tables, drawn, self.remarks())
+        shown = self.figures() if pictures is None else pictures
+        return study_page("Gaze consistency in training", self.study, tables, shown, self.remarks())
 
     def save(self, folder: str | Path, *, format: FigureFormat = "png") -> Path:
         """Writes report.md, .html and .json, tables.tex, csv files and pictures into a folder. -> the folder

@@ -76,7 +76,7 @@ class Key:
         return f"{network}, lambda {self.strength:g}, {f'split {self.split}, ' if self.split else ''}seed {self.seed}"
 
     @property
-    def drawn(self) -> int:
+    def own_seed(self) -> int:
         """Returns the seed that it draws from: another one in every split, so that splits have nothing in common."""
         return mixed(self.split, self.seed)
 
@@ -298,7 +298,7 @@ def _run(
 ) -> None:
     if is_done(folder, "test/consistency.json", study.recipe, fabric):
         return
-    seed, classes = key.drawn, data.parts.classes
+    seed, classes = key.own_seed, data.parts.classes
     recipe, plan = replace(study.recipe, seed=seed), study.plan(key.level, key.strength, seed, classes)
     network = study.begun(plan, seed)
     gaze, weights = study.loss(network), recipe.weights_of(data.train.labels, len(classes))
@@ -356,20 +356,20 @@ def judged(network: nn.Module, data: StudyData, study: GazeStudy, fabric: Fabric
     All processes call this: the decisions are of all of them, the maps of the first. Diverged: its outputs are no
     finite numbers.
     """
-    found = finite_scores(network, data, fabric, "the weight of the loss on maps")
+    scores = finite_scores(network, data, fabric, "the weight of the loss on maps")
     with first(fabric) as mine:
         if mine:
             how: dict[str, Any] = {"method": study.method, "layer": study.place, "grid": study.grid}
             how |= {"resamples": 0, "permutations": 0, "baselines": False}
             measured = consistency(Model(network, classes=data.parts.classes), data.validation, **how)
-            found |= {
+            scores |= {
                 "L": measured.value,
                 "rms": measured.rms,
                 "wt": measured.ratio,
                 "coverage": measured.coverage,
                 "blank": measured.blank / len(measured.images),
             }
-    return found
+    return scores
 
 
 def _tested(study: GazeStudy, data: StudyData, fitted: Fitted, folder: Path, seed: int) -> None:
@@ -379,8 +379,7 @@ def _tested(study: GazeStudy, data: StudyData, fitted: Fitted, folder: Path, see
     # The paper's own distance, whatever was trained with: so runs compare.
     result = consistency(model, parts.test, method=study.method, layer=study.place, grid=study.grid, seed=seed)
     if shown:
-        pictures = [parts.test[parts.test.names.index(picture.name)].image for picture in shown]
-        images = torch.stack([study.preprocess(picture) for picture in pictures])
+        images = torch.stack([study.preprocess(data.picture(picture)) for picture in shown])
         aims = [parts.classes.index(picture.label) for picture in shown]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", KonkyoWarning)  # blank maps are shown as such

@@ -30,6 +30,7 @@ from konkyo.studies.vib.study import NetworkOfStudy, runs_of, uncompressed
 from konkyo.training.loop import EPOCHS, read_epochs
 from konkyo.utils.files import plain, read_json
 from konkyo.utils.statistics import Estimate, paired
+from konkyo.utils.words import counted
 
 TITLE = "Variational information bottleneck"
 OF_CODE = ("kl", "bits", "kl_over_log_k", "mean", "std", "passed")
@@ -145,7 +146,7 @@ class VIBReport:
         sizes, seeds = self.settings["sizes"], len({seed for _, seed in self.tests})
         lines = [
             f"{self.settings['data']}: {sizes['train']} images to train, {sizes['validation']} to validate, "
-            f"{sizes['test']} to test; {self.settings['backbone']}; {seeds} seed{'s' if seeds > 1 else ''}.",
+            f"{sizes['test']} to test; {self.settings['backbone']}; {counted(seeds, 'seed')}.",
             *grouping_remarks(self.settings),
         ]
         middle = statistics.median(test["accuracy"] for test in self.tests.values())
@@ -225,9 +226,9 @@ class VIBReport:
 
     def page(self, pictures: Mapping[str, Image.Image] | None = None) -> Page:
         """Returns the page of the study; `pictures`: those of `sheets`, where they are drawn already."""
-        drawn = self.sheets() if pictures is None else pictures
+        shown = self.sheets() if pictures is None else pictures
         tables = {"Networks": self.table(), **self.differences()}
-        return study_page(TITLE, self.settings, tables, drawn, self.remarks())
+        return study_page(TITLE, self.settings, tables, shown, self.remarks())
 
     def save(self, out: str | Path | None = None) -> Path:
         """Writes report.md, report.html, report.json, networks.csv and a sheet of maps per class. -> the folder

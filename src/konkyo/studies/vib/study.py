@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -445,7 +444,7 @@ def _shown_maps(study: VIBStudy, data: StudyData, model: Model, method: Method) 
     """Returns the maps (P, h, w) of the pictures that are shown. KonkyoError: there can be none."""
     maps = list[Tensor]()
     for picture in data.shown:
-        image = study.preprocess(_picture(data, picture.name))[None]
+        image = study.preprocess(data.picture(picture))[None]
         maps.append(explain(model, image, method=method, target=data.parts.classes.index(picture.label)).maps.cpu())
     return torch.cat(maps) if maps else torch.zeros(0, 1, 1)
 
@@ -454,15 +453,11 @@ def _decisions(study: VIBStudy, data: StudyData, network: nn.Module, device: tor
     """Returns what the network decides on the pictures that are shown, and how sure it is."""
     decided = list[dict[str, Any]]()
     for picture in data.shown:
-        image = study.preprocess(_picture(data, picture.name))[None]
+        image = study.preprocess(data.picture(picture))[None]
         with torch.no_grad():
             sure, best = network(image.to(device)).float().softmax(1)[0].max(0)
         decided.append({"decision": data.parts.classes[int(best)], "probability": float(sure)})
     return decided
-
-
-def _picture(data: StudyData, name: str) -> Image.Image:
-    return data.parts.test[data.parts.test.names.index(name)].image
 
 
 @torch.no_grad()

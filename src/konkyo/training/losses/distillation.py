@@ -167,9 +167,11 @@ def instance_distillation(
             match, candidates = target.match(image), Candidates(image, len(target.likeness))
             if not match.found[0]:
                 continue
-            box, said = candidates.boxes(target.label)[0, match.index], candidates.probabilities[0, match.index]
+            box, likeness = candidates.boxes(target.label)[0, match.index], candidates.probabilities[0, match.index]
             aim, lengths = box.new_tensor([target.box]), box.new_tensor([size[1], size[0]] * 2)
-            naming = nn.functional.binary_cross_entropy(said, said.new_tensor([target.likeness]), reduction="sum")
+            naming = nn.functional.binary_cross_entropy(
+                likeness, likeness.new_tensor([target.likeness]), reduction="sum"
+            )
             sides = ((box - aim).abs() / lengths).sum()
             terms.append(naming + 5 * sides + 2 * (1 - _giou(box, aim)).sum())
         return torch.stack(terms).mean() if terms else 0 * output.sum()

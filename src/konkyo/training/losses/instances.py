@@ -46,10 +46,10 @@ def odam_loss(
     directions = functional.normalize(maps.flatten(1).to(torch.promote_types(maps.dtype, torch.float32)), dim=1)
     total, pairs = directions.sum() * 0, 0
     for number in torch.unique(numbers).tolist():
-        own = (numbers == number).nonzero().flatten()
-        anchor = own[ious[own].argmax()]
+        members = (numbers == number).nonzero().flatten()
+        anchor = members[ious[members].argmax()]
         likeness = (directions @ directions[anchor]).clamp(_CLOSE, 1 - _CLOSE)
-        others = own[own != anchor]
+        others = members[members != anchor]
         apart = ((numbers != number) & (overlap(boxes, boxes[anchor]) > 0)).nonzero().flatten()
         shares = ious[others] / ious[anchor].clamp_min(torch.finfo(ious.dtype).tiny)
         shares = shares if weighted else torch.ones_like(shares)

@@ -42,8 +42,8 @@ def saliency_guided(
         (gradient,) = torch.autograd.grad(score, leaf)
     moved = network(redrawn(images.detach(), gradient, generator, share=share))
     with torch.autocast(images.device.type, enabled=False):
-        own, other = (class_logits(at_least_float32(z)).log_softmax(1) for z in (logits, moved))
-        return functional.kl_div(other, own, reduction="batchmean", log_target=True)
+        usual, other = (class_logits(at_least_float32(z)).log_softmax(1) for z in (logits, moved))
+        return functional.kl_div(other, usual, reduction="batchmean", log_target=True)
 
 
 def redrawn(images: Tensor, gradient: Tensor, generator: torch.Generator, *, share: float = 0.5) -> Tensor:
@@ -62,5 +62,5 @@ def redrawn(images: Tensor, gradient: Tensor, generator: torch.Generator, *, sha
     lowest = size.topk(int(share * size.shape[1]), dim=1, largest=False).indices
     chosen = torch.zeros_like(size, dtype=torch.bool).scatter_(1, lowest, True).view(len(images), 1, *images.shape[2:])
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
-    drawn = torch.rand(images.shape, generator=generator, device=generator.device).to(images)
-    return torch.where(chosen, low + (high - low) * drawn, images)
+    noise = torch.rand(images.shape, generator=generator, device=generator.device).to(images)
+    return torch.where(chosen, low + (high - low) * noise, images)

@@ -21,11 +21,11 @@ def compare_view(session: Session) -> str:
     if not session.results:
         return word(session.lang, "maps.first")
     this, that = pair_of(session)
-    drawn = {name: result.overlay(0, brightness="full") for name, result in session.results.items()}
-    drawn[PICTURE] = next(iter(session.results.values())).picture(0)
+    pictures = {name: result.overlay(0, brightness="full") for name, result in session.results.items()}
+    pictures[PICTURE] = next(iter(session.results.values())).picture(0)
     label = word(session.lang, "compare.slider")
     names = [word(session.lang, "compare.picture") if name == PICTURE else name for name in (this, that)]
-    return slider((drawn[this], names[0]), (drawn[that], names[1]), label)
+    return slider((pictures[this], names[0]), (pictures[that], names[1]), label)
 
 
 def pair_of(session: Session) -> tuple[str, str]:

@@ -32,7 +32,7 @@ def curves_view(session: Session) -> str:
         moving = animation(curve.pictures, captions, title, word(session.lang, "curves.play"))
         parts.append(Markup("<div><h3>{}</h3>{}</div>").format(title, Markup(moving)))
     lines = {
-        curve.metric: {method: own[number].scores for method, own in session.curves.items()}
+        curve.metric: {method: by_number[number].scores for method, by_number in session.curves.items()}
         for number, curve in enumerate(last)
     }
     better = {curve.metric: "(lower is better)" if curve.better == "lower" else "(higher is better)" for curve in last}
