@@ -16,6 +16,8 @@ from math import floor, log10
 from pathlib import Path
 from typing import Any
 
+from griffe import GriffeLoader
+
 import konkyo
 from konkyo.engine.probe import NEEDS
 
@@ -232,6 +234,48 @@ def metrics_table() -> str:
     return "\n".join(lines)
 
 
+def metrics_reference() -> str:
+    """Every metric's entry in the reference, by family."""
+    families: dict[str, list[str]] = {}
+    for name, found in sorted(konkyo.metrics.metrics().items()):
+        families.setdefault(found.function.__module__, []).append(name)
+    parts = []
+    for family, names in sorted(families.items()):
+        parts.append("## " + first_paragraph(sys.modules[family].__doc__ or family).rstrip("."))
+        for name in names:
+            shown = f"konkyo.metrics.{name}"
+            parts.append(f"::: {family}.{name}\n    options:\n      heading: {shown}\n      toc_label: {shown}")
+    return "\n\n".join(parts)
+
+
+ENTRY = re.compile(r"^::: (\S+)(?:\n    options:\n      heading: (\S+))?", re.MULTILINE)
+"""An entry of the reference: the path of its object, and the heading where that is another one."""
+
+
+def names_tables() -> str:
+    """A table per page of the reference: its names, each with the first sentence of its documentation."""
+    loader = GriffeLoader(search_paths=[ROOT / "src"])
+    loader.load("konkyo")
+    loader.resolve_aliases()
+    parts = []
+    for name in re.findall(r"reference/(?!index)(\w+\.md)", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")):
+        page = ROOT / "docs" / "reference" / name
+        text = page.read_text(encoding="utf-8")
+        title = text.partition("\n")[0].removeprefix("# ")
+        lines = [f"## [{title}]({page.name})", "", "| name | |", "|---|---|"]
+        for path, heading in ENTRY.findall(text):
+            found = loader.modules_collection[path].docstring
+            said = first_paragraph(found.value if found else "").replace("|", "\\|")
+            lines.append(f"| [`{heading or path}`]({page.name}#{path}) | {said} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def first_paragraph(text: str) -> str:
+    """The first paragraph of a documentation, in one line."""
+    return " ".join(text.partition("\n\n")[0].split())
+
+
 KINDS = {"classifier": "classifier", "detector": "detector", "segmenter": "segmenter", "vqa": "VQA"}
 
 
@@ -318,6 +362,8 @@ PARTS = {
     "quality tables": quality_tables,
     "needs table": needs_table,
     "metrics table": metrics_table,
+    "metrics reference": metrics_reference,
+    "names tables": names_tables,
     "methods table": methods_table,
     "methods": methods_pages,
     "benchmark summary": benchmark_summary,
@@ -332,7 +378,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for page in (*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))):
         text = page.read_text(encoding="utf-8")
         new = text
         for name, make in PARTS.items():

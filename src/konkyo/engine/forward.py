@@ -23,6 +23,7 @@ from konkyo.targets.classes import Target
 from konkyo.utils.segments import Count, Segmentation, segments_of
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+"""In what a model's forwards run: under autocast in 16 bits, or in 32 bits."""
 
 
 _INDEPENDENT: WeakSet[nn.Module] = WeakSet()

@@ -42,7 +42,7 @@ class AttentionBranch(nn.Module):
         self.attention = nn.Sequential(nn.Conv2d(classes, 1, 3, padding=1, bias=False), nn.BatchNorm2d(1), nn.Sigmoid())
 
     def forward(self, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns maps (N, C, h, w) -> (N, K), (N, 1, h, w)"""
+        """Maps (N, C, h, w) -> (N, K), (N, 1, h, w)"""
         maps = self.maps(grid)
         return grid_mean(self.scores(maps)), self.attention(maps)
 
@@ -51,7 +51,7 @@ class Emphasis(nn.Module):
     """Features times (1 + attention): a module of its own, so that its grid is a layer that can be explained."""
 
     def forward(self, grid: Tensor, attention: Tensor) -> Tensor:
-        """Returns maps (N, C, h, w), (N, 1, h, w) -> (N, C, h, w)"""
+        """Maps (N, C, h, w), (N, 1, h, w) -> (N, C, h, w)"""
         return grid * (1 + attention)
 
 
@@ -85,7 +85,7 @@ class AttentionBranchNetwork(nn.Module):
         fitting(self.head, self.backbone)
 
     def forward(self, images: Tensor) -> AttentionBranchOutput | Tensor:
-        """Returns maps images (N, 3, H, W) -> logits (N, K); in training `AttentionBranchOutput`."""
+        """Maps images (N, 3, H, W) -> logits (N, K); in training `AttentionBranchOutput`."""
         grid = self.backbone(images)
         scores, attention = self._attend(grid)
         grid = self.emphasis(grid, attention)

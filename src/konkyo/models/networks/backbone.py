@@ -34,7 +34,7 @@ class Backbone(nn.Module):
         self.features, self.channels = features, channels
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns maps images (N, 3, H, W) -> (N, channels, h, w)"""
+        """Maps images (N, 3, H, W) -> (N, channels, h, w)"""
         grid: Tensor = self.features(images)
         if not isinstance(grid, Tensor) or grid.ndim != 4 or grid.shape[1] != self.channels:
             came = tuple(grid.shape) if isinstance(grid, Tensor) else type(grid).__name__
@@ -50,7 +50,7 @@ class Pooled(nn.Module):
         self.backbone, self.head = backbone, head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns maps images (N, 3, H, W) -> logits (N, K)"""
+        """Maps images (N, 3, H, W) -> logits (N, K)"""
         logits: Tensor = self.head(grid_mean(self.backbone(images)))
         return logits
 

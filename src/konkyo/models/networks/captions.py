@@ -31,7 +31,7 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Returns maps tokens (N, L, C) -> (N, L, C); `mask` (N, 1, 1, L) bool: which are attended to."""
+        """Maps tokens (N, L, C) -> (N, L, C); `mask` (N, 1, 1, L) bool: which are attended to."""
         q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         read = functional.scaled_dot_product_attention(q, k, v, mask)
         result: Tensor = self.out(read.transpose(1, 2).flatten(2))
@@ -48,7 +48,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Returns maps tokens (N, L, C) -> (N, L, C)."""
+        """Maps tokens (N, L, C) -> (N, L, C)."""
         tokens = tokens + self.attention(self.norm1(tokens), mask)
         result: Tensor = tokens + self.mlp(self.norm2(tokens))
         return result
@@ -90,7 +90,7 @@ class ImageTower(nn.Module):
         return embedding
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns maps images (N, 3, 128, 128) -> embeddings (N, 128), not normalised."""
+        """Maps images (N, 3, 128, 128) -> embeddings (N, 128), not normalised."""
         return self.deep(self.shallow(images))
 
 
@@ -104,7 +104,7 @@ class TextTower(nn.Module):
         self.norm, self.projection = nn.LayerNorm(_WIDTH), nn.Linear(_WIDTH, _WIDTH, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Returns maps token ids (T, L) -> embeddings (T, 128), not normalised."""
+        """Maps token ids (T, L) -> embeddings (T, 128), not normalised."""
         tokens, mask = self.words(ids) + self.places[:, : ids.shape[1]], (ids != 0)[:, None, None]
         for block in self.blocks:
             tokens = block(tokens, mask)

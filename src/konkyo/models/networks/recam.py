@@ -49,7 +49,7 @@ class ReCAM(nn.Module):
         fitting(self.second, self.backbone)
 
     def forward(self, images: Tensor) -> ReCAMOutput | Tensor:
-        """Returns maps images (N, 3, H, W) -> logits (N, K); in training `ReCAMOutput`."""
+        """Maps images (N, 3, H, W) -> logits (N, K); in training `ReCAMOutput`."""
         if self.training:
             return self.output(images)
         logits: Tensor = self.first(grid_mean(self.backbone(images)))
@@ -107,10 +107,9 @@ def recam_loss(
     and over images. M_k is not detached. As w'_j . f_k is the mean of M_k (w'_j . f), no masked features are made.
 
     `labels` (N,) of integers: one class per image, and L_1 ("classification") is the softmax cross-entropy, with
-    `weights` (K,) of the classes. (N, K) of
-    zeros and ones: any number of classes, and L_1 is the mean binary cross-entropy (the paper's). "blank": the share of
-    classes that are there whose A_k is 0 everywhere, of which L_2 learns nothing. KonkyoError: the output of a network
-    in eval mode, labels of another form.
+    `weights` (K,) of the classes. (N, K) of zeros and ones: any number of classes, and L_1 is the mean binary
+    cross-entropy (the paper's). "blank": the share of classes that are there whose A_k is 0 everywhere, of which L_2
+    learns nothing. KonkyoError: the output of a network in eval mode, labels of another form.
     """
     if not isinstance(output, ReCAMOutput):
         raise KonkyoError(

@@ -45,7 +45,7 @@ class ScenesResNet(nn.Module):
         self.head = nn.Linear(144, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns maps images (N, 3, H, W) -> logits (N, classes)."""
+        """Maps images (N, 3, H, W) -> logits (N, classes)."""
         grid = self.stage4(self.stage3(self.stage2(self.stage1(self.stem(images)))))
         logits: Tensor = self.head(grid.mean((-2, -1)))
         return logits

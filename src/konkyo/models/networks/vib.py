@@ -35,7 +35,7 @@ _MULTIPLE = 8
 
 @dataclass(frozen=True)
 class Noise:
-    """How a channel's standard deviation is made: `source` gives a value s, of which `variant` makes it.
+    """This says how a channel's standard deviation is made: `source` gives a value s, of which `variant` makes it.
 
     `source`, with the means mu (N, C) of the grid's channels:
 
@@ -130,7 +130,10 @@ def channel_attention(grid: Tensor, values: Tensor, temperature: float = 1.0) ->
 
 
 def linear_attention(grid: Tensor, values: Tensor) -> Tensor:
-    """Attention with elu(Q) + 1 as kernel (Katharopoulos et al., 2020). (N, C, h, w), (N, C) -> (N, C)"""
+    """Returns attention with elu(Q) + 1 as kernel (Katharopoulos et al., 2020). (N, C, h, w), (N, C) -> (N, C)
+
+    Q (C, P = h w) as of `channel_attention`, and so are `grid` and `values`; not equal to it, and linear in C.
+    """
     features = functional.elu(functional.layer_norm(grid.flatten(2), (grid[0, 0].numel(),))) + 1
     summed = torch.einsum("ncp,nc->np", features, values.to(features.dtype))
     return torch.einsum("ncp,np->nc", features, summed) / torch.einsum("ncp,np->nc", features, features.sum(1))
@@ -163,7 +166,7 @@ class VIBHead(nn.Module):
             self.offset = nn.Parameter(torch.full((channels,), float(self.noise.offset)))
 
     def forward(self, grid: Tensor) -> VIBOutput | Tensor:
-        """Returns maps (N, C, h, w) -> logits (N, K); in training `VIBOutput`."""
+        """Maps (N, C, h, w) -> logits (N, K); in training `VIBOutput`."""
         if not self.training:
             return self.scores(grid_mean(at_least_float32(grid)))
         mean, std = self.code(grid)
@@ -209,7 +212,7 @@ class VIBClassifier(nn.Module):
         fitting(self.head, self.backbone)
 
     def forward(self, images: Tensor) -> VIBOutput | Tensor:
-        """Returns maps images (N, 3, H, W) -> logits (N, K); in training `VIBOutput`."""
+        """Maps images (N, 3, H, W) -> logits (N, K); in training `VIBOutput`."""
         output: VIBOutput | Tensor = self.head(self.backbone(images))
         return output
 
