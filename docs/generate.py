@@ -38,14 +38,24 @@ def applies(method: konkyo.Method) -> str:
 
 
 def cost(name: str) -> str:
-    """What a method costs, as measured."""
+    """What a method costs: as timed, else as counted."""
     for section in results()["sections"].get("costs", ()):
         row = section["rows"].get(name)
         if row is not None:
             network = section["title"].partition(":")[0]
             memory = "" if row["mb"] is None else f", {rounded(row['mb'])} MB at its peak"
             return f"{rounded(row['wall'])} forwards of {network}{memory}"
-    return "not measured"
+    for found in measured_methods().values():
+        if name in found["costs"]:
+            return f"{found['costs'][name]:.3g} forwards of `{found['model']}`, counted"
+    return "as said above; not measured"
+
+
+def advice() -> dict[str, tuple[str, str]]:
+    """What a method is taken for and what to know of it, as docs/which.md has it."""
+    text = (ROOT / "docs" / "which.md").read_text(encoding="utf-8")
+    section = text.partition("\n## When, and what to know\n")[2].partition("\n## ")[0]
+    return {name: (use, know) for name, use, know in re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", section, re.M)}
 
 
 def needs_table() -> str:
@@ -75,6 +85,7 @@ def methods_table() -> str:
 def methods_pages() -> str:
     """Every method with its whole documentation, by family."""
     parts = []
+    advised = advice()
     families: dict[str, list[tuple[str, konkyo.Method]]] = {}
     for name, method in konkyo.methods().items():
         families.setdefault(method.function.__module__, []).append((name, method))
@@ -88,6 +99,7 @@ def methods_pages() -> str:
             )
             needs = ", ".join(NEEDS[n].cost or n for n in method.needs)
             facts = [
+                *zip(("take it for", "know"), advised.get(name, ()), strict=False),
                 ("needs", needs),
                 ("for", applies(method)),
                 ("cost", cost(name)),
