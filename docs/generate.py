@@ -16,6 +16,8 @@ from math import floor, log10
 from pathlib import Path
 from typing import Any
 
+from griffe import GriffeLoader
+
 import konkyo
 from konkyo.engine.probe import NEEDS
 
@@ -36,14 +38,24 @@ def applies(method: konkyo.Method) -> str:
 
 
 def cost(name: str) -> str:
-    """What a method costs, as measured."""
+    """What a method costs: as timed, else as counted."""
     for section in results()["sections"].get("costs", ()):
         row = section["rows"].get(name)
         if row is not None:
             network = section["title"].partition(":")[0]
             memory = "" if row["mb"] is None else f", {rounded(row['mb'])} MB at its peak"
             return f"{rounded(row['wall'])} forwards of {network}{memory}"
-    return "not measured"
+    for found in measured_methods().values():
+        if name in found["costs"]:
+            return f"{found['costs'][name]:.3g} forwards of `{found['model']}`, counted"
+    return "as said above; not measured"
+
+
+def advice() -> dict[str, tuple[str, str]]:
+    """What a method is taken for and what to know of it, as docs/which.md has it."""
+    text = (ROOT / "docs" / "which.md").read_text(encoding="utf-8")
+    section = text.partition("\n## When, and what to know\n")[2].partition("\n## ")[0]
+    return {name: (use, know) for name, use, know in re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", section, re.M)}
 
 
 def needs_table() -> str:
@@ -73,6 +85,7 @@ def methods_table() -> str:
 def methods_pages() -> str:
     """Every method with its whole documentation, by family."""
     parts = []
+    advised = advice()
     families: dict[str, list[tuple[str, konkyo.Method]]] = {}
     for name, method in konkyo.methods().items():
         families.setdefault(method.function.__module__, []).append((name, method))
@@ -86,6 +99,7 @@ def methods_pages() -> str:
             )
             needs = ", ".join(NEEDS[n].cost or n for n in method.needs)
             facts = [
+                *zip(("take it for", "know"), advised.get(name, ()), strict=False),
                 ("needs", needs),
                 ("for", applies(method)),
                 ("cost", cost(name)),
@@ -255,6 +269,48 @@ def metrics_table() -> str:
     return "\n".join(lines)
 
 
+def metrics_reference() -> str:
+    """Every metric's entry in the reference, by family."""
+    families: dict[str, list[str]] = {}
+    for name, found in sorted(konkyo.metrics.metrics().items()):
+        families.setdefault(found.function.__module__, []).append(name)
+    parts = []
+    for family, names in sorted(families.items()):
+        parts.append("## " + first_paragraph(sys.modules[family].__doc__ or family).rstrip("."))
+        for name in names:
+            shown = f"konkyo.metrics.{name}"
+            parts.append(f"::: {family}.{name}\n    options:\n      heading: {shown}\n      toc_label: {shown}")
+    return "\n\n".join(parts)
+
+
+ENTRY = re.compile(r"^::: (\S+)(?:\n    options:\n      heading: (\S+))?", re.MULTILINE)
+"""An entry of the reference: the path of its object, and the heading where that is another one."""
+
+
+def names_tables() -> str:
+    """A table per page of the reference: its names, each with the first sentence of its documentation."""
+    loader = GriffeLoader(search_paths=[ROOT / "src"])
+    loader.load("konkyo")
+    loader.resolve_aliases()
+    parts = []
+    for name in re.findall(r"reference/(?!index)(\w+\.md)", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")):
+        page = ROOT / "docs" / "reference" / name
+        text = page.read_text(encoding="utf-8")
+        title = text.partition("\n")[0].removeprefix("# ")
+        lines = [f"## [{title}]({page.name})", "", "| name | |", "|---|---|"]
+        for path, heading in ENTRY.findall(text):
+            found = loader.modules_collection[path].docstring
+            said = first_paragraph(found.value if found else "").replace("|", "\\|")
+            lines.append(f"| [`{heading or path}`]({page.name}#{path}) | {said} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def first_paragraph(text: str) -> str:
+    """The first paragraph of a documentation, in one line."""
+    return " ".join(text.partition("\n\n")[0].split())
+
+
 KINDS = {"classifier": "classifier", "detector": "detector", "segmenter": "segmenter", "vqa": "VQA"}
 
 
@@ -341,6 +397,8 @@ PARTS = {
     "quality tables": quality_tables,
     "needs table": needs_table,
     "metrics table": metrics_table,
+    "metrics reference": metrics_reference,
+    "names tables": names_tables,
     "methods table": methods_table,
     "methods": methods_pages,
     "benchmark summary": benchmark_summary,
@@ -355,7 +413,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for page in (*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))):
         text = page.read_text(encoding="utf-8")
         new = text
         for name, make in PARTS.items():

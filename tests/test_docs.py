@@ -8,13 +8,14 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import konkyo
 from helpers.examples import code_of, run_page
 from helpers.paths import DOCS, EXAMPLES, ROOT
+from konkyo.explanation.diagnosis import Kind
 
 
 @pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning")
@@ -141,6 +142,17 @@ def test_every_method_has_its_paper() -> None:
     section = PAPERS.partition("## Methods")[2].partition("\n## ")[0]
     names = re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in section.splitlines() if line.startswith("|")))
     assert sorted(names) == sorted(konkyo.methods())
+
+
+def test_every_method_is_advised_on() -> None:
+    section = (DOCS / "which.md").read_text(encoding="utf-8").partition("\n## When, and what to know\n")[2]
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \|$", section.partition("\n## ")[0], re.MULTILINE)
+    assert sorted(rows) == sorted(konkyo.methods())
+
+
+def test_every_kind_of_diagnosis_is_explained() -> None:
+    section = (DOCS / "layers.md").read_text(encoding="utf-8").partition("\n## What is wrong with this map\n")[2]
+    assert set(re.findall(r"^\| `([\w ]+)` \|", section, re.MULTILINE)) == set(get_args(Kind))
 
 
 def test_links_to_papers_are_whole() -> None:

@@ -12,37 +12,37 @@ from difflib import SequenceMatcher
 
 
 class KonkyoError(Exception):
-    """Something the caller can mend; the message says how."""
+    """This is raised where the caller can mend something; the message says what, and how."""
 
 
 class ImageError(KonkyoError):
-    """An image that cannot be used, or that lacks what is asked for; others can be explained all the same."""
+    """This is raised of an image that cannot be used, or lacks what is asked for; others can be explained."""
 
 
 class NotApplicable(KonkyoError):  # noqa: N818 - it is said of a method: "cam: not applicable to this model"
-    """A method that cannot be defined for this model or layer; others can."""
+    """This is raised of a method that cannot be defined for this model or layer; others can."""
 
 
 class NetworkError(KonkyoError):
-    """What a network raised in its forward or backward; the cause is kept (`__cause__`)."""
+    """This is raised where a network failed in its forward or backward; the cause is kept (`__cause__`)."""
 
 
 class Diverged(KonkyoError):  # noqa: N818 - it is said of a training
-    """A training whose loss is no number any more; its epochs before are kept, and other trainings can go on."""
+    """This is raised of a training whose loss is no number any more; its epochs before are kept."""
 
 
 class NoSuchRow(KonkyoError, IndexError):  # noqa: N818 - it says what there is not
-    """A row that a result does not have; the message says how many there are."""
+    """This is raised of a row that a result does not have; the message says how many there are."""
 
 
 class NoSuchName(KonkyoError, KeyError):  # noqa: N818 - it says what there is not
-    """A name that no row of a result has; the message says which there are."""
+    """This is raised of a name that no row of a result has; the message says which there are."""
 
     __str__ = Exception.__str__  # a KeyError would show the message in quotes
 
 
 class KonkyoWarning(UserWarning):
-    """A result that exists but should not be trusted as it is."""
+    """This warns of a result that exists but should not be trusted as it is; the message says why."""
 
 
 _NEAR, _ASIDE = 0.6, 0.1

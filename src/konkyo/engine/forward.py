@@ -24,6 +24,7 @@ from konkyo.utils.segments import Count, Segmentation, segments_of
 from konkyo.utils.tensors import at_least_float32
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+"""In what a model's forwards run: under autocast in 16 bits, or in 32 bits."""
 
 
 _INDEPENDENT: WeakSet[nn.Module] = WeakSet()

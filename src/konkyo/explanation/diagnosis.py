@@ -28,7 +28,10 @@ Kind: TypeAlias = Literal[
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Whether a map is meaningful: `kind` is "ok", or says what is wrong; `message` gives the cause and a way out."""
+    """A diagnosis says whether a map can be read: its `kind` is "ok", or what is wrong.
+
+    `message`: the cause and a way out; "" of "ok". All kinds are explained in docs/layers.md.
+    """
 
     kind: Kind
     message: str = ""

@@ -32,6 +32,7 @@ from konkyo.utils.progress import Progress
 from konkyo.utils.tensors import Fuse
 
 Which: TypeAlias = "str | Method | Attribution"
+"""Which method: its name, a `Method`, or an attribution object of Captum's."""
 
 
 def explain(

@@ -29,7 +29,9 @@ from konkyo.models.readers import Reading
 from konkyo.tasks.base import plain_name
 
 Image_: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any] | Tensor | Sample"
+"""An image: a path, the bytes of a file, an open file, a picture, an array, a tensor, or a sample."""
 Images: TypeAlias = "Image_ | Mapping[str, Any] | Dataset[Any] | Iterable[Any]"
+"""Images: one, a list, a loader or a data set of them, or what a processor of transformers returns."""
 
 MOST = 4096
 """So many images are explained in one call; an iterable may be endless."""

@@ -33,6 +33,7 @@ from konkyo.utils.progress import Progress
 from konkyo.utils.tensors import FUSES, Fuse, at_least_float32, fuse, on_finest, resize
 
 Where: TypeAlias = "str | nn.Module | Layer | Sequence[str | nn.Module | Layer] | None"
+"""Which layer: a dotted name, a module, "input", "stages", several of these, or None for the automatic one."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ _ALIKE = 3.0  # levels of 255: the mean difference of two views that are one pic
 
 @dataclass(frozen=True)
 class Drawing:
-    """How the pictures are drawn: the same colours, the same rule of scaling and the same size for all methods."""
+    """This says how pictures are drawn: with the same colours, rule of scaling and size for all methods."""
 
     scale: Scale = "picture"
     signed: bool = False

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from konkyo.targets.regions import Mask
 
 Target: TypeAlias = Callable[[Any], Tensor]
+"""A target is any function from a network's output (N, ...) to a score per image (N,); gradients go through it."""
 Outputs: TypeAlias = Callable[[Any], Tensor]
 """Images, in any form that `explain` takes, -> the network's outputs for them (M, ...)."""
 Box: TypeAlias = "tuple[float, float, float, float]"

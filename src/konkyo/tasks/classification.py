@@ -37,7 +37,9 @@ _CERTAIN = 15.9  # the log-odds that single precision cannot tell from certainty
 @task
 @dataclass(frozen=True)
 class ClassificationTask(Task):
-    """The classes of an image, highest logit first. With `multilabel` they do not exclude each other.
+    """This task reads an output (N, K) as logits of classes; one logit (N, 1) decides between two.
+
+    The highest is explained where no target is given. With `multilabel` classes do not exclude each other.
 
     The probabilities of classes that do not exclude each other are sigmoids, those of others a softmax. With
     `probabilities` the network puts these out itself, and its output becomes logits: log(p / (1 - p)) of sigmoids, up

@@ -18,8 +18,10 @@ class Decision:
     """A decision is the class that the model finds most probable, with the probability and rank of the asked class."""
 
     index: int
+    """Of the class that the model finds most probable."""
     label: str
     probability: float
+    """Of that class, from 0 to 1: a softmax, or a sigmoid where classes do not exclude each other."""
     rank: int | None = None
     """Of the asked class among all, by probability; 1 is the highest. None where the target is of no class."""
     asked_probability: float | None = None

@@ -39,7 +39,12 @@ class Kept:
 
 @dataclass(frozen=True)
 class Detector:
-    """How a network is a detector."""
+    """A detector says how a network's candidates are made, which of them it keeps, and where its backbone ends.
+
+    `konkyo.Model(module, detector=Detector(...))` is then explained as any other. Boxes are xyxy in pixels of the
+    network's input, probabilities lie in [0, 1]. N counts images, Q candidates, K classes; B is 1, or K where every
+    class has a box of its own.
+    """
 
     classes: int
     """How many classes there are; "nothing" and "background" are none."""
@@ -85,7 +90,11 @@ def best_pairs(output: Tensor, threshold: float, classes: int, most: int | None 
 @task
 @dataclass(frozen=True)
 class DetectionTask(Task):
-    """The detections of an image, any number of them; `adapter` says how the network is a detector."""
+    """This task reads candidates (N, Q, 4 B + K) as detections, any number per image.
+
+    `adapter` says how candidates are made of the network and which of them it keeps. All that it keeps are explained
+    where no target is given, highest score first.
+    """
 
     noun: ClassVar[str] = "detector"
     instances: ClassVar[str] = "detections"

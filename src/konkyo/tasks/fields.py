@@ -118,7 +118,11 @@ class _FieldTask(Task):
 @task
 @dataclass(frozen=True)
 class DepthTask(_FieldTask):
-    """The depth of every place, in `unit`; of `inverse` networks it is the inverse depth, in which large is near."""
+    """This task reads an output (N, H, W) or (N, 1, H, W) as the depth of every place, in `unit`.
+
+    `inverse`: the output is the inverse depth, in which large is near. What is explained is the mean over a part of the
+    picture (`konkyo.Depth`), all of it where no target is given. KonkyoError, in a forward: another form of output.
+    """
 
     noun: ClassVar[str] = "network of depth"
     quantity: ClassVar[str] = "depth"
@@ -141,7 +145,11 @@ class DepthTask(_FieldTask):
 @task
 @dataclass(frozen=True)
 class CountingTask(_FieldTask):
-    """A density of things, whose sum over a part of the picture is how many there are."""
+    """This task reads an output (N, H, W) or (N, 1, H, W) as a density of things.
+
+    Its sum over a part of the picture is how many there are. That is what is explained (`konkyo.Count`), of the whole
+    picture where no target is given. KonkyoError, in a forward: another form of output.
+    """
 
     noun: ClassVar[str] = "network of densities"
     quantity: ClassVar[str] = "count"

@@ -20,7 +20,11 @@ from konkyo.tasks.base import Classes, TargetRequest, Task, task
 @task
 @dataclass(frozen=True)
 class KeypointTask(Task):
-    """The joints of an image; `Model.classes` has their names. The surest joint is explained where none is named."""
+    """This task reads an output (N, J, h, w) as heat maps of joints; `Model.classes` has their names.
+
+    The joint of the highest value is explained where none is named. KonkyoError, when targets are made: another form of
+    output, or as many names as there are not joints.
+    """
 
     noun: ClassVar[str] = "network of keypoints"
     method: ClassVar[str] = "hires_cam"

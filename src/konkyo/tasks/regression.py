@@ -22,10 +22,10 @@ MOST = 16
 @task
 @dataclass(frozen=True)
 class RegressionTask(Task):
-    """The numbers of an image: `Model.classes` has their names, `units` their units, one for all or one each.
+    """This task reads an output (N,) or (N, K) as numbers; `Model.classes` has their names, `units` their units.
 
-    All of them are explained, a row each, where no target is given. Their usual methods keep the sign: what raises a
-    number is positive, what lowers it negative.
+    `units`: one for all, or one each. All numbers are explained, a row each, where no target is given. Their usual
+    methods keep the sign: what raises a number is positive, what lowers it negative.
     """
 
     noun: ClassVar[str] = "regressor"

@@ -31,10 +31,13 @@ EPOCHS = "epochs.csv"
 
 
 class Objective(Protocol):
-    """What a step makes smaller; a module, so that what it remembers is checkpointed with the network."""
+    """An objective gives what a step makes smaller; it is a module, so that its state is checkpointed too."""
 
     def __call__(self, output: Any, labels: Tensor, epoch: int) -> dict[str, Tensor]:
-        """Scalars of the network's output for a batch; "loss" is differentiated, the means of all are kept."""
+        """Returns scalars () by name of the network's output for a batch, whose `labels` are (N,).
+
+        "loss" is differentiated, and the means of all over an epoch are kept. Epochs are counted from 1.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """As of a module."""

@@ -31,8 +31,9 @@ _ENDLESS = ("plateau", "constant")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained. The defaults are those of the study of gaze consistency, but for the epochs.
+    """A recipe says how a network is trained.
 
+    The defaults are those of the study of gaze consistency, but for the epochs.
     KonkyoError: numbers that make no sense, an unknown optimiser, schedule, ..., class weights with balanced sampling.
     """
 

@@ -14,7 +14,7 @@ from konkyo.errors import KonkyoError, unknown
 
 FUSES = ("layer_cam", "max", "mean", "sum", "product")
 Fuse: TypeAlias = Literal["layer_cam", "max", "mean", "sum", "product"] | Callable[[Sequence[Tensor]], Tensor]
-"""How the maps of several layers become one."""
+"""How the maps of several layers become one: by name, or a function of the maps (N, h, w) of all layers."""
 
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 

@@ -20,6 +20,7 @@ from konkyo.data.samples import Annotation, Sample, Samples, around, synthetic
 from konkyo.errors import KonkyoError
 
 CLASSES: tuple[str, ...] = ("disc", "ring", "stripes")
+"""The names of the classes, by the texture of the lesion."""
 PLACES: tuple[str, ...] = ("fixed", "random")
 
 _Array = NDArray[np.floating]

@@ -28,6 +28,7 @@ CLASSES: tuple[str, ...] = (
     *("tulip", "daisy"),  # by the blossom
     *("lighthouse", "windmill"),  # by the top of the tower
 )
+"""The names of the classes, in pairs that one part tells apart; a label is an index into them."""
 
 _Array = NDArray[np.float64]
 _Colour = tuple[int, int, int]
