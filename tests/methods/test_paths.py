@@ -148,6 +148,20 @@ def test_at_a_layer_the_way_begins_at_the_image_of_that_name() -> None:
     assert (found.notes["gap"].abs() < 0.02 * (found.scores - found.notes["baseline_score"]).abs()).all()
 
 
+def test_a_score_that_the_layer_has_no_part_in_has_a_map_of_zeros() -> None:
+    """The gradient goes on to the parameters, though nothing of it comes to the layer."""
+
+    class Apart(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([super().forward(x), self.head.bias[:1].expand(len(x), 1)], 1)
+
+    network, x = seeded(Apart()), images(1)[..., :8, :10]
+    assert network(x)[0, 3].requires_grad
+    found = konkyo.explain(network, x, method="integrated_gradients", steps=2, target=3)
+    assert found.maps.count_nonzero() == 0
+    assert float(found.scores) == pytest.approx(network.head.bias[0].item())
+
+
 def test_integrated_grad_cam_of_several_baselines_and_by_gauss() -> None:
     model, x = seeded(SmallResNet()), images(2)
     run = lambda **o: explain(model, x, "integrated_grad_cam", rectify="sum", **o).signed
