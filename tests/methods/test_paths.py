@@ -148,18 +148,23 @@ def test_at_a_layer_the_way_begins_at_the_image_of_that_name() -> None:
     assert (found.notes["gap"].abs() < 0.02 * (found.scores - found.notes["baseline_score"]).abs()).all()
 
 
-def test_a_score_that_the_layer_has_no_part_in_has_a_map_of_zeros() -> None:
-    """The gradient goes on to the parameters, though nothing of it comes to the layer."""
+def test_at_a_layer_that_the_score_does_not_read_the_map_is_0() -> None:
+    """The score has a gradient, that of the parameters, of which nothing comes to the layer."""
 
-    class Apart(Linear):
+    class Aside(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aside = nn.Conv2d(3, 2, 1)
+
         def forward(self, x: Tensor) -> Tensor:
-            return torch.cat([super().forward(x), self.head.bias[:1].expand(len(x), 1)], 1)
+            self.aside(x)
+            return super().forward(x)
 
-    network, x = seeded(Apart()), images(1)[..., :8, :10]
-    assert network(x)[0, 3].requires_grad
-    found = konkyo.explain(network, x, method="integrated_gradients", steps=2, target=3)
+    network, x = seeded(Aside()), images(1)[..., :8, :10]
+    found = konkyo.explain(network, x, method="integrated_gradients", layer="aside", steps=2, target=1)
+    assert found.maps.shape == (1, 8, 10)
     assert found.maps.count_nonzero() == 0
-    assert float(found.scores) == pytest.approx(network.head.bias[0].item())
+    assert [diagnosis.kind for diagnosis in found.diagnosis] == ["constant"]
 
 
 def test_integrated_grad_cam_of_several_baselines_and_by_gauss() -> None:
