@@ -709,6 +709,31 @@ def test_one_variant_runs_alone_in_a_whole_integration(monkeypatch: pytest.Monke
         assert len(measured) == 1
 
 
+def test_a_method_may_integrate_in_several_ways_each_once_for_all_levels() -> None:
+    ways: tuple[tuple[int, Any], ...] = ((2, "alpha"), (5, "alpha"), (5, "activations"))
+
+    def of(*some: tuple[int, Any]) -> konkyo.Method:
+        def weighted(inputs: Tensor, integrate: Any) -> Tensor:
+            parts = [integrate(inputs * 0, Sampling(nodes), through=through).sum(1) for nodes, through in some]
+            return sum(((10**k) * part for k, part in enumerate(parts)), torch.zeros(()))
+
+        return konkyo.Method("weighted", weighted, False, None, "logit", ("inputs", "integrate"), {})
+
+    model, images, forwards = dense(PyramidDetector()), noise(1), list[int]()
+
+    def signed(*some: tuple[int, Any]) -> tuple[Tensor, int]:
+        forwards.clear()
+        return konkyo.explain(model, images, method=of(*some), target=ALL).signed, sum(forwards)
+
+    signed(ways[0])  # the first call traces the network
+    model.module.register_forward_pre_hook(lambda _, args: forwards.append(len(args[0])))
+    alone = [signed(way) for way in ways]
+    together, count = signed(*ways)
+    close(together, sum(((10**k) * part.double() for k, (part, _) in enumerate(alone)), torch.zeros(())))
+    assert [cost for _, cost in alone] == [1 + nodes for nodes, _ in ways]  # levels share the forwards
+    assert count == 1 + sum(nodes for nodes, _ in ways)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
