@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import fields, replace
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -648,8 +648,9 @@ def one_after_the_other(gradient: Callable[[float], Tensor], sampling: Sampling)
     """The places of a path without boxes, halving as in Eq. 3-5, in the order in which they are taken."""
     first = min(sampling.initial, sampling.nodes)
     taken = [i / (first - 1) for i in range(first)]
+    apart = cache(lambda a, b: float((gradient(b) - gradient(a)).abs().sum()))
     while len(taken) < sampling.nodes:
-        g = {(a, b): float((gradient(b) - gradient(a)).abs().sum()) for a, b in pairwise(sorted(taken))}
+        g = {(a, b): apart(a, b) for a, b in pairwise(sorted(taken))}
         wide = [(a, b) for a, b in g if (b - a) / 2 >= 1 / (4 * sampling.nodes)]
         wide.sort(key=lambda ab: (-sampling.balance * g[ab] / max(g.values()), ab[0] - ab[1], ab[0]))
         taken += [(a + b) / 2 for a, b in wide[: min(sampling.split_per_round, sampling.nodes - len(taken))]]
