@@ -10,10 +10,12 @@ import functools
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import konkyo
 from helpers import cuts, zoo, zoo_odd
 from helpers.zoo import Animal
+from konkyo.engine.cuts import Graph
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::konkyo.KonkyoWarning"),
@@ -105,3 +107,36 @@ def test_the_judge_looks_at_changes_where_there_is_no_gradient() -> None:
     torch.manual_seed(0)
     assert judge(zoo_odd.frozen(), "body", (3, 64, 64)) == (0, 1)
     assert judge(zoo_odd.frozen(), "body.0", (3, 64, 64)) == (0, 1)
+
+
+# --- the graph that cuts are found in, by hand ------------------------------------------------------------------------
+
+
+def test_what_a_graph_tells_of_its_outputs_by_hand() -> None:
+    """image -> a -> b -> turned -> c -> normed, and normed + turned is what the score reads."""
+    weight, image = torch.randn(2, 2, 3, 3), torch.randn(1, 2, 6, 6, requires_grad=True) * 1
+    a = functional.conv2d(image, weight, padding=1)
+    b = a.relu()
+    turned = b.flip(-1)
+    c = functional.conv2d(turned, weight, padding=1)
+    normed = functional.group_norm(c, 1)
+    both = normed + turned
+    outputs = {"a": a, "b": b, "turned": turned, "c": c, "normed": normed, "both": both}
+    assert image.grad_fn is not None
+    nodes = {node: name for name, output in outputs.items() if (node := output.grad_fn) is not None}
+    graph = Graph(both.mean(), image.grad_fn, nodes)
+    assert graph.used == set(outputs)
+    assert graph.weighted == {"a", "b", "turned"}  # which the second convolution follows
+    assert graph.ends == {"normed", "both"}
+    assert graph.kept == {"a", "b"}
+
+    def frontier(*stops: str) -> tuple[set[str], bool]:
+        keys, avoided = graph.frontier(set(stops).__contains__)
+        return set(keys), avoided
+
+    assert frontier("a", "b") == ({"b"}, False)
+    assert frontier("c") == ({"c"}, True)
+    assert frontier("c", "turned") == ({"c", "turned"}, False)
+    assert frontier() == (set(), True)
+    assert graph.precedes(["c", "turned"])
+    assert not graph.precedes(["turned"])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import konkyo
 from konkyo.engine.forward import Pass
+from konkyo.engine.grids import Readings
 from konkyo.engine.layer import Layer
 from konkyo.engine.probe import Probe
 
@@ -264,3 +265,22 @@ def full_forward(model: konkyo.Model, layer: Layer, images: Tensor, channel: int
             return model(images)
     finally:
         handle.remove()
+
+
+def test_sizes_that_a_convolution_puts_out_are_those_of_tokens_and_of_grids_after_it() -> None:
+    """5 x 11 is no stride of 30 x 40, so that only what was learnt can tell it, with or without a class token."""
+
+    def grids(*shape: int) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+        return [(layer.channel_axis, layer.tokens or (), grid) for layer, grid in readings.of("x", shape)]
+
+    readings = Readings((30, 40))
+    readings.learn((2, 8, 5, 11))  # of two images
+    readings.learn((8, 5, 11))
+    assert not any((5, 11) in found for found in (*grids(1, 55, 8), *grids(1, 56, 8)))
+    readings.learn((1, 8, 5, 11))
+    assert grids(1, 55, 8)[0] == grids(1, 56, 8)[0] == (-1, (5, 11), (5, 11))
+    assert (next(readings.of("x", (1, 55, 8)))[0].prefix, next(readings.of("x", (1, 56, 8)))[0].prefix) == (0, 1)
+    assert grids(1, 8, 5, 11) == [(1, (), (5, 11))]
+    assert grids(1, 5, 11, 8) == [(-1, (), (5, 11))]
+    assert grids(1, 8, 3, 6) == [(1, (), (3, 6))]  # half of it, rounded up
+    assert grids(1, 8, 4, 6) == []

@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import BaseTorchFunctionMode
 
 import konkyo
 from konkyo.engine.capture import capture, untouched
@@ -133,7 +134,7 @@ def test_two_threads_that_would_wait_for_each_other_are_told() -> None:
 def test_a_session_ends_what_an_interrupt_left_open() -> None:
     net = network().train()
     own = net[1].register_forward_hook(lambda *_: None)
-    grad, session = torch.is_grad_enabled(), untouched(net)
+    grad, session, modes = torch.is_grad_enabled(), untouched(net), torch._C._len_torch_function_stack()
     with session:
         assert not net.training
         inner = untouched(net)
@@ -141,10 +142,12 @@ def test_a_session_ends_what_an_interrupt_left_open() -> None:
         net[0].register_forward_hook(Hook(lambda *_: None))
         net[0].register_forward_pre_hook(Hook(lambda *_: None), with_kwargs=True)
         Stub(net[4], lambda x: x).put_on(net[4])
+        BaseTorchFunctionMode().__enter__()
         torch.set_grad_enabled(False)
         torch.set_autocast_enabled("cpu", True)
         torch.autocast_increment_nesting()
     assert innermost() is None
+    assert torch._C._len_torch_function_stack() == modes
     assert torch.is_grad_enabled() is grad
     assert not torch.is_autocast_enabled("cpu")
     assert all(module.training and "forward" not in module.__dict__ for module in net.modules())
@@ -186,6 +189,15 @@ def test_explaining_in_a_hook_works_where_the_hook_rests_meanwhile() -> None:
     net[1].register_forward_hook(hook)
     assert torch.equal(net(x), right)
     assert torch.equal(maps[0], alone)
+
+
+def test_another_network_can_be_explained_in_a_hook_of_a_network_that_is_explained() -> None:
+    net, other, x, maps = network().eval(), network().eval(), torch.randn(1, 3, 8, 8), list[Tensor]()
+    alone = konkyo.explain(other, x, target=0).signed
+    net[1].register_forward_hook(lambda *_: maps.append(konkyo.explain(other, x, target=0).signed))
+    konkyo.explain(net, x, target=1)
+    assert maps
+    assert all(torch.equal(signed, alone) for signed in maps)
 
 
 def test_seeded_numbers_of_two_threads_do_not_mix() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import konkyo
 from helpers.networks import SmallResNet, images, seeded
 from konkyo.engine import variants
+from konkyo.engine.capture import measured_outputs
 from konkyo.engine.forward import distinct_views
 from konkyo.errors import KonkyoError
 
@@ -162,3 +163,14 @@ def test_views_that_repeat_for_rows_of_one_image_are_left_out() -> None:
     assert rows == tuple(range(6))
     with pytest.raises(KonkyoError, match="multiple of 3"):
         distinct_views((0, 0, 1), views[:4])
+
+
+def test_the_outputs_of_a_forward_are_measured_in_bytes() -> None:
+    network, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), images(2)
+    network.append(nn.Linear(4, 3)).double()
+    convolved, pooled, logits = (8 * 2 * numbers for numbers in (4 * 30 * 38, 4, 3))  # of two images of 32 x 40
+    for outside, total in ((), 2 * convolved), ((network[1],), convolved):
+        with measured_outputs(network, frozenset(outside)) as outputs:
+            network(x)
+        network(x)  # the hooks are gone
+        assert (outputs.largest, outputs.total) == (convolved, total + 2 * pooled + logits)

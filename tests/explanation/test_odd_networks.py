@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import konkyo
+from helpers.detectors import DenseDetector, dense, noise
 from konkyo.errors import KonkyoError, KonkyoWarning, silenced
 
 METHODS = ("grad_cam", "hires_cam", "saliency", "recipro_cam", "score_cam", "guided_backprop", "full_grad")
@@ -199,6 +200,22 @@ def test_a_map_does_not_depend_on_the_other_images(kind: str, method: str) -> No
     assert ("see each other" in " ".join(together.assumptions) or bool(together.assumptions)) == (
         kind != "InstanceNorm"
     )
+
+
+def test_a_detector_that_normalises_its_batch_runs_images_one_by_one() -> None:
+    """Its candidates are not compared with those in other company: the batch norm itself tells."""
+
+    class Normed(DenseDetector):
+        def after(self, levels: Sequence[Tensor]) -> Tensor:
+            return super().after([functional.batch_norm(levels[0], None, None, training=True)])
+
+    model, x, few = dense(Normed()), noise(2), konkyo.Detections(threshold=0.0, top=2)
+    together = konkyo.explain(model, x, method="odam", target=few)
+    for image in range(2):
+        alone = konkyo.explain(model, x[image : image + 1], method="odam", target=few)
+        torch.testing.assert_close(together.of_image(image).signed, alone.signed)
+        torch.testing.assert_close(together.of_image(image).boxes, alone.boxes)
+    assert any("one by one" in assumption for assumption in together.assumptions)
 
 
 def test_views_of_an_image_that_would_see_each_other_are_refused() -> None:

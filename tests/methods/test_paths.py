@@ -148,6 +148,25 @@ def test_at_a_layer_the_way_begins_at_the_image_of_that_name() -> None:
     assert (found.notes["gap"].abs() < 0.02 * (found.scores - found.notes["baseline_score"]).abs()).all()
 
 
+def test_at_a_layer_that_the_score_does_not_read_the_map_is_0() -> None:
+    """The score has a gradient, that of the parameters, of which nothing comes to the layer."""
+
+    class Aside(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aside = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.aside(x)
+            return super().forward(x)
+
+    network, x = seeded(Aside()), images(1)[..., :8, :10]
+    found = konkyo.explain(network, x, method="integrated_gradients", layer="aside", steps=2, target=1)
+    assert found.maps.shape == (1, 8, 10)
+    assert found.maps.count_nonzero() == 0
+    assert [diagnosis.kind for diagnosis in found.diagnosis] == ["constant"]
+
+
 def test_integrated_grad_cam_of_several_baselines_and_by_gauss() -> None:
     model, x = seeded(SmallResNet()), images(2)
     run = lambda **o: explain(model, x, "integrated_grad_cam", rectify="sum", **o).signed

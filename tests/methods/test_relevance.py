@@ -363,6 +363,21 @@ def test_points_at_which_a_grid_is_sampled_are_constants() -> None:
         lrp(seeded(alone), images(2))
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_averages_by_hand_in_all_numbers_of_dimensions(dims: int) -> None:
+    """x_i of a cell has the share x_i / n / (a + epsilon) of what the average a > 0 of its n cells has."""
+    x = torch.rand(2, 1, *[4] * dims).double()
+    for pool in (getattr(nn, f"AvgPool{dims}d")(2), getattr(nn, f"AdaptiveAvgPool{dims}d")(2)):
+        network = nn.Sequential(pool, nn.Flatten(), nn.Linear(2**dims, 3, bias=False)).double()
+        averages, score = pool(x), network(x)[:, 1].detach()
+        of_averages = averages * network[2].weight[1].detach().view(averages.shape[1:])
+        of_averages *= (score / (score + 0.1 * score.sign())).view(-1, *[1] * (1 + dims))
+        shares = of_averages / (averages + 0.1) / 2**dims
+        for axis in range(2, 2 + dims):
+            shares = shares.repeat_interleave(2, axis)
+        close(lrp(network, x, epsilon=0.1), x * shares, 1e-6)
+
+
 def test_functions_in_place_are_those_that_are_not() -> None:
     class Sum(nn.Module):
         def __init__(self, inplace: bool) -> None:

@@ -215,7 +215,13 @@ def test_detections_of_classes_of_boxes_and_the_best() -> None:
         model.targets(konkyo.Detections(classes=(3,)), output)
 
 
-@pytest.mark.parametrize("wrong", [{"threshold": 1.0}, {"top": 0}, {"classes": "cat"}, {"boxes": ((1, 2, 3),)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"threshold": 1.0}, {"top": 0}, {"classes": "cat"}, {"boxes": ((1, 2, 3),)}),
+        *({"boxes": ((1, 2, "3", 4),)}, {"boxes": ((1, 2, math.inf, 4),)}),
+    ],
+)
 def test_detections_that_mean_nothing_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(konkyo.KonkyoError):
         konkyo.Detections(**wrong)  # type: ignore[arg-type]

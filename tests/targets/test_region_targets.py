@@ -139,6 +139,7 @@ def test_targets_in_words():
             lambda: box_on_grid((50, 0, 60, 5), (4, 4), Frame(size=(20, 40))),
             "outside of what the network sees of the picture: x from 0 to 40",
         ),
+        (lambda: box_on_grid((0, 20.5, 5, 30), (4, 4), Frame(size=(20, 40))), "y from 0 to 20"),
         (lambda: mask_on_grid(Mask(torch.ones(9, 9)), (4, 4), Frame(size=(20, 40))), "40 x 20 pixels; got 9 x 9"),
         (lambda: box_on_grid((0, 0, 1, 1), (4, 4), Frame()), "size of the network's input is not known"),
         (lambda: parse_target("pixel:12"), "X:Y"),

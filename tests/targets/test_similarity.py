@@ -91,6 +91,14 @@ def test_several_references_are_the_mean_of_their_directions() -> None:
     close(result.scores, konkyo.explain(network, x, method="hires_cam", target=konkyo.Similarity(references)).scores)
 
 
+def test_embeddings_are_tensors_arrays_or_lists() -> None:
+    f, g = torch.randn(3, 5).double(), torch.randn(2, 5).double()
+    for several in (g, g.numpy(), g.tolist(), list(g), list(g.numpy())):
+        close(konkyo.Similarity(several, "cosine")(f), by_hand("cosine", f, normalize(g, dim=1).mean(0), f))
+    for one in (g[0], g[0].numpy(), g[0].tolist()):
+        close(konkyo.Similarity(one, "distance")(f), by_hand("distance", f, g[0], f))
+
+
 def test_a_triplet_is_the_difference_of_its_maps() -> None:
     network, x = embedder("torchvision"), noise(1, size=64)
     near, far = (konkyo.Similarity(noise(1, size=64, seed=seed)) for seed in (3, 4))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import konkyo
+from konkyo.tasks import ClassificationTask
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 NAMES = ("healthy", "ill")
@@ -200,6 +201,14 @@ def test_a_score_that_is_no_number_is_never_ok(value: float, method: str) -> Non
     with pytest.warns(konkyo.KonkyoWarning, match="NaN or infin"):
         result = konkyo.explain(model, IMAGES, method=method, target=2)
     assert {d.kind for d in result.diagnosis} == {"not finite"}
+
+
+@pytest.mark.parametrize(("largest", "expected"), [(0.9, True), (3.0, False)])
+def test_single_numbers_without_a_graph_are_probabilities_where_all_lie_in_0_to_1(
+    largest: float, expected: bool
+) -> None:
+    output = torch.tensor([[0.5], [largest]])
+    assert ClassificationTask().holds_probabilities(output, lambda: output) == expected
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------

@@ -124,6 +124,15 @@ def test_a_detector_of_the_users_own_is_looked_at_as_well(form: Form, message: s
         konkyo.explain(konkyo.Model(network, detector=adapter), IMAGE, method="odam")
 
 
+def test_flat_boxes_in_the_upper_right_corner_are_boxes() -> None:
+    """Half a pixel high, and further to the right than down: no side of theirs ends before it begins."""
+    corner, flat = torch.tensor([46.0, 2.0]), torch.tensor([6.0, 0.5])
+    result = explain(lambda c, s, z: joined(c / 4 + corner, flat.expand_as(s), z.sigmoid()))
+    assert result.boxes is not None
+    assert (result.boxes[:, 3] < result.boxes[:, 0] - 1).all()
+    torch.testing.assert_close(result.boxes[:, 2:] - result.boxes[:, :2], flat.expand(3, 2))
+
+
 def test_a_few_boxes_that_end_before_they_begin_are_warned_of() -> None:
     def form(centres: Tensor, sides: Tensor, logits: Tensor) -> Tensor:
         turned = torch.zeros(64, 1)

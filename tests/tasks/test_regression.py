@@ -111,6 +111,22 @@ def test_all_numbers_are_rows_where_none_is_named() -> None:
     assert [target.unit for target in result.targets] == ["years", "mg"]  # type: ignore[union-attr]
 
 
+def test_numbers_are_columns_however_they_are_shaped() -> None:
+    numbers = torch.arange(6.0)
+    assert konkyo.Output(0)(numbers).tolist() == numbers.tolist()
+    for shape in ((2, 3), (2, 3, 1, 1)):
+        assert konkyo.Output(1)(numbers.view(shape)).tolist() == [1, 4]
+
+
+def test_an_estimate_of_1_is_no_saturated_probability() -> None:
+    network = seeded(Numbers(1))
+    network.head.weight.data.mul_(1e-4)
+    network.head.bias.data.fill_(1.0)
+    result = konkyo.explain(konkyo.Model(network, task=konkyo.RegressionTask()), noise(1, 32), method="hires_cam")
+    assert float(result.scores) == pytest.approx(1, abs=1e-3)
+    assert [diagnosis.kind for diagnosis in result.diagnosis] == ["ok"]
+
+
 @pytest.mark.parametrize("reference", ["image", "number"])
 def test_what_a_number_is_relative_to_is_taken_off(reference: str) -> None:
     """Integrated Gradients from a baseline sum to y - y', the score that is relative to that baseline."""
