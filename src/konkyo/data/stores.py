@@ -124,7 +124,7 @@ def below(address: str) -> tuple[str, list[Stored]]:
         files = _matching(address)
         fixed = re.split(r"[*?\[]", public(address))[0]
         return fixed[: fixed.rindex("/") + 1], files
-    listed = _asked(address, lambda: system.find(path, detail=True))
+    listed = _answer(address, lambda: system.find(path, detail=True))
     files = sorted((_stored(system, info) for info in listed.values()), key=_order)
     if not files:
         raise KonkyoError(f"{public(address)} holds no files")
@@ -285,7 +285,7 @@ def _matching(pattern: str) -> list[Stored]:
     """Returns the files that a pattern matches, in natural order."""
     if is_address(pattern):
         system, path = _system(pattern)
-        infos = _asked(pattern, lambda: system.glob(path, detail=True)).values()
+        infos = _answer(pattern, lambda: system.glob(path, detail=True)).values()
         return sorted((_stored(system, i) for i in infos if i.get("type") == "file"), key=_order)
     names = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207 - takes absolute patterns
     return sorted((Stored(name, Path(name).stat().st_size) for name in names if Path(name).is_file()), key=_order)
@@ -302,7 +302,7 @@ def _whole(system: Any, path: str) -> str:
     return re.sub(r"^memory:/+", "memory://", address)
 
 
-def _asked(address: str, action: Callable[[], Any]) -> Any:
+def _answer(address: str, action: Callable[[], Any]) -> Any:
     """Returns what a store answers. KonkyoError: as of `retried`, or that nothing is there."""
     try:
         return retried(address, action)

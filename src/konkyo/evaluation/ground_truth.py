@@ -71,11 +71,11 @@ class Truth:
 
     def unknown(self, region: Region) -> Tensor:
         """Tells which rows (R,) bool are about things that nobody has drawn this region of: their masks are empty."""
-        outlined = [self._drawn(annotation, region) for annotation in self.annotations]
+        outlined = [self._has_region(annotation, region) for annotation in self.annotations]
         return torch.tensor([bool(numbers) and not any(outlined[i] for i in numbers) for numbers in self.rows])
 
     @staticmethod
-    def _drawn(annotation: Annotation, region: Region) -> bool:
+    def _has_region(annotation: Annotation, region: Region) -> bool:
         known = {"mask": annotation.mask, "evidence": annotation.evidence, "box": box_of(annotation)}
         return known[region] is not None
 

@@ -43,11 +43,11 @@ def log_maps(
     ok = sum(diagnosis.kind == "ok" for diagnosis in result.diagnosis) / rows
     tracker.log({f"{name}/score": result.scores.double().mean().item(), f"{name}/ok": ok}, step)
     if isinstance(tracker, PictureTracker):
-        tracker.log_pictures(_drawn(result, name), step)
+        tracker.log_pictures(_overlays(result, name), step)
     return result
 
 
-def _drawn(result: Explanation, name: str) -> dict[str, Image.Image]:
+def _overlays(result: Explanation, name: str) -> dict[str, Image.Image]:
     """Returns an overlay per row by what it is called; rows of one image are numbered."""
     pictures: dict[str, Image.Image] = {}
     for row in range(len(result)):

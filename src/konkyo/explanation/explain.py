@@ -137,7 +137,7 @@ def explanations(
     prepared = labelled(adapted, prepared, request.true_labels)
     request = replace(request, target=bound_request(request.target, partial(outputs_of, adapted, seed=request.seed)))
     question = request.question if request.question is not None else prepared.questions or None
-    models = _asked(adapted, question, len(prepared.images))
+    models = _models_of_questions(adapted, question, len(prepared.images))
     session, doubts = untouched(adapted.module, request.seed), Doubts()
     with session, session:  # twice: see `Session`
         if len(models) == 1:
@@ -145,14 +145,14 @@ def explanations(
         else:
             results = _one_by_one(models, prepared, chosen, request, session, doubts)
     if session.draws:
-        doubts[_drawn(models[0], request.seed)] = None
+        doubts[_note_of_randomness(models[0], request.seed)] = None
     for doubt in doubts:
         warn(doubt)
     _warn_of_doubts([result for result in results.values() if isinstance(result, Explanation)])
     return {m.name: results[m.name] for m in chosen}
 
 
-def _asked(model: Model, question: str | Sequence[str | None] | None, images: int) -> list[Model]:
+def _models_of_questions(model: Model, question: str | Sequence[str | None] | None, images: int) -> list[Model]:
     """Returns the model that is asked a question; where every image has one of its own, a model per image.
 
     KonkyoError: not one question per image, or a model that reads none.
@@ -205,7 +205,7 @@ def _results(
             output = pass_.output.detach()
             doubts[_nothing(model, request.target, without, output)] = None
             absences |= {image: model.nothing(request.target, output[image : image + 1]) for image in without}
-    assumed = [_drawn(model, request.seed)] if session.draws else []
+    assumed = [_note_of_randomness(model, request.seed)] if session.draws else []
     assumed += [f"{model.name} runs images one by one: in a batch they depend on each other"] if session.tied else []
     return {
         name: replace(result, assumptions=(*result.assumptions, *assumed), absences=absences)
@@ -222,7 +222,7 @@ def _grids(pass_: Pass, group: Mapping[Method, list[Layer]]) -> list[tuple[Layer
     return [(layer, tuple(pass_.activations(layer).shape[2:])) for layer in single]
 
 
-def _drawn(model: Model, seed: int) -> str:
+def _note_of_randomness(model: Model, seed: int) -> str:
     """Returns what is to be said of a network that draws random numbers in its forward."""
     return (
         f"{model.name} draws random numbers in its forward (dropout that stays on, say): every forward is that of one "

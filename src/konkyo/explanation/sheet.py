@@ -100,7 +100,7 @@ def rows_of(
     return rows
 
 
-def _said(result: Explanation, row: int) -> list[str]:
+def _captions(result: Explanation, row: int) -> list[str]:
     """Returns what is written below a row that is no picture."""
     doubt = diagnosis_in_words(result, row, message=True)
     return [*lines_of(result, row), *([f"! {doubt}"] if doubt else [])]
@@ -130,7 +130,7 @@ def _page(result: Explanation, rows: Sequence[Row], page: int, pages: int, title
     if not rows:
         numbers = range((page - 1) * ROWS_OF_A_PAGE, min(page * ROWS_OF_A_PAGE, len(result)))
         return drawings_below_each_other(
-            [result.overlay(n, caption="\n".join(_said(result, n))) for n in numbers], title
+            [result.overlay(n, caption="\n".join(_captions(result, n))) for n in numbers], title
         )
     part = rows[(page - 1) * ROWS_OF_A_PAGE : page * ROWS_OF_A_PAGE]
     title += f" ({page} of {pages})" if pages > 1 and title else ""

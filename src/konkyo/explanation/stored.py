@@ -36,7 +36,7 @@ def require_fitting(tensors: Mapping[str, Tensor], values: Any) -> None:
     _require_floats(tensors, "scores", (rows,))
     index = tensors.get("image_index")
     if index is None or index.dtype not in (torch.int64, torch.int32) or index.shape != (rows,):
-        raise ValueError(f"image_index holds {rows} whole numbers; got {_told(index)}")
+        raise ValueError(f"image_index holds {rows} whole numbers; got {_form(index)}")
     if rows and not 0 <= int(index.min()) <= int(index.max()) < _MOST_IMAGES:
         raise ValueError(f"image_index counts images from 0; got {int(index.min())}..{int(index.max())}")
     if "boxes" in tensors:
@@ -52,21 +52,21 @@ def require_fitting(tensors: Mapping[str, Tensor], values: Any) -> None:
     _require_description(values, rows)
 
 
-def _told(tensor: Tensor | None) -> str:
+def _form(tensor: Tensor | None) -> str:
     return "none" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"
 
 
 def _require_floats(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> None:
     tensor = tensors.get(name)
     if tensor is None or tensor.dtype not in _FLOATS or tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} are floats of shape {shape}; got {_told(tensor)}")
+        raise ValueError(f"{name} are floats of shape {shape}; got {_form(tensor)}")
 
 
 def _require_maps(tensors: Mapping[str, Tensor]) -> int:
     """Returns the number of rows."""
     maps = tensors.get("signed")
     if maps is None or maps.dtype not in _FLOATS or not 2 <= maps.ndim <= 4 or not all(maps.shape[1:]):
-        raise ValueError(f"signed are floats (R, *grid), a grid of 1 to 3 axes with a cell or more; got {_told(maps)}")
+        raise ValueError(f"signed are floats (R, *grid), a grid of 1 to 3 axes with a cell or more; got {_form(maps)}")
     return len(maps)
 
 
@@ -87,7 +87,7 @@ def _require_path(tensors: Mapping[str, Tensor], rows: int) -> None:
     alphas = tensors["path.alphas"]
     nodes = alphas.shape[1] if alphas.ndim == 2 else 0
     if not nodes:
-        raise ValueError(f"path.alphas are floats (R, M) with M >= 1; got {_told(alphas)}")
+        raise ValueError(f"path.alphas are floats (R, M) with M >= 1; got {_form(alphas)}")
     for name, shape in {
         "alphas": (rows, nodes),
         "priorities": (rows, nodes - 1),

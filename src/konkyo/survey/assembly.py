@@ -195,7 +195,7 @@ def _drawn_items(
     items: list[Item] = []
     files: dict[str, bytes] = {}
     for at, blank in enumerate(blanks, 1):
-        items.append(_drawn(f"{at:03d}", blank, names, plan, files))
+        items.append(_item(f"{at:03d}", blank, names, plan, files))
         tell(at, len(blanks), "drawing items")
     return tuple(items), files
 
@@ -215,7 +215,7 @@ def _blanks(chosen: Sequence[Shown], spare: Sequence[Shown], plan: Plan) -> list
     return blanks
 
 
-def _drawn(name: str, blank: _Blank, names: Mapping[int, str], plan: Plan, files: dict[str, bytes]) -> Item:
+def _item(name: str, blank: _Blank, names: Mapping[int, str], plan: Plan, files: dict[str, bytes]) -> Item:
     """Draws the pictures of an item into `files`. `names`: of the plain items, by what they show. -> the item"""
     shown, first = blank.shown, blank.shown.candidate.first
     is_attention = blank.kind == "attention"

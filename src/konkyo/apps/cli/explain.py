@@ -118,11 +118,11 @@ def explain(
         ahead = one_ahead(partial(read_files, setup.model, source=source), parts)
         products = _Products(to, maps, drawing, drawing_options, path, setup.model.task, target)
 
-        def said(line: str) -> None:
+        def show(line: str) -> None:
             if line and not as_json:
                 print_line(line)
 
-        with Writing(manifest, forward_options.batch_size, said) as writing:
+        with Writing(manifest, forward_options.batch_size, show) as writing:
             for (batch, read), tell in progress(ahead, "explaining", len(parts)):
                 outcomes = explained(
                     setup.model,

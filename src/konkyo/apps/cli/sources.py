@@ -203,7 +203,7 @@ def _of_folders(pictures: Pictures, images: Sequence[str], model: Model) -> Pict
     from konkyo.explanation.inputs import known_classes
 
     tables = {folder: table for image in images if (table := class_table(folder := Path(image))) is not None}
-    spellings = [_said(file, tables) for file in pictures.files]
+    spellings = [_label_of(file, tables) for file in pictures.files]
     classes, _ = known_classes(model, spellings)
     if not classes:
         return pictures
@@ -229,7 +229,7 @@ def _of_folders(pictures: Pictures, images: Sequence[str], model: Model) -> Pict
     return Pictures(pictures.files, pictures.names, labels, origin)
 
 
-def _said(file: Path, tables: Mapping[Path, Mapping[str, str]]) -> str:
+def _label_of(file: Path, tables: Mapping[Path, Mapping[str, str]]) -> str:
     """Returns what a picture's place says that it shows: its folder's name, or what a table says of its key."""
     folder = next((folder for folder in tables if file.is_relative_to(folder)), None)
     if folder is None:

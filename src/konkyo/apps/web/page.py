@@ -135,7 +135,7 @@ def guarded(page: Page, function: Callable[..., Any]) -> Callable[..., Iterator[
     return run
 
 
-def told(event: gr.EventData) -> Mapping[str, Any]:
+def event_data(event: gr.EventData) -> Mapping[str, Any]:
     """Returns what the page's script told of an event."""
     data = event._data
     return data if isinstance(data, Mapping) else {}

@@ -227,7 +227,7 @@ class Session:
         finally:
             run.active = False
 
-    def asked(self) -> tuple[Image.Image, Choice]:
+    def request(self) -> tuple[Image.Image, Choice]:
         """Returns the picture, and what of it is explained. KonkyoError: one of both is not chosen."""
         if self.picture is None or self.chosen is None:
             raise KonkyoError("choose a picture, and what of it is explained, first")
@@ -238,7 +238,7 @@ class Session:
 
         KonkyoError: nothing is chosen, or it has no map.
         """
-        model, (picture, chosen) = self.model, self.asked()
+        model, (picture, chosen) = self.model, self.request()
         result = next(iter(self.results.values()), None)
         made = result or explained(model, picture, chosen.request, model.task.method, run)
         if not isinstance(made, Explanation):
@@ -251,7 +251,7 @@ class Session:
         Stopped: the run was stopped, or something else was chosen meanwhile; what was there by then stays.
         KonkyoError: no picture, nothing chosen, or an unknown method.
         """
-        model, (picture, chosen) = self.model, self.asked()
+        model, (picture, chosen) = self.model, self.request()
         wanted = list(dict.fromkeys(known_method(name, model) for name in names))
         if not wanted or len(wanted) > MOST_METHODS:
             raise KonkyoError(f"1 to {MOST_METHODS} methods are explained by at once; got {len(wanted)}")
@@ -270,7 +270,7 @@ class Session:
 
     def code(self) -> str:
         """Returns the Python that makes the same maps. KonkyoError: nothing is chosen."""
-        _, chosen = self.asked()
+        _, chosen = self.request()
         model = self.shelf.model(self.model_name)
         loaded, question = f"konkyo.load({self.model_name!r})", ""
         if model.prompts is not None and self.text:

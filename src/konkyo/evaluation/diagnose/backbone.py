@@ -131,7 +131,7 @@ def _of_masks(collected: Collected) -> Finding:
 def _extremes(collected: Collected, indices: Sequence[int], shares: Tensor) -> tuple[Evidence, ...]:
     order = shares.argsort(descending=True, stable=True).tolist()
     few = min(_SHOWN, len(order) // 2)
-    rows = [[_drawn(collected, indices[place]) for place in part] for part in (order[:few], order[::-1][:few])]
+    rows = [[_overlay_of(collected, indices[place]) for place in part] for part in (order[:few], order[::-1][:few])]
     caption = worded(
         "Eigen-CAM: above the images with most of it on the objects, below those with least",
         "Eigen-CAM：上は対象物に最も多く重なる画像、下は最も少ない画像",
@@ -139,7 +139,7 @@ def _extremes(collected: Collected, indices: Sequence[int], shares: Tensor) -> t
     return (Evidence(beside(rows), caption),)
 
 
-def _drawn(collected: Collected, index: int) -> Image.Image:
+def _overlay_of(collected: Collected, index: int) -> Image.Image:
     return overlay(collected.thumbnail(index), collected.eigen[index].clamp_min(0))
 
 
@@ -179,7 +179,7 @@ def _of_labels(collected: Collected, train: Collected) -> Finding:
         "backbone",
         severity,
         "labels",
-        _said_of_labels(severity, p_chance <= settings.alpha, numbers),
+        _sentence_of_labels(severity, p_chance <= settings.alpha, numbers),
         NOTHING_TO_DO
         if severity == "ok"
         else worded("Give more images.", "画像を増やしてください。")
@@ -214,7 +214,7 @@ def _severity(p: float, p_chance: float, high: float, alpha: float) -> Severity:
     return "unknown" if high > LEAST_GAP else "medium"  # too few images to exclude a difference that matters
 
 
-def _said_of_labels(severity: Severity, better: bool, numbers: dict[str, float]) -> Text:
+def _sentence_of_labels(severity: Severity, better: bool, numbers: dict[str, float]) -> Text:
     if not better:
         return worded(
             "Its features do not tell the classes apart: the nearest training images are right for {accuracy:.0%}, "
@@ -337,7 +337,7 @@ def _pairs(collected: Collected) -> tuple[Evidence, ...]:
     rows = [
         [
             collected.thumbnail(index),
-            _drawn(collected, index),
+            _overlay_of(collected, index),
             overlay(collected.thumbnail(index), collected.ablation_of_decision[index].clamp_min(0)),
         ]
         for index in range(min(4, len(collected)))

@@ -168,7 +168,7 @@ class Collected:
         return tuple(torch.unique(self.predictions if self.labels is None else self.labels).tolist())
 
     @cached_property
-    def asked(self) -> tuple[int, ...]:
+    def subjects(self) -> tuple[int, ...]:
         """Returns the classes of `present` that questions about single classes are asked of."""
         wanted = {self.model.class_index(name) for name in self.settings.classes}
         return tuple(index for index in self.present if not wanted or index in wanted)

@@ -134,7 +134,7 @@ def cue_cost(collected: Collected) -> int:
     if collected.labels is None:
         return 0
     budget = collected.settings.budget
-    counts = [len(collected.of_class(index)) for index in collected.asked]
+    counts = [len(collected.of_class(index)) for index in collected.subjects]
     cost = sum((1 + CONTROLS) * min(n, budget) + 4 * budget for n in counts if n >= LEAST_IMAGES)
     return cost + (0 if collected.train is None else cue_cost(collected.train))
 
@@ -154,7 +154,7 @@ def _cue_tests(collected: Collected) -> tuple[CueTest, ...]:
     excess, share = excesses(means), shares(means)
     tests = []
     for place, index in enumerate(present):
-        if index not in collected.asked:
+        if index not in collected.subjects:
             continue
         window = hottest(share[place], grid)
         nothing = Effect.of([])

@@ -222,7 +222,7 @@ def region_test(
     mask = region_mask(region, (pool.all.shape[2], pool.all.shape[3]))
     before, generator = pool.probabilities_of(pool.all).double(), torch.Generator().manual_seed(seed)
     labels = torch.where(true == UNKNOWN, before.argmax(1), true).tolist()
-    rows, aims = _asked(adapted, target, labels, before)
+    rows, aims = _covered(adapted, target, labels, before)
     others = one_of_another_class(rows, labels, generator) if fill == "swap" else rows
     cover = Cover(rows, aims, mask.expand(len(rows), *mask.shape), others, before[rows], fill, controls)
     covered = cover.run(pool, generator, batch)
@@ -246,7 +246,7 @@ def region_test(
     )
 
 
-def _asked(model: Model, target: str | int, labels: Sequence[int], before: Tensor) -> tuple[list[int], list[int]]:
+def _covered(model: Model, target: str | int, labels: Sequence[int], before: Tensor) -> tuple[list[int], list[int]]:
     """Returns the images that are covered, and the class of each that is asked about."""
     if target == "label":
         return list(range(len(labels))), list(labels)

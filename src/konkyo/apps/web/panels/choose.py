@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from konkyo.apps.web.page import Page, box_of, number_of, told
+from konkyo.apps.web.page import Page, box_of, event_data, number_of
 from konkyo.apps.web.pictures import chips, stage, thumbnails
 from konkyo.apps.web.session import MOST_BYTES, Session
 from konkyo.apps.web.words import word
@@ -116,17 +116,17 @@ def take_file(session: Session, path: Any) -> None:
 
 def at_sample(session: Session, event: gr.EventData) -> None:
     """Takes the sample that was clicked on."""
-    session.take_sample(int(number_of(told(event).get("choice"))))
+    session.take_sample(int(number_of(event_data(event).get("choice"))))
 
 
 def at_choice(session: Session, event: gr.EventData) -> None:
     """Takes the decision that was clicked on."""
-    session.choose_number(int(number_of(told(event).get("choice"))))
+    session.choose_number(int(number_of(event_data(event).get("choice"))))
 
 
 def at_picture(session: Session, event: gr.EventData) -> None:
     """Takes what lies where the picture was clicked on, or the rectangle that was drawn."""
-    data = told(event)
+    data = event_data(event)
     if "choice" in data:
         session.choose_number(int(number_of(data["choice"])))
     elif "box" in data:

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from konkyo.apps.web.page import Page, box_of, number_of, told
+from konkyo.apps.web.page import Page, box_of, event_data, number_of
 from konkyo.apps.web.pictures import image, stage
 from konkyo.apps.web.session import Session
 from konkyo.apps.web.words import word
@@ -81,7 +81,7 @@ def cover_region(session: Session, box: tuple[float, float, float, float], fill:
 
 def drawn_region(session: Session, fill: Any, event: gr.EventData) -> None:
     """Covers the rectangle that was drawn; a click alone does nothing."""
-    seen, data = session.seen(), told(event)
+    seen, data = session.seen(), event_data(event)
     if seen is not None and "box" in data:
         x0, y0, x1, y1 = box_of(data["box"])
         cover_region(session, (x0 / seen.width, y0 / seen.height, x1 / seen.width, y1 / seen.height), fill)

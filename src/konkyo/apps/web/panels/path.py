@@ -28,7 +28,7 @@ def path_view(session: Session) -> str:
 def walk(session: Session) -> None:
     """Makes the map of Adaptive IG-ODAM, whose path is drawn. KonkyoError: nothing is chosen, or it does not apply."""
     with session.running() as run:
-        picture, chosen = session.asked()
+        picture, chosen = session.request()
         outcome = explained(session.model, picture, chosen.request, METHOD, run)
         if not isinstance(outcome, Explanation):
             raise KonkyoError(outcome)
