@@ -10,10 +10,10 @@ import warnings
 from collections import defaultdict
 
 import torch
-from konkyo.data.scenes import Scenes
 from torch import nn
 
 import konkyo
+from konkyo.data.sets.scenes import Scenes
 
 SCENES, SEED = 160, 11
 ROWS = [

@@ -66,3 +66,19 @@ def test_public_names_are_imported_when_first_used() -> None:
         with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
             package.nothing  # noqa: B018
     assert not isinstance(konkyo.methods, type(sys))
+
+
+@pytest.mark.skipif(not PROJECT.is_file(), reason="no checkout")
+def test_what_lies_beside_the_package_imports_modules_that_are_there() -> None:
+    """Nothing else runs all of benchmarks, scripts and examples."""
+    files = [path for name in ("benchmarks", "scripts", "examples") for path in (PROJECT.parent / name).rglob("*.py")]
+    modules = [
+        (path.name, node.module)
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("konkyo.")
+    ]
+    assert len(modules) > 50
+    places = {module: ROOT.parent.joinpath(*str(module).split(".")) for _, module in modules}
+    there = {module for module, path in places.items() if path.is_dir() or path.with_suffix(".py").is_file()}
+    assert [entry for entry in modules if entry[1] not in there] == []
