@@ -213,7 +213,7 @@ def test_options_reach_methods(run: Run) -> None:
         (("--method", "gradcam"), ("unknown method", "grad_cam")),
         (("--data", "foldr:photos"), ("unknown data", "folder")),
         (("--data", "folder:nowhere"), ("nowhere",)),
-        (("--explained", "lable"), ("decision or label",)),
+        (("--explained", "lable"), ("did you mean 'label'? On offer: decision, label",)),
         (("--seed", "-1"), ("seed",)),
         (("--maps", "nowhere"), ("nowhere",)),
         (("--precision", "fp8"), ("fp8",)),

@@ -47,3 +47,13 @@ def test_items_that_are_gone_through_are_told_too(monkeypatch: pytest.MonkeyPatc
         "comparing: 4 of 8, 80 s left",
         "comparing: 6 of 8, 40 s left",
     ]
+
+
+@pytest.mark.parametrize(
+    ("rest", "words"),
+    [(None, "interrupted: nothing is kept\n"), ("epochs are kept", "interrupted: epochs are kept, and the same ")],
+)
+def test_an_interruption_tells_what_is_left(rest: str | None, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), terminal.progress_bar("explaining", rest):
+        raise KeyboardInterrupt
+    assert words in capsys.readouterr().err

@@ -80,7 +80,7 @@ def consistency(
     names, request = request_of(method, method_options, forward=ForwardOptions(layer=layer))
     if len(names) != 1:
         raise KonkyoError(f"--method is one method here; got {', '.join(names)}")
-    with progress_bar("explaining") as progress:
+    with progress_bar("explaining", None) as progress:
         result = run(
             setup.model,
             data,

@@ -76,7 +76,7 @@ def diagnose(
 
     setup = setup_of(model, model_options)
 
-    with progress_bar("explaining", "nothing is kept") as progress:
+    with progress_bar("explaining", None) as progress:
         report = run(
             setup.model,
             data,

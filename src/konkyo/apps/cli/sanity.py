@@ -35,7 +35,7 @@ def sanity(
     if task.instances and len(pictures) > 1:
         raise KonkyoError(f"a {task.noun} is tested on one picture at a time: each has {task.instances} of its own")
     verdicts: dict[str, dict[str, Any]] = {}
-    with progress_bar("drawing weights anew") as progress:
+    with progress_bar("drawing weights anew", None) as progress:
         for done, name in enumerate(names):
             settings = {"seed": method_options.seed, **request["options"]}
             tests = [randomisation(setup.model, pictures, name, order=order, steps=steps, **settings)]  # type: ignore[arg-type]

@@ -82,7 +82,7 @@ def build(
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", KonkyoWarning)
-        with progress_bar("building the form", "nothing is kept", shown=not as_json) as progress:
+        with progress_bar("building the form", None, shown=not as_json) as progress:
             form = build(_named(sources), to, plan, data, progress=progress)
     for warning in caught:
         if issubclass(warning.category, KonkyoWarning):

@@ -92,7 +92,7 @@ def power(
     from konkyo.survey.power import Population, critical_count, power
 
     rows = []
-    with progress_bar("simulating", "", shown=not as_json) as bar:
+    with progress_bar("simulating", None, shown=not as_json) as bar:
         wanted = [(count, share) for count in _numbers(raters) for share in _rates(rate)]
         for done, (count, share) in enumerate(wanted):
             bar(done, len(wanted))

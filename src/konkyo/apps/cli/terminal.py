@@ -106,8 +106,11 @@ def print_table(columns: list[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 @contextmanager
-def progress_bar(what: str, rest: str = "what was measured is kept", *, shown: bool = True) -> Iterator[Bar]:
-    """A bar on the terminal that hears how far the work is, and of which stage; `rest`: what an interruption leaves."""
+def progress_bar(what: str, rest: str | None = "what was measured is kept", *, shown: bool = True) -> Iterator[Bar]:
+    """A bar on the terminal that hears how far the work is, and of which stage.
+
+    `rest` says what an interruption leaves, from which the same command goes on; None: nothing.
+    """
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not (shown and err.is_terminal)) as bar:
         task, line = bar.add_task(what, total=None), _lines(what, shown=shown)
@@ -120,7 +123,8 @@ def progress_bar(what: str, rest: str = "what was measured is kept", *, shown: b
             yield tell
         except KeyboardInterrupt:
             if shown:
-                err.print(f"interrupted: {rest}, and the same command goes on from there")
+                left = "nothing is kept" if rest is None else f"{rest}, and the same command goes on from there"
+                print_note(f"interrupted: {left}")
             raise
 
 
