@@ -74,7 +74,10 @@ def test_the_same_command_again_and_another(run: Run) -> None:
     assert run(*asked, "--seeds", "4,").code == 0
     assert {p: p.stat().st_mtime_ns for p in Path("to/level-1").rglob("*")} == kept
     assert sorted(p.name for p in Path("to/level-1/lambda_3").iterdir()) == ["seed_4"]
-    told(run(*asked, "--seeds", "4,", "--distance", "cosine"), "other distance", "choose another folder")
+    told(
+        run(*asked, "--seeds", "4,", "--distance", "cosine"),
+        "choose another folder. They differ in distance (mse there, cosine now)",
+    )
 
 
 def test_a_longer_study_keeps_the_schedule_of_its_weight(run: Run) -> None:
@@ -83,7 +86,7 @@ def test_a_longer_study_keeps_the_schedule_of_its_weight(run: Run) -> None:
     assert run(*asked, "--epochs", 2).code == 0
     assert run(*asked, "--epochs", 3).code == 0  # not the end of three epochs
     assert [row["train_weight"] for row in read_epochs(Path("to/level-1/lambda_3/seed_0/epochs.csv"))] == [0, 3, 3]
-    told(run(*asked, "--epochs", 3, "--end", 3), "other end", "choose another folder")
+    told(run(*asked, "--epochs", 3, "--end", 3), "choose another folder. They differ in end")
 
 
 def test_a_folder_of_photos(run: Run) -> None:
