@@ -128,7 +128,7 @@ def test_what_a_graph_tells_of_its_outputs_by_hand() -> None:
     assert graph.used == set(outputs)
     assert graph.weighted == {"a", "b", "turned"}  # which the second convolution follows
     assert graph.ends == {"normed", "both"}
-    assert graph.kept == {"a", "b"}
+    assert graph.in_position == {"a", "b"}
 
     def frontier(*stops: str) -> tuple[set[str], bool]:
         keys, avoided = graph.frontier(set(stops).__contains__)
