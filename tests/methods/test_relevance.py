@@ -549,7 +549,13 @@ def test_what_there_is_not(options: dict[str, object], message: str) -> None:
 
 @pytest.mark.parametrize(
     "end",
-    [torch.sin, lambda x: x.softmax(1), lambda x: 1 / (x + 9), lambda x: functional.linear(x, x.mT @ x)],
+    [
+        *(torch.sin, lambda x: x.softmax(1), lambda x: 1 / (x + 9), lambda x: functional.linear(x, x.mT @ x)),
+        pytest.param(
+            lambda x: torch.addcmul(x, 0.5, x, x),  # an old order of its arguments
+            marks=pytest.mark.filterwarnings("ignore:This overload of addcmul is deprecated"),
+        ),
+    ],
 )
 def test_functions_without_a_rule_are_named(end: Callable[[Tensor], Tensor]) -> None:
     class Ended(nn.Sequential):

@@ -28,6 +28,7 @@ from konkyo.engine.functions import (
     detached,
     exchanged,
     is_in_place,
+    is_sum_and_product,
     name_of,
     norm_call,
     sum_and_product,
@@ -379,10 +380,9 @@ class Lift(OwnMode):
         if after and function is functional.normalize:
             with self:
                 return _normalised(*args, **kwargs)
-        if after and name_of(function) == "addcmul":
+        if after and is_sum_and_product(function, args, kwargs):
             with self:
-                out = sum_and_product(*args, **kwargs)
-                return args[0].copy_(out) if is_in_place(function, kwargs) else out
+                return sum_and_product(function, args, kwargs)
         out = self._run(function, args, kwargs, after, cut_off)
         if learned and not after:  # what weights alone make is constant, as they are
             return detached(out)

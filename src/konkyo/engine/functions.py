@@ -21,22 +21,10 @@ HAND_ON = {
     *("rsub", "subtract", "neg", "negative", "sum", "mean", "where", "masked_fill", "max", "amax", "maximum"),
     *("min", "amin", "minimum", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "getitem"),
     *("select", "index_select", "narrow", "gather", "take_along_dim", "topk", "sort", "split", "split_with_sizes"),
-    *(
-        "tensor_split",
-        "chunk",
-        "unbind",
-        "flatten",
-        "unflatten",
-        "ravel",
-        "reshape",
-        "reshape_as",
-        "view",
-        "view_as",
-        "permute",
-    ),
+    *("tensor_split", "chunk", "unbind", "flatten", "unflatten", "ravel", "reshape", "reshape_as", "view", "view_as"),
     *("transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "T", "mT", "squeeze", "unsqueeze"),
-    *("expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile", "roll", "flip", "clone"),
-    *("contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16", "pad", "interpolate"),
+    *("permute", "expand", "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile", "roll", "flip"),
+    *("clone", "contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16", "pad", "interpolate"),
     *("upsample", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "unfold", "fold", "requires_grad"),
     "copy",
     *(f"{kind}_pool{d}d" for kind in ("avg", "adaptive_avg", "max", "adaptive_max") for d in (1, 2, 3)),
@@ -136,15 +124,23 @@ def detached(out: Any) -> Any:
 
 
 def with_slopes(share: Tensor, out: Tensor) -> Tensor:
-    """Returns the values of `out`, exactly, with the slopes of `share`."""
+    """Returns the values of `out`, but for rounding, with the slopes of `share`."""
     share = share.to(out.dtype)
     return share + (out - share).detach()
 
 
-def sum_and_product(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
-    """Computes `addcmul` step by step: input + value * tensor1 * tensor2."""
-    product = tensor1 * tensor2
-    return input + (product if value == 1 else product * value)
+def is_sum_and_product(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tells whether this is `addcmul`, called in the form that `sum_and_product` computes."""
+    return name_of(function) == "addcmul" and len(args) <= 3 and "out" not in kwargs
+
+
+def sum_and_product(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Computes `addcmul`, or the same in place, step by step: input + value * tensor1 * tensor2."""
+    values = dict(zip(("input", "tensor1", "tensor2"), args, strict=False)) | kwargs
+    product = values["tensor1"] * values["tensor2"]
+    value = values.get("value", 1)
+    out: Tensor = values["input"] + (product if value == 1 else product * value)
+    return args[0].copy_(out) if is_in_place(function, kwargs) else out
 
 
 class NormCall(NamedTuple):

@@ -28,6 +28,7 @@ from konkyo.engine.functions import (
     Application,
     detached,
     is_in_place,
+    is_sum_and_product,
     name_of,
     sum_and_product,
     tensors_in,
@@ -77,10 +78,9 @@ class _Relevance(OwnMode):
         if after and self.rules.smooth and function in ATTENTIONS:
             with self:
                 return Steps().__torch_function__(function, types, args, kwargs)
-        if after and name_of(function) == "addcmul":
+        if after and is_sum_and_product(function, args, kwargs):
             with self:
-                out = sum_and_product(*args, **kwargs)
-                return args[0].copy_(out) if is_in_place(function, kwargs) else out
+                return sum_and_product(function, args, kwargs)
         first, spread = self.marks.first, self.marks.spreads
         if self._bounds is not None and after and not len(first):
             first[after[0]] = self._bounds

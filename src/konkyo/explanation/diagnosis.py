@@ -97,7 +97,7 @@ _SCORE_NOT_FINITE = Diagnosis(
 _MAP_NOT_FINITE = Diagnosis(
     "not finite",
     "the map holds NaN or infinity: look for them in the image and the weights; half-precision overflow is usual "
-    '(precision="fp32"), and Grad-CAM++ and XGrad-CAM divide by sums that signed activations can make 0',
+    '(precision="fp32")',
 )
 
 
