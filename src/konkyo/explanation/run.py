@@ -256,14 +256,14 @@ def _part_maps(run: Run, rows: _Rows) -> _Maps:
         maps = on_finest([probe.activations[:, 0] for probe in probes])[0].float()
     scores = probes[0].score.float() if images else maps.new_zeros(0)
     missing = [share for probe in probes if (share := missing_share(probe)) is not None]
-    grown = [times for probe in probes if (times := growth(probe)) is not None]
+    growths = [times for probe in probes if (times := growth(probe)) is not None]
     integrals = [integral for pyramid in pyramids for integral in pyramid.integrals]
     largest = [gradient for probe in probes if (gradient := largest_gradient(probe)) is not None]
     largest += [integral.largest for integral in integrals]
     trace = integrals[0].trace.of(rows.firsts) if integrals else None  # a combination's is that of its first part
-    worst = [torch.stack(values).amax(0) if values else None for values in (largest, missing, grown)]
+    gradients, left_out, grown = (torch.stack(s).amax(0) if s else None for s in (largest, missing, growths))
     notes = {name: values.float() for name, values in noted(probes[0]).items()} if len(probes) == 1 else {}
-    return _Maps(maps, scores, *worst, trace, notes)
+    return _Maps(maps, scores, gradients, left_out, grown, trace, notes)
 
 
 def _combined(task: Task, method: Method, rows: _Rows, maps: _Maps) -> _Maps:
