@@ -209,11 +209,12 @@ def test_seeded_numbers_of_two_threads_do_not_mix() -> None:
                 drawn.setdefault(seed, []).append(torch.cat([torch.rand(1) for _ in range(50)]))
 
     state = torch.get_rng_state()
-    threads = [threading.Thread(target=draw, args=(seed,)) for seed in range(4)]
+    threads = [threading.Thread(target=draw, args=(seed,), daemon=True) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
+    assert [len(drawn.get(seed, ())) for seed in range(4)] == [20] * 4, "one waits for another"
     assert torch.equal(torch.get_rng_state(), state)
     for seed, values in drawn.items():
         right = torch.rand(50, generator=torch.Generator().manual_seed(seed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -695,3 +696,20 @@ def test_contrast_needs_a_last_linear_layer() -> None:
     network = nn.Sequential(seeded(Plain()), nn.ReLU())
     with pytest.raises(konkyo.NotApplicable, match="last linear map"):
         konkyo.explain(network, images(1), method="excitation_backprop", layer="0.c", target=1, contrast=True)
+
+
+@pytest.mark.parametrize(("options", "kind"), [({}, "unstable"), ({"bias": "absorb"}, "ok"), ({"epsilon": 10.0}, "ok")])
+def test_relevance_that_was_divided_by_nearly_nothing_is_told(options: dict[str, Any], kind: str) -> None:
+    """z = x_0 - x_1 + 1 with x_0 - x_1 = 1e-5: of the score come (x_0 + x_1) / (1e-5 + 1e-6) times as much."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).double()
+    x = torch.full((1, 3, 4, 4), 0.5, dtype=torch.double)
+    with torch.no_grad():
+        network[1].weight.zero_()
+        network[1].bias.fill_(1)
+        network[1].weight[:, 0], network[1].weight[:, 1] = 1, -1
+    x[0, 0, 0, 0] += 1e-5
+    settings = {"composite": "epsilon", "rules": {"first": "epsilon"}, "bias": "leave_out", **options}
+    found = konkyo.explain(network, x, method="lrp", target=1, layer="input", **settings)
+    assert found.diagnosis[0].kind == kind
+    if kind == "unstable":
+        assert "9.1e+04 times" in found.diagnosis[0].message

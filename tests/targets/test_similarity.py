@@ -97,6 +97,7 @@ def test_embeddings_are_tensors_arrays_or_lists() -> None:
         close(konkyo.Similarity(several, "cosine")(f), by_hand("cosine", f, normalize(g, dim=1).mean(0), f))
     for one in (g[0], g[0].numpy(), g[0].tolist()):
         close(konkyo.Similarity(one, "distance")(f), by_hand("distance", f, g[0], f))
+    assert torch.equal(konkyo.Similarity(g)(f[..., None, None]), konkyo.Similarity(g)(f))  # grids of one cell
 
 
 def test_a_triplet_is_the_difference_of_its_maps() -> None:

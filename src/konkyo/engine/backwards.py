@@ -49,11 +49,11 @@ def _through_relus(pass_: Pass, rows: Rows, targets: Sequence[Target], name: str
 
 def relevance(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer) -> Tensor:
     """Computes `Probe.relevance`."""
-    return propagate(pass_, rows, targets, layer, CONTRASTIVE)
+    return propagate(pass_, rows, targets, layer, CONTRASTIVE)[0]
 
 
-def propagate(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer, rules: Rules) -> Tensor:
-    """Computes `Probe.propagate`."""
+def propagate(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer, rules: Rules) -> tuple[Tensor, Tensor]:
+    """Computes `Probe.propagate`, and how much relevance (R,) it has handed down, regardless of signs."""
     output = pick(pass_.output.detach(), rows)
     start = _contrastive(output, targets) if rules.start == "contrastive" else None
     at_image, bounds = layer.module is None, None
@@ -75,7 +75,8 @@ def propagate(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer, 
         slope = safe_divide(start, output)
     gradients = other.gradients_of(rows, lambda out: (out * slope).flatten(1).sum(1), layer)
     values = pick(other.activations(layer), rows)
-    return (nonzero(values) if at_image else values) * gradients
+    relevance = (nonzero(values) if at_image else values) * gradients
+    return relevance, (slope * output).double().abs().flatten(1).sum(1)
 
 
 def _contrastive(output: Tensor, targets: Sequence[Target]) -> Tensor:

@@ -44,6 +44,7 @@ from konkyo.engine.variants import Budget, Variants
 from konkyo.errors import NotApplicable
 from konkyo.targets.classes import Target
 from konkyo.utils.segments import Count, Segmentation
+from konkyo.utils.tensors import safe_divide
 
 _GRADIENT = {"of_target": True, "of_layer": True, "of_gradient": True, "inside": True}
 """What all gradients at the layer are, as needs."""
@@ -80,6 +81,8 @@ class Probe:
         self._channels = Channels(pass_, rows, targets, layer, self._variants)
         self._missing: list[Tensor] = []
         """What full gradients leave out of the score, of all rows of every view that was asked for them."""
+        self._grown: list[Tensor] = []
+        """How many times what was handed down relevance has become, in the same way."""
         self._noted: dict[str, Tensor] = {}
 
     @property
@@ -274,7 +277,7 @@ class Probe:
             raise NotApplicable("runs several images in a batch, and this network takes them one by one") from error
         budget = self._variants.budget.divided(views)
         view = Probe(pass_, self.targets * views, where, rows=rows, seed=self._seed, budget=budget)
-        view._missing = self._missing
+        view._missing, view._grown = self._missing, self._grown
         return view
 
     @cached_property
@@ -320,7 +323,9 @@ class Probe:
         `relevance` is the one of `konkyo.engine.rules.CONTRASTIVE`. NotApplicable: a function after the layer that
         has no rule. Costs one more forward, in which a linear map runs up to five times, and a backward to the layer.
         """
-        return backwards.propagate(self._pass, self._rows, self.targets, self._layer, rules)
+        relevance, start = backwards.propagate(self._pass, self._rows, self.targets, self._layer, rules)
+        self._grown.append(safe_divide(relevance.double().abs().flatten(1).sum(1), start))
+        return relevance
 
     @need(
         **_GRADIENT,
@@ -484,5 +489,13 @@ def noted(probe: Probe) -> dict[str, Tensor]:
 
 def missing_share(probe: Probe) -> Tensor | None:
     """Returns the largest share of the score (R,) that full gradients leave out, if a method has used them."""
-    views = [part.view(-1, len(probe.targets)) for part in probe._missing]
-    return torch.cat(views).amax(0) if views else None
+    return _largest(probe._missing, len(probe.targets))
+
+
+def growth(probe: Probe) -> Tensor | None:
+    """Returns how many times what was handed down relevance has become at most (R,), if a method has used it."""
+    return _largest(probe._grown, len(probe.targets))
+
+
+def _largest(views: Sequence[Tensor], rows: int) -> Tensor | None:
+    return torch.cat([view.view(-1, rows) for view in views]).amax(0) if views else None

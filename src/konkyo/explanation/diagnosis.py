@@ -17,6 +17,7 @@ Kind: TypeAlias = Literal[
     "zero gradient",
     "saturated",
     "incomplete",
+    "unstable",
     "all negative",
     "constant",
     "not a cut",
@@ -51,6 +52,8 @@ FROM_THE_TEXT = 0.05
 """An answer of whose score the image makes less than this share is taken to come from the text."""
 SATURATED = 1e-4
 """A softmax probability so near to 0 or 1 has a gradient below a ten-thousandth of its logit's."""
+GROWN = 1000.0
+"""A map whose values are, in sum and without their signs, so many times what was handed down shows divisions by ~0."""
 _NATS = -math.log(1 - FROM_THE_TEXT)
 """The same share of a probability, where the score is its logarithm."""
 
@@ -62,6 +65,7 @@ def diagnose(
     rectified: bool,
     largest_gradient: Tensor | None,
     missing: Tensor | None = None,
+    grown: Tensor | None = None,
     probabilities: Sequence[Tensor | None],
     inside: bool,
     absent: Callable[[int], bool],
@@ -71,7 +75,8 @@ def diagnose(
 
     `largest_gradient` (R,) absolute, where the method asked for gradients; `probabilities`: of every row whose score
     is a softmax probability, that probability; `inside`: whether the network itself makes them. `missing` (R,) is the
-    share of the score that a sum which should be all of it leaves out. `absent` tells whether a row's instance is not
+    share of the score that a sum which should be all of it leaves out; `grown` (R,) how many times the relevance that
+    was handed down the map's values are, without their signs. `absent` tells whether a row's instance is not
     on its image; `way_out` names a layer that works. One transfer from the device for all maps.
     """
     flat = signed.flatten(1)
@@ -84,7 +89,7 @@ def diagnose(
         if len(probabilities)
         else flat.new_full((len(flat),), 0.5)
     )
-    columns.append(flat.new_zeros(len(flat)) if missing is None else missing)
+    columns += [flat.new_zeros(len(flat)) if share is None else share for share in (missing, grown)]
     table = torch.stack([column.to(signed.dtype) for column in columns], dim=1).tolist()
     return tuple(_judge(values, rectified, inside, partial(absent, row), way_out) for row, values in enumerate(table))
 
@@ -104,7 +109,7 @@ _MAP_NOT_FINITE = Diagnosis(
 def _judge(
     values: list[float], rectified: bool, inside: bool, absent: Callable[[], bool], way_out: Callable[[], str]
 ) -> Diagnosis:
-    finite, finite_score, low, high, gradient, probability, missing = values
+    finite, finite_score, low, high, gradient, probability, missing, grown = values
     if not finite_score:
         return _SCORE_NOT_FINITE
     if not finite:
@@ -135,6 +140,13 @@ def _judge(
             f"{missing:.1%} of what adds up to the score is not in the map: the network adds constants where no "
             "function of torch shows them (compiled or scripted parts, recurrent layers, constants that are joined on, "
             "chosen or filled in); input_x_gradient and integrated_gradients do not need them",
+        )
+    if grown > GROWN:
+        return Diagnosis(
+            "unstable",
+            f"the values of the map are together {grown:.2g} times the relevance that was handed down: the rules "
+            'divided by sums near 0, and the map shows these; in convolutions composite="epsilon_plus" has no such '
+            'sums, and bias="absorb" or a larger epsilon has fewer',
         )
     if low == high == 0 and rectified and not math.isinf(gradient):
         return Diagnosis(

@@ -14,7 +14,7 @@ from konkyo.engine.forward import Pass, Precision
 from konkyo.engine.integration import Pyramid
 from konkyo.engine.layer import INPUT, Layer
 from konkyo.engine.path import PathTrace
-from konkyo.engine.probe import Probe, largest_gradient, missing_share, noted
+from konkyo.engine.probe import Probe, growth, largest_gradient, missing_share, noted
 from konkyo.engine.trace import share_around
 from konkyo.engine.variants import Budget
 from konkyo.errors import KonkyoError, unknown
@@ -136,6 +136,8 @@ class _Maps:
     """(R,) the largest absolute gradient, where the method asked for gradients."""
     missing: Tensor | None
     """(R,) the share of the score that full gradients leave out, where the method asked for them."""
+    grown: Tensor | None
+    """(R,) how many times what was handed down relevance has become, where the method handed it down."""
     path: PathTrace | None
     notes: dict[str, Tensor]
     """(R,) each: what the method has noted of every row. Nothing where it ran at several layers or levels."""
@@ -254,13 +256,14 @@ def _part_maps(run: Run, rows: _Rows) -> _Maps:
         maps = on_finest([probe.activations[:, 0] for probe in probes])[0].float()
     scores = probes[0].score.float() if images else maps.new_zeros(0)
     missing = [share for probe in probes if (share := missing_share(probe)) is not None]
+    growths = [times for probe in probes if (times := growth(probe)) is not None]
     integrals = [integral for pyramid in pyramids for integral in pyramid.integrals]
     largest = [gradient for probe in probes if (gradient := largest_gradient(probe)) is not None]
     largest += [integral.largest for integral in integrals]
     trace = integrals[0].trace.of(rows.firsts) if integrals else None  # a combination's is that of its first part
-    gradients, missing_shares = (torch.stack(s).amax(0) if s else None for s in (largest, missing))
+    gradients, left_out, grown = (torch.stack(s).amax(0) if s else None for s in (largest, missing, growths))
     notes = {name: values.float() for name, values in noted(probes[0]).items()} if len(probes) == 1 else {}
-    return _Maps(maps, scores, gradients, missing_shares, trace, notes)
+    return _Maps(maps, scores, gradients, left_out, grown, trace, notes)
 
 
 def _combined(task: Task, method: Method, rows: _Rows, maps: _Maps) -> _Maps:
@@ -272,9 +275,8 @@ def _combined(task: Task, method: Method, rows: _Rows, maps: _Maps) -> _Maps:
     signed = [
         group[0] if len(group) == 1 else task.combined(group.relu() if method.rectified else group) for group in groups
     ]
-    gradients, missing = (None if v is None else v[firsts] for v in (maps.gradients, maps.missing))
-    scores = maps.scores[firsts]
-    return replace(maps, signed=torch.stack(signed), scores=scores, gradients=gradients, missing=missing, notes={})
+    gradients, missing, grown = (None if v is None else v[firsts] for v in (maps.gradients, maps.missing, maps.grown))
+    return _Maps(torch.stack(signed), maps.scores[firsts], gradients, missing, grown, maps.path, {})
 
 
 def _options_used(run: Run) -> dict[str, Any]:
@@ -348,6 +350,7 @@ def _diagnose(run: Run, rows: _Rows, maps: _Maps) -> tuple[Diagnosis, ...]:
         rectified=run.method.rectified,
         largest_gradient=maps.gradients,
         missing=maps.missing,
+        grown=maps.grown,
         probabilities=probabilities if any(p is not None for p in probabilities) else (),
         inside=any(inner is not None for inner in inside),
         absent=absent,
