@@ -713,3 +713,14 @@ def test_relevance_that_was_divided_by_nearly_nothing_is_told(options: dict[str,
     assert found.diagnosis[0].kind == kind
     if kind == "unstable":
         assert "9.1e+04 times" in found.diagnosis[0].message
+
+
+def test_a_logit_near_0_is_a_sum_of_parts_and_no_division() -> None:
+    """Its parts, and so the map, do not depend on the bias that makes the logit 1e-5 or 1."""
+    network, x, results = seeded(Plain()), images(1), []
+    for logit in (1e-5, 1.0):
+        with torch.no_grad():
+            network.head.bias[1] += logit - network(x)[0, 1]
+        results.append(konkyo.explain(network, x, method="lrp", target=1, epsilon=0.0))
+    close(results[0].signed, results[1].signed, 1e-6)
+    assert [result.diagnosis[0].kind for result in results] == ["ok", "ok"]

@@ -53,7 +53,11 @@ def relevance(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer) 
 
 
 def propagate(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer, rules: Rules) -> tuple[Tensor, Tensor]:
-    """Computes `Probe.propagate`, and how much relevance (R,) it has handed down, regardless of signs."""
+    """Computes `Probe.propagate`, and how much relevance (R,) it has handed down, regardless of signs.
+
+    A logit of classes counts as much as the largest of them: one near 0 is a sum of parts that cancel, and these are
+    of the usual size.
+    """
     output = pick(pass_.output.detach(), rows)
     start = _contrastive(output, targets) if rules.start == "contrastive" else None
     at_image, bounds = layer.module is None, None
@@ -76,7 +80,9 @@ def propagate(pass_: Pass, rows: Rows, targets: Sequence[Target], layer: Layer, 
     gradients = other.gradients_of(rows, lambda out: (out * slope).flatten(1).sum(1), layer)
     values = pick(other.activations(layer), rows)
     relevance = (nonzero(values) if at_image else values) * gradients
-    return relevance, (slope * output).double().abs().flatten(1).sum(1)
+    slope, output = slope.double().abs(), output.double().abs()
+    handed_down = slope * (output.amax(1, keepdim=True) if start is None and output.ndim == 2 else output)
+    return relevance, handed_down.flatten(1).sum(1)
 
 
 def _contrastive(output: Tensor, targets: Sequence[Target]) -> Tensor:
