@@ -11,7 +11,7 @@ demo: $(RUN)
 	$(BIN)/konkyo demo --out out/demo
 
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(DEV)
 	$(BIN)/ruff format --check .

@@ -480,7 +480,7 @@ def drawn(count: int, seed: int, places: str) -> list[tuple[Tensor, int]]:
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, float], list[Consistency]]:
-    """The consistency on images that were not trained on, of three seeds trained with a weight of the loss."""
+    """The consistency on images that were not trained on, of two seeds trained with a weight of the loss."""
     folder, parts = tmp_path_factory.mktemp("lesions"), dict[str, Any]()
 
     def train(places: str, weight: float) -> list[Consistency]:
@@ -489,7 +489,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, float],
             parts[places] = drawn(300, 0, places), [(torch.stack(images), torch.tensor(labels))]
         trained, test = parts[places]
         found = []
-        for seed in (0, 1, 2):
+        for seed in (0, 1):
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 network = stages()
@@ -515,7 +515,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, float],
 def test_the_loss_makes_maps_alike_and_a_negative_one_makes_them_differ(
     held_out: Callable[[str, float], list[Consistency]],
 ) -> None:
-    """Means over three paired seeds, on held-out images whose lesions have a place per class."""
+    """Means over two paired seeds, on held-out images whose lesions have a place per class."""
     without, alike, differ = (held_out("fixed", weight) for weight in (0.0, 3.0, -1.0))
     usual = fmean(found.value for found in without)
     assert fmean(found.value for found in alike) <= 0.65 * usual
