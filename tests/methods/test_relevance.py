@@ -342,6 +342,38 @@ def test_what_is_chosen_among_weights_is_a_constant() -> None:
     close(of[0], of[1])
 
 
+@pytest.mark.parametrize(("method", "options"), [("lrp", {"composite": "epsilon_plus"}), ("deep_lift", {})])
+def test_norms_of_torch_itself_are_those_of_its_layers(method: str, options: dict[str, Any]) -> None:
+    """They take their weights before their statistics."""
+    weight, bias, mean, variance = (torch.rand(8).double() + 0.5 for _ in range(4))
+    pairs: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = [
+        (
+            lambda t: torch.batch_norm(t, weight, bias, mean, variance, False, 0.1, 1e-5, False),
+            lambda t: functional.batch_norm(t, mean, variance, weight, bias),
+        ),
+        (
+            lambda t: torch.instance_norm(t, weight, bias, None, None, True, 0.1, 1e-5, False),
+            lambda t: functional.instance_norm(t, None, None, weight, bias),
+        ),
+    ]
+    for pair in pairs:
+        found, expected = (
+            konkyo.explain(seeded(Folded(norm)), images(1), method=method, target=1, **options).signed for norm in pair
+        )
+        close(found, expected)
+
+
+class Folded(nn.Module):
+    """A convolution, a norm that may be folded into it, and a linear layer."""
+
+    def __init__(self, norm: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.head, self.norm = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 3), norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
 def test_a_sum_with_a_product_is_a_sum_and_a_product() -> None:
     x = images(2)
     for options in ({}, {"addition": "epsilon"}, {"product": "gate"}):

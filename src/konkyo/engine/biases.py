@@ -9,10 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.weak import WeakIdKeyDictionary
 
-from konkyo.engine.functions import CONVOLUTIONS, HAND_ON, Application, name_of, tensors_in
+from konkyo.engine.functions import (
+    CONVOLUTIONS,
+    DIVIDE,
+    HAND_ON,
+    MULTIPLY,
+    Application,
+    name_of,
+    norm_arguments,
+    tensors_in,
+)
 from konkyo.engine.session import OwnMode
 from konkyo.utils.tensors import at_least_float32
 
@@ -117,9 +125,8 @@ _CLIPS: dict[str, dict[str, float | None]] = {
 }
 """The ends of clipping functions' ranges, in the order of their parameters."""
 _LINEAR_IN_ONE = {
-    *("linear", *CONVOLUTIONS, "bilinear", "mul", "imul", "rmul", "multiply", "matmul", "rmatmul", "mm", "bmm", "mv"),
+    *("linear", *CONVOLUTIONS, "bilinear", *MULTIPLY, *DIVIDE, "matmul", "rmatmul", "mm", "bmm", "mv"),
     *("dot", "inner", "einsum", "tensordot", "addmm", "baddbmm", "addmv"),
-    *("div", "itruediv", "truediv", "divide", "true_divide"),
 }
 """Functions that are linear where one of their arguments alone depends on the image."""
 _CHOICES = {"abs", "absolute", "threshold", "rnn_relu", "rnn_relu_cell"}
@@ -131,7 +138,7 @@ def _is_piecewise_linear(name: str, run: Application) -> bool:
     if name in ("batch_norm", "instance_norm"):
         return not _norm_arguments(run)["training"]
     if name in _LINEAR_IN_ONE:
-        return len(run.after) == 1 and ("div" not in name or not _is_constant(next(iter(run.args), None), run))
+        return len(run.after) == 1 and (name not in DIVIDE or not _is_constant(next(iter(run.args), None), run))
     return name in HAND_ON or name in _CLIPS or name in _CHOICES
 
 
@@ -151,13 +158,9 @@ def _bias_argument(name: str, run: Application) -> BiasTerm | None:
 
 def _norm_arguments(run: Application) -> dict[str, Any]:
     """Returns the arguments of a batch norm or an instance norm by name; `training`: its own statistics are used."""
-    rest = ("training", "momentum", "eps")
-    names: tuple[str, ...] = ("input", "weight", "bias", "running_mean", "running_var", *rest)
-    if run.function in (functional.batch_norm, functional.instance_norm):
-        names = ("input", "running_mean", "running_var", "weight", "bias", *rest)
     values: dict[str, Any] = {"weight": None, "bias": None, "running_mean": None, "running_var": None, "eps": 1e-5}
-    values |= dict(zip(names, run.args, strict=False)) | run.kwargs
-    usual = run.function is functional.instance_norm
+    values |= norm_arguments(run)
+    usual = run.name == "instance_norm"
     return values | {"training": bool(values.get("use_input_stats", values.get("training", usual)))}
 
 

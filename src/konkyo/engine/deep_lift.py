@@ -7,7 +7,8 @@ first and notes what every function was given, the one of the image reads it. No
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -30,6 +31,7 @@ from konkyo.engine.functions import (
     is_in_place,
     is_sum_and_product,
     name_of,
+    norm_arguments,
     norm_call,
     sum_and_product,
     tensors_in,
@@ -319,17 +321,18 @@ _RULES: dict[str, _Rule] = {
 """The rule of every function that is not linear, by its name."""
 
 
-def _is_linear(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], after: Sequence[Tensor]) -> bool:
+def _is_linear(run: Application) -> bool:
+    name, after = run.name, run.after
     if name in _DROPOUTS:
-        training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else False))
-        return not training or kwargs.get("p", args[1] if len(args) > 1 else 0.5) == 0
+        training = run.argument(2, "training", "train")
+        return not training or run.argument(1, "p") == 0
     if name == "batch_norm":
-        values = dict(zip(("input", "running_mean", "running_var"), args, strict=False)) | kwargs
-        return len(after) == 1 and not kwargs.get("training") and values.get("running_mean") is not None
+        values = norm_arguments(run)
+        return len(after) == 1 and not values.get("training") and values.get("running_mean") is not None
     if name in DIVIDE:
-        return len(after) == 1 and after[0] is args[0] and "rounding_mode" not in kwargs
+        return len(after) == 1 and after[0] is run.args[0] and "rounding_mode" not in run.kwargs
     if name == "grid_sample":
-        return len(after) == 1 and after[0] is args[0]
+        return len(after) == 1 and after[0] is run.args[0]
     if name in ("linear", *CONVOLUTIONS, *_OF_ONE):
         return len(after) == 1
     return name in _LINEAR
@@ -406,7 +409,8 @@ class Lift(OwnMode):
             out = function(*args, **kwargs)
             if any(out is a for a in args[:1]) or not any(t.requires_grad for t in tensors_in((out,))):
                 return out
-        rule = None if (linear := _is_linear(name, args, kwargs, after)) else _RULES.get(name)
+        run = Application(function, args, kwargs, after)
+        rule = None if (linear := _is_linear(run)) else _RULES.get(name)
         noted = [t.detach().clone() for t in (*([] if linear else after), *cut_off)]
         written = args[0] if is_in_place(function, kwargs) and not linear else None
         out = function(*args, **kwargs) if written is None else function(written.clone(), *args[1:], **kwargs)
@@ -422,7 +426,7 @@ class Lift(OwnMode):
             raise _without_rule(f"a {name} by what was compared or cut off from the graph, other than the baseline's")
         if rule is None:
             return out
-        ruled = rule(Application(function, args, kwargs, after, out), given[: len(after)])
+        ruled = rule(replace(run, out=out), given[: len(after)])
         if ruled is None:
             raise _without_rule(f"this use of {name}")
         return ruled if written is None else written.copy_(ruled)

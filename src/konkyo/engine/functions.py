@@ -44,15 +44,19 @@ DIVIDE = ("div", "itruediv", "truediv", "divide", "true_divide")
 CONVOLUTIONS = {f"conv{kind}{d}d": d for kind in ("", "_transpose") for d in (1, 2, 3)}
 """The convolutions, with their dimensions."""
 ATTENTIONS = (functional.scaled_dot_product_attention, functional.multi_head_attention_forward)
-NORMS = {
-    "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
+NORMS = ("layer_norm", "rms_norm", "group_norm", "instance_norm")
+"""The norms that take their statistics from the features."""
+_STATISTICS, _SCALE = ("running_mean", "running_var"), ("weight", "bias")
+_OF_NORMS: dict[Callable[..., Any] | str, tuple[str, ...]] = {
+    "layer_norm": ("input", "normalized_shape", *_SCALE, "eps"),
     "rms_norm": ("input", "normalized_shape", "weight", "eps"),
-    "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
-    "instance_norm": (
-        *("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"),
-    ),
+    "group_norm": ("input", "num_groups", *_SCALE, "eps"),
+    functional.instance_norm: ("input", *_STATISTICS, *_SCALE, "use_input_stats", "momentum", "eps"),
+    functional.batch_norm: ("input", *_STATISTICS, *_SCALE, "training", "momentum", "eps"),
+    "instance_norm": ("input", *_SCALE, *_STATISTICS, "use_input_stats", "momentum", "eps"),
+    "batch_norm": ("input", *_SCALE, *_STATISTICS, "training", "momentum", "eps"),
 }
-"""The norms that take their statistics from the features, with their parameters."""
+"""The parameters of norms in their order, which for those of `torch` itself is another one."""
 
 
 @dataclass(frozen=True)
@@ -170,10 +174,16 @@ class NormCall(NamedTuple):
         return values if self.weight is None else values * self.per_channel(self.weight)
 
 
+def norm_arguments(run: Application) -> dict[str, Any]:
+    """Returns the arguments that a norm was given, by name."""
+    names = _OF_NORMS.get(run.function) or _OF_NORMS[run.name]
+    return dict(zip(names, run.args, strict=False)) | run.kwargs
+
+
 def norm_call(run: Application) -> NormCall | None:
     """Returns how a norm (one of `NORMS`) was called; None where more than its input depends on the leaf, or less."""
     name = run.name
-    values = dict(zip(NORMS[name], run.args, strict=False)) | run.kwargs
+    values = norm_arguments(run)
     x, eps = values["input"], values.get("eps", 1e-5)
     if len(run.after) != 1 or x is not run.after[0] or not values.get("use_input_stats", True):
         return None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from konkyo.engine.functions import Application, with_slopes
+from konkyo.engine.functions import Application, norm_arguments, with_slopes
 from konkyo.engine.rules import Rule, Rules
 from konkyo.utils.tensors import per_item, safe_divide
 
@@ -178,8 +178,7 @@ def affine(call: LinearCall, run: Application) -> _Affine:
 
 
 def _batch_norm(_call: LinearCall, run: Application) -> _Affine:
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    values = dict(zip(names, run.args, strict=False)) | run.kwargs
+    values = norm_arguments(run)
     mean, variance = values["running_mean"], values["running_var"]
     if values.get("training") or mean is None or variance is None:
         return None
