@@ -22,6 +22,9 @@ from torchvision.models.detection import (
 )
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
@@ -57,14 +60,17 @@ def pyramid() -> nn.Module:
     )
 
 
-def rcnn(kind: Callable[..., nn.Module]) -> nn.Module:
+def rcnn(kind: Callable[..., nn.Module], **heads: nn.Module) -> nn.Module:
+    """With narrow heads."""
     network = kind(
         resnet_fpn_backbone(backbone_name="resnet18", weights=None),
-        num_classes=COLUMNS,
+        box_head=TwoMLPHead(256 * 49, 64),
+        box_predictor=FastRCNNPredictor(64, COLUMNS),
         rpn_anchor_generator=AnchorGenerator(((8,), (16,), (32,), (64,), (96,)), ((0.5, 1.0, 2.0),) * 5),
         rpn_post_nms_top_n_test=REGIONS,
         rpn_pre_nms_top_n_test=20,
         box_detections_per_img=30,
+        **heads,
         **ZOOM,
     )
     pool = network.roi_heads.box_roi_pool
@@ -93,9 +99,15 @@ def build(family: str) -> nn.Module:
     if family == "faster_rcnn":
         return rcnn(FasterRCNN)
     if family == "mask_rcnn":
-        return rcnn(MaskRCNN)
+        return rcnn(
+            MaskRCNN, mask_head=MaskRCNNHeads(256, (32, 32), 1), mask_predictor=MaskRCNNPredictor(32, 32, COLUMNS)
+        )
     if family == "keypoint_rcnn":
-        return rcnn(KeypointRCNN)
+        return rcnn(
+            KeypointRCNN,
+            keypoint_head=KeypointRCNNHeads(256, (32, 32)),
+            keypoint_predictor=KeypointRCNNPredictor(32, 5),
+        )
     if family == "fcos":
         anchors = AnchorGenerator(((8,), (16,), (32,), (64,), (128,)), ((1.0,),) * 5)
         return dense(FCOS, anchors, topk_candidates=20, detections_per_img=25)

@@ -60,8 +60,7 @@ def upload(page: Any, file: Path) -> None:
     page.set_input_files("#upload input[type=file]", str(file))
 
 
-def test_upload_choose_explain_and_download(visit: Visit, tmp_path: Path) -> None:
-    page = visit(accept_downloads=True)
+def test_upload_choose_explain_and_download(page: Any, tmp_path: Path) -> None:
     file = picture(tmp_path)
     upload(page, file)
     page.wait_for_selector("#picture img[alt^='cat.png']")
@@ -212,12 +211,14 @@ def test_hostile_names_and_files_stay_text(page: Any, tmp_path: Path) -> None:
 
 
 def test_axe_finds_nothing_serious(page: Any) -> None:
+    """On the page with the first tab; then in the tabs, for nothing else of the page is another."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     explain(page)
     for tab in TABS:
         page.click(f"button[role=tab]:has-text('{tab}')")
-        result = axe.Axe().run(page)
-        assert len(result.response["passes"]) > 15  # it did look
+        first = tab == TABS[0]
+        result = axe.Axe().run(page, "html" if first else "#tabs")
+        assert len(result.response["passes"]) > (15 if first else 5), tab  # it did look
         serious = [
             (v["id"], node["html"][:160])
             for v in result.response["violations"]
@@ -232,7 +233,7 @@ def test_no_part_is_wider_than_the_window(page: Any) -> None:
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 900})
         for tab in TABS:
-            page.wait_for_timeout(500)  # Gradio has found which tabs have a place
+            page.wait_for_timeout(500 if width < 1280 else 0)  # Gradio has found which tabs have a place
             if width < 1280 and not page.locator(f"[role=tab]:has-text('{tab}')").count():  # those without a place
                 page.click("[aria-label='More tabs']")
                 page.click(f".overflow-dropdown button:has-text('{tab}')")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,6 +48,21 @@ def _unordered(noted: Output, reading: int) -> Layer:
 
 _TOKENS = 12
 """So many tokens are looked at."""
+_STOPS = (8, 6, 4)
+"""With so many of them left it is asked whether they can still be a grid."""
+
+
+def _are_own(own: float, near: float, grid: Sequence[int]) -> bool:
+    """Tells whether tokens are places, by the shares of those whose gradient is at their own place, or beside it."""
+    return own >= OWN_TOKENS and (near >= NEAR_TOKENS or math.prod(grid) <= SMALL)
+
+
+def _may_own(energies: Mapping[int, Tensor], left: Sequence[int], layer: Layer, grid: Sequence[int]) -> bool:
+    """Tells whether tokens would be places if the gradients of all that are left were at their own places."""
+    asked, more = (sum(index >= layer.prefix for index in some) for some in (energies, left))
+    own, near = owned(energies, layer, grid)
+    own, near = ((share * asked + more) / max(asked + more, 1) for share in (own, near))
+    return _are_own(own, near, grid)
 
 
 class Places:
@@ -55,6 +71,7 @@ class Places:
     def __init__(self, run: Run, graph: Graph) -> None:
         self.run, self.graph, self.used = run, graph, graph.used
         self._places: dict[Call, Place | None] = {}
+        self._kept: dict[Call, bool] = {}
 
     def certain(self) -> bool:
         """Tells whether operators prove of all grids that their cells are places of the image."""
@@ -109,8 +126,11 @@ class Places:
     def _place_of_tokens(self, noted: Output) -> Place | None:
         """Returns how tokens are read as a grid: so that the gradient of each at the image is largest at its place."""
         length = noted.shape[1 - noted.readings[0][0].batch_axis]
-        energies = {}
-        for index in sorted({round(i * (length - 1) / (_TOKENS - 1)) for i in range(_TOKENS)}):
+        known = [(layer, grid) for layer, grid in noted.readings if self.run.readings.fit(grid)] or noted.readings
+        energies: dict[int, Tensor] = {}
+        left = sorted({round(i * (length - 1) / (_TOKENS - 1)) for i in range(_TOKENS)})
+        while left:
+            index = left.pop(0)
             seed = torch.randn(noted.shape[-1], generator=torch.Generator().manual_seed(index), device="cpu")
             weights = torch.zeros(noted.shape)
             weights.movedim(noted.readings[0][0].batch_axis, 0)[0, index] = seed
@@ -120,13 +140,13 @@ class Places:
                 return None
             if energy is not None:
                 energies[index] = energy
+            if len(left) in _STOPS and not any(_may_own(energies, left, layer, grid) for layer, grid in known):
+                break  # whatever the others show, these tokens are no grid
         best: Place | None = None
-        known = [(layer, grid) for layer, grid in noted.readings if self.run.readings.fit(grid)]
-        for layer, grid in known or noted.readings:
+        for layer, grid in known:
             own, near = owned(energies, layer, grid)
             if best is None or own > best.likeness:
-                placed = own >= OWN_TOKENS and (near >= NEAR_TOKENS or math.prod(grid) <= SMALL)
-                best = Place(layer, grid, own, placed)
+                best = Place(layer, grid, own, not left and _are_own(own, near, grid))
         return best
 
     def _energy(self, noted: Output, weights: Tensor) -> Tensor | None:
@@ -147,6 +167,11 @@ class Places:
         Crops, shifts and shuffles within a network move them; so does what mixes all places. Of few cells, and of a
         graph that is not stored, no gradient tells, so what follows the changes is believed.
         """
+        if call not in self._kept:
+            self._kept[call] = self._keeps_places(call)
+        return self._kept[call]
+
+    def _keeps_places(self, call: Call) -> bool:
         place, noted = self.place(call), self.run.outputs[call]
         if place is None or call in self.graph.in_position or not self.run.whole_graph:
             return True
