@@ -47,7 +47,7 @@ def cost(name: str) -> str:
             return f"{rounded(row['wall'])} forwards of {network}{memory}"
     for found in measured_methods().values():
         if name in found["costs"]:
-            return f"{found['costs'][name]:.3g} forwards of `{found['model']}`, counted"
+            return f"{forwards(found['costs'][name])} forwards of `{found['model']}`, counted"
     return "as said above; not measured"
 
 
@@ -347,10 +347,15 @@ def costs_table() -> str:
     return "\n".join(lines)
 
 
+def forwards(count: float) -> str:
+    """A number of forwards to three digits: 1, 2.33, 851, 5,020."""
+    return f"{count:,.0f}" if count >= 100 else f"{count:.3g}"
+
+
 def costs_cell(found: dict[str, Any], name: str) -> str:
     """Forwards, or a dash where a method does not apply; nothing where it was not counted."""
     if name in found["costs"]:
-        return f"{found['costs'][name]:.3g}"
+        return forwards(found["costs"][name])
     return "-" if name in found["refused"] else ""
 
 
@@ -378,7 +383,7 @@ def quality_tables() -> str:
 
         for name, values in sorted(found["values"].items(), key=order):
             cells = [quality_cell(values[c], best[c]) for c in columns]
-            lines.append(f"| `{name}` | {found['costs'][name]:.3g} | {' | '.join(cells)} |")
+            lines.append(f"| `{name}` | {forwards(found['costs'][name])} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
