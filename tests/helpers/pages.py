@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -97,6 +98,7 @@ def finding(severity: Severity, question: str, subject: str = "") -> Finding:
     )
 
 
+@functools.cache
 def example_page(count: int = 24, *, hostile: bool = False) -> Page:
     """Returns a page with every part, of `count` images. `hostile`: the first image's names are `HOSTILE`."""
     made = list(rows(count))

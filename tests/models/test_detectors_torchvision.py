@@ -21,18 +21,19 @@ from torchvision.models.detection import (
     ssdlite320_mobilenet_v3_large,
 )
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.ssd import SSD
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from konkyo.models.detectors import Detector, Kept
 from konkyo.models.detectors.torchvision import detector
 from konkyo.targets.candidates import Candidates
 
-COLUMNS = 4
+COLUMNS, WIDTH = 4, 64
 ZOOM = {"min_size": 96, "max_size": 130}
 FAMILIES = ["faster_rcnn", "mask_rcnn", "keypoint_rcnn", "fcos", "retinanet", "ssd", "ssdlite"]
 REGIONS = 40
@@ -60,11 +61,17 @@ def pyramid() -> nn.Module:
     )
 
 
+def narrow_pyramid() -> nn.Module:
+    stages = {f"layer{k + 1}": str(k) for k in range(4)}
+    network = resnet18(weights=None, norm_layer=FrozenBatchNorm2d)
+    return BackboneWithFPN(network, stages, [64, 128, 256, 512], WIDTH, LastLevelMaxPool())
+
+
 def rcnn(kind: Callable[..., nn.Module], **heads: nn.Module) -> nn.Module:
     """With narrow heads."""
     network = kind(
-        resnet_fpn_backbone(backbone_name="resnet18", weights=None),
-        box_head=TwoMLPHead(256 * 49, 64),
+        narrow_pyramid(),
+        box_head=TwoMLPHead(WIDTH * 49, 64),
         box_predictor=FastRCNNPredictor(64, COLUMNS),
         rpn_anchor_generator=AnchorGenerator(((8,), (16,), (32,), (64,), (96,)), ((0.5, 1.0, 2.0),) * 5),
         rpn_post_nms_top_n_test=REGIONS,
@@ -100,12 +107,12 @@ def build(family: str) -> nn.Module:
         return rcnn(FasterRCNN)
     if family == "mask_rcnn":
         return rcnn(
-            MaskRCNN, mask_head=MaskRCNNHeads(256, (32, 32), 1), mask_predictor=MaskRCNNPredictor(32, 32, COLUMNS)
+            MaskRCNN, mask_head=MaskRCNNHeads(WIDTH, (32, 32), 1), mask_predictor=MaskRCNNPredictor(32, 32, COLUMNS)
         )
     if family == "keypoint_rcnn":
         return rcnn(
             KeypointRCNN,
-            keypoint_head=KeypointRCNNHeads(256, (32, 32)),
+            keypoint_head=KeypointRCNNHeads(WIDTH, (32, 32)),
             keypoint_predictor=KeypointRCNNPredictor(32, 5),
         )
     if family == "fcos":
@@ -335,10 +342,13 @@ def test_each_level_has_its_own_best() -> None:
 def test_regions_that_are_not_proposed_are_zeros() -> None:
     module, found = known("faster_rcnn")
     resized, _ = module.transform(list(images()))
-    module.rpn.score_thresh, before = 0.55, module.rpn.score_thresh
+    before = module.rpn.score_thresh
     try:
         with torch.no_grad():
-            counts = [len(r) for r in module.rpn(resized, module.backbone(resized.tensors))[0]]
+            features = module.backbone(resized.tensors)
+            scores = torch.cat([level.flatten(1) for level in module.rpn.head(list(features.values()))[0]], 1).sigmoid()
+            module.rpn.score_thresh = float(scores.topk(8).values.amin())
+            counts = [len(r) for r in module.rpn(resized, features)[0]]
             output = found.propose(module, images())
     finally:
         module.rpn.score_thresh = before
