@@ -218,9 +218,18 @@ class Recommendation:
             f"a blank map last. Criteria with their weights and columns: {parts}."
         ]
         if "localisation" not in self.criteria:
-            lines.append("The data say nothing of where objects are, so nothing was asked about localisation.")
+            lines.append(f"Nothing was asked about localisation: {self._unasked}.")
         lines += self.refused.values()
         return lines
+
+    @property
+    def _unasked(self) -> str:
+        """Why no standing is of localisation."""
+        if not (columns := [c for c in self.evaluation.columns if criterion_of(c) == "localisation"]):
+            return "none of the metrics looks at where objects are"
+        if _of("localisation", columns, self.evaluation):
+            return "its weight is 0"
+        return "the data say nothing of where objects are"
 
     def save(self, folder: str | Path) -> Path:
         """Writes recommendation.md, and the evaluation as `Evaluation.save` does. -> the folder"""
