@@ -184,6 +184,12 @@ def test_why_localisation_was_not_asked(column: str, values: list[float], why: s
     assert left.remarks()[-1] == f"Nothing was asked about localisation: {why}."
 
 
+@pytest.mark.parametrize(("count", "warned"), [(10, True), (11, False)])
+def test_few_images_are_told(count: int, warned: bool) -> None:
+    found = result({m: {"insertion": [0.9] * count} for m in ("a", CONTROL)})
+    assert any("too narrow" in line for line in found.remarks()) is warned
+
+
 def test_a_blank_map_is_last() -> None:
     found = result(
         {"a": {"insertion": [0.9, math.nan]}, "b": {"insertion": [0.5, 0.5]}, CONTROL: {"insertion": [0.1, 0.1]}}
