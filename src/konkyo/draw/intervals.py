@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -49,7 +50,7 @@ def intervals_figure(panels: Sequence[Measured], foot: str) -> Figure:
         _draw_values(panel, next(places))
         if panel.curves:
             _draw_curves(panel, next(places))
-    figure.supxlabel(foot, fontsize=8.5, parse_math=False)
+    figure.supxlabel(fill(foot, 64 * across), fontsize=8.5, parse_math=False)
     complete(figure)
     return figure
 
