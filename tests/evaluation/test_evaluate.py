@@ -229,6 +229,17 @@ def test_a_limit_is_drawn_by_the_seed(model: konkyo.Model) -> None:
     assert names[4, 1] != names[4, 0]
 
 
+def test_methods_draw_anew_for_every_picture(model: konkyo.Model) -> None:
+    """Of one draw for all pictures, an interval by resampling pictures would not hold what another draw does."""
+    same = [replace(pictures(1)[0], name=name) for name in "abc"]
+    found = evaluate(model, same, ["random_cam", "grad_cam"], ["complexity"], seed=7)
+    values = found.values("random_cam", "complexity")
+    assert values.unique().numel() == 3
+    alone = evaluate(model, same[:1], ["random_cam"], ["complexity"], seed=8)
+    assert float(alone.values("random_cam", "complexity")) == float(values[1])
+    assert found.values("grad_cam", "complexity").unique().numel() == 1
+
+
 def test_noise_and_ties_are_equal_for_all_methods_and_differ_between_pictures(
     model: konkyo.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

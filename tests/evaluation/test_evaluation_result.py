@@ -199,6 +199,13 @@ def test_stars_are_corrected_for_the_number_of_methods() -> None:
     assert found.differing(name) == {"far"}
 
 
+def test_equal_values_are_best_together() -> None:
+    found, name = table({"a": [1.0, 0.0], "b": [0.5, 0.25], "c": [0.0, 1.0]}, [0, 1])
+    assert found.bests(name) == ("a", "c")
+    assert found.best(name) == "a"
+    assert [row[1].startswith("**") for row in found.table()[1]] == [True, False, True]
+
+
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -169,6 +170,26 @@ def test_a_method_that_only_localises_is_passed_over() -> None:
     assert "are not above the control" in found.sentence()
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "why"),
+    [
+        ("ebpg@mask", [0.2], "its weight is 0"),
+        ("ebpg@mask", [math.nan], "the data say nothing of where objects are"),
+        ("deletion", [0.2], "none of the metrics looks at where objects are"),
+    ],
+)
+def test_why_localisation_was_not_asked(column: str, values: list[float], why: str) -> None:
+    found = result({m: {"insertion": [0.9], column: values} for m in ("a", CONTROL)})
+    left = replace(found, criteria={"faithfulness": ("insertion",)}, weights={"faithfulness": 1.0})
+    assert left.remarks()[-1] == f"Nothing was asked about localisation: {why}."
+
+
+@pytest.mark.parametrize(("count", "warned"), [(10, True), (11, False)])
+def test_few_images_are_told(count: int, warned: bool) -> None:
+    found = result({m: {"insertion": [0.9] * count} for m in ("a", CONTROL)})
+    assert any("too narrow" in line for line in found.remarks()) is warned
+
+
 def test_a_blank_map_is_last() -> None:
     found = result(
         {"a": {"insertion": [0.9, math.nan]}, "b": {"insertion": [0.5, 0.5]}, CONTROL: {"insertion": [0.1, 0.1]}}
@@ -215,7 +236,6 @@ def test_what_does_not_apply_is_told_and_left_out(model: konkyo.Model) -> None:
     found = recommend(model, pictures(3), ["grad_cam", made(nowhere)], QUICK[:1])
     assert found.methods == ("grad_cam",)
     assert "nowhere: there is no place for it" in found.remarks()
-    assert any("nothing was asked about localisation" in line for line in found.remarks())
     with pytest.raises(konkyo.errors.NotApplicable, match="no method applies"):
         recommend(model, pictures(3), [made(nowhere)], QUICK[:1])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,8 +24,8 @@ class Measured:
 
     title: str
     values: Sequence[tuple[str, float, float, float]]
-    best: str = ""
-    """The method that stands out; "" where neither higher nor lower is better."""
+    best: Sequence[str] = ()
+    """The methods that stand out, as the best; none where neither higher nor lower is better."""
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
@@ -49,21 +50,21 @@ def intervals_figure(panels: Sequence[Measured], foot: str) -> Figure:
         _draw_values(panel, next(places))
         if panel.curves:
             _draw_curves(panel, next(places))
-    figure.supxlabel(foot, fontsize=8.5, parse_math=False)
+    figure.supxlabel(fill(foot, 64 * across), fontsize=8.5, parse_math=False)
     complete(figure)
     return figure
 
 
 def _draw_values(panel: Measured, ax: Axes) -> None:
     for place, (name, value, low, high) in enumerate(panel.values):
-        colour = _BEST if name == panel.best else _OTHER
+        colour = _BEST if name in panel.best else _OTHER
         if not math.isnan(low):
             ax.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt", alpha=0.6)
         ax.plot([value], [place], "o", color=colour, markersize=5)
     labels = [name for name, *_ in panel.values]
     ax.set_yticks(range(len(labels)), labels, fontsize=8.5, parse_math=False)
     for name, label in zip(labels, ax.get_yticklabels(), strict=True):
-        label.set_fontweight("bold" if name == panel.best else "normal")
+        label.set_fontweight("bold" if name in panel.best else "normal")
     ax.set_ylim(len(labels) - 0.4, -0.6)
     _finish(ax, panel.title, "x")
 

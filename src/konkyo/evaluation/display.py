@@ -75,9 +75,9 @@ def plot_of_evaluation(result: Evaluation, metric: str | None) -> Figure:
         curves = {}
         if metric is not None and result.has_curve(column):
             curves = {m: result.curve(m, column.name).tolist() for m in methods}
-        best = "" if column.metric.better == "neither" else result.best(column.name)
+        bests = () if column.metric.better == "neither" else result.bests(column.name)
         title = f"{column.name} {ARROWS[column.metric.better]} (n = {cells[0][1].count})"
-        panels.append(Measured(title, [(m, c.value, c.low, c.high) for m, c in cells], best, curves))
+        panels.append(Measured(title, [(m, c.value, c.low, c.high) for m, c in cells], bests, curves))
     return intervals_figure(panels, "points: mean; lines: 95 % interval by resampling images; blue: the best")
 
 
@@ -153,7 +153,7 @@ def _measured(result: Evaluation, method: str, name: str, ends: tuple[float, flo
     if not cell.count:
         return '<span style="opacity:0.6">-</span>'
     text = f"{cell.value:.3f}"
-    best = result.column(name).metric.better != "neither" and result.best(name) == method
+    best = result.column(name).metric.better != "neither" and method in result.bests(name)
     text = f"<b>{text}</b>" if best else text + (" *" if method in result.differing(name) else "")
     if math.isnan(cell.low):
         return text

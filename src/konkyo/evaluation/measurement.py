@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,7 +50,11 @@ class SampleValues:
 
 
 def sample_values(plan: Plan, sample: Sample, index: int) -> SampleValues:
-    """Returns the statistics of every method and column for the rows of one sample."""
+    """Returns the statistics of every method and column for the rows of one sample.
+
+    Methods, too, draw anew for every sample: so intervals by resampling images hold what one draw or another does.
+    """
+    plan, index = replace(plan, seed=plan.seed + index), 0
     if plan.model is not None:
         with (session := untouched(plan.model.module, plan.seed)), session:  # twice: see `Session`
             model = plan.model.prompted(question=sample.question)

@@ -33,6 +33,8 @@ CONTROL = "random_cam"
 """The layer's channels with random weights: a method that is not more faithful says nothing of the target."""
 CRITERIA = ("faithfulness", "localisation", "stability")
 STABILITY = ("map_stability(samples=3)",)
+FEW = 10
+"""With so many images or fewer, means that are resampled scatter less than they should."""
 _RESAMPLES = 2000
 
 
@@ -217,10 +219,24 @@ class Recommendation:
             "A standing is the mean place among these methods, 1 the best and 0 the last, for every image and column, "
             f"a blank map last. Criteria with their weights and columns: {parts}."
         ]
+        if self._count <= FEW:
+            lines.append(
+                f"On {FEW} images or fewer the intervals are too narrow: they hold the truth in 93 % of cases at ten, "
+                "87 % at five. Take more images before you rely on the choice."
+            )
         if "localisation" not in self.criteria:
-            lines.append("The data say nothing of where objects are, so nothing was asked about localisation.")
+            lines.append(f"Nothing was asked about localisation: {self._unasked}.")
         lines += self.refused.values()
         return lines
+
+    @property
+    def _unasked(self) -> str:
+        """Why no standing is of localisation."""
+        if not (columns := [c for c in self.evaluation.columns if criterion_of(c) == "localisation"]):
+            return "none of the metrics looks at where objects are"
+        if _of("localisation", columns, self.evaluation):
+            return "its weight is 0"
+        return "the data say nothing of where objects are"
 
     def save(self, folder: str | Path) -> Path:
         """Writes recommendation.md, and the evaluation as `Evaluation.save` does. -> the folder"""

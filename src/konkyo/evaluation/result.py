@@ -214,7 +214,11 @@ class Evaluation:
         return Cell(value, low, high, len(statistic), p)
 
     def best(self, name: str) -> str:
-        """Returns the method with the best value of a column over the rows that all have.
+        """Returns the first of `bests`. KonkyoError: nothing is better."""
+        return self.bests(name)[0]
+
+    def bests(self, name: str) -> tuple[str, ...]:
+        """Returns the methods that share the best value of a column over the rows that all have.
 
         KonkyoError: nothing is better.
         """
@@ -227,7 +231,8 @@ class Evaluation:
             value = float(column_.metric.over(self._statistic(method, name)[common]))
             return -math.inf if math.isnan(value) else sign * value
 
-        return max(self.measured(name), key=rank)
+        ranks = {method: rank(method) for method in self.measured(name)}
+        return tuple(method for method, value in ranks.items() if value == max(ranks.values()))
 
     def measured(self, name: str) -> list[str]:
         """Returns the methods that have values of a column."""
@@ -299,7 +304,7 @@ class Evaluation:
             return "not applicable"
         cell = self.cell(method, of.name)
         text = f"{cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}]"
-        if of.metric.better != "neither" and cell.count and self.best(of.name) == method:
+        if of.metric.better != "neither" and cell.count and method in self.bests(of.name):
             return f"**{text}**"
         return text + (" \\*" if method in self.differing(of.name) else "")
 

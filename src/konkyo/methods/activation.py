@@ -95,7 +95,7 @@ def fem(activations: Tensor, *, sigma: float = 2.0) -> Tensor:
 
 @method
 def random_cam(activations: Tensor, generator: torch.Generator) -> Tensor:
-    """This control weights channels by random numbers in (-1, 1), the same for every image."""
+    """This control weights channels by random numbers in (-1, 1), the same for every image of a call."""
     weights = torch.rand(activations.shape[1], generator=generator, device="cpu") * 2 - 1
     return channels(weights.to(activations)[None], activations) * activations
 

@@ -82,7 +82,7 @@ def _probability(row: MeasuredRow) -> float:
 def _verdict(result: Evaluation) -> Mapping[str, str]:
     """Returns which method is best in how many columns."""
     judged = [c.name for c in result.columns if c.metric.better != "neither" and any(result.measured(c.name))]
-    bests = [result.best(name) for name in judged]
+    bests = [method for name in judged for method in result.bests(name)]
     if not bests:
         return words(f"{len(result.methods)} methods on {len(result.rows)} maps.")
     most = max(dict.fromkeys(bests), key=bests.count)
@@ -95,7 +95,7 @@ def _verdict(result: Evaluation) -> Mapping[str, str]:
 def _table(result: Evaluation) -> TableBlock:
     """Returns the table of values with their intervals."""
     bests = {
-        c.name: result.best(c.name) for c in result.columns if c.metric.better != "neither" and result.measured(c.name)
+        c.name: result.bests(c.name) for c in result.columns if c.metric.better != "neither" and result.measured(c.name)
     }
     worse = {name: result.differing(name) for name in bests}
     rows = list[list[Cell]]()
@@ -106,7 +106,7 @@ def _table(result: Evaluation) -> TableBlock:
                 line.append("not applicable")
                 continue
             cell = result.cell(m, c.name)
-            best = bool(cell.count) and bests.get(c.name) == m
+            best = bool(cell.count) and m in bests.get(c.name, ())
             line.append(Measure(cell.value, cell.low, cell.high, best, m in worse.get(c.name, ())))
         rows.append([*line, result.absent.get(m, 0)])
     arrows = {"higher": " ↑", "lower": " ↓", "neither": ""}

@@ -80,7 +80,7 @@ def _preferences(analysis: Analysis) -> Image.Image:
             values.append(("two-way bootstrap", main.rate, main.bootstrap_low, main.bootstrap_high))
             values.append(("items won", main.items.share, main.items.low, main.items.high))
         title = f"for {shortened(first, _LONGEST)}\nagainst {shortened(second, _LONGEST)}"
-        panels.append(Measured(title, values, best=values[0][0]))
+        panels.append(Measured(title, values, best=[values[0][0]]))
     figure = intervals_figure(panels, "shares, 95 % intervals; dashed: no preference")
     for axes in figure.axes:
         axes.set_xlim(0, 1)
@@ -92,7 +92,7 @@ def _strengths(analysis: Analysis) -> Image.Image:
     assert analysis.strengths is not None  # the caller has looked
     values = [(s.method, s.value, s.low, s.high) for s in analysis.strengths.methods]
     figure = intervals_figure(
-        [Measured("strength (Bradley–Terry, logarithm)", values, best=values[0][0])],
+        [Measured("strength (Bradley–Terry, logarithm)", values, best=[values[0][0]])],
         "mean 0; bars: 95 % intervals, raters and items drawn at random",
     )
     figure.set_size_inches(5.6, 0.34 * len(values) + 1.4)
