@@ -95,7 +95,7 @@ class Plan:
         """Returns what decides the values, as plain JSON values: a run that goes on must have the same."""
         model = self.model
         return {
-            "konkyo": 1,  # of what is kept
+            "konkyo": 2,  # of what is kept
             "model": None if model is None else model.name,
             "weights": None if model is None else digest(model.module),
             "preprocess": None if model is None else repr(model.preprocess),
