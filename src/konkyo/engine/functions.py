@@ -144,7 +144,8 @@ def sum_and_product(function: Callable[..., Any], args: tuple[Any, ...], kwargs:
     product = values["tensor1"] * values["tensor2"]
     value = values.get("value", 1)
     out: Tensor = values["input"] + (product if value == 1 else product * value)
-    return args[0].copy_(out) if is_in_place(function, kwargs) else out
+    written: Tensor = args[0].copy_(out) if is_in_place(function, kwargs) else out
+    return written
 
 
 class NormCall(NamedTuple):
