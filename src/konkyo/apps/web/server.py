@@ -118,6 +118,7 @@ def application(shelf: Shelf, host: str = "127.0.0.1", port: int = 7860) -> Gate
         css=asset("page.css"),
         js=asset("keyboard.js"),
     )
+    blocks.has_launched = True  # of a mounted page that is not so, Gradio would copy any file that a request names
     hosts = frozenset({host, "localhost", "127.0.0.1", "[::1]"})
     return Gate(app, hosts)
 
