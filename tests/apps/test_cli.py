@@ -331,6 +331,33 @@ def test_unusable_images_are_skipped_and_told(run: Run, photos: Path) -> None:
     assert "0 images explained, 3 skipped" in nothing.out
 
 
+def test_an_image_is_skipped_by_its_name(run: Run) -> None:
+    Image.new("RGB", (50000, 1)).save("strip.png")
+    found = run("explain", "strip.png", "--out", "o")
+    assert found.err.startswith("skipped strip.png: a picture of 50000 x 1 would become ")
+
+
+def test_what_was_done_to_a_picture_is_told_of_that_picture(run: Run) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (48, 40), "red").save("plain.jpg")
+    Image.new("RGB", (40, 40), "red").save("turned.jpg", exif=turned)
+    found = run("explain", "plain.jpg", "turned.jpg", "--crop", "40", "--resize", "40", "--batch-size", 2, "--json")
+    assert [entry.get("notes") for entry in found.json["images"]] == [None, ["turned upright (EXIF orientation 6)"]]
+    assert not any("image" in said for entry in found.json["images"] for said in entry.get("assumptions", ()))
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names of files are text here")
+def test_a_name_that_is_no_text_is_taken(run: Run, photos: Path) -> None:
+    Path(os.fsdecode(b"caf\xe9.png")).write_bytes((photos / "one.png").read_bytes())
+    found = run("explain", ".", "--out", "o", "--report", "o.html")
+    assert found.code == 0, found.err
+    assert Path("o", "caf.grad_cam.png").is_file()
+    assert r"caf\udce9.png" in Path("o", "images.csv").read_text(encoding="utf-8")
+    assert r"caf\udce9.png" in Path("o.html").read_text(encoding="utf-8")
+    assert "1 already there" in run("explain", ".", "--out", "o", "--resume").err
+
+
 def test_a_method_that_does_not_apply_leaves_the_others(run: Run, photos: Path) -> None:
     found = run("explain", photos / "one.png", "--model", "nets.py:deep", "--method", "cam,grad_cam", "--out", "o")
     assert found.code == 0

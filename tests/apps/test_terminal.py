@@ -36,6 +36,18 @@ def test_a_name_is_printed_letter_by_letter(capsys: pytest.CaptureFixture[str]) 
     assert err.splitlines() == [name, f"skipped {name}"]
 
 
+def test_a_name_commands_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[2J\r\u202egpj.png"
+    terminal.print_line(name)
+    terminal.print_note(name)
+    terminal.print_warning("skipped", name)
+    terminal.print_table(["name"], [[name]])
+    out, err = capsys.readouterr()
+    shown = r"a\x1b[2J\r\u202egpj.png"
+    assert [line.strip() for line in out.splitlines()] == [shown, "name", shown]
+    assert err.splitlines() == [shown, f"skipped {shown}"]
+
+
 def test_items_that_are_gone_through_are_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
     log, now = io.StringIO(), [0.0]
     monkeypatch.setattr(terminal, "err", Console(file=log, width=200))

@@ -69,6 +69,14 @@ def test_every_row_of_an_image_has_its_name_and_label() -> None:
     assert result.of_image(2).correct == (False, False)
 
 
+def test_rows_keep_what_was_assumed_of_their_images() -> None:
+    deep = Image.fromarray(np.arange(900, dtype=np.uint16).reshape(30, 30))
+    result = explained([picture("red"), deep, picture("blue")])
+    assert result.assumptions[0] == "image 1: 16-bit rescaled from 0..899"
+    assert result[1].assumptions[0] == "image 0: 16-bit rescaled from 0..899"
+    assert result[[2, 0]].assumptions == result.assumptions[1:]
+
+
 def test_labels_of_a_data_set_that_are_no_classes_are_told_and_not_known() -> None:
     result = explained([Sample("a", picture("red"), "sunset"), Sample("b", picture("red"), "red")])
     assert result.true_labels == (None, "red")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from helpers.gradio_queue import joined
 from konkyo.apps.web.session import MOST_BYTES
@@ -74,6 +76,20 @@ def test_no_page_elsewhere_may_frame_or_feed_it(address: str) -> None:
     policy = httpx.get(address).headers["content-security-policy"]
     assert "default-src 'self'" in policy
     assert "frame-ancestors 'none'" in policy
+
+
+@pytest.mark.parametrize("component", ["upload", "class"])
+def test_a_file_that_was_not_sent_is_neither_shown_nor_copied(address: str, component: str, tmp_path: Path) -> None:
+    from gradio.utils import get_upload_folder
+
+    secret = tmp_path / "secret.png"
+    Image.effect_noise((64, 64), 99).save(secret)
+    named = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+    text = joined(address, component, [None, named], f"file{component}")
+    assert '"success":false' in text.replace(" ", "")
+    assert secret.is_file()
+    for copy in Path(get_upload_folder()).rglob("secret.png"):
+        assert copy.read_bytes() != secret.read_bytes()
 
 
 @pytest.mark.parametrize(

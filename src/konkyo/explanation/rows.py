@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -82,6 +83,7 @@ def selected(result: Explanation, rows: Sequence[int], images: Sequence[int] | N
     values |= {name: tuple(v[row] for row in rows) for name in LISTS if (v := getattr(result, name))}
     values["image_index"] = result.image_index.new_tensor([place[index[row]] for row in rows])
     values["absences"] = {place[image]: why for image, why in result.absences.items() if image in place}
+    values["assumptions"] = tuple(_assumed(result.assumptions, place))
     values["notes"] = {name: _taken(noted, rows) for name, noted in result.notes.items()}
     if result.path is not None:
         path = result.path.of(rows)
@@ -91,6 +93,16 @@ def selected(result: Explanation, rows: Sequence[int], images: Sequence[int] | N
     elif result.images is not None:
         values["images"] = tuple(result.images[image] for image in images)
     return replace(result, **values)
+
+
+def _assumed(assumptions: Sequence[str], place: Mapping[int, int]) -> Iterator[str]:
+    """Yields what was assumed of all images, or of one of these, under its new number."""
+    for sentence in assumptions:
+        of_one = re.fullmatch(r"image (\d+): (.*)", sentence, re.DOTALL)
+        if of_one is None:
+            yield sentence
+        elif (number := int(of_one[1])) in place:
+            yield f"image {place[number]}: {of_one[2]}"
 
 
 def _from_zero(row: int, count: int) -> int:

@@ -76,9 +76,9 @@ def _unwritten(error: Exception) -> str | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes the text to the file, in UTF-8."""
+    """Writes the text to the file, in UTF-8; a byte of a file's name that is no text is shown as in "\\udcff"."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_bytes(path: Path) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
@@ -138,6 +139,7 @@ class Manifest:
 
     def skip(self, file: Path, reason: str) -> None:
         """Notes an image that cannot be used."""
+        reason = reason if file.name in reason else f"{file}: {reason}"
         self._skipped.append({"file": str(file), "reason": reason})
         print_warning("skipped", reason)
 
@@ -279,7 +281,7 @@ def unique_names(files: list[Path], manifest: Manifest) -> dict[Path, str]:
     for file in files:
         name = manifest.name_of(file)
         if name is None:
-            stem = file.stem.encode()[:_LONGEST].decode(errors="ignore")
+            stem = os.fsencode(file.stem)[:_LONGEST].decode(errors="ignore")
             tries = (stem if k == 1 else f"{stem}-{k}" for k in count(1))
             name = next(name for name in tries if name.casefold() not in taken)
             taken.add(name.casefold())

@@ -49,7 +49,8 @@ class Outcome:
         if self.notes:
             entry["notes"] = list(self.notes)
         explained = [result for result in self.results.values() if not isinstance(result, NotApplicable)]
-        assumed = dict.fromkeys(a for result in explained for a in result.assumptions if a not in self.notes)
+        noted = {f"image 0: {note}" for note in self.notes}
+        assumed = dict.fromkeys(a for result in explained for a in result.assumptions if a not in noted)
         if assumed:
             entry["assumptions"] = list(assumed)
         return self.results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,27 @@ from rich.table import Table
 if TYPE_CHECKING:
     from konkyo.evaluation.result import Evaluation
 
-out, err = Console(emoji=False), Console(stderr=True, emoji=False)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that move a terminal's cursor, colour its text or turn its direction; line ends and tabs stay."""
+
+
+class _Console(Console):
+    """It shows control characters, as a file's name may hold, as in "\\x1b": a name commands no terminal."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(visible(o) if isinstance(o, str) else o for o in objects), **options)
+
+
+def visible(text: str) -> str:
+    """Returns a text without control characters.
+
+    >>> visible("a\\x1b[31m.png")
+    'a\\\\x1b[31m.png'
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+out, err = _Console(emoji=False), _Console(stderr=True, emoji=False)
 EVERY = 30.0
 """Seconds between two lines of progress where there is no terminal."""
 
@@ -100,7 +121,7 @@ def print_table(columns: list[str], rows: Iterable[Sequence[str]]) -> None:
     for index, column in enumerate(columns):
         table.add_column(column, no_wrap=index == 0)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(visible(cell)) for cell in row))
     printer = out if out.is_terminal else Console(width=1000, emoji=False)  # in a pipe, names must not be cut
     printer.print(table)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
@@ -118,12 +120,18 @@ def application(shelf: Shelf, host: str = "127.0.0.1", port: int = 7860) -> Gate
         css=asset("page.css"),
         js=asset("keyboard.js"),
     )
+    blocks.has_launched = True  # of a mounted page that is not so, Gradio would copy any file that a request names
     hosts = frozenset({host, "localhost", "127.0.0.1", "[::1]"})
     return Gate(app, hosts)
 
 
 def serve(shelf: Shelf, host: str = "127.0.0.1", port: int = 7860, ready: Callable[[str], None] | None = None) -> None:
-    """Serves the page until it is interrupted; `ready` gets its address. KonkyoError: no gradio, or a taken port."""
+    """Serves the page until it is interrupted or terminated; `ready` gets its address.
+
+    KonkyoError: no gradio, or a taken port.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)  # by default a process would end here and leave what Gradio wrote
     with tempfile.TemporaryDirectory(prefix="konkyo-") as folder:  # what Gradio writes goes with the server
         os.environ["GRADIO_TEMP_DIR"] = folder
         app = application(shelf, host, port)
@@ -136,6 +144,10 @@ def serve(shelf: Shelf, host: str = "127.0.0.1", port: int = 7860, ready: Callab
                 raise KonkyoError(message) from error
             listener.listen()  # from here on a browser that comes waits, and is not turned away
             _run(app, listener, host, ready)
+
+
+def _end(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _run(app: Gate, listener: socket.socket, host: str, ready: Callable[[str], None] | None) -> None:
