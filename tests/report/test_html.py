@@ -66,6 +66,12 @@ def test_every_key_that_is_used_has_words(source: str) -> None:
     assert set(re.findall(r'\bt\("([\w.]+)"[,)]', source)) - strings()["en"].keys() == set()
 
 
+def test_the_state_of_a_map_does_not_read_as_a_diagnosis_of_the_patient() -> None:
+    japanese = strings()["ja"]
+    assert not [key for key, words in japanese.items() if "診断" in words]
+    assert japanese["diag.ok"] != "正常"  # a decision "normal" of a chest X-ray is called so, too
+
+
 def test_how_to_read_this_is_short() -> None:
     text = " ".join(value for key, value in strings()["en"].items() if key.startswith("reading."))
     assert 120 <= len(text.split()) <= 210
