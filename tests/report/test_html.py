@@ -85,6 +85,13 @@ def test_findings_are_sorted_and_ok_is_folded(source: str) -> None:
     assert [n.attrib["class"].split()[1] for n in folded] == ["ok"]
 
 
+def test_a_clean_verdict_counts_no_test_that_was_not_answered_and_tells_wrong_decisions() -> None:
+    page = example_page()
+    findings = [replace(page.findings[0], severity=severity) for severity in ("ok", "low", "unknown")]
+    source = html_of(replace(page, verdict={}, findings=tuple(findings)), lang="ja")
+    assert "2 件の検査で、重大または中程度の所見はありません。 1 件は判定できませんでした。 24 件の判定のうち" in source
+
+
 def test_findings_of_one_severity_stay_in_their_order() -> None:
     findings = [finding("low", "wrong"), replace(finding("low", "suspicious"), value=12.0), finding("high", "cue")]
     source = html_of(Page(title="order", findings=tuple(findings)))
