@@ -66,6 +66,12 @@ def test_every_key_that_is_used_has_words(source: str) -> None:
     assert set(re.findall(r'\bt\("([\w.]+)"[,)]', source)) - strings()["en"].keys() == set()
 
 
+def test_the_state_of_a_map_does_not_read_as_a_diagnosis_of_the_patient() -> None:
+    japanese = strings()["ja"]
+    assert not [key for key, words in japanese.items() if "診断" in words]
+    assert japanese["diag.ok"] != "正常"  # a decision "normal" of a chest X-ray is called so, too
+
+
 def test_how_to_read_this_is_short() -> None:
     text = " ".join(value for key, value in strings()["en"].items() if key.startswith("reading."))
     assert 120 <= len(text.split()) <= 210
@@ -77,6 +83,13 @@ def test_findings_are_sorted_and_ok_is_folded(source: str) -> None:
     assert severities == ["high", "medium", "unknown", "ok"]
     folded = [n for d in tree.iter("details") if d.attrib["class"] == "fold" for n in d.iter("article")]
     assert [n.attrib["class"].split()[1] for n in folded] == ["ok"]
+
+
+def test_a_clean_verdict_counts_no_test_that_was_not_answered_and_tells_wrong_decisions() -> None:
+    page = example_page()
+    findings = [replace(page.findings[0], severity=severity) for severity in ("ok", "low", "unknown")]
+    source = html_of(replace(page, verdict={}, findings=tuple(findings)), lang="ja")
+    assert "2 件の検査で、重大または中程度の所見はありません。 1 件は判定できませんでした。 24 件の判定のうち" in source
 
 
 def test_findings_of_one_severity_stay_in_their_order() -> None:

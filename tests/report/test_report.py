@@ -145,6 +145,9 @@ def test_an_anonymous_page_has_no_path_of_files_that_it_does_not_show() -> None:
         "True labels: from smith.csv; 3 images have no line in it.",
         r"C:\Users\smith\a.jpg cannot be read",
         "smith/val/red/b.jpeg cannot be read",
+        "smith/models.py:build grad_cam",
+        "trained/smith grad_cam",
+        "hf/./smith grad_cam",
     )
     page = replace(
         example_page(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 import zlib
 from pathlib import Path
@@ -325,6 +326,7 @@ def bomb() -> bytes:
         ("bomb.png", bomb(), "million pixels"),
         ("wide.png", png(5000, 4000), "million pixels"),
         ("large.png", b"\x89PNG" + bytes(MOST_BYTES), "MB"),
+        ("scan.dcm", bytes(128) + b"DICM" + bytes(99), "--data folder:DIR"),
         ("page.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     ],
 )
@@ -335,3 +337,16 @@ def test_hostile_files_are_refused_and_the_picture_stays(
     with pytest.raises(KonkyoError, match=reason):
         session.take_file(name, contents)
     assert session.picture is before
+
+
+def test_what_is_asked_and_decided_is_said_in_the_language_of_the_page(session: Session) -> None:
+    pytest.importorskip("gradio")
+    from konkyo.apps.web.panels.explain import map_card
+
+    session.lang = "ja"
+    session.take_file("teal.png", png())
+    session.choose_class("cat")
+    result = konkyo.explain(session.model, session.picture, target="cat")
+    html = str(map_card(session, "grad_cam", result))
+    assert "判定: " in html
+    assert not re.search(r"asked|decided|診断", html)

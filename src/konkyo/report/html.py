@@ -134,12 +134,16 @@ def _verdict(page: Page) -> Text:
     high, medium = (sum(f.severity == severity for f in page.findings) for severity in ("high", "medium"))
     if high + medium:
         return words_of("verdict.findings", high=high, medium=medium)
-    if page.findings:
-        return words_of("verdict.clean", count=len(page.findings))
     images = _images(page)
     correct, n, _, _ = accuracy(list(images.values()))
+    wrong = words_of("verdict.wrong", wrong=n - correct, n=n)
+    if page.findings:
+        unknown = sum(f.severity == "unknown" for f in page.findings)
+        said = [words_of("verdict.clean", count=len(page.findings) - unknown)]
+        said += [words_of("verdict.unknown", count=unknown)] * (unknown > 0) + [wrong] * (correct < n)
+        return {lang: " ".join(part[lang] for part in said) for lang in said[0]}
     if n:
-        return words_of("verdict.wrong", wrong=n - correct, n=n)
+        return wrong
     maps = [m for row in page.rows for m in row.maps]
     doubtful = sum(m.diagnosis != "ok" for m in maps)
     key = "verdict.maps" if doubtful else "verdict.maps.clean"

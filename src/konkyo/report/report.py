@@ -22,7 +22,9 @@ _LISTED = 6  # so many pictures of a shortlist are shown above the table
 _PRIVATE = ("file", "folder", "path", "command", "data", "train", "user", "host")
 _SUFFIX = r"\.(?:png|jpe?g|webp|bmp|gif|tiff?|dcm|nii|mh[ad]|np[yz]|csv|tsv|txt|json|safetensors|pth?|onnx)(?:\.gz)?\b"
 _PATHS = re.compile(
-    rf"\S*[\\/][^\n]*?{_SUFFIX}"  # a path to a file, which may have spaces
+    r"\S*\.py:\w+"  # the function that builds a model
+    r"|\btrained/\S+|\bhf/\.\S+"  # a folder of weights
+    rf"|\S*[\\/][^\n]*?{_SUFFIX}"  # a path to a file, which may have spaces
     r"|(?<!\w)(?:[A-Z]:)?[\\/]\w\S*"  # a folder
     r"|\b[a-z]+\d*:[^\s\d]\S*"  # data, as in folder:DIR
     rf"|[^\s'\"(]+{_SUFFIX}",  # a file's name

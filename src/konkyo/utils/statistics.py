@@ -142,15 +142,15 @@ def fitted(points: Sequence[tuple[float, float]]) -> LineFit | None:
 def interval_of_share(count: int, n: int) -> tuple[float, float]:
     """Returns Wilson's interval of a share, `count` of `n` (JASA, 1927); (NaN, NaN) of none.
 
-    >>> [round(end, 3) for end in interval_of_share(0, 10)]
-    [0.0, 0.278]
+    >>> [round(end, 3) for end in interval_of_share(0, 10)], interval_of_share(0, 10)[0] == 0
+    ([0.0, 0.278], True)
     """
     if not n:
         return math.nan, math.nan
     share, spread = count / n, REACH**2 / n
     middle = (share + spread / 2) / (1 + spread)
     reach = REACH / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+    return (max(0.0, middle - reach) if count else 0.0), (min(1.0, middle + reach) if count < n else 1.0)
 
 
 def t_quantile(share: float, freedom: float) -> float:

@@ -22,6 +22,7 @@ from konkyo.utils.words import counted
 
 RECORD, DOCUMENT, TABLE = "manifest.jsonl", "manifest.json", "images.csv"
 _SHOWN = 3  # reasons in an error
+_FIRST = "image 0: "  # images are explained one by one
 _LONGEST = 160  # bytes of a stem; file systems take 255, and what is written has more to its name
 
 
@@ -265,14 +266,28 @@ def report_of(manifest: Manifest, as_json: bool, notes: list[str]) -> None:
         notes = [f"{counted(len(shown), 'image')} explained, {len(skipped)} skipped", *notes, *sorted(applicable)]
         notes += truth_sentences(images, manifest.origin)
         notes += [f"{counted(number, 'map')}: {kind}" for kind, number in doubtful.items()]
-        assumed = dict.fromkeys(a for e in images for a in e.get("assumptions", ()))
-        notes += [f"assumed: {sentence}" for sentence in assumed]
+        assumed: dict[str, list[str]] = {}
+        for entry in images:
+            for sentence in entry.get("assumptions", ()):
+                assumed.setdefault(sentence, []).append(entry["image"])
+        notes += [f"assumed: {_of_images(sentence, names)}" for sentence, names in assumed.items()]
         for note in notes:
             print_line(note)
     if not any(entry.get("maps") or "left_out" in entry for entry in images):
         raise typer.Exit(1)
     if skipped:
         raise typer.Exit(3)
+
+
+def _of_images(sentence: str, names: list[str]) -> str:
+    """Returns what was assumed of an image with the names of the images, which are explained one by one.
+
+    >>> _of_images("image 0: inverted", ["a.dcm", "b.dcm"]), _of_images("classes: guessed", ["a.dcm"])
+    ('a.dcm and 1 more: inverted', 'classes: guessed')
+    """
+    rest = sentence.removeprefix(_FIRST)
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return sentence if rest == sentence else f"{names[0]}{more}: {rest}"
 
 
 def unique_names(files: list[Path], manifest: Manifest) -> dict[Path, str]:

@@ -8,12 +8,15 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from konkyo.apps.web.choices import Box, Choice, at_point, choices_of, code_of, contrast, in_box, of_class, picture_seen
 from konkyo.apps.web.shelf import Shelf, asks, known_method
+from konkyo.apps.web.words import word
+from konkyo.data import scans
 from konkyo.data.images import open_image
 from konkyo.errors import KonkyoError, NotApplicable, silenced
 from konkyo.evaluation.neighbours import Neighbours
@@ -133,9 +136,11 @@ class Session:
         self._look()
 
     def take_file(self, name: str, contents: bytes) -> None:
-        """Takes the picture in a file. KonkyoError: too large, too many pixels, or no picture."""
+        """Takes the picture in a file. KonkyoError: too large, too many pixels, a scan, or no picture."""
         if len(contents) > MOST_BYTES:
             raise KonkyoError(f"{name[:80]!r} has more than {MOST_BYTES >> 20} MB; make it smaller")
+        if scans.reader(Path(name), io.BytesIO(contents)) is not None:
+            raise KonkyoError(word(self.lang, "error.scan", name=name[:80]))
         _check_pixels(name, contents)
         picture = open_image(contents)
         self.stop()

@@ -33,8 +33,14 @@ def map_card(session: Session, name: str, result: Explanation) -> Any:
         kind = result.diagnosis[0].kind
         translated = word(session.lang, f"diag.{kind}")
         doubt = f"{doubt}" if translated in (f"diag.{kind}", kind) else f"{translated} ({doubt})"
-    lines = [score_in_words(result, 0, place=False), decided, "" if doubt else word(session.lang, "diag.fine")]
-    return card(name, result.overlay(0), lines, doubt)
+    lines = [_translated(session.lang, line) for line in (score_in_words(result, 0, place=False), decided)]
+    return card(name, result.overlay(0), [*lines, "" if doubt else word(session.lang, "diag.fine")], doubt)
+
+
+def _translated(lang: str, line: str) -> str:
+    """Returns what was asked or decided with its first word in the language of the page."""
+    first, colon, rest = line.partition(": ")
+    return f"{word(lang, f'said.{first}')}: {rest}" if colon and first in ("asked", "decided") else line
 
 
 def methods_view(session: Session) -> Any:
