@@ -1,8 +1,8 @@
 """Time and memory of konkyo beside pytorch-grad-cam, torch-cam, captum, lime and shap, in one process, interleaved.
 
 Every number is a ratio to the model's plain forward under `inference_mode`, measured in the same rounds: the contenders
-of a section take turns, and the medians over the rounds are divided. CPU time counts both cores, so it hardly feels
-other work on the machine; wall time is what a user waits. MB is the peak of memory above the level before the call.
+of a section take turns, and the median of their rounds is taken, with its quartiles. CPU time counts both cores, so it
+hardly feels other work on the machine; wall time is what a user waits. MB is the peak of memory above the level before.
 
     python benchmarks/peers.py            # everything; about a quarter of an hour on 2 cores
     python benchmarks/peers.py --only gradient --rounds 15
@@ -173,7 +173,7 @@ def _status(key: str) -> int:
 def section(
     title: str, forward: Contender, contenders: dict[str, Contender], rounds: int, slow: tuple[str, ...] = ()
 ) -> dict[str, object]:
-    """Medians over the rounds, with the quartiles of the rounds' own ratios as their spread.
+    """Medians over the rounds of a contender's time over that of the forward, with their quartiles as the spread.
 
     Contenders named in `slow` run in the first round only, and have no spread.
     """
@@ -201,10 +201,9 @@ def section(
             else:
                 ratios[name].append((result[0][0] / of_round[0], result[0][1] / of_round[1]))
             times[name] += result
-    middle = {name: medians(t) for name, t in times.items()}
     rows: dict[str, dict[str, Any]] = {}
     for name in contenders:
-        wall, cpu = (middle[name][i] / middle["forward"][i] for i in (0, 1))
+        wall, cpu = medians(ratios[name])
         rows[name] = {"wall": wall, "cpu": cpu, "mb": peaks[name], "rounds": len(times[name])}
         if len(ratios[name]) > 2:
             for key, column in zip(("wall spread", "cpu spread"), zip(*ratios[name], strict=True), strict=True):
@@ -213,7 +212,7 @@ def section(
         memory = "" if peaks[name] is None else f"{peaks[name]:7.0f} MB"
         spread = "({:.2f} to {:.2f})".format(*rows[name]["wall spread"]) if "wall spread" in rows[name] else ""
         print(f"  {name:42s} wall {wall:8.2f} {spread:18s} cpu {cpu:8.2f}  {memory}", flush=True)
-    return {"title": title, "rounds": rounds, "forward_ms": middle["forward"][0] * 1e3, "rows": rows}
+    return {"title": title, "rounds": rounds, "forward_ms": medians(times["forward"])[0] * 1e3, "rows": rows}
 
 
 @contextmanager

@@ -595,7 +595,8 @@ def test_a_death_is_of_the_picture_that_was_being_read(tmp_path: Path) -> None:
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
@@ -628,7 +629,10 @@ def test_a_killed_run_goes_on(
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     process.send_signal(how)
-    errors = process.communicate(timeout=60)[1]
+    try:
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()  # in case that it has not ended
     assert process.returncode != 0
     finished = len(list((out / "shards").glob("*.json")))
     assert 0 < finished < 5, errors
