@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections import Counter
+from functools import cache
 from math import floor, log10
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ def methods_pages() -> str:
 NO_PICTURE = "*No picture: none of the networks that ship has what it reads.*"
 
 
+@cache
 def results() -> dict[str, Any]:
     """The benchmark's results."""
     found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
@@ -314,6 +316,7 @@ def first_paragraph(text: str) -> str:
 KINDS = {"classifier": "classifier", "detector": "detector", "segmenter": "segmenter", "vqa": "VQA"}
 
 
+@cache
 def measured_methods() -> dict[str, Any]:
     """The costs and values of methods on the models that ship; nothing where they have not been measured."""
     return json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {}

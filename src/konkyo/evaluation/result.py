@@ -232,7 +232,8 @@ class Evaluation:
             return -math.inf if math.isnan(value) else sign * value
 
         ranks = {method: rank(method) for method in self.measured(name)}
-        return tuple(method for method, value in ranks.items() if value == max(ranks.values()))
+        highest = max(ranks.values(), default=-math.inf)
+        return tuple(method for method, value in ranks.items() if value == highest)
 
     def measured(self, name: str) -> list[str]:
         """Returns the methods that have values of a column."""

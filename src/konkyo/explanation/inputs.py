@@ -27,6 +27,7 @@ from konkyo.errors import KonkyoError, warn
 from konkyo.models import Frame, Model
 from konkyo.models.readers import Reading
 from konkyo.tasks.base import plain_name
+from konkyo.utils.words import note_of_image
 
 Image_: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any] | Tensor | Sample"
 """An image: a path, the bytes of a file, an open file, a picture, an array, a tensor, or a sample."""
@@ -182,7 +183,7 @@ def _of_pictures(model: Model, parts: Sequence[Any]) -> Prepared:
             shown += [picture_of_colours(colours) for colours in preprocess.undo(batch.float())]
             frames += [_whole(batch)] * len(batch)
             continue
-        notes += [f"image {len(images)}: {note}" for note in part.info.get("konkyo", ())]
+        notes += [note_of_image(len(images), note) for note in part.info.get("konkyo", ())]
         images.append(preprocess(part))
         shown.append(preprocess.view(part))
         frames.append(preprocess.frame(part))

@@ -21,6 +21,7 @@ from konkyo.errors import KonkyoError, NotApplicable
 from konkyo.explanation.inputs import Prepared, known_classes
 from konkyo.models import Model, Preprocess
 from konkyo.models.base import preprocess_of
+from konkyo.utils.words import note_of_image
 
 T = TypeVar("T")
 WHOLE = Frame()
@@ -230,7 +231,7 @@ def prepared_of(model: Model, group: Group) -> Prepared:
     entries = group.entries
     labels, of_labels = known_classes(model, [entry.label for entry in entries])
     views = tuple(entry.view for entry in entries if entry.view is not None)
-    notes = [f"image {k}: {note}" for k, entry in enumerate(entries) for note in entry.notes]
+    notes = [note_of_image(k, note) for k, entry in enumerate(entries) for note in entry.notes]
     questions = tuple(entry.question for entry in entries)
     return Prepared(
         model.prepared(group.tensor),

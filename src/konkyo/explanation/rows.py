@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from konkyo.errors import KonkyoError, NoSuchName, NoSuchRow, did_you_mean
-from konkyo.utils.words import counted
+from konkyo.utils.words import counted, image_and_note, note_of_image
 
 if TYPE_CHECKING:
     from konkyo.explanation.result import Explanation
@@ -98,11 +97,11 @@ def selected(result: Explanation, rows: Sequence[int], images: Sequence[int] | N
 def _assumed(assumptions: Sequence[str], place: Mapping[int, int]) -> Iterator[str]:
     """Yields what was assumed of all images, or of one of these, under its new number."""
     for sentence in assumptions:
-        of_one = re.fullmatch(r"image (\d+): (.*)", sentence, re.DOTALL)
-        if of_one is None:
+        number, note = image_and_note(sentence)
+        if number is None:
             yield sentence
-        elif (number := int(of_one[1])) in place:
-            yield f"image {place[number]}: {of_one[2]}"
+        elif number in place:
+            yield note_of_image(place[number], note)
 
 
 def _from_zero(row: int, count: int) -> int:

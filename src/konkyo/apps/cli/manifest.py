@@ -18,11 +18,10 @@ from konkyo.apps.cli.terminal import print_json, print_line, print_note, print_w
 from konkyo.errors import ImageError, KonkyoError
 from konkyo.utils.files import csv_of, read_json, write_text
 from konkyo.utils.ledger import Ledger
-from konkyo.utils.words import counted
+from konkyo.utils.words import counted, image_and_note
 
 RECORD, DOCUMENT, TABLE = "manifest.jsonl", "manifest.json", "images.csv"
 _SHOWN = 3  # reasons in an error
-_FIRST = "image 0: "  # images are explained one by one
 _LONGEST = 160  # bytes of a stem; file systems take 255, and what is written has more to its name
 
 
@@ -285,9 +284,9 @@ def _of_images(sentence: str, names: list[str]) -> str:
     >>> _of_images("image 0: inverted", ["a.dcm", "b.dcm"]), _of_images("classes: guessed", ["a.dcm"])
     ('a.dcm and 1 more: inverted', 'classes: guessed')
     """
-    rest = sentence.removeprefix(_FIRST)
+    number, note = image_and_note(sentence)
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return sentence if rest == sentence else f"{names[0]}{more}: {rest}"
+    return note if number is None else f"{names[0]}{more}: {note}"
 
 
 def unique_names(files: list[Path], manifest: Manifest) -> dict[Path, str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from konkyo.apps.cli.manifest import Manifest
 from konkyo.apps.cli.sources import Pictures
 from konkyo.errors import ImageError, KonkyoError, NotApplicable
+from konkyo.utils.words import note_of_image
 
 if TYPE_CHECKING:
     from konkyo.draw.sheets import Row
@@ -49,7 +50,7 @@ class Outcome:
         if self.notes:
             entry["notes"] = list(self.notes)
         explained = [result for result in self.results.values() if not isinstance(result, NotApplicable)]
-        noted = {f"image 0: {note}" for note in self.notes}
+        noted = {note_of_image(0, note) for note in self.notes}  # images are explained one by one
         assumed = dict.fromkeys(a for result in explained for a in result.assumptions if a not in noted)
         if assumed:
             entry["assumptions"] = list(assumed)
